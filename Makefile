@@ -1,0 +1,76 @@
+# Everything a newcomer or CI runs. Set-up steps live here and nowhere else.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test test-fast check format benchmarks clean
+SHELL := /bin/bash
+
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+# Packages from outside the environment must not hide one that is missing in it.
+unexport PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX
+export PYTHONNOUSERSITE := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export FLWR_TELEMETRY_ENABLED := 0
+
+help: ## list these targets
+	@echo 'FednnU-Net: nnU-Net trained across hospitals. `make demo` shows it in a few minutes.'
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## create .venv with everything (Python 3.11 or 3.12; done by the other targets when needed)
+
+demo: $(READY) ## train and compare local, asym, ffe and centralized on generated data; ends with a report
+	@$(PY) train.py experiment=demo
+
+test: check ## checks and all tests, as CI runs them
+	@$(PY) -m pytest
+
+test-fast: $(READY) ## tests without those marked slow
+	@$(PY) -m pytest -m "not slow"
+
+check: $(READY) ## lint, format, types and the layers between modules
+	@$(VENV)/bin/ruff check --quiet .
+	@$(VENV)/bin/ruff format --quiet --check . || { echo 'run `make format`'; exit 1; }
+	@$(PY) -m mypy
+	@$(VENV)/bin/lint-imports --no-logo
+
+format: $(READY) ## format the code and mend what the linter can mend
+	@$(VENV)/bin/ruff check --fix .
+	@$(VENV)/bin/ruff format .
+
+benchmarks: $(READY) ## run every script that stands behind a claimed figure
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(PY) "$$script"; done
+
+clean: ## remove caches and build products; keeps .venv, data and outputs
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# The stamp is written last: a set-up that was interrupted starts over, one that is done takes no time.
+$(READY): pyproject.toml setup.py constraints.txt
+	@rm -f $@
+	@echo "[1/4] Python environment in $(VENV)"
+	@$(find_python)
+	@echo "[2/4] torch (the largest download)"
+	@$(PY) -m pip install --quiet -c constraints.txt torch
+	@echo "[3/4] fednnunet and what it needs"
+	@$(PY) -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@# timm brings a torchvision that need not fit the torch above; nothing here uses it.
+	@$(PY) -c 'import torchvision' 2>/dev/null || $(PY) -m pip uninstall --quiet --yes torchvision
+	@echo "[4/4] first imports"
+	@$(PY) -c 'import torch, lightning, nnunetv2, flwr.serverapp, hydra, torchmetrics, monai, wandb, fednnunet'
+	@touch $@
+
+# Keep a sound environment, else make one with the first Python that fits ($$PYTHON, if set, goes first).
+define find_python
+if grep -qs 'include-system-site-packages = false' $(VENV)/pyvenv.cfg \
+   && $(PY) -c 'import pip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; \
+then exit 0; fi; \
+for python in $$PYTHON python3.11 python3.12 python3; do \
+  if "$$python" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; \
+  then exec "$$python" -m venv --clear $(VENV); fi; \
+done; \
+echo 'FednnU-Net needs Python 3.11 or 3.12 with venv (Debian: apt install python3.11-venv); found none.' >&2; \
+echo 'Name one with: make setup PYTHON=/path/to/python3.11' >&2; exit 2
+endef

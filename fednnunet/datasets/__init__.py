@@ -1,0 +1,1 @@
+"""The nnUNet_raw contract and the data sets that are made to fit it."""

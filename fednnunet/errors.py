@@ -1,0 +1,38 @@
+"""Errors that a user can mend: each says who, what, and what to do."""
+
+from __future__ import annotations
+
+
+class FednnUNetError(Exception):
+    """Base of every error that is the user's or the data's, not a bug.
+
+    ``train.py`` prints it as one line and exits with code 2.
+    """
+
+
+class ConfigError(FednnUNetError):
+    """A configuration key, value or combination that can not work."""
+
+
+class DataError(FednnUNetError):
+    """A dataset that can not be trained on. The text may name cases and files: it stays at its node
+    unless server and node are one machine.
+    """
+
+
+class ProtocolError(FednnUNetError):
+    """A message that does not follow the protocol: unknown kind, wrong schema, size, shape or dtype."""
+
+
+class NodeError(FednnUNetError):
+    """A node answered a message with an error.
+
+    Args:
+        node: name of the node.
+        reason: what the node says of it.
+    """
+
+    def __init__(self, node: str, reason: str) -> None:
+        super().__init__(f"node {node}: {reason}")
+        self.node = node
+        self.reason = reason

@@ -1,0 +1,1 @@
+"""Metrics, prediction of held-out cases, and their pictures."""

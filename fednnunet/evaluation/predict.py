@@ -1,0 +1,85 @@
+"""Segment cases with nnU-Net's sliding-window predictor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import nn
+
+
+class Predictor:
+    """One network with its plans, ready to segment; what ``nnUNetv2_predict`` does, in this process.
+
+    Args:
+        network: without deep supervision.
+        plans: nnU-Net's plans.
+        configuration: such as ``2d``.
+        dataset_json: nnU-Net's ``dataset.json``.
+        mirror_axes: axes of test-time mirroring, nnU-Net's ``inference_allowed_mirroring_axes``.
+        device: where to compute.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        plans: dict[str, Any],
+        configuration: str,
+        dataset_json: dict[str, Any],
+        mirror_axes: tuple[int, ...] | None,
+        device: torch.device,
+    ) -> None:
+        self.plans = PlansManager(plans)
+        self.configuration = self.plans.get_configuration(configuration)
+        self.labels = self.plans.get_label_manager(dataset_json)
+        self.dataset_json = dataset_json
+        self._predictor = nnUNetPredictor(
+            tile_step_size=0.5,
+            use_gaussian=True,
+            use_mirroring=True,
+            perform_everything_on_device=device.type == "cuda",
+            device=device,
+            allow_tqdm=False,
+        )
+        network.eval()
+        self._predictor.manual_initialization(
+            network, self.plans, self.configuration, None, dataset_json, "nnUNetTrainer", mirror_axes
+        )
+
+    @classmethod
+    def of_trainer(cls, trainer: nnUNetTrainer) -> Predictor:
+        """The trainer's network; deep supervision is switched off in it."""
+        trainer.set_deep_supervision_enabled(False)
+        return cls(
+            trainer.network,
+            trainer.plans_manager.plans,
+            trainer.configuration_name,
+            trainer.dataset_json,
+            trainer.inference_allowed_mirroring_axes,
+            trainer.device,
+        )
+
+    def segment_preprocessed(self, data: np.ndarray, properties: dict[str, Any]) -> np.ndarray:
+        """Segmentation (Z, Y, X) in the original image's grid of preprocessed ``data`` (C, Z, Y, X)."""
+        logits = self._predictor.predict_sliding_window_return_logits(torch.from_numpy(data)).cpu()
+        return convert_predicted_logits_to_segmentation_with_correct_shape(
+            logits,
+            self.plans,
+            self.configuration,
+            self.labels,
+            properties,
+            num_threads_torch=torch.get_num_threads(),
+        )
+
+    def segment_files(self, images: list[str]) -> np.ndarray:
+        """Segmentation (Z, Y, X) of the raw ``images``, one file a channel."""
+        preprocessor = self.configuration.preprocessor_class(verbose=False)
+        data, _, properties = preprocessor.run_case(
+            images, None, self.plans, self.configuration, self.dataset_json
+        )
+        return self.segment_preprocessed(np.asarray(data, dtype=np.float32), properties)

@@ -1,0 +1,113 @@
+"""Segment held-out cases, score them, keep one slice a centre for the eye."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+
+from fednnunet.datasets.raw import Case
+from fednnunet.evaluation.metrics import score_case
+from fednnunet.exchange.messages import CaseScore
+
+
+@dataclass(frozen=True)
+class HeldOutCase:
+    """A case that the model was not trained on.
+
+    Attributes:
+        centre: whose case it is.
+        number: its place among the centre's cases sorted by name; the only name of it that leaves the node.
+        identifier: its name in the preprocessed dataset.
+        case: its raw files.
+    """
+
+    centre: str
+    number: int
+    identifier: str
+    case: Case
+
+
+def score_cases(
+    cases: Sequence[HeldOutCase],
+    segment: Callable[[HeldOutCase], np.ndarray],
+    reader: BaseReaderWriter,
+    labels: dict[str, Any],
+    hd95_unit: Literal["mm", "pixels"],
+    predictions: tuple[Path, str] | None,
+    overlays: Path | None,
+) -> list[CaseScore]:
+    """DSC and HD95 of every label of every case.
+
+    Args:
+        cases: what to score.
+        segment: returns the segmentation (Z, Y, X) in the image's own grid.
+        reader: nnU-Net's reader of these files.
+        labels: nnU-Net's ``labels``.
+        hd95_unit: distances by the image's spacing, or in pixels.
+        predictions: folder and file ending to write segmentations to, or None.
+        overlays: folder for one slice of the first case of each centre, or None.
+    """
+    scores = []
+    pictured: set[str] = set()
+    for held_out in cases:
+        segmentation = segment(held_out)
+        reference, properties = reader.read_seg(str(held_out.case.label))
+        reference = reference[0]
+        spacing = np.asarray(properties["spacing"], dtype=float)
+        distance_unit = spacing if hd95_unit == "mm" else np.ones_like(spacing)
+        results = score_case(segmentation, reference, labels, tuple(distance_unit))
+        scores += [
+            CaseScore(
+                centre=held_out.centre,
+                case=held_out.number,
+                label=label,
+                dsc=_defined(dsc),
+                hd95=_defined(hd95),
+            )
+            for label, dsc, hd95 in results
+        ]
+        if predictions is not None:
+            folder, ending = predictions
+            folder.mkdir(parents=True, exist_ok=True)
+            reader.write_seg(segmentation, str(folder / f"{held_out.identifier}{ending}"), properties)
+        if overlays is not None and held_out.centre not in pictured and (reference > 0).any():
+            pictured.add(held_out.centre)
+            image, _ = reader.read_images([str(path) for path in held_out.case.images])
+            dsc = float(np.nanmean([value for _, value, _ in results]))
+            _save_overlay(overlays, held_out, image[0], reference, segmentation, spacing, dsc)
+    return scores
+
+
+def _defined(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _save_overlay(
+    folder: Path,
+    held_out: HeldOutCase,
+    image: np.ndarray,
+    reference: np.ndarray,
+    segmentation: np.ndarray,
+    spacing: np.ndarray,
+    dsc: float,
+) -> None:
+    """The slice with most reference foreground, as ``<centre>__<case>.npz``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    z = int(np.argmax((reference > 0).sum(axis=(1, 2))))
+    path = folder / f"{held_out.centre}__{held_out.number}.npz"
+    partial = path.with_suffix(".partial.npz")
+    np.savez_compressed(
+        partial,
+        image=image[z].astype(np.float32),
+        reference=reference[z].astype(np.uint8),
+        prediction=segmentation[z].astype(np.uint8),
+        spacing=spacing[1:],
+        dsc=dsc,
+    )
+    os.replace(partial, path)

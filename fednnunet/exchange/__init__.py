@@ -1,0 +1,1 @@
+"""What crosses a process border: messages, named arrays, and the channel that carries them."""

@@ -1,0 +1,238 @@
+"""The five messages of the protocol: their names, their fields, their limits.
+
+A message is a JSON body that one of the models below validates, and for ``train`` and ``evaluate``
+named arrays beside it (:mod:`fednnunet.exchange.arrays`). Nothing else travels: no image, no case name,
+no path, and nothing that is unpickled or executed.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fednnunet.errors import ProtocolError
+
+MAX_BODY_BYTES = 64 * 2**20
+"""Largest JSON body: fingerprints list two triples a case, so this is > 100,000 cases."""
+
+NodeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.'-]{0,63}$")]
+LayerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]{1,256}$")]
+Shape = Annotated[list[Annotated[int, Field(ge=0, le=2**31)]], Field(max_length=8)]
+
+
+class Kind(StrEnum):
+    """Message types, spelt as Flower's ``<category>.<action>``."""
+
+    FINGERPRINT = "query.fingerprint"
+    PLAN = "query.plan"
+    PREPROCESS = "query.preprocess"
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+
+
+class Body(BaseModel):
+    """Base of all bodies: unknown fields are refused, NaN and infinity too unless a field allows them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class FingerprintRequest(Body):
+    """Describe your dataset. Sent first; a run that has begun is answered the same way again."""
+
+
+class FingerprintReply(Body):
+    """What a node tells of its data: counts, label names and nnU-Net's fingerprint, never a case.
+
+    Attributes:
+        node: the node's name.
+        version: of its ``fednnunet``.
+        external: the node has no training cases, its data only serve for testing.
+        num_training: number of training cases (all folds).
+        channel_names: nnU-Net's ``channel_names``.
+        labels: nnU-Net's ``labels`` (a list of values is a region).
+        regions_class_order: nnU-Net's, for region-based training.
+        file_ending: such as ``.nii.gz``.
+        fingerprint: nnU-Net's fingerprint; None from an external node.
+        resume_rounds: finished rounds from whose checkpoint this node can go on.
+    """
+
+    node: NodeName
+    version: str
+    external: bool
+    num_training: int = Field(ge=0)
+    channel_names: dict[str, str]
+    labels: dict[str, int | list[int]]
+    regions_class_order: list[int] | None = None
+    file_ending: str
+    fingerprint: dict[str, Any] | None
+    resume_rounds: list[int] = []
+
+
+class PlanRequest(Body):
+    """Plan your network.
+
+    Attributes:
+        fingerprint: the federated fingerprint (FFE), or None to plan from the node's own.
+        num_training: training cases that the batch-size cap counts; None for the node's own.
+    """
+
+    fingerprint: dict[str, Any] | None
+    num_training: int | None = Field(default=None, ge=1)
+
+
+class PlanReply(Body):
+    """The node's plans and the layers they lead to.
+
+    Attributes:
+        plans: nnU-Net's plans of the node.
+        layers: trainable tensors and buffers of the network, name to shape.
+        num_parameters: number of values in ``layers``.
+    """
+
+    plans: dict[str, Any]
+    layers: dict[LayerName, Shape]
+    num_parameters: int = Field(ge=1)
+
+
+class PreprocessRequest(Body):
+    """Run nnU-Net's preprocessing for the plans made before."""
+
+
+class PreprocessReply(Body):
+    """Preprocessing is done."""
+
+    seconds: float = Field(ge=0)
+    num_training: int = Field(ge=1)
+    num_validation: int = Field(ge=0)
+
+
+class TrainRequest(Body):
+    """Load the arrays beside this body, train one epoch, send the layers listed.
+
+    Attributes:
+        server_round: 1, 2, …; 0 asks for the initial state without training.
+        layers: names of the layers to send back; empty when nothing is exchanged.
+    """
+
+    server_round: int = Field(ge=0)
+    layers: list[LayerName]
+
+
+class TrainReply(Body):
+    """One epoch's figures, nnU-Net's own.
+
+    Attributes:
+        server_round: the request's.
+        num_examples: training cases of this fold.
+        train_loss: mean over the epoch's iterations.
+        val_loss: mean over the validation iterations.
+        pseudo_dice: nnU-Net's online mean foreground Dice; None when no label was seen.
+        learning_rate: of this epoch.
+        seconds_train: training and validation of the epoch.
+        seconds_exchange: loading and handing over of arrays at the node.
+    """
+
+    server_round: int
+    num_examples: int = Field(ge=1)
+    train_loss: float | None = None
+    val_loss: float | None = None
+    pseudo_dice: float | None = None
+    learning_rate: float | None = None
+    seconds_train: float = Field(default=0.0, ge=0)
+    seconds_exchange: float = Field(default=0.0, ge=0)
+
+
+class EvaluateRequest(Body):
+    """Load the last aggregate, write the final checkpoint, score the fold's held-out cases.
+
+    Attributes:
+        server_round: number of rounds trained.
+        plans: plans of another node's model, sent to an external node with that model's arrays; else None.
+        mirror_axes: axes of test-time mirroring of that model.
+        layers: names of the layers to send back (the final model, for external nodes); usually empty.
+    """
+
+    server_round: int = Field(ge=0)
+    plans: dict[str, Any] | None = None
+    mirror_axes: list[Annotated[int, Field(ge=0, le=2)]] | None = None
+    layers: list[LayerName] = []
+
+
+class CaseScore(Body):
+    """Scores of one label in one case.
+
+    Attributes:
+        centre: the centre the case is of (the node, or one of the pooled centres).
+        case: anonymous number of the case at its centre, the same in every set-up and run.
+        label: label or region name.
+        dsc: Dice similarity coefficient in [0, 1]; None where it is not defined.
+        hd95: 95th percentile of the Hausdorff distance (mm or pixels); None where it is not defined.
+    """
+
+    centre: NodeName
+    case: int = Field(ge=0)
+    label: str
+    dsc: float | None
+    hd95: float | None
+
+
+class EvaluateReply(Body):
+    """Scores of all held-out cases.
+
+    Attributes:
+        cases: one row a case and label.
+        mirror_axes: axes of test-time mirroring of the node's model; None without mirroring.
+        seconds: for loading, the final checkpoint and scoring.
+    """
+
+    cases: list[CaseScore]
+    mirror_axes: list[int] | None = None
+    seconds: float = Field(ge=0)
+
+
+class Failure(Body):
+    """A node's answer when it can not do what was asked.
+
+    Attributes:
+        reason: one line for the operator: who, what, what to do.
+        error: ``data`` and ``config`` are the user's to mend; ``internal`` is a bug; ``protocol`` a bad message.
+    """
+
+    reason: str
+    error: Literal["data", "config", "protocol", "internal"]
+
+
+REQUESTS: dict[Kind, type[Body]] = {
+    Kind.FINGERPRINT: FingerprintRequest,
+    Kind.PLAN: PlanRequest,
+    Kind.PREPROCESS: PreprocessRequest,
+    Kind.TRAIN: TrainRequest,
+    Kind.EVALUATE: EvaluateRequest,
+}
+REPLIES: dict[Kind, type[Body]] = {
+    Kind.FINGERPRINT: FingerprintReply,
+    Kind.PLAN: PlanReply,
+    Kind.PREPROCESS: PreprocessReply,
+    Kind.TRAIN: TrainReply,
+    Kind.EVALUATE: EvaluateReply,
+}
+
+B = TypeVar("B", bound=Body)
+
+
+def parse_body(model: type[B], text: str | bytes, sender: str) -> B:
+    """Validate the JSON ``text`` of ``sender`` as ``model``.
+
+    Raises:
+        ProtocolError: too large, not JSON, or not of the schema; names sender and field.
+    """
+    if len(text) > MAX_BODY_BYTES:
+        raise ProtocolError(f"{sender} sent a body of {len(text)} bytes; at most {MAX_BODY_BYTES} are taken")
+    try:
+        return model.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(str(part) for part in first["loc"]) or "body"
+        raise ProtocolError(f"{sender} sent a malformed {model.__name__}: {field}: {first['msg']}") from None

@@ -1,0 +1,375 @@
+"""The server: what happens in a federation, phase by phase.
+
+It runs on any Flower grid: the embedded :class:`~fednnunet.federation.grid.LocalGrid` or a SuperLink. It never
+sees an image; what it keeps of a round can be asked of the nodes again, so it has no state of its own to lose.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.serverapp import Grid, ServerApp
+
+from fednnunet import __version__
+from fednnunet.errors import ConfigError, DataError, NodeError, ProtocolError
+from fednnunet.exchange import messages
+from fednnunet.exchange.messages import Body, Kind, parse_body
+from fednnunet.federation.grid import stream_replies
+from fednnunet.federation.journal import Journal
+from fednnunet.federation.strategy import AsymFedAvg, NoExchange
+from fednnunet.fingerprint.merge import LocalFingerprint, merge_fingerprints
+
+log = logging.getLogger(__name__)
+
+R = TypeVar("R", bound=Body)
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """What the server is told.
+
+    Attributes:
+        federated_fingerprint: every node plans from the merged fingerprint (FFE).
+        rounds: epochs to train, one aggregation each.
+        timeout: seconds to wait for the replies of a stage or round; None waits for ever.
+        num_nodes: nodes to wait for.
+    """
+
+    federated_fingerprint: bool
+    rounds: int
+    timeout: float | None
+    num_nodes: int
+
+
+@dataclass
+class Federation:
+    """The nodes of a run and what they told of themselves, by Flower's node id."""
+
+    described: dict[int, messages.FingerprintReply]
+    planned: dict[int, messages.PlanReply] = field(default_factory=dict)
+
+    def name(self, node_id: int) -> str:
+        """The node's own name; its id before it is known."""
+        return self.described[node_id].node if node_id in self.described else str(node_id)
+
+    @property
+    def training(self) -> list[int]:
+        """Nodes with training cases, sorted by name."""
+        return [node for node in self.by_name() if not self.described[node].external]
+
+    @property
+    def external(self) -> list[int]:
+        """Nodes that only test, sorted by name."""
+        return [node for node in self.by_name() if self.described[node].external]
+
+    def by_name(self) -> list[int]:
+        """All nodes, sorted by name."""
+        return sorted(self.described, key=self.name)
+
+    @property
+    def num_training(self) -> int:
+        """Training cases of all nodes."""
+        return sum(reply.num_training for reply in self.described.values())
+
+
+def build_server_app(settings: ServerSettings, strategy: AsymFedAvg | NoExchange, journal: Journal) -> ServerApp:
+    """A Flower ServerApp that runs the whole federation."""
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        federation = describe_nodes(grid, settings, journal)
+        check_agreement(federation)
+        plan_networks(grid, federation, settings, journal)
+        preprocess_images(grid, federation, settings, journal)
+        arrays = train_rounds(grid, federation, strategy, settings, journal)
+        evaluate_models(grid, federation, strategy, arrays, settings, journal)
+
+    return app
+
+
+# phases ------------------------------------------------------------------------------------------------
+
+
+def describe_nodes(grid: Grid, settings: ServerSettings, journal: Journal) -> Federation:
+    """Ask every node for its fingerprint, labels and number of cases."""
+    journal.stage("fingerprint")
+    node_ids = sorted(grid.get_node_ids())
+    request = messages.FingerprintRequest()
+    federation = Federation({})
+    replies = _ask(grid, Kind.FINGERPRINT, dict.fromkeys(node_ids, request), federation, settings, journal)
+    federation.described = {node: reply for node, reply, _ in replies}
+    names = [reply.node for reply in federation.described.values()]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"two nodes call themselves {twice[0]}; give each its own name")
+    for reply in federation.described.values():
+        if reply.version != __version__:
+            raise NodeError(
+                reply.node, f"runs fednnunet {reply.version}, the server {__version__}; install the same version"
+            )
+    return federation
+
+
+def check_agreement(federation: Federation) -> None:
+    """Channels, labels, regions and file ending must be the same everywhere before anything is merged.
+
+    Raises:
+        DataError: names the two nodes, the field and both values.
+    """
+    nodes = federation.by_name()
+    first = federation.described[nodes[0]]
+    for node in nodes[1:]:
+        other = federation.described[node]
+        for what in ("channel_names", "labels", "regions_class_order", "file_ending"):
+            ours, theirs = getattr(first, what), getattr(other, what)
+            if ours != theirs:
+                raise DataError(
+                    f"nodes {first.node} and {other.node} disagree on {what} in dataset.json: {ours} and {theirs}; "
+                    "make them the same before training together"
+                )
+
+
+def plan_networks(grid: Grid, federation: Federation, settings: ServerSettings, journal: Journal) -> None:
+    """Every node plans: from the federated fingerprint (FFE) or its own."""
+    journal.stage("plan")
+    request = messages.PlanRequest(fingerprint=None)
+    if settings.federated_fingerprint:
+        parts = [
+            LocalFingerprint.parse(federation.described[node].fingerprint, f"node {federation.name(node)}")
+            for node in federation.training
+        ]
+        request = messages.PlanRequest(
+            fingerprint=merge_fingerprints(parts), num_training=federation.num_training
+        )
+    replies = _ask(grid, Kind.PLAN, dict.fromkeys(federation.training, request), federation, settings, journal)
+    federation.planned = {node: reply for node, reply, _ in replies}
+    if settings.federated_fingerprint:
+        _check_same_network(federation)
+    journal.write_plans({federation.name(node): federation.planned[node].plans for node in federation.training})
+
+
+def _check_same_network(federation: Federation) -> None:
+    first, *others = federation.training
+    for other in others:
+        ours, theirs = federation.planned[first].layers, federation.planned[other].layers
+        differing = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+        if differing:
+            raise ConfigError(
+                f"nodes {federation.name(first)} and {federation.name(other)} plan different networks from the "
+                f"federated fingerprint ({len(differing)} layers, such as {differing[0]}); give them the same "
+                "gpu_memory and model, or use strategy=asym"
+            )
+
+
+def preprocess_images(grid: Grid, federation: Federation, settings: ServerSettings, journal: Journal) -> None:
+    """Every node preprocesses its images for its plans."""
+    journal.stage("preprocess")
+    request = messages.PreprocessRequest()
+    _ask(grid, Kind.PREPROCESS, dict.fromkeys(federation.training, request), federation, settings, journal)
+
+
+def train_rounds(
+    grid: Grid,
+    federation: Federation,
+    strategy: AsymFedAvg | NoExchange,
+    settings: ServerSettings,
+    journal: Journal,
+) -> ArrayRecord:
+    """Train and aggregate, from the last round that every node has a checkpoint of.
+
+    Returns:
+        The arrays after the last aggregation.
+    """
+    strategy.prepare(
+        {node: federation.planned[node].layers for node in federation.training},
+        {node: federation.name(node) for node in federation.training},
+    )
+    start = _last_common_round(federation, settings.rounds)
+    journal.go_on_from(start)
+    journal.stage("train")
+    if start:
+        log.info("going on from round %d", start)
+        arrays, _ = _train_round(grid, federation, strategy, start, ArrayRecord(), settings)
+    else:
+        arrays = _initial_arrays(grid, federation, strategy, settings)
+    for server_round in range(start + 1, settings.rounds + 1):
+        arrays, rows = _train_round(grid, federation, strategy, server_round, arrays, settings, journal)
+        journal.write_round(server_round, rows)
+    return arrays
+
+
+def _last_common_round(federation: Federation, rounds: int) -> int:
+    common = set.intersection(*(set(federation.described[node].resume_rounds) for node in federation.training))
+    return max((round_ for round_ in common if round_ <= rounds), default=0)
+
+
+def _initial_arrays(
+    grid: Grid, federation: Federation, strategy: AsymFedAvg | NoExchange, settings: ServerSettings
+) -> ArrayRecord:
+    """Shared layers start equal everywhere: as the first node that has them initialised them."""
+    missing = set(strategy.groups)
+    initial = ArrayRecord()
+    for node in federation.training:
+        wanted = [layer for layer in strategy.layers_of(node) if strategy.group_of(node, layer) in missing]
+        if not wanted:
+            continue
+        request = messages.TrainRequest(server_round=0, layers=wanted)
+        (reply,) = _ask(grid, Kind.TRAIN, {node: request}, federation, settings)
+        for layer, array in reply[2].items():
+            group = strategy.group_of(node, layer)
+            initial[group] = array
+            missing.discard(group)
+    return initial
+
+
+def _train_round(
+    grid: Grid,
+    federation: Federation,
+    strategy: AsymFedAvg | NoExchange,
+    server_round: int,
+    arrays: ArrayRecord,
+    settings: ServerSettings,
+    journal: Journal | None = None,
+) -> tuple[ArrayRecord, list[dict[str, Any]]]:
+    rows: dict[int, dict[str, Any]] = {}
+    requests = list(strategy.configure_train(server_round, arrays, ConfigRecord(), grid))
+    sent = {message.metadata.dst_node_id: _num_bytes(message) for message in requests}
+
+    def passing_by(replies: Iterable[Message]) -> Iterable[Message]:
+        for reply in replies:
+            node = reply.metadata.src_node_id
+            if reply.has_content():
+                body = _parse_reply(messages.TrainReply, reply, federation.name(node))
+                rows[node] = {
+                    "node": federation.name(node),
+                    **body.model_dump(include=set(ROUND_METRICS)),
+                    "bytes_up": _num_bytes(reply),
+                    "bytes_down": sent[node],
+                }
+                if journal is not None:
+                    journal.node_done(federation.name(node), server_round, rows[node])
+            yield reply
+
+    aggregated, _ = strategy.aggregate_train(
+        server_round, passing_by(stream_replies(grid, requests, settings.timeout))
+    )
+    for node, reason in strategy.failures.items():
+        raise NodeError(federation.name(node), f"round {server_round}: {reason}")
+    absent = sorted(federation.name(node) for node in set(sent) - set(rows))
+    if absent:
+        raise NodeError(absent[0], f"round {server_round}: no reply within {settings.timeout:g} s")
+    return aggregated or ArrayRecord(), [rows[node] for node in federation.training]
+
+
+ROUND_METRICS = ("train_loss", "val_loss", "pseudo_dice", "seconds_train", "seconds_exchange")
+
+
+def evaluate_models(
+    grid: Grid,
+    federation: Federation,
+    strategy: AsymFedAvg | NoExchange,
+    arrays: ArrayRecord,
+    settings: ServerSettings,
+    journal: Journal,
+) -> None:
+    """Nodes write their final checkpoint and score the fold's held-out cases; external centres score after.
+
+    External cases are scored with every node's own model, sent through the server, and averaged over models.
+    """
+    journal.stage("evaluate")
+    final = settings.rounds
+    request = messages.EvaluateRequest(server_round=final)
+    replies = _ask(
+        grid,
+        Kind.EVALUATE,
+        dict.fromkeys(federation.training, request),
+        federation,
+        settings,
+        journal,
+        {node: strategy.arrays_for(node, arrays) for node in federation.training},
+    )
+    scores = [score for _, reply, _ in replies for score in reply.cases]
+    per_model: dict[int, list[list[messages.CaseScore]]] = {external: [] for external in federation.external}
+    for node in federation.training if federation.external else []:
+        # One model at a time passes through: the server's memory stays that of one model.
+        request = messages.EvaluateRequest(server_round=final, layers=list(federation.planned[node].layers))
+        ((_, reply, model),) = _ask(grid, Kind.EVALUATE, {node: request}, federation, settings)
+        request = messages.EvaluateRequest(
+            server_round=final, plans=federation.planned[node].plans, mirror_axes=reply.mirror_axes
+        )
+        for external in federation.external:
+            payload = {external: model}
+            ((_, answer, _),) = _ask(grid, Kind.EVALUATE, {external: request}, federation, settings, journal, payload)
+            per_model[external].append(answer.cases)
+    for answers in per_model.values():
+        scores += _mean_over_models(answers)
+    journal.write_cases(scores)
+
+
+def _mean_over_models(per_model: list[list[messages.CaseScore]]) -> list[messages.CaseScore]:
+    def mean(values: list[float | None]) -> float | None:
+        defined = [value for value in values if value is not None]
+        return sum(defined) / len(defined) if defined else None
+
+    return [
+        same_case[0].model_copy(
+            update={"dsc": mean([s.dsc for s in same_case]), "hd95": mean([s.hd95 for s in same_case])}
+        )
+        for same_case in zip(*per_model, strict=True)
+    ]
+
+
+# messages ----------------------------------------------------------------------------------------------
+
+
+def _ask(
+    grid: Grid,
+    kind: Kind,
+    requests: Mapping[int, Body],
+    federation: Federation,
+    settings: ServerSettings,
+    journal: Journal | None = None,
+    arrays: Mapping[int, ArrayRecord] | None = None,
+) -> list[tuple[int, Any, ArrayRecord]]:
+    """Send one request a node, wait for all replies; the first error ends the run.
+
+    Returns:
+        Node id, validated reply and arrays of every node, in the order of ``requests``.
+    """
+    outgoing = []
+    for node, body in requests.items():
+        content = RecordDict({"config": ConfigRecord({"body": body.model_dump_json()})})
+        if arrays is not None and arrays[node]:
+            content["arrays"] = arrays[node]
+        outgoing.append(Message(content, dst_node_id=node, message_type=kind.value))
+    answered = {}
+    for reply in stream_replies(grid, outgoing, settings.timeout):
+        node = reply.metadata.src_node_id
+        name = federation.name(node)
+        if reply.has_error():
+            raise NodeError(name, reply.error.reason or "failed without a reason")
+        body = _parse_reply(messages.REPLIES[kind], reply, name)
+        answered[node] = (node, body, reply.content.array_records.get("arrays", ArrayRecord()))
+        if journal is not None:
+            journal.node_done(body.node if isinstance(body, messages.FingerprintReply) else name)
+    absent = [federation.name(node) for node in requests if node not in answered]
+    if absent:
+        raise NodeError(absent[0], f"{kind.value}: no reply within {settings.timeout:g} s")
+    return [answered[node] for node in requests]
+
+
+def _parse_reply(model: type[R], reply: Message, node: str) -> R:
+    config = reply.content.config_records.get("config", ConfigRecord())
+    body = config.get("body")
+    if not isinstance(body, str):
+        raise ProtocolError(f"node {node} sent a reply without a body")
+    return parse_body(model, body, f"node {node}")
+
+
+def _num_bytes(message: Message) -> int:
+    return sum(len(a.data) for record in message.content.array_records.values() for a in record.values())

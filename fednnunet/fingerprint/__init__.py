@@ -1,0 +1,1 @@
+"""Dataset fingerprints: extracted at a node, merged at the server."""

@@ -1,0 +1,1 @@
+"""What runs at a hospital: the long-lived worker and its stages."""

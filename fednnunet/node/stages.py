@@ -1,0 +1,268 @@
+"""The stages of a node's work, in order: describe, plan, preprocess, train, evaluate."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from fednnunet import __version__
+from fednnunet.datasets.pooled import pool_datasets, pooled_name
+from fednnunet.datasets.raw import RawDataset, check_images, raw_digest, read_dataset, stage_dataset
+from fednnunet.datasets.splits import crossval_splits, pooled_splits
+from fednnunet.errors import ConfigError, ProtocolError
+from fednnunet.evaluation.predict import Predictor
+from fednnunet.evaluation.score import HeldOutCase, score_cases
+from fednnunet.exchange import messages
+from fednnunet.fingerprint.extract import extract_fingerprint
+from fednnunet.fingerprint.merge import LocalFingerprint
+from fednnunet.node.settings import NodeSettings
+from fednnunet.planning import make_plans
+from fednnunet.preprocessing import cache_key, preprocess
+from fednnunet.training.build import (
+    build_network,
+    build_nnunet_trainer,
+    check_received_plans,
+    resolve_device,
+)
+from fednnunet.training.checkpoint import finished_rounds, write_atomically
+from fednnunet.training.state import layer_shapes, load_state
+
+log = logging.getLogger(__name__)
+
+POOLED_DATASET = "Dataset999_Pooled"
+
+
+class NodeStages:
+    """A node's data and model, and what can be done with them.
+
+    nnU-Net's path variables are process-global: one instance a process.
+    """
+
+    def __init__(self, settings: NodeSettings) -> None:
+        self.settings = settings
+        self.config = settings.config
+        self.device = torch.device("cpu")
+        self.centres: dict[str, RawDataset] = {}
+        self.dataset: RawDataset | None = None
+        self.plans: dict[str, Any] | None = None
+        self.trainer: nnUNetTrainer | None = None
+        for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+            folder = settings.folder / variable
+            folder.mkdir(parents=True, exist_ok=True)
+            os.environ[variable] = str(folder)
+        os.environ["nnUNet_n_proc_DA"] = str(self.config.node.augmentation_workers)
+        os.environ["nnUNet_compile"] = str(self.config.node.compile)
+
+    # describe ------------------------------------------------------------------------------------------
+
+    def describe(self, request: messages.FingerprintRequest) -> messages.FingerprintReply:
+        """Check the images, extract nnU-Net's fingerprint (or take it from the cache)."""
+        self.device = resolve_device(self.config.node.device)
+        name, external = self.settings.name, self.settings.external
+        self.centres = {
+            centre: read_dataset(folder, centre, external=external)
+            for centre, folder in self.settings.datasets.items()
+        }
+        raw = Path(os.environ["nnUNet_raw"])
+        if self._pooled:
+            self.dataset = pool_datasets(self.centres, raw, POOLED_DATASET)
+        else:
+            self.dataset = next(iter(self.centres.values()))
+            stage_dataset(self.dataset, raw)
+        fingerprint = self._fingerprint()
+        return messages.FingerprintReply(
+            node=name,
+            version=__version__,
+            external=external,
+            num_training=0 if external else len(self.dataset.cases),
+            channel_names=self.dataset.channel_names,
+            labels=self.dataset.labels,
+            regions_class_order=self.dataset.dataset_json.get("regions_class_order"),
+            file_ending=self.dataset.file_ending,
+            fingerprint=None if external else fingerprint,
+            resume_rounds=[] if external else self._resume_rounds(),
+        )
+
+    def _fingerprint(self) -> dict[str, Any]:
+        assert self.dataset is not None
+        digest = raw_digest(self.dataset)
+        cached = self._cache_folder(digest) / "dataset_fingerprint.json"
+        if cached.is_file():
+            return json.loads(cached.read_text())
+        for centre, dataset in self.centres.items():
+            check_images(dataset, centre)
+        fingerprint = extract_fingerprint(self.dataset, self.config.node.preprocessing_workers)
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(cached, json.dumps(fingerprint))
+        return fingerprint
+
+    def _cache_folder(self, digest: str) -> Path:
+        assert self.dataset is not None
+        return self.config.paths.cache / f"{self.dataset.name}_{digest}"
+
+    def _resume_rounds(self) -> list[int]:
+        results = Path(os.environ["nnUNet_results"])
+        folders = results.glob(f"*/*/fold_{self.config.fold}")
+        return sorted(round_ for folder in folders for round_ in finished_rounds(folder))
+
+    # plan ----------------------------------------------------------------------------------------------
+
+    def plan(self, request: messages.PlanRequest) -> messages.PlanReply:
+        """Plan from the federated fingerprint or the node's own, build the network, list its layers."""
+        dataset = self._described()
+        if request.fingerprint is None:
+            fingerprint = self._fingerprint()
+        else:
+            fingerprint = LocalFingerprint.parse(request.fingerprint, "the server").to_dict()
+        self.plans = make_plans(
+            dataset.name,
+            fingerprint,
+            self.config.model,
+            self.config.gpu_memory_of(self.settings.name),
+            request.num_training,
+        )
+        configuration = self.config.dataset.configuration
+        if configuration not in self.plans["configurations"]:
+            raise ConfigError(
+                f"dataset.configuration={configuration}: nnU-Net plans only "
+                f"{', '.join(self.plans['configurations'])} for these images"
+            )
+        layers = layer_shapes(self._build_trainer().network)
+        return messages.PlanReply(
+            plans=self.plans,
+            layers=layers,
+            num_parameters=sum(int(torch.Size(shape).numel()) for shape in layers.values()),
+        )
+
+    def _build_trainer(self) -> nnUNetTrainer:
+        assert self.plans is not None and self.dataset is not None
+        dataset_json = {key: value for key, value in self.dataset.dataset_json.items() if key != "dataset"}
+        L.seed_everything(self.settings.seed, verbose=False)
+        return build_nnunet_trainer(
+            self.plans,
+            self.config.dataset.configuration,
+            self.config.fold,
+            dataset_json,
+            self.config.trainer,
+            self.device,
+        )
+
+    # preprocess ----------------------------------------------------------------------------------------
+
+    def preprocess(self, request: messages.PreprocessRequest) -> messages.PreprocessReply:
+        """nnU-Net's preprocessing and 5-fold splits; builds the trainer on them."""
+        dataset = self._described()
+        if self.plans is None:
+            raise ProtocolError("preprocessing was asked for before a plan")
+        start = time.perf_counter()
+        digest = raw_digest(dataset)
+        configuration = self.config.dataset.configuration
+        planned = self.settings.folder / "nnUNet_preprocessed" / dataset.name
+        per_centre = {
+            centre: crossval_splits([case.name for case in data.cases], centre)
+            for centre, data in self.centres.items()
+        }
+        folds = pooled_splits(per_centre) if self._pooled else next(iter(per_centre.values()))
+        write_atomically(planned / "splits_final.json", json.dumps(folds, indent=1))
+        cache = preprocess(
+            dataset,
+            planned,
+            self.plans,
+            configuration,
+            self._cache_folder(digest) / cache_key(digest, self.plans, configuration),
+            self.config.node.preprocessing_workers,
+        )
+        os.environ["nnUNet_preprocessed"] = str(cache)
+        self.trainer = self._build_trainer()
+        training, validation = self.trainer.do_split()
+        return messages.PreprocessReply(
+            seconds=time.perf_counter() - start, num_training=len(training), num_validation=len(validation)
+        )
+
+    # evaluate ------------------------------------------------------------------------------------------
+
+    def evaluate(self) -> list[messages.CaseScore]:
+        """Score the fold's held-out cases (of every pooled centre) with the trainer's network."""
+        trainer = self._trained()
+        predictor = Predictor.of_trainer(trainer)
+        _, identifiers = trainer.do_split()
+        preprocessed = trainer.dataset_class(trainer.preprocessed_dataset_folder, identifiers)
+
+        def segment(held_out: HeldOutCase) -> np.ndarray:
+            data, _, _, properties = preprocessed.load_case(held_out.identifier)
+            return predictor.segment_preprocessed(data[:], properties)
+
+        wanted = set(identifiers)
+        held_out = [case for case in self._numbered_cases() if case.identifier in wanted]
+        folder = Path(trainer.output_folder) / "validation"
+        return self._score(held_out, segment, (folder, self._described().file_ending))
+
+    def evaluate_external(
+        self, plans: dict[str, Any], mirror_axes: list[int] | None, arrays: Mapping[str, np.ndarray]
+    ) -> list[messages.CaseScore]:
+        """Score all cases of this external centre with another node's model, sent as plans and arrays."""
+        dataset = self._described()
+        configuration = self.config.dataset.configuration
+        manager = check_received_plans(plans, configuration)
+        network = build_network(manager, configuration, dataset.dataset_json).to(self.device)
+        missing = sorted(set(layer_shapes(network)) - set(arrays))
+        if missing:
+            raise ProtocolError(f"the server sent a model without its layer {missing[0]}")
+        load_state(network, arrays)
+        axes = None if mirror_axes is None else tuple(mirror_axes)
+        predictor = Predictor(network, plans, configuration, dataset.dataset_json, axes, self.device)
+        return self._score(
+            self._numbered_cases(),
+            lambda held_out: predictor.segment_files([str(path) for path in held_out.case.images]),
+            None,
+        )
+
+    def _score(
+        self,
+        held_out: list[HeldOutCase],
+        segment: Callable[[HeldOutCase], np.ndarray],
+        predictions: tuple[Path, str] | None,
+    ) -> list[messages.CaseScore]:
+        dataset = self._described()
+        first = str(dataset.cases[0].images[0])
+        return score_cases(
+            held_out,
+            segment,
+            determine_reader_writer_from_dataset_json(dataset.dataset_json, first)(),
+            dataset.labels,
+            self.config.dataset.hd95_unit,
+            predictions,
+            self.settings.folder / "overlays" if self.settings.same_machine else None,
+        )
+
+    def _numbered_cases(self) -> list[HeldOutCase]:
+        return [
+            HeldOutCase(centre, number, pooled_name(centre, case.name) if self._pooled else case.name, case)
+            for centre, dataset in self.centres.items()
+            for number, case in enumerate(dataset.cases)
+        ]
+
+    @property
+    def _pooled(self) -> bool:
+        return len(self.centres) > 1
+
+    def _described(self) -> RawDataset:
+        if self.dataset is None:
+            raise ProtocolError("the node was not asked for its fingerprint before")
+        return self.dataset
+
+    def _trained(self) -> nnUNetTrainer:
+        if self.trainer is None:
+            raise ProtocolError("the node was not asked to preprocess before")
+        return self.trainer

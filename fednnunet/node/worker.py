@@ -1,0 +1,322 @@
+"""The node worker: one long-lived process a node, which answers the server's messages.
+
+It serves one request at a time, in the main thread. The first request to train starts Lightning's fit; from
+then on the federated callback is who waits for the next request, between two epochs, so the trainer is built
+once and lives for all rounds. A request that is repeated gets the reply of before; a relay that dies does not
+harm the worker.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel
+
+from fednnunet.errors import ConfigError, DataError, FednnUNetError, ProtocolError
+from fednnunet.exchange.arrays import SharedArrays
+from fednnunet.exchange.channel import Request, WorkerChannel
+from fednnunet.exchange.messages import (
+    REQUESTS,
+    EvaluateReply,
+    EvaluateRequest,
+    Failure,
+    Kind,
+    TrainReply,
+    TrainRequest,
+    parse_body,
+)
+from fednnunet.node.settings import NodeSettings
+from fednnunet.node.stages import NodeStages
+from fednnunet.training.build import build_lightning_trainer
+from fednnunet.training.callback import FederatedCallback
+from fednnunet.training.checkpoint import load_round, restore_random_state, save_final, save_round
+from fednnunet.training.data import NNUNetDataModule
+from fednnunet.training.module import NNUNetModule
+from fednnunet.training.state import load_state, read_state, state_spec
+
+log = logging.getLogger(__name__)
+
+
+class NodeWorker:
+    """Answers requests of the channel until it is closed.
+
+    Args:
+        settings: of the node.
+        channel: where requests come from.
+    """
+
+    def __init__(self, settings: NodeSettings, channel: WorkerChannel) -> None:
+        self.settings = settings
+        self.channel = channel
+        self.stages = NodeStages(settings)
+        self.outgoing: SharedArrays | None = None
+        self.waiting: tuple[Request, TrainRequest] | None = None
+        self.begun = 0.0
+        self.loaded = 0.0
+        self.reply: TrainReply | None = None
+        self.evaluation: EvaluateReply | None = None
+        self.random_state: dict[str, Any] | None = None
+
+    def serve(self) -> None:
+        """Answer requests for ever; the process ends by signal or with its parent."""
+        while True:
+            request = self.channel.receive()
+            if request is not None:
+                self.answer(request)
+
+    def answer(self, request: Request) -> None:
+        """Do what ``request`` asks; every error becomes a reply."""
+        try:
+            body = parse_body(REQUESTS[request.kind], request.body, "the server")
+            if isinstance(body, TrainRequest):
+                self._train(request, body)
+            elif isinstance(body, EvaluateRequest):
+                self._evaluate(request, body)
+            else:
+                stage = {
+                    Kind.FINGERPRINT: self.stages.describe,
+                    Kind.PLAN: self.stages.plan,
+                    Kind.PREPROCESS: self.stages.preprocess,
+                }[request.kind]
+                _reply(request, stage(body))
+        except FednnUNetError as error:
+            log.error("%s: %s", request.kind, error)
+            request.fail(Failure(reason=self._public(error), error=_error_kind(error)))
+        except torch.OutOfMemoryError:
+            target = self.settings.config.gpu_memory_of(self.settings.name)
+            reason = f"out of GPU memory with plans for {target:g} GB; lower gpu_memory.nodes.{self.settings.name}"
+            log.exception(reason)
+            request.fail(Failure(reason=reason, error="config"))
+        except Exception as error:
+            log.exception("%s failed", request.kind)
+            reason = f"internal error in {request.kind}: {type(error).__name__}: {error}"
+            request.fail(Failure(reason=self._public(reason), error="internal"))
+
+    def _public(self, problem: FednnUNetError | str) -> str:
+        """What may leave the node: texts on data can name cases and files."""
+        if self.settings.same_machine or isinstance(problem, ConfigError | ProtocolError):
+            return str(problem)
+        return "the data or the software of the node; its own log tells the file and the cause"
+
+    # training ------------------------------------------------------------------------------------------
+
+    def _train(self, request: Request, body: TrainRequest) -> None:
+        trainer = self.stages.trainer
+        if trainer is None:
+            raise ProtocolError("training was asked for before preprocessing")
+        finished = trainer.current_epoch
+        if body.server_round == 0:
+            self.reply = TrainReply(server_round=0, num_examples=self._num_examples())
+            self._hand_over(request, body)
+        elif self.reply is not None and body.server_round == self.reply.server_round:
+            self._hand_over(request, body)
+        elif body.server_round == finished + 1:
+            self._fit(request, body)
+        elif finished == 0:
+            state = load_round(trainer, body.server_round)
+            self.reply = TrainReply.model_validate(state["reply"])
+            self.random_state = state["random"]
+            self._hand_over(request, body)
+        else:
+            raise ProtocolError(f"round {body.server_round} was asked for after round {finished}")
+
+    def _fit(self, request: Request, body: TrainRequest) -> None:
+        """Run Lightning's fit, from this round to the last; returns when the rounds are over."""
+        trainer = self.stages.trainer
+        assert trainer is not None
+        trainer.on_train_start()
+        if self.random_state is not None:
+            restore_random_state(self.random_state)
+        module = NNUNetModule(trainer)
+        self.waiting = (request, body)
+        lightning_trainer = build_lightning_trainer(
+            module, self.settings.config.node, [FederatedCallback(self)], self.settings.folder
+        )
+        try:
+            lightning_trainer.fit(module, datamodule=NNUNetDataModule(trainer))
+        except BaseException:
+            # The request that is open now is not the one that began the fit.
+            open_request, self.waiting = self.waiting, None
+            if open_request is None or open_request[0] is request:
+                raise
+            log.exception("training failed")
+            error = sys.exc_info()[1]
+            reason = f"internal error in train: {type(error).__name__}: {error}"
+            open_request[0].fail(Failure(reason=self._public(reason), error="internal"))
+
+    def begin(self, module: NNUNetModule) -> None:
+        """:class:`~fednnunet.training.callback.Rounds`: load what the server sent."""
+        assert self.waiting is not None
+        self.begun = time.perf_counter()
+        load_state(module.network, self.waiting[0].arrays)
+        self.loaded = time.perf_counter()
+
+    def end(self, module: NNUNetModule) -> bool:
+        """:class:`~fednnunet.training.callback.Rounds`: reply, then wait for the next round."""
+        assert self.waiting is not None
+        request, body = self.waiting
+        trained = time.perf_counter()
+        values = module.nnunet.logger.local_logger.my_fantastic_logging
+        self.reply = TrainReply(
+            server_round=body.server_round,
+            num_examples=self._num_examples(),
+            train_loss=_finite(values["train_losses"][-1]),
+            val_loss=_finite(values["val_losses"][-1]),
+            pseudo_dice=_finite(values["mean_fg_dice"][-1]),
+            learning_rate=_finite(values["lrs"][-1]),
+            seconds_train=trained - self.loaded,
+            seconds_exchange=self.loaded - self.begun,
+        )
+        save_round(module.nnunet, self.reply.model_dump())
+        self._hand_over(request, body)
+        self.waiting = None
+        if module.nnunet.current_epoch >= module.nnunet.num_epochs:
+            return False
+        while True:
+            following = self.channel.receive()
+            if following is None:
+                continue
+            if following.kind is Kind.TRAIN:
+                body = self._parse_train(following)
+                if body is None:
+                    continue
+                if body.server_round == module.nnunet.current_epoch + 1:
+                    self.waiting = (following, body)
+                    return True
+            self.answer(following)
+
+    def _parse_train(self, request: Request) -> TrainRequest | None:
+        try:
+            return parse_body(TrainRequest, request.body, "the server")
+        except ProtocolError as error:
+            request.fail(Failure(reason=str(error), error="protocol"))
+            return None
+
+    def _hand_over(self, request: Request, body: TrainRequest) -> None:
+        """Send the stored reply with the layers asked for."""
+        assert self.reply is not None and self.stages.trainer is not None
+        start = time.perf_counter()
+        arrays = self._gather(body.layers)
+        spent = self.reply.seconds_exchange + time.perf_counter() - start
+        _reply(request, self.reply.model_copy(update={"seconds_exchange": spent}), arrays)
+
+    def _gather(self, layers: list[str]) -> SharedArrays | None:
+        if not layers:
+            return None
+        trainer = self.stages.trainer
+        assert trainer is not None
+        spec = state_spec(trainer.network, layers)
+        if self.outgoing is None or self.outgoing.spec != spec:
+            if self.outgoing is not None:
+                self.outgoing.close()
+            self.outgoing = SharedArrays.allocate(spec)
+        read_state(trainer.network, layers, self.outgoing.views())
+        return self.outgoing
+
+    def _num_examples(self) -> int:
+        trainer = self.stages.trainer
+        assert trainer is not None
+        return len(trainer.do_split()[0])
+
+    # evaluation ----------------------------------------------------------------------------------------
+
+    def _evaluate(self, request: Request, body: EvaluateRequest) -> None:
+        start = time.perf_counter()
+        if body.plans is not None:
+            cases = self.stages.evaluate_external(body.plans, body.mirror_axes, request.arrays)
+            _reply(request, EvaluateReply(cases=cases, seconds=time.perf_counter() - start))
+            return
+        trainer = self.stages.trainer
+        if trainer is None or trainer.current_epoch == 0:
+            raise ProtocolError("evaluation was asked for before training")
+        if body.server_round != trainer.current_epoch:
+            raise ProtocolError(
+                f"evaluation after round {body.server_round} was asked for; the node has {trainer.current_epoch} behind it"
+            )
+        if self.evaluation is None:
+            load_state(trainer.network, request.arrays)
+            save_final(trainer)
+            axes = trainer.inference_allowed_mirroring_axes
+            self.evaluation = EvaluateReply(
+                cases=self.stages.evaluate(),
+                mirror_axes=None if axes is None else list(axes),
+                seconds=time.perf_counter() - start,
+            )
+        _reply(request, self.evaluation, self._gather(body.layers))
+
+
+def run_node_worker(
+    settings: NodeSettings, address: str, key: bytes, ready: Callable[[], None] = lambda: None
+) -> None:
+    """Process entry: quiet, own log file, ends with its parent.
+
+    Args:
+        settings: of the node.
+        address: of the socket to listen at.
+        key: shared with the relay.
+        ready: called when the worker listens.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
+    settings.folder.mkdir(parents=True, exist_ok=True)
+    _redirect_output(settings.folder / "node.log")
+    _end_with_parent()
+    torch.set_num_threads(settings.threads)
+    channel = WorkerChannel(address, key)
+    worker = NodeWorker(settings, channel)
+    ready()
+    worker.serve()
+
+
+def _redirect_output(path: Path) -> None:
+    """Everything that nnU-Net and its libraries print goes to the node's log file."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stdout, force=True
+    )
+    warnings.simplefilter("default")
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+def _reply(request: Request, body: BaseModel, arrays: SharedArrays | None = None) -> None:
+    if not request.reply(body.model_dump_json(), arrays):
+        log.warning("the relay of %s went away before the reply; it can ask again", request.kind)
+
+
+def _finite(value: float) -> float | None:
+    number = float(value)
+    return number if number == number and abs(number) != float("inf") else None
+
+
+def _error_kind(error: FednnUNetError) -> Literal["data", "config", "protocol"]:
+    if isinstance(error, DataError):
+        return "data"
+    return "config" if isinstance(error, ConfigError) else "protocol"

@@ -1,0 +1,90 @@
+"""Plans to ``nnUNet_preprocessed``, kept in a cache that runs share.
+
+A cache entry is named by what it was made from, so that the five folds, the set-ups that plan alike and a
+repeated run preprocess once. nnU-Net's own layout lies inside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import uuid
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from fednnunet.datasets.raw import RawDataset
+
+log = logging.getLogger(__name__)
+
+
+def cache_key(raw_digest: str, plans: dict[str, Any], configuration: str) -> str:
+    """Name of the cache entry for these raw files under these plans."""
+    made_from = json.dumps([raw_digest, plans, configuration, version("nnunetv2")], sort_keys=True)
+    return hashlib.sha256(made_from.encode()).hexdigest()[:16]
+
+
+def preprocess(
+    dataset: RawDataset, planned: Path, plans: dict[str, Any], configuration: str, cache: Path, workers: int = 1
+) -> Path:
+    """Run nnU-Net's preprocessor on every case; the folder to use as ``nnUNet_preprocessed``.
+
+    The entry appears under its name when it is whole; an interrupted or parallel run leaves none half-made.
+
+    Args:
+        dataset: the node's cases.
+        planned: ``nnUNet_preprocessed/<dataset>`` with ``dataset.json``, fingerprint and plans.
+        plans: the plans, already in ``planned``.
+        configuration: such as ``2d``.
+        cache: the entry to make or reuse.
+        workers: 1 works in this process (a pool costs seconds of imports a process), more start nnU-Net's.
+    """
+    if cache.is_dir():
+        log.info("preprocessed data is there: %s", cache.name)
+        return cache
+    partial = cache.with_name(f"{cache.name}.partial-{uuid.uuid4().hex[:8]}")
+    target = partial / dataset.name
+    shutil.copytree(planned, target)
+    try:
+        _preprocess_cases(dataset, target, plans, configuration, workers)
+        labels = target / "gt_segmentations"
+        labels.mkdir()
+        for case in dataset.cases:
+            shutil.copyfile(case.label, labels / f"{case.name}{dataset.file_ending}")
+        try:
+            os.rename(partial, cache)
+        except OSError:
+            if not cache.is_dir():  # else another run was first with the same content
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return cache
+
+
+def _preprocess_cases(
+    dataset: RawDataset, target: Path, plans: dict[str, Any], configuration: str, workers: int
+) -> None:
+    manager = PlansManager(plans)
+    settings = manager.get_configuration(configuration)
+    preprocessor = settings.preprocessor_class(verbose=False)
+    preprocessor.show_progress_bar = False
+    if workers > 1:
+        before = os.environ["nnUNet_preprocessed"]
+        os.environ["nnUNet_preprocessed"] = str(target.parent)
+        try:
+            preprocessor.run(dataset.name, configuration, manager.plans_name, workers)
+        finally:
+            os.environ["nnUNet_preprocessed"] = before
+        return
+    folder = target / settings.data_identifier
+    folder.mkdir()
+    for case in dataset.cases:
+        images = [str(image) for image in case.images]
+        preprocessor.run_case_save(
+            str(folder / case.name), images, str(case.label), manager, settings, dataset.dataset_json
+        )

@@ -1,0 +1,227 @@
+"""A run on one machine, from the configuration to the report: the table of contents."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from hydra.utils import instantiate
+
+from fednnunet import __version__
+from fednnunet.config import CentreConfig, RunConfig
+from fednnunet.datasets.raw import find_dataset, read_dataset
+from fednnunet.errors import ConfigError
+from fednnunet.federation.client_app import app as client_app
+from fednnunet.federation.grid import LocalGrid
+from fednnunet.federation.journal import Journal
+from fednnunet.federation.server_app import ServerSettings, build_server_app
+from fednnunet.node.launch import NodeProcesses
+from fednnunet.node.settings import NodeSettings
+from fednnunet.reporting.progress import RunProgress
+from fednnunet.reporting.sweep import finish_run
+from fednnunet.reporting.tracking import Tracker
+
+log = logging.getLogger(__name__)
+
+POOLED_NODE = "centralized"
+RUN_FILE = "run.json"
+CONFIG_FILE = "config.json"
+
+
+def run(config: RunConfig, command: str) -> str:
+    """Run one set-up into ``config.paths.run``; go on where an interrupted run of the same config stopped.
+
+    Args:
+        config: checked configuration.
+        command: what the user typed, for the report.
+
+    Returns:
+        The table of results, to print.
+
+    Raises:
+        FednnUNetError: configuration or data can not work; nothing was trained.
+        KeyboardInterrupt: after every process was ended; the last checkpoints are there.
+    """
+    folder = config.paths.run
+    claim_folder(folder, config)
+    if (folder / RUN_FILE).is_file():
+        log.info("%s holds this run already, finished", folder)
+        return finish_run(folder)
+    started, begin = datetime.now(UTC), time.monotonic()
+    nodes = node_settings(config, prepare_centres(config))
+    tracker: Tracker = instantiate(config.logger)
+    strategy = instantiate(config.strategy.aggregation)
+    with (
+        RunProgress(config.strategy.name, [node.name for node in nodes], config.trainer.epochs) as progress,
+        NodeProcesses(nodes) as processes,
+        contextlib.closing(LocalGrid(client_app, processes.addresses, nodes[0].parallel_nodes)) as grid,
+    ):
+        follower = Follower(progress, tracker)
+        journal = Journal(folder, config.strategy.name, config.fold, [follower])
+        settings = ServerSettings(
+            federated_fingerprint=config.strategy.fingerprint == "federated",
+            rounds=config.trainer.epochs,
+            timeout=config.federation.timeout,
+        )
+        grid.run_server(build_server_app(settings, strategy, journal))
+    facts = describe_run(config, nodes, command, strategy)
+    facts |= {
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - begin, 1),
+        "peak_memory_gib": round(processes.peak_memory_gib, 2),
+    }
+    (folder / RUN_FILE).write_text(json.dumps(facts, indent=1))
+    return finish_run(folder)
+
+
+def claim_folder(folder: Path, config: RunConfig) -> None:
+    """Note in ``folder`` which configuration it is for.
+
+    Raises:
+        ConfigError: it holds a run of another configuration; names the first key that differs.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    ours = _decisive(config)
+    note = folder / CONFIG_FILE
+    if note.is_file():
+        theirs = json.loads(note.read_text())
+        for key in ours:
+            if ours[key] != theirs.get(key):
+                raise ConfigError(
+                    f"{folder} holds a run with {key}={theirs.get(key)}, not {ours[key]}; "
+                    "choose another hydra.run.dir or remove the folder"
+                )
+    note.write_text(json.dumps(ours, indent=1))
+
+
+def _decisive(config: RunConfig) -> dict[str, Any]:
+    """What results depend on, flat; not where files lie or who watches."""
+    chosen = config.model_dump(
+        mode="json", include={"seed", "fold", "dataset", "strategy", "trainer", "model", "gpu_memory"}
+    )
+    return dict(_flatten("", chosen))
+
+
+def _flatten(prefix: str, value: Any) -> list[tuple[str, Any]]:
+    if not isinstance(value, dict) or not value:
+        return [(prefix, value)]
+    return [pair for key, inner in value.items() for pair in _flatten(f"{prefix}.{key}".lstrip("."), inner)]
+
+
+def prepare_centres(config: RunConfig) -> dict[str, Path]:
+    """Raw folder of every centre; a generated dataset is made when it is not there.
+
+    Raises:
+        FednnUNetError: a folder is missing, empty or not nnU-Net's raw format.
+    """
+    raw_folder = Path(config.dataset.raw_folder) if config.dataset.raw_folder else None
+    if config.dataset.generator is not None:
+        instantiate(config.dataset.generator, folder=raw_folder, _convert_="all")
+    folders = {}
+    for centre in config.dataset.centres:
+        folder = find_dataset(centre.dataset, raw_folder, centre.name)
+        read_dataset(folder, centre.name, external=centre.external)
+        folders[centre.name] = folder.resolve()
+    return folders
+
+
+def node_settings(config: RunConfig, folders: Mapping[str, Path]) -> list[NodeSettings]:
+    """One node a centre; for the pooled baseline one that holds all training centres."""
+    external = {centre.name: centre.external for centre in config.dataset.centres}
+    nodes = {name: {name: folder} for name, folder in folders.items()}
+    if config.strategy.fingerprint == "pooled":
+        pooled = {name: folder for name, folder in folders.items() if not external[name]}
+        nodes = {POOLED_NODE: pooled} | {name: data for name, data in nodes.items() if external[name]}
+    threads = config.node.threads or max(1, cores() // parallel_nodes(config, _num_training(nodes, external)))
+    return [
+        NodeSettings(
+            name=name,
+            folder=config.paths.run.resolve() / "nodes" / name,
+            datasets=datasets,
+            external=external.get(name, False),
+            config=config,
+            threads=threads,
+            same_machine=True,
+        )
+        for name, datasets in nodes.items()
+    ]
+
+
+def _num_training(nodes: Mapping[str, Any], external: Mapping[str, bool]) -> int:
+    return sum(not external.get(name, False) for name in nodes)
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def parallel_nodes(config: RunConfig, num_training: int) -> int:
+    """Nodes that compute at the same time: as configured, else one a core, on a GPU one."""
+    if config.federation.max_parallel_nodes:
+        return config.federation.max_parallel_nodes
+    on_gpu = config.node.device in ("cuda", "mps") or (
+        config.node.device == "auto" and Path("/dev/nvidia0").exists()
+    )
+    return 1 if on_gpu else min(num_training, cores())
+
+
+class Follower:
+    """Tells the terminal and the experiment tracker what the server notes down.
+
+    Args:
+        progress: the terminal's lines.
+        tracker: of experiments.
+        rounds: number of rounds.
+    """
+
+    def __init__(self, progress: RunProgress, tracker: Tracker, rounds: int) -> None:
+        self.progress = progress
+        self.tracker = tracker
+        self.rounds = rounds
+
+    def stage(self, name: str) -> None:
+        self.progress.stage(name)
+
+    def round_started(self, server_round: int) -> None:
+        self.progress.round_started(server_round, self.rounds)
+
+    def node_done(self, node: str, server_round: int, metrics: Mapping[str, Any]) -> None:
+        self.progress.node_done(node, server_round, dict(metrics))
+
+    def round_done(self, server_round: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        self.progress.round_done(server_round)
+        self.tracker.log_round([{"round": server_round, **row} for row in rows])
+
+
+def describe_run(config: RunConfig, command: str, num_training: Mapping[str, int]) -> dict[str, Any]:
+    """What the report says of a run: what was run, on what, with which versions."""
+    return {
+        "strategy": config.strategy.name,
+        "dataset": config.dataset.name,
+        "seed": config.seed,
+        "fold": config.fold,
+        "configuration": config.dataset.configuration,
+        "nodes": [centre.name for centre in config.training_centres],
+        "external": [centre.name for centre in config.dataset.centres if centre.external],
+        "hd95_unit": config.dataset.hd95_unit,
+        "rounds": config.trainer.epochs,
+        "iterations": config.trainer.iterations,
+        "num_training": dict(num_training),
+        "command": command,
+        "versions": {
+            "fednnunet": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("nnunetv2", "torch", "lightning", "flwr")},
+        },
+    }

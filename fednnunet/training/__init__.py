@@ -1,0 +1,1 @@
+"""nnU-Net training through Lightning, one aggregation per epoch."""

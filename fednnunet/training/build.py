@@ -1,0 +1,155 @@
+"""From settings to an initialised nnU-Net trainer and the Lightning trainer that runs it."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import nn
+
+from fednnunet.config import NodeConfig, TrainerConfig
+from fednnunet.errors import ConfigError, ProtocolError
+from fednnunet.training.module import NNUNetModule
+
+NETWORK_CLASS = re.compile(r"dynamic_network_architectures\.architectures\.[a-z_]+\.[A-Za-z]+")
+TORCH_LAYER = re.compile(r"torch\.nn\.(modules\.[a-z]+\.)?[A-Z][A-Za-z0-9]+")
+
+
+def resolve_device(name: str) -> torch.device:
+    """The torch device of ``auto``, ``cpu``, ``cuda`` or ``mps``.
+
+    Raises:
+        ConfigError: the device was asked for and is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("node.device=cuda, but torch sees no CUDA GPU here; use node.device=cpu or auto")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("node.device=mps, but torch sees no Apple GPU here; use node.device=cpu or auto")
+    return torch.device(name)
+
+
+def build_nnunet_trainer(
+    plans: dict[str, Any],
+    configuration: str,
+    fold: int | str,
+    dataset_json: dict[str, Any],
+    settings: TrainerConfig,
+    device: torch.device,
+) -> nnUNetTrainer:
+    """Construct and initialise the trainer class that ``settings`` names.
+
+    nnU-Net's path variables must be set for this process. ``plans`` is not changed (nnU-Net pops a key).
+
+    Raises:
+        ConfigError: unknown trainer class, or a configuration the plans do not hold.
+    """
+    if configuration not in plans["configurations"]:
+        raise ConfigError(
+            f"configuration {configuration} is not in the plans, which have {', '.join(plans['configurations'])}"
+        )
+    trainer_class = recursive_find_trainer_class_by_name(settings.name)
+    if trainer_class is None:
+        raise ConfigError(f"trainer.name={settings.name} is no trainer class that nnU-Net finds")
+    trainer = trainer_class(
+        plans={**copy.deepcopy(plans), "continue_training": False},
+        configuration=configuration,
+        fold=fold,
+        dataset_json=copy.deepcopy(dataset_json),
+        device=device,
+    )
+    trainer.num_epochs = settings.epochs
+    trainer.num_iterations_per_epoch = settings.iterations
+    trainer.num_val_iterations_per_epoch = settings.val_iterations
+    trainer.initial_lr = settings.initial_lr
+    trainer.weight_decay = settings.weight_decay
+    trainer.oversample_foreground_percent = settings.oversample_foreground
+    trainer.initialize()
+    # nnU-Net draws a 30 x 54 inch progress.png after every epoch (0.6 s); the report has the curves.
+    trainer.logger.plot_progress_png = lambda output_folder: None
+    return trainer
+
+
+def check_received_plans(plans: dict[str, Any], configuration: str) -> PlansManager:
+    """Plans of another node's model, safe to build a network from.
+
+    nnU-Net imports and calls what its plans name, so names from the network must be ones of a model.
+
+    Raises:
+        ProtocolError: not nnU-Net's plans, without ``configuration``, or naming anything but network classes
+            of nnU-Net's architectures package and layers of ``torch.nn``.
+    """
+    try:
+        architecture = plans["configurations"][configuration]["architecture"]
+        arguments = architecture["arch_kwargs"]
+        names = [arguments[key] for key in architecture["_kw_requires_import"]]
+        network = architecture["network_class_name"]
+    except (KeyError, TypeError, AttributeError):
+        raise ProtocolError(f"the plans received hold no configuration {configuration}") from None
+    if not NETWORK_CLASS.fullmatch(str(network)):
+        raise ProtocolError(f"the plans received name {network} as network; it is not of nnU-Net's architectures")
+    for name in names:
+        if name is not None and not TORCH_LAYER.fullmatch(str(name)):
+            raise ProtocolError(f"the plans received name {name} as layer; it is not of torch.nn")
+    return PlansManager(plans)
+
+
+def build_network(plans: PlansManager, configuration: str, dataset_json: dict[str, Any]) -> nn.Module:
+    """The network that ``plans`` describe, without deep supervision, for prediction."""
+    settings = plans.get_configuration(configuration)
+    return nnUNetTrainer.build_network_architecture(
+        plans,
+        settings,
+        determine_num_input_channels(plans, settings, dataset_json),
+        plans.get_label_manager(dataset_json).num_segmentation_heads,
+        enable_deep_supervision=False,
+    )
+
+
+def plot_progress(trainer: nnUNetTrainer) -> None:
+    """Write nnU-Net's ``progress.png`` once."""
+    type(trainer.logger).plot_progress_png(trainer.logger, trainer.output_folder)
+
+
+def build_lightning_trainer(
+    module: NNUNetModule, node: NodeConfig, callbacks: Sequence[L.Callback], root: Path
+) -> L.Trainer:
+    """A Lightning trainer that runs the epochs which the nnU-Net trainer has left."""
+    nnunet = module.nnunet
+    cuda = nnunet.device.type == "cuda"
+    plugins = []
+    precision: Any = node.precision
+    if precision == "auto":
+        precision = "16-mixed" if cuda else "32-true"  # nnU-Net: autocast on CUDA only
+    if precision == "16-mixed" and cuda:
+        # The trainer's scaler is the one that nnU-Net's checkpoints save.
+        plugins.append(MixedPrecision("16-mixed", "cuda", nnunet.grad_scaler))
+        precision = None
+    return L.Trainer(
+        accelerator={"cuda": "gpu"}.get(nnunet.device.type, nnunet.device.type),
+        devices=1,
+        precision=precision,
+        plugins=plugins,
+        max_epochs=nnunet.num_epochs - nnunet.current_epoch,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        inference_mode=False,
+        benchmark=cuda,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=list(callbacks),
+        default_root_dir=root,
+    )

@@ -1,0 +1,42 @@
+"""nnU-Net's augmented batches, given to Lightning epoch by epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import lightning as L
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+
+class EpochLoader:
+    """``length`` batches an epoch of nnU-Net's endless generator.
+
+    A plain iterable: a torch ``DataLoader`` around the generator would draw its base seed from the global
+    random state and so change every augmentation after it.
+    """
+
+    def __init__(self, batches: Iterator[dict[str, Any]], length: int) -> None:
+        self.batches = batches
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for _ in range(self.length):
+            yield next(self.batches)
+
+
+class NNUNetDataModule(L.LightningDataModule):
+    """The trainer's own loaders, after its ``on_train_start()``."""
+
+    def __init__(self, nnunet: nnUNetTrainer) -> None:
+        super().__init__()
+        self.nnunet = nnunet
+
+    def train_dataloader(self) -> EpochLoader:
+        return EpochLoader(self.nnunet.dataloader_train, self.nnunet.num_iterations_per_epoch)
+
+    def val_dataloader(self) -> EpochLoader:
+        return EpochLoader(self.nnunet.dataloader_val, self.nnunet.num_val_iterations_per_epoch)

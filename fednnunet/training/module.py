@@ -1,0 +1,80 @@
+"""Lightning's view of an nnU-Net trainer.
+
+nnU-Net's ``nnUNetTrainer`` (or any subclass) decides what is trained: network, loss, optimizer, learning
+rate, augmentation, online metrics, checkpoints. Lightning runs the loop. The trainer's own hooks are called
+at the matching Lightning hooks, in nnU-Net's order, so a trainer variant works here unchanged and the losses
+are those of ``nnUNetTrainer.run_training``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+GRADIENT_CLIP_NORM = 12.0
+"""The norm at which ``nnUNetTrainer.train_step`` clips."""
+
+
+class NNUNetModule(L.LightningModule):
+    """A LightningModule around an initialised ``nnUNetTrainer``.
+
+    A trainer class that overrides ``train_step`` keeps it: the step then runs as written, under Lightning's
+    manual optimization. Otherwise Lightning optimizes, and owns precision and gradient scaling.
+
+    Args:
+        nnunet: a trainer after ``initialize()``.
+    """
+
+    def __init__(self, nnunet: nnUNetTrainer) -> None:
+        super().__init__()
+        self.nnunet = nnunet
+        self.network = nnunet.network
+        self.automatic_optimization = type(nnunet).train_step is nnUNetTrainer.train_step
+        self._train_outputs: list[dict[str, Any]] = []
+        self._validation_outputs: list[dict[str, Any]] = []
+
+    def forward(self, images: torch.Tensor) -> Any:
+        """Logits of ``images`` (B, C, [Z,] Y, X); a list, finest first, under deep supervision."""
+        return self.network(images)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The trainer's optimizer; its schedule is stepped by the trainer's own epoch hook."""
+        return self.nnunet.optimizer
+
+    def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
+        """Clip as ``nnUNetTrainer.train_step`` does."""
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_CLIP_NORM)
+
+    def on_train_epoch_start(self) -> None:
+        self._train_outputs.clear()
+        self._validation_outputs.clear()
+        self.nnunet.on_epoch_start()
+        self.nnunet.on_train_epoch_start()
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor | None:
+        if not self.automatic_optimization:
+            self._train_outputs.append(self.nnunet.train_step(batch))
+            return None
+        loss = self.nnunet.loss(self.network(batch["data"]), batch["target"])
+        self._train_outputs.append({"loss": loss.detach()})
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        losses = [
+            {**output, "loss": output["loss"].cpu().numpy()} if torch.is_tensor(output["loss"]) else output
+            for output in self._train_outputs
+        ]
+        self.nnunet.on_train_epoch_end(losses)
+        self.nnunet.on_validation_epoch_start()
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        self._validation_outputs.append(self.nnunet.validation_step(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        self.nnunet.on_validation_epoch_end(self._validation_outputs)
+        # nnU-Net's on_epoch_end comes last in its epoch too; Lightning calls callbacks' on_train_epoch_end
+        # before the module's, and the federated callback needs the finished epoch.
+        self.nnunet.on_epoch_end()

@@ -1,0 +1,90 @@
+"""A network's state as unique named arrays.
+
+nnU-Net's ``state_dict()`` lists most tensors two to four times (``decoder.encoder.*`` aliases ``encoder.*``,
+``all_modules.*`` aliases ``conv`` and ``norm``); what is exchanged are its parameters and buffers, each once,
+under names free of the prefixes that ``torch.compile`` and DDP add.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import nn
+
+from fednnunet.errors import ProtocolError
+
+WRAPPER_PREFIXES = ("_orig_mod.", "module.")
+
+
+def named_tensors(network: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters, then persistent buffers, each tensor once, by its first name."""
+    persistent = network.state_dict(keep_vars=True).keys()
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+        if name not in persistent:
+            continue
+        while name.startswith(WRAPPER_PREFIXES):
+            name = name.split(".", 1)[1]
+        yield name, tensor
+
+
+def layer_shapes(network: nn.Module) -> dict[str, list[int]]:
+    """Name to shape of every tensor that can be exchanged."""
+    return {name: list(tensor.shape) for name, tensor in named_tensors(network)}
+
+
+def read_state(network: nn.Module, layers: Iterable[str], out: Mapping[str, np.ndarray]) -> None:
+    """Copy ``layers`` of ``network`` into the arrays ``out`` of the same shapes and dtypes.
+
+    Raises:
+        ProtocolError: a layer the network does not have.
+    """
+    tensors = dict(named_tensors(network))
+    for name in layers:
+        if name not in tensors:
+            raise ProtocolError(f"layer {name} was asked for, but the network has no such layer")
+        torch.from_numpy(out[name]).copy_(tensors[name].detach())
+
+
+def state_spec(network: nn.Module, layers: Iterable[str]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape and numpy dtype of each of ``layers``.
+
+    Raises:
+        ProtocolError: a layer the network does not have.
+    """
+    tensors = dict(named_tensors(network))
+    spec = {}
+    for name in layers:
+        if name not in tensors:
+            raise ProtocolError(f"layer {name} was asked for, but the network has no such layer")
+        tensor = tensors[name]
+        spec[name] = (tuple(tensor.shape), torch.empty(0, dtype=tensor.dtype).numpy().dtype)
+    return spec
+
+
+@torch.no_grad()
+def load_state(network: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
+    """Overwrite the named tensors of ``network``; the others stay as they are (paper, algorithm 1).
+
+    Nothing is written unless all arrays fit.
+
+    Raises:
+        ProtocolError: unknown layer, other shape, or values that are not finite.
+    """
+    tensors = dict(named_tensors(network))
+    for name, array in arrays.items():
+        if name not in tensors:
+            raise ProtocolError(f"layer {name} was received, but the network has no such layer")
+        if tuple(array.shape) != tuple(tensors[name].shape):
+            raise ProtocolError(
+                f"layer {name} was received with shape {tuple(array.shape)}, the network has {tuple(tensors[name].shape)}"
+            )
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ProtocolError(f"layer {name} was received with values that are not finite")
+    with warnings.catch_warnings():
+        # Received arrays are read-only views of shared memory; they are only read here.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        for name, array in arrays.items():
+            tensors[name].copy_(torch.from_numpy(array))

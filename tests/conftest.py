@@ -1,0 +1,64 @@
+"""Small real data in nnU-Net's raw format, shared by all tests."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("nnUNet_def_n_proc", "1")
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+MakeDataset = Callable[..., Path]
+
+
+def write_case(
+    folder: Path, name: str, image: np.ndarray, label: np.ndarray, spacing: tuple[float, float, float]
+) -> None:
+    """One channel and label (Z, Y, X) as NIfTI, spacing in mm (Z, Y, X)."""
+    for array, path in (
+        (image.astype(np.float32), folder / "imagesTr" / f"{name}_0000.nii.gz"),
+        (label.astype(np.uint8), folder / "labelsTr" / f"{name}.nii.gz"),
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = sitk.GetImageFromArray(array)
+        file.SetSpacing(spacing[::-1])
+        sitk.WriteImage(file, str(path))
+
+
+@pytest.fixture
+def make_dataset(tmp_path: Path) -> MakeDataset:
+    """Write a dataset of bright boxes in noise; returns its folder."""
+
+    def make(
+        name: str = "Dataset101_Boxes",
+        cases: int = 6,
+        shape: tuple[int, int, int] = (6, 40, 40),
+        spacing: tuple[float, float, float] = (3.0, 1.0, 1.0),
+        seed: int = 0,
+        parent: Path = tmp_path / "raw",
+    ) -> Path:
+        folder = parent / name
+        rng = np.random.default_rng(seed)
+        for case in range(cases):
+            image = rng.normal(100, 10, shape)
+            label = np.zeros(shape, dtype=np.uint8)
+            z, y, x = (int(rng.integers(0, size - size // 3)) for size in shape)
+            label[z : z + shape[0] // 3, y : y + shape[1] // 3, x : x + shape[2] // 3] = 1
+            image += 40 * label
+            write_case(folder, f"case_{case:03d}", image, label, spacing)
+        description = {
+            "channel_names": {"0": "MRI"},
+            "labels": {"background": 0, "tumour": 1},
+            "numTraining": cases,
+            "file_ending": ".nii.gz",
+        }
+        (folder / "dataset.json").write_text(json.dumps(description))
+        return folder
+
+    return make
