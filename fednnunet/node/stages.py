@@ -170,7 +170,7 @@ class NodeStages:
         configuration = self.config.dataset.configuration
         planned = self.settings.folder / "nnUNet_preprocessed" / dataset.name
         per_centre = {
-            centre: crossval_splits([case.name for case in data.cases], centre)
+            centre: crossval_splits([case.name for case in data.cases])
             for centre, data in self.centres.items()
         }
         folds = pooled_splits(per_centre) if self._pooled else next(iter(per_centre.values()))

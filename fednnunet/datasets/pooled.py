@@ -1,0 +1,47 @@
+"""The pooled dataset of the baseline ``centralized``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from fednnunet.datasets.raw import Case, RawDataset, stage_dataset
+from fednnunet.errors import DataError
+
+
+def pooled_name(centre: str, case: str) -> str:
+    """Name of a centre's case in the pooled dataset."""
+    return f"{re.sub(r'[^A-Za-z0-9]', '-', centre)}__{case}"
+
+
+def pool_datasets(datasets: Mapping[str, RawDataset], nnunet_raw: Path, name: str) -> RawDataset:
+    """One dataset of all centres' cases in ``nnunet_raw/name``, which refers to their files.
+
+    Raises:
+        DataError: centres disagree on channels, labels or file ending; names both and the field.
+    """
+    (first_centre, first), *others = datasets.items()
+    for centre, other in others:
+        for field in ("channel_names", "labels", "regions_class_order", "file_ending"):
+            ours, theirs = first.dataset_json.get(field), other.dataset_json.get(field)
+            if ours != theirs:
+                raise DataError(
+                    f"centres {first_centre} and {centre} disagree on {field} in dataset.json: {ours} and {theirs}; "
+                    "make them the same before pooling"
+                )
+    cases = tuple(
+        sorted(
+            (
+                Case(pooled_name(centre, case.name), case.images, case.label)
+                for centre, dataset in datasets.items()
+                for case in dataset.cases
+            ),
+            key=lambda case: case.name,
+        )
+    )
+    folder = nnunet_raw / name
+    description = {key: value for key, value in first.dataset_json.items() if key != "dataset"}
+    pooled = RawDataset(folder, name, description | {"name": name, "numTraining": len(cases)}, cases)
+    stage_dataset(pooled, nnunet_raw)
+    return pooled

@@ -1,0 +1,196 @@
+"""Named arrays between processes: shared memory on one machine, Flower records between machines.
+
+Shared memory is anonymous (its descriptor travels over the socket), so a process that is killed leaves nothing
+behind. Records hold numpy's own format, which Flower's strategies read. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from pydantic import Field, ValidationError
+
+from fednnunet.errors import ProtocolError
+from fednnunet.exchange.messages import Body, LayerName, Shape
+
+if TYPE_CHECKING:
+    from flwr.app import ArrayRecord
+
+DTYPES = ("float32", "float16", "float64", "int64", "int32", "uint8", "bool")
+MAX_BYTES = 8 * 2**30
+"""Largest sum of arrays: twice nnU-Net's ResEnc XL with room."""
+MAX_ARRAYS = 20_000
+ALIGNMENT = 64
+BLOCK = 1 << 16
+"""Elements that are checked at a time: they stay in the cache."""
+
+Spec: TypeAlias = Mapping[str, tuple[tuple[int, ...], np.dtype]]
+
+
+class ArrayLayout(Body):
+    """Where one array lies in shared memory."""
+
+    dtype: str
+    shape: Shape
+    offset: int = Field(ge=0, le=MAX_BYTES)
+
+
+class Layout(Body):
+    """Where all arrays lie."""
+
+    arrays: dict[LayerName, ArrayLayout] = Field(max_length=MAX_ARRAYS)
+    size: int = Field(ge=0, le=MAX_BYTES)
+
+    @classmethod
+    def parse(cls, text: bytes, where: str) -> Layout:
+        """Validate what ``where`` sent.
+
+        Raises:
+            ProtocolError: malformed, unknown dtype, or an array that reaches beyond ``size``.
+        """
+        try:
+            layout = cls.model_validate_json(text)
+        except ValidationError as error:
+            raise ProtocolError(f"{where} sent a malformed layout: {error.errors()[0]['msg']}") from None
+        for name, array in layout.arrays.items():
+            if array.dtype not in DTYPES:
+                raise ProtocolError(f"{where} sent array {name} of type {array.dtype}")
+            if array.offset % ALIGNMENT or array.offset + _num_bytes(array.shape, array.dtype) > layout.size:
+                raise ProtocolError(f"{where} sent array {name} outside of its memory")
+        return layout
+
+
+def _num_bytes(shape: list[int] | tuple[int, ...], dtype: Any) -> int:
+    size = np.dtype(dtype).itemsize
+    for length in shape:
+        size *= length
+    return size
+
+
+class SharedArrays:
+    """Named arrays in anonymous shared memory; used again for a transfer of the same ``spec``."""
+
+    def __init__(self, fd: int, layout: Layout, writeable: bool) -> None:
+        self.fd = fd
+        self.layout = layout
+        access = mmap.PROT_READ | (mmap.PROT_WRITE if writeable else 0)
+        self._memory = mmap.mmap(fd, max(layout.size, 1), mmap.MAP_SHARED, access)
+
+    @classmethod
+    def allocate(cls, spec: Spec) -> SharedArrays:
+        """Memory for arrays of these shapes and dtypes."""
+        arrays, offset = {}, 0
+        for name, (shape, dtype) in spec.items():
+            arrays[name] = ArrayLayout(dtype=np.dtype(dtype).name, shape=list(shape), offset=offset)
+            offset += -(-_num_bytes(shape, dtype) // ALIGNMENT) * ALIGNMENT
+        if offset > MAX_BYTES:
+            raise ProtocolError(f"{offset} bytes of arrays are more than the {MAX_BYTES} that can be sent")
+        fd = _anonymous_file()
+        os.ftruncate(fd, max(offset, 1))
+        return cls(fd, Layout(arrays=arrays, size=offset), writeable=True)
+
+    @classmethod
+    def attach(cls, fd: int, layout: Layout, where: str) -> SharedArrays:
+        """Read what another process wrote; takes ``fd`` over.
+
+        Raises:
+            ProtocolError: the memory is smaller than the layout says.
+        """
+        if os.fstat(fd).st_size < layout.size:
+            os.close(fd)
+            raise ProtocolError(f"{where} sent less memory than its layout needs")
+        return cls(fd, layout, writeable=False)
+
+    @property
+    def spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """Shapes and dtypes."""
+        return {name: (tuple(a.shape), np.dtype(a.dtype)) for name, a in self.layout.arrays.items()}
+
+    def views(self) -> dict[str, np.ndarray]:
+        """The arrays, without a copy; valid until :meth:`close`."""
+        return {
+            name: np.ndarray(tuple(array.shape), array.dtype, buffer=self._memory, offset=array.offset)
+            for name, array in self.layout.arrays.items()
+        }
+
+    def close(self) -> None:
+        """Give the memory back once no view is in use."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+        try:
+            self._memory.close()
+        except BufferError:
+            # A view lives on; the mapping goes with it.
+            self._memory = None  # type: ignore[assignment]
+
+
+def _anonymous_file() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("fednnunet", os.MFD_CLOEXEC)
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+# Flower records -----------------------------------------------------------------------------------------
+
+
+def to_array_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
+    """Arrays as a Flower record in numpy's format, each copied once."""
+    from flwr.app import Array, ArrayRecord
+
+    record = ArrayRecord()
+    for name, array in arrays.items():
+        array = np.ascontiguousarray(array)
+        data = b"".join((_npy_header(array), array.reshape(-1).view(np.uint8).data))
+        record[name] = Array(array.dtype.name, tuple(array.shape), "numpy.ndarray", data)
+    return record
+
+
+def _npy_header(array: np.ndarray) -> bytes:
+    """Version 1.0 of numpy's file format (numpy.lib.format), padded as numpy does."""
+    description = f"{{'descr': '{array.dtype.str}', 'fortran_order': False, 'shape': {tuple(array.shape)!r}, }}"
+    padding = -(10 + len(description) + 1) % ALIGNMENT
+    text = (description + " " * padding + "\n").encode("latin1")
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+def from_array_record(record: ArrayRecord, where: str) -> dict[str, np.ndarray]:
+    """Read-only views of a record's arrays, without a copy.
+
+    Raises:
+        ProtocolError: names ``where`` and the array that is not what it says.
+    """
+    if len(record) > MAX_ARRAYS or sum(len(array.data) for array in record.values()) > MAX_BYTES:
+        raise ProtocolError(f"{where} sent more than {MAX_ARRAYS} arrays or {MAX_BYTES} bytes")
+    arrays = {}
+    for name, array in record.items():
+        if array.stype != "numpy.ndarray" or array.dtype not in DTYPES:
+            raise ProtocolError(f"{where} sent array {name} as {array.stype} of {array.dtype}")
+        expected = np.empty(0, dtype=array.dtype)
+        header = _npy_header(np.broadcast_to(expected.sum(dtype=array.dtype), array.shape))
+        values = memoryview(array.data)[len(header) :]
+        if array.data[: len(header)] != header or len(values) != _num_bytes(array.shape, array.dtype):
+            raise ProtocolError(f"{where} sent array {name}, whose data are not {array.dtype} {array.shape}")
+        arrays[name] = np.frombuffer(values, dtype=array.dtype).reshape(array.shape)
+    return arrays
+
+
+def check_finite(arrays: Mapping[str, np.ndarray], where: str) -> None:
+    """Refuse NaN and infinity.
+
+    Raises:
+        ProtocolError: names ``where`` and the first array that is not finite.
+    """
+    for name, array in arrays.items():
+        if array.dtype.kind != "f":
+            continue
+        flat = array.reshape(-1)
+        for start in range(0, flat.size, BLOCK):
+            if not np.isfinite(flat[start : start + BLOCK]).all():
+                raise ProtocolError(f"{where} sent layer {name} with values that are not finite")

@@ -1,0 +1,206 @@
+"""The channel between a ClientApp (relay, short-lived) and its node worker (long-lived), on one machine.
+
+A connection carries one request and its reply over an AF_UNIX socket, authenticated with a shared key (HMAC,
+``multiprocessing.connection``); arrays go through shared memory whose descriptor is passed along. Only bytes are
+sent and received, never objects.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import socket
+import struct
+from collections.abc import Mapping
+from multiprocessing.connection import Client, Connection, Listener, wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fednnunet.errors import FednnUNetError, ProtocolError
+from fednnunet.exchange.arrays import Layout, SharedArrays
+from fednnunet.exchange.messages import MAX_BODY_BYTES, Failure, Kind, parse_body
+
+log = logging.getLogger(__name__)
+
+MAX_ADDRESS_BYTES = 107
+HANDSHAKE_SECONDS = 10.0
+BACKLOG = 16
+
+
+class WorkerFailure(FednnUNetError):
+    """The worker answered with a failure.
+
+    Attributes:
+        failure: what it said.
+    """
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.reason)
+        self.failure = failure
+
+
+class WorkerUnreachable(FednnUNetError):
+    """The worker can not be reached, or ended before its reply."""
+
+
+class Request:
+    """One request at the worker, to be replied to once."""
+
+    def __init__(self, connection: Connection, kind: Kind, body: bytes, shared: SharedArrays | None) -> None:
+        self._connection = connection
+        self._shared = shared
+        self.kind = kind
+        self.body = body
+        self.arrays: dict[str, np.ndarray] = {} if shared is None else shared.views()
+
+    def reply(self, body: str, arrays: SharedArrays | None = None) -> bool:
+        """Send the reply; False when the relay has gone (it can ask again)."""
+        return self._answer({"ok": True}, body, arrays)
+
+    def fail(self, failure: Failure) -> bool:
+        """Send a failure; False when the relay has gone."""
+        return self._answer({"ok": False}, failure.model_dump_json(), None)
+
+    def _answer(self, head: dict[str, Any], body: str, arrays: SharedArrays | None) -> bool:
+        try:
+            _send(self._connection, head, body, arrays)
+        except OSError as error:
+            log.warning("the relay went away before the reply to %s: %s", self.kind, error)
+            return False
+        finally:
+            self.close()
+        return True
+
+    def close(self) -> None:
+        """Drop connection and arrays."""
+        self.arrays = {}
+        if self._shared is not None:
+            self._shared.close()
+            self._shared = None
+        self._connection.close()
+
+
+class WorkerChannel:
+    """The worker's end: listens, hands out one request at a time.
+
+    Args:
+        address: path of the socket; its folder should be the owner's alone.
+        key: shared with the relays.
+    """
+
+    def __init__(self, address: str | Path, key: bytes) -> None:
+        if len(os.fsencode(str(address))) > MAX_ADDRESS_BYTES:
+            raise ProtocolError(f"the socket's path is longer than {MAX_ADDRESS_BYTES} bytes: {address}")
+        # The key is used after accept, under a timeout of its own: a silent peer must not block the worker.
+        self._listener = Listener(str(address), family="AF_UNIX", backlog=BACKLOG)
+        self._key = key
+
+    def receive(self, timeout: float | None = None) -> Request | None:
+        """The next valid request; None when ``timeout`` seconds passed or a peer was refused."""
+        if not wait([self._listener._listener._socket], timeout):  # type: ignore[attr-defined]
+            return None
+        connection: Connection | None = None
+        try:
+            connection = self._listener.accept()
+            _limit_time(connection, HANDSHAKE_SECONDS)
+            multiprocessing.connection.deliver_challenge(connection, self._key)  # type: ignore[attr-defined]
+            multiprocessing.connection.answer_challenge(connection, self._key)  # type: ignore[attr-defined]
+            head, body, shared = _receive(connection, "the relay")
+            _limit_time(connection, 0)
+            try:
+                kind = Kind(head.get("kind"))
+            except ValueError:
+                raise ProtocolError(f"the relay sent a message of unknown kind {head.get('kind')!r}") from None
+            return Request(connection, kind, body, shared)
+        except (OSError, EOFError, multiprocessing.AuthenticationError, ProtocolError) as error:
+            log.warning("refused a connection: %s: %s", type(error).__name__, error)
+            if connection is not None:
+                connection.close()
+            return None
+
+    def close(self) -> None:
+        """Stop listening and remove the socket."""
+        self._listener.close()
+
+
+def call_worker(
+    address: str | Path,
+    key: bytes,
+    kind: Kind,
+    body: str,
+    arrays: Mapping[str, np.ndarray] | None = None,
+) -> tuple[bytes, SharedArrays | None]:
+    """Send one request to the worker at ``address`` and wait for its reply.
+
+    Returns:
+        The reply's body, and its arrays, to be closed by the caller.
+
+    Raises:
+        WorkerFailure: the worker answered with a failure.
+        WorkerUnreachable: no worker there, wrong key, or it ended before its reply.
+        ProtocolError: the reply is malformed.
+    """
+    shared = None
+    try:
+        with Client(str(address), family="AF_UNIX", authkey=key) as connection:
+            if arrays:
+                shared = SharedArrays.allocate({name: (a.shape, a.dtype) for name, a in arrays.items()})
+                for name, view in shared.views().items():
+                    np.copyto(view, arrays[name])
+                    del view
+            _send(connection, {"kind": kind.value}, body, shared)
+            head, reply, received = _receive(connection, "the node worker")
+    except (OSError, EOFError, multiprocessing.AuthenticationError) as error:
+        raise WorkerUnreachable(
+            f"the node worker ended or can not be reached ({type(error).__name__}); see the node's log"
+        ) from error
+    finally:
+        if shared is not None:
+            shared.close()
+    if head.get("ok") is not True:
+        raise WorkerFailure(parse_body(Failure, reply, "the node worker"))
+    return reply, received
+
+
+# wire -------------------------------------------------------------------------------------------------
+
+
+def _send(connection: Connection, head: dict[str, Any], body: str, arrays: SharedArrays | None) -> None:
+    layout = "" if arrays is None else arrays.layout.model_dump_json()
+    connection.send_bytes(json.dumps(head | {"arrays": bool(layout)}).encode())
+    connection.send_bytes(body.encode() or b" ")
+    if arrays is not None:
+        connection.send_bytes(layout.encode())
+        with socket.fromfd(connection.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as raw:
+            socket.send_fds(raw, [b"\x01"], [arrays.fd])
+
+
+def _receive(connection: Connection, where: str) -> tuple[dict[str, Any], bytes, SharedArrays | None]:
+    try:
+        head = json.loads(connection.recv_bytes(4096))
+    except ValueError:
+        raise ProtocolError(f"{where} sent a head that is not JSON") from None
+    if not isinstance(head, dict):
+        raise ProtocolError(f"{where} sent a head that is not an object")
+    body = connection.recv_bytes(MAX_BODY_BYTES)
+    if not head.get("arrays"):
+        return head, body, None
+    layout = Layout.parse(connection.recv_bytes(MAX_BODY_BYTES), where)
+    with socket.fromfd(connection.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as raw:
+        _, descriptors, _, _ = socket.recv_fds(raw, 1, 1)
+    if len(descriptors) != 1:
+        raise ProtocolError(f"{where} announced arrays and sent none")
+    return head, body, SharedArrays.attach(descriptors[0], layout, where)
+
+
+def _limit_time(connection: Connection, seconds: float) -> None:
+    """Time-out of reads and writes on a connection; 0 for none."""
+    whole = int(seconds)
+    value = struct.pack("ll", whole, int((seconds - whole) * 1e6))
+    with socket.fromfd(connection.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)

@@ -1,0 +1,175 @@
+"""Asymmetric averaging of named arrays (paper, eq. 2-4)."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from fednnunet.errors import ProtocolError
+from fednnunet.exchange.arrays import BLOCK, check_finite
+from fednnunet.federation.matching import Matching, Share, match_layers
+
+Node = TypeVar("Node", bound=Hashable)
+
+
+def common_layers(
+    states: Sequence[Mapping[str, np.ndarray]], matching: Matching = "name", share: Share = "all"
+) -> dict[str, list[dict[int, str]]]:
+    """Groups of layers that are averaged together.
+
+    Returns:
+        Group name to its members, as node number to the layer's name there.
+    """
+    shapes = {number: _shapes(state) for number, state in enumerate(states)}
+    groups: dict[str, dict[int, str]] = {}
+    for node, layers in match_layers(shapes, matching, share).items():
+        for layer, group in layers.items():
+            groups.setdefault(group, {})[node] = layer
+    return groups
+
+
+def average_layers(
+    states: Sequence[Mapping[str, np.ndarray]],
+    weights: Sequence[float] | None = None,
+    matching: Matching = "name",
+    share: Share = "all",
+) -> list[dict[str, np.ndarray]]:
+    """Average the common layers of ``states``.
+
+    Args:
+        states: named arrays of every node.
+        weights: of the nodes; None for equal ones (paper, eq. 3).
+        matching: see :func:`~fednnunet.federation.matching.match_layers`.
+        share: likewise.
+
+    Returns:
+        For every node, its shared layers with their averages; the others stay the node's own.
+    """
+    matched = match_layers({number: _shapes(state) for number, state in enumerate(states)}, matching, share)
+    average = StreamingAverage({node: {layer: states[node][layer] for layer in matched[node]} for node in matched}, matched)
+    for node, state in enumerate(states):
+        shared = {layer: state[layer] for layer in matched[node]}
+        average.add(node, shared, 1.0 if weights is None else float(weights[node]))
+    means = average.result()
+    return [{layer: means[group] for layer, group in matched[node].items()} for node in range(len(states))]
+
+
+def _shapes(state: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in state.items()}
+
+
+class StreamingAverage(Generic[Node]):
+    """Weighted mean of every group of layers; arrays are added as they arrive and can then be forgotten.
+
+    Sums run in float64, in blocks that stay in the cache. Nodes are added in one fixed order whatever the order
+    of arrival, so the result is the same to the last bit; what arrives before its turn is held until then.
+
+    Args:
+        shapes: node to layer to something with a ``shape``, or a shape.
+        groups: node to layer to group (:func:`~fednnunet.federation.matching.match_layers`).
+    """
+
+    def __init__(self, shapes: Mapping[Node, Mapping[str, object]], groups: Mapping[Node, Mapping[str, str]]) -> None:
+        self._shapes = {
+            node: {layer: tuple(getattr(shape, "shape", shape)) for layer, shape in layers.items()}  # type: ignore[arg-type]
+            for node, layers in shapes.items()
+        }
+        self._groups = groups
+        self._order = list(groups)
+        self._sums: dict[str, np.ndarray] = {}
+        self.reset()
+
+    def reset(self) -> None:
+        """Start a new round in the same memory."""
+        self._early: dict[Node, tuple[Mapping[str, np.ndarray], float]] = {}
+        self._seen: set[Node] = set()
+        self._next = 0
+        self._weights: dict[str, float] = {}
+        self._dtypes: dict[str, np.dtype] = {}
+
+    def add(self, node: Node, arrays: Mapping[str, np.ndarray], weight: float = 1.0, name: str | None = None) -> None:
+        """Add the shared layers of ``node``.
+
+        Raises:
+            ProtocolError: unknown node, sent twice, missing or unknown layer, other shape or dtype, or values
+                that are not finite; names node and layer, and leaves the sums as they were.
+        """
+        where = f"node {name if name is not None else node}"
+        self._check(node, arrays, weight, where)
+        self._seen.add(node)
+        self._early[node] = (arrays, weight)
+        self._add_in_turn()
+
+    def skip(self, node: Node) -> None:
+        """Don't wait for ``node``: it was refused or is absent."""
+        self._seen.add(node)
+        self._early[node] = ({}, 0.0)
+        self._add_in_turn()
+
+    def _check(self, node: Node, arrays: Mapping[str, np.ndarray], weight: float, where: str) -> None:
+        if node not in self._groups:
+            raise ProtocolError(f"{where} is not part of this round")
+        if node in self._seen:
+            raise ProtocolError(f"{where} has answered this round already")
+        if not np.isfinite(weight) or weight <= 0:
+            raise ProtocolError(f"{where} sent the weight {weight}; it must be positive")
+        expected = self._groups[node]
+        for layer in expected.keys() - arrays.keys():
+            raise ProtocolError(f"{where} did not send layer {layer}")
+        for layer, array in arrays.items():
+            if layer not in expected:
+                raise ProtocolError(f"{where} sent layer {layer}, which it was not asked for")
+            if tuple(array.shape) != self._shapes[node][layer]:
+                raise ProtocolError(
+                    f"{where} sent layer {layer} with shape {tuple(array.shape)} instead of {self._shapes[node][layer]}"
+                )
+            dtype = self._dtypes.get(expected[layer], array.dtype)
+            if array.dtype != dtype:
+                raise ProtocolError(f"{where} sent layer {layer} as {array.dtype} instead of {dtype}")
+        check_finite(arrays, where)
+        for layer, array in arrays.items():
+            self._dtypes.setdefault(expected[layer], array.dtype)
+
+    def _add_in_turn(self) -> None:
+        while self._next < len(self._order) and self._order[self._next] in self._early:
+            node = self._order[self._next]
+            arrays, weight = self._early.pop(node)
+            for layer, array in arrays.items():
+                group = self._groups[node][layer]
+                first = group not in self._weights
+                if group not in self._sums:
+                    self._sums[group] = np.empty(array.shape, dtype=np.float64)
+                _accumulate(self._sums[group], array, weight, first)
+                self._weights[group] = self._weights.get(group, 0.0) + weight
+            self._next += 1
+
+    def result(self) -> dict[str, np.ndarray]:
+        """Means by group, in the dtype that was sent; integers are rounded."""
+        for node in self._order:
+            if node not in self._seen:
+                self.skip(node)
+        means = {}
+        for group, weight in self._weights.items():
+            total = self._sums[group]
+            dtype = self._dtypes[group]
+            mean = np.empty(total.shape, dtype=dtype)
+            source, target = total.reshape(-1), mean.reshape(-1)
+            for start in range(0, source.size, BLOCK):
+                block = source[start : start + BLOCK] / weight
+                target[start : start + BLOCK] = np.rint(block) if dtype.kind in "iu" else block
+            means[group] = mean
+        return means
+
+
+def _accumulate(total: np.ndarray, array: np.ndarray, weight: float, first: bool) -> None:
+    source, target = np.ascontiguousarray(array).reshape(-1), total.reshape(-1)
+    for start in range(0, source.size, BLOCK):
+        block = source[start : start + BLOCK]
+        if first:
+            np.multiply(block, weight, out=target[start : start + BLOCK], dtype=np.float64)
+        elif weight == 1.0:
+            target[start : start + BLOCK] += block
+        else:
+            target[start : start + BLOCK] += np.multiply(block, weight, dtype=np.float64)

@@ -1,0 +1,92 @@
+"""The Flower ClientApp: a relay between the grid and the node's worker.
+
+Under a SuperNode it is a new process for every message, so it imports no torch and holds no state: it checks the
+request, hands it to the long-lived worker, and turns the reply into a Flower message.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from fednnunet.errors import ProtocolError
+from fednnunet.exchange.arrays import check_finite, from_array_record, to_array_record
+from fednnunet.exchange.channel import WorkerFailure, WorkerUnreachable, call_worker
+from fednnunet.exchange.messages import (
+    REPLIES,
+    REQUESTS,
+    Body,
+    Kind,
+    TrainReply,
+    TrainRequest,
+    parse_body,
+)
+
+ERROR_CODES = {"internal": 0, "data": 101, "config": 102, "protocol": 103, "unreachable": 104}
+"""Codes of Flower's ``Error``: what is the user's to mend, and what is not."""
+
+app = ClientApp()
+
+
+def relay(message: Message, context: Context) -> Message:
+    """Hand ``message`` to the worker named in ``context.node_config`` and reply with what it answers."""
+    try:
+        return Message(_forward(message, context), reply_to=message)
+    except WorkerFailure as error:
+        return _error(message, ERROR_CODES[error.failure.error], error.failure.reason)
+    except WorkerUnreachable as error:
+        return _error(message, ERROR_CODES["unreachable"], str(error))
+    except ProtocolError as error:
+        return _error(message, ERROR_CODES["protocol"], str(error))
+
+
+for _kind in Kind:
+    _category, _, _action = _kind.value.partition(".")
+    getattr(app, _category)(*([_action] if _action else []))(relay)
+
+
+def _forward(message: Message, context: Context) -> RecordDict:
+    kind = Kind(message.metadata.message_type)
+    body = _request_body(kind, message.content)
+    records = message.content.array_records
+    arrays = from_array_record(records["arrays"], "the server") if "arrays" in records else {}
+    check_finite(arrays, "the server")
+    key = Path(str(context.node_config["key-file"])).read_bytes()
+    text, shared = call_worker(str(context.node_config["socket"]), key, kind, body.model_dump_json(), arrays)
+    try:
+        reply = parse_body(REPLIES[kind], text, "the node worker")
+        content = RecordDict({"config": ConfigRecord({"body": reply.model_dump_json()})})
+        if shared is not None:
+            content["arrays"] = to_array_record(shared.views())
+        if isinstance(reply, TrainReply):
+            content["metrics"] = _metrics(reply)
+        return content
+    finally:
+        if shared is not None:
+            shared.close()
+
+
+def _request_body(kind: Kind, content: RecordDict) -> Body:
+    config = content.config_records.get("config", ConfigRecord())
+    text = config.get("body", "{}")
+    if not isinstance(text, str):
+        raise ProtocolError("the server sent a body that is not text")
+    body = parse_body(REQUESTS[kind], text, "the server")
+    if isinstance(body, TrainRequest) and isinstance(config.get("server-round"), int):
+        # Flower's own strategies count rounds here.
+        body = body.model_copy(update={"server_round": config["server-round"]})
+    return body
+
+
+def _metrics(reply: TrainReply) -> MetricRecord:
+    """What Flower's strategies weigh and average; undefined values are left out."""
+    values = reply.model_dump(exclude={"server_round", "num_examples"})
+    metrics = MetricRecord({name: float(value) for name, value in values.items() if value is not None})
+    metrics["num-examples"] = reply.num_examples
+    return metrics
+
+
+def _error(message: Message, code: int, reason: str) -> Message:
+    return Message(Error(code, reason), reply_to=message)

@@ -1,0 +1,201 @@
+"""Flower strategies: AsymFedAvg, and no exchange at all."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from math import prod
+from typing import Literal
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
+
+from fednnunet.errors import ProtocolError
+from fednnunet.exchange.arrays import from_array_record, to_array_record
+from fednnunet.exchange.messages import EvaluateRequest, Kind, TrainRequest
+from fednnunet.federation.aggregation import StreamingAverage
+from fednnunet.federation.matching import Matching, Share, match_layers
+
+log = logging.getLogger(__name__)
+
+WEIGHT_KEY = "num-examples"
+
+
+class AsymFedAvg(Strategy):
+    """Asymmetric federated averaging (paper, eq. 2-4 and algorithm 1).
+
+    Layers that match are averaged, every other layer stays its node's own; only matching layers travel. On equal
+    networks it is FedAvg. Server-side arrays are keyed by group of layers; each node gets its groups under its
+    own layer names.
+
+    Args:
+        weighting: ``uniform`` (paper, eq. 3), or ``num_cases``: by training cases (FedAvg).
+        matching: see :func:`~fednnunet.federation.matching.match_layers`.
+        share: likewise.
+
+    Attributes:
+        failures: node id to reason, for the replies of the last round that could not be used.
+    """
+
+    def __init__(
+        self,
+        weighting: Literal["uniform", "num_cases"] = "uniform",
+        matching: Matching = "name",
+        share: Share = "all",
+    ) -> None:
+        if weighting not in ("uniform", "num_cases"):
+            raise ValueError(f"weighting={weighting}: must be uniform or num_cases")
+        self.weighting = weighting
+        self.matching = matching
+        self.share = share
+        self.failures: dict[int, str] = {}
+        self._names: Mapping[int, str] = {}
+        self._layers: Mapping[int, Mapping[str, Sequence[int]]] = {}
+        self._groups: dict[int, dict[str, str]] = {}
+        self._average: StreamingAverage[int] | None = None
+
+    def prepare(self, layers: Mapping[int, Mapping[str, Sequence[int]]], names: Mapping[int, str]) -> None:
+        """Match the networks of a run, before its first round.
+
+        Args:
+            layers: node id to layer to shape.
+            names: node id to the node's name.
+        """
+        self._layers, self._names = layers, names
+        self._groups = match_layers(layers, self.matching, self.share)
+        self._average = StreamingAverage(layers, self._groups)
+        for node, fraction in self.shared_fraction().items():
+            log.info("node %s shares %.0f %% of its parameters", node, 100 * fraction)
+
+    def shared_fraction(self) -> dict[str, float]:
+        """Node name to the share of its parameters that is averaged with others."""
+        return {
+            self._names[node]: sum(prod(layers[name]) for name in self._groups[node])
+            / sum(prod(shape) for shape in layers.values())
+            for node, layers in self._layers.items()
+        }
+
+    @property
+    def groups(self) -> set[str]:
+        """All groups of layers that are averaged."""
+        return {group for groups in self._groups.values() for group in groups.values()}
+
+    def layers_of(self, node: int) -> list[str]:
+        """Layers that ``node`` sends and receives."""
+        return list(self._groups[node])
+
+    def group_of(self, node: int, layer: str) -> str:
+        """Group in which ``layer`` of ``node`` is averaged."""
+        return self._groups[node][layer]
+
+    def arrays_for(self, node: int, arrays: ArrayRecord) -> ArrayRecord:
+        """What ``node`` gets of the averages, under its own layer names; nothing is copied."""
+        mine = self._groups[node]
+        return ArrayRecord({layer: arrays[group] for layer, group in mine.items() if group in arrays})
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """One request a node, with the averages it shares in."""
+        return [
+            _message(
+                Kind.TRAIN,
+                node,
+                TrainRequest(server_round=server_round, layers=self.layers_of(node)),
+                self.arrays_for(node, arrays),
+                config,
+            )
+            for node in self._groups
+        ]
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Add replies to the running sums as they come; the averages keyed by group, and mean metrics."""
+        assert self._average is not None, "prepare() comes before the first round"
+        self._average.reset()
+        self.failures = {}
+        used: list[RecordDict] = []
+        for reply in replies:
+            node = reply.metadata.src_node_id
+            name = self._names.get(node, str(node))
+            try:
+                metrics = _checked_content(reply, name)
+                arrays = reply.content.array_records.get("arrays", ArrayRecord())
+                weight = float(metrics[WEIGHT_KEY]) if self.weighting == "num_cases" else 1.0  # type: ignore[arg-type]
+                self._average.add(node, from_array_record(arrays, f"node {name}"), weight, name)
+            except ProtocolError as error:
+                log.warning("round %d: %s", server_round, error)
+                self.failures[node] = str(error)
+                continue
+            used.append(RecordDict({"metrics": metrics}))
+        if not used:
+            return None, None
+        return to_array_record(self._average.result()), _mean_metrics(used)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """One request a node to load the last averages, write the final checkpoint and score."""
+        request = EvaluateRequest(server_round=server_round)
+        return [
+            _message(Kind.EVALUATE, node, request, self.arrays_for(node, arrays), config) for node in self._groups
+        ]
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Scores are tables of cases, which the server app collects; there is nothing to average."""
+        for reply in replies:
+            if reply.has_error():
+                self.failures[reply.metadata.src_node_id] = reply.error.reason or "failed"
+        return None
+
+    def summary(self) -> None:
+        """Log the configuration."""
+        log.info("AsymFedAvg: weighting=%s matching=%s share=%s", self.weighting, self.matching, self.share)
+
+
+class NoExchange(AsymFedAvg):
+    """Every node trains alone: the same rounds, and nothing is sent (baselines local and centralized)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def prepare(self, layers: Mapping[int, Mapping[str, Sequence[int]]], names: Mapping[int, str]) -> None:
+        """No layer matches another."""
+        self._layers, self._names = layers, names
+        self._groups = {node: {} for node in layers}
+        self._average = StreamingAverage(layers, self._groups)
+
+
+def _message(kind: Kind, node: int, body: TrainRequest | EvaluateRequest, arrays: ArrayRecord, config: ConfigRecord) -> Message:
+    settings = ConfigRecord({**config, "body": body.model_dump_json(), "server-round": body.server_round})
+    content = RecordDict({"config": settings})
+    if arrays:
+        content["arrays"] = arrays
+    return Message(content, dst_node_id=node, message_type=kind.value)
+
+
+def _checked_content(reply: Message, name: str) -> MetricRecord:
+    """The reply's metrics.
+
+    Raises:
+        ProtocolError: an error reply, or one without metrics.
+    """
+    if reply.has_error():
+        raise ProtocolError(reply.error.reason or f"node {name} failed without a reason")
+    metrics = reply.content.metric_records.get("metrics")
+    if metrics is None or WEIGHT_KEY not in metrics:
+        raise ProtocolError(f"node {name} sent a reply without its number of cases")
+    return metrics
+
+
+def _mean_metrics(replies: list[RecordDict]) -> MetricRecord:
+    """Mean by training cases of the metrics that every node has."""
+    common = set.intersection(*(set(reply.metric_records["metrics"]) for reply in replies))
+    same = [
+        RecordDict({"metrics": MetricRecord({key: reply.metric_records["metrics"][key] for key in sorted(common)})})
+        for reply in replies
+    ]
+    return aggregate_metricrecords(same, WEIGHT_KEY)
