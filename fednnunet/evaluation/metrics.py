@@ -1,0 +1,157 @@
+"""DSC and HD95, as functions of two masks and as torchmetrics metrics over cases.
+
+Empty masks, in one place. Where prediction and reference are both empty there was nothing to find and nothing was
+found: DSC is 1 and HD95 is 0. Where just one is empty, DSC is 0 and HD95 has no value in the metric's definition;
+leaving such cases out would reward a model for finding nothing, so HD95 is then the length of the image's diagonal,
+the largest distance two of its points can have (the rule of the BraTS challenges, which use a constant for it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.ndimage import binary_erosion, distance_transform_edt, generate_binary_structure
+from torchmetrics import Metric
+
+PERCENTILE = 95.0
+
+
+def dice_score(prediction: np.ndarray, reference: np.ndarray) -> float:
+    r"""Dice similarity coefficient of two masks of one shape, in [0, 1].
+
+    .. math:: \mathrm{DSC} = 2 |P \cap R| / (|P| + |R|)
+    """
+    prediction, reference = _masks(prediction, reference)
+    size = int(prediction.sum()) + int(reference.sum())
+    return 1.0 if size == 0 else 2.0 * int((prediction & reference).sum()) / size
+
+
+def hausdorff_distance_95(prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float]) -> float:
+    """95th percentile of the symmetric Hausdorff distance between the surfaces of two masks.
+
+    The larger of the two directed 95th percentiles, as in ``monai.metrics.compute_hausdorff_distance``.
+
+    Args:
+        prediction: mask (Z, Y, X) or (Y, X).
+        reference: mask of the same shape.
+        spacing: size of a voxel along each axis: mm, or ones for pixels. The result has its unit.
+    """
+    prediction, reference = _masks(prediction, reference)
+    if len(spacing) != prediction.ndim:
+        raise ValueError(f"spacing has {len(spacing)} values, the masks {prediction.ndim} axes")
+    if not prediction.any() and not reference.any():
+        return 0.0
+    if not prediction.any() or not reference.any():
+        return float(np.linalg.norm((np.array(prediction.shape) - 1) * np.asarray(spacing)))
+    box = _bounding_box(prediction | reference)
+    ours, theirs = _surface(prediction[box]), _surface(reference[box])
+    return max(_directed(ours, theirs, spacing), _directed(theirs, ours, spacing))
+
+
+def _masks(prediction: Any, reference: Any) -> tuple[np.ndarray, np.ndarray]:
+    prediction, reference = np.asarray(prediction).astype(bool), np.asarray(reference).astype(bool)
+    if prediction.shape != reference.shape:
+        raise ValueError(f"prediction has shape {prediction.shape}, reference {reference.shape}")
+    return prediction, reference
+
+
+def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
+    """Smallest box around ``mask``; distances between points inside it do not change by cutting it out."""
+    box = []
+    for axis in range(mask.ndim):
+        other = tuple(a for a in range(mask.ndim) if a != axis)
+        found = np.flatnonzero(mask.any(axis=other))
+        box.append(slice(int(found[0]), int(found[-1]) + 1))
+    return tuple(box)
+
+
+def _surface(mask: np.ndarray) -> np.ndarray:
+    """Voxels of ``mask`` with a face neighbour outside of it."""
+    return mask & ~binary_erosion(mask, generate_binary_structure(mask.ndim, 1), border_value=0)
+
+
+def _directed(source: np.ndarray, target: np.ndarray, spacing: Sequence[float]) -> float:
+    distances = distance_transform_edt(~target, sampling=spacing)
+    return float(np.percentile(distances[source], PERCENTILE))
+
+
+def score_case(
+    prediction: np.ndarray, reference: np.ndarray, labels: Mapping[str, int | list[int]], spacing: Sequence[float]
+) -> list[tuple[str, float, float]]:
+    """Name, DSC and HD95 of every foreground label or region.
+
+    Args:
+        prediction: label map (Z, Y, X).
+        reference: label map of the same shape; voxels of an ``ignore`` label count in neither.
+        labels: nnU-Net's ``labels``; a list of values is a region.
+        spacing: size of a voxel along (Z, Y, X).
+    """
+    if reference.shape[0] == 1:  # a 2D image: nnU-Net gives its missing axis a spacing without meaning
+        prediction, reference, spacing = prediction[0], reference[0], tuple(spacing)[1:]
+    if "ignore" in labels:
+        prediction = np.where(reference == labels["ignore"], 0, prediction)
+    scores = []
+    for name, value in labels.items():
+        if name in ("background", "ignore"):
+            continue
+        values = value if isinstance(value, list | tuple) else [value]
+        ours, theirs = np.isin(prediction, values), np.isin(reference, values)
+        scores.append((name, dice_score(ours, theirs), hausdorff_distance_95(ours, theirs, spacing)))
+    return scores
+
+
+class _MeanOverCases(Metric):
+    """Mean of one value a case."""
+
+    full_state_update = False
+    total: torch.Tensor
+    count: torch.Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
+
+    def _add(self, value: float) -> None:
+        self.total += value
+        self.count += 1
+
+    def compute(self) -> torch.Tensor:
+        return self.total / self.count if self.count > 0 else torch.tensor(torch.nan, dtype=torch.float64)
+
+
+class DiceScore(_MeanOverCases):
+    """Mean DSC over cases (:func:`dice_score`).
+
+    >>> metric = DiceScore()
+    >>> metric.update(torch.tensor([[1, 1, 0]]), torch.tensor([[1, 0, 0]]))
+    >>> round(float(metric.compute()), 3)
+    0.667
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+
+    def update(self, prediction: torch.Tensor, reference: torch.Tensor) -> None:
+        """Add a case: two masks of one shape."""
+        self._add(dice_score(prediction.cpu().numpy(), reference.cpu().numpy()))
+
+
+class HausdorffDistance95(_MeanOverCases):
+    """Mean HD95 over cases (:func:`hausdorff_distance_95`), in the unit of the spacing.
+
+    >>> metric = HausdorffDistance95()
+    >>> metric.update(torch.tensor([[1, 0, 0]]), torch.tensor([[0, 0, 1]]), (1.0, 0.5))
+    >>> float(metric.compute())
+    1.0
+    """
+
+    is_differentiable = False
+    higher_is_better = False
+
+    def update(self, prediction: torch.Tensor, reference: torch.Tensor, spacing: Sequence[float]) -> None:
+        """Add a case: two masks of one shape, and the size of a voxel along each axis."""
+        self._add(hausdorff_distance_95(prediction.cpu().numpy(), reference.cpu().numpy(), spacing))
