@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -219,8 +218,7 @@ def read_config(cfg: DictConfig) -> RunConfig:
         config = RunConfig.model_validate(container)
     except ValidationError as error:
         raise ConfigError(_first_problem(error)) from None
-    if not os.access(config.paths.run.parent if not config.paths.run.exists() else config.paths.run, os.W_OK):
-        raise ConfigError(f"paths.run: {config.paths.run} can not be written")
+
     return config
 
 

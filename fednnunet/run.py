@@ -8,23 +8,23 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from hydra.utils import instantiate
 
 from fednnunet import __version__
-from fednnunet.config import CentreConfig, RunConfig
+from fednnunet.config import RunConfig
 from fednnunet.datasets.raw import find_dataset, read_dataset
-from fednnunet.errors import ConfigError
+from fednnunet.errors import ConfigError, FednnUNetError
 from fednnunet.federation.client_app import app as client_app
 from fednnunet.federation.grid import LocalGrid
 from fednnunet.federation.journal import Journal
 from fednnunet.federation.server_app import ServerSettings, build_server_app
+from fednnunet.federation.strategy import AsymFedAvg, NoExchange
 from fednnunet.node.launch import NodeProcesses
 from fednnunet.node.settings import NodeSettings
 from fednnunet.reporting.progress import RunProgress
@@ -58,30 +58,48 @@ def run(config: RunConfig, command: str) -> str:
         log.info("%s holds this run already, finished", folder)
         return finish_run(folder)
     started, begin = datetime.now(UTC), time.monotonic()
-    nodes = node_settings(config, prepare_centres(config))
+    folders = prepare_centres(config)
+    nodes = node_settings(config, folders)
+    facts = describe_run(config, command)
+    strategy: AsymFedAvg | NoExchange = instantiate(config.strategy.aggregation)
     tracker: Tracker = instantiate(config.logger)
-    strategy = instantiate(config.strategy.aggregation)
-    with (
-        RunProgress(config.strategy.name, [node.name for node in nodes], config.trainer.epochs) as progress,
-        NodeProcesses(nodes) as processes,
-        contextlib.closing(LocalGrid(client_app, processes.addresses, nodes[0].parallel_nodes)) as grid,
-    ):
-        follower = Follower(progress, tracker)
-        journal = Journal(folder, config.strategy.name, config.fold, [follower])
+    rounds = config.trainer.epochs
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(log_file(folder / "train.log"))
+        progress = stack.enter_context(RunProgress(config.strategy.name, [node.name for node in nodes], rounds))
+        progress.stage("start")
+        processes = stack.enter_context(NodeProcesses(nodes))
+        grid = stack.enter_context(
+            contextlib.closing(LocalGrid(client_app, processes.addresses, parallel_nodes(config)))
+        )
+        tracker.start(facts)
+        journal = Journal(folder, config.strategy.name, config.fold, [Follower(progress, tracker, rounds)])
         settings = ServerSettings(
             federated_fingerprint=config.strategy.fingerprint == "federated",
-            rounds=config.trainer.epochs,
+            rounds=rounds,
             timeout=config.federation.timeout,
         )
-        grid.run_server(build_server_app(settings, strategy, journal))
-    facts = describe_run(config, nodes, command, strategy)
+        try:
+            grid.run_server(build_server_app(settings, strategy, journal))
+        except KeyboardInterrupt:
+            tracker.finish(ok=False)
+            raise
+        except FednnUNetError:
+            tracker.finish(ok=False)
+            raise
     facts |= {
+        "num_training": journal.num_training,
+        "shared_fraction": strategy.shared_fraction() if len(journal.num_training) > 1 else {},
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - begin, 1),
         "peak_memory_gib": round(processes.peak_memory_gib, 2),
     }
     (folder / RUN_FILE).write_text(json.dumps(facts, indent=1))
-    return finish_run(folder)
+    table = finish_run(folder)
+    tracker.log_result(folder)
+    tracker.finish(ok=True)
+    remove_resume_files(nodes)
+    return table
 
 
 def claim_folder(folder: Path, config: RunConfig) -> None:
@@ -142,7 +160,7 @@ def node_settings(config: RunConfig, folders: Mapping[str, Path]) -> list[NodeSe
     if config.strategy.fingerprint == "pooled":
         pooled = {name: folder for name, folder in folders.items() if not external[name]}
         nodes = {POOLED_NODE: pooled} | {name: data for name, data in nodes.items() if external[name]}
-    threads = config.node.threads or max(1, cores() // parallel_nodes(config, _num_training(nodes, external)))
+    threads = config.node.threads or max(1, cores() // parallel_nodes(config))
     return [
         NodeSettings(
             name=name,
@@ -157,23 +175,20 @@ def node_settings(config: RunConfig, folders: Mapping[str, Path]) -> list[NodeSe
     ]
 
 
-def _num_training(nodes: Mapping[str, Any], external: Mapping[str, bool]) -> int:
-    return sum(not external.get(name, False) for name in nodes)
-
-
 def cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def parallel_nodes(config: RunConfig, num_training: int) -> int:
+def parallel_nodes(config: RunConfig) -> int:
     """Nodes that compute at the same time: as configured, else one a core, on a GPU one."""
     if config.federation.max_parallel_nodes:
         return config.federation.max_parallel_nodes
     on_gpu = config.node.device in ("cuda", "mps") or (
         config.node.device == "auto" and Path("/dev/nvidia0").exists()
     )
-    return 1 if on_gpu else min(num_training, cores())
+    pooled = config.strategy.fingerprint == "pooled"
+    return 1 if on_gpu or pooled else min(len(config.training_centres), cores())
 
 
 class Follower:
@@ -189,14 +204,15 @@ class Follower:
         self.progress = progress
         self.tracker = tracker
         self.rounds = rounds
+        self.round = 0
 
     def stage(self, name: str) -> None:
         self.progress.stage(name)
 
-    def round_started(self, server_round: int) -> None:
-        self.progress.round_started(server_round, self.rounds)
-
     def node_done(self, node: str, server_round: int, metrics: Mapping[str, Any]) -> None:
+        if server_round and server_round != self.round:
+            self.round = server_round
+            self.progress.round_started(server_round, self.rounds)
         self.progress.node_done(node, server_round, dict(metrics))
 
     def round_done(self, server_round: int, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -204,7 +220,7 @@ class Follower:
         self.tracker.log_round([{"round": server_round, **row} for row in rows])
 
 
-def describe_run(config: RunConfig, command: str, num_training: Mapping[str, int]) -> dict[str, Any]:
+def describe_run(config: RunConfig, command: str) -> dict[str, Any]:
     """What the report says of a run: what was run, on what, with which versions."""
     return {
         "strategy": config.strategy.name,
@@ -217,7 +233,6 @@ def describe_run(config: RunConfig, command: str, num_training: Mapping[str, int
         "hd95_unit": config.dataset.hd95_unit,
         "rounds": config.trainer.epochs,
         "iterations": config.trainer.iterations,
-        "num_training": dict(num_training),
         "command": command,
         "versions": {
             "fednnunet": __version__,
@@ -225,3 +240,29 @@ def describe_run(config: RunConfig, command: str, num_training: Mapping[str, int
             **{name: version(name) for name in ("nnunetv2", "torch", "lightning", "flwr")},
         },
     }
+
+
+@contextlib.contextmanager
+def log_file(path: Path) -> Iterator[None]:
+    """Log of this process and its libraries into ``path``; warnings of this package also on the terminal."""
+    root, flower = logging.getLogger(), logging.getLogger("flwr")
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    before = root.level, flower.handlers, flower.propagate
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    flower.handlers, flower.propagate = [], True  # Flower writes to the terminal of its own accord
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+        root.level, flower.handlers, flower.propagate = before
+
+
+def remove_resume_files(nodes: Sequence[NodeSettings]) -> None:
+    """The run is over: remove the checkpoints that only going on with it needs, as nnU-Net does."""
+    for node in nodes:
+        for name in ("checkpoint_latest.pth", "checkpoint_previous.pth"):
+            for path in node.folder.glob(f"nnUNet_results/*/*/fold_*/{name}*"):
+                path.unlink()

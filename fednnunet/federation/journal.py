@@ -47,6 +47,9 @@ class Journal:
         strategy: its name, for the tables.
         fold: the fold trained.
         observers: are told everything.
+
+    Attributes:
+        num_training: training cases (all folds) of every node, once they have told.
     """
 
     def __init__(self, folder: Path, strategy: str, fold: int, observers: Sequence[Observer] = ()) -> None:
@@ -55,6 +58,7 @@ class Journal:
         self.fold = fold
         self.observers = observers
         self.rounds = folder / "rounds.csv"
+        self.num_training: dict[str, int] = {}
 
     def stage(self, name: str) -> None:
         """Tell that a stage began."""

@@ -36,13 +36,11 @@ class ServerSettings:
         federated_fingerprint: every node plans from the merged fingerprint (FFE).
         rounds: epochs to train, one aggregation each.
         timeout: seconds to wait for the replies of a stage or round; None waits for ever.
-        num_nodes: nodes to wait for.
     """
 
     federated_fingerprint: bool
     rounds: int
     timeout: float | None
-    num_nodes: int
 
 
 @dataclass
@@ -84,6 +82,7 @@ def build_server_app(settings: ServerSettings, strategy: AsymFedAvg | NoExchange
     def main(grid: Grid, context: Context) -> None:
         federation = describe_nodes(grid, settings, journal)
         check_agreement(federation)
+        journal.num_training = {federation.name(n): federation.described[n].num_training for n in federation.training}
         plan_networks(grid, federation, settings, journal)
         preprocess_images(grid, federation, settings, journal)
         arrays = train_rounds(grid, federation, strategy, settings, journal)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from fednnunet import __version__
 from fednnunet.datasets.pooled import pool_datasets, pooled_name
@@ -33,6 +34,7 @@ from fednnunet.training.build import (
     build_network,
     build_nnunet_trainer,
     check_received_plans,
+    find_trainer,
     resolve_device,
 )
 from fednnunet.training.checkpoint import finished_rounds, write_atomically
@@ -138,7 +140,9 @@ class NodeStages:
                 f"dataset.configuration={configuration}: nnU-Net plans only "
                 f"{', '.join(self.plans['configurations'])} for these images"
             )
-        layers = layer_shapes(self._build_trainer().network)
+        trainer_class = find_trainer(self.config.trainer.name)
+        network = build_network(trainer_class, PlansManager(self.plans), configuration, dataset.dataset_json)
+        layers = layer_shapes(network)
         return messages.PlanReply(
             plans=self.plans,
             layers=layers,
@@ -215,7 +219,8 @@ class NodeStages:
         dataset = self._described()
         configuration = self.config.dataset.configuration
         manager = check_received_plans(plans, configuration)
-        network = build_network(manager, configuration, dataset.dataset_json).to(self.device)
+        trainer_class = find_trainer(self.config.trainer.name)
+        network = build_network(trainer_class, manager, configuration, dataset.dataset_json).to(self.device)
         missing = sorted(set(layer_shapes(network)) - set(arrays))
         if missing:
             raise ProtocolError(f"the server sent a model without its layer {missing[0]}")

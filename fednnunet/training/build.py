@@ -40,6 +40,18 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def find_trainer(name: str) -> type[nnUNetTrainer]:
+    """The trainer class that nnU-Net finds under ``name``.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    found: type[nnUNetTrainer] | None = recursive_find_trainer_class_by_name(name)
+    if found is None:
+        raise ConfigError(f"trainer.name={name} is no trainer class that nnU-Net finds")
+    return found
+
+
 def build_nnunet_trainer(
     plans: dict[str, Any],
     configuration: str,
@@ -59,10 +71,7 @@ def build_nnunet_trainer(
         raise ConfigError(
             f"configuration {configuration} is not in the plans, which have {', '.join(plans['configurations'])}"
         )
-    trainer_class = recursive_find_trainer_class_by_name(settings.name)
-    if trainer_class is None:
-        raise ConfigError(f"trainer.name={settings.name} is no trainer class that nnU-Net finds")
-    trainer = trainer_class(
+    trainer = find_trainer(settings.name)(
         plans={**copy.deepcopy(plans), "continue_training": False},
         configuration=configuration,
         fold=fold,
@@ -105,10 +114,12 @@ def check_received_plans(plans: dict[str, Any], configuration: str) -> PlansMana
     return PlansManager(plans)
 
 
-def build_network(plans: PlansManager, configuration: str, dataset_json: dict[str, Any]) -> nn.Module:
-    """The network that ``plans`` describe, without deep supervision, for prediction."""
+def build_network(
+    trainer_class: type[nnUNetTrainer], plans: PlansManager, configuration: str, dataset_json: dict[str, Any]
+) -> nn.Module:
+    """The network that ``trainer_class`` builds from ``plans``, as for prediction; no data are needed."""
     settings = plans.get_configuration(configuration)
-    return nnUNetTrainer.build_network_architecture(
+    return trainer_class.build_network_architecture(
         plans,
         settings,
         determine_num_input_channels(plans, settings, dataset_json),

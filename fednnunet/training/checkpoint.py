@@ -89,8 +89,8 @@ def load_round(trainer: nnUNetTrainer, server_round: int) -> dict[str, Any]:
 def save_final(trainer: nnUNetTrainer) -> Path:
     """Write ``checkpoint_final.pth`` from the state after the last aggregation, end the loaders.
 
-    nnU-Net removes its latest checkpoint here. It is kept until :func:`remove_round_checkpoints`: the run is
-    not over before every node has been scored.
+    nnU-Net removes its latest checkpoint here. It is kept until the run is over:
+    that is when every node has been scored.
     """
     folder = Path(trainer.output_folder)
     latest, kept = folder / LATEST, folder / f"{LATEST}.kept"
@@ -101,13 +101,6 @@ def save_final(trainer: nnUNetTrainer) -> Path:
         os.replace(kept, latest)
     plot_progress(trainer)
     return folder / "checkpoint_final.pth"
-
-
-def remove_round_checkpoints(folder: Path) -> None:
-    """Remove what only a resume needs, as nnU-Net does when a training is over."""
-    for name in (LATEST, PREVIOUS):
-        (folder / ROUND.format(name)).unlink(missing_ok=True)
-        (folder / name).unlink(missing_ok=True)
 
 
 def _random_state() -> dict[str, Any]:
