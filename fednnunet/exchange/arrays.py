@@ -146,7 +146,7 @@ def to_array_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
 
     record = ArrayRecord()
     for name, array in arrays.items():
-        array = np.ascontiguousarray(array)
+        array = np.asarray(array, order="C")
         data = b"".join((_npy_header(array), array.reshape(-1).view(np.uint8).data))
         record[name] = Array(array.dtype.name, tuple(array.shape), "numpy.ndarray", data)
     return record

@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel
+from tqdm import tqdm
 
 from fednnunet.errors import ConfigError, DataError, FednnUNetError, ProtocolError
 from fednnunet.exchange.arrays import SharedArrays
@@ -146,13 +147,12 @@ class NodeWorker:
         )
         try:
             lightning_trainer.fit(module, datamodule=NNUNetDataModule(trainer))
-        except BaseException:
+        except Exception as error:
             # The request that is open now is not the one that began the fit.
             open_request, self.waiting = self.waiting, None
             if open_request is None or open_request[0] is request:
                 raise
             log.exception("training failed")
-            error = sys.exc_info()[1]
             reason = f"internal error in train: {type(error).__name__}: {error}"
             open_request[0].fail(Failure(reason=self._public(reason), error="internal"))
 
@@ -273,6 +273,8 @@ def run_node_worker(
     _redirect_output(settings.folder / "node.log")
     _end_with_parent()
     torch.set_num_threads(settings.threads)
+    # tqdm's default lock is a named semaphore, which a worker that is ended by a signal would leave behind.
+    tqdm.set_lock(threading.RLock())
     channel = WorkerChannel(address, key)
     worker = NodeWorker(settings, channel)
     ready()

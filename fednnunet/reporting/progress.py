@@ -1,0 +1,194 @@
+"""What the terminal shows of a run: live lines on a terminal, a dozen plain ones in a log."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+PLAIN_ROUND_LINES = 7
+"""Lines about rounds where the output is no terminal."""
+
+_STATES = {
+    "start": "starting",
+    "fingerprint": "fingerprint",
+    "plan": "planning",
+    "preprocess": "preprocessing",
+    "train": "training",
+    "evaluate": "scoring",
+}
+
+
+@dataclass
+class _Line:
+    state: str = "waiting"
+    epoch: int = 0
+    loss: float | None = None
+    pseudo_dice: float | None = None
+
+
+class RunProgress:
+    """Follows one run; a context manager. Its methods may be called from several threads.
+
+    Args:
+        title: name of the set-up.
+        nodes: names of the nodes; others that appear get a line too.
+        rounds: rounds of the run.
+        console: where to write; standard output if None.
+    """
+
+    def __init__(self, title: str, nodes: Sequence[str], rounds: int, console: Console | None = None) -> None:
+        self._title = title
+        self._rounds = rounds
+        self._console = console or Console()
+        self._live = (
+            Live(self, console=self._console, refresh_per_second=4) if self._console.is_terminal else None
+        )
+        self._lines = {node: _Line() for node in nodes}
+        self._lock = threading.RLock()
+        self._stage = ""
+        self._round = 0
+        self._done = 0
+        self._first_round = 1
+        self._begin = time.monotonic()
+        self._train_begin = self._begin
+
+    def __enter__(self) -> Self:
+        self._begin = time.monotonic()
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            with self._lock:
+                for line in self._lines.values():
+                    line.state = "stopped" if kind is not None else "done"
+            self._live.stop()
+        elif kind is None:
+            self._say(f"done in {_clock(time.monotonic() - self._begin)}")
+
+    def stage(self, name: str) -> None:
+        """A stage of the run began: ``fingerprint``, ``plan``, ``preprocess``, ``train``, ``evaluate``."""
+        with self._lock:
+            self._stage = name
+            state = _STATES.get(name, name)
+            for line in self._lines.values():
+                line.state = state
+            if self._live is None and name != "start":
+                self._say(f"{state}: {self._rounds} rounds" if name == "train" else state)
+            self._train_begin = time.monotonic()
+
+    def round_started(self, server_round: int, rounds: int) -> None:
+        """A round began at all nodes."""
+        with self._lock:
+            if self._round == 0:
+                self._first_round = server_round
+            self._round, self._rounds = server_round, rounds
+            for line in self._lines.values():
+                if line.state == "waiting":
+                    line.state = "training"
+
+    def node_done(self, node: str, server_round: int, metrics: Mapping[str, Any]) -> None:
+        """A node answered: a stage (``server_round`` 0), or a round, with ``train_loss`` and ``pseudo_dice``."""
+        with self._lock:
+            line = self._lines.setdefault(node, _Line())
+            line.state = "waiting" if server_round else f"{_STATES.get(self._stage, self._stage)} done"
+            if server_round:
+                line.epoch = server_round
+                line.loss = metrics.get("train_loss")
+                line.pseudo_dice = metrics.get("pseudo_dice")
+
+    def round_done(self, server_round: int) -> None:
+        """All nodes have finished the round and were averaged."""
+        with self._lock:
+            self._done = server_round
+            for line in self._lines.values():
+                if line.state == "waiting" and server_round < self._rounds:
+                    line.state = "training"
+            step = math.ceil(self._rounds / PLAIN_ROUND_LINES)
+            if self._live is None and (server_round % step == 0 or server_round == self._rounds):
+                scores = "  ".join(
+                    f"{node} {_number(line.pseudo_dice, 2)}"
+                    for node, line in self._lines.items()
+                    if line.epoch == server_round
+                )
+                left = f"  {_clock(self._seconds_left())} left" if server_round < self._rounds else ""
+                self._say(f"round {server_round}/{self._rounds}  pseudo-Dice  {scores}{left}")
+
+    def message(self, text: str) -> None:
+        """Say something that stays on the screen."""
+        with self._lock:
+            if self._live is None:
+                self._say(text)
+            else:
+                self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def __rich__(self) -> RenderableType:
+        """The live lines."""
+        with self._lock:
+            return Group(self._node_lines(), self._round_line())
+
+    def _node_lines(self) -> Table:
+        table = Table.grid(padding=(0, 2))
+        for justify in ("left", "left", "right", "right", "right", "right"):
+            table.add_column(justify=justify, no_wrap=True)
+        left = _clock(self._seconds_left()) if self._stage == "train" and self._seconds_left() else ""
+        for node, line in self._lines.items():
+            known = line.epoch > 0
+            table.add_row(
+                Text(f"  {node}", style="bold"),
+                Text(line.state, style="dim" if line.state.endswith(("waiting", "done")) else "cyan"),
+                f"epoch {line.epoch}/{self._rounds}" if known else "",
+                f"loss {_number(line.loss, 3)}" if known else "",
+                f"pseudo-Dice {_number(line.pseudo_dice, 3)}" if known else "",
+                Text(f"{left} left" if left and known and line.epoch < self._rounds else "", style="dim"),
+            )
+        return table
+
+    def _round_line(self) -> Table:
+        table = Table.grid(padding=(0, 2))
+        stage = _STATES.get(self._stage, self._stage)
+        at = f"round {self._done}/{self._rounds}" if self._done else stage
+        table.add_row(
+            Text(self._title, style="bold cyan"),
+            at,
+            ProgressBar(total=max(self._rounds, 1), completed=self._done, width=32),
+            Text(_clock(time.monotonic() - self._begin), style="dim"),
+        )
+        return table
+
+    def _seconds_left(self) -> float:
+        finished = self._done - self._first_round + 1
+        if self._done == 0 or finished <= 0:
+            return 0.0
+        return (time.monotonic() - self._train_begin) / finished * (self._rounds - self._done)
+
+    def _say(self, text: str) -> None:
+        clock = _clock(time.monotonic() - self._begin)
+        self._console.print(
+            f"{self._title}  {clock:>5}  {text}", highlight=False, markup=False, soft_wrap=True
+        )
+        self._console.file.flush()
+
+
+def _number(value: float | None, decimals: int) -> str:
+    return "–" if value is None or math.isnan(value) else f"{value:.{decimals}f}"
+
+
+def _clock(seconds: float) -> str:
+    whole = int(seconds)
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"

@@ -1,0 +1,230 @@
+"""Reads what a run left in its folder, as far as it got."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from fednnunet.errors import DataError
+
+POOLED_NODE = "centralized"
+"""The one node of the pooled baseline; its cases carry the names of their centres."""
+
+CASE_COLUMNS = ["strategy", "node", "fold", "case", "label", "dsc", "hd95"]
+ROUND_COLUMNS = [
+    *("strategy", "round", "node", "train_loss", "val_loss", "pseudo_dice"),
+    *("seconds_train", "seconds_exchange", "bytes_up", "bytes_down"),
+]
+_TEXT = ["strategy", "node", "label"]
+_NOT_A_SETUP = (
+    "strategy",
+    "seed",
+    "fold",
+    "logger",
+    "node",
+    "federation",
+    "hydra",
+    "paths",
+    "hydra/launcher",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of one set-up.
+
+    Attributes:
+        folder: of the run.
+        setup: name of the set-up in tables and figures: the strategy, and what else a sweep varied.
+        info: ``run.json``; empty for a run that did not finish.
+        plans: node to nnU-Net's plans.
+        cases: ``cases.csv``, with a column ``seed``.
+        rounds: ``rounds.csv``, with a column ``seed``.
+        overlays: centre to number of the case to file.
+        config: the composed configuration as yaml, empty when there is none.
+        overrides: what was changed on the command line, key to value.
+    """
+
+    folder: Path
+    setup: str
+    info: dict[str, Any]
+    plans: dict[str, dict[str, Any]]
+    cases: pd.DataFrame
+    rounds: pd.DataFrame
+    overlays: dict[str, dict[int, Path]]
+    config: str
+    overrides: dict[str, str]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run was scored and wrote down its end."""
+        return bool(self.info) and not self.cases.empty
+
+    @property
+    def problem(self) -> str | None:
+        """What an unfinished run lacks, in one line; None for a finished one."""
+        if self.finished:
+            return None
+        trained = int(self.rounds["round"].max()) if not self.rounds.empty else 0
+        got = f"it trained {trained} round{'s' * (trained != 1)}" if trained else "it trained no round"
+        return f"{self.folder.name} did not finish: {got}" + (
+            " and has no scores" if self.cases.empty else ""
+        )
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run folder; what is not there stays empty.
+
+    Raises:
+        DataError: a file is there and can not be read; names it.
+    """
+    info = _read_json(folder / "run.json")
+    seed = int(info.get("seed", 0))
+    cases = read_csv(folder / "cases.csv", CASE_COLUMNS)
+    rounds = read_csv(folder / "rounds.csv", ROUND_COLUMNS)
+    strategies = [*cases["strategy"].unique(), *rounds["strategy"].unique()]
+    config = folder / ".hydra" / "config.yaml"
+    return Run(
+        folder=folder,
+        setup=str(info.get("strategy", strategies[0] if strategies else folder.name)),
+        info=info,
+        plans=_read_json(folder / "plans.json"),
+        cases=cases.assign(seed=seed),
+        rounds=rounds.assign(seed=seed),
+        overlays=_find_overlays(folder),
+        config=config.read_text() if config.is_file() else "",
+        overrides=_read_overrides(folder / ".hydra" / "overrides.yaml"),
+    )
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Read the runs of a sweep; where it varied more than strategy, seed and fold, set-ups say so by name."""
+    runs = [read_run(folder) for folder in folders]
+    keys = sorted({key for run in runs for key in run.overrides if key.split(".")[0] not in _NOT_A_SETUP})
+    varied = [key for key in keys if len({run.overrides.get(key) for run in runs}) > 1]
+    named = []
+    for run in runs:
+        extra = "".join(f" {key}={run.overrides[key]}" for key in varied if key in run.overrides)
+        setup = f"{run.setup}{extra}"
+        cases, rounds = run.cases.assign(strategy=setup), run.rounds.assign(strategy=setup)
+        named.append(replace(run, setup=setup, cases=cases, rounds=rounds))
+    return named
+
+
+def merge(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Rows of all runs below each other; the column ``seed`` stays where there are several."""
+    filled = [frame for frame in frames if not frame.empty]
+    merged = pd.concat(filled, ignore_index=True) if filled else frames[0]
+    return merged if merged["seed"].nunique() > 1 else merged.drop(columns="seed")
+
+
+def node_order(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
+    """Training and external nodes, in the order of the configuration."""
+    external = _ordered(node for run in runs for node in run.info.get("external", []))
+    training = _ordered(node for run in runs for node in run.info.get("nodes", []))
+    scored = _ordered(node for run in runs for node in run.cases["node"])
+    training = _ordered([*training, *(node for node in scored if node not in external)])
+    if POOLED_NODE not in scored:
+        training = [node for node in training if node != POOLED_NODE]
+    return training, external
+
+
+def read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """Read a table of a run; a file that is not there is an empty table.
+
+    Raises:
+        DataError: not CSV, or a column is missing; names file and column.
+    """
+    if not path.is_file():
+        return pd.DataFrame(columns=list(columns))
+    try:
+        # A node may be called NA: only numbers may be missing.
+        frame = pd.read_csv(
+            path,
+            dtype=dict.fromkeys(_TEXT, str),
+            keep_default_na=False,
+            na_values={name: ["", "nan"] for name in columns if name not in _TEXT},
+            float_precision="round_trip",
+        )
+    except (ValueError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not a readable table: {error}") from None
+    missing = [name for name in columns if name not in frame.columns]
+    if missing:
+        raise DataError(f"{path} lacks the column {missing[0]}")
+    return frame
+
+
+def write_csv(frame: pd.DataFrame, path: Path) -> None:
+    """Write a table so that ``path`` is whole at any moment; numbers keep all their digits."""
+    write_atomically(path, frame.to_csv(index=False))
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write ``text`` so that ``path`` is whole at any moment."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            partial.unlink()
+
+
+def brief_plans(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
+    """What tells two plans apart: batch size, patch (pixels), spacing (mm), stages, features a stage.
+
+    Raises:
+        DataError: the plans have no such configuration.
+    """
+    chosen = plans.get("configurations", {}).get(configuration)
+    if not chosen:
+        raise DataError(f"plans.json has no configuration {configuration}")
+    architecture = chosen["architecture"]["arch_kwargs"]
+    return {
+        "batch_size": chosen["batch_size"],
+        "patch_size": list(chosen["patch_size"]),
+        "spacing": [round(float(value), 3) for value in chosen["spacing"]],
+        "n_stages": architecture["n_stages"],
+        "features_per_stage": list(architecture["features_per_stage"]),
+    }
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path} holds no JSON object")
+    return content
+
+
+def _read_overrides(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    lines = [line.removeprefix("- ").strip().strip("'\"") for line in path.read_text().splitlines()]
+    pairs = [line.lstrip("+~").partition("=") for line in lines if "=" in line]
+    return {key: value for key, _, value in pairs}
+
+
+def _find_overlays(folder: Path) -> dict[str, dict[int, Path]]:
+    found: dict[str, dict[int, Path]] = {}
+    for path in sorted(folder.glob("nodes/*/overlays/*__*.npz")):
+        centre, _, case = path.stem.rpartition("__")
+        if case.isdigit():
+            found.setdefault(centre, {})[int(case)] = path
+    return found
+
+
+def _ordered(names: Any) -> list[str]:
+    return list(dict.fromkeys(names))

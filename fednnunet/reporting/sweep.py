@@ -1,0 +1,82 @@
+"""After a run its table and report; after a sweep one table and report over all its runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+from rich.console import Console
+
+from fednnunet.reporting.report import results_of, write_report
+from fednnunet.reporting.run_folder import merge, read_runs, write_csv
+from fednnunet.reporting.tables import summarise
+
+
+def finish_run(run_folder: Path) -> str:
+    """Write ``summary.csv`` and ``report.html`` of one run.
+
+    Returns:
+        The table of results and the path of the report, to print.
+
+    Raises:
+        DataError: a file of the run can not be read; names it.
+    """
+    (run,) = read_runs([run_folder])
+    write_csv(summarise(run.cases.drop(columns="seed")), run_folder / "summary.csv")
+    report = write_report(run_folder, [run_folder])
+    table = results_of([run])
+    return f"\n{table.as_text() if table else run.problem}\nreport: {os.path.relpath(report)}"
+
+
+def compare_runs(folder: Path, run_folders: Sequence[Path], console: Console) -> Path:
+    """Write merged tables and one report of several runs into ``folder`` and print the table.
+
+    The CSV files have the columns of a run's; a column ``seed`` follows where seeds differ.
+
+    Returns:
+        Path of the report.
+
+    Raises:
+        DataError: a file of a run can not be read; names it.
+    """
+    runs = read_runs(run_folders)
+    cases = merge([run.cases for run in runs])
+    write_csv(cases, folder / "cases.csv")
+    write_csv(summarise(cases), folder / "summary.csv")
+    write_csv(merge([run.rounds for run in runs]), folder / "rounds.csv")
+    report = write_report(folder, run_folders)
+    table = results_of(runs)
+    console.print()
+    if table is not None:
+        if console.is_terminal:
+            console.print(table.as_rich())
+        else:
+            console.print(table.as_text(), soft_wrap=True, highlight=False, end="")
+    for run in runs:
+        if run.problem:
+            console.print(f"{run.problem}.", style="yellow", soft_wrap=True, highlight=False)
+    console.print(f"\nreport: {os.path.relpath(report)}", soft_wrap=True, highlight=False)
+    return report
+
+
+class CompareRuns(Callback):
+    """Hydra callback: compares the runs of a sweep when it ends."""
+
+    def __init__(self) -> None:
+        self._jobs: list[Path] = []
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Note the run's folder, so that older runs in the same sweep folder stay out."""
+        self._jobs.append(Path(config.hydra.runtime.output_dir))
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Compare this sweep's runs; where a launcher ran them elsewhere, all runs in the sweep's folder."""
+        folder = Path(config.hydra.runtime.cwd) / config.hydra.sweep.dir
+        runs = self._jobs or sorted(path.parent for path in folder.glob("*/.hydra"))
+        if runs:
+            compare_runs(folder, runs, Console())

@@ -1,0 +1,196 @@
+"""Means over cases, and the table of results: set-ups by nodes, DSC and HD95."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+SETUP_ORDER = ("local", "asym", "ffe", "centralized")
+"""Rows of the table, as in the paper; others follow."""
+
+NOT_PRIVATE = "centralized"
+"""Pools the images in one place: an upper reference, no candidate for the best."""
+
+MEAN = "mean"
+SUMMARY_COLUMNS = ["strategy", "node", "fold", "n_cases", "dsc", "hd95"]
+UNDEFINED = "–"
+
+
+def case_means(cases: pd.DataFrame) -> pd.DataFrame:
+    """One row a case: DSC and HD95 averaged over its labels, leaving out those that are not defined."""
+    keys = [key for key in ("strategy", "node", "fold", "seed", "case") if key in cases.columns]
+    return cases.groupby(keys, sort=False, as_index=False)[["dsc", "hd95"]].mean()
+
+
+def summarise(cases: pd.DataFrame) -> pd.DataFrame:
+    """Mean over cases of the case's mean over labels, for each strategy, node and fold (and seed).
+
+    Args:
+        cases: columns of ``cases.csv``; NaN where a metric is not defined.
+
+    Returns:
+        Columns of ``summary.csv`` (and ``seed`` where ``cases`` has it); a metric that is defined for no
+        case is NaN.
+    """
+    keys = [key for key in ("strategy", "node", "fold", "seed") if key in cases.columns]
+    if cases.empty:
+        return pd.DataFrame(columns=[*SUMMARY_COLUMNS, *(key for key in keys if key == "seed")])
+    grouped = case_means(cases).groupby(keys, sort=False)
+    summary = grouped.agg(
+        n_cases=("case", "nunique"), dsc=("dsc", "mean"), hd95=("hd95", "mean")
+    ).reset_index()
+    return summary[[*SUMMARY_COLUMNS, *(key for key in keys if key == "seed")]]
+
+
+def order_setups(names: Iterable[str]) -> list[str]:
+    """Set-ups as the paper lists them, then all others in their own order."""
+    seen = list(dict.fromkeys(names))
+
+    def place(name: str) -> int:
+        base = name.split(" ")[0]
+        return SETUP_ORDER.index(base) if base in SETUP_ORDER else len(SETUP_ORDER)
+
+    return sorted(seen, key=place)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is shown.
+
+    Attributes:
+        column: in ``summary.csv``.
+        title: with the unit and the direction that is better.
+        decimals: shown.
+        larger_is_better: for choosing the best.
+    """
+
+    column: str
+    title: str
+    decimals: int
+    larger_is_better: bool
+
+    def show(self, value: float) -> str:
+        """The value as text, a dash where it is not defined."""
+        return UNDEFINED if np.isnan(value) else f"{value:.{self.decimals}f}"
+
+
+@dataclass(frozen=True)
+class ResultsTable:
+    """Results of set-ups (rows) at nodes (columns), means over folds and seeds.
+
+    Attributes:
+        setups: rows.
+        training: columns whose mean is the column ``mean``.
+        external: columns of nodes without training cases, apart from the mean.
+        hd95_unit: ``mm`` or ``pixels``.
+        metrics: DSC and HD95.
+        values: metric column to values, rows ``setups``, columns :attr:`columns`.
+    """
+
+    setups: list[str]
+    training: list[str]
+    external: list[str]
+    hd95_unit: str
+    metrics: list[Metric]
+    values: dict[str, pd.DataFrame]
+
+    @property
+    def columns(self) -> list[str]:
+        """Training nodes, their mean, external nodes."""
+        return [*self.training, MEAN, *self.external]
+
+    def cell(self, metric: Metric, setup: str, column: str) -> str:
+        """One value as text."""
+        return metric.show(self.values[metric.column].loc[setup, column])
+
+    def is_best(self, metric: Metric, setup: str, column: str) -> bool:
+        """Whether no other set-up that keeps images at their nodes shows a better value (ties: all)."""
+        values = self.values[metric.column][column].round(metric.decimals)
+        rivals = values[[name for name in self.setups if name.split(" ")[0] != NOT_PRIVATE]].dropna()
+        if setup not in rivals.index or len(rivals) < 2:
+            return False
+        return bool(rivals[setup] == (rivals.max() if metric.larger_is_better else rivals.min()))
+
+    def as_rich(self) -> Table:
+        """For the terminal; the best in bold."""
+        table = Table(show_edge=False, pad_edge=False, header_style="bold", row_styles=[""])
+        table.add_column("")
+        table.add_column("set-up", no_wrap=True)
+        for column in self.columns:
+            title = Text(column, style="italic" if column == MEAN else "")
+            if column in self.external:
+                title.append("\nexternal", style="dim not bold")
+            table.add_column(title, justify="right", no_wrap=True)
+        for metric in self.metrics:
+            for row, setup in enumerate(self.setups):
+                cells = [
+                    Text(
+                        self.cell(metric, setup, column),
+                        style="bold green" if self.is_best(metric, setup, column) else "",
+                    )
+                    for column in self.columns
+                ]
+                last = row == len(self.setups) - 1
+                table.add_row(metric.title if row == 0 else "", setup, *cells, end_section=last)
+        return table
+
+    def as_text(self) -> str:
+        """For a file or a pipe: no colours, as wide as it needs to be."""
+        out = io.StringIO()
+        console = Console(file=out, width=500, no_color=True, force_terminal=False)
+        console.print(self.as_rich())
+        return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+    def as_markdown(self) -> str:
+        """For a README; the best in bold."""
+        titles = [f"{name} (external)" if name in self.external else name for name in self.columns]
+        lines = [
+            f"| | set-up | {' | '.join(titles)} |",
+            f"| --- | --- |{' ---: |' * len(titles)}",
+        ]
+        for metric in self.metrics:
+            for row, setup in enumerate(self.setups):
+                cells = []
+                for column in self.columns:
+                    text = self.cell(metric, setup, column)
+                    cells.append(f"**{text}**" if self.is_best(metric, setup, column) else text)
+                lines.append(f"| {metric.title if row == 0 else ''} | {setup} | {' | '.join(cells)} |")
+        return "\n".join(lines) + "\n"
+
+
+def results_table(
+    summary: pd.DataFrame, node_order: Sequence[str], external: Sequence[str] = (), hd95_unit: str = "mm"
+) -> ResultsTable:
+    """Table of results from rows of ``summary.csv``.
+
+    Several folds and seeds are averaged. The mean goes over training nodes only, and is not defined where
+    one of them has no value.
+
+    Args:
+        summary: columns of ``summary.csv``.
+        node_order: training nodes.
+        external: nodes without training cases.
+        hd95_unit: ``mm`` or ``pixels``.
+    """
+    metrics = [
+        Metric("dsc", "DSC ↑", 3, larger_is_better=True),
+        Metric("hd95", f"HD95 ({hd95_unit}) ↓", 2, larger_is_better=False),
+    ]
+    setups = order_setups(summary["strategy"])
+    training, outside = list(node_order), list(external)
+    values: dict[str, Any] = {}
+    for metric in metrics:
+        numbers = summary.assign(**{metric.column: pd.to_numeric(summary[metric.column])})
+        by_node = numbers.groupby(["strategy", "node"])[metric.column].mean().unstack("node")
+        frame = by_node.reindex(index=setups, columns=[*training, *outside]).astype(float)
+        frame.insert(len(training), MEAN, frame[training].mean(axis=1, skipna=False))
+        values[metric.column] = frame
+    return ResultsTable(setups, training, outside, hd95_unit, metrics, values)

@@ -1,0 +1,139 @@
+"""A run folder as ``train.py`` leaves it, with figures that look like training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+NODES = {"ISPY1": 12, "ISPY2": 36, "DUKE": 14, "NACT": 5}
+EXTERNAL = "KAUNO"
+LEVEL = {"local": 0.42, "asym": 0.58, "ffe": 0.55, "centralized": 0.6}
+ROUNDS = 12
+
+MakeRun = Callable[..., Path]
+
+
+def write_overlay(path: Path, rng: np.random.Generator, quality: float) -> None:
+    """A bright blob, its outline, and a prediction that misses some of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    height, width = 72, 64
+    y, x = np.mgrid[:height, :width]
+    reference = ((y - 40) ** 2 / 81 + (x - 28) ** 2 / 49) < 1
+    prediction = ((y - 40) ** 2 / 81 + (x - 28 - 8 * (1 - quality)) ** 2 / 49) < quality + 0.3
+    tissue = 80 * np.exp(-(((y - 36) / 30) ** 2 + ((x - 32) / 26) ** 2))
+    image = tissue + 45 * reference + rng.normal(0, 9, (height, width))
+    np.savez_compressed(
+        path,
+        image=image.astype(np.float32),
+        reference=reference.astype(np.uint8),
+        prediction=prediction.astype(np.uint8),
+        spacing=np.array([1.2, 1.0]),
+        dsc=2 * (reference & prediction).sum() / (reference.sum() + prediction.sum()),
+    )
+
+
+def nnunet_plans(batch: int, patch: int, spacing: float, stages: int) -> dict[str, Any]:
+    """The part of nnU-Net's plans that a report shows."""
+    features = [min(8 * 2**stage, 64) for stage in range(stages)]
+    architecture = {"arch_kwargs": {"n_stages": stages, "features_per_stage": features}}
+    chosen = {
+        "batch_size": batch,
+        "patch_size": [patch, patch],
+        "spacing": [spacing, spacing],
+        "architecture": architecture,
+    }
+    return {"dataset_name": "Dataset101_X", "plans_name": "nnUNetPlans", "configurations": {"2d": chosen}}
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> MakeRun:
+    """Write a finished run; returns its folder."""
+
+    def make(
+        strategy: str = "asym",
+        *,
+        seed: int = 0,
+        folder: Path | None = None,
+        overrides: tuple[str, ...] = (),
+        overlays: bool = True,
+    ) -> Path:
+        folder = folder or tmp_path / "sweep" / f"strategy={strategy},seed={seed}"
+        rng = np.random.default_rng([seed, *strategy.encode()])
+        (folder / ".hydra").mkdir(parents=True)
+        (folder / ".hydra" / "config.yaml").write_text(f"seed: {seed}\nstrategy:\n  name: {strategy} # <own>\n")
+        lines = [f"strategy={strategy}", f"seed={seed}", *overrides]
+        (folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {line}\n" for line in lines))
+        level = LEVEL.get(strategy, 0.5)
+        pooled = strategy == "centralized"
+        workers = ["centralized"] if pooled else list(NODES)
+        plans = {
+            node: nnunet_plans(8, 112 if node == "DUKE" else 56, 0.75 if node == "DUKE" else 1.5, 4 + (node == "DUKE"))
+            for node in workers
+        }
+        (folder / "plans.json").write_text(json.dumps(plans))
+        shares = {"ISPY1": 0.61, "ISPY2": 0.61, "DUKE": 0.23, "NACT": 0.61}
+        info = {
+            "strategy": strategy,
+            "dataset": "phantom",
+            "seed": seed,
+            "fold": 0,
+            "configuration": "2d",
+            "nodes": list(NODES),
+            "external": [EXTERNAL],
+            "hd95_unit": "mm",
+            "rounds": ROUNDS,
+            "iterations": 10,
+            "started": "2026-01-02T03:04:05+00:00",
+            "seconds": 81.2,
+            "peak_memory_gib": 3.1,
+            "versions": {"fednnunet": "0.1.0", "nnunetv2": "2.8.1"},
+            "command": "python train.py -m strategy=local,asym <&>",
+            "shared_fraction": shares if strategy == "asym" else {},
+            "num_training": {"centralized": sum(NODES.values())} if pooled else NODES,
+        }
+        (folder / "run.json").write_text(json.dumps(info))
+        cases = [
+            {
+                "strategy": strategy,
+                "node": node,
+                "fold": 0,
+                "case": case,
+                "label": label,
+                "dsc": float(np.clip(rng.normal(level - 0.12 * (node == "NACT"), 0.12), 0, 1)),
+                "hd95": None if case == 0 and label == "oedema" else float(rng.gamma(3, 4 * (1.2 - level))),
+            }
+            for node in [*NODES, EXTERNAL]
+            for case in range(6)
+            for label in ("tumour", "oedema")
+        ]
+        pd.DataFrame(cases).to_csv(folder / "cases.csv", index=False)
+        rounds = [
+            {
+                "strategy": strategy,
+                "round": number,
+                "node": node,
+                "train_loss": 0.1 - level * (1 - np.exp(-number / 4)) + rng.normal(0, 0.015),
+                "val_loss": 0.12 - level * (1 - np.exp(-number / 4)) + rng.normal(0, 0.03),
+                "pseudo_dice": None if number == 1 else level * (1 - np.exp(-number / 4)) + rng.normal(0, 0.02),
+                "seconds_train": 2 + rng.random(),
+                "seconds_exchange": 0.0 if strategy in ("local", "centralized") else 0.1 + 0.1 * rng.random(),
+                "bytes_up": 0 if strategy in ("local", "centralized") else 3_100_000,
+                "bytes_down": 0 if strategy in ("local", "centralized") else 3_100_000,
+            }
+            for number in range(1, ROUNDS + 1)
+            for node in workers
+        ]
+        pd.DataFrame(rounds).to_csv(folder / "rounds.csv", index=False)
+        if overlays:
+            for centre in [*NODES, EXTERNAL]:
+                node = "centralized" if pooled and centre != EXTERNAL else centre
+                write_overlay(folder / "nodes" / node / "overlays" / f"{centre}__0.npz", rng, level)
+        return folder
+
+    return make
