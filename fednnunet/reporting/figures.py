@@ -71,10 +71,10 @@ def learning_curves(rounds: pd.DataFrame, nodes: Sequence[str]) -> Figure:
             _clean(axes)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
             if single:
-                axes.set_title(title)
+                axes.set_title(title, fontsize=10, color=INK)
             else:
                 if row == 0:
-                    axes.set_title(setup, fontweight="bold")
+                    axes.set_title(setup, fontsize=10, fontweight="bold", color=INK)
                 if place == 0:
                     axes.set_ylabel(title)
             if single or row == len(CURVES) - 1:
@@ -125,7 +125,7 @@ def case_scores(
     ):
         _clean(axes)
         axes.grid(visible=False, axis="x")
-        axes.set_title(title, loc="left")
+        axes.set_title(title, loc="left", fontsize=10, color=INK)
         for place, setup in enumerate(setups):
             for node in nodes:
                 chosen = scores[(scores["strategy"] == setup) & (scores["node"] == node)][column].dropna()
@@ -161,10 +161,13 @@ def overlay_row(node: str, slices: Mapping[str, Path]) -> Figure:
     Raises:
         DataError: a file lacks an array or can not be read; names it.
     """
-    figure = _figure((0.2 + 2.9 * len(slices), 3.6))
+    loaded = {setup: read_overlay(path) for setup, path in slices.items()}
+    shape, spacing = next((a["image"].shape, a["spacing"]) for a in loaded.values())
+    aspect = shape[0] * spacing[0] / (shape[1] * spacing[1])
+    width = min(max(3.0 / aspect, 1.6), 3.6)
+    figure = _figure((0.1 + (width + 0.1) * len(slices), width * aspect + 0.95))
     panels = figure.subplots(1, len(slices), squeeze=False)[0]
-    for axes, (setup, path) in zip(panels, slices.items(), strict=True):
-        arrays = read_overlay(path)
+    for axes, (setup, arrays) in zip(panels, loaded.items(), strict=True):
         image, spacing = arrays["image"], arrays["spacing"]
         low, high = np.percentile(image, [0.5, 99.5])
         axes.imshow(
@@ -221,7 +224,7 @@ def round_costs(rounds: pd.DataFrame) -> Figure:
         (bytes_axes, "MB a round, all nodes", ("bytes_up", "bytes_down"), "sum"),
     ):
         _clean(axes)
-        axes.set_title(title, loc="left")
+        axes.set_title(title, loc="left", fontsize=10, color=INK)
         axes.set_xlabel("round")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         for setup in setups:
@@ -284,8 +287,7 @@ def _clean(axes: Axes) -> None:
     axes.grid(visible=True, color=FAINT, lw=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=8.5, color="#9aa5b1", labelcolor=INK)
-    axes.title.set_fontsize(10)
-    for label in (axes.title, axes.xaxis.label, axes.yaxis.label):
+    for label in (axes.xaxis.label, axes.yaxis.label):
         label.set_color(INK)
 
 

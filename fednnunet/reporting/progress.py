@@ -102,7 +102,13 @@ class RunProgress:
                     line.state = "training"
 
     def node_done(self, node: str, server_round: int, metrics: Mapping[str, Any]) -> None:
-        """A node answered: a stage (``server_round`` 0), or a round, with ``train_loss`` and ``pseudo_dice``."""
+        """A node is done with a stage (``server_round`` 0), or with a round.
+
+        Args:
+            node: its name.
+            server_round: the round, or 0.
+            metrics: of a round ``train_loss`` and ``pseudo_dice``, where there are any.
+        """
         with self._lock:
             line = self._lines.setdefault(node, _Line())
             line.state = "waiting" if server_round else f"{_STATES.get(self._stage, self._stage)} done"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,14 @@ class Picture:
     Attributes:
         title: alternative text.
         uri: the image itself.
-        width: smallest width in pixels at which its letters can be read.
+        width: in pixels, at its natural size.
+        readable: smallest width in pixels at which its letters can be read.
     """
 
     title: str
     uri: str
     width: int
+    readable: int
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ def render_report(folder: Path, runs: Sequence[Run]) -> str:
         duration=duration,
         problems=[run.problem for run in ordered if run.problem],
         table=table,
-        undefined_hd95=_undefined(cases) if table is not None else {},
+        undefined_hd95=_undefined(cases) if table is not None else "",
         curves=curves,
         scores=scores,
         costs=costs,
@@ -177,7 +180,7 @@ def _facts(runs: Sequence[Run], training: Sequence[str], external: Sequence[str]
         ("Rounds × iterations", " × ".join(filter(None, (values("rounds"), values("iterations"))))),
         ("Fold", values("fold")),
         ("Seed", values("seed")),
-        ("Started", min((run.info["started"] for run in runs if "started" in run.info), default="")),
+        ("Started", min((_moment(run.info["started"]) for run in runs if "started" in run.info), default="")),
         ("Duration", duration(sum(seconds)) if seconds else ""),
         ("Peak memory", values("peak_memory_gib", lambda gib: f"{gib:.1f} GiB") if len(runs) == 1 else ""),
         ("Versions", ", ".join(f"{name} {number}" for name, number in versions.items())),
@@ -185,14 +188,18 @@ def _facts(runs: Sequence[Run], training: Sequence[str], external: Sequence[str]
     return [(name, value) for name, value in facts if value]
 
 
-def _undefined(cases: pd.DataFrame) -> dict[str, str]:
-    """Set-up to how many of its scores have no HD95, where there are any."""
-    counts = {}
+def _moment(iso: str) -> str:
+    return datetime.fromisoformat(iso).strftime("%Y-%m-%d %H:%M %Z").strip()
+
+
+def _undefined(cases: pd.DataFrame) -> str:
+    """How many scores of each set-up have no HD95, where there are any."""
+    counts = []
     for setup, rows in cases.groupby("strategy", sort=False):
         missing = int(rows["hd95"].isna().sum())
         if missing:
-            counts[str(setup)] = f"{missing} of {len(rows)}"
-    return counts
+            counts.append(f"{missing} of {len(rows)} scores of {setup}")
+    return ", ".join(counts)
 
 
 def _plans(run: Run) -> PlansOfSetup | None:
@@ -239,14 +246,18 @@ def _overlays(runs: Sequence[Run], nodes: Sequence[str], saved: Path) -> dict[st
         name = f"overlay_{''.join(c if c.isalnum() else '_' for c in node)}"
         png, _ = figures.save_figure(figure, saved, name)
         title = f"{node}, held-out case {chosen}: reference and prediction"
-        pictures[node] = Picture(title, figures.as_data_uri(png, "image/png"), min(160 * len(slices), 760))
+        pictures[node] = _picture(title, figures.as_data_uri(png, "image/png"), figure)
     return pictures
 
 
 def _svg(figure: Figure, saved: Path, name: str, title: str) -> Picture:
     _, svg = figures.save_figure(figure, saved, name)
-    width = round(70 * figure.get_size_inches()[0])
-    return Picture(title, figures.as_data_uri(svg, "image/svg+xml"), width)
+    return _picture(title, figures.as_data_uri(svg, "image/svg+xml"), figure)
+
+
+def _picture(title: str, uri: str, figure: Figure) -> Picture:
+    inches = figure.get_size_inches()[0]
+    return Picture(title, uri, width=round(105 * inches), readable=round(min(66 * inches, 760)))
 
 
 def _one_a_setup(runs: Sequence[Run]) -> list[Run]:

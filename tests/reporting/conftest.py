@@ -66,14 +66,18 @@ def make_run(tmp_path: Path) -> MakeRun:
         folder = folder or tmp_path / "sweep" / f"strategy={strategy},seed={seed}"
         rng = np.random.default_rng([seed, *strategy.encode()])
         (folder / ".hydra").mkdir(parents=True)
-        (folder / ".hydra" / "config.yaml").write_text(f"seed: {seed}\nstrategy:\n  name: {strategy} # <own>\n")
+        (folder / ".hydra" / "config.yaml").write_text(
+            f"seed: {seed}\nstrategy:\n  name: {strategy} # <own>\n"
+        )
         lines = [f"strategy={strategy}", f"seed={seed}", *overrides]
         (folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {line}\n" for line in lines))
         level = LEVEL.get(strategy, 0.5)
         pooled = strategy == "centralized"
         workers = ["centralized"] if pooled else list(NODES)
         plans = {
-            node: nnunet_plans(8, 112 if node == "DUKE" else 56, 0.75 if node == "DUKE" else 1.5, 4 + (node == "DUKE"))
+            node: nnunet_plans(
+                8, 112 if node == "DUKE" else 56, 0.75 if node == "DUKE" else 1.5, 4 + (node == "DUKE")
+            )
             for node in workers
         }
         (folder / "plans.json").write_text(json.dumps(plans))
@@ -113,6 +117,7 @@ def make_run(tmp_path: Path) -> MakeRun:
             for label in ("tumour", "oedema")
         ]
         pd.DataFrame(cases).to_csv(folder / "cases.csv", index=False)
+        exchanges = strategy not in ("local", "centralized")
         rounds = [
             {
                 "strategy": strategy,
@@ -120,11 +125,13 @@ def make_run(tmp_path: Path) -> MakeRun:
                 "node": node,
                 "train_loss": 0.1 - level * (1 - np.exp(-number / 4)) + rng.normal(0, 0.015),
                 "val_loss": 0.12 - level * (1 - np.exp(-number / 4)) + rng.normal(0, 0.03),
-                "pseudo_dice": None if number == 1 else level * (1 - np.exp(-number / 4)) + rng.normal(0, 0.02),
+                "pseudo_dice": None
+                if number == 1
+                else level * (1 - np.exp(-number / 4)) + rng.normal(0, 0.02),
                 "seconds_train": 2 + rng.random(),
-                "seconds_exchange": 0.0 if strategy in ("local", "centralized") else 0.1 + 0.1 * rng.random(),
-                "bytes_up": 0 if strategy in ("local", "centralized") else 3_100_000,
-                "bytes_down": 0 if strategy in ("local", "centralized") else 3_100_000,
+                "seconds_exchange": 0.1 * rng.random() if exchanges else 0.0,
+                "bytes_up": 3_100_000 if exchanges else 0,
+                "bytes_down": 3_100_000 if exchanges else 0,
             }
             for number in range(1, ROUNDS + 1)
             for node in workers

@@ -1,0 +1,88 @@
+"""The phantom: reproducible, whole or absent, true to its description."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from omegaconf import OmegaConf
+
+from fednnunet.datasets import phantom
+from fednnunet.datasets.phantom import make_phantom
+from fednnunet.datasets.raw import check_images, read_dataset
+
+CONF = Path(__file__).parents[2] / "conf" / "dataset" / "phantom.yaml"
+
+
+@pytest.fixture(scope="module")
+def centres() -> dict[str, Any]:
+    config = OmegaConf.load(CONF)
+    centres: dict[str, Any] = OmegaConf.to_container(config.dataset.generator.centres)  # type: ignore[assignment]
+    return {name: {**centre, "cases": 5} for name, centre in centres.items()}
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_same_seed_gives_the_same_bytes_and_another_seed_others(centres: dict[str, Any], tmp_path: Path) -> None:
+    for name, seed in (("one", 1), ("two", 1), ("other", 2)):
+        make_phantom(tmp_path / name, centres, seed)
+    assert digests(tmp_path / "one") == digests(tmp_path / "two")
+    image = "Dataset101_PhantomISPY1/imagesTr/ISPY1_000_0000.nii.gz"
+    assert digests(tmp_path / "one")[image] != digests(tmp_path / "other")[image]
+
+
+def test_a_case_does_not_depend_on_the_others(centres: dict[str, Any], tmp_path: Path) -> None:
+    make_phantom(tmp_path / "all", centres, 1)
+    make_phantom(tmp_path / "few", {"DUKE": {**centres["DUKE"], "cases": 2}}, 1)
+    few = {name: value for name, value in digests(tmp_path / "few").items() if name.endswith(".nii.gz")}
+    assert few.items() <= digests(tmp_path / "all").items()
+
+
+def test_datasets_are_valid_and_as_described(centres: dict[str, Any], tmp_path: Path) -> None:
+    for name, folder in zip(centres, make_phantom(tmp_path, centres, 1), strict=True):
+        external = centres[name].get("external", False)
+        dataset = read_dataset(folder, name, external=external)
+        check_images(dataset, name)
+        assert (folder / "imagesTr").exists() is not external
+        for case in dataset.cases:
+            image, label = sitk.ReadImage(str(case.images[0])), sitk.ReadImage(str(case.label))
+            np.testing.assert_allclose(image.GetSpacing()[::-1], centres[name]["spacing"], rtol=0.031)
+            assert 0.001 < sitk.GetArrayFromImage(label).mean() < 0.2
+            assert sitk.GetArrayFromImage(image).std() > 0
+
+
+def test_what_is_there_stays_and_other_parameters_replace_it(centres: dict[str, Any], tmp_path: Path) -> None:
+    one = {"NACT": centres["NACT"]}
+    (folder,) = make_phantom(tmp_path, one, 1)
+    before = (folder / "dataset.json").stat().st_mtime_ns
+    make_phantom(tmp_path, one, 1)
+    assert (folder / "dataset.json").stat().st_mtime_ns == before
+    make_phantom(tmp_path, {"NACT": {**centres["NACT"], "cases": 6}}, 1)
+    assert len(read_dataset(folder, "NACT").cases) == 6
+
+
+def test_interruption_leaves_nothing_behind(
+    centres: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, made = phantom.make_case, []
+
+    def interrupted(*arguments: Any) -> Any:
+        made.append(1)
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(phantom, "make_case", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make_phantom(tmp_path, centres, 1)
+    assert list(tmp_path.iterdir()) == []

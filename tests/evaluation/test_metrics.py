@@ -1,0 +1,102 @@
+"""DSC and HD95 against MONAI, brute force and hand-worked numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.metrics import compute_dice, compute_hausdorff_distance
+
+from fednnunet.evaluation.metrics import (
+    DiceScore,
+    HausdorffDistance95,
+    dice_score,
+    hausdorff_distance_95,
+    score_case,
+)
+
+
+def one_hot(mask: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(mask.astype(np.uint8))[None, None]
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    shape=st.sampled_from([(6, 9, 11), (1, 12, 12), (17, 13)]),
+    spacing=st.sampled_from([(1.0, 1.0, 1.0), (3.0, 0.7, 0.7), (0.5, 1.25, 2.0)]),
+)
+@settings(max_examples=60, deadline=None)
+def test_scores_agree_with_monai(seed: int, shape: tuple[int, ...], spacing: tuple[float, ...]) -> None:
+    rng = np.random.default_rng(seed)
+    prediction, reference = rng.random(shape) < 0.3, rng.random(shape) < 0.3
+    prediction.flat[0] = reference.flat[-1] = True
+    size = spacing[-len(shape) :]
+    theirs = compute_dice(one_hot(prediction), one_hot(reference)).item()
+    assert dice_score(prediction, reference) == pytest.approx(theirs, abs=1e-6)
+    theirs = compute_hausdorff_distance(
+        one_hot(prediction), one_hot(reference), include_background=True, percentile=95, spacing=list(size)
+    ).item()
+    assert hausdorff_distance_95(prediction, reference, size) == pytest.approx(theirs, rel=1e-5, abs=1e-5)
+
+
+def test_distance_is_in_the_unit_of_the_spacing() -> None:
+    prediction, reference = np.zeros((3, 10, 10)), np.zeros((3, 10, 10))
+    prediction[1, 2, 3] = reference[1, 6, 3] = 1
+    assert hausdorff_distance_95(prediction, reference, (5.0, 0.5, 2.0)) == pytest.approx(4 * 0.5)
+    assert hausdorff_distance_95(prediction, reference, (1.0, 1.0, 1.0)) == pytest.approx(4)
+
+
+def test_small_far_part_moves_the_95th_percentile_little() -> None:
+    reference = np.zeros((60, 60))
+    reference[10:30, 10:30] = 1
+    prediction = reference.copy()
+    prediction[55, 55] = 1  # one of 77 surface pixels
+    assert hausdorff_distance_95(prediction, reference, (1, 1)) == 0
+
+
+def test_empty_masks_follow_the_documented_rule() -> None:
+    empty, full = np.zeros((4, 5, 6)), np.ones((4, 5, 6))
+    spacing = (2.0, 1.0, 0.5)
+    diagonal = np.sqrt((3 * 2.0) ** 2 + 4**2 + (5 * 0.5) ** 2)
+    assert dice_score(empty, empty) == 1
+    assert hausdorff_distance_95(empty, empty, spacing) == 0
+    for prediction, reference in ((empty, full), (full, empty)):
+        assert dice_score(prediction, reference) == 0
+        assert hausdorff_distance_95(prediction, reference, spacing) == pytest.approx(diagonal)
+
+
+def test_regions_are_unions_and_ignored_voxels_do_not_count() -> None:
+    reference = np.array([[[0, 1, 2, 3, 3]]])
+    prediction = np.array([[[0, 1, 1, 1, 2]]])
+    labels = {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}
+    scores = {name: dsc for name, dsc, _ in score_case(prediction, reference, labels, (1.0, 1.0, 1.0))}
+    assert scores == {"whole": 1.0, "core": 0.0}
+
+
+def test_two_dimensional_images_ignore_their_missing_axis() -> None:
+    prediction, reference = np.zeros((1, 8, 8)), np.zeros((1, 8, 8))
+    prediction[0, 1, 1] = reference[0, 1, 4] = 1
+    ((_, _, hd95),) = score_case(prediction, reference, {"background": 0, "a": 1}, (999.0, 1.0, 2.0))
+    assert hd95 == pytest.approx(6)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "spacing", "problem"),
+    [(np.zeros((2, 2)), (1.0, 1.0, 1.0), "shape"), (np.zeros((2, 2, 2)), (1.0,), "spacing has 1")],
+)
+def test_what_does_not_fit_is_refused(prediction: np.ndarray, spacing: tuple[float, ...], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        hausdorff_distance_95(prediction, np.zeros((2, 2, 2)), spacing)
+
+
+def test_metrics_average_over_cases() -> None:
+    dice, distance = DiceScore(), HausdorffDistance95()
+    first, second = torch.zeros(1, 6, 6), torch.zeros(1, 6, 6)
+    first[0, 2, 2] = second[0, 2, 5] = 1
+    for prediction, reference in ((first, first), (first, second)):
+        dice.update(prediction, reference)
+        distance.update(prediction, reference, (1.0, 1.0, 1.0))
+    assert dice.compute() == pytest.approx(0.5)
+    assert distance.compute() == pytest.approx(1.5)
