@@ -10,7 +10,9 @@ os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach launch() below instead of Hydra's own exit
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -29,10 +31,22 @@ def main(cfg: DictConfig) -> None:
         from fednnunet.run import run
 
         print(run(config, COMMAND))
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; the last checkpoints are kept. To go on: {go_on()}", file=sys.stderr)
+        raise
     except FednnUNetError as error:
         # A sweep goes on with its other jobs.
         failures.append(str(error))
         print(f"error: {error}", file=sys.stderr)
+
+
+def go_on() -> str:
+    """The command that goes on with the run, or sweep, that was interrupted."""
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode == RunMode.MULTIRUN:
+        return f"{COMMAND} hydra.sweep.dir={hydra_config.sweep.dir}"
+    overrides = [text for text in hydra_config.overrides.task if not text.startswith("hydra.")]
+    return shlex.join(["python", sys.argv[0], *overrides, f"hydra.run.dir={hydra_config.runtime.output_dir}"])
 
 
 def launch() -> int:

@@ -191,7 +191,9 @@ class RunConfig(Config):
         names = {centre.name for centre in self.dataset.centres}
         unknown = sorted(set(self.gpu_memory.nodes) - names)
         if unknown:
-            raise ValueError(f"gpu_memory.nodes: {unknown[0]} is no centre of {self.dataset.name} ({', '.join(sorted(names))})")
+            raise ValueError(
+                f"gpu_memory.nodes: {unknown[0]} is no centre of {self.dataset.name} ({', '.join(sorted(names))})"
+            )
         return self
 
     @property
@@ -229,4 +231,8 @@ def _first_problem(error: ValidationError) -> str:
     if problem["type"] == "extra_forbidden":
         return f"unknown key {key}"
     value = problem["input"]
-    return f"{key}={value}: {message}" if key and isinstance(value, str | int | float) else f"{key}: {message}".lstrip(": ")
+    return (
+        f"{key}={value}: {message}"
+        if key and isinstance(value, str | int | float)
+        else f"{key}: {message}".lstrip(": ")
+    )

@@ -30,7 +30,12 @@ def cache_key(raw_digest: str, plans: dict[str, Any], configuration: str) -> str
 
 
 def preprocess(
-    dataset: RawDataset, planned: Path, plans: dict[str, Any], configuration: str, cache: Path, workers: int = 1
+    dataset: RawDataset,
+    planned: Path,
+    plans: dict[str, Any],
+    configuration: str,
+    cache: Path,
+    workers: int = 1,
 ) -> Path:
     """Run nnU-Net's preprocessor on every case; the folder to use as ``nnUNet_preprocessed``.
 

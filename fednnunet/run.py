@@ -19,7 +19,7 @@ from hydra.utils import instantiate
 from fednnunet import __version__
 from fednnunet.config import RunConfig
 from fednnunet.datasets.raw import find_dataset, read_dataset
-from fednnunet.errors import ConfigError, FednnUNetError
+from fednnunet.errors import ConfigError
 from fednnunet.federation.client_app import app as client_app
 from fednnunet.federation.grid import LocalGrid
 from fednnunet.federation.journal import Journal
@@ -28,12 +28,12 @@ from fednnunet.federation.strategy import AsymFedAvg, NoExchange
 from fednnunet.node.launch import NodeProcesses
 from fednnunet.node.settings import NodeSettings
 from fednnunet.reporting.progress import RunProgress
+from fednnunet.reporting.run_folder import POOLED_NODE, write_atomically
 from fednnunet.reporting.sweep import finish_run
 from fednnunet.reporting.tracking import Tracker
 
 log = logging.getLogger(__name__)
 
-POOLED_NODE = "centralized"
 RUN_FILE = "run.json"
 CONFIG_FILE = "config.json"
 
@@ -66,7 +66,9 @@ def run(config: RunConfig, command: str) -> str:
     rounds = config.trainer.epochs
     with contextlib.ExitStack() as stack:
         stack.enter_context(log_file(folder / "train.log"))
-        progress = stack.enter_context(RunProgress(config.strategy.name, [node.name for node in nodes], rounds))
+        progress = stack.enter_context(
+            RunProgress(config.strategy.name, [node.name for node in nodes], rounds)
+        )
         progress.stage("start")
         processes = stack.enter_context(NodeProcesses(nodes))
         grid = stack.enter_context(
@@ -79,27 +81,34 @@ def run(config: RunConfig, command: str) -> str:
             rounds=rounds,
             timeout=config.federation.timeout,
         )
-        try:
-            grid.run_server(build_server_app(settings, strategy, journal))
-        except KeyboardInterrupt:
-            tracker.finish(ok=False)
-            raise
-        except FednnUNetError:
-            tracker.finish(ok=False)
-            raise
-    facts |= {
+        stack.callback(tracker.finish, ok=False)  # does nothing after a finish
+        grid.run_server(build_server_app(settings, strategy, journal))
+        facts |= finished_facts(
+            journal, strategy, started, time.monotonic() - begin, processes.peak_memory_gib
+        )
+        write_atomically(folder / RUN_FILE, json.dumps(facts, indent=1))
+        table = finish_run(folder)
+        tracker.log_result(folder)
+        tracker.finish(ok=True)
+    remove_resume_files(nodes)
+    return table
+
+
+def finished_facts(
+    journal: Journal,
+    strategy: AsymFedAvg | NoExchange,
+    started: datetime,
+    seconds: float,
+    peak_memory_gib: float,
+) -> dict[str, Any]:
+    """What is known of a run at its end, for ``run.json``."""
+    return {
         "num_training": journal.num_training,
         "shared_fraction": strategy.shared_fraction() if len(journal.num_training) > 1 else {},
         "started": started.isoformat(timespec="seconds"),
-        "seconds": round(time.monotonic() - begin, 1),
-        "peak_memory_gib": round(processes.peak_memory_gib, 2),
+        "seconds": round(seconds, 1),
+        "peak_memory_gib": round(peak_memory_gib, 2),
     }
-    (folder / RUN_FILE).write_text(json.dumps(facts, indent=1))
-    table = finish_run(folder)
-    tracker.log_result(folder)
-    tracker.finish(ok=True)
-    remove_resume_files(nodes)
-    return table
 
 
 def claim_folder(folder: Path, config: RunConfig) -> None:
@@ -208,6 +217,9 @@ class Follower:
 
     def stage(self, name: str) -> None:
         self.progress.stage(name)
+
+    def plans(self, plans: Mapping[str, Any]) -> None:
+        self.tracker.log_plans(plans)
 
     def node_done(self, node: str, server_round: int, metrics: Mapping[str, Any]) -> None:
         if server_round and server_round != self.round:

@@ -86,7 +86,9 @@ def make_phantom(folder: Path, centres: Mapping[str, Mapping[str, Any]], seed: i
             **{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
         )
         target = Path(folder) / centre.dataset
-        note = json.dumps({"version": GENERATOR_VERSION, "seed": seed, "centre": name, **asdict(centre)}, indent=1)
+        note = json.dumps(
+            {"version": GENERATOR_VERSION, "seed": seed, "centre": name, **asdict(centre)}, indent=1
+        )
         if not _is_there(target, note):
             _make_centre(target, name, centre, seed, note)
         made.append(target)
@@ -140,7 +142,8 @@ def make_case(
     scale = rng.uniform(0.97, 1.03)
     spacing = (centre.spacing[0], centre.spacing[1] * scale, centre.spacing[2] * scale)
     grid = np.meshgrid(
-        *((np.arange(size) - (size - 1) / 2) * step for size, step in zip(shape, spacing, strict=True)), indexing="ij"
+        *((np.arange(size) - (size - 1) / 2) * step for size, step in zip(shape, spacing, strict=True)),
+        indexing="ij",
     )
     extent = np.array([size * step / 2 for size, step in zip(shape, spacing, strict=True)])
     inside, tissue = _breast(grid, extent, spacing, rng)
@@ -159,7 +162,9 @@ def _smooth_noise(
     shape: Sequence[int], spacing: Sequence[float], scale_mm: float, rng: np.random.Generator
 ) -> np.ndarray:
     """Gaussian noise smoothed to ``scale_mm``, of mean 0 and standard deviation 1."""
-    noise = gaussian_filter(rng.standard_normal(tuple(shape)), [scale_mm / step for step in spacing], mode="wrap")
+    noise = gaussian_filter(
+        rng.standard_normal(tuple(shape)), [scale_mm / step for step in spacing], mode="wrap"
+    )
     return (noise - noise.mean()) / noise.std()
 
 

@@ -79,7 +79,10 @@ def _directed(source: np.ndarray, target: np.ndarray, spacing: Sequence[float]) 
 
 
 def score_case(
-    prediction: np.ndarray, reference: np.ndarray, labels: Mapping[str, int | list[int]], spacing: Sequence[float]
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    labels: Mapping[str, int | list[int]],
+    spacing: Sequence[float],
 ) -> list[tuple[str, float, float]]:
     """Name, DSC and HD95 of every foreground label or region.
 

@@ -154,7 +154,9 @@ def to_array_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
 
 def _npy_header(array: np.ndarray) -> bytes:
     """Version 1.0 of numpy's file format (numpy.lib.format), padded as numpy does."""
-    description = f"{{'descr': '{array.dtype.str}', 'fortran_order': False, 'shape': {tuple(array.shape)!r}, }}"
+    description = (
+        f"{{'descr': '{array.dtype.str}', 'fortran_order': False, 'shape': {tuple(array.shape)!r}, }}"
+    )
     padding = -(10 + len(description) + 1) % ALIGNMENT
     text = (description + " " * padding + "\n").encode("latin1")
     return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text

@@ -114,7 +114,9 @@ class WorkerChannel:
             try:
                 kind = Kind(head.get("kind"))
             except ValueError:
-                raise ProtocolError(f"the relay sent a message of unknown kind {head.get('kind')!r}") from None
+                raise ProtocolError(
+                    f"the relay sent a message of unknown kind {head.get('kind')!r}"
+                ) from None
             return Request(connection, kind, body, shared)
         except (OSError, EOFError, multiprocessing.AuthenticationError, ProtocolError) as error:
             log.warning("refused a connection: %s: %s", type(error).__name__, error)

@@ -48,7 +48,9 @@ def average_layers(
         For every node, its shared layers with their averages; the others stay the node's own.
     """
     matched = match_layers({number: _shapes(state) for number, state in enumerate(states)}, matching, share)
-    average = StreamingAverage({node: {layer: states[node][layer] for layer in matched[node]} for node in matched}, matched)
+    average = StreamingAverage(
+        {node: {layer: states[node][layer] for layer in matched[node]} for node in matched}, matched
+    )
     for node, state in enumerate(states):
         shared = {layer: state[layer] for layer in matched[node]}
         average.add(node, shared, 1.0 if weights is None else float(weights[node]))
@@ -71,7 +73,9 @@ class StreamingAverage(Generic[Node]):
         groups: node to layer to group (:func:`~fednnunet.federation.matching.match_layers`).
     """
 
-    def __init__(self, shapes: Mapping[Node, Mapping[str, object]], groups: Mapping[Node, Mapping[str, str]]) -> None:
+    def __init__(
+        self, shapes: Mapping[Node, Mapping[str, object]], groups: Mapping[Node, Mapping[str, str]]
+    ) -> None:
         self._shapes = {
             node: {layer: tuple(getattr(shape, "shape", shape)) for layer, shape in layers.items()}  # type: ignore[arg-type]
             for node, layers in shapes.items()
@@ -89,7 +93,9 @@ class StreamingAverage(Generic[Node]):
         self._weights: dict[str, float] = {}
         self._dtypes: dict[str, np.dtype] = {}
 
-    def add(self, node: Node, arrays: Mapping[str, np.ndarray], weight: float = 1.0, name: str | None = None) -> None:
+    def add(
+        self, node: Node, arrays: Mapping[str, np.ndarray], weight: float = 1.0, name: str | None = None
+    ) -> None:
         """Add the shared layers of ``node``.
 
         Raises:

@@ -58,9 +58,7 @@ class LocalGrid(Grid):
         """Run ``app`` on this grid, in the calling thread."""
         app(
             self,
-            Context(
-                run_id=RUN_ID, node_id=SERVER_NODE_ID, node_config={}, state=RecordDict(), run_config={}
-            ),
+            Context(run_id=RUN_ID, node_id=SERVER_NODE_ID, node_config={}, state=RecordDict(), run_config={}),
         )
 
     def set_run(self, run: Run) -> None:
@@ -120,7 +118,9 @@ class LocalGrid(Grid):
             while not any(id_ in self._replies for id_ in ids):
                 if deadline is not None and time.monotonic() >= deadline:
                     return
-                self._arrived.wait(1.0 if deadline is None else min(1.0, max(0.0, deadline - time.monotonic())))
+                self._arrived.wait(
+                    1.0 if deadline is None else min(1.0, max(0.0, deadline - time.monotonic()))
+                )
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None

@@ -32,6 +32,9 @@ class Observer(Protocol):
     def stage(self, name: str) -> None:
         """A stage began."""
 
+    def plans(self, plans: Mapping[str, Any]) -> None:
+        """All nodes have planned."""
+
     def node_done(self, node: str, server_round: int, metrics: Mapping[str, Any]) -> None:
         """A node's reply of a stage (``server_round`` 0) or round came in."""
 
@@ -73,6 +76,8 @@ class Journal:
     def write_plans(self, plans: Mapping[str, Any]) -> None:
         """``plans.json``: nnU-Net's plans of every node."""
         _write(self.folder / "plans.json", lambda file: json.dump(plans, file, indent=1))
+        for observer in self.observers:
+            observer.plans(plans)
 
     def go_on_from(self, server_round: int) -> None:
         """Drop rows of rounds after ``server_round``: they are trained again."""

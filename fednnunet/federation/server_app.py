@@ -74,7 +74,9 @@ class Federation:
         return sum(reply.num_training for reply in self.described.values())
 
 
-def build_server_app(settings: ServerSettings, strategy: AsymFedAvg | NoExchange, journal: Journal) -> ServerApp:
+def build_server_app(
+    settings: ServerSettings, strategy: AsymFedAvg | NoExchange, journal: Journal
+) -> ServerApp:
     """A Flower ServerApp that runs the whole federation."""
     app = ServerApp()
 
@@ -82,7 +84,9 @@ def build_server_app(settings: ServerSettings, strategy: AsymFedAvg | NoExchange
     def main(grid: Grid, context: Context) -> None:
         federation = describe_nodes(grid, settings, journal)
         check_agreement(federation)
-        journal.num_training = {federation.name(n): federation.described[n].num_training for n in federation.training}
+        journal.num_training = {
+            federation.name(n): federation.described[n].num_training for n in federation.training
+        }
         plan_networks(grid, federation, settings, journal)
         preprocess_images(grid, federation, settings, journal)
         arrays = train_rounds(grid, federation, strategy, settings, journal)
@@ -109,7 +113,8 @@ def describe_nodes(grid: Grid, settings: ServerSettings, journal: Journal) -> Fe
     for reply in federation.described.values():
         if reply.version != __version__:
             raise NodeError(
-                reply.node, f"runs fednnunet {reply.version}, the server {__version__}; install the same version"
+                reply.node,
+                f"runs fednnunet {reply.version}, the server {__version__}; install the same version",
             )
     return federation
 
@@ -145,11 +150,15 @@ def plan_networks(grid: Grid, federation: Federation, settings: ServerSettings, 
         request = messages.PlanRequest(
             fingerprint=merge_fingerprints(parts), num_training=federation.num_training
         )
-    replies = _ask(grid, Kind.PLAN, dict.fromkeys(federation.training, request), federation, settings, journal)
+    replies = _ask(
+        grid, Kind.PLAN, dict.fromkeys(federation.training, request), federation, settings, journal
+    )
     federation.planned = {node: reply for node, reply, _ in replies}
     if settings.federated_fingerprint:
         _check_same_network(federation)
-    journal.write_plans({federation.name(node): federation.planned[node].plans for node in federation.training})
+    journal.write_plans(
+        {federation.name(node): federation.planned[node].plans for node in federation.training}
+    )
 
 
 def _check_same_network(federation: Federation) -> None:
@@ -203,7 +212,9 @@ def train_rounds(
 
 
 def _last_common_round(federation: Federation, rounds: int) -> int:
-    common = set.intersection(*(set(federation.described[node].resume_rounds) for node in federation.training))
+    common = set.intersection(
+        *(set(federation.described[node].resume_rounds) for node in federation.training)
+    )
     return max((round_ for round_ in common if round_ <= rounds), default=0)
 
 
@@ -303,7 +314,9 @@ def evaluate_models(
         )
         for external in federation.external:
             payload = {external: model}
-            ((_, answer, _),) = _ask(grid, Kind.EVALUATE, {external: request}, federation, settings, journal, payload)
+            ((_, answer, _),) = _ask(
+                grid, Kind.EVALUATE, {external: request}, federation, settings, journal, payload
+            )
             per_model[external].append(answer.cases)
     for answers in per_model.values():
         scores += _mean_over_models(answers)

@@ -141,7 +141,8 @@ class AsymFedAvg(Strategy):
         """One request a node to load the last averages, write the final checkpoint and score."""
         request = EvaluateRequest(server_round=server_round)
         return [
-            _message(Kind.EVALUATE, node, request, self.arrays_for(node, arrays), config) for node in self._groups
+            _message(Kind.EVALUATE, node, request, self.arrays_for(node, arrays), config)
+            for node in self._groups
         ]
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
@@ -169,7 +170,9 @@ class NoExchange(AsymFedAvg):
         self._average = StreamingAverage(layers, self._groups)
 
 
-def _message(kind: Kind, node: int, body: TrainRequest | EvaluateRequest, arrays: ArrayRecord, config: ConfigRecord) -> Message:
+def _message(
+    kind: Kind, node: int, body: TrainRequest | EvaluateRequest, arrays: ArrayRecord, config: ConfigRecord
+) -> Message:
     settings = ConfigRecord({**config, "body": body.model_dump_json(), "server-round": body.server_round})
     content = RecordDict({"config": settings})
     if arrays:
@@ -195,7 +198,9 @@ def _mean_metrics(replies: list[RecordDict]) -> MetricRecord:
     """Mean by training cases of the metrics that every node has."""
     common = set.intersection(*(set(reply.metric_records["metrics"]) for reply in replies))
     same = [
-        RecordDict({"metrics": MetricRecord({key: reply.metric_records["metrics"][key] for key in sorted(common)})})
+        RecordDict(
+            {"metrics": MetricRecord({key: reply.metric_records["metrics"][key] for key in sorted(common)})}
+        )
         for reply in replies
     ]
     return aggregate_metricrecords(same, WEIGHT_KEY)

@@ -97,7 +97,9 @@ class NodeWorker:
             request.fail(Failure(reason=self._public(error), error=_error_kind(error)))
         except torch.OutOfMemoryError:
             target = self.settings.config.gpu_memory_of(self.settings.name)
-            reason = f"out of GPU memory with plans for {target:g} GB; lower gpu_memory.nodes.{self.settings.name}"
+            reason = (
+                f"out of GPU memory with plans for {target:g} GB; lower gpu_memory.nodes.{self.settings.name}"
+            )
             log.exception(reason)
             request.fail(Failure(reason=reason, error="config"))
         except Exception as error:
@@ -268,7 +270,9 @@ def run_node_worker(
         key: shared with the relay.
         ready: called when the worker listens.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the whole group; the parent ends its workers
     settings.folder.mkdir(parents=True, exist_ok=True)
     _redirect_output(settings.folder / "node.log")
     _end_with_parent()
@@ -291,7 +295,10 @@ def _redirect_output(path: Path) -> None:
     os.close(file)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stdout, force=True
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stdout,
+        force=True,
     )
     warnings.simplefilter("default")
 

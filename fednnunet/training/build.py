@@ -107,7 +107,9 @@ def check_received_plans(plans: dict[str, Any], configuration: str) -> PlansMana
     except (KeyError, TypeError, AttributeError):
         raise ProtocolError(f"the plans received hold no configuration {configuration}") from None
     if not NETWORK_CLASS.fullmatch(str(network)):
-        raise ProtocolError(f"the plans received name {network} as network; it is not of nnU-Net's architectures")
+        raise ProtocolError(
+            f"the plans received name {network} as network; it is not of nnU-Net's architectures"
+        )
     for name in names:
         if name is not None and not TORCH_LAYER.fullmatch(str(name)):
             raise ProtocolError(f"the plans received name {name} as layer; it is not of torch.nn")

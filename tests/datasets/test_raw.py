@@ -22,7 +22,9 @@ def change_description(folder: Path, **fields: Any) -> None:
     path.write_text(json.dumps({key: value for key, value in description.items() if value is not None}))
 
 
-def rewrite(path: Path, change: Callable[[np.ndarray], np.ndarray], spacing: tuple[float, ...] | None = None) -> None:
+def rewrite(
+    path: Path, change: Callable[[np.ndarray], np.ndarray], spacing: tuple[float, ...] | None = None
+) -> None:
     image = sitk.ReadImage(str(path))
     changed = sitk.GetImageFromArray(change(sitk.GetArrayFromImage(image)))
     changed.SetSpacing(spacing or image.GetSpacing())
@@ -115,7 +117,12 @@ def test_too_few_cases_for_five_folds_are_refused_unless_external(make_dataset: 
 @pytest.mark.parametrize(
     ("file", "change", "spacing", "problem"),
     [
-        ("imagesTr/case_001_0000.nii.gz", lambda a: a[:-1], None, "shape 5 x 40 x 40, its label .* 6 x 40 x 40"),
+        (
+            "imagesTr/case_001_0000.nii.gz",
+            lambda a: a[:-1],
+            None,
+            "shape 5 x 40 x 40, its label .* 6 x 40 x 40",
+        ),
         ("imagesTr/case_001_0000.nii.gz", lambda a: a, (1.0, 1.0, 2.0), "spacing 2 x 1 x 1 mm"),
         ("labelsTr/case_001.nii.gz", lambda a: a * 3, None, "value 3, which labels .* does not name"),
     ],

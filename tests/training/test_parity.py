@@ -61,9 +61,7 @@ def build(
     plans = make_plans(dataset.name, extract_fingerprint(dataset), SMALL, 8.0)
     planned = tmp_path / "nnUNet_preprocessed" / dataset.name
     cache = tmp_path / "cache" / cache_key(raw_digest(dataset), plans, request.param)
-    monkeypatch.setenv(
-        "nnUNet_preprocessed", str(preprocess(dataset, planned, plans, request.param, cache))
-    )
+    monkeypatch.setenv("nnUNet_preprocessed", str(preprocess(dataset, planned, plans, request.param, cache)))
 
     def make(results: str) -> nnUNetTrainer:
         monkeypatch.setenv("nnUNet_results", str(tmp_path / results))

@@ -1,0 +1,105 @@
+"""Figures show what the tables say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex
+
+from fednnunet.errors import DataError
+from fednnunet.reporting import figures
+from fednnunet.reporting.run_folder import merge, read_run
+
+MakeRun = Callable[..., Path]
+
+
+def test_curves_draw_the_values_of_rounds_csv(make_run: MakeRun) -> None:
+    run = read_run(make_run("asym"))
+    figure = figures.learning_curves(run.rounds, ["ISPY1", "ISPY2", "DUKE", "NACT"])
+    assert [axes.get_title() for axes in figure.axes] == ["training loss", "validation loss", "pseudo-Dice"]
+    expected = run.rounds[run.rounds["node"] == "ISPY1"]["train_loss"].to_numpy()
+    np.testing.assert_array_equal(figure.axes[0].lines[0].get_ydata(), expected)
+
+
+def test_curves_of_several_set_ups_stand_in_columns_and_seeds_become_a_band(make_run: MakeRun) -> None:
+    runs = [read_run(make_run(name, seed=seed)) for name in ("ffe", "local") for seed in (0, 1)]
+    rounds = merge([run.rounds for run in runs])
+    figure = figures.learning_curves(rounds, ["ISPY1", "ISPY2", "DUKE", "NACT"])
+    assert [axes.get_title() for axes in figure.axes[:2]] == ["local", "ffe"]
+    assert len(figure.axes) == 6
+    line = figure.axes[0].lines[0]
+    chosen = rounds[(rounds["strategy"] == "local") & (rounds["node"] == "ISPY1")]
+    np.testing.assert_allclose(line.get_ydata(), chosen.groupby("round")["train_loss"].mean())
+    assert len(figure.axes[0].collections) == 4
+
+
+def test_every_case_is_a_dot(make_run: MakeRun) -> None:
+    run = read_run(make_run("asym"))
+    figure = figures.case_scores(run.cases, ["ISPY1", "ISPY2", "DUKE", "NACT"], ["KAUNO"], "mm")
+    dots = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
+    assert sum(len(line.get_ydata()) for line in dots) == 5 * 6
+    bars = [
+        bar.get_height() for bar in figure.axes[0].patches if bar.get_height() < 1 and bar.get_width() < 1
+    ]
+    expected = (
+        run.cases.groupby(["node", "case"], sort=False)["dsc"].mean().groupby("node", sort=False).mean()
+    )
+    np.testing.assert_allclose(bars[:5], expected)
+
+
+def test_a_set_up_has_one_colour_everywhere() -> None:
+    assert figures.setup_colours(["asym", "mine"])["asym"] == figures.setup_colours(["local", "asym"])["asym"]
+    colours = figures.setup_colours(["local", "asym", "ffe", "centralized", *(f"s{i}" for i in range(6))])
+    assert len({to_hex(colour) for colour in colours.values()}) == 10
+
+
+def test_overlay_respects_spacing_and_names_node_and_score(make_run: MakeRun) -> None:
+    path = read_run(make_run("asym")).overlays["NACT"][0]
+    figure = figures.overlay_row("NACT", {"asym": path, "ffe": path})
+    assert len(figure.axes) == 2
+    dsc = float(figures.read_overlay(path)["dsc"])
+    assert figure.axes[0].get_title() == f"NACT · asym\nDSC {dsc:.3f}"
+    assert figure.axes[0].get_aspect() == pytest.approx(1.2)
+
+
+def test_an_empty_prediction_is_said_in_the_picture(make_run: MakeRun, tmp_path: Path) -> None:
+    arrays = figures.read_overlay(read_run(make_run("asym")).overlays["NACT"][0])
+    np.savez(
+        tmp_path / "e.npz", **(arrays | {"prediction": 0 * arrays["prediction"], "dsc": np.array(np.nan)})
+    )
+    (axes,) = figures.overlay_row("NACT", {"asym": tmp_path / "e.npz"}).axes
+    assert axes.get_title().endswith("DSC not defined")
+    assert [text.get_text() for text in axes.texts] == ["nothing predicted in this slice"]
+
+
+def test_a_broken_overlay_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "A__0.npz").write_bytes(b"PK\x03\x04 broken")
+    with pytest.raises(DataError, match=r"A__0\.npz"):
+        figures.read_overlay(tmp_path / "A__0.npz")
+
+
+def test_costs_are_the_slowest_node_and_the_sum_of_traffic() -> None:
+    rounds = pd.DataFrame(
+        {
+            "strategy": "asym",
+            "round": [1, 1],
+            "node": ["A", "B"],
+            "seconds_train": [2.0, 5.0],
+            "seconds_exchange": [0.5, 0.1],
+            "bytes_up": [1e6, 2e6],
+            "bytes_down": [3e6, 3e6],
+        }
+    )
+    time_axes, bytes_axes = figures.round_costs(rounds).axes
+    assert [float(line.get_ydata()[0]) for line in time_axes.lines] == [5.0, 0.5]
+    assert [float(line.get_ydata()[0]) for line in bytes_axes.lines] == [3.0, 6.0]
+
+
+def test_saved_as_png_and_svg(tmp_path: Path, make_run: MakeRun) -> None:
+    figures.save_figure(figures.round_costs(read_run(make_run()).rounds), tmp_path / "figures", "costs")
+    assert (tmp_path / "figures" / "costs.png").read_bytes().startswith(b"\x89PNG")
+    assert b"<svg" in (tmp_path / "figures" / "costs.svg").read_bytes()

@@ -1,0 +1,103 @@
+"""What the terminal shows: a dozen lines in a log, live lines on a terminal."""
+
+from __future__ import annotations
+
+import io
+import threading
+
+import pytest
+from rich.console import Console
+
+from fednnunet.reporting.progress import PLAIN_ROUND_LINES, RunProgress
+
+NODES = ["ISPY1", "NACT"]
+STAGES = ("fingerprint", "plan", "preprocess", "train", "evaluate")
+
+
+def follow(progress: RunProgress, rounds: int, first: int = 1) -> None:
+    with progress:
+        progress.stage("start")
+        for stage in STAGES:
+            progress.stage(stage)
+            if stage != "train":
+                for node in NODES:
+                    progress.node_done(node, 0, {})
+                continue
+            for number in range(first, rounds + 1):
+                progress.round_started(number, rounds)
+                for node in NODES:
+                    progress.node_done(node, number, {"train_loss": 0.5, "pseudo_dice": number / rounds})
+                progress.round_done(number)
+
+
+def console(*, terminal: bool) -> tuple[Console, io.StringIO]:
+    out = io.StringIO()
+    return Console(file=out, force_terminal=terminal, width=120, color_system=None), out
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 9, 20, 1000])
+def test_a_log_gets_about_a_dozen_lines(rounds: int) -> None:
+    screen, out = console(terminal=False)
+    follow(RunProgress("asym", NODES, rounds, screen), rounds)
+    lines = out.getvalue().splitlines()
+    assert len(lines) <= len(STAGES) + PLAIN_ROUND_LINES + 2
+    assert "\x1b" not in out.getvalue()
+    (last_round,) = [line for line in lines if f"round {rounds}/{rounds}" in line]
+    assert "ISPY1 1.00  NACT 1.00" in last_round
+
+
+def test_stages_follow_in_order() -> None:
+    screen, out = console(terminal=False)
+    follow(RunProgress("asym", NODES, 3, screen), 3)
+    said = [line.split("  ")[-1] for line in out.getvalue().splitlines() if "round " not in line]
+    assert [text.split(":")[0].split(" in ")[0] for text in said] == [
+        *("fingerprint", "planning", "preprocessing", "training", "scoring", "done")
+    ]
+
+
+def test_a_terminal_has_one_line_a_node_and_the_round() -> None:
+    screen, out = console(terminal=True)
+    progress = RunProgress("asym", NODES, 4, screen)
+    with progress:
+        progress.stage("train")
+        progress.round_started(1, 4)
+        progress.node_done("ISPY1", 1, {"train_loss": 0.25, "pseudo_dice": None})
+        shown = io.StringIO()
+        Console(file=shown, width=120, color_system=None).print(progress)
+        first, second, total = shown.getvalue().splitlines()
+        assert first.split() == ["ISPY1", "waiting", "epoch", "1/4", "loss", "0.250", "pseudo-Dice", "–"]
+        assert second.split() == ["NACT", "training"]
+        assert total.startswith("asym  training")
+        progress.node_done("NACT", 1, {"train_loss": 0.5, "pseudo_dice": 0.3})
+        progress.round_done(1)
+        progress.message("node NACT: slow")
+    assert "node NACT: slow" in out.getvalue()
+    assert "round 1/4" in out.getvalue()
+
+
+def test_interrupted_lines_say_stopped() -> None:
+    screen, out = console(terminal=True)
+    progress = RunProgress("asym", NODES, 4, screen)
+    with pytest.raises(KeyboardInterrupt), progress:
+        progress.stage("train")
+        raise KeyboardInterrupt
+    assert "stopped" in out.getvalue()
+
+
+def test_nodes_may_answer_from_several_threads() -> None:
+    screen, out = console(terminal=False)
+    names = [f"node {i}" for i in range(8)]
+    with RunProgress("asym", names, 5, screen) as progress:
+        progress.stage("train")
+        for number in range(1, 6):
+            progress.round_started(number, 5)
+            threads = [
+                threading.Thread(target=progress.node_done, args=(name, number, {"pseudo_dice": 0.5}))
+                for name in names
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            progress.round_done(number)
+    assert all(f"{name} 0.50" in out.getvalue() for name in names)

@@ -1,0 +1,123 @@
+"""The page is whole, needs nothing from outside, and says what is missing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from fednnunet.errors import DataError
+from fednnunet.reporting.report import duration, write_report
+
+MakeRun = Callable[..., Path]
+SETUPS = ("local", "asym", "ffe", "centralized")
+
+
+def parse(report: Path) -> ElementTree.Element:
+    """Well-formed or an error: the template is written as XML, too."""
+    text = report.read_text(encoding="utf-8")
+    assert text.startswith("<!DOCTYPE html>")
+    return ElementTree.fromstring(text.removeprefix("<!DOCTYPE html>"))
+
+
+def texts(page: ElementTree.Element, path: str) -> list[str]:
+    return ["".join(element.itertext()).strip() for element in page.findall(path)]
+
+
+@pytest.fixture
+def comparison(make_run: MakeRun, tmp_path: Path) -> ElementTree.Element:
+    return parse(write_report(tmp_path / "sweep", [make_run(name) for name in SETUPS]))
+
+
+def test_nothing_is_loaded_from_outside(comparison: ElementTree.Element) -> None:
+    for element in comparison.iter():
+        source = element.get("src")
+        assert source is None or source.startswith("data:image/")
+        assert element.tag not in ("script", "link", "iframe", "object")
+        target = element.get("href")
+        assert target is None or target.startswith("https://doi.org/")
+    (style,) = comparison.findall(".//style")
+    assert "url(" not in (style.text or "")
+    assert "@import" not in (style.text or "")
+
+
+def test_every_node_and_set_up_has_its_place(comparison: ElementTree.Element) -> None:
+    heads = texts(comparison, ".//section[@id='results']//thead//th")
+    assert [head.split()[0] for head in heads[1:]] == ["ISPY1", "ISPY2", "DUKE", "NACT", "mean", "KAUNO"]
+    assert texts(comparison, ".//section[@id='results']//th[@scope='row']") == [*SETUPS, *SETUPS]
+    plans = texts(comparison, ".//section[@id='plans']//tr[@class='group']/th")
+    assert plans[:5] == ["local", "ISPY1", "ISPY2", "DUKE", "NACT"]
+    assert plans[-2:] == ["centralized", "all nodes pooled"]
+    pictured = [image.get("alt", "") for image in comparison.findall(".//section[@id='cases']//img")]
+    assert [alt.split(",")[0] for alt in pictured] == ["ISPY1", "ISPY2", "DUKE", "NACT", "KAUNO"]
+    assert len(comparison.findall(".//section[@id='config']/details")) == 4
+
+
+def test_plans_stand_side_by_side_with_the_share_that_is_averaged(comparison: ElementTree.Element) -> None:
+    rows = [
+        [cell.strip() for cell in row.itertext() if cell.strip()]
+        for row in comparison.findall(".//section[@id='plans']//tr")
+    ]
+    assert ["patch (pixels)", "56 × 56", "56 × 56", "112 × 112", "56 × 56"] in rows
+    assert ["parameters averaged", "61%", "61%", "23%", "61%"] in rows
+
+
+def test_facts_count_cases_and_add_up_durations(comparison: ElementTree.Element) -> None:
+    names, values = texts(comparison, ".//dl/dt"), texts(comparison, ".//dl/dd")
+    facts = dict(zip(names, values, strict=True))
+    assert facts["Training nodes"] == "ISPY1 (12 cases), ISPY2 (36 cases), DUKE (14 cases), NACT (5 cases)"
+    assert facts["Duration"] == "5 min 25 s"
+    assert facts["Rounds × iterations"] == "12 × 10"
+    assert facts["Started"] == "2026-01-02 03:04 UTC"
+
+
+def test_what_users_typed_is_escaped(comparison: ElementTree.Element) -> None:
+    assert texts(comparison, ".//section[@id='run']/pre") == ["python train.py -m strategy=local,asym <&>"]
+
+
+def test_an_unfinished_run_is_said_not_hidden(make_run: MakeRun, tmp_path: Path) -> None:
+    whole, broken = make_run("asym"), make_run("ffe")
+    (broken / "cases.csv").unlink()
+    (broken / "run.json").unlink()
+    page = parse(write_report(tmp_path / "sweep", [whole, broken]))
+    (warning,) = texts(page, ".//p[@class='warning']")
+    assert "strategy=ffe,seed=0 did not finish: it trained 12 rounds and has no scores" in warning
+    assert texts(page, ".//section[@id='results']//th[@scope='row']") == ["asym", "asym"]
+
+
+def test_an_empty_folder_gives_a_page_that_says_so(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    page = parse(write_report(tmp_path, [tmp_path / "run"]))
+    notes = " ".join(texts(page, ".//p[@class='note']"))
+    for said in (
+        "No run has scores yet.",
+        "No round was finished.",
+        "No node has planned yet.",
+        "No pictures",
+    ):
+        assert said in notes
+
+
+def test_no_pictures_where_images_stayed_at_their_nodes(make_run: MakeRun, tmp_path: Path) -> None:
+    page = parse(write_report(tmp_path, [make_run("asym", overlays=False)]))
+    assert page.findall(".//section[@id='cases']//img") == []
+    assert "images stay at their nodes" in texts(page, ".//section[@id='cases']")[0]
+
+
+def test_plans_of_another_configuration_are_refused(make_run: MakeRun, tmp_path: Path) -> None:
+    folder = make_run("asym")
+    info = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(info | {"configuration": "3d_fullres"}))
+    with pytest.raises(DataError, match="no configuration 3d_fullres"):
+        write_report(tmp_path, [folder])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "–"), (41.6, "42 s"), (59.7, "1 min 00 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")],
+)
+def test_duration(seconds: float | None, text: str) -> None:
+    assert duration(seconds) == text

@@ -1,0 +1,117 @@
+"""A run ends with a table and a report; a sweep with one of each over all its runs."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from fednnunet.reporting.run_folder import CASE_COLUMNS, ROUND_COLUMNS, read_runs
+from fednnunet.reporting.sweep import CompareRuns, compare_runs, finish_run
+from fednnunet.reporting.tables import SUMMARY_COLUMNS
+
+MakeRun = Callable[..., Path]
+
+
+def compare(folder: Path, runs: list[Path]) -> str:
+    out = io.StringIO()
+    compare_runs(folder, runs, Console(file=out, width=60))
+    return out.getvalue()
+
+
+def test_a_run_gets_its_summary_table_and_report(make_run: MakeRun) -> None:
+    folder = make_run("asym")
+    printed = finish_run(folder)
+    summary = pd.read_csv(folder / "summary.csv")
+    assert list(summary.columns) == SUMMARY_COLUMNS
+    assert list(summary["n_cases"]) == [6] * 5
+    assert f"{summary['dsc'][:4].mean():.3f}" in printed
+    assert (folder / "report.html").is_file()
+    assert "report.html" in printed
+
+
+def test_finishing_twice_gives_the_same_files(make_run: MakeRun) -> None:
+    folder = make_run("asym")
+    finish_run(folder)
+    first = (folder / "summary.csv").read_bytes(), len((folder / "report.html").read_bytes())
+    finish_run(folder)
+    assert ((folder / "summary.csv").read_bytes(), len((folder / "report.html").read_bytes())) == first
+
+
+def test_merged_tables_hold_the_rows_of_all_runs(make_run: MakeRun, tmp_path: Path) -> None:
+    runs = [make_run("local"), make_run("asym")]
+    printed = compare(tmp_path / "sweep", runs)
+    cases = pd.read_csv(tmp_path / "sweep" / "cases.csv")
+    pd.testing.assert_frame_equal(
+        cases, pd.concat([pd.read_csv(run / "cases.csv") for run in runs], ignore_index=True)
+    )
+    assert list(cases.columns) == CASE_COLUMNS
+    assert list(pd.read_csv(tmp_path / "sweep" / "rounds.csv").columns) == ROUND_COLUMNS
+    assert list(pd.read_csv(tmp_path / "sweep" / "summary.csv").columns) == SUMMARY_COLUMNS
+    assert printed.count("local") == 2
+    assert all(len(line) < 110 for line in printed.splitlines())
+
+
+def test_seeds_keep_apart_in_the_files_and_are_averaged_in_the_table(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    runs = [make_run(name, seed=seed) for name in ("local", "asym") for seed in (0, 1)]
+    printed = compare(tmp_path / "sweep", runs)
+    summary = pd.read_csv(tmp_path / "sweep" / "summary.csv")
+    assert list(summary.columns) == [*SUMMARY_COLUMNS, "seed"]
+    assert len(summary) == 2 * 2 * 5
+    mean = summary[(summary["strategy"] == "asym") & (summary["node"] == "NACT")]["dsc"].mean()
+    assert f"{mean:.3f}" in printed
+
+
+def test_a_sweep_over_something_else_names_it_in_the_set_up(make_run: MakeRun, tmp_path: Path) -> None:
+    runs = [
+        make_run("asym", folder=tmp_path / memory, overrides=(f"gpu_memory={memory}", "paths.data=d"))
+        for memory in ("uniform_8gb", "mixed")
+    ]
+    assert [run.setup for run in read_runs(runs)] == ["asym gpu_memory=uniform_8gb", "asym gpu_memory=mixed"]
+    compare(tmp_path, runs)
+    assert set(pd.read_csv(tmp_path / "cases.csv")["strategy"]) == {
+        *("asym gpu_memory=uniform_8gb", "asym gpu_memory=mixed")
+    }
+
+
+def test_jobs_that_did_not_finish_are_named(make_run: MakeRun, tmp_path: Path) -> None:
+    runs = [make_run("local"), make_run("asym")]
+    (runs[1] / "cases.csv").unlink()
+    printed = compare(tmp_path / "sweep", runs)
+    assert "strategy=asym,seed=0 did not finish: it trained 12 rounds and has no scores." in printed
+
+
+def hydra_config(folder: Path, output: Path) -> object:
+    return OmegaConf.create(
+        {
+            "hydra": {
+                "runtime": {"cwd": str(folder), "output_dir": str(output)},
+                "sweep": {"dir": "sweep"},
+            }
+        }
+    )
+
+
+def test_the_callback_compares_this_sweeps_jobs_only(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    older, run = make_run("ffe"), make_run("asym")
+    callback = CompareRuns()
+    callback.on_job_end(config=hydra_config(tmp_path, run), job_return=None)  # type: ignore[arg-type]
+    callback.on_multirun_end(config=hydra_config(tmp_path, run))  # type: ignore[arg-type]
+    assert set(pd.read_csv(tmp_path / "sweep" / "cases.csv")["strategy"]) == {"asym"}
+    assert "report.html" in capsys.readouterr().out
+    assert older.is_dir()
+
+
+def test_the_callback_finds_the_jobs_of_another_launcher(make_run: MakeRun, tmp_path: Path) -> None:
+    runs = [make_run("ffe"), make_run("asym")]
+    CompareRuns().on_multirun_end(config=hydra_config(tmp_path, runs[0]))  # type: ignore[arg-type]
+    assert set(pd.read_csv(tmp_path / "sweep" / "cases.csv")["strategy"]) == {"asym", "ffe"}

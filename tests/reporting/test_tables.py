@@ -1,0 +1,128 @@
+"""Means and the table of results, against numbers worked by hand."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fednnunet.errors import DataError
+from fednnunet.reporting.run_folder import CASE_COLUMNS, read_csv, write_csv
+from fednnunet.reporting.tables import order_setups, results_table, summarise
+
+
+def case_rows(*rows: tuple[str, str, int, str, float, float]) -> pd.DataFrame:
+    return pd.DataFrame(
+        [(s, n, 0, c, label, dsc, hd95) for s, n, c, label, dsc, hd95 in rows], columns=CASE_COLUMNS
+    )
+
+
+def summary_rows(values: dict[tuple[str, str], tuple[float, float]]) -> pd.DataFrame:
+    return pd.DataFrame(
+        [(s, n, 0, 3, dsc, hd95) for (s, n), (dsc, hd95) in values.items()],
+        columns=["strategy", "node", "fold", "n_cases", "dsc", "hd95"],
+    )
+
+
+def test_a_case_counts_once_however_many_labels_it_has() -> None:
+    cases = case_rows(
+        ("asym", "A", 0, "x", 0.2, 4.0), ("asym", "A", 0, "y", 0.4, 8.0), ("asym", "A", 1, "x", 0.9, 1.0)
+    )
+    (row,) = summarise(cases).to_dict("records")
+    assert (row["strategy"], row["node"], row["fold"], row["n_cases"]) == ("asym", "A", 0, 2)
+    assert row["dsc"] == pytest.approx((0.3 + 0.9) / 2)
+    assert row["hd95"] == pytest.approx((6.0 + 1.0) / 2)
+
+
+def test_what_is_not_defined_is_left_out_of_the_mean() -> None:
+    cases = case_rows(
+        ("asym", "A", 0, "x", 0.2, math.nan),
+        ("asym", "A", 0, "y", 0.4, 8.0),
+        ("asym", "A", 1, "x", 0.5, math.nan),
+        ("asym", "B", 0, "x", 0.5, math.nan),
+    )
+    summary = summarise(cases).set_index("node")
+    assert summary.loc["A", "hd95"] == 8.0
+    assert summary.loc["A", "dsc"] == pytest.approx((0.3 + 0.5) / 2)
+    assert math.isnan(summary.loc["B", "hd95"])
+
+
+def test_summary_of_no_cases_is_an_empty_table() -> None:
+    assert list(summarise(pd.DataFrame(columns=CASE_COLUMNS)).columns) == [
+        *("strategy", "node", "fold", "n_cases", "dsc", "hd95")
+    ]
+
+
+def test_csv_keeps_every_digit_and_a_node_called_na(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    cases = case_rows(*(("asym", "NA", i, "1", float(rng.random()), float(rng.random())) for i in range(50)))
+    cases.loc[3, "hd95"] = math.nan
+    write_csv(cases, tmp_path / "cases.csv")
+    pd.testing.assert_frame_equal(read_csv(tmp_path / "cases.csv", CASE_COLUMNS), cases, check_dtype=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["cases.csv"]
+
+
+def test_a_table_without_a_column_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "cases.csv").write_text("strategy,node\nasym,A\n")
+    with pytest.raises(DataError, match=r"cases\.csv lacks the column fold"):
+        read_csv(tmp_path / "cases.csv", CASE_COLUMNS)
+
+
+def test_rows_follow_the_paper_and_columns_the_configuration() -> None:
+    assert order_setups(["mine", "centralized", "ffe", "local", "asym x=1", "asym"]) == [
+        *("local", "asym x=1", "asym", "ffe", "centralized", "mine")
+    ]
+    table = results_table(
+        summary_rows({("ffe", "B"): (0.5, 1.0), ("ffe", "A"): (0.6, 2.0), ("ffe", "X"): (0.1, 9.0)}),
+        ["A", "B"],
+        ["X"],
+    )
+    assert table.columns == ["A", "B", "mean", "X"]
+
+
+def test_mean_is_over_training_nodes_only_and_not_of_some() -> None:
+    values = {("ffe", "A"): (0.6, 2.0), ("ffe", "B"): (0.5, math.nan), ("ffe", "X"): (0.1, 9.0)}
+    table = results_table(summary_rows(values), ["A", "B"], ["X"])
+    dsc, hd95 = table.metrics
+    assert table.cell(dsc, "ffe", "mean") == "0.550"
+    assert table.cell(hd95, "ffe", "mean") == "–"
+
+
+def test_seeds_are_averaged() -> None:
+    both = pd.concat([summary_rows({("ffe", "A"): (0.4, 2.0)}), summary_rows({("ffe", "A"): (0.6, 4.0)})])
+    table = results_table(both, ["A"])
+    assert [table.cell(metric, "ffe", "A") for metric in table.metrics] == ["0.500", "3.00"]
+
+
+def test_best_leaves_out_the_pooled_baseline_and_shares_ties() -> None:
+    values = {
+        ("local", "A"): (0.40, 9.0),
+        ("asym", "A"): (0.5001, 5.0),
+        ("ffe", "A"): (0.5002, 6.0),
+        ("centralized", "A"): (0.9, 1.0),
+    }
+    table = results_table(summary_rows(values), ["A"])
+    dsc, hd95 = table.metrics
+    assert [table.is_best(dsc, name, "A") for name in table.setups] == [False, True, True, False]
+    assert [table.is_best(hd95, name, "A") for name in table.setups] == [False, True, False, False]
+
+
+def test_one_set_up_alone_is_not_called_best() -> None:
+    table = results_table(summary_rows({("asym", "A"): (0.5, 5.0)}), ["A"])
+    assert not table.is_best(table.metrics[0], "asym", "A")
+
+
+def test_text_and_markdown_show_unit_and_external_nodes() -> None:
+    values = {("local", "A"): (0.4, 9.0), ("asym", "A"): (0.5, 5.0), ("local", "X"): (0.1, 30.0)}
+    table = results_table(summary_rows(values), ["A"], ["X"], "pixels")
+    lines = table.as_markdown().splitlines()
+    assert lines[0] == "| | set-up | A | mean | X (external) |"
+    assert lines[2] == "| DSC ↑ | local | 0.400 | 0.400 | 0.100 |"
+    assert lines[3] == "|  | asym | **0.500** | **0.500** | – |"
+    text = table.as_text()
+    assert "HD95 (pixels) ↓" in text
+    assert "external" in text
+    assert "\x1b" not in text
