@@ -66,9 +66,7 @@ def run(config: RunConfig, command: str) -> str:
     rounds = config.trainer.epochs
     with contextlib.ExitStack() as stack:
         stack.enter_context(log_file(folder / "train.log"))
-        progress = stack.enter_context(
-            RunProgress(config.strategy.name, [node.name for node in nodes], rounds)
-        )
+        progress = stack.enter_context(RunProgress(config.strategy.name, [node.name for node in nodes], rounds))
         progress.stage("start")
         processes = stack.enter_context(NodeProcesses(nodes))
         grid = stack.enter_context(
@@ -83,9 +81,7 @@ def run(config: RunConfig, command: str) -> str:
         )
         stack.callback(tracker.finish, ok=False)  # does nothing after a finish
         grid.run_server(build_server_app(settings, strategy, journal))
-        facts |= finished_facts(
-            journal, strategy, started, time.monotonic() - begin, processes.peak_memory_gib
-        )
+        facts |= finished_facts(journal, strategy, started, time.monotonic() - begin, processes.peak_memory_gib)
         write_atomically(folder / RUN_FILE, json.dumps(facts, indent=1))
         table = finish_run(folder)
         tracker.log_result(folder)
@@ -193,9 +189,7 @@ def parallel_nodes(config: RunConfig) -> int:
     """Nodes that compute at the same time: as configured, else one a core, on a GPU one."""
     if config.federation.max_parallel_nodes:
         return config.federation.max_parallel_nodes
-    on_gpu = config.node.device in ("cuda", "mps") or (
-        config.node.device == "auto" and Path("/dev/nvidia0").exists()
-    )
+    on_gpu = config.node.device in ("cuda", "mps") or (config.node.device == "auto" and Path("/dev/nvidia0").exists())
     pooled = config.strategy.fingerprint == "pooled"
     return 1 if on_gpu or pooled else min(len(config.training_centres), cores())
 

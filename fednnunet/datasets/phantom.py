@@ -82,13 +82,12 @@ def make_phantom(folder: Path, centres: Mapping[str, Mapping[str, Any]], seed: i
     """
     made = []
     for name, fields in centres.items():
-        centre = PhantomCentre(
-            **{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
-        )
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
+        }
+        centre = PhantomCentre(**values)
         target = Path(folder) / centre.dataset
-        note = json.dumps(
-            {"version": GENERATOR_VERSION, "seed": seed, "centre": name, **asdict(centre)}, indent=1
-        )
+        note = json.dumps({"version": GENERATOR_VERSION, "seed": seed, "centre": name, **asdict(centre)}, indent=1)
         if not _is_there(target, note):
             _make_centre(target, name, centre, seed, note)
         made.append(target)
@@ -162,9 +161,7 @@ def _smooth_noise(
     shape: Sequence[int], spacing: Sequence[float], scale_mm: float, rng: np.random.Generator
 ) -> np.ndarray:
     """Gaussian noise smoothed to ``scale_mm``, of mean 0 and standard deviation 1."""
-    noise = gaussian_filter(
-        rng.standard_normal(tuple(shape)), [scale_mm / step for step in spacing], mode="wrap"
-    )
+    noise = gaussian_filter(rng.standard_normal(tuple(shape)), [scale_mm / step for step in spacing], mode="wrap")
     return (noise - noise.mean()) / noise.std()
 
 
@@ -242,9 +239,7 @@ def _distractor(
     return strength / (1 + np.exp((distance - 1) * 12))
 
 
-def _scan(
-    tissue: np.ndarray, centre: PhantomCentre, spacing: Sequence[float], rng: np.random.Generator
-) -> np.ndarray:
+def _scan(tissue: np.ndarray, centre: PhantomCentre, spacing: Sequence[float], rng: np.random.Generator) -> np.ndarray:
     """What the centre's scanner makes of it: bias field, gamma, Rician noise, gain."""
     bias = np.exp(centre.bias * _smooth_noise(tissue.shape, spacing, 35.0, rng))
     signal = np.clip(tissue * bias, 0, None) ** centre.gamma

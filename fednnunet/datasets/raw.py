@@ -98,17 +98,13 @@ def _look_up(text: str, raw_folder: Path | None, centre: str) -> Path:
         raw_folder = Path(os.environ["nnUNet_raw"])
     if not raw_folder.is_dir():
         raise DataError(f"centre {centre}: there is no raw folder {raw_folder}")
-    there = sorted(
-        path for path in raw_folder.iterdir() if path.is_dir() and DATASET_NAME.fullmatch(path.name)
-    )
+    there = sorted(path for path in raw_folder.iterdir() if path.is_dir() and DATASET_NAME.fullmatch(path.name))
     if text.isdigit():
         found = [path for path in there if path.name.startswith(f"Dataset{int(text):03d}_")]
     else:
         found = [path for path in there if path.name == text]
     if len(found) > 1:
-        raise DataError(
-            f"centre {centre}: id {text} is ambiguous in {raw_folder}: {', '.join(p.name for p in found)}"
-        )
+        raise DataError(f"centre {centre}: id {text} is ambiguous in {raw_folder}: {', '.join(p.name for p in found)}")
     if not found:
         names = ", ".join(path.name for path in there) or "no datasets"
         raise DataError(f"centre {centre}: dataset {text} is not in {raw_folder}, which holds {names}")
@@ -237,7 +233,7 @@ def check_images(dataset: RawDataset, centre: str) -> None:
 def _read(read: Any, argument: Any, path: Path, centre: str) -> tuple[np.ndarray, dict[str, Any]]:
     try:
         return read(argument)
-    except Exception as error:  # noqa: BLE001  readers of many libraries raise what they like
+    except Exception as error:
         cause = str(error).strip().splitlines()
         raise DataError(
             f"centre {centre}: {path} can not be read: {cause[-1] if cause else type(error).__name__}"

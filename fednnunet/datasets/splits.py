@@ -21,11 +21,7 @@ def pooled_splits(splits: Mapping[str, Sequence[Split]]) -> list[Split]:
     """Fold n is the union of the centres' folds n (paper), by pooled case names."""
     return [
         {
-            part: [
-                pooled_name(centre, name)
-                for centre, fold in zip(splits, folds, strict=True)
-                for name in fold[part]
-            ]
+            part: [pooled_name(centre, name) for centre, fold in zip(splits, folds, strict=True) for name in fold[part]]
             for part in ("train", "val")
         }
         for folds in zip(*splits.values(), strict=True)

@@ -79,7 +79,5 @@ class Predictor:
     def segment_files(self, images: list[str]) -> np.ndarray:
         """Segmentation (Z, Y, X) of the raw ``images``, one file a channel."""
         preprocessor = self.configuration.preprocessor_class(verbose=False)
-        data, _, properties = preprocessor.run_case(
-            images, None, self.plans, self.configuration, self.dataset_json
-        )
+        data, _, properties = preprocessor.run_case(images, None, self.plans, self.configuration, self.dataset_json)
         return self.segment_preprocessed(np.asarray(data, dtype=np.float32), properties)

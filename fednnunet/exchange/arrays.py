@@ -1,7 +1,6 @@
-"""Named arrays between processes: shared memory on one machine, Flower records between machines.
+"""Named arrays in shared memory, between the processes of one machine.
 
-Shared memory is anonymous (its descriptor travels over the socket), so a process that is killed leaves nothing
-behind. Records hold numpy's own format, which Flower's strategies read. Nothing is ever unpickled.
+The memory is anonymous (its descriptor travels over the socket), so a process that is killed leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -10,16 +9,13 @@ import mmap
 import os
 import tempfile
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from pydantic import Field, ValidationError
 
 from fednnunet.errors import ProtocolError
 from fednnunet.exchange.messages import Body, LayerName, Shape
-
-if TYPE_CHECKING:
-    from flwr.app import ArrayRecord
 
 DTYPES = ("float32", "float16", "float64", "int64", "int32", "uint8", "bool")
 MAX_BYTES = 8 * 2**30
@@ -60,12 +56,13 @@ class Layout(Body):
         for name, array in layout.arrays.items():
             if array.dtype not in DTYPES:
                 raise ProtocolError(f"{where} sent array {name} of type {array.dtype}")
-            if array.offset % ALIGNMENT or array.offset + _num_bytes(array.shape, array.dtype) > layout.size:
+            if array.offset % ALIGNMENT or array.offset + num_bytes(array.shape, array.dtype) > layout.size:
                 raise ProtocolError(f"{where} sent array {name} outside of its memory")
         return layout
 
 
-def _num_bytes(shape: list[int] | tuple[int, ...], dtype: Any) -> int:
+def num_bytes(shape: list[int] | tuple[int, ...], dtype: Any) -> int:
+    """Bytes of an array of this shape."""
     size = np.dtype(dtype).itemsize
     for length in shape:
         size *= length
@@ -87,7 +84,7 @@ class SharedArrays:
         arrays, offset = {}, 0
         for name, (shape, dtype) in spec.items():
             arrays[name] = ArrayLayout(dtype=np.dtype(dtype).name, shape=list(shape), offset=offset)
-            offset += -(-_num_bytes(shape, dtype) // ALIGNMENT) * ALIGNMENT
+            offset += -(-num_bytes(shape, dtype) // ALIGNMENT) * ALIGNMENT
         if offset > MAX_BYTES:
             raise ProtocolError(f"{offset} bytes of arrays are more than the {MAX_BYTES} that can be sent")
         fd = _anonymous_file()
@@ -135,52 +132,6 @@ def _anonymous_file() -> int:
         return os.memfd_create("fednnunet", os.MFD_CLOEXEC)
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
-
-
-# Flower records -----------------------------------------------------------------------------------------
-
-
-def to_array_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
-    """Arrays as a Flower record in numpy's format, each copied once."""
-    from flwr.app import Array, ArrayRecord
-
-    record = ArrayRecord()
-    for name, array in arrays.items():
-        array = np.asarray(array, order="C")
-        data = b"".join((_npy_header(array), array.reshape(-1).view(np.uint8).data))
-        record[name] = Array(array.dtype.name, tuple(array.shape), "numpy.ndarray", data)
-    return record
-
-
-def _npy_header(array: np.ndarray) -> bytes:
-    """Version 1.0 of numpy's file format (numpy.lib.format), padded as numpy does."""
-    description = (
-        f"{{'descr': '{array.dtype.str}', 'fortran_order': False, 'shape': {tuple(array.shape)!r}, }}"
-    )
-    padding = -(10 + len(description) + 1) % ALIGNMENT
-    text = (description + " " * padding + "\n").encode("latin1")
-    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
-
-
-def from_array_record(record: ArrayRecord, where: str) -> dict[str, np.ndarray]:
-    """Read-only views of a record's arrays, without a copy.
-
-    Raises:
-        ProtocolError: names ``where`` and the array that is not what it says.
-    """
-    if len(record) > MAX_ARRAYS or sum(len(array.data) for array in record.values()) > MAX_BYTES:
-        raise ProtocolError(f"{where} sent more than {MAX_ARRAYS} arrays or {MAX_BYTES} bytes")
-    arrays = {}
-    for name, array in record.items():
-        if array.stype != "numpy.ndarray" or array.dtype not in DTYPES:
-            raise ProtocolError(f"{where} sent array {name} as {array.stype} of {array.dtype}")
-        expected = np.empty(0, dtype=array.dtype)
-        header = _npy_header(np.broadcast_to(expected.sum(dtype=array.dtype), array.shape))
-        values = memoryview(array.data)[len(header) :]
-        if array.data[: len(header)] != header or len(values) != _num_bytes(array.shape, array.dtype):
-            raise ProtocolError(f"{where} sent array {name}, whose data are not {array.dtype} {array.shape}")
-        arrays[name] = np.frombuffer(values, dtype=array.dtype).reshape(array.shape)
-    return arrays
 
 
 def check_finite(arrays: Mapping[str, np.ndarray], where: str) -> None:

@@ -107,16 +107,14 @@ class WorkerChannel:
         try:
             connection = self._listener.accept()
             _limit_time(connection, HANDSHAKE_SECONDS)
-            multiprocessing.connection.deliver_challenge(connection, self._key)  # type: ignore[attr-defined]
-            multiprocessing.connection.answer_challenge(connection, self._key)  # type: ignore[attr-defined]
+            multiprocessing.connection.deliver_challenge(connection, self._key)
+            multiprocessing.connection.answer_challenge(connection, self._key)
             head, body, shared = _receive(connection, "the relay")
             _limit_time(connection, 0)
             try:
-                kind = Kind(head.get("kind"))
+                kind = Kind(str(head.get("kind")))
             except ValueError:
-                raise ProtocolError(
-                    f"the relay sent a message of unknown kind {head.get('kind')!r}"
-                ) from None
+                raise ProtocolError(f"the relay sent a message of unknown kind {head.get('kind')!r}") from None
             return Request(connection, kind, body, shared)
         except (OSError, EOFError, multiprocessing.AuthenticationError, ProtocolError) as error:
             log.warning("refused a connection: %s: %s", type(error).__name__, error)

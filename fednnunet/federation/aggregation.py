@@ -16,7 +16,7 @@ Node = TypeVar("Node", bound=Hashable)
 
 def common_layers(
     states: Sequence[Mapping[str, np.ndarray]], matching: Matching = "name", share: Share = "all"
-) -> dict[str, list[dict[int, str]]]:
+) -> dict[str, dict[int, str]]:
     """Groups of layers that are averaged together.
 
     Returns:
@@ -73,10 +73,8 @@ class StreamingAverage(Generic[Node]):
         groups: node to layer to group (:func:`~fednnunet.federation.matching.match_layers`).
     """
 
-    def __init__(
-        self, shapes: Mapping[Node, Mapping[str, object]], groups: Mapping[Node, Mapping[str, str]]
-    ) -> None:
-        self._shapes = {
+    def __init__(self, shapes: Mapping[Node, Mapping[str, object]], groups: Mapping[Node, Mapping[str, str]]) -> None:
+        self._shapes: dict[Node, dict[str, tuple[int, ...]]] = {
             node: {layer: tuple(getattr(shape, "shape", shape)) for layer, shape in layers.items()}  # type: ignore[arg-type]
             for node, layers in shapes.items()
         }
@@ -93,9 +91,7 @@ class StreamingAverage(Generic[Node]):
         self._weights: dict[str, float] = {}
         self._dtypes: dict[str, np.dtype] = {}
 
-    def add(
-        self, node: Node, arrays: Mapping[str, np.ndarray], weight: float = 1.0, name: str | None = None
-    ) -> None:
+    def add(self, node: Node, arrays: Mapping[str, np.ndarray], weight: float = 1.0, name: str | None = None) -> None:
         """Add the shared layers of ``node``.
 
         Raises:

@@ -12,7 +12,7 @@ from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, Record
 from flwr.clientapp import ClientApp
 
 from fednnunet.errors import ProtocolError
-from fednnunet.exchange.arrays import check_finite, from_array_record, to_array_record
+from fednnunet.exchange.arrays import check_finite
 from fednnunet.exchange.channel import WorkerFailure, WorkerUnreachable, call_worker
 from fednnunet.exchange.messages import (
     REPLIES,
@@ -23,6 +23,7 @@ from fednnunet.exchange.messages import (
     TrainRequest,
     parse_body,
 )
+from fednnunet.exchange.records import from_array_record, to_array_record
 
 ERROR_CODES = {"internal": 0, "data": 101, "config": 102, "protocol": 103, "unreachable": 104}
 """Codes of Flower's ``Error``: what is the user's to mend, and what is not."""

@@ -36,14 +36,10 @@ class LocalGrid(Grid):
         max_parallel_nodes: messages worked on at the same time; the others wait.
     """
 
-    def __init__(
-        self, client_app: ClientApp, nodes: Mapping[int, Mapping[str, str]], max_parallel_nodes: int
-    ) -> None:
+    def __init__(self, client_app: ClientApp, nodes: Mapping[int, Mapping[str, str]], max_parallel_nodes: int) -> None:
         self._client_app = client_app
         self._contexts = {
-            node: Context(
-                run_id=RUN_ID, node_id=node, node_config=dict(config), state=RecordDict(), run_config={}
-            )
+            node: Context(run_id=RUN_ID, node_id=node, node_config=dict(config), state=RecordDict(), run_config={})
             for node, config in nodes.items()
         }
         self._pool = ThreadPoolExecutor(max_parallel_nodes, thread_name_prefix="node")
@@ -97,7 +93,7 @@ class LocalGrid(Grid):
     def _work(self, message: Message) -> None:
         try:
             reply = self._client_app(message, self._contexts[message.metadata.dst_node_id])
-        except Exception as error:  # noqa: BLE001  as Flower does: the server learns of it from the reply
+        except Exception as error:  # noqa: BLE001  the server learns of it from the reply, as in Flower
             reason = f"{type(error).__name__}: {error}"
             reply = Message(Error(CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
         with self._arrived:
@@ -118,13 +114,9 @@ class LocalGrid(Grid):
             while not any(id_ in self._replies for id_ in ids):
                 if deadline is not None and time.monotonic() >= deadline:
                     return
-                self._arrived.wait(
-                    1.0 if deadline is None else min(1.0, max(0.0, deadline - time.monotonic()))
-                )
+                self._arrived.wait(1.0 if deadline is None else min(1.0, max(0.0, deadline - time.monotonic())))
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Replies to ``messages``; those that did not come in time are absent."""
         return list(stream_replies(self, messages, timeout))
 

@@ -74,9 +74,7 @@ class Federation:
         return sum(reply.num_training for reply in self.described.values())
 
 
-def build_server_app(
-    settings: ServerSettings, strategy: AsymFedAvg | NoExchange, journal: Journal
-) -> ServerApp:
+def build_server_app(settings: ServerSettings, strategy: AsymFedAvg | NoExchange, journal: Journal) -> ServerApp:
     """A Flower ServerApp that runs the whole federation."""
     app = ServerApp()
 
@@ -84,9 +82,7 @@ def build_server_app(
     def main(grid: Grid, context: Context) -> None:
         federation = describe_nodes(grid, settings, journal)
         check_agreement(federation)
-        journal.num_training = {
-            federation.name(n): federation.described[n].num_training for n in federation.training
-        }
+        journal.num_training = {federation.name(n): federation.described[n].num_training for n in federation.training}
         plan_networks(grid, federation, settings, journal)
         preprocess_images(grid, federation, settings, journal)
         arrays = train_rounds(grid, federation, strategy, settings, journal)
@@ -147,18 +143,12 @@ def plan_networks(grid: Grid, federation: Federation, settings: ServerSettings, 
             LocalFingerprint.parse(federation.described[node].fingerprint, f"node {federation.name(node)}")
             for node in federation.training
         ]
-        request = messages.PlanRequest(
-            fingerprint=merge_fingerprints(parts), num_training=federation.num_training
-        )
-    replies = _ask(
-        grid, Kind.PLAN, dict.fromkeys(federation.training, request), federation, settings, journal
-    )
+        request = messages.PlanRequest(fingerprint=merge_fingerprints(parts), num_training=federation.num_training)
+    replies = _ask(grid, Kind.PLAN, dict.fromkeys(federation.training, request), federation, settings, journal)
     federation.planned = {node: reply for node, reply, _ in replies}
     if settings.federated_fingerprint:
         _check_same_network(federation)
-    journal.write_plans(
-        {federation.name(node): federation.planned[node].plans for node in federation.training}
-    )
+    journal.write_plans({federation.name(node): federation.planned[node].plans for node in federation.training})
 
 
 def _check_same_network(federation: Federation) -> None:
@@ -212,9 +202,7 @@ def train_rounds(
 
 
 def _last_common_round(federation: Federation, rounds: int) -> int:
-    common = set.intersection(
-        *(set(federation.described[node].resume_rounds) for node in federation.training)
-    )
+    common = set.intersection(*(set(federation.described[node].resume_rounds) for node in federation.training))
     return max((round_ for round_ in common if round_ <= rounds), default=0)
 
 
@@ -265,9 +253,7 @@ def _train_round(
                     journal.node_done(federation.name(node), server_round, rows[node])
             yield reply
 
-    aggregated, _ = strategy.aggregate_train(
-        server_round, passing_by(stream_replies(grid, requests, settings.timeout))
-    )
+    aggregated, _ = strategy.aggregate_train(server_round, passing_by(stream_replies(grid, requests, settings.timeout)))
     for node, reason in strategy.failures.items():
         raise NodeError(federation.name(node), f"round {server_round}: {reason}")
     absent = sorted(federation.name(node) for node in set(sent) - set(rows))
@@ -314,9 +300,7 @@ def evaluate_models(
         )
         for external in federation.external:
             payload = {external: model}
-            ((_, answer, _),) = _ask(
-                grid, Kind.EVALUATE, {external: request}, federation, settings, journal, payload
-            )
+            ((_, answer, _),) = _ask(grid, Kind.EVALUATE, {external: request}, federation, settings, journal, payload)
             per_model[external].append(answer.cases)
     for answers in per_model.values():
         scores += _mean_over_models(answers)

@@ -13,8 +13,8 @@ from flwr.serverapp.strategy import Strategy
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
 from fednnunet.errors import ProtocolError
-from fednnunet.exchange.arrays import from_array_record, to_array_record
 from fednnunet.exchange.messages import EvaluateRequest, Kind, TrainRequest
+from fednnunet.exchange.records import from_array_record, to_array_record
 from fednnunet.federation.aggregation import StreamingAverage
 from fednnunet.federation.matching import Matching, Share, match_layers
 
@@ -140,10 +140,7 @@ class AsymFedAvg(Strategy):
     ) -> Iterable[Message]:
         """One request a node to load the last averages, write the final checkpoint and score."""
         request = EvaluateRequest(server_round=server_round)
-        return [
-            _message(Kind.EVALUATE, node, request, self.arrays_for(node, arrays), config)
-            for node in self._groups
-        ]
+        return [_message(Kind.EVALUATE, node, request, self.arrays_for(node, arrays), config) for node in self._groups]
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Scores are tables of cases, which the server app collects; there is nothing to average."""
@@ -198,9 +195,7 @@ def _mean_metrics(replies: list[RecordDict]) -> MetricRecord:
     """Mean by training cases of the metrics that every node has."""
     common = set.intersection(*(set(reply.metric_records["metrics"]) for reply in replies))
     same = [
-        RecordDict(
-            {"metrics": MetricRecord({key: reply.metric_records["metrics"][key] for key in sorted(common)})}
-        )
+        RecordDict({"metrics": MetricRecord({key: reply.metric_records["metrics"][key] for key in sorted(common)})})
         for reply in replies
     ]
     return aggregate_metricrecords(same, WEIGHT_KEY)

@@ -53,7 +53,7 @@ class LocalFingerprint(BaseModel):
     def _one_shape_a_spacing(self) -> LocalFingerprint:
         if len(self.spacings) != len(self.shapes_after_crop):
             raise ValueError("spacings and shapes_after_crop differ in length")
-        if any(value <= 0 for triple in (*self.spacings, *self.shapes_after_crop) for value in triple):
+        if min(map(min, self.spacings)) <= 0 or min(map(min, self.shapes_after_crop)) <= 0:
             raise ValueError("spacings and shapes must be positive")
         return self
 

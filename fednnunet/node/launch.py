@@ -11,6 +11,7 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import TracebackType
 
@@ -43,7 +44,7 @@ class NodeProcesses:
         self.nodes = nodes
         self.addresses: dict[int, dict[str, str]] = {}
         self.peak_memory_gib = 0.0
-        self._processes: list[multiprocessing.process.BaseProcess] = []
+        self._processes: list[BaseProcess] = []
         self._stop = threading.Event()
 
     def __enter__(self) -> NodeProcesses:
@@ -75,7 +76,7 @@ class NodeProcesses:
             key_file.write_bytes(key)
             address = str(self._sockets / f"{number}.sock")
             receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(
+            process: BaseProcess = context.Process(
                 target=_work, args=(settings, address, key, sender), name=f"node {settings.name}"
             )
             process.start()

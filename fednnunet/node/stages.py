@@ -73,8 +73,7 @@ class NodeStages:
         self.device = resolve_device(self.config.node.device)
         name, external = self.settings.name, self.settings.external
         self.centres = {
-            centre: read_dataset(folder, centre, external=external)
-            for centre, folder in self.settings.datasets.items()
+            centre: read_dataset(folder, centre, external=external) for centre, folder in self.settings.datasets.items()
         }
         raw = Path(os.environ["nnUNet_raw"])
         if self._pooled:
@@ -150,7 +149,8 @@ class NodeStages:
         )
 
     def _build_trainer(self) -> nnUNetTrainer:
-        assert self.plans is not None and self.dataset is not None
+        assert self.plans is not None
+        assert self.dataset is not None
         dataset_json = {key: value for key, value in self.dataset.dataset_json.items() if key != "dataset"}
         L.seed_everything(self.settings.seed, verbose=False)
         return build_nnunet_trainer(
@@ -174,8 +174,7 @@ class NodeStages:
         configuration = self.config.dataset.configuration
         planned = self.settings.folder / "nnUNet_preprocessed" / dataset.name
         per_centre = {
-            centre: crossval_splits([case.name for case in data.cases])
-            for centre, data in self.centres.items()
+            centre: crossval_splits([case.name for case in data.cases]) for centre, data in self.centres.items()
         }
         folds = pooled_splits(per_centre) if self._pooled else next(iter(per_centre.values()))
         write_atomically(planned / "splits_final.json", json.dumps(folds, indent=1))

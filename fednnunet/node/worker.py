@@ -86,20 +86,18 @@ class NodeWorker:
             elif isinstance(body, EvaluateRequest):
                 self._evaluate(request, body)
             else:
-                stage = {
+                stages: dict[Kind, Callable[[Any], BaseModel]] = {
                     Kind.FINGERPRINT: self.stages.describe,
                     Kind.PLAN: self.stages.plan,
                     Kind.PREPROCESS: self.stages.preprocess,
-                }[request.kind]
-                _reply(request, stage(body))
+                }
+                _reply(request, stages[request.kind](body))
         except FednnUNetError as error:
             log.error("%s: %s", request.kind, error)
             request.fail(Failure(reason=self._public(error), error=_error_kind(error)))
         except torch.OutOfMemoryError:
             target = self.settings.config.gpu_memory_of(self.settings.name)
-            reason = (
-                f"out of GPU memory with plans for {target:g} GB; lower gpu_memory.nodes.{self.settings.name}"
-            )
+            reason = f"out of GPU memory with plans for {target:g} GB; lower gpu_memory.nodes.{self.settings.name}"
             log.exception(reason)
             request.fail(Failure(reason=reason, error="config"))
         except Exception as error:
@@ -191,11 +189,11 @@ class NodeWorker:
             if following is None:
                 continue
             if following.kind is Kind.TRAIN:
-                body = self._parse_train(following)
-                if body is None:
+                asked = self._parse_train(following)
+                if asked is None:
                     continue
-                if body.server_round == module.nnunet.current_epoch + 1:
-                    self.waiting = (following, body)
+                if asked.server_round == module.nnunet.current_epoch + 1:
+                    self.waiting = (following, asked)
                     return True
             self.answer(following)
 
@@ -208,7 +206,8 @@ class NodeWorker:
 
     def _hand_over(self, request: Request, body: TrainRequest) -> None:
         """Send the stored reply with the layers asked for."""
-        assert self.reply is not None and self.stages.trainer is not None
+        assert self.reply is not None
+        assert self.stages.trainer is not None
         start = time.perf_counter()
         arrays = self._gather(body.layers)
         spent = self.reply.seconds_exchange + time.perf_counter() - start
@@ -245,7 +244,8 @@ class NodeWorker:
             raise ProtocolError("evaluation was asked for before training")
         if body.server_round != trainer.current_epoch:
             raise ProtocolError(
-                f"evaluation after round {body.server_round} was asked for; the node has {trainer.current_epoch} behind it"
+                f"evaluation after round {body.server_round} was asked for; "
+                f"the node has {trainer.current_epoch} behind it"
             )
         if self.evaluation is None:
             load_state(trainer.network, request.arrays)
@@ -259,9 +259,7 @@ class NodeWorker:
         _reply(request, self.evaluation, self._gather(body.layers))
 
 
-def run_node_worker(
-    settings: NodeSettings, address: str, key: bytes, ready: Callable[[], None] = lambda: None
-) -> None:
+def run_node_worker(settings: NodeSettings, address: str, key: bytes, ready: Callable[[], None] = lambda: None) -> None:
     """Process entry: quiet, own log file, ends with its parent.
 
     Args:
@@ -270,9 +268,7 @@ def run_node_worker(
         key: shared with the relay.
         ready: called when the worker listens.
     """
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches the whole group; the parent ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
     settings.folder.mkdir(parents=True, exist_ok=True)
     _redirect_output(settings.folder / "node.log")
     _end_with_parent()

@@ -41,10 +41,7 @@ def setup_colours(setups: Sequence[str]) -> dict[str, str]:
 def node_styles(nodes: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Colour and dashes of every node."""
     count = len(NODE_COLOURS)
-    return {
-        name: (NODE_COLOURS[i % count], NODE_DASHES[i // count % len(NODE_DASHES)])
-        for i, name in enumerate(nodes)
-    }
+    return {name: (NODE_COLOURS[i % count], NODE_DASHES[i // count % len(NODE_DASHES)]) for i, name in enumerate(nodes)}
 
 
 def learning_curves(rounds: pd.DataFrame, nodes: Sequence[str]) -> Figure:
@@ -57,9 +54,7 @@ def learning_curves(rounds: pd.DataFrame, nodes: Sequence[str]) -> Figure:
         nodes: in the order of the legend; others that ``rounds`` names follow.
     """
     setups = order_setups(rounds["strategy"])
-    styles = node_styles(nodes) | {
-        name: (POOLED_COLOUR, "-") for name in rounds["node"].unique() if name not in nodes
-    }
+    styles = node_styles(nodes) | {name: (POOLED_COLOUR, "-") for name in rounds["node"].unique() if name not in nodes}
     single = len(setups) == 1
     shape = (1, len(CURVES)) if single else (len(CURVES), len(setups))
     size = (10.5, 3.3) if single else (0.8 + 2.75 * len(setups), 7.0)
@@ -100,9 +95,7 @@ def _draw_nodes(axes: Axes, rounds: pd.DataFrame, column: str, styles: Mapping[s
             axes.fill_between(over.index, over["min"], over["max"], color=colour, alpha=0.15, lw=0)
 
 
-def case_scores(
-    cases: pd.DataFrame, training: Sequence[str], external: Sequence[str], hd95_unit: str
-) -> Figure:
+def case_scores(cases: pd.DataFrame, training: Sequence[str], external: Sequence[str], hd95_unit: str) -> Figure:
     """DSC and HD95: a bar is the mean over a node's held-out cases, a dot is a case.
 
     Args:
@@ -135,16 +128,12 @@ def case_scores(
                 axes.bar(x, chosen.mean(), width * 0.9, color=colours[setup], alpha=0.35, lw=0)
                 axes.hlines(chosen.mean(), x - width * 0.45, x + width * 0.45, color=colours[setup], lw=2)
                 spread = (np.arange(len(chosen)) * 0.618 % 1 - 0.5) * width * 0.6
-                axes.plot(
-                    x + spread, chosen, "o", ms=3.2, mfc=colours[setup], mec="white", mew=0.4, alpha=0.9
-                )
+                axes.plot(x + spread, chosen, "o", ms=3.2, mfc=colours[setup], mec="white", mew=0.4, alpha=0.9)
         if external:
             axes.axvspan(len(training) - 0.3, len(nodes) - 0.1, color="#f1f3f5", zorder=-5, lw=0)
         if column == "dsc":
             axes.set_ylim(0, 1)
-        axes.set_xticks(
-            list(centres.values()), [f"{name}\n(external)" if name in external else name for name in nodes]
-        )
+        axes.set_xticks(list(centres.values()), [f"{name}\n(external)" if name in external else name for name in nodes])
         axes.tick_params(axis="x", length=0)
     _legend(figure, [Patch(color=colours[name], alpha=0.75, lw=0, label=name) for name in setups])
     return figure
@@ -170,9 +159,7 @@ def overlay_row(node: str, slices: Mapping[str, Path]) -> Figure:
     for axes, (setup, arrays) in zip(panels, loaded.items(), strict=True):
         image, spacing = arrays["image"], arrays["spacing"]
         low, high = np.percentile(image, [0.5, 99.5])
-        axes.imshow(
-            image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=float(spacing[0] / spacing[1])
-        )
+        axes.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=float(spacing[0] / spacing[1]))
         for name, colour, dashes in (
             ("reference", REFERENCE_COLOUR, "solid"),
             ("prediction", PREDICTION_COLOUR, "dashed"),
@@ -188,9 +175,7 @@ def overlay_row(node: str, slices: Mapping[str, Path]) -> Figure:
                 color="white",
             )
         dsc = float(arrays["dsc"])
-        axes.set_title(
-            f"{node} · {setup}\nDSC {'not defined' if np.isnan(dsc) else f'{dsc:.3f}'}", fontsize=10
-        )
+        axes.set_title(f"{node} · {setup}\nDSC {'not defined' if np.isnan(dsc) else f'{dsc:.3f}'}", fontsize=10)
         axes.set_axis_off()
     handles = [
         Line2D([], [], color=REFERENCE_COLOUR, lw=2, label="reference"),
@@ -269,9 +254,7 @@ def as_data_uri(content: bytes, kind: str) -> str:
 
 def _render(figure: Figure, kind: str) -> bytes:
     out = io.BytesIO()
-    figure.savefig(
-        out, format=kind, dpi=150, facecolor="white", metadata={"Date": None} if kind == "svg" else None
-    )
+    figure.savefig(out, format=kind, dpi=150, facecolor="white", metadata={"Date": None} if kind == "svg" else None)
     return out.getvalue()
 
 

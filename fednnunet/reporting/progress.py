@@ -51,9 +51,7 @@ class RunProgress:
         self._title = title
         self._rounds = rounds
         self._console = console or Console()
-        self._live = (
-            Live(self, console=self._console, refresh_per_second=4) if self._console.is_terminal else None
-        )
+        self._live = Live(self, console=self._console, refresh_per_second=4) if self._console.is_terminal else None
         self._lines = {node: _Line() for node in nodes}
         self._lock = threading.RLock()
         self._stage = ""
@@ -184,9 +182,7 @@ class RunProgress:
 
     def _say(self, text: str) -> None:
         clock = _clock(time.monotonic() - self._begin)
-        self._console.print(
-            f"{self._title}  {clock:>5}  {text}", highlight=False, markup=False, soft_wrap=True
-        )
+        self._console.print(f"{self._title}  {clock:>5}  {text}", highlight=False, markup=False, soft_wrap=True)
         self._console.file.flush()
 
 

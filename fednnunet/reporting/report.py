@@ -239,9 +239,7 @@ def _overlays(runs: Sequence[Run], nodes: Sequence[str], saved: Path) -> dict[st
         if not numbers:
             continue
         chosen = max(sorted(set(numbers)), key=numbers.count)
-        slices = {
-            run.setup: run.overlays[node][chosen] for run in firsts if chosen in run.overlays.get(node, {})
-        }
+        slices = {run.setup: run.overlays[node][chosen] for run in firsts if chosen in run.overlays.get(node, {})}
         figure = figures.overlay_row(node, slices)
         name = f"overlay_{''.join(c if c.isalnum() else '_' for c in node)}"
         png, _ = figures.save_figure(figure, saved, name)

@@ -74,9 +74,7 @@ class Run:
             return None
         trained = int(self.rounds["round"].max()) if not self.rounds.empty else 0
         got = f"it trained {trained} round{'s' * (trained != 1)}" if trained else "it trained no round"
-        return f"{self.folder.name} did not finish: {got}" + (
-            " and has no scores" if self.cases.empty else ""
-        )
+        return f"{self.folder.name} did not finish: {got}" + (" and has no scores" if self.cases.empty else "")
 
 
 def read_run(folder: Path) -> Run:
@@ -151,7 +149,6 @@ def read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
             dtype=dict.fromkeys(_TEXT, str),
             keep_default_na=False,
             na_values={name: ["", "nan"] for name in columns if name not in _TEXT},
-            float_precision="round_trip",
         )
     except (ValueError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not a readable table: {error}") from None

@@ -44,9 +44,7 @@ def summarise(cases: pd.DataFrame) -> pd.DataFrame:
     if cases.empty:
         return pd.DataFrame(columns=[*SUMMARY_COLUMNS, *(key for key in keys if key == "seed")])
     grouped = case_means(cases).groupby(keys, sort=False)
-    summary = grouped.agg(
-        n_cases=("case", "nunique"), dsc=("dsc", "mean"), hd95=("hd95", "mean")
-    ).reset_index()
+    summary = grouped.agg(n_cases=("case", "nunique"), dsc=("dsc", "mean"), hd95=("hd95", "mean")).reset_index()
     return summary[[*SUMMARY_COLUMNS, *(key for key in keys if key == "seed")]]
 
 

@@ -107,9 +107,7 @@ def check_received_plans(plans: dict[str, Any], configuration: str) -> PlansMana
     except (KeyError, TypeError, AttributeError):
         raise ProtocolError(f"the plans received hold no configuration {configuration}") from None
     if not NETWORK_CLASS.fullmatch(str(network)):
-        raise ProtocolError(
-            f"the plans received name {network} as network; it is not of nnU-Net's architectures"
-        )
+        raise ProtocolError(f"the plans received name {network} as network; it is not of nnU-Net's architectures")
     for name in names:
         if name is not None and not TORCH_LAYER.fullmatch(str(name)):
             raise ProtocolError(f"the plans received name {name} as layer; it is not of torch.nn")
@@ -141,7 +139,7 @@ def build_lightning_trainer(
     """A Lightning trainer that runs the epochs which the nnU-Net trainer has left."""
     nnunet = module.nnunet
     cuda = nnunet.device.type == "cuda"
-    plugins = []
+    plugins: list[Any] = []
     precision: Any = node.precision
     if precision == "auto":
         precision = "16-mixed" if cuda else "32-true"  # nnU-Net: autocast on CUDA only

@@ -79,7 +79,8 @@ def load_state(network: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
             raise ProtocolError(f"layer {name} was received, but the network has no such layer")
         if tuple(array.shape) != tuple(tensors[name].shape):
             raise ProtocolError(
-                f"layer {name} was received with shape {tuple(array.shape)}, the network has {tuple(tensors[name].shape)}"
+                f"layer {name} was received with shape {tuple(array.shape)}, "
+                f"the network has {tuple(tensors[name].shape)}"
             )
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise ProtocolError(f"layer {name} was received with values that are not finite")

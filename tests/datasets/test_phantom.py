@@ -33,9 +33,7 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
-def test_same_seed_gives_the_same_bytes_and_another_seed_others(
-    centres: dict[str, Any], tmp_path: Path
-) -> None:
+def test_same_seed_gives_the_same_bytes_and_another_seed_others(centres: dict[str, Any], tmp_path: Path) -> None:
     for name, seed in (("one", 1), ("two", 1), ("other", 2)):
         make_phantom(tmp_path / name, centres, seed)
     assert digests(tmp_path / "one") == digests(tmp_path / "two")

@@ -22,9 +22,7 @@ def change_description(folder: Path, **fields: Any) -> None:
     path.write_text(json.dumps({key: value for key, value in description.items() if value is not None}))
 
 
-def rewrite(
-    path: Path, change: Callable[[np.ndarray], np.ndarray], spacing: tuple[float, ...] | None = None
-) -> None:
+def rewrite(path: Path, change: Callable[[np.ndarray], np.ndarray], spacing: tuple[float, ...] | None = None) -> None:
     image = sitk.ReadImage(str(path))
     changed = sitk.GetImageFromArray(change(sitk.GetArrayFromImage(image)))
     changed.SetSpacing(spacing or image.GetSpacing())
@@ -39,20 +37,20 @@ def test_dataset_is_found_by_id_name_and_path(make_dataset: Callable[..., Path])
 
 def test_missing_dataset_is_told_with_what_is_there(make_dataset: Callable[..., Path]) -> None:
     folder = make_dataset()
-    with pytest.raises(DataError, match="centre Oslo: dataset 7 is not in .* Dataset101_Boxes"):
+    with pytest.raises(DataError, match=r"centre Oslo: dataset 7 is not in .* Dataset101_Boxes"):
         find_dataset(7, folder.parent, "Oslo")
 
 
 def test_ambiguous_id_is_refused(make_dataset: Callable[..., Path]) -> None:
     folder = make_dataset()
     make_dataset(name="Dataset101_Other")
-    with pytest.raises(DataError, match="ambiguous.*Dataset101_Boxes, Dataset101_Other"):
+    with pytest.raises(DataError, match=r"ambiguous.*Dataset101_Boxes, Dataset101_Other"):
         find_dataset(101, folder.parent, "A")
 
 
 def test_ids_need_a_raw_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("nnUNet_raw", raising=False)
-    with pytest.raises(DataError, match="centre A: dataset 101 .* nnUNet_raw"):
+    with pytest.raises(DataError, match=r"centre A: dataset 101 .* nnUNet_raw"):
         find_dataset(101, None, "A")
 
 
@@ -62,8 +60,7 @@ def test_cases_are_those_that_nnunet_reads(make_dataset: Callable[..., Path], tm
     staged = stage_dataset(dataset, tmp_path / "staged")
     theirs = get_filenames_of_train_images_and_targets(str(staged))
     assert theirs == {
-        case.name: {"images": [str(path) for path in case.images], "label": str(case.label)}
-        for case in dataset.cases
+        case.name: {"images": [str(path) for path in case.images], "label": str(case.label)} for case in dataset.cases
     }
     assert json.loads((staged / "dataset.json").read_text())["numTraining"] == 6
     assert read_dataset(staged, "A").cases == dataset.cases
@@ -109,7 +106,7 @@ def test_broken_folders_are_named_by_centre_and_file(
 
 def test_too_few_cases_for_five_folds_are_refused_unless_external(make_dataset: Callable[..., Path]) -> None:
     folder = make_dataset(cases=4)
-    with pytest.raises(DataError, match="4 training cases; .* needs 5"):
+    with pytest.raises(DataError, match=r"4 training cases; .* needs 5"):
         read_dataset(folder, "A")
     assert len(read_dataset(folder, "A", external=True).cases) == 4
 

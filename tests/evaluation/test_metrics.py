@@ -86,9 +86,7 @@ def test_two_dimensional_images_ignore_their_missing_axis() -> None:
     ("prediction", "spacing", "problem"),
     [(np.zeros((2, 2)), (1.0, 1.0, 1.0), "shape"), (np.zeros((2, 2, 2)), (1.0,), "spacing has 1")],
 )
-def test_what_does_not_fit_is_refused(
-    prediction: np.ndarray, spacing: tuple[float, ...], problem: str
-) -> None:
+def test_what_does_not_fit_is_refused(prediction: np.ndarray, spacing: tuple[float, ...], problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         hausdorff_distance_95(prediction, np.zeros((2, 2, 2)), spacing)
 

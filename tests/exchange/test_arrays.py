@@ -17,9 +17,8 @@ from fednnunet.exchange.arrays import (
     Layout,
     SharedArrays,
     check_finite,
-    from_array_record,
-    to_array_record,
 )
+from fednnunet.exchange.records import from_array_record, to_array_record
 
 ANY_ARRAY = st.sampled_from(DTYPES).flatmap(
     lambda dtype: arrays(np.dtype(dtype), array_shapes(min_dims=0, max_dims=5, min_side=0, max_side=4))

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
-from fednnunet.exchange.arrays import from_array_record, to_array_record
 from fednnunet.exchange.channel import Request, WorkerChannel
 from fednnunet.exchange.messages import Failure, Kind, PreprocessReply, TrainReply, TrainRequest
+from fednnunet.exchange.records import from_array_record, to_array_record
 from fednnunet.federation.client_app import ERROR_CODES, app
 from fednnunet.federation.grid import LocalGrid
 
@@ -41,9 +41,7 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
     channel = WorkerChannel("s", KEY)
     grid = LocalGrid(app, {7: {"socket": "s", "key-file": "key"}}, 1)
 
-    def send(
-        kind: Kind, body: str, answer: Answer, arrays: ArrayRecord | None = None, **config: int
-    ) -> Message:
+    def send(kind: Kind, body: str, answer: Answer, arrays: ArrayRecord | None = None, **config: int) -> Message:
         def work() -> None:
             request = channel.receive(timeout=10)
             if request is not None:
@@ -82,9 +80,7 @@ def test_train_reply_has_what_flowers_strategies_need(ask: Callable[..., Message
 
 
 def test_failure_of_the_worker_is_an_error_reply(ask: Callable[..., Message]) -> None:
-    reply = ask(
-        Kind.PREPROCESS, "{}", lambda request: request.fail(Failure(reason="disk full", error="data"))
-    )
+    reply = ask(Kind.PREPROCESS, "{}", lambda request: request.fail(Failure(reason="disk full", error="data")))
     assert reply.error.code == ERROR_CODES["data"]
     assert reply.error.reason == "disk full"
 
@@ -104,9 +100,7 @@ def test_malformed_reply_of_the_worker_is_an_error_reply(ask: Callable[..., Mess
         (Kind.PLAN, '{"fingerprint": null, "num_training": 0}'),
     ],
 )
-def test_malformed_requests_do_not_reach_the_worker(
-    ask: Callable[..., Message], kind: Kind, body: str
-) -> None:
+def test_malformed_requests_do_not_reach_the_worker(ask: Callable[..., Message], kind: Kind, body: str) -> None:
     reached: list[Request] = []
     reply = ask(kind, body, reached.append)
     assert reply.error.code == ERROR_CODES["protocol"]

@@ -18,9 +18,7 @@ running = threading.Semaphore(0)
 
 @app.query("name")
 def tell_name(message: Message, context: Context) -> Message:
-    return Message(
-        RecordDict({"config": ConfigRecord({"name": str(context.node_config["name"])})}), reply_to=message
-    )
+    return Message(RecordDict({"config": ConfigRecord({"name": str(context.node_config["name"])})}), reply_to=message)
 
 
 @app.train()
@@ -41,9 +39,7 @@ def grid() -> LocalGrid:
 
 
 def to_all(grid: Grid, message_type: str) -> list[Message]:
-    return [
-        Message(RecordDict(), dst_node_id=node, message_type=message_type) for node in grid.get_node_ids()
-    ]
+    return [Message(RecordDict(), dst_node_id=node, message_type=message_type) for node in grid.get_node_ids()]
 
 
 def test_server_app_gets_a_reply_from_every_node(grid: LocalGrid) -> None:

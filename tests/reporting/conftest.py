@@ -52,32 +52,38 @@ def nnunet_plans(batch: int, patch: int, spacing: float, stages: int) -> dict[st
 
 
 @pytest.fixture
-def make_run(tmp_path: Path) -> MakeRun:
-    """Write a finished run; returns its folder."""
+def make_run(tmp_path: Path, write_run: MakeRun) -> MakeRun:
+    """Write a finished run below ``tmp_path/sweep`` or into ``folder``; returns its folder."""
 
-    def make(
-        strategy: str = "asym",
+    def make(strategy: str = "asym", *, seed: int = 0, folder: Path | None = None, **options: Any) -> Path:
+        chosen = folder or tmp_path / "sweep" / f"strategy={strategy},seed={seed}"
+        return write_run(chosen, strategy, seed=seed, **options)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def write_run() -> MakeRun:
+    """Write a finished run into a folder; returns the folder."""
+
+    def write(
+        folder: Path,
+        strategy: str,
         *,
         seed: int = 0,
-        folder: Path | None = None,
         overrides: tuple[str, ...] = (),
         overlays: bool = True,
     ) -> Path:
-        folder = folder or tmp_path / "sweep" / f"strategy={strategy},seed={seed}"
         rng = np.random.default_rng([seed, *strategy.encode()])
         (folder / ".hydra").mkdir(parents=True)
-        (folder / ".hydra" / "config.yaml").write_text(
-            f"seed: {seed}\nstrategy:\n  name: {strategy} # <own>\n"
-        )
+        (folder / ".hydra" / "config.yaml").write_text(f"seed: {seed}\nstrategy:\n  name: {strategy} # <own>\n")
         lines = [f"strategy={strategy}", f"seed={seed}", *overrides]
         (folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {line}\n" for line in lines))
         level = LEVEL.get(strategy, 0.5)
         pooled = strategy == "centralized"
         workers = ["centralized"] if pooled else list(NODES)
         plans = {
-            node: nnunet_plans(
-                8, 112 if node == "DUKE" else 56, 0.75 if node == "DUKE" else 1.5, 4 + (node == "DUKE")
-            )
+            node: nnunet_plans(8, 112 if node == "DUKE" else 56, 0.75 if node == "DUKE" else 1.5, 4 + (node == "DUKE"))
             for node in workers
         }
         (folder / "plans.json").write_text(json.dumps(plans))
@@ -125,9 +131,7 @@ def make_run(tmp_path: Path) -> MakeRun:
                 "node": node,
                 "train_loss": 0.1 - level * (1 - np.exp(-number / 4)) + rng.normal(0, 0.015),
                 "val_loss": 0.12 - level * (1 - np.exp(-number / 4)) + rng.normal(0, 0.03),
-                "pseudo_dice": None
-                if number == 1
-                else level * (1 - np.exp(-number / 4)) + rng.normal(0, 0.02),
+                "pseudo_dice": None if number == 1 else level * (1 - np.exp(-number / 4)) + rng.normal(0, 0.02),
                 "seconds_train": 2 + rng.random(),
                 "seconds_exchange": 0.1 * rng.random() if exchanges else 0.0,
                 "bytes_up": 3_100_000 if exchanges else 0,
@@ -143,4 +147,4 @@ def make_run(tmp_path: Path) -> MakeRun:
                 write_overlay(folder / "nodes" / node / "overlays" / f"{centre}__0.npz", rng, level)
         return folder
 
-    return make
+    return write

@@ -42,12 +42,8 @@ def test_every_case_is_a_dot(make_run: MakeRun) -> None:
     figure = figures.case_scores(run.cases, ["ISPY1", "ISPY2", "DUKE", "NACT"], ["KAUNO"], "mm")
     dots = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
     assert sum(len(line.get_ydata()) for line in dots) == 5 * 6
-    bars = [
-        bar.get_height() for bar in figure.axes[0].patches if bar.get_height() < 1 and bar.get_width() < 1
-    ]
-    expected = (
-        run.cases.groupby(["node", "case"], sort=False)["dsc"].mean().groupby("node", sort=False).mean()
-    )
+    bars = [bar.get_height() for bar in figure.axes[0].patches if bar.get_height() < 1 and bar.get_width() < 1]
+    expected = run.cases.groupby(["node", "case"], sort=False)["dsc"].mean().groupby("node", sort=False).mean()
     np.testing.assert_allclose(bars[:5], expected)
 
 
@@ -68,9 +64,7 @@ def test_overlay_respects_spacing_and_names_node_and_score(make_run: MakeRun) ->
 
 def test_an_empty_prediction_is_said_in_the_picture(make_run: MakeRun, tmp_path: Path) -> None:
     arrays = figures.read_overlay(read_run(make_run("asym")).overlays["NACT"][0])
-    np.savez(
-        tmp_path / "e.npz", **(arrays | {"prediction": 0 * arrays["prediction"], "dsc": np.array(np.nan)})
-    )
+    np.savez(tmp_path / "e.npz", **(arrays | {"prediction": 0 * arrays["prediction"], "dsc": np.array(np.nan)}))
     (axes,) = figures.overlay_row("NACT", {"asym": tmp_path / "e.npz"}).axes
     assert axes.get_title().endswith("DSC not defined")
     assert [text.get_text() for text in axes.texts] == ["nothing predicted in this slice"]

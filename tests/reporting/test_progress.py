@@ -78,8 +78,8 @@ def test_a_terminal_has_one_line_a_node_and_the_round() -> None:
 def test_interrupted_lines_say_stopped() -> None:
     screen, out = console(terminal=True)
     progress = RunProgress("asym", NODES, 4, screen)
+    progress.stage("train")
     with pytest.raises(KeyboardInterrupt), progress:
-        progress.stage("train")
         raise KeyboardInterrupt
     assert "stopped" in out.getvalue()
 
@@ -92,8 +92,7 @@ def test_nodes_may_answer_from_several_threads() -> None:
         for number in range(1, 6):
             progress.round_started(number, 5)
             threads = [
-                threading.Thread(target=progress.node_done, args=(name, number, {"pseudo_dice": 0.5}))
-                for name in names
+                threading.Thread(target=progress.node_done, args=(name, number, {"pseudo_dice": 0.5})) for name in names
             ]
             for thread in threads:
                 thread.start()

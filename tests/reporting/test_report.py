@@ -27,9 +27,10 @@ def texts(page: ElementTree.Element, path: str) -> list[str]:
     return ["".join(element.itertext()).strip() for element in page.findall(path)]
 
 
-@pytest.fixture
-def comparison(make_run: MakeRun, tmp_path: Path) -> ElementTree.Element:
-    return parse(write_report(tmp_path / "sweep", [make_run(name) for name in SETUPS]))
+@pytest.fixture(scope="module")
+def comparison(write_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> ElementTree.Element:
+    folder = tmp_path_factory.mktemp("sweep")
+    return parse(write_report(folder, [write_run(folder / name, name) for name in SETUPS]))
 
 
 def test_nothing_is_loaded_from_outside(comparison: ElementTree.Element) -> None:

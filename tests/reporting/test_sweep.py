@@ -47,9 +47,7 @@ def test_merged_tables_hold_the_rows_of_all_runs(make_run: MakeRun, tmp_path: Pa
     runs = [make_run("local"), make_run("asym")]
     printed = compare(tmp_path / "sweep", runs)
     cases = pd.read_csv(tmp_path / "sweep" / "cases.csv")
-    pd.testing.assert_frame_equal(
-        cases, pd.concat([pd.read_csv(run / "cases.csv") for run in runs], ignore_index=True)
-    )
+    pd.testing.assert_frame_equal(cases, pd.concat([pd.read_csv(run / "cases.csv") for run in runs], ignore_index=True))
     assert list(cases.columns) == CASE_COLUMNS
     assert list(pd.read_csv(tmp_path / "sweep" / "rounds.csv").columns) == ROUND_COLUMNS
     assert list(pd.read_csv(tmp_path / "sweep" / "summary.csv").columns) == SUMMARY_COLUMNS
@@ -57,9 +55,7 @@ def test_merged_tables_hold_the_rows_of_all_runs(make_run: MakeRun, tmp_path: Pa
     assert all(len(line) < 110 for line in printed.splitlines())
 
 
-def test_seeds_keep_apart_in_the_files_and_are_averaged_in_the_table(
-    make_run: MakeRun, tmp_path: Path
-) -> None:
+def test_seeds_keep_apart_in_files_and_are_averaged_in_the_table(make_run: MakeRun, tmp_path: Path) -> None:
     runs = [make_run(name, seed=seed) for name in ("local", "asym") for seed in (0, 1)]
     printed = compare(tmp_path / "sweep", runs)
     summary = pd.read_csv(tmp_path / "sweep" / "summary.csv")

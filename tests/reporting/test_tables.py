@@ -15,9 +15,7 @@ from fednnunet.reporting.tables import order_setups, results_table, summarise
 
 
 def case_rows(*rows: tuple[str, str, int, str, float, float]) -> pd.DataFrame:
-    return pd.DataFrame(
-        [(s, n, 0, c, label, dsc, hd95) for s, n, c, label, dsc, hd95 in rows], columns=CASE_COLUMNS
-    )
+    return pd.DataFrame([(s, n, 0, c, label, dsc, hd95) for s, n, c, label, dsc, hd95 in rows], columns=CASE_COLUMNS)
 
 
 def summary_rows(values: dict[tuple[str, str], tuple[float, float]]) -> pd.DataFrame:
@@ -28,9 +26,7 @@ def summary_rows(values: dict[tuple[str, str], tuple[float, float]]) -> pd.DataF
 
 
 def test_a_case_counts_once_however_many_labels_it_has() -> None:
-    cases = case_rows(
-        ("asym", "A", 0, "x", 0.2, 4.0), ("asym", "A", 0, "y", 0.4, 8.0), ("asym", "A", 1, "x", 0.9, 1.0)
-    )
+    cases = case_rows(("asym", "A", 0, "x", 0.2, 4.0), ("asym", "A", 0, "y", 0.4, 8.0), ("asym", "A", 1, "x", 0.9, 1.0))
     (row,) = summarise(cases).to_dict("records")
     assert (row["strategy"], row["node"], row["fold"], row["n_cases"]) == ("asym", "A", 0, 2)
     assert row["dsc"] == pytest.approx((0.3 + 0.9) / 2)
@@ -61,7 +57,9 @@ def test_csv_keeps_every_digit_and_a_node_called_na(tmp_path: Path) -> None:
     cases = case_rows(*(("asym", "NA", i, "1", float(rng.random()), float(rng.random())) for i in range(50)))
     cases.loc[3, "hd95"] = math.nan
     write_csv(cases, tmp_path / "cases.csv")
-    pd.testing.assert_frame_equal(read_csv(tmp_path / "cases.csv", CASE_COLUMNS), cases, check_dtype=False)
+    pd.testing.assert_frame_equal(
+        read_csv(tmp_path / "cases.csv", CASE_COLUMNS), cases, check_dtype=False, check_exact=True
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["cases.csv"]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 
 from fednnunet.errors import ConfigError
 from fednnunet.reporting.run_folder import read_run
@@ -53,6 +54,7 @@ def records(path: Path) -> Iterator[Any]:
 
 
 def read_wandb(folder: Path) -> dict[str, Logged]:
+    wandb.teardown()  # its process may still be writing after a run's finish
     runs = {}
     for path in folder.glob("wandb/offline-run-*/*.wandb"):
         logged, name = Logged(files=list(path.parent.glob("files/media/**/*.*"))), ""
@@ -82,6 +84,9 @@ def read_wandb(folder: Path) -> dict[str, Logged]:
     return runs
 
 
+Offline = tuple[Path, dict[str, Logged]]
+
+
 def track(tracker: Tracker, folder: Path, *, ok: bool = True) -> None:
     run = read_run(folder)
     tracker.start({key: run.info[key] for key in ("strategy", "dataset", "seed", "fold", "configuration")})
@@ -92,19 +97,14 @@ def track(tracker: Tracker, folder: Path, *, ok: bool = True) -> None:
     tracker.finish(ok=ok)
 
 
-@pytest.fixture
-def offline(
-    make_run: MakeRun, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> tuple[Path, dict[str, Logged]]:
-    folder = make_run("asym")
+@pytest.fixture(scope="module")
+def offline(write_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> Offline:
+    folder = write_run(tmp_path_factory.mktemp("run") / "asym", "asym")
     track(WandbTracker("fednnunet", mode="offline", tags=["test"], folder=folder), folder)
-    printed = capfd.readouterr()
-    assert printed.out == ""
-    assert printed.err == ""
     return folder, read_wandb(folder)
 
 
-def test_one_group_with_a_run_for_the_server_and_each_node(offline: tuple[Path, dict[str, Logged]]) -> None:
+def test_one_group_with_a_run_for_the_server_and_each_node(offline: Offline) -> None:
     _, logged = offline
     assert {name: run.job_type for name, run in logged.items()} == {
         "server": "server",
@@ -115,7 +115,7 @@ def test_one_group_with_a_run_for_the_server_and_each_node(offline: tuple[Path, 
     assert {run.exit_code for run in logged.values()} == {0}
 
 
-def test_curves_scores_and_plans_are_those_of_the_run_folder(offline: tuple[Path, dict[str, Logged]]) -> None:
+def test_curves_scores_and_plans_are_those_of_the_run_folder(offline: Offline) -> None:
     folder, logged = offline
     run = read_run(folder)
     for node in ("ISPY1", "NACT"):
@@ -132,8 +132,8 @@ def test_curves_scores_and_plans_are_those_of_the_run_folder(offline: tuple[Path
     assert logged["server"].history["bytes_up/total"] == [4 * 3_100_000] * 12
 
 
-def test_final_table_and_pictures_are_there(offline: tuple[Path, dict[str, Logged]]) -> None:
-    folder, logged = offline
+def test_final_table_and_pictures_are_there(offline: Offline) -> None:
+    _folder, logged = offline
     tables = [path for path in logged["server"].files if "results" in path.name]
     content = json.loads(tables[0].read_text())
     assert content["columns"] == ["strategy", "node", "fold", "n_cases", "dsc", "hd95"]
@@ -142,9 +142,13 @@ def test_final_table_and_pictures_are_there(offline: tuple[Path, dict[str, Logge
         assert [path.suffix for path in logged[node].files] == [".png"]
 
 
-def test_pictures_stay_here_when_told_so_and_a_failed_run_is_marked(make_run: MakeRun) -> None:
+def test_quietly_without_pictures_when_told_so_and_marked_when_failed(
+    make_run: MakeRun, capfd: pytest.CaptureFixture[str]
+) -> None:
     folder = make_run("centralized")
     track(WandbTracker("fednnunet", "mine", mode="offline", folder=folder, pictures=False), folder, ok=False)
+    printed = capfd.readouterr()
+    assert (printed.out, printed.err) == ("", "")
     logged = read_wandb(folder)
     assert {"server", "centralized"} <= set(logged)
     assert not any(path.suffix == ".png" for run in logged.values() for path in run.files)

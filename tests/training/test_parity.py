@@ -66,16 +66,12 @@ def build(
     def make(results: str) -> nnUNetTrainer:
         monkeypatch.setenv("nnUNet_results", str(tmp_path / results))
         L.seed_everything(7, verbose=False)
-        return build_nnunet_trainer(
-            plans, request.param, 0, dataset.dataset_json, TRAINER, torch.device("cpu")
-        )
+        return build_nnunet_trainer(plans, request.param, 0, dataset.dataset_json, TRAINER, torch.device("cpu"))
 
     return make
 
 
-def test_losses_follow_run_training_bit_for_bit(
-    build: Callable[[str], nnUNetTrainer], tmp_path: Path
-) -> None:
+def test_losses_follow_run_training_bit_for_bit(build: Callable[[str], nnUNetTrainer], tmp_path: Path) -> None:
     theirs = build("theirs")
     theirs.run_training()
 
