@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -31,34 +32,35 @@ def write_case(
         sitk.WriteImage(file, str(path))
 
 
+def write_boxes(
+    parent: Path,
+    name: str = "Dataset101_Boxes",
+    cases: int = 6,
+    shape: tuple[int, int, int] = (6, 40, 40),
+    spacing: tuple[float, float, float] = (3.0, 1.0, 1.0),
+    seed: int = 0,
+) -> Path:
+    """Write a dataset of bright boxes in noise; returns its folder."""
+    folder = parent / name
+    rng = np.random.default_rng(seed)
+    for case in range(cases):
+        image = rng.normal(100, 10, shape)
+        label = np.zeros(shape, dtype=np.uint8)
+        z, y, x = (int(rng.integers(0, size - size // 3)) for size in shape)
+        label[z : z + shape[0] // 3, y : y + shape[1] // 3, x : x + shape[2] // 3] = 1
+        image += 40 * label
+        write_case(folder, f"case_{case:03d}", image, label, spacing)
+    description = {
+        "channel_names": {"0": "MRI"},
+        "labels": {"background": 0, "tumour": 1},
+        "numTraining": cases,
+        "file_ending": ".nii.gz",
+    }
+    (folder / "dataset.json").write_text(json.dumps(description))
+    return folder
+
+
 @pytest.fixture
 def make_dataset(tmp_path: Path) -> MakeDataset:
-    """Write a dataset of bright boxes in noise; returns its folder."""
-
-    def make(
-        name: str = "Dataset101_Boxes",
-        cases: int = 6,
-        shape: tuple[int, int, int] = (6, 40, 40),
-        spacing: tuple[float, float, float] = (3.0, 1.0, 1.0),
-        seed: int = 0,
-        parent: Path = tmp_path / "raw",
-    ) -> Path:
-        folder = parent / name
-        rng = np.random.default_rng(seed)
-        for case in range(cases):
-            image = rng.normal(100, 10, shape)
-            label = np.zeros(shape, dtype=np.uint8)
-            z, y, x = (int(rng.integers(0, size - size // 3)) for size in shape)
-            label[z : z + shape[0] // 3, y : y + shape[1] // 3, x : x + shape[2] // 3] = 1
-            image += 40 * label
-            write_case(folder, f"case_{case:03d}", image, label, spacing)
-        description = {
-            "channel_names": {"0": "MRI"},
-            "labels": {"background": 0, "tumour": 1},
-            "numTraining": cases,
-            "file_ending": ".nii.gz",
-        }
-        (folder / "dataset.json").write_text(json.dumps(description))
-        return folder
-
-    return make
+    """:func:`write_boxes` below the test's own folder ``raw``."""
+    return partial(write_boxes, tmp_path / "raw")

@@ -138,7 +138,7 @@ def render_report(folder: Path, runs: Sequence[Run]) -> str:
         curves=curves,
         scores=scores,
         costs=costs,
-        plans=[plans for run in _one_a_setup(ordered) if (plans := _plans(run)) is not None],
+        plans=[plans for run in _one_a_setup(ordered) if (plans := _plans(run, training)) is not None],
         overlays=_overlays(ordered, [*training, *external], saved),
         several_seeds="seed" in cases.columns,
     )
@@ -202,11 +202,12 @@ def _undefined(cases: pd.DataFrame) -> str:
     return ", ".join(counts)
 
 
-def _plans(run: Run) -> PlansOfSetup | None:
+def _plans(run: Run, order: Sequence[str]) -> PlansOfSetup | None:
     if not run.plans:
         return None
     configuration = str(run.info.get("configuration", "2d"))
-    briefs = {node: brief_plans(plans, configuration) for node, plans in run.plans.items()}
+    nodes = sorted(run.plans, key=lambda node: order.index(node) if node in order else len(order))
+    briefs = {node: brief_plans(run.plans[node], configuration) for node in nodes}
     shared = run.info.get("shared_fraction", {})
     titles = {
         "batch_size": "batch size",
@@ -216,7 +217,7 @@ def _plans(run: Run) -> PlansOfSetup | None:
         "features_per_stage": "features",
     }
     rows = [(title, [_plan_value(briefs[node][key]) for node in briefs]) for key, title in titles.items()]
-    if shared:
+    if any(shared.values()):
         averaged = [f"{shared[node]:.0%}" if node in shared else "–" for node in briefs]
         rows.append(("parameters averaged", averaged))
     return PlansOfSetup(run.setup, ["all nodes pooled" if n == POOLED_NODE else n for n in briefs], rows)

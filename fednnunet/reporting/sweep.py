@@ -77,6 +77,6 @@ class CompareRuns(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Compare this sweep's runs; where a launcher ran them elsewhere, all runs in the sweep's folder."""
         folder = Path(config.hydra.runtime.cwd) / config.hydra.sweep.dir
-        runs = self._jobs or sorted(path.parent for path in folder.glob("*/.hydra"))
+        runs = self._jobs or sorted(path.parent for path in folder.rglob(".hydra"))
         if runs:
             compare_runs(folder, runs, Console())

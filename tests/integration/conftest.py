@@ -1,0 +1,83 @@
+"""A small federation in real files, and the command that trains it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import write_boxes
+
+ROOT = Path(__file__).parents[2]
+CENTRES = {"Oslo": 0, "Porto": 1, "Lund": 2}
+
+
+@pytest.fixture(scope="session")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three centres, one of another resolution, and an external one."""
+    folder = tmp_path_factory.mktemp("raw")
+    write_boxes(folder, "Dataset201_Oslo", cases=6, seed=1)
+    write_boxes(folder, "Dataset202_Porto", cases=8, shape=(6, 80, 80), spacing=(3.0, 0.5, 0.5), seed=2)
+    write_boxes(folder, "Dataset203_Lund", cases=5, seed=3)
+    write_boxes(folder, "Dataset204_Riga", cases=2, seed=4)
+    return folder
+
+
+def command(raw: Path, run: Path, *overrides: str) -> list[str]:
+    """``train.py`` on the small federation: two rounds, seconds."""
+    centres = (
+        "[{name: Oslo, dataset: 201}, {name: Porto, dataset: 202}, {name: Lund, dataset: 203},"
+        " {name: Riga, dataset: 204, external: true}]"
+    )
+    settings = [
+        "dataset=custom",
+        f"dataset.centres={centres}",
+        f"dataset.raw_folder={raw}",
+        "trainer=demo",
+        "trainer.epochs=2",
+        "trainer.iterations=3",
+        "trainer.val_iterations=1",
+        "model=demo",
+        "model.overrides.UNet_base_num_features=4",
+        "model.overrides.UNet_max_features_2d=8",
+        "node.threads=1",
+        f"paths.cache={raw.parent / 'cache'}",
+        f"hydra.run.dir={run}",
+    ]
+    return [sys.executable, str(ROOT / "train.py"), *settings, *overrides]
+
+
+Train = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def train(raw: Path) -> Train:
+    """Run ``train.py`` into a folder and return the finished process."""
+
+    def run(folder: Path, *overrides: str, raw: Path = raw) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "COLUMNS": "200"}
+        return subprocess.run(
+            command(raw, folder, *overrides), capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Folder of a finished run of a strategy; each is trained once a session."""
+    folders: dict[str, Path] = {}
+
+    def of(strategy: str) -> Path:
+        if strategy not in folders:
+            folder = tmp_path_factory.mktemp(strategy) / "run"
+            result = train(folder, f"strategy={strategy}")
+            assert result.returncode == 0, result.stdout + result.stderr
+            folders[strategy] = folder
+        return folders[strategy]
+
+    return of

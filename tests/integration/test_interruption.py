@@ -1,0 +1,93 @@
+"""What is left, and what goes on, after Ctrl-C or the death of a worker."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+
+from tests.integration.conftest import ROOT, Train, command
+
+pytestmark = pytest.mark.slow
+LONGER = ("strategy=asym", "trainer.epochs=5")
+
+
+def start_and_wait_for_round(raw: Path, run: Path, server_round: int) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        command(raw, run, *LONGER),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and process.poll() is None:
+        if (run / "rounds.csv").exists() and f"\nasym,{server_round}," in (run / "rounds.csv").read_text():
+            return process
+        time.sleep(0.02)
+    raise AssertionError(f"round {server_round} was not reached: {process.communicate()}")
+
+
+def losses(run: Path) -> pd.DataFrame:
+    return pd.read_csv(run / "rounds.csv")[["round", "node", "train_loss", "val_loss", "pseudo_dice"]]
+
+
+def test_interrupted_run_leaves_no_process_and_goes_on_to_the_same_result(
+    raw: Path, train: Train, tmp_path: Path
+) -> None:
+    process = start_and_wait_for_round(raw, tmp_path / "run", 2)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) >= 4
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"hydra.run.dir={tmp_path / 'run'}" in errors
+    assert "Traceback" not in errors
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
+    assert list((tmp_path / "run").glob("nodes/*/nnUNet_results/*/*/fold_0/checkpoint_latest.pth"))
+    assert not (tmp_path / "run" / "cases.csv").exists()
+
+    assert train(tmp_path / "run", *LONGER).returncode == 0
+    assert train(tmp_path / "whole", *LONGER).returncode == 0
+    pd.testing.assert_frame_equal(losses(tmp_path / "run"), losses(tmp_path / "whole"))
+    assert (tmp_path / "run" / "cases.csv").read_text() == (tmp_path / "whole" / "cases.csv").read_text()
+
+
+def test_killed_worker_ends_the_run_by_name_and_it_can_go_on(raw: Path, train: Train, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start_and_wait_for_round(raw, run, 1)
+    me = psutil.Process(process.pid)
+    log = run / "nodes" / "Porto" / "node.log"
+    children = me.children(recursive=True)
+    (worker,) = [child for child in children if any(Path(f.path) == log for f in _open_files(child))]
+    worker.kill()
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "error: node Porto" in errors
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
+    assert train(run, *LONGER).returncode == 0
+    assert sorted(losses(run)["round"].unique()) == [1, 2, 3, 4, 5]
+
+
+def _open_files(process: psutil.Process) -> list[psutil._common.popenfile]:
+    try:
+        return process.open_files()
+    except psutil.Error:
+        return []
+
+
+def test_a_folder_of_another_configuration_is_refused(train: Train, tmp_path: Path, raw: Path) -> None:
+    process = start_and_wait_for_round(raw, tmp_path / "run", 1)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    result = train(tmp_path / "run", *LONGER, "seed=3")
+    assert result.returncode == 2
+    assert "holds a run with seed=0, not 3" in result.stderr

@@ -1,0 +1,144 @@
+"""Whole federations, from raw files to tables, by the command that users type."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import SimpleITK as sitk
+import torch
+
+from fednnunet.datasets.splits import crossval_splits
+from tests.integration.conftest import CENTRES, Train
+
+pytestmark = pytest.mark.slow
+SETUPS = ("local", "asym", "ffe", "centralized")
+
+
+def result_folder(run: Path, node: str) -> Path:
+    (folder,) = (run / "nodes" / node / "nnUNet_results").glob("*/*/fold_0")
+    return folder
+
+
+@pytest.mark.parametrize("strategy", SETUPS)
+def test_every_setup_writes_its_tables_and_checkpoints(finished: Callable[[str], Path], strategy: str) -> None:
+    run = finished(strategy)
+    nodes = ["centralized"] if strategy == "centralized" else list(CENTRES)
+    rounds = pd.read_csv(run / "rounds.csv")
+    assert (
+        list(rounds.columns)
+        == ["strategy", "round", "node", "train_loss", "val_loss", "pseudo_dice", "seconds_train", "seconds_exchange", "bytes_up", "bytes_down"]
+    )
+    assert sorted(zip(rounds["round"], rounds.node, strict=True)) == sorted((r, n) for r in (1, 2) for n in nodes)
+    assert np.isfinite(rounds[["train_loss", "val_loss"]]).all(axis=None)
+    assert (rounds.bytes_up > 0).all() == (strategy in ("asym", "ffe"))
+
+    cases = pd.read_csv(run / "cases.csv")
+    assert list(cases.columns) == ["strategy", "node", "fold", "case", "label", "dsc", "hd95"]
+    # Fold 0's held-out cases of every centre, by number and never by name; all cases of the external centre.
+    assert cases.groupby("node")["case"].count().to_dict() == {"Oslo": 2, "Porto": 2, "Lund": 1, "Riga": 2}
+    held_out = crossval_splits([f"case_{number:03d}" for number in range(8)])[0]["val"]
+    assert sorted(cases[cases.node == "Porto"]["case"]) == sorted(int(name[-3:]) for name in held_out)
+    assert cases.dsc.between(0, 1).all()
+    assert (cases.hd95 >= 0).all()
+
+    summary = pd.read_csv(run / "summary.csv")
+    assert list(summary.columns) == ["strategy", "node", "fold", "n_cases", "dsc", "hd95"]
+    expected = cases.groupby("node").dsc.mean()
+    assert summary.set_index("node").dsc.to_dict() == pytest.approx(expected.to_dict())
+
+    for node in nodes:
+        files = {path.name for path in result_folder(run, node).iterdir()}
+        assert {"checkpoint_final.pth", "checkpoint_best.pth", "validation"} <= files
+        assert not any(name.startswith(("checkpoint_latest", "checkpoint_previous")) for name in files)
+        assert {"plans.json", "dataset.json"} <= {p.name for p in result_folder(run, node).parent.iterdir()}
+    assert (run / "report.html").stat().st_size > 10_000
+    assert json.loads((run / "run.json").read_text())["seconds"] > 0
+    assert "case_00" not in (run / "train.log").read_text() + (run / "cases.csv").read_text()
+
+
+def test_ffe_plans_one_network_and_ends_with_one_model(finished: Callable[[str], Path]) -> None:
+    run = finished("ffe")
+    plans = json.loads((run / "plans.json").read_text())
+    configurations = {json.dumps(plans[node]["configurations"], sort_keys=True) for node in CENTRES}
+    assert len(configurations) == 1
+    states = [
+        torch.load(result_folder(run, node) / "checkpoint_final.pth", weights_only=False)["network_weights"]
+        for node in CENTRES
+    ]
+    for name in states[0]:
+        assert all(torch.equal(state[name], states[0][name]) for state in states), name
+
+
+def test_asym_keeps_own_plans_and_averages_what_matches(finished: Callable[[str], Path]) -> None:
+    run = finished("asym")
+    plans = json.loads((run / "plans.json").read_text())
+    patches = {node: plans[node]["configurations"]["2d"]["patch_size"] for node in CENTRES}
+    assert patches["Porto"] != patches["Oslo"]
+    shared = json.loads((run / "run.json").read_text())["shared_fraction"]
+    assert all(0 < fraction < 1 for node, fraction in shared.items() if node == "Porto")
+    states = {
+        node: torch.load(result_folder(run, node) / "checkpoint_final.pth", weights_only=False)["network_weights"]
+        for node in CENTRES
+    }
+    first = "encoder.stages.0.0.convs.0.conv.weight"
+    assert torch.equal(states["Oslo"][first], states["Porto"][first])
+    own = set(states["Porto"]) - set(states["Oslo"])
+    assert own, "the larger network has layers of its own"
+
+
+def test_local_nodes_share_nothing(finished: Callable[[str], Path]) -> None:
+    run = finished("local")
+    first = "encoder.stages.0.0.convs.0.conv.weight"
+    weights = [
+        torch.load(result_folder(run, node) / "checkpoint_final.pth", weights_only=False)["network_weights"][first]
+        for node in ("Oslo", "Lund")
+    ]
+    assert not torch.equal(*weights)
+
+
+def test_same_seed_gives_the_same_numbers(finished: Callable[[str], Path], train: Train, tmp_path: Path) -> None:
+    assert train(tmp_path / "again", "strategy=asym").returncode == 0
+    once, again = finished("asym"), tmp_path / "again"
+    assert (once / "cases.csv").read_text() == (again / "cases.csv").read_text()
+    columns = ["round", "node", "train_loss", "val_loss", "pseudo_dice"]
+    pd.testing.assert_frame_equal(pd.read_csv(once / "rounds.csv")[columns], pd.read_csv(again / "rounds.csv")[columns])
+
+
+def test_nnunet_predict_gives_the_segmentation_that_was_scored(
+    finished: Callable[[str], Path], raw: Path, tmp_path: Path
+) -> None:
+    run = finished("asym")
+    scored = sorted((result_folder(run, "Porto") / "validation").glob("*.nii.gz"))
+    images, output = tmp_path / "images", tmp_path / "output"
+    images.mkdir()
+    for path in scored:
+        name = path.name.replace(".nii.gz", "_0000.nii.gz")
+        (images / name).symlink_to(raw / "Dataset202_Porto" / "imagesTr" / name)
+    folders = {
+        name: str(run / "nodes" / "Porto" / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+    }
+    tool = Path(sys.executable).with_name("nnUNetv2_predict")
+    arguments = f"-i {images} -o {output} -d Dataset202_Porto -c 2d -f 0 -device cpu -npp 1 -nps 1".split()
+    subprocess.run([tool, *arguments], check=True, capture_output=True, env={**os.environ, **folders}, timeout=300)
+    assert len(scored) == 2
+    for path in scored:
+        ours, theirs = sitk.ReadImage(str(path)), sitk.ReadImage(str(output / path.name))
+        assert np.array_equal(sitk.GetArrayFromImage(ours), sitk.GetArrayFromImage(theirs))
+        assert ours.GetSpacing() == theirs.GetSpacing()
+
+
+def test_finished_run_is_not_trained_again(finished: Callable[[str], Path], train: Train) -> None:
+    run = finished("local")
+    before = (run / "rounds.csv").stat().st_mtime_ns
+    result = train(run, "strategy=local")
+    assert result.returncode == 0
+    assert "Oslo" in result.stdout
+    assert (run / "rounds.csv").stat().st_mtime_ns == before
