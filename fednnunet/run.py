@@ -68,18 +68,18 @@ def run(config: RunConfig, command: str) -> str:
         stack.enter_context(log_file(folder / "train.log"))
         progress = stack.enter_context(RunProgress(config.strategy.name, [node.name for node in nodes], rounds))
         progress.stage("start")
+        stack.callback(tracker.finish, ok=False)  # does nothing after a finish
+        tracker.start(facts)
         processes = stack.enter_context(NodeProcesses(nodes))
         grid = stack.enter_context(
             contextlib.closing(LocalGrid(client_app, processes.addresses, parallel_nodes(config)))
         )
-        tracker.start(facts)
         journal = Journal(folder, config.strategy.name, config.fold, [Follower(progress, tracker, rounds)])
         settings = ServerSettings(
             federated_fingerprint=config.strategy.fingerprint == "federated",
             rounds=rounds,
             timeout=config.federation.timeout,
         )
-        stack.callback(tracker.finish, ok=False)  # does nothing after a finish
         grid.run_server(build_server_app(settings, strategy, journal))
         facts |= finished_facts(journal, strategy, started, time.monotonic() - begin, processes.peak_memory_gib)
         write_atomically(folder / RUN_FILE, json.dumps(facts, indent=1))

@@ -12,7 +12,6 @@ from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, Record
 from flwr.clientapp import ClientApp
 
 from fednnunet.errors import ProtocolError
-from fednnunet.exchange.arrays import check_finite
 from fednnunet.exchange.channel import WorkerFailure, WorkerUnreachable, call_worker
 from fednnunet.exchange.messages import (
     REPLIES,
@@ -53,7 +52,6 @@ def _forward(message: Message, context: Context) -> RecordDict:
     body = _request_body(kind, message.content)
     records = message.content.array_records
     arrays = from_array_record(records["arrays"], "the server") if "arrays" in records else {}
-    check_finite(arrays, "the server")
     key = Path(str(context.node_config["key-file"])).read_bytes()
     text, shared = call_worker(str(context.node_config["socket"]), key, kind, body.model_dump_json(), arrays)
     try:

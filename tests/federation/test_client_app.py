@@ -108,13 +108,6 @@ def test_malformed_requests_do_not_reach_the_worker(ask: Callable[..., Message],
     assert not reached
 
 
-def test_arrays_that_are_not_finite_do_not_reach_the_worker(ask: Callable[..., Message]) -> None:
-    arrays = to_array_record({"w": np.array([np.nan], dtype=np.float32)})
-    body = TrainRequest(server_round=1, layers=[]).model_dump_json()
-    reply = ask(Kind.TRAIN, body, lambda request: request.reply("{}"), arrays)
-    assert "not finite" in str(reply.error.reason)
-
-
 def test_absent_worker_is_an_error_reply(ask: Callable[..., Message]) -> None:
     reply = ask(Kind.PREPROCESS, "{}", lambda request: request.close())
     assert reply.error.code == ERROR_CODES["unreachable"]

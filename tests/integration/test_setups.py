@@ -32,10 +32,18 @@ def test_every_setup_writes_its_tables_and_checkpoints(finished: Callable[[str],
     run = finished(strategy)
     nodes = ["centralized"] if strategy == "centralized" else list(CENTRES)
     rounds = pd.read_csv(run / "rounds.csv")
-    assert (
-        list(rounds.columns)
-        == ["strategy", "round", "node", "train_loss", "val_loss", "pseudo_dice", "seconds_train", "seconds_exchange", "bytes_up", "bytes_down"]
-    )
+    assert list(rounds.columns) == [
+        "strategy",
+        "round",
+        "node",
+        "train_loss",
+        "val_loss",
+        "pseudo_dice",
+        "seconds_train",
+        "seconds_exchange",
+        "bytes_up",
+        "bytes_down",
+    ]
     assert sorted(zip(rounds["round"], rounds.node, strict=True)) == sorted((r, n) for r in (1, 2) for n in nodes)
     assert np.isfinite(rounds[["train_loss", "val_loss"]]).all(axis=None)
     assert (rounds.bytes_up > 0).all() == (strategy in ("asym", "ffe"))

@@ -1,0 +1,170 @@
+"""Seconds that a round costs outside local training: 4 nodes of 31 M parameters on the embedded grid.
+
+    python benchmarks/round_overhead.py
+
+Real worker processes behind the real channel hold a network's tensors and change them every round, as training
+would; messages, relay, grid and strategy are the real ones. Beside it, what numpy needs to average the same arrays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord
+
+from fednnunet.exchange.arrays import SharedArrays
+from fednnunet.exchange.channel import WorkerChannel
+from fednnunet.exchange.messages import TrainReply, TrainRequest
+from fednnunet.federation.client_app import app
+from fednnunet.federation.grid import LocalGrid, stream_replies
+from fednnunet.federation.strategy import AsymFedAvg
+
+NODES = 4
+ROUNDS = 12
+WARM_UP = 2
+TARGET_SECONDS = 1.0
+KEY = b"benchmark" * 4
+
+
+def unet_shapes(stages: int = 7, base: int = 32, largest: int = 512) -> dict[str, tuple[int, ...]]:
+    """Unique tensors of nnU-Net's 2d U-Net with this many stages (33 M values with the defaults)."""
+    features = [min(base * 2**stage, largest) for stage in range(stages)]
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def block(name: str, inputs: int, outputs: int) -> None:
+        shapes[f"{name}.conv.weight"] = (outputs, inputs, 3, 3)
+        for part in ("conv.bias", "norm.weight", "norm.bias"):
+            shapes[f"{name}.{part}"] = (outputs,)
+
+    for stage, width in enumerate(features):
+        block(f"encoder.stages.{stage}.0.convs.0", features[stage - 1] if stage else 1, width)
+        block(f"encoder.stages.{stage}.0.convs.1", width, width)
+    for stage, width in enumerate(reversed(features[:-1])):
+        below = features[stages - 1 - stage]
+        shapes[f"decoder.transpconvs.{stage}.weight"] = (below, width, 2, 2)
+        shapes[f"decoder.transpconvs.{stage}.bias"] = (width,)
+        block(f"decoder.stages.{stage}.convs.0", 2 * width, width)
+        block(f"decoder.stages.{stage}.convs.1", width, width)
+        shapes[f"decoder.seg_layers.{stage}.weight"] = (2, width, 1, 1)
+        shapes[f"decoder.seg_layers.{stage}.bias"] = (2,)
+    return shapes
+
+
+def serve(address: str, seed: int, shapes: dict[str, tuple[int, ...]]) -> None:
+    """A node worker without training: loads what comes, changes it, sends it back."""
+    rng = np.random.default_rng(seed)
+    state = {name: rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
+    outgoing = SharedArrays.allocate({name: (array.shape, array.dtype) for name, array in state.items()})
+    channel = WorkerChannel(address, KEY)
+    while True:
+        request = channel.receive()
+        if request is None:
+            continue
+        body = TrainRequest.model_validate_json(request.body)
+        for name, array in request.arrays.items():
+            np.copyto(state[name], array)
+        start = time.perf_counter()
+        for array in state.values():  # stands for the epoch: every value changes
+            np.multiply(array, np.float32(0.999), out=array)
+        trained = time.perf_counter() - start
+        for name, view in outgoing.views().items():
+            np.copyto(view, state[name])
+        reply = TrainReply(server_round=body.server_round, num_examples=10, seconds_train=trained)
+        request.reply(reply.model_dump_json(), outgoing)
+
+
+@contextlib.contextmanager
+def workers(shapes: dict[str, tuple[int, ...]]) -> Iterator[dict[int, dict[str, str]]]:
+    """Worker processes, and the node configs of their relays."""
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory(prefix="fednnunet-") as folder:
+        key = Path(folder) / "key"
+        key.write_bytes(KEY)
+        nodes, processes = {}, []
+        for node in range(1, NODES + 1):
+            address = str(Path(folder) / f"{node}.sock")
+            process = context.Process(target=serve, args=(address, node, shapes), daemon=True)
+            process.start()
+            processes.append(process)
+            nodes[node] = {"socket": address, "key-file": str(key)}
+        while not all(Path(config["socket"]).exists() for config in nodes.values()):
+            time.sleep(0.05)
+        try:
+            yield nodes
+        finally:
+            for process in processes:
+                process.terminate()
+
+
+def measure(shapes: dict[str, tuple[int, ...]]) -> list[dict[str, float]]:
+    """Wall seconds of each round, its training (the slowest schedule of it) and the rest."""
+    strategy = AsymFedAvg()
+    rows = []
+    with workers(shapes) as nodes:
+        cores = len(os.sched_getaffinity(0))
+        grid = LocalGrid(app, nodes, max_parallel_nodes=min(NODES, cores))
+        strategy.prepare(dict.fromkeys(nodes, shapes), {node: f"node{node}" for node in nodes})
+        arrays = ArrayRecord()
+        for server_round in range(1, ROUNDS + 1):
+            start = time.perf_counter()
+            messages = strategy.configure_train(server_round, arrays, ConfigRecord(), grid)
+            averaged, metrics = strategy.aggregate_train(server_round, stream_replies(grid, messages, None))
+            wall = time.perf_counter() - start
+            assert averaged is not None, strategy.failures
+            assert metrics is not None
+            arrays = averaged
+            training = float(metrics["seconds_train"]) * NODES / min(NODES, cores)  # type: ignore[arg-type]
+            rows.append({"round": server_round, "wall": wall, "training": training, "overhead": wall - training})
+        grid.close()
+    return rows
+
+
+def numpy_average(shapes: dict[str, tuple[int, ...]]) -> float:
+    """Seconds to average the same arrays in memory with numpy, in float32."""
+    rng = np.random.default_rng(0)
+    states = [[rng.standard_normal(shape, dtype=np.float32) for shape in shapes.values()] for _ in range(NODES)]
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        for tensors in zip(*states, strict=True):
+            total = tensors[0].copy()
+            for tensor in tensors[1:]:
+                total += tensor
+            total /= NODES
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def main() -> None:
+    """Print the table and the figures."""
+    shapes = unet_shapes()
+    values = sum(int(np.prod(shape)) for shape in shapes.values())
+    print(f"{NODES} nodes, {len(shapes)} tensors, {values / 1e6:.1f} M parameters, {values * 4 / 1e6:.0f} MB each")
+    rows = measure(shapes)
+    print(f"{'round':>5} {'wall s':>8} {'training s':>11} {'overhead s':>11}")
+    for row in rows:
+        print(f"{row['round']:5.0f} {row['wall']:8.3f} {row['training']:11.3f} {row['overhead']:11.3f}")
+    overhead = statistics.median(row["overhead"] for row in rows[WARM_UP:])
+    plain = numpy_average(shapes)
+    print(f"median after {WARM_UP} rounds: {overhead:.3f} s; numpy averaging alone: {plain:.3f} s")
+    figures = [
+        ("round_overhead", overhead, "s", TARGET_SECONDS),
+        ("round_overhead_over_numpy_average", overhead / plain, "ratio", None),
+    ]
+    for metric, value, unit, target in figures:
+        print(json.dumps({"metric": metric, "value": round(value, 3), "unit": unit, "target": target}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""What is exchanged of a network, and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet
+from torch import nn
+
+from fednnunet.errors import ProtocolError
+from fednnunet.training.state import layer_shapes, load_state, read_state, state_spec
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return PlainConvUNet(
+        1,
+        3,
+        (4, 8, 8),
+        nn.Conv2d,
+        3,
+        (1, 2, 2),
+        (2, 2, 2),
+        2,
+        (2, 2),
+        conv_bias=True,
+        norm_op=nn.BatchNorm2d,
+        deep_supervision=True,
+    )
+
+
+def read(network: nn.Module) -> dict[str, np.ndarray]:
+    layers = list(layer_shapes(network))
+    arrays = {name: np.empty(shape, dtype) for name, (shape, dtype) in state_spec(network, layers).items()}
+    read_state(network, layers, arrays)
+    return arrays
+
+
+def test_every_tensor_travels_once(network: nn.Module) -> None:
+    pointers = {tensor.data_ptr() for tensor in network.state_dict().values()}
+    assert len(layer_shapes(network)) == len(pointers) < len(network.state_dict())
+
+
+def test_state_read_from_one_network_makes_another_equal(network: nn.Module) -> None:
+    other = PlainConvUNet(
+        1,
+        3,
+        (4, 8, 8),
+        nn.Conv2d,
+        3,
+        (1, 2, 2),
+        (2, 2, 2),
+        2,
+        (2, 2),
+        conv_bias=True,
+        norm_op=nn.BatchNorm2d,
+        deep_supervision=True,
+    )
+    arrays = read(network)
+    for array in arrays.values():
+        array.flags.writeable = False
+    load_state(other, arrays)
+    for (name, ours), theirs in zip(network.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+def test_names_are_free_of_wrappers(network: nn.Module) -> None:
+    class Wrapper(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.module = inner
+
+    assert layer_shapes(Wrapper(network)) == layer_shapes(network)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"nobody": np.zeros(1, dtype=np.float32)}, "nobody was received"),
+        (
+            {"encoder.stages.0.0.convs.0.conv.bias": np.zeros(9, dtype=np.float32)},
+            r"shape \(9,\), the network has \(4,\)",
+        ),
+        ({"encoder.stages.0.0.convs.0.conv.bias": np.full(4, np.nan, dtype=np.float32)}, "not finite"),
+        ({"encoder.stages.0.0.convs.0.conv.bias": np.full(4, np.inf, dtype=np.float32)}, "not finite"),
+    ],
+)
+def test_bad_arrays_are_refused_and_nothing_is_loaded(
+    network: nn.Module, change: dict[str, np.ndarray], problem: str
+) -> None:
+    before = {name: array.copy() for name, array in read(network).items()}
+    received = {name: array * 0 for name, array in before.items()} | change
+    with pytest.raises(ProtocolError, match=problem):
+        load_state(network, received)
+    for name, array in read(network).items():
+        assert np.array_equal(array, before[name])
+
+
+def test_a_layer_that_is_not_there_can_not_be_read(network: nn.Module) -> None:
+    with pytest.raises(ProtocolError, match="no such layer"):
+        state_spec(network, ["decoder.nobody"])
