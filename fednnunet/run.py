@@ -25,10 +25,11 @@ from fednnunet.federation.grid import LocalGrid
 from fednnunet.federation.journal import Journal
 from fednnunet.federation.server_app import ServerSettings, build_server_app
 from fednnunet.federation.strategy import AsymFedAvg, NoExchange
+from fednnunet.files import write_atomically
 from fednnunet.node.launch import NodeProcesses
 from fednnunet.node.settings import NodeSettings
 from fednnunet.reporting.progress import RunProgress
-from fednnunet.reporting.run_folder import POOLED_NODE, write_atomically
+from fednnunet.reporting.run_folder import POOLED_NODE
 from fednnunet.reporting.sweep import finish_run
 from fednnunet.reporting.tracking import Tracker
 
@@ -124,7 +125,7 @@ def claim_folder(folder: Path, config: RunConfig) -> None:
                     f"{folder} holds a run with {key}={theirs.get(key)}, not {ours[key]}; "
                     "choose another hydra.run.dir or remove the folder"
                 )
-    note.write_text(json.dumps(ours, indent=1))
+    write_atomically(note, json.dumps(ours, indent=1))
 
 
 def _decisive(config: RunConfig) -> dict[str, Any]:
@@ -269,6 +270,5 @@ def log_file(path: Path) -> Iterator[None]:
 def remove_resume_files(nodes: Sequence[NodeSettings]) -> None:
     """The run is over: remove the checkpoints that only going on with it needs, as nnU-Net does."""
     for node in nodes:
-        for name in ("checkpoint_latest.pth", "checkpoint_previous.pth"):
-            for path in node.folder.glob(f"nnUNet_results/*/*/fold_*/{name}*"):
-                path.unlink()
+        for path in node.folder.glob("nnUNet_results/*/*/fold_*/checkpoint_round_*"):
+            path.unlink()

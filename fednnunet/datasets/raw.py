@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from fednnunet.errors import DataError
+from fednnunet.files import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -260,7 +261,6 @@ def stage_dataset(dataset: RawDataset, nnunet_raw: Path) -> Path:
         ``nnunet_raw/DatasetXXX_Name``.
     """
     folder = nnunet_raw / dataset.name
-    folder.mkdir(parents=True, exist_ok=True)
     description = {
         **dataset.dataset_json,
         "numTraining": len(dataset.cases),
@@ -272,9 +272,7 @@ def stage_dataset(dataset: RawDataset, nnunet_raw: Path) -> Path:
             for case in dataset.cases
         },
     }
-    partial = folder / "dataset.json.partial"
-    partial.write_text(json.dumps(description, indent=1))
-    os.replace(partial, folder / "dataset.json")
+    write_atomically(folder / "dataset.json", json.dumps(description, indent=1))
     return folder
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from fednnunet.exchange.messages import CaseScore
+from fednnunet.files import write_atomically
 
 ROUND_COLUMNS = (
     "strategy",
@@ -75,7 +76,7 @@ class Journal:
 
     def write_plans(self, plans: Mapping[str, Any]) -> None:
         """``plans.json``: nnU-Net's plans of every node."""
-        _write(self.folder / "plans.json", lambda file: json.dump(plans, file, indent=1))
+        write_atomically(self.folder / "plans.json", json.dumps(plans, indent=1))
         for observer in self.observers:
             observer.plans(plans)
 
@@ -90,7 +91,7 @@ class Journal:
     def write_round(self, server_round: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append a finished round, one row a node."""
         with self.rounds.open("a", newline="") as file:
-            writer = csv.DictWriter(file, ROUND_COLUMNS)
+            writer = csv.DictWriter(file, ROUND_COLUMNS, lineterminator="\n")
             writer.writerows({"strategy": self.strategy, "round": server_round, **row} for row in rows)
         for observer in self.observers:
             observer.round_done(server_round, rows)
@@ -113,16 +114,8 @@ class Journal:
 
 
 def _write_rows(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    def write(file: Any) -> None:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-
-    _write(path, write)
-
-
-def _write(path: Path, write: Callable[[Any], None]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", newline="") as file:
-        write(file)
-    os.replace(partial, path)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue())

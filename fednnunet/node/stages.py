@@ -25,6 +25,7 @@ from fednnunet.errors import ConfigError, ProtocolError
 from fednnunet.evaluation.predict import Predictor
 from fednnunet.evaluation.score import HeldOutCase, score_cases
 from fednnunet.exchange import messages
+from fednnunet.files import write_atomically
 from fednnunet.fingerprint.extract import extract_fingerprint
 from fednnunet.fingerprint.merge import LocalFingerprint
 from fednnunet.node.settings import NodeSettings
@@ -37,7 +38,7 @@ from fednnunet.training.build import (
     find_trainer,
     resolve_device,
 )
-from fednnunet.training.checkpoint import finished_rounds, write_atomically
+from fednnunet.training.checkpoint import finished_rounds
 from fednnunet.training.state import layer_shapes, load_state
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,8 @@ class NodeStages:
         else:
             self.dataset = next(iter(self.centres.values()))
             stage_dataset(self.dataset, raw)
-        fingerprint = self._fingerprint()
+        if external:
+            check_images(self.dataset, name)
         return messages.FingerprintReply(
             node=name,
             version=__version__,
@@ -91,7 +93,7 @@ class NodeStages:
             labels=self.dataset.labels,
             regions_class_order=self.dataset.dataset_json.get("regions_class_order"),
             file_ending=self.dataset.file_ending,
-            fingerprint=None if external else fingerprint,
+            fingerprint=None if external else self._fingerprint(),
             resume_rounds=[] if external else self._resume_rounds(),
         )
 
@@ -104,7 +106,6 @@ class NodeStages:
         for centre, dataset in self.centres.items():
             check_images(dataset, centre)
         fingerprint = extract_fingerprint(self.dataset, self.config.node.preprocessing_workers)
-        cached.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(cached, json.dumps(fingerprint))
         return fingerprint
 

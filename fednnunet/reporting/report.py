@@ -12,6 +12,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from matplotlib.figure import Figure
 
+from fednnunet.files import write_atomically
 from fednnunet.reporting import figures
 from fednnunet.reporting.run_folder import (
     POOLED_NODE,
@@ -20,7 +21,6 @@ from fednnunet.reporting.run_folder import (
     merge,
     node_order,
     read_runs,
-    write_atomically,
 )
 from fednnunet.reporting.tables import ResultsTable, order_setups, results_table, summarise
 

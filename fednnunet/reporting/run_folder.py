@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from fednnunet.errors import DataError
+from fednnunet.files import write_atomically
 
 POOLED_NODE = "centralized"
 """The one node of the pooled baseline; its cases carry the names of their centres."""
@@ -161,18 +160,6 @@ def read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
 def write_csv(frame: pd.DataFrame, path: Path) -> None:
     """Write a table so that ``path`` is whole at any moment; numbers keep all their digits."""
     write_atomically(path, frame.to_csv(index=False))
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write ``text`` so that ``path`` is whole at any moment."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            partial.unlink()
 
 
 def brief_plans(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:

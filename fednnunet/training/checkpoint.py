@@ -1,7 +1,8 @@
 """Checkpoints: nnU-Net's own files, plus what an exact resume needs beside them.
 
-``checkpoint_latest.pth`` is written after every round, before the round's state leaves the node: it holds
-what is sent. A round that the server asks for again after a crash is answered from it.
+After every round, before its state leaves the node, ``checkpoint_round_<n>.pth`` is written: it holds what is sent.
+The last two are kept, so whatever a crash interrupts, all nodes have one round in common that can be asked for again.
+``checkpoint_latest.pth`` is the newest of them under nnU-Net's name.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,50 +20,53 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from fednnunet.errors import ProtocolError
+from fednnunet.files import write_atomically
 from fednnunet.training.build import plot_progress
 
 LATEST = "checkpoint_latest.pth"
-PREVIOUS = "checkpoint_previous.pth"
-ROUND = "{}.round.json"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace ``path`` by ``text``; a reader sees the old file or the new one, never a part."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+ROUND = re.compile(r"checkpoint_round_(\d+)\.json")
+KEPT_ROUNDS = 2
 
 
 def save_round(trainer: nnUNetTrainer, reply: dict[str, Any]) -> None:
-    """Write ``checkpoint_latest.pth`` for the epoch just finished; the one before stays as ``_previous``.
+    """Write the checkpoint of the round just finished, remove those that are no longer needed.
 
     Args:
         trainer: after its ``on_epoch_end`` (``current_epoch`` counts finished epochs).
         reply: body of the :class:`~fednnunet.exchange.messages.TrainReply` of the round.
     """
     folder = Path(trainer.output_folder)
-    partial = folder / f"{LATEST}.partial"
+    checkpoint = folder / f"checkpoint_round_{reply['server_round']}.pth"
+    partial = checkpoint.with_suffix(".partial")
     trainer.current_epoch -= 1  # nnU-Net saves before it counts the epoch
     try:
         trainer.save_checkpoint(str(partial))
     finally:
         trainer.current_epoch += 1
+    os.replace(partial, checkpoint)
     # The .json goes last: where it is, its checkpoint is whole.
-    for name in (LATEST, ROUND.format(LATEST)):
-        if (folder / name).exists():
-            os.replace(folder / name, folder / name.replace(LATEST, PREVIOUS))
-    os.replace(partial, folder / LATEST)
-    write_atomically(folder / ROUND.format(LATEST), json.dumps({"reply": reply, "random": _random_state()}))
+    write_atomically(checkpoint.with_suffix(".json"), json.dumps({"reply": reply, "random": _random_state()}))
+    _name_latest(checkpoint)
+    for old in sorted(finished_rounds(folder))[:-KEPT_ROUNDS]:
+        for suffix in (".json", ".pth"):
+            (folder / f"checkpoint_round_{old}{suffix}").unlink(missing_ok=True)
+
+
+def _name_latest(checkpoint: Path) -> None:
+    """Let nnU-Net's name stand for ``checkpoint`` too, without a second copy where the disk can do that."""
+    link = checkpoint.with_name(f"{LATEST}.partial")
+    link.unlink(missing_ok=True)
+    try:
+        os.link(checkpoint, link)
+    except OSError:
+        shutil.copyfile(checkpoint, link)
+    os.replace(link, checkpoint.with_name(LATEST))
 
 
 def finished_rounds(folder: Path) -> dict[int, Path]:
     """Rounds that can be gone on from, each with its checkpoint in ``folder``."""
-    rounds = {}
-    for name in (PREVIOUS, LATEST):
-        state, checkpoint = folder / ROUND.format(name), folder / name
-        if state.is_file() and checkpoint.is_file():
-            rounds[int(json.loads(state.read_text())["reply"]["server_round"])] = checkpoint
-    return rounds
+    found = ((ROUND.fullmatch(path.name), path.with_suffix(".pth")) for path in folder.glob("checkpoint_round_*.json"))
+    return {int(match[1]): checkpoint for match, checkpoint in found if match and checkpoint.is_file()}
 
 
 def load_round(trainer: nnUNetTrainer, server_round: int) -> dict[str, Any]:
@@ -82,25 +88,14 @@ def load_round(trainer: nnUNetTrainer, server_round: int) -> dict[str, Any]:
     checkpoint = rounds[server_round]
     trainer.load_checkpoint(str(checkpoint))
     trainer.current_epoch = server_round
-    state: dict[str, Any] = json.loads(checkpoint.with_name(ROUND.format(checkpoint.name)).read_text())
+    state: dict[str, Any] = json.loads(checkpoint.with_suffix(".json").read_text())
     return state
 
 
-def save_final(trainer: nnUNetTrainer) -> Path:
-    """Write ``checkpoint_final.pth`` from the state after the last aggregation, end the loaders.
-
-    nnU-Net removes its latest checkpoint here. It is kept until the run is over:
-    that is when every node has been scored.
-    """
-    folder = Path(trainer.output_folder)
-    latest, kept = folder / LATEST, folder / f"{LATEST}.kept"
-    if latest.exists():
-        os.replace(latest, kept)
+def save_final(trainer: nnUNetTrainer) -> None:
+    """Write ``checkpoint_final.pth`` from the state after the last aggregation, end the loaders."""
     trainer.on_train_end()
-    if kept.exists():
-        os.replace(kept, latest)
     plot_progress(trainer)
-    return folder / "checkpoint_final.pth"
 
 
 def _random_state() -> dict[str, Any]:
@@ -115,7 +110,7 @@ def _random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Set Python's, numpy's and torch's global generators to what :func:`save_latest` stored."""
+    """Set Python's, numpy's and torch's global generators to what :func:`save_round` stored."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]

@@ -65,7 +65,7 @@ def test_every_setup_writes_its_tables_and_checkpoints(finished: Callable[[str],
     for node in nodes:
         files = {path.name for path in result_folder(run, node).iterdir()}
         assert {"checkpoint_final.pth", "checkpoint_best.pth", "validation"} <= files
-        assert not any(name.startswith(("checkpoint_latest", "checkpoint_previous")) for name in files)
+        assert not any(name.startswith(("checkpoint_latest", "checkpoint_round")) for name in files)
         assert {"plans.json", "dataset.json"} <= {p.name for p in result_folder(run, node).parent.iterdir()}
     assert (run / "report.html").stat().st_size > 10_000
     assert json.loads((run / "run.json").read_text())["seconds"] > 0
