@@ -15,6 +15,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -26,6 +27,8 @@ from fednnunet.training.build import plot_progress
 LATEST = "checkpoint_latest.pth"
 ROUND = re.compile(r"checkpoint_round_(\d+)\.json")
 KEPT_ROUNDS = 2
+PROGRESS_DPI = 30
+"""nnU-Net's figure is 30 x 54 inches."""
 
 
 def save_round(trainer: nnUNetTrainer, reply: dict[str, Any]) -> None:
@@ -95,7 +98,8 @@ def load_round(trainer: nnUNetTrainer, server_round: int) -> dict[str, Any]:
 def save_final(trainer: nnUNetTrainer) -> None:
     """Write ``checkpoint_final.pth`` from the state after the last aggregation, end the loaders."""
     trainer.on_train_end()
-    plot_progress(trainer)
+    with plt.rc_context({"savefig.dpi": PROGRESS_DPI}):
+        plot_progress(trainer)
 
 
 def _random_state() -> dict[str, Any]:
