@@ -5,7 +5,7 @@ What is assumed, so that a result on it can be read for what it is:
 * Four training centres take their names, their order of size, and the ratios of their slice spacings from the
   MAMA-MIA cohorts of the paper's Table 3, and one external centre from EuCanImage; DUKE has twice the in-plane
   resolution of the others, as there. Volumes are small (6 to 8 slices) so that a CPU trains on them.
-* A case is a breast-shaped outline with fatty and glandular texture, one to two lesions, and three bright or dark
+* A case is a breast-shaped outline with fatty and glandular texture, one to three lesions, and three bright or dark
   vessels and cysts that are no lesions but look alike.
 * A lesion has one of four appearances: bright, dark, with a bright rim, or textured. All centres see all four, in
   proportions of their own, so a centre with few cases has seen few examples of some: what federation can help.
@@ -147,7 +147,7 @@ def make_case(
     extent = np.array([size * step / 2 for size, step in zip(shape, spacing, strict=True)])
     inside, tissue = _breast(grid, extent, spacing, rng)
     label = np.zeros(shape, dtype=np.uint8)
-    for _ in range(int(rng.integers(1, 3))):
+    for _ in range(int(rng.integers(1, 4))):
         mask, contrast = _lesion(centre, grid, extent, spacing, rng)
         mask &= inside > 0.5
         tissue = np.where(mask, tissue + contrast, tissue)

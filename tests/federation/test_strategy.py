@@ -1,0 +1,138 @@
+"""The strategies, over real Flower messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from fednnunet.exchange.messages import TrainRequest
+from fednnunet.exchange.records import from_array_record, to_array_record
+from fednnunet.federation.grid import LocalGrid
+from fednnunet.federation.strategy import AsymFedAvg, NoExchange
+
+SHAPES = {
+    1: {"encoder": [2, 3], "head": [2], "own": [4]},
+    2: {"encoder": [2, 3], "head": [5]},
+    3: {"encoder": [2, 3], "head": [2]},
+}
+NAMES = {1: "A", 2: "B", 3: "C"}
+CASES = {1: 10, 2: 30, 3: 60}
+
+app = ClientApp()
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """A node whose layers all hold its node id, plus what it received."""
+    node = context.node_id
+    body = TrainRequest.model_validate_json(str(message.content.config_records["config"]["body"]))
+    received = from_array_record(message.content.array_records.get("arrays", ArrayRecord()), "the server")
+    fault = context.node_config.get("fault")
+    if fault == "error":
+        return Message(Error(101, "no disk"), reply_to=message)
+    arrays = {}
+    for layer in body.layers:
+        arrays[layer] = np.full(SHAPES[node][layer], float(node), dtype=np.float32)
+        arrays[layer] += received.get(layer, np.float32(0))
+    if fault == "nan":
+        arrays["encoder"][0, 0] = np.nan
+    metrics = MetricRecord({"num-examples": CASES[node], "train_loss": float(node)})
+    content = RecordDict({"arrays": to_array_record(arrays), "metrics": metrics})
+    if fault == "silent":
+        content = RecordDict({"arrays": to_array_record(arrays)})
+    return Message(content, reply_to=message)
+
+
+@pytest.fixture
+def grid() -> Iterator[LocalGrid]:
+    grid = LocalGrid(app, {node: {} for node in SHAPES}, 2)
+    yield grid
+    grid.close()
+
+
+def run_round(
+    strategy: AsymFedAvg, grid: LocalGrid, arrays: ArrayRecord | None = None
+) -> tuple[dict[str, np.ndarray], MetricRecord | None]:
+    messages = strategy.configure_train(1, arrays or ArrayRecord(), ConfigRecord(), grid)
+    averaged, metrics = strategy.aggregate_train(1, grid.send_and_receive(messages))
+    return from_array_record(averaged or ArrayRecord(), "the strategy"), metrics
+
+
+def prepared(strategy: AsymFedAvg) -> AsymFedAvg:
+    strategy.prepare(SHAPES, NAMES)
+    return strategy
+
+
+def test_layers_of_every_node_are_averaged_and_nothing_else_travels(grid: LocalGrid) -> None:
+    strategy = prepared(AsymFedAvg())
+    assert [strategy.layers_of(node) for node in SHAPES] == [["encoder"]] * 3
+    averaged, metrics = run_round(strategy, grid)
+    assert averaged.keys() == {"encoder"}
+    assert np.all(averaged["encoder"] == 2)
+    assert metrics is not None
+    assert metrics["train_loss"] == pytest.approx(2.5)  # by cases: 0.1 * 1 + 0.3 * 2 + 0.6 * 3
+
+
+def test_weights_by_number_of_cases(grid: LocalGrid) -> None:
+    averaged, _ = run_round(prepared(AsymFedAvg(weighting="num_cases")), grid)
+    assert np.allclose(averaged["encoder"], 2.5)
+
+
+def test_groups_share_what_two_nodes_have(grid: LocalGrid) -> None:
+    strategy = prepared(AsymFedAvg(share="groups"))
+    assert [sorted(strategy.layers_of(node)) for node in SHAPES] == [
+        ["encoder", "head"],
+        ["encoder"],
+        ["encoder", "head"],
+    ]
+    averaged, _ = run_round(strategy, grid)
+    group = strategy.group_of(1, "head")
+    assert group == strategy.group_of(3, "head")
+    assert np.all(averaged[group] == 2)
+
+
+def test_averages_come_back_under_the_nodes_own_names(grid: LocalGrid) -> None:
+    strategy = prepared(AsymFedAvg(share="groups"))
+    group = strategy.group_of(1, "head")
+    arrays = to_array_record(
+        {"encoder": np.full((2, 3), 10, dtype=np.float32), group: np.full(2, 100, dtype=np.float32)}
+    )
+    averaged, _ = run_round(strategy, grid, arrays)
+    assert np.all(averaged["encoder"] == 12)
+    assert np.all(averaged[group] == 102)
+
+
+def test_shared_fraction_counts_parameters() -> None:
+    assert prepared(AsymFedAvg()).shared_fraction() == pytest.approx({"A": 6 / 12, "B": 6 / 11, "C": 6 / 8})
+
+
+@pytest.mark.parametrize(
+    ("fault", "problem"),
+    [("error", "no disk"), ("nan", "node B sent layer encoder"), ("silent", "without its number of cases")],
+)
+def test_a_bad_reply_is_named_and_the_others_are_averaged(fault: str, problem: str) -> None:
+    grid = LocalGrid(app, {1: {}, 2: {"fault": fault}, 3: {}}, 2)
+    strategy = prepared(AsymFedAvg())
+    averaged, _ = run_round(strategy, grid)
+    assert list(strategy.failures) == [2]
+    assert problem in strategy.failures[2]
+    assert np.all(averaged["encoder"] == 2)  # of nodes 1 and 3
+    grid.close()
+
+
+def test_no_exchange_sends_no_array(grid: LocalGrid) -> None:
+    strategy = prepared(NoExchange())
+    for message in strategy.configure_train(1, ArrayRecord(), ConfigRecord(), grid):
+        assert not message.content.array_records
+    averaged, metrics = run_round(strategy, grid)
+    assert averaged == {}
+    assert metrics is not None
+
+
+def test_unknown_weighting_is_refused() -> None:
+    with pytest.raises(ValueError, match="weighting=trust: must be uniform or num_cases"):
+        AsymFedAvg(weighting="trust")  # type: ignore[arg-type]
