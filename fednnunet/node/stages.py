@@ -39,7 +39,7 @@ from fednnunet.training.build import (
     resolve_device,
 )
 from fednnunet.training.checkpoint import finished_rounds
-from fednnunet.training.state import layer_shapes, load_state
+from fednnunet.training.state import check_state, layer_shapes, load_state
 
 log = logging.getLogger(__name__)
 
@@ -224,6 +224,7 @@ class NodeStages:
         missing = sorted(set(layer_shapes(network)) - set(arrays))
         if missing:
             raise ProtocolError(f"the server sent a model without its layer {missing[0]}")
+        check_state(network, arrays)
         load_state(network, arrays)
         axes = None if mirror_axes is None else tuple(mirror_axes)
         predictor = Predictor(network, plans, configuration, dataset.dataset_json, axes, self.device)

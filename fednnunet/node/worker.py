@@ -45,7 +45,7 @@ from fednnunet.training.callback import FederatedCallback
 from fednnunet.training.checkpoint import load_round, restore_random_state, save_final, save_round
 from fednnunet.training.data import NNUNetDataModule
 from fednnunet.training.module import NNUNetModule
-from fednnunet.training.state import load_state, read_state, state_spec
+from fednnunet.training.state import check_state, load_state, read_state, state_spec
 
 log = logging.getLogger(__name__)
 
@@ -92,18 +92,21 @@ class NodeWorker:
                     Kind.PREPROCESS: self.stages.preprocess,
                 }
                 _reply(request, stages[request.kind](body))
-        except FednnUNetError as error:
-            log.error("%s: %s", request.kind, error)
-            request.fail(Failure(reason=self._public(error), error=_error_kind(error)))
-        except torch.OutOfMemoryError:
-            target = self.settings.config.gpu_memory_of(self.settings.name)
-            reason = f"out of GPU memory with plans for {target:g} GB; lower gpu_memory.nodes.{self.settings.name}"
-            log.exception(reason)
-            request.fail(Failure(reason=reason, error="config"))
-        except Exception as error:
-            log.exception("%s failed", request.kind)
-            reason = f"internal error in {request.kind}: {type(error).__name__}: {error}"
-            request.fail(Failure(reason=self._public(reason), error="internal"))
+        except Exception as error:  # noqa: BLE001  whatever it is, the server learns of it and the worker lives on
+            request.fail(self._failure(request.kind, error))
+
+    def _failure(self, kind: Kind, error: Exception) -> Failure:
+        """Log ``error`` here in full, and put into one line what the server may know."""
+        if isinstance(error, FednnUNetError):
+            log.error("%s: %s", kind, error)
+            return Failure(reason=self._public(error), error=_error_kind(error))
+        log.exception("%s failed", kind, exc_info=error)
+        if isinstance(error, torch.OutOfMemoryError):
+            name, target = self.settings.name, self.settings.config.gpu_memory_of(self.settings.name)
+            reason = f"out of GPU memory with plans for {target:g} GB; lower it: +gpu_memory.nodes.{name}=…"
+            return Failure(reason=reason, error="config")
+        reason = f"internal error in {kind}: {type(error).__name__}: {error}"
+        return Failure(reason=self._public(reason), error="internal")
 
     def _public(self, problem: FednnUNetError | str) -> str:
         """What may leave the node: texts on data can name cases and files."""
@@ -137,6 +140,7 @@ class NodeWorker:
         """Run Lightning's fit, from this round to the last; returns when the rounds are over."""
         trainer = self.stages.trainer
         assert trainer is not None
+        self._check_round(request, body)
         trainer.on_train_start()
         if self.random_state is not None:
             restore_random_state(self.random_state)
@@ -148,13 +152,12 @@ class NodeWorker:
         try:
             lightning_trainer.fit(module, datamodule=NNUNetDataModule(trainer))
         except Exception as error:
-            # The request that is open now is not the one that began the fit.
-            open_request, self.waiting = self.waiting, None
-            if open_request is None or open_request[0] is request:
+            open_request = self.waiting[0] if self.waiting is not None else None
+            self.waiting = None
+            if open_request is None or open_request is request:
                 raise
-            log.exception("training failed")
-            reason = f"internal error in train: {type(error).__name__}: {error}"
-            open_request[0].fail(Failure(reason=self._public(reason), error="internal"))
+            # A later round's request is open, not the one that began the fit.
+            open_request.fail(self._failure(Kind.TRAIN, error))
 
     def begin(self, module: NNUNetModule) -> None:
         """:class:`~fednnunet.training.callback.Rounds`: load what the server sent."""
@@ -188,21 +191,31 @@ class NodeWorker:
             following = self.channel.receive()
             if following is None:
                 continue
-            if following.kind is Kind.TRAIN:
-                asked = self._parse_train(following)
-                if asked is None:
-                    continue
-                if asked.server_round == module.nnunet.current_epoch + 1:
-                    self.waiting = (following, asked)
-                    return True
-            self.answer(following)
+            asked = self._next_round(following, module.nnunet.current_epoch + 1)
+            if asked is not None:
+                self.waiting = (following, asked)
+                return True
 
-    def _parse_train(self, request: Request) -> TrainRequest | None:
-        try:
-            return parse_body(TrainRequest, request.body, "the server")
-        except ProtocolError as error:
-            request.fail(Failure(reason=str(error), error="protocol"))
-            return None
+    def _next_round(self, request: Request, expected: int) -> TrainRequest | None:
+        """The body of a request to train round ``expected``; any other request is answered here."""
+        if request.kind is Kind.TRAIN:
+            try:
+                body = parse_body(TrainRequest, request.body, "the server")
+                if body.server_round == expected:
+                    self._check_round(request, body)
+                    return body
+            except ProtocolError as error:
+                request.fail(self._failure(request.kind, error))
+                return None
+        self.answer(request)
+        return None
+
+    def _check_round(self, request: Request, body: TrainRequest) -> None:
+        """Refuse what can not be loaded or sent before the epoch starts, not after it."""
+        trainer = self.stages.trainer
+        assert trainer is not None
+        check_state(trainer.network, request.arrays)
+        state_spec(trainer.network, body.layers)
 
     def _hand_over(self, request: Request, body: TrainRequest) -> None:
         """Send the stored reply with the layers asked for."""
@@ -248,6 +261,7 @@ class NodeWorker:
                 f"the node has {trainer.current_epoch} behind it"
             )
         if self.evaluation is None:
+            check_state(trainer.network, request.arrays)
             load_state(trainer.network, request.arrays)
             save_final(trainer)
             axes = trainer.inference_allowed_mirroring_axes

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from fednnunet.errors import ProtocolError
+from fednnunet.exchange.arrays import check_finite
 
 WRAPPER_PREFIXES = ("_orig_mod.", "module.")
 
@@ -64,11 +65,8 @@ def state_spec(network: nn.Module, layers: Iterable[str]) -> dict[str, tuple[tup
     return spec
 
 
-@torch.no_grad()
-def load_state(network: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
-    """Overwrite the named tensors of ``network``; the others stay as they are (paper, algorithm 1).
-
-    Nothing is written unless all arrays fit.
+def check_state(network: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
+    """Whether received arrays can be loaded into ``network``.
 
     Raises:
         ProtocolError: unknown layer, other shape, or values that are not finite.
@@ -82,8 +80,16 @@ def load_state(network: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
                 f"layer {name} was received with shape {tuple(array.shape)}, "
                 f"the network has {tuple(tensors[name].shape)}"
             )
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise ProtocolError(f"layer {name} was received with values that are not finite")
+    check_finite(arrays, "the server")
+
+
+@torch.no_grad()
+def load_state(network: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
+    """Overwrite the named tensors of ``network``; the others stay as they are (paper, algorithm 1).
+
+    The arrays are trusted: :func:`check_state` comes before.
+    """
+    tensors = dict(named_tensors(network))
     with warnings.catch_warnings():
         # Received arrays are read-only views of shared memory; they are only read here.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")

@@ -1,0 +1,164 @@
+"""A real node worker, asked by hand: repeated, stale, broken and abandoned requests."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from multiprocessing.connection import Client
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fednnunet.config import RunConfig
+from fednnunet.exchange.channel import WorkerFailure, call_worker
+from fednnunet.exchange.messages import (
+    EvaluateReply,
+    EvaluateRequest,
+    FingerprintReply,
+    Kind,
+    PlanReply,
+    TrainReply,
+    TrainRequest,
+)
+from fednnunet.node.launch import NodeProcesses
+from fednnunet.node.settings import NodeSettings
+from tests.conftest import write_boxes
+
+pytestmark = pytest.mark.slow
+Arrays = dict[str, np.ndarray]
+
+
+def run_config(folder: Path) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "seed": 0,
+            "fold": 0,
+            "dataset": {
+                "name": "boxes",
+                "configuration": "2d",
+                "hd95_unit": "mm",
+                "raw_folder": None,
+                "centres": [{"name": "Oslo", "dataset": 101}],
+            },
+            "strategy": {"name": "asym", "fingerprint": "local", "aggregation": {}},
+            "trainer": {
+                "name": "nnUNetTrainer",
+                "epochs": 3,
+                "iterations": 2,
+                "val_iterations": 1,
+                "initial_lr": 0.01,
+                "weight_decay": 0,
+                "oversample_foreground": 0.33,
+            },
+            "model": {
+                "planner": "ExperimentPlanner",
+                "overrides": {"UNet_base_num_features": 4, "UNet_max_features_2d": 8},
+            },
+            "gpu_memory": {"default": 8},
+            "node": {
+                "device": "cpu",
+                "precision": "auto",
+                "augmentation_workers": 0,
+                "preprocessing_workers": 1,
+                "threads": 1,
+                "compile": False,
+            },
+            "federation": {"grid": "local", "max_parallel_nodes": 1, "timeout": None},
+            "logger": {},
+            "paths": {"data": folder, "cache": folder / "cache", "run": folder / "run"},
+        }
+    )
+
+
+class Server:
+    """Asks the worker what a server would."""
+
+    def __init__(self, address: str, key: bytes) -> None:
+        self.address, self.key = address, key
+
+    def ask(self, kind: Kind, body: str = "{}", arrays: Arrays | None = None) -> tuple[bytes, Arrays]:
+        reply, shared = call_worker(self.address, self.key, kind, body, arrays)
+        if shared is None:
+            return reply, {}
+        received = {name: array.copy() for name, array in shared.views().items()}
+        shared.close()
+        return reply, received
+
+    def train(self, server_round: int, layers: list[str], arrays: Arrays | None = None) -> tuple[TrainReply, Arrays]:
+        request = TrainRequest(server_round=server_round, layers=layers).model_dump_json()
+        reply, received = self.ask(Kind.TRAIN, request, arrays)
+        return TrainReply.model_validate_json(reply), received
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    folder = write_boxes(tmp_path / "raw")
+    settings = NodeSettings("Oslo", tmp_path / "Oslo", {"Oslo": folder}, False, run_config(tmp_path), 1, False)
+    with NodeProcesses([settings]) as processes:
+        address = processes.addresses[1]
+        yield Server(address["socket"], Path(address["key-file"]).read_bytes())
+
+
+def test_a_node_through_all_its_stages(server: Server) -> None:
+    with pytest.raises(WorkerFailure, match="training was asked for before preprocessing"):
+        server.train(1, [])
+    described = FingerprintReply.model_validate_json(server.ask(Kind.FINGERPRINT)[0])
+    assert (described.node, described.num_training, described.resume_rounds) == ("Oslo", 6, [])
+    planned = PlanReply.model_validate_json(server.ask(Kind.PLAN, '{"fingerprint": null}')[0])
+    assert planned.num_parameters == sum(int(np.prod(shape)) for shape in planned.layers.values())
+    # Whatever the node's plans say of its data, no case name and no path leaves it.
+    everything = described.model_dump_json() + planned.model_dump_json()
+    assert "case_0" not in everything
+    assert "raw/" not in everything
+    server.ask(Kind.PREPROCESS)
+    layers = list(planned.layers)
+    first, *_ = layers
+
+    initial, state = server.train(0, layers)
+    assert initial.train_loss is None
+    assert {name: list(array.shape) for name, array in state.items()} == planned.layers
+
+    once, after = server.train(1, layers, state)
+    again, repeated = server.train(1, layers)
+    assert once.train_loss == again.train_loss
+    assert all(np.array_equal(after[name], repeated[name]) for name in layers)
+    assert not np.array_equal(after[first], state[first])
+
+    with pytest.raises(WorkerFailure, match="round 3 was asked for after round 1"):
+        server.train(3, layers)
+    with pytest.raises(WorkerFailure, match=f"layer {first} was received with values that are not finite"):
+        server.train(2, layers, {first: np.full_like(after[first], np.nan)})
+    with pytest.raises(WorkerFailure, match=f"layer {first} was received with shape"):
+        server.train(2, layers, {first: np.zeros(3, dtype=np.float32)})
+    with pytest.raises(WorkerFailure, match=r"layer no\.such\.layer was"):
+        server.train(2, ["no.such.layer"])
+
+    # A relay that dies in the middle of the epoch: the next one gets what was trained.
+    with Client(server.address, family="AF_UNIX", authkey=server.key) as relay:
+        relay.send_bytes(b'{"kind": "train", "arrays": false}')
+        relay.send_bytes(TrainRequest(server_round=2, layers=layers).model_dump_json().encode())
+        relay._handle, handle = None, relay._handle  # type: ignore[attr-defined]  close without a goodbye
+        socket.socket(fileno=handle).close()
+    second, _ = server.train(2, layers)
+    assert second.server_round == 2
+    third, last = server.train(3, layers)
+    assert third.learning_rate is not None
+    assert second.learning_rate is not None
+    assert third.learning_rate < second.learning_rate
+
+    ones = {first: np.ones_like(last[first])}
+    request = EvaluateRequest(server_round=3, layers=layers).model_dump_json()
+    reply, final = server.ask(Kind.EVALUATE, request, ones)
+    scores = EvaluateReply.model_validate_json(reply).cases
+    assert [(score.centre, score.label) for score in scores] == [("Oslo", "tumour")] * 2
+    assert np.array_equal(final[first], ones[first]), "the last aggregate is what is scored and saved"
+    assert server.ask(Kind.EVALUATE, request)[0] == reply
+
+
+def test_errors_of_the_data_stay_at_a_node_of_another_machine(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "raw" / "Dataset101_Boxes" / "labelsTr" / "case_002.nii.gz").unlink()
+    with pytest.raises(WorkerFailure) as caught:
+        server.ask(Kind.FINGERPRINT)
+    assert "case_002" not in str(caught.value)
+    assert "case_002" in (tmp_path / "Oslo" / "node.log").read_text()
