@@ -283,6 +283,8 @@ def run_node_worker(settings: NodeSettings, address: str, key: bytes, ready: Cal
         ready: called when the worker listens.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
+    # Lightning waits for the end of a batch on SIGTERM, which between rounds never comes; files are whole at any time.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
     settings.folder.mkdir(parents=True, exist_ok=True)
     _redirect_output(settings.folder / "node.log")
     _end_with_parent()

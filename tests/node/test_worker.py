@@ -127,7 +127,7 @@ def test_a_node_through_all_its_stages(server: Server) -> None:
 
     with pytest.raises(WorkerFailure, match="round 3 was asked for after round 1"):
         server.train(3, layers)
-    with pytest.raises(WorkerFailure, match=f"layer {first} was received with values that are not finite"):
+    with pytest.raises(WorkerFailure, match=f"layer {first} with values that are not finite"):
         server.train(2, layers, {first: np.full_like(after[first], np.nan)})
     with pytest.raises(WorkerFailure, match=f"layer {first} was received with shape"):
         server.train(2, layers, {first: np.zeros(3, dtype=np.float32)})
