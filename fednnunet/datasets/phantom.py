@@ -2,9 +2,9 @@
 
 What is assumed, so that a result on it can be read for what it is:
 
-* Four training centres take their names, their order of size, and the ratios of their slice spacings from the
-  MAMA-MIA cohorts of the paper's Table 3, and one external centre from EuCanImage; DUKE has twice the in-plane
-  resolution of the others, as there. Volumes are small (6 to 8 slices) so that a CPU trains on them.
+* Four training centres take their names, their proportions of cases (ISPY2 halved), and the ratios of their slice
+  spacings from the MAMA-MIA cohorts of the paper's Table 3, and one external centre from EuCanImage; DUKE has twice
+  the in-plane resolution of the others, as there. Volumes are small (6 to 8 slices) so that a CPU trains on them.
 * A case is a breast-shaped outline with fatty and glandular texture, one to three lesions, and three bright or dark
   vessels and cysts that are no lesions but look alike.
 * A lesion has one of four appearances: bright, dark, with a bright rim, or textured. All centres see all four, in
