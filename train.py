@@ -30,7 +30,9 @@ def main(cfg: DictConfig) -> None:
         config = read_config(cfg)
         from fednnunet.run import run
 
-        print(run(config, COMMAND))
+        table = run(config, COMMAND)
+        if HydraConfig.get().mode != RunMode.MULTIRUN:  # a sweep ends with one table of all its runs
+            print(table)
     except KeyboardInterrupt:
         print(f"\ninterrupted; the last checkpoints are kept. To go on: {go_on()}", file=sys.stderr)
         raise

@@ -28,6 +28,7 @@ from fednnunet.federation.strategy import AsymFedAvg, NoExchange
 from fednnunet.files import write_atomically
 from fednnunet.node.launch import NodeProcesses
 from fednnunet.node.settings import NodeSettings
+from fednnunet.reporting.follower import Follower
 from fednnunet.reporting.progress import RunProgress
 from fednnunet.reporting.run_folder import POOLED_NODE
 from fednnunet.reporting.sweep import finish_run
@@ -193,38 +194,6 @@ def parallel_nodes(config: RunConfig) -> int:
     on_gpu = config.node.device in ("cuda", "mps") or (config.node.device == "auto" and Path("/dev/nvidia0").exists())
     pooled = config.strategy.fingerprint == "pooled"
     return 1 if on_gpu or pooled else min(len(config.training_centres), cores())
-
-
-class Follower:
-    """Tells the terminal and the experiment tracker what the server notes down.
-
-    Args:
-        progress: the terminal's lines.
-        tracker: of experiments.
-        rounds: number of rounds.
-    """
-
-    def __init__(self, progress: RunProgress, tracker: Tracker, rounds: int) -> None:
-        self.progress = progress
-        self.tracker = tracker
-        self.rounds = rounds
-        self.round = 0
-
-    def stage(self, name: str) -> None:
-        self.progress.stage(name)
-
-    def plans(self, plans: Mapping[str, Any]) -> None:
-        self.tracker.log_plans(plans)
-
-    def node_done(self, node: str, server_round: int, metrics: Mapping[str, Any]) -> None:
-        if server_round and server_round != self.round:
-            self.round = server_round
-            self.progress.round_started(server_round, self.rounds)
-        self.progress.node_done(node, server_round, dict(metrics))
-
-    def round_done(self, server_round: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        self.progress.round_done(server_round)
-        self.tracker.log_round([{"round": server_round, **row} for row in rows])
 
 
 def describe_run(config: RunConfig, command: str) -> dict[str, Any]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from fednnunet.exchange.messages import CaseScore
 from fednnunet.files import write_atomically
+
+log = logging.getLogger(__name__)
 
 ROUND_COLUMNS = (
     "strategy",
@@ -66,11 +69,13 @@ class Journal:
 
     def stage(self, name: str) -> None:
         """Tell that a stage began."""
+        log.info("%s: %s", self.strategy, name)
         for observer in self.observers:
             observer.stage(name)
 
     def node_done(self, node: str, server_round: int = 0, metrics: Mapping[str, Any] | None = None) -> None:
         """Tell that a node has replied."""
+        log.info("node %s replied", node)
         for observer in self.observers:
             observer.node_done(node, server_round, metrics or {})
 
@@ -93,6 +98,8 @@ class Journal:
         with self.rounds.open("a", newline="") as file:
             writer = csv.DictWriter(file, ROUND_COLUMNS, lineterminator="\n")
             writer.writerows({"strategy": self.strategy, "round": server_round, **row} for row in rows)
+        for row in rows:
+            log.info("round %d: %s", server_round, row)
         for observer in self.observers:
             observer.round_done(server_round, rows)
 

@@ -111,7 +111,7 @@ class NodeStages:
 
     def _cache_folder(self, digest: str) -> Path:
         assert self.dataset is not None
-        return self.config.paths.cache / f"{self.dataset.name}_{digest}"
+        return self.config.paths.cache.resolve() / f"{self.dataset.name}_{digest}"
 
     def _resume_rounds(self) -> list[int]:
         results = Path(os.environ["nnUNet_results"])
