@@ -154,7 +154,7 @@ def overlay_row(node: str, slices: Mapping[str, Path]) -> Figure:
     shape, spacing = next((a["image"].shape, a["spacing"]) for a in loaded.values())
     aspect = shape[0] * spacing[0] / (shape[1] * spacing[1])
     width = min(max(3.0 / aspect, 1.6), 3.6)
-    figure = _figure((0.1 + (width + 0.1) * len(slices), width * aspect + 0.95))
+    figure = _figure((0.1 + (width + 0.1) * len(slices), width * aspect + 1.1))
     panels = figure.subplots(1, len(slices), squeeze=False)[0]
     for axes, (setup, arrays) in zip(panels, loaded.items(), strict=True):
         image, spacing = arrays["image"], arrays["spacing"]
