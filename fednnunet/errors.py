@@ -33,6 +33,7 @@ class NodeError(FednnUNetError):
     """
 
     def __init__(self, node: str, reason: str) -> None:
+        reason = reason.removeprefix(f"node {node}: ")
         super().__init__(f"node {node}: {reason}")
         self.node = node
         self.reason = reason

@@ -100,8 +100,15 @@ class WorkerChannel:
         self._key = key
 
     def receive(self, timeout: float | None = None) -> Request | None:
-        """The next valid request; None when ``timeout`` seconds passed or a peer was refused."""
-        if not wait([self._listener._listener._socket], timeout):  # type: ignore[attr-defined]
+        """The next valid request; None when ``timeout`` seconds passed or a peer was refused.
+
+        Raises:
+            ConnectionError: the channel was closed.
+        """
+        listening = self._listener._listener  # type: ignore[attr-defined]
+        if listening is None:
+            raise ConnectionError("the channel is closed")
+        if not wait([listening._socket], timeout):
             return None
         connection: Connection | None = None
         try:

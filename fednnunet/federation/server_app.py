@@ -255,7 +255,8 @@ def _train_round(
 
     aggregated, _ = strategy.aggregate_train(server_round, passing_by(stream_replies(grid, requests, settings.timeout)))
     for node, reason in strategy.failures.items():
-        raise NodeError(federation.name(node), f"round {server_round}: {reason}")
+        log.error("round %d failed", server_round)
+        raise NodeError(federation.name(node), reason)
     absent = sorted(federation.name(node) for node in set(sent) - set(rows))
     if absent:
         raise NodeError(absent[0], f"round {server_round}: no reply within {settings.timeout:g} s")
@@ -348,7 +349,7 @@ def _ask(
         node = reply.metadata.src_node_id
         name = federation.name(node)
         if reply.has_error():
-            raise NodeError(name, reply.error.reason or "failed without a reason")
+            raise _node_error(federation, node, reply.error.reason or "failed without a reason")
         body = _parse_reply(messages.REPLIES[kind], reply, name)
         answered[node] = (node, body, reply.content.array_records.get("arrays", ArrayRecord()))
         if journal is not None:
@@ -357,6 +358,14 @@ def _ask(
     if absent:
         raise NodeError(absent[0], f"{kind.value}: no reply within {settings.timeout:g} s")
     return [answered[node] for node in requests]
+
+
+def _node_error(federation: Federation, node: int, reason: str) -> NodeError:
+    if node not in federation.described and reason.startswith("node "):
+        # It failed before it could introduce itself; its reason begins with its name.
+        name, _, reason = reason.removeprefix("node ").partition(": ")
+        return NodeError(name, reason)
+    return NodeError(federation.name(node), reason)
 
 
 def _parse_reply(model: type[R], reply: Message, node: str) -> R:

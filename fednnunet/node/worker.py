@@ -97,16 +97,17 @@ class NodeWorker:
 
     def _failure(self, kind: Kind, error: Exception) -> Failure:
         """Log ``error`` here in full, and put into one line what the server may know."""
+        name = self.settings.name
         if isinstance(error, FednnUNetError):
             log.error("%s: %s", kind, error)
-            return Failure(reason=self._public(error), error=_error_kind(error))
+            return Failure(reason=f"node {name}: {self._public(error)}", error=_error_kind(error))
         log.exception("%s failed", kind, exc_info=error)
         if isinstance(error, torch.OutOfMemoryError):
-            name, target = self.settings.name, self.settings.config.gpu_memory_of(self.settings.name)
+            target = self.settings.config.gpu_memory_of(name)
             reason = f"out of GPU memory with plans for {target:g} GB; lower it: +gpu_memory.nodes.{name}=…"
-            return Failure(reason=reason, error="config")
-        reason = f"internal error in {kind}: {type(error).__name__}: {error}"
-        return Failure(reason=self._public(reason), error="internal")
+            return Failure(reason=f"node {name}: {reason}", error="config")
+        reason = self._public(f"internal error in {kind}: {type(error).__name__}: {error}")
+        return Failure(reason=f"node {name}: {reason}", error="internal")
 
     def _public(self, problem: FednnUNetError | str) -> str:
         """What may leave the node: texts on data can name cases and files."""

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import copy
+import difflib
+import importlib
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import nnunetv2
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
+from nnunetv2.paths import nnUNet_extTrainer
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
@@ -21,6 +26,9 @@ from fednnunet.config import NodeConfig, TrainerConfig
 from fednnunet.errors import ConfigError, ProtocolError
 from fednnunet.training.module import NNUNetModule
 
+log = logging.getLogger(__name__)
+
+CLASS_DEFINITION = re.compile(r"^class (\w+)", re.MULTILINE)
 NETWORK_CLASS = re.compile(r"dynamic_network_architectures\.architectures\.[a-z_]+\.[A-Za-z]+")
 TORCH_LAYER = re.compile(r"torch\.nn\.(modules\.[a-z]+\.)?[A-Z][A-Za-z0-9]+")
 
@@ -41,15 +49,38 @@ def resolve_device(name: str) -> torch.device:
 
 
 def find_trainer(name: str) -> type[nnUNetTrainer]:
-    """The trainer class that nnU-Net finds under ``name``.
+    """The trainer class of nnU-Net, or of the folders in ``nnUNet_extTrainer``, called ``name``.
+
+    nnU-Net's own search imports every trainer it has until the name turns up, and fails where one of them needs a
+    package that is not installed; here only the module that defines the class is imported.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none (with the nearest names), or it needs a package that is not there.
     """
-    found: type[nnUNetTrainer] | None = recursive_find_trainer_class_by_name(name)
-    if found is None:
-        raise ConfigError(f"trainer.name={name} is no trainer class that nnU-Net finds")
-    return found
+    modules = _trainer_modules()
+    try:
+        if name in modules:
+            found: type[nnUNetTrainer] = getattr(importlib.import_module(modules[name]), name)
+            return found
+        if nnUNet_extTrainer.is_set():
+            return recursive_find_trainer_class_by_name(name)
+    except ImportError as error:
+        raise ConfigError(f"trainer.name={name} can not be imported: {error}") from error
+    except RuntimeError:
+        log.info("nnU-Net finds no trainer %s in nnUNet_extTrainer", name)
+    near = ", ".join(difflib.get_close_matches(name, modules, n=3)) or "nnUNetTrainer"
+    raise ConfigError(f"trainer.name={name} is no trainer class that nnU-Net finds; near it: {near}")
+
+
+def _trainer_modules() -> dict[str, str]:
+    """Class name to module of everything defined below ``nnunetv2.training.nnUNetTrainer``."""
+    root = Path(nnunetv2.__path__[0])
+    modules: dict[str, str] = {}
+    for path in sorted((root / "training" / "nnUNetTrainer").rglob("*.py")):
+        module = ".".join(("nnunetv2", *path.relative_to(root).with_suffix("").parts))
+        for name in CLASS_DEFINITION.findall(path.read_text()):
+            modules.setdefault(name, module)
+    return modules
 
 
 def build_nnunet_trainer(

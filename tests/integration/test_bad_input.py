@@ -117,7 +117,7 @@ def test_gpu_asked_for_and_none_there(train: Train, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
-        ("trainer.name=nnUNetTrainerOfDreams", ["trainer.name=nnUNetTrainerOfDreams"]),
+        ("trainer.name=nnUNetTrainerOfDreams", ["trainer.name=nnUNetTrainerOfDreams", "near it: nnUNetTrainer"]),
         ("model.planner=Planner9", ["model.planner=Planner9"]),
         ("+model.overrides.UNet_bas_num_features=3", ["UNet_bas_num_features"]),
     ],

@@ -25,6 +25,8 @@ def start_and_wait_for_round(raw: Path, run: Path, server_round: int) -> subproc
         text=True,
         cwd=ROOT,
         start_new_session=True,
+        # Started in the background by a shell, this process ignores SIGINT, and so would its child.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline and process.poll() is None:
