@@ -172,14 +172,14 @@ class NodeWorker:
         assert self.waiting is not None
         request, body = self.waiting
         trained = time.perf_counter()
-        values = module.nnunet.logger.local_logger.my_fantastic_logging
+        logger = module.nnunet.logger
         self.reply = TrainReply(
             server_round=body.server_round,
             num_examples=self._num_examples(),
-            train_loss=_finite(values["train_losses"][-1]),
-            val_loss=_finite(values["val_losses"][-1]),
-            pseudo_dice=_finite(values["mean_fg_dice"][-1]),
-            learning_rate=_finite(values["lrs"][-1]),
+            train_loss=_finite(logger.get_value("train_losses", step=-1)),
+            val_loss=_finite(logger.get_value("val_losses", step=-1)),
+            pseudo_dice=_finite(logger.get_value("mean_fg_dice", step=-1)),
+            learning_rate=_finite(logger.get_value("lrs", step=-1)),
             seconds_train=trained - self.loaded,
             seconds_exchange=self.loaded - self.begun,
         )
