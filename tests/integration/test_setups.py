@@ -150,3 +150,15 @@ def test_finished_run_is_not_trained_again(finished: Callable[[str], Path], trai
     assert result.returncode == 0
     assert "Oslo" in result.stdout
     assert (run / "rounds.csv").stat().st_mtime_ns == before
+
+
+def test_wandb_gets_a_run_for_the_server_and_one_a_node(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    result = train(tmp_path / "run", "strategy=ffe", "logger=wandb")
+    assert result.returncode == 0, result.stdout + result.stderr
+    runs = list((tmp_path / "run" / "wandb").glob("offline-run-*"))
+    assert len(runs) == 1 + len(CENTRES)
+    assert all(next(run.glob("*.wandb")).stat().st_size > 0 for run in runs)
+    assert "wandb" not in result.stdout, "libraries are quiet"
