@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 
@@ -51,13 +52,19 @@ def go_on() -> str:
     return shlex.join(["python", sys.argv[0], *overrides, f"hydra.run.dir={hydra_config.runtime.output_dir}"])
 
 
+def in_one_line(error: Exception) -> str:
+    """Hydra's error, without its advice to append a key that nothing reads."""
+    text = " ".join(str(error).split("Config search path")[0].split())
+    unknown = re.search(r"Could not override '([^']+)'", text)
+    return f"unknown key {unknown[1]}; --cfg job shows all keys, --help all groups" if unknown else text
+
+
 def launch() -> int:
     """Exit code: 0, 2 when the user has something to mend, 130 after Ctrl-C."""
     try:
         main()
     except (HydraException, OmegaConfBaseException) as error:
-        text = " ".join(str(error).split("Config search path")[0].split())
-        print(f"error: {text}", file=sys.stderr)
+        print(f"error: {in_one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -30,9 +30,9 @@ def check(result: Any, run: Path, *parts: str) -> None:
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
-        ("strateg=asym", ["strateg"]),
+        ("strateg=asym", ["unknown key strateg"]),
         ("strategy=fedavgg", ["strategy/fedavgg", "asym centralized ffe local"]),
-        ("trainer.epoch=3", ["trainer.epoch"]),
+        ("trainer.epoch=3", ["unknown key trainer.epoch"]),
         ("fold=5", ["fold=5", "less than or equal to 4"]),
         ("dataset.centres=[{name: A, dataset: 999}]", ["centre A", "999", "Dataset201_Oslo"]),
         ("dataset.centres=[{name: A, dataset: /nowhere/Dataset001_A}]", ["centre A", "/nowhere/Dataset001_A"]),
