@@ -68,7 +68,13 @@ def run(config: RunConfig, command: str) -> str:
     rounds = config.trainer.epochs
     with contextlib.ExitStack() as stack:
         stack.enter_context(log_file(folder / "train.log"))
-        progress = stack.enter_context(RunProgress(config.strategy.name, [node.name for node in nodes], rounds))
+        progress = RunProgress(
+            config.strategy.name,
+            [node.name for node in nodes],
+            rounds,
+            external=[node.name for node in nodes if node.external],
+        )
+        stack.enter_context(progress)
         progress.stage("start")
         stack.callback(tracker.finish, ok=False)  # does nothing after a finish
         tracker.start(facts)

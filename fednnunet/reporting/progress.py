@@ -29,6 +29,10 @@ _STATES = {
 }
 
 
+_TRAINING_STAGES = ("plan", "preprocess", "train")
+"""Stages in which external nodes have nothing to do."""
+
+
 @dataclass
 class _Line:
     state: str = "waiting"
@@ -45,14 +49,23 @@ class RunProgress:
         nodes: names of the nodes; others that appear get a line too.
         rounds: rounds of the run.
         console: where to write; standard output if None.
+        external: those of ``nodes`` that do not train.
     """
 
-    def __init__(self, title: str, nodes: Sequence[str], rounds: int, console: Console | None = None) -> None:
+    def __init__(
+        self,
+        title: str,
+        nodes: Sequence[str],
+        rounds: int,
+        console: Console | None = None,
+        external: Sequence[str] = (),
+    ) -> None:
         self._title = title
         self._rounds = rounds
         self._console = console or Console()
         self._live = Live(self, console=self._console, refresh_per_second=4) if self._console.is_terminal else None
         self._lines = {node: _Line() for node in nodes}
+        self._external = frozenset(external)
         self._lock = threading.RLock()
         self._stage = ""
         self._round = 0
@@ -83,8 +96,8 @@ class RunProgress:
         with self._lock:
             self._stage = name
             state = _STATES.get(name, name)
-            for line in self._lines.values():
-                line.state = state
+            for node, line in self._lines.items():
+                line.state = "waiting" if node in self._external and name in _TRAINING_STAGES else state
             if self._live is None and name != "start":
                 self._say(f"{state}: {self._rounds} rounds" if name == "train" else state)
             self._train_begin = time.monotonic()
@@ -95,8 +108,8 @@ class RunProgress:
             if self._round == 0:
                 self._first_round = server_round
             self._round, self._rounds = server_round, rounds
-            for line in self._lines.values():
-                if line.state == "waiting":
+            for node, line in self._lines.items():
+                if line.state == "waiting" and node not in self._external:
                     line.state = "training"
 
     def node_done(self, node: str, server_round: int, metrics: Mapping[str, Any]) -> None:
@@ -119,8 +132,8 @@ class RunProgress:
         """All nodes have finished the round and were averaged."""
         with self._lock:
             self._done = server_round
-            for line in self._lines.values():
-                if line.state == "waiting" and server_round < self._rounds:
+            for node, line in self._lines.items():
+                if line.state == "waiting" and server_round < self._rounds and node not in self._external:
                     line.state = "training"
             step = math.ceil(self._rounds / PLAIN_ROUND_LINES)
             if self._live is None and (server_round % step == 0 or server_round == self._rounds):

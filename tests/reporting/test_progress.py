@@ -100,3 +100,18 @@ def test_nodes_may_answer_from_several_threads() -> None:
                 thread.join()
             progress.round_done(number)
     assert all(f"{name} 0.50" in out.getvalue() for name in names)
+
+
+def test_external_nodes_wait_while_others_train() -> None:
+    screen, _ = console(terminal=True)
+    progress = RunProgress("asym", [*NODES, "KAUNO"], 3, screen, external=["KAUNO"])
+    with progress:
+        progress.stage("train")
+        progress.round_started(1, 3)
+        progress.node_done("NACT", 1, {"train_loss": 0.5})
+        progress.round_done(1)
+        measured = Console(width=120, record=True, file=io.StringIO())
+        measured.print(progress)
+        lines = {line.split()[0]: line for line in measured.export_text().splitlines() if line.strip()}
+    assert "waiting" in lines["KAUNO"]
+    assert "training" in lines["NACT"]
