@@ -14,6 +14,10 @@ os.environ.setdefault("nnUNet_def_n_proc", "1")
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from hypothesis import settings
+
+settings.register_profile("shared machine", deadline=None)
+settings.load_profile("shared machine")
 
 MakeDataset = Callable[..., Path]
 

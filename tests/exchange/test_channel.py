@@ -29,7 +29,7 @@ KEY = b"k" * 32
 @pytest.fixture
 def channel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerChannel]:
     monkeypatch.chdir(tmp_path)  # AF_UNIX paths are short
-    monkeypatch.setattr("fednnunet.exchange.channel.HANDSHAKE_SECONDS", 0.3)
+    monkeypatch.setattr("fednnunet.exchange.channel.HANDSHAKE_SECONDS", 1.5)
     channel = WorkerChannel("s", KEY)
     yield channel
     channel.close()
