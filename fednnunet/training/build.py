@@ -116,7 +116,7 @@ def build_nnunet_trainer(
     trainer.weight_decay = settings.weight_decay
     trainer.oversample_foreground_percent = settings.oversample_foreground
     trainer.initialize()
-    # nnU-Net draws a 30 x 54 inch progress.png after every epoch (0.6 s); the report has the curves.
+    # nnU-Net draws a 30 x 54 inch progress.png after every epoch (0.7 s); the report has the curves.
     trainer.logger.plot_progress_png = lambda output_folder: None
     return trainer
 
