@@ -55,7 +55,7 @@ def run(config: RunConfig, command: str) -> str:
         KeyboardInterrupt: after every process was ended; the last checkpoints are there.
     """
     folder = config.paths.run
-    claim_folder(folder, config)
+    check_folder(folder, config)
     if (folder / RUN_FILE).is_file():
         log.info("%s holds this run already, finished", folder)
         return finish_run(folder)
@@ -63,6 +63,7 @@ def run(config: RunConfig, command: str) -> str:
     folders = prepare_centres(config)
     nodes = node_settings(config, folders)
     facts = describe_run(config, command)
+    write_atomically(folder / CONFIG_FILE, json.dumps(decisive(config), indent=1))
     strategy: AsymFedAvg | NoExchange = instantiate(config.strategy.aggregation)
     tracker: Tracker = instantiate(config.logger)
     rounds = config.trainer.epochs
@@ -115,14 +116,13 @@ def finished_facts(
     }
 
 
-def claim_folder(folder: Path, config: RunConfig) -> None:
-    """Note in ``folder`` which configuration it is for.
+def check_folder(folder: Path, config: RunConfig) -> None:
+    """Whether ``folder`` is free for this configuration, or holds a run of it.
 
     Raises:
         ConfigError: it holds a run of another configuration; names the first key that differs.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    ours = _decisive(config)
+    ours = decisive(config)
     note = folder / CONFIG_FILE
     if note.is_file():
         theirs = json.loads(note.read_text())
@@ -132,10 +132,9 @@ def claim_folder(folder: Path, config: RunConfig) -> None:
                     f"{folder} holds a run with {key}={theirs.get(key)}, not {ours[key]}; "
                     "choose another hydra.run.dir or remove the folder"
                 )
-    write_atomically(note, json.dumps(ours, indent=1))
 
 
-def _decisive(config: RunConfig) -> dict[str, Any]:
+def decisive(config: RunConfig) -> dict[str, Any]:
     """What results depend on, flat; not where files lie or who watches."""
     chosen = config.model_dump(
         mode="json", include={"seed", "fold", "dataset", "strategy", "trainer", "model", "gpu_memory"}
