@@ -3,8 +3,9 @@
 What is assumed, so that a result on it can be read for what it is:
 
 * Four training centres take their names, their proportions of cases (ISPY2 halved), and the ratios of their slice
-  spacings from the MAMA-MIA cohorts of the paper's Table 3, and one external centre from EuCanImage; DUKE has twice
-  the in-plane resolution of the others, as there. Volumes are small (6 to 8 slices) so that a CPU trains on them.
+  spacings from the MAMA-MIA cohorts of the paper's Table 3, and one external centre from EuCanImage. DUKE has twice
+  the pixels of the others across the same breast; in the paper's Table 1 it has twice the pixels, too, but of the
+  others' size. Volumes are small (6 to 8 slices) so that a CPU trains on them.
 * A case is a breast-shaped outline with fatty and glandular texture, one to three lesions, and three bright or dark
   vessels and cysts that are no lesions but look alike.
 * A lesion has one of four appearances: bright, dark, with a bright rim, or textured. All centres see all four, in
@@ -30,6 +31,8 @@ import numpy as np
 import SimpleITK as sitk
 from scipy.ndimage import gaussian_filter
 
+from fednnunet.errors import DataError
+
 GENERATOR_VERSION = 1
 """Part of a dataset's digest: raised when the same parameters give other images."""
 NOTE = "phantom.json"
@@ -48,7 +51,7 @@ class PhantomCentre:
         gain: factor on intensities.
         gamma: contrast curve; 1 is linear.
         bias: amplitude of the bias field, as a fraction.
-        noise: standard deviation of the Rician noise, as a fraction of the tissue's brightness.
+        noise: standard deviation of the Rician noise, in intensities before the gain (tissue is about 0.6).
         lesion_radius: smallest and largest, mm.
         appearances: weights of bright, dark, rim and textured lesions.
         external: cases go to ``imagesTs`` and ``labelsTs``.
@@ -79,6 +82,9 @@ def make_phantom(folder: Path, centres: Mapping[str, Mapping[str, Any]], seed: i
 
     Returns:
         The datasets' folders.
+
+    Raises:
+        DataError: a folder of that name is there which was not made here; it is left alone.
     """
     made = []
     for name, fields in centres.items():
@@ -99,6 +105,10 @@ def _is_there(target: Path, note: str) -> bool:
 
 
 def _make_centre(target: Path, name: str, centre: PhantomCentre, seed: int, note: str) -> None:
+    if target.exists() and not (target / NOTE).is_file():
+        raise DataError(
+            f"centre {name}: {target} is there and is no phantom (it has no {NOTE}); choose another dataset.raw_folder"
+        )
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     part = "Ts" if centre.external else "Tr"
     try:
@@ -119,10 +129,25 @@ def _make_centre(target: Path, name: str, centre: PhantomCentre, seed: int, note
         }
         (partial / "dataset.json").write_text(json.dumps(description, indent=1))
         (partial / NOTE).write_text(note)
-        shutil.rmtree(target, ignore_errors=True)
-        os.rename(partial, target)
+        _put_in_place(partial, target, note)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _put_in_place(partial: Path, target: Path, note: str) -> None:
+    """``target`` becomes ``partial``, unless another run made the same meanwhile and may be reading it."""
+    if _is_there(target, note):
+        return
+    retired = partial.with_name(f"{partial.name}.old")
+    try:
+        if target.exists():
+            os.rename(target, retired)
+        os.rename(partial, target)
+    except OSError:
+        if not _is_there(target, note):
+            raise
+    finally:
+        shutil.rmtree(retired, ignore_errors=True)
 
 
 def _write(array: np.ndarray, spacing: Sequence[float], path: Path) -> None:

@@ -15,13 +15,27 @@ def pooled_name(centre: str, case: str) -> str:
     return f"{re.sub(r'[^A-Za-z0-9]', '-', centre)}__{case}"
 
 
+def centre_of(identifier: str) -> tuple[str, str]:
+    """Centre, as :func:`pooled_name` spells it, and case of a name in the pooled dataset."""
+    centre, separator, case = identifier.partition("__")
+    if not separator:
+        raise ValueError(f"{identifier} is no name of a pooled case: it must be CENTRE__CASE")
+    return centre, case
+
+
 def pool_datasets(datasets: Mapping[str, RawDataset], nnunet_raw: Path, name: str) -> RawDataset:
     """One dataset of all centres' cases in ``nnunet_raw/name``, which refers to their files.
 
     Raises:
-        DataError: centres disagree on channels, labels or file ending; names both and the field.
+        DataError: centres disagree on channels, labels or file ending; names both and the field. Or two centres
+            have the same name but for signs that do not belong into a file name.
     """
     (first_centre, first), *others = datasets.items()
+    spelt: dict[str, str] = {}
+    for centre in datasets:
+        other_centre = spelt.setdefault(pooled_name(centre, ""), centre)
+        if other_centre != centre:
+            raise DataError(f"centres {other_centre} and {centre} can not be told apart in file names; rename one")
     for centre, other in others:
         for field in ("channel_names", "labels", "regions_class_order", "file_ending"):
             ours, theirs = first.dataset_json.get(field), other.dataset_json.get(field)

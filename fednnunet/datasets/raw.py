@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import logging
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +21,20 @@ from fednnunet.files import write_atomically
 
 log = logging.getLogger(__name__)
 
-DATASET_NAME = re.compile(r"Dataset(\d{3})_\w+")
+DATASET_NAME = re.compile(r"Dataset(\d{3})_.+")
 MIN_TRAINING_CASES = 5
 """nnU-Net's five-fold split needs as many cases."""
 SPACING_TOLERANCE = 1e-3
 """mm; images and labels of one case may differ by rounding in their headers."""
+RGB_ENDINGS = (".png", ".bmp", ".tif")
+"""Files that may hold several channels (``nnunetv2.imageio.natural_image_reader_writer``)."""
+IMAGE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl", ".tiff", *RGB_ENDINGS)
+"""What nnU-Net's readers open; any other file beside the images, such as a ``.json``, is let be."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """Files of one case: one image a channel, and the label map."""
+    """Files of one case: one image a channel (or one RGB image of all), and the label map."""
 
     name: str
     images: tuple[Path, ...]
@@ -126,7 +133,7 @@ def read_dataset(folder: Path, centre: str, external: bool = False) -> RawDatase
     description = _read_description(folder, centre)
     ending = description["file_ending"]
     if "dataset" in description:
-        cases = _listed_cases(folder, description["dataset"])
+        cases = _listed_cases(folder, description, centre)
     else:
         part = "Ts" if external and not (folder / "imagesTr").is_dir() else "Tr"
         cases = _cases_in_folders(folder, part, ending, len(description["channel_names"]), centre)
@@ -152,23 +159,67 @@ def _read_description(folder: Path, centre: str) -> dict[str, Any]:
         raise DataError(f"centre {centre}: {path} is missing") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"centre {centre}: {path} is not JSON: {error}") from None
+    if not isinstance(description, dict):
+        raise DataError(f"centre {centre}: {path} must be a JSON object with channel_names, labels and file_ending")
     for key in ("channel_names", "labels", "file_ending"):
         if key not in description:
             raise DataError(f"centre {centre}: {path} has no field {key}")
-    labels = description["labels"]
-    if not isinstance(labels, dict) or labels.get("background") != 0:
-        raise DataError(f"centre {centre}: {path}: labels must map names to values, background to 0")
+    if not isinstance(description["channel_names"], dict) or not description["channel_names"]:
+        raise DataError(f'centre {centre}: {path}: channel_names must map numbers to names, such as {{"0": "MRI"}}')
+    if not isinstance(description["file_ending"], str) or not description["file_ending"].startswith("."):
+        raise DataError(f"centre {centre}: {path}: file_ending must be text such as .nii.gz")
+    problem = _problem_of_labels(description)
+    if problem:
+        raise DataError(f"centre {centre}: {path}: {problem}")
     return description
 
 
-def _listed_cases(folder: Path, listed: dict[str, Any]) -> list[Case]:
-    def resolve(text: str) -> Path:
+def _problem_of_labels(description: dict[str, Any]) -> str | None:
+    """What nnU-Net's ``LabelManager`` and ``verify_dataset_integrity`` would stop at, later and with less said."""
+    labels = description["labels"]
+    if not isinstance(labels, dict) or labels.get("background") != 0:
+        return "labels must map names to values, background to 0"
+    for name, value in labels.items():
+        values = value if isinstance(value, list) and name != "ignore" else [value]
+        if not values or any(type(single) is not int for single in values):
+            return f"label {name} has value {value!r}; it must be an integer, or for a region a list of integers"
+    foreground = {name: value for name, value in labels.items() if name not in ("background", "ignore")}
+    named = {0} | _label_values(foreground)
+    if named != set(range(len(named))):
+        return f"label values must be 0, 1, 2 … without a gap; they are {', '.join(map(str, sorted(named)))}"
+    if "ignore" in labels and labels["ignore"] != len(named):
+        return f"label ignore must have the highest value, {len(named)}; it has {labels['ignore']}"
+    order = description.get("regions_class_order")
+    has_regions = any(isinstance(value, list) and len(value) > 1 for value in foreground.values())
+    if has_regions and (not isinstance(order, list) or len(order) != len(foreground)):
+        return f"labels with regions need regions_class_order, a list of {len(foreground)} values"
+    return None
+
+
+def _listed_cases(folder: Path, description: dict[str, Any], centre: str) -> list[Case]:
+    def locate(text: str) -> Path:
         return folder / os.path.expandvars(text)  # an absolute path replaces folder
 
-    return [
-        Case(name, tuple(resolve(image) for image in files["images"]), resolve(files["label"]))
-        for name, files in listed.items()
-    ]
+    where, listed = f"centre {centre}: {folder / 'dataset.json'}: dataset", description["dataset"]
+    if not isinstance(listed, dict):
+        raise DataError(f"{where} must map case names to images and label")
+    ending, channels = description["file_ending"], len(description["channel_names"])
+    cases = []
+    for name, files in listed.items():
+        images, label = (files.get("images"), files.get("label")) if isinstance(files, dict) else (None, None)
+        if (
+            not isinstance(images, list)
+            or not isinstance(label, str)
+            or any(type(image) is not str for image in images)
+        ):
+            raise DataError(f"{where}: {name} must have images, a list of paths, and label, a path")
+        wrong = [text for text in [*images, label] if not text.endswith(ending)]
+        if wrong:
+            raise DataError(f"{where}: {name}: {wrong[0]} has another file ending than {ending}")
+        if len(images) != channels and not (len(images) == 1 and ending in RGB_ENDINGS):
+            raise DataError(f"{where}: {name} has {len(images)} images, channel_names {channels} channels")
+        cases.append(Case(name, tuple(locate(image) for image in images), locate(label)))
+    return cases
 
 
 def _cases_in_folders(folder: Path, part: str, ending: str, channels: int, centre: str) -> list[Case]:
@@ -176,59 +227,127 @@ def _cases_in_folders(folder: Path, part: str, ending: str, channels: int, centr
     for needed in (images, labels):
         if not needed.is_dir():
             raise DataError(f"centre {centre}: there is no folder {needed}")
-    image_name = re.compile(rf"(.+)_(\d{{4}}){re.escape(ending)}")
-    names = {match[1] for path in images.iterdir() if (match := image_name.fullmatch(path.name))}
-    for path in labels.iterdir():
-        if path.name.endswith(ending) and path.name.removesuffix(ending) not in names:
+    image_name = re.compile(rf"(.+)_\d{{4}}{re.escape(ending)}")
+    found: dict[str, list[Path]] = {}
+    others = []
+    for path in sorted(images.iterdir()):
+        if match := image_name.fullmatch(path.name):
+            found.setdefault(match[1], []).append(path)
+        elif path.name.endswith(ending):
+            raise DataError(f"centre {centre}: {path} has no channel number; name it NAME_0000{ending}")
+        elif path.name.endswith(IMAGE_ENDINGS):
+            others.append(path)
+    left_out = [path for path in others if re.split(r"_\d{4}\.", path.name)[0] not in found]
+    if left_out:
+        raise DataError(f"centre {centre}: {left_out[0]} has another file ending than {ending} in dataset.json")
+    for path in sorted(labels.iterdir()):
+        if path.name.endswith(ending) and path.name.removesuffix(ending) not in found:
             raise DataError(f"centre {centre}: {path} has no image in {images}")
-    return [
-        Case(
-            name,
-            tuple(images / f"{name}_{channel:04d}{ending}" for channel in range(channels)),
-            labels / f"{name}{ending}",
-        )
-        for name in names
-    ]
+    cases = []
+    for name, files in found.items():
+        expected = [images / f"{name}_{channel:04d}{ending}" for channel in range(channels)]
+        if ending in RGB_ENDINGS and files == expected[:1]:
+            expected = files
+        unnamed = [path for path in files if path not in expected]
+        if unnamed:
+            raise DataError(f"centre {centre}: {unnamed[0]} is a channel that channel_names in dataset.json lacks")
+        cases.append(Case(name, tuple(expected), labels / f"{name}{ending}"))
+    return cases
 
 
-def check_images(dataset: RawDataset, centre: str) -> None:
+def check_images(dataset: RawDataset, centre: str, progress: Callable[[int], None] | None = None) -> None:
     """Open every file once, with the reader that nnU-Net will use.
 
+    Image and label of different origin or direction are a warning, as in nnU-Net, which ignores both.
+
+    Args:
+        dataset: whose images.
+        centre: for the error's text.
+        progress: called after every case with the number of cases done.
+
     Raises:
-        DataError: unreadable file, image and label of different shape or spacing, NaN in an image, or label
-            values that ``dataset.json`` does not name.
+        DataError: unreadable file, wrong number of channels, image and label of different shape or spacing, NaN or
+            infinity in an image, or label values that ``dataset.json`` does not name.
     """
+    reader = _choose_reader(dataset, centre)
+    shifted: dict[str, list[str]] = {}
+    for number, case in enumerate(dataset.cases, start=1):
+        for what in _check_case(case, reader, dataset, centre):
+            shifted.setdefault(what, []).append(case.name)
+        if progress is not None:
+            progress(number)
+    for what, names in shifted.items():
+        log.warning(
+            "centre %s: image and label differ in %s in %d cases, the first %s; nnU-Net ignores it: look whether they "
+            "lie on each other",
+            centre,
+            what,
+            len(names),
+            names[0],
+        )
+
+
+def _choose_reader(dataset: RawDataset, centre: str) -> Any:
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
-    reader = determine_reader_writer_from_dataset_json(
-        dataset.dataset_json, str(dataset.cases[0].images[0]), verbose=False
-    )()
-    allowed = np.array(sorted(_label_values(dataset.labels)))
-    for case in dataset.cases:
-        shapes, spacings = {}, {}
-        for path in case.images:
-            image, properties = _read(reader.read_images, [str(path)], path, centre)
-            shapes[path], spacings[path] = image.shape[1:], properties["spacing"]
-            if np.isnan(image).any():
-                raise DataError(f"centre {centre}: {path} holds NaN")
-        label, properties = _read(reader.read_seg, str(case.label), case.label, centre)
-        for path in case.images:
-            if shapes[path] != label.shape[1:]:
-                raise DataError(
-                    f"centre {centre}: {path} has shape {_times(shapes[path])}, its label {case.label.name} "
-                    f"{_times(label.shape[1:])} (Z, Y, X)"
-                )
-            if not np.allclose(spacings[path], properties["spacing"], atol=SPACING_TOLERANCE):
-                raise DataError(
-                    f"centre {centre}: {path} has spacing {_times(spacings[path])} mm, its label {case.label.name} "
-                    f"{_times(properties['spacing'])} mm (Z, Y, X)"
-                )
-        values = np.unique(label)
-        unknown = values[~np.isin(values, allowed)]
-        if unknown.size:
+    first = dataset.cases[0].images[0]
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # it prints the traceback of every reader that fails
+            return determine_reader_writer_from_dataset_json(dataset.dataset_json, str(first), verbose=False)()
+    except RuntimeError:
+        raise DataError(
+            f"centre {centre}: {first} can not be read by any of nnU-Net's readers for {dataset.file_ending}"
+        ) from None
+
+
+def _check_case(case: Case, reader: Any, dataset: RawDataset, centre: str) -> list[str]:
+    """What of the geometry differs between images and label without being an error."""
+    label, properties = _read(reader.read_seg, str(case.label), case.label, centre)
+    if len(label) != 1:
+        raise DataError(f"centre {centre}: {case.label} has {len(label)} channels; a label map has one")
+    values = np.unique(label)
+    unknown = values[~np.isin(values, list(_label_values(dataset.labels)))]
+    if unknown.size:
+        raise DataError(
+            f"centre {centre}: {case.label} holds value {unknown[0]:g}, which labels in dataset.json does not name"
+        )
+    spacing, geometry = properties["spacing"], _geometry(properties)
+    channels, differs = 0, set()
+    for path in case.images:
+        image, properties = _read(reader.read_images, [str(path)], path, centre)
+        channels += len(image)
+        if image.shape[1:] != label.shape[1:]:
             raise DataError(
-                f"centre {centre}: {case.label} holds value {unknown[0]:g}, which labels in dataset.json does not name"
+                f"centre {centre}: {path} has shape {_times(image.shape[1:])}, its label {case.label.name} "
+                f"{_times(label.shape[1:])} (Z, Y, X)"
             )
+        if not np.allclose(properties["spacing"], spacing, atol=SPACING_TOLERANCE):
+            raise DataError(
+                f"centre {centre}: {path} has spacing {_times(properties['spacing'])} mm, its label {case.label.name} "
+                f"{_times(spacing)} mm (Z, Y, X)"
+            )
+        if not np.isfinite(image).all():
+            raise DataError(f"centre {centre}: {path} holds NaN or infinity")
+        differs |= {
+            what
+            for what, value in _geometry(properties).items()
+            if not np.allclose(value, geometry[what], atol=SPACING_TOLERANCE)
+        }
+    if channels != len(dataset.channel_names):
+        raise DataError(
+            f"centre {centre}: {case.images[0]} has {channels} channels, channel_names in dataset.json "
+            f"{len(dataset.channel_names)}"
+        )
+    return sorted(differs)
+
+
+def _geometry(properties: dict[str, Any]) -> dict[str, Any]:
+    """Where the voxels lie besides their spacing, as far as nnU-Net's reader tells."""
+    if "sitk_stuff" in properties:
+        return {what: properties["sitk_stuff"][what] for what in ("origin", "direction")}
+    if "nibabel_stuff" in properties:
+        return {"affine matrix": properties["nibabel_stuff"]["original_affine"]}
+    return {}
 
 
 def _read(read: Any, argument: Any, path: Path, centre: str) -> tuple[np.ndarray, dict[str, Any]]:
@@ -259,15 +378,22 @@ def stage_dataset(dataset: RawDataset, nnunet_raw: Path) -> Path:
 
     Returns:
         ``nnunet_raw/DatasetXXX_Name``.
+
+    Raises:
+        DataError: that folder holds images, so its ``dataset.json`` is someone's own.
     """
     folder = nnunet_raw / dataset.name
+    for part in ("imagesTr", "imagesTs"):
+        if (folder / part).exists():
+            raise DataError(f"{folder} holds images; a reference to a dataset needs a folder of its own")
     description = {
         **dataset.dataset_json,
         "numTraining": len(dataset.cases),
         "dataset": {
             case.name: {
-                "images": [str(path.resolve()) for path in case.images],
-                "label": str(case.label.resolve()),
+                # not resolve(): what a link points to may lack the file ending that readers go by
+                "images": [str(path.absolute()) for path in case.images],
+                "label": str(case.label.absolute()),
             }
             for case in dataset.cases
         },

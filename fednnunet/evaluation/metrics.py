@@ -1,9 +1,11 @@
 """DSC and HD95, as functions of two masks and as torchmetrics metrics over cases.
 
 Empty masks, in one place. Where prediction and reference are both empty there was nothing to find and nothing was
-found: DSC is 1 and HD95 is 0. Where just one is empty, DSC is 0 and HD95 has no value in the metric's definition;
-leaving such cases out would reward a model for finding nothing, so HD95 is then the length of the image's diagonal,
-the largest distance two of its points can have (the rule of the BraTS challenges, which use a constant for it).
+found: DSC is 1 and HD95 is 0. (nnU-Net's ``compute_metrics`` and MONAI say NaN for DSC and leave the case out.) Where
+just one is empty, DSC is 0 and HD95 has no value in the metric's definition (MONAI: NaN or infinity). Leaving such
+cases out would reward a model for finding nothing, so HD95 is then the length of the image's diagonal, the largest
+distance two of its points can have. The BraTS challenges do the same with a constant, the diagonal of their images;
+here images differ in size. :class:`HausdorffDistance95` counts such cases in ``num_undefined``.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.ndimage import binary_erosion, distance_transform_edt, generate_binary_structure
+from scipy.ndimage import binary_erosion, generate_binary_structure
+from scipy.spatial import KDTree
 from torchmetrics import Metric
 
 PERCENTILE = 95.0
@@ -47,8 +50,8 @@ def hausdorff_distance_95(prediction: np.ndarray, reference: np.ndarray, spacing
     if not prediction.any() or not reference.any():
         return float(np.linalg.norm((np.array(prediction.shape) - 1) * np.asarray(spacing)))
     box = _bounding_box(prediction | reference)
-    ours, theirs = _surface(prediction[box]), _surface(reference[box])
-    return max(_directed(ours, theirs, spacing), _directed(theirs, ours, spacing))
+    ours, theirs = _surface(prediction[box]) * np.asarray(spacing), _surface(reference[box]) * np.asarray(spacing)
+    return max(_directed(ours, theirs), _directed(theirs, ours))
 
 
 def _masks(prediction: Any, reference: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -69,13 +72,14 @@ def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
 
 
 def _surface(mask: np.ndarray) -> np.ndarray:
-    """Voxels of ``mask`` with a face neighbour outside of it."""
-    return mask & ~binary_erosion(mask, generate_binary_structure(mask.ndim, 1), border_value=0)
+    """Indices (points, axes) of voxels of ``mask`` with a face neighbour outside of it."""
+    return np.argwhere(mask & ~binary_erosion(mask, generate_binary_structure(mask.ndim, 1), border_value=0))
 
 
-def _directed(source: np.ndarray, target: np.ndarray, spacing: Sequence[float]) -> float:
-    distances = distance_transform_edt(~target, sampling=spacing)
-    return float(np.percentile(distances[source], PERCENTILE))
+def _directed(source: np.ndarray, target: np.ndarray) -> float:
+    # A distance map of the whole box takes gigabytes where one stray voxel makes the box as large as the image.
+    distances, _ = KDTree(target).query(source)
+    return float(np.percentile(distances, PERCENTILE))
 
 
 def score_case(
@@ -146,6 +150,8 @@ class DiceScore(_MeanOverCases):
 class HausdorffDistance95(_MeanOverCases):
     """Mean HD95 over cases (:func:`hausdorff_distance_95`), in the unit of the spacing.
 
+    ``num_undefined`` counts cases where just one mask was empty, which enter the mean with the image's diagonal.
+
     >>> metric = HausdorffDistance95()
     >>> metric.update(torch.tensor([[1, 0, 0]]), torch.tensor([[0, 0, 1]]), (1.0, 0.5))
     >>> float(metric.compute())
@@ -154,7 +160,13 @@ class HausdorffDistance95(_MeanOverCases):
 
     is_differentiable = False
     higher_is_better = False
+    num_undefined: torch.Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("num_undefined", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, prediction: torch.Tensor, reference: torch.Tensor, spacing: Sequence[float]) -> None:
         """Add a case: two masks of one shape, and the size of a voxel along each axis."""
         self._add(hausdorff_distance_95(prediction.cpu().numpy(), reference.cpu().numpy(), spacing))
+        self.num_undefined += bool(prediction.any()) != bool(reference.any())

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from fednnunet.datasets import phantom
 from fednnunet.datasets.phantom import make_phantom
 from fednnunet.datasets.raw import check_images, read_dataset
+from fednnunet.errors import DataError
 
 CONF = Path(__file__).parents[2] / "conf" / "dataset" / "phantom.yaml"
 
@@ -69,6 +70,33 @@ def test_what_is_there_stays_and_other_parameters_replace_it(centres: dict[str, 
     assert (folder / "dataset.json").stat().st_mtime_ns == before
     make_phantom(tmp_path, {"NACT": {**centres["NACT"], "cases": 6}}, 1)
     assert len(read_dataset(folder, "NACT").cases) == 6
+
+
+def test_folder_that_is_no_phantom_is_left_alone(centres: dict[str, Any], tmp_path: Path) -> None:
+    own = tmp_path / centres["NACT"]["dataset"] / "imagesTr" / "own.nii.gz"
+    own.parent.mkdir(parents=True)
+    own.write_text("a patient's scan")
+    with pytest.raises(DataError, match=r"centre NACT: .* is no phantom"):
+        make_phantom(tmp_path, {"NACT": centres["NACT"]}, 1)
+    assert own.read_text() == "a patient's scan"
+    assert [path.name for path in tmp_path.iterdir()] == [centres["NACT"]["dataset"]]
+
+
+def test_dataset_that_another_run_made_meanwhile_is_kept(
+    centres: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, real, times = {"NACT": centres["NACT"]}, phantom.make_case, []
+
+    def overtaken(*arguments: Any) -> Any:
+        monkeypatch.setattr(phantom, "make_case", real)
+        (folder,) = make_phantom(tmp_path, one, 1)
+        times.append((folder / "dataset.json").stat().st_mtime_ns)
+        return real(*arguments)
+
+    monkeypatch.setattr(phantom, "make_case", overtaken)
+    (folder,) = make_phantom(tmp_path, one, 1)
+    assert [(folder / "dataset.json").stat().st_mtime_ns] == times
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_interruption_leaves_nothing_behind(

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fednnunet.datasets.pooled import pool_datasets
+from fednnunet.datasets.pooled import centre_of, pool_datasets, pooled_name
 from fednnunet.datasets.raw import read_dataset
-from fednnunet.datasets.splits import crossval_splits, pooled_splits
 from fednnunet.errors import DataError
 
 
@@ -37,14 +36,17 @@ def test_centres_that_disagree_are_not_pooled(make_dataset: Callable[..., Path],
         pool_datasets(centres, tmp_path / "pool", "Dataset999_Pooled")
 
 
-def test_pooled_folds_are_the_union_of_the_centres_folds() -> None:
-    names = {"A": [f"a{i}" for i in range(11)], "B": [f"b{i}" for i in range(6)]}
-    splits = {centre: crossval_splits(cases) for centre, cases in names.items()}
-    pooled = pooled_splits(splits)
-    assert len(pooled) == 5
-    for fold, split in enumerate(pooled):
-        for part in ("train", "val"):
-            expected = {f"{centre}__{case}" for centre in names for case in splits[centre][fold][part]}
-            assert set(split[part]) == expected
-    held_out = sorted(case for split in pooled for case in split["val"])
-    assert held_out == sorted(f"{centre}__{case}" for centre, cases in names.items() for case in cases)
+def test_centres_with_one_name_in_files_are_not_pooled(make_dataset: Callable[..., Path], tmp_path: Path) -> None:
+    centres = {name: read_dataset(make_dataset(), name) for name in ("St. Pau", "St  Pau")}
+    with pytest.raises(DataError, match=r"St. Pau and St  Pau can not be told apart"):
+        pool_datasets(centres, tmp_path / "pool", "Dataset999_Pooled")
+
+
+@pytest.mark.parametrize("case", ["case_001", "case__001", "_001"])
+def test_centre_and_case_are_read_from_a_pooled_name(case: str) -> None:
+    assert centre_of(pooled_name("Vall_d'Hebron", case)) == ("Vall-d-Hebron", case)
+
+
+def test_name_of_no_pooled_case_is_refused() -> None:
+    with pytest.raises(ValueError, match="case_001 is no name of a pooled case"):
+        centre_of("case_001")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+from skimage.io import imsave
 
 from fednnunet.datasets.raw import check_images, find_dataset, raw_digest, read_dataset, stage_dataset
 from fednnunet.errors import DataError
@@ -33,6 +36,22 @@ def test_dataset_is_found_by_id_name_and_path(make_dataset: Callable[..., Path])
     folder = make_dataset()
     for dataset in (101, "101", "Dataset101_Boxes", str(folder)):
         assert find_dataset(dataset, folder.parent, "A") == folder
+    hyphened = make_dataset(name="Dataset102_MAMA-MIA")
+    assert find_dataset(102, folder.parent, "A") == hyphened
+
+
+def test_raw_folder_comes_from_nnunets_variable(
+    make_dataset: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_dataset()
+    monkeypatch.setenv("nnUNet_raw", str(folder.parent))
+    assert find_dataset(101, None, "A") == folder
+
+
+def test_folder_of_another_name_is_refused(make_dataset: Callable[..., Path]) -> None:
+    folder = make_dataset(name="Boxes")
+    with pytest.raises(DataError, match=r"centre A: .*Boxes must be named DatasetXXX_Name"):
+        find_dataset(str(folder), None, "A")
 
 
 def test_missing_dataset_is_told_with_what_is_there(make_dataset: Callable[..., Path]) -> None:
@@ -66,6 +85,93 @@ def test_cases_are_those_that_nnunet_reads(make_dataset: Callable[..., Path], tm
     assert read_dataset(staged, "A").cases == dataset.cases
 
 
+def test_links_are_staged_under_their_own_name(make_dataset: Callable[..., Path], tmp_path: Path) -> None:
+    folder = make_dataset()
+    for path in [*folder.glob("*/*.nii.gz")]:  # as caches and version control store files: the name is the link's
+        path.rename(tmp_path / path.name.replace(".", "-"))
+        path.symlink_to(tmp_path / path.name.replace(".", "-"))
+    staged = stage_dataset(read_dataset(folder, "A"), tmp_path / "staged")
+    check_images(read_dataset(staged, "A"), "A")
+
+
+def test_staging_leaves_a_folder_with_images_alone(make_dataset: Callable[..., Path]) -> None:
+    folder = make_dataset()
+    before = (folder / "dataset.json").read_bytes()
+    with pytest.raises(DataError, match="holds images"):
+        stage_dataset(read_dataset(folder, "A"), folder.parent)
+    assert (folder / "dataset.json").read_bytes() == before
+
+
+def test_listed_files_are_found_by_environment_variable_and_relative_path(
+    make_dataset: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_dataset()
+    cases = read_dataset(folder, "A").cases
+    monkeypatch.setenv("SCANS", str(folder / "imagesTr"))
+    listed = {
+        case.name: {"images": [f"${{SCANS}}/{case.images[0].name}"], "label": f"labelsTr/{case.label.name}"}
+        for case in cases
+    }
+    change_description(folder, dataset=listed)
+    assert read_dataset(folder, "A").cases == cases
+    theirs = get_filenames_of_train_images_and_targets(str(folder))
+    assert [[str(path) for path in case.images] for case in cases] == [theirs[case.name]["images"] for case in cases]
+
+
+@pytest.mark.parametrize(
+    ("entry", "problem"),
+    [
+        ([], "case_000 must have images"),
+        ({"images": "a_0000.nii.gz", "label": "a.nii.gz"}, "case_000 must have images"),
+        ({"images": ["a_0000.nii.gz"]}, "case_000 must have images"),
+        ({"images": ["a_0000.mha"], "label": "a.nii.gz"}, "a_0000.mha has another file ending than .nii.gz"),
+        ({"images": ["a_0000.nii.gz", "a_0001.nii.gz"], "label": "a.nii.gz"}, "case_000 has 2 images"),
+        ({"images": ["a_0000.nii.gz"], "label": "a.nii.gz"}, "a_0000.nii.gz is missing"),
+    ],
+)
+def test_broken_entry_of_listed_files_is_named(make_dataset: Callable[..., Path], entry: Any, problem: str) -> None:
+    folder = make_dataset()
+    change_description(folder, dataset={"case_000": entry})
+    with pytest.raises(DataError, match=f"centre Oslo: .*{problem}"):
+        read_dataset(folder, "Oslo")
+
+
+REFUSED_LABELS = [
+    ({"background": 0, "tumour": 1, "ignore": 3}, "label ignore must have the highest value, 2"),
+    ({"background": 0, "tumour": 1, "ignore": [2]}, "label ignore has value"),
+    ({"background": 0, "whole": [1, 2], "core": 2}, "regions_class_order, a list of 2"),
+    ({"background": 0, "tumour": 2}, "without a gap; they are 0, 2"),
+    ({"background": 0, "tumour": "1"}, "label tumour has value '1'"),
+    ({"background": 0, "tumour": []}, "label tumour has value"),
+]
+
+
+@pytest.mark.parametrize(("labels", "problem"), REFUSED_LABELS)
+def test_labels_that_can_not_be_trained_on_are_told(
+    make_dataset: Callable[..., Path], labels: dict[str, Any], problem: str
+) -> None:
+    folder = make_dataset()
+    change_description(folder, labels=labels)
+    with pytest.raises(DataError, match=f"centre Oslo: .*dataset.json: .*{problem}"):
+        read_dataset(folder, "Oslo")
+
+
+@pytest.mark.parametrize("labels", [labels for labels, _ in REFUSED_LABELS[:3]])
+def test_nnunet_refuses_these_labels_as_well(labels: dict[str, Any]) -> None:
+    with pytest.raises(AssertionError):
+        LabelManager(labels, None)
+
+
+def test_files_of_another_ending_may_lie_beside_the_same_cases(make_dataset: Callable[..., Path]) -> None:
+    folder = make_dataset()
+    (folder / "imagesTr" / "case_003_0000.nrrd").touch()
+    (folder / "imagesTr" / "case_003_0000.json").touch()
+    assert len(read_dataset(folder, "A").cases) == 6
+    (folder / "imagesTr" / "case_006_0000.nrrd").touch()
+    with pytest.raises(DataError, match=r"centre A: .*case_006_0000.nrrd has another file ending"):
+        read_dataset(folder, "A")
+
+
 def test_digest_follows_the_files(make_dataset: Callable[..., Path]) -> None:
     folder = make_dataset()
     before = raw_digest(read_dataset(folder, "A"))
@@ -89,7 +195,18 @@ def break_nothing_left(folder: Path) -> None:
         (lambda f: change_description(f, file_ending=None), "no field file_ending"),
         (lambda f: change_description(f, labels={"tumour": 1}), "background to 0"),
         (break_nothing_left, "holds no case"),
-        (lambda f: change_description(f, file_ending=".mha"), "holds no case with file ending .mha"),
+        (lambda f: (f / "dataset.json").write_text("[]"), "must be a JSON object"),
+        (lambda f: change_description(f, channel_names=["MRI"]), "channel_names must map"),
+        (lambda f: change_description(f, file_ending=7), "file_ending must be text"),
+        (lambda f: change_description(f, file_ending=".mha"), "_0000.nii.gz has another file ending than .mha"),
+        (
+            lambda f: (f / "imagesTr" / "case_003_0000.nii.gz").rename(f / "imagesTr" / "case_003.nii.gz"),
+            "case_003.nii.gz has no channel number",
+        ),
+        (
+            lambda f: (f / "imagesTr" / "case_003_0001.nii.gz").touch(),
+            "case_003_0001.nii.gz is a channel that channel_names in dataset.json lacks",
+        ),
         (lambda f: (f / "labelsTr" / "case_003.nii.gz").unlink(), "case_003.nii.gz is missing"),
         (lambda f: (f / "imagesTr" / "case_003_0000.nii.gz").unlink(), "case_003.nii.gz has no image"),
         (lambda f: change_description(f, channel_names={"0": "T1", "1": "T2"}), "_0001.nii.gz is missing"),
@@ -149,15 +266,66 @@ def test_nan_in_an_image_is_named(make_dataset: Callable[..., Path]) -> None:
         check_images(read_dataset(folder, "Oslo"), "Oslo")
 
 
-def test_unreadable_image_is_named(make_dataset: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("file", ["imagesTr/case_000_0000.nii.gz", "imagesTr/case_004_0000.nii.gz"])
+def test_unreadable_image_is_named(
+    make_dataset: Callable[..., Path], file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = make_dataset()
-    (folder / "imagesTr" / "case_004_0000.nii.gz").write_bytes(b"not an image")
-    with pytest.raises(DataError, match=r"centre Oslo: .*case_004_0000.nii.gz can not be read"):
+    (folder / file).write_bytes(b"not an image")
+    with pytest.raises(DataError, match=rf"centre Oslo: .*{file} can not be read"):
+        check_images(read_dataset(folder, "Oslo"), "Oslo")
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_shifted_label_is_a_warning(make_dataset: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
+    folder = make_dataset()
+    path = str(folder / "labelsTr" / "case_002.nii.gz")
+    label = sitk.ReadImage(path)
+    label.SetOrigin((5.0, 0.0, 0.0))
+    sitk.WriteImage(label, path)
+    with caplog.at_level(logging.WARNING):
+        check_images(read_dataset(folder, "Oslo"), "Oslo")
+    (message,) = caplog.messages
+    assert message.startswith("centre Oslo: image and label differ in origin in 1 cases, the first case_002;")
+
+
+def test_progress_counts_cases(make_dataset: Callable[..., Path]) -> None:
+    done: list[int] = []
+    check_images(read_dataset(make_dataset(), "A"), "A", progress=done.append)
+    assert done == [1, 2, 3, 4, 5, 6]
+
+
+def write_pngs(folder: Path, shape: tuple[int, ...]) -> None:
+    for path in [*folder.glob("*/*.nii.gz")]:
+        is_label = path.parent.name == "labelsTr"
+        imsave(
+            path.with_name(path.name.replace(".nii.gz", ".png")),
+            np.zeros(shape[:2] if is_label else shape, dtype=np.uint8),
+            check_contrast=False,
+        )
+        path.unlink()
+
+
+def test_one_rgb_file_holds_three_channels(make_dataset: Callable[..., Path]) -> None:
+    folder = make_dataset()
+    write_pngs(folder, (20, 24, 3))
+    change_description(folder, file_ending=".png", channel_names={"0": "R", "1": "G", "2": "B"})
+    dataset = read_dataset(folder, "A")
+    assert [len(case.images) for case in dataset.cases] == [1] * 6
+    check_images(dataset, "A")
+
+
+def test_channels_missing_in_a_file_are_named(make_dataset: Callable[..., Path]) -> None:
+    folder = make_dataset()
+    write_pngs(folder, (20, 24))
+    change_description(folder, file_ending=".png", channel_names={"0": "R", "1": "G", "2": "B"})
+    with pytest.raises(DataError, match=r"case_000_0000.png has 1 channels, channel_names in dataset.json 3"):
         check_images(read_dataset(folder, "Oslo"), "Oslo")
 
 
 def test_region_and_ignore_labels_are_allowed(make_dataset: Callable[..., Path]) -> None:
     folder = make_dataset()
-    change_description(folder, labels={"background": 0, "whole": [1, 2], "core": [2], "ignore": 3})
+    labels = {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}
+    change_description(folder, labels=labels, regions_class_order=[1, 2])
     rewrite(folder / "labelsTr" / "case_001.nii.gz", lambda label: label * 3)
     check_images(read_dataset(folder, "A"), "A")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -67,6 +69,36 @@ def test_empty_masks_follow_the_documented_rule() -> None:
         assert hausdorff_distance_95(prediction, reference, spacing) == pytest.approx(diagonal)
 
 
+@given(seed=st.integers(0, 2**32 - 1), spacing=st.tuples(*[st.floats(0.3, 5)] * 3))
+@settings(max_examples=40, deadline=None)
+def test_distance_is_that_of_every_pair_of_surface_voxels(seed: int, spacing: tuple[float, float, float]) -> None:
+    rng = np.random.default_rng(seed)
+    masks = rng.random((2, 5, 6, 7)) < rng.uniform(0.05, 0.9)
+    masks[:, 0, 0, 0] = True
+    surfaces = []
+    for mask in masks:
+        padded = np.pad(mask, 1)
+        neighbours = [np.roll(padded, step, axis)[1:-1, 1:-1, 1:-1] for axis in range(3) for step in (-1, 1)]
+        surfaces.append(np.argwhere(mask & ~np.logical_and.reduce(neighbours)) * spacing)
+    pairs = np.linalg.norm(surfaces[0][:, None] - surfaces[1][None], axis=-1)
+    expected = max(np.percentile(pairs.min(axis=1), 95), np.percentile(pairs.min(axis=0), 95))
+    assert hausdorff_distance_95(*masks, spacing) == pytest.approx(expected)
+    assert hausdorff_distance_95(*masks[::-1], spacing) == pytest.approx(expected)
+
+
+def test_stray_voxels_in_a_full_size_volume_cost_little_memory() -> None:
+    reference = np.zeros((170, 512, 512), dtype=bool)
+    reference[60:100, 200:280, 150:230] = True
+    prediction = np.roll(reference, 4, axis=1)
+    prediction[0, 0, 0] = prediction[-1, -1, -1] = True
+    tracemalloc.start()
+    hd95 = hausdorff_distance_95(prediction, reference, (1.0, 0.7, 0.7))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert hd95 == pytest.approx(4 * 0.7)
+    assert peak < 6 * reference.nbytes
+
+
 def test_regions_are_unions_and_ignored_voxels_do_not_count() -> None:
     reference = np.array([[[0, 1, 2, 3, 3]]])
     prediction = np.array([[[0, 1, 1, 1, 2]]])
@@ -100,3 +132,14 @@ def test_metrics_average_over_cases() -> None:
         distance.update(prediction, reference, (1.0, 1.0, 1.0))
     assert dice.compute() == pytest.approx(0.5)
     assert distance.compute() == pytest.approx(1.5)
+
+
+def test_cases_with_one_empty_mask_count_and_are_counted() -> None:
+    distance = HausdorffDistance95()
+    full, empty = torch.ones(1, 4, 5), torch.zeros(1, 4, 5)
+    for prediction, reference in ((full, full), (empty, empty), (empty, full), (full, empty)):
+        distance.update(prediction, reference, (1.0, 1.0, 1.0))
+    assert distance.num_undefined == 2
+    assert distance.compute() == pytest.approx(2 * 5 / 4)  # diagonal of 3 x 4
+    distance.reset()
+    assert distance.num_undefined == 0
