@@ -7,18 +7,21 @@ from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, field_validator, model_validator
 
 from fednnunet.errors import ConfigError
-from fednnunet.exchange.messages import NodeName
+from fednnunet.exchange.messages import Fold, NodeName
 
-Configuration = Literal["2d", "3d_fullres"]
+POOLED_NODE = "centralized"
+"""Name of the one node that holds all centres' cases."""
+
+Configuration = Literal["2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres"]
 
 
 class Config(BaseModel):
     """Base of all configuration groups: unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
 class CentreConfig(Config):
@@ -77,49 +80,75 @@ class StrategyConfig(Config):
 
 
 class TrainerConfig(Config):
-    """What nnU-Net's trainer does in a run: group ``trainer``.
+    """What nnU-Net's trainer does in a run: group ``trainer``. None leaves a value as the class sets it.
 
     Attributes:
-        name: an ``nnUNetTrainer`` class that nnU-Net finds.
+        class_: key ``class``: an ``nnUNetTrainer`` class that nnU-Net finds, or an import path of one's own.
         epochs: epochs; with a federation also the number of rounds.
         iterations: training iterations an epoch.
         val_iterations: validation iterations an epoch.
         initial_lr: initial learning rate.
         weight_decay: of the optimizer.
         oversample_foreground: fraction of a batch's patches that must hold foreground.
+        pretrained: checkpoint to start from, for all nodes or by node name: nnU-Net's ``.pth``, or the folder of a
+            finished run, whose checkpoint of the same node is taken.
+        save_probabilities: keep softmax outputs of held-out cases, for nnU-Net's ensembles (``--npz``).
+        previous_stage: folder of finished ``3d_lowres`` runs, which ``3d_cascade_fullres`` takes as input.
     """
 
-    name: str
-    epochs: int = Field(ge=1)
-    iterations: int = Field(ge=1)
-    val_iterations: int = Field(ge=1)
-    initial_lr: float = Field(gt=0)
-    weight_decay: float = Field(ge=0)
-    oversample_foreground: float = Field(ge=0, le=1)
+    class_: str = Field(alias="class")
+    epochs: int | None = Field(default=None, ge=1)
+    iterations: int | None = Field(default=None, ge=1)
+    val_iterations: int | None = Field(default=None, ge=1)
+    initial_lr: float | None = Field(default=None, gt=0)
+    weight_decay: float | None = Field(default=None, ge=0)
+    oversample_foreground: float | None = Field(default=None, ge=0, le=1)
+    pretrained: Path | dict[str, Path] | None = None
+    save_probabilities: bool = False
+    previous_stage: Path | None = None
+
+    def pretrained_of(self, node: str) -> Path | None:
+        """Checkpoint or run folder that ``node`` starts from, if any."""
+        return self.pretrained.get(node) if isinstance(self.pretrained, dict) else self.pretrained
 
 
 class ModelConfig(Config):
-    """How nnU-Net plans the network: group ``model``.
+    """How nnU-Net plans the network and preprocesses for it: group ``model``.
 
     Attributes:
-        planner: an ``ExperimentPlanner`` class that nnU-Net finds.
+        planner: an ``ExperimentPlanner`` class that nnU-Net finds, or an import path of one's own.
+        plans_name: identifier of the plans, in nnU-Net's folder names; None for the planner's own.
+        preprocessor: a preprocessor class that nnU-Net finds; None for the planner's own.
+        overwrite_target_spacing: mm (Z, Y, X) to resample to in 3d, instead of the planner's choice.
+        plans: a plans file to use instead of planning, for all nodes or by node name; such as those of a model
+            whose weights are the start (``trainer.pretrained``).
         overrides: attributes of the planner to change, such as ``UNet_base_num_features``.
     """
 
     planner: str
+    plans_name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_-]+$")
+    preprocessor: str | None = None
+    overwrite_target_spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+    plans: Path | dict[str, Path] | None = None
     overrides: dict[str, Any] = {}
+
+    def plans_of(self, node: str) -> Path | None:
+        """Plans file or run folder of ``node``, if it shall not plan."""
+        return self.plans.get(node) if isinstance(self.plans, dict) else self.plans
 
 
 class GpuMemoryConfig(Config):
     """GPU memory that plans aim at: group ``gpu_memory``.
 
     Attributes:
-        default: GB for every node that ``nodes`` does not name.
+        default: GB for every node that ``nodes`` does not name; None for what the planner was made for.
         nodes: node name to GB.
+        cap: let no worker take more of a CUDA GPU than its target, as if its GPU were that small.
     """
 
-    default: float = Field(gt=0)
-    nodes: dict[str, float] = {}
+    default: PositiveFloat | None
+    nodes: dict[str, PositiveFloat] = {}
+    cap: bool = True
 
 
 class NodeConfig(Config):
@@ -133,9 +162,11 @@ class NodeConfig(Config):
         preprocessing_workers: processes for fingerprint and preprocessing; 1 works in the node's process.
         threads: threads of torch; 0 divides the machine's cores among the nodes that run at once.
         compile: ``torch.compile`` the network (CUDA only).
+        devices: GPUs (processes, on the CPU) that share each batch, by distributed data parallel.
     """
 
     device: Literal["auto", "cpu", "cuda", "mps"]
+    devices: int = Field(default=1, ge=1)
     precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed"]
     augmentation_workers: int = Field(ge=0)
     preprocessing_workers: int = Field(ge=1)
@@ -175,7 +206,7 @@ class RunConfig(Config):
     """Everything a run depends on."""
 
     seed: int = Field(ge=0)
-    fold: int = Field(ge=0, le=4)
+    fold: Fold | list[Fold]
     dataset: DatasetConfig
     strategy: StrategyConfig
     trainer: TrainerConfig
@@ -186,23 +217,53 @@ class RunConfig(Config):
     logger: dict[str, Any]
     paths: PathsConfig
 
+    @field_validator("fold", mode="before")
+    @classmethod
+    def _known_folds(cls, fold: Any) -> Any:
+        folds = fold if isinstance(fold, list) else [fold]
+        for one in folds:
+            if one != "all" and (type(one) is not int or not 0 <= one <= 4):
+                raise ValueError(f"fold={one}: must be 0 to 4, or all to train on every case")
+        if not folds or len(set(map(str, folds))) < len(folds):
+            raise ValueError(f"fold={fold}: name each fold once")
+        return fold
+
     @model_validator(mode="after")
-    def _memory_targets_name_centres(self) -> RunConfig:
-        names = {centre.name for centre in self.dataset.centres}
-        unknown = sorted(set(self.gpu_memory.nodes) - names)
-        if unknown:
+    def _nodes_are_centres(self) -> RunConfig:
+        names = {centre.name for centre in self.dataset.centres} | {POOLED_NODE}
+        for key, by_node in (
+            ("gpu_memory.nodes", self.gpu_memory.nodes),
+            ("trainer.pretrained", self.trainer.pretrained),
+            ("model.plans", self.model.plans),
+        ):
+            unknown = sorted(set(by_node) - names) if isinstance(by_node, dict) else []
+            if unknown:
+                centres = ", ".join(sorted(names - {POOLED_NODE}))
+                raise ValueError(f"{key}: {unknown[0]} is no centre of {self.dataset.name} ({centres})")
+        return self
+
+    @model_validator(mode="after")
+    def _cascade_has_its_input(self) -> RunConfig:
+        cascade = self.dataset.configuration == "3d_cascade_fullres"
+        if cascade and self.trainer.previous_stage is None:
             raise ValueError(
-                f"gpu_memory.nodes: {unknown[0]} is no centre of {self.dataset.name} ({', '.join(sorted(names))})"
+                "dataset.configuration=3d_cascade_fullres refines the segmentations of 3d_lowres; train that first, "
+                "and name the folder of its runs: trainer.previous_stage=…"
             )
         return self
+
+    @property
+    def folds(self) -> list[Fold]:
+        """Folds to train, one after another."""
+        return self.fold if isinstance(self.fold, list) else [self.fold]
 
     @property
     def training_centres(self) -> list[CentreConfig]:
         """Centres with training cases, in the order of the config."""
         return [centre for centre in self.dataset.centres if not centre.external]
 
-    def gpu_memory_of(self, node: str) -> float:
-        """Planning target of ``node`` in GB."""
+    def gpu_memory_of(self, node: str) -> float | None:
+        """Planning target of ``node`` in GB; None leaves it to the planner."""
         return self.gpu_memory.nodes.get(node, self.gpu_memory.default)
 
 

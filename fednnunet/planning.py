@@ -3,39 +3,37 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import nnunetv2
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.paths import nnUNet_preprocessed
-from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 
+from fednnunet.classes import find_class
 from fednnunet.config import ModelConfig
 from fednnunet.errors import ConfigError
+from fednnunet.files import write_atomically
 
 
 def find_planner(name: str) -> type[ExperimentPlanner]:
-    """The planner class that nnU-Net finds under ``name``.
+    """The planner class that nnU-Net finds under ``name``, or at this import path.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none; with the nearest names.
     """
-    folder = Path(nnunetv2.__path__[0]) / "experiment_planning"
-    planner = recursive_find_python_class(str(folder), name, current_module="nnunetv2.experiment_planning")
-    if planner is None:
-        raise ConfigError(f"model.planner={name} is no experiment planner that nnU-Net finds")
-    return planner
+    return find_class(name, "model.planner", ExperimentPlanner, "experiment_planning")
 
 
 def make_plans(
     dataset: str,
     fingerprint: dict[str, Any],
     model: ModelConfig,
-    gpu_memory_gb: float,
+    gpu_memory_gb: float | None,
     num_training: int | None = None,
 ) -> dict[str, Any]:
     """Plan with nnU-Net's planner, from ``fingerprint`` instead of the dataset's own.
@@ -46,27 +44,117 @@ def make_plans(
     Args:
         dataset: ``DatasetXXX_Name``.
         fingerprint: nnU-Net's, the node's own or the federation's.
-        model: planner class and its overrides.
-        gpu_memory_gb: planning target in GB.
+        model: planner class and its options.
+        gpu_memory_gb: planning target in GB; None for what the planner was made for.
         num_training: cases that the batch-size cap (5 % of the voxels of the dataset) counts; None for the
             dataset's own.
 
     Raises:
-        ConfigError: unknown planner or override.
+        ConfigError: unknown planner, preprocessor or override.
     """
+    folder = _write_fingerprint(dataset, fingerprint)
+    planner = _build_planner(dataset, model, gpu_memory_gb)
+    if num_training is not None:
+        planner.dataset_json["numTraining"] = num_training
+    plans_file = folder / f"{planner.plans_identifier}.json"
+    plans_file.unlink(missing_ok=True)  # nnU-Net would keep configurations of an older file
+    with _positive_augmentation_processes():
+        planner.plan_experiment()
+    return json.loads(plans_file.read_text())
+
+
+def _write_fingerprint(dataset: str, fingerprint: dict[str, Any]) -> Path:
     folder = Path(str(nnUNet_preprocessed)) / dataset
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "dataset_fingerprint.json").write_text(json.dumps(fingerprint))
-    planner = find_planner(model.planner)(dataset, gpu_memory_target_in_gb=gpu_memory_gb)
+    write_atomically(folder / "dataset_fingerprint.json", json.dumps(fingerprint))
+    return folder
+
+
+def _build_planner(dataset: str, model: ModelConfig, gpu_memory_gb: float | None) -> ExperimentPlanner:
+    options = {
+        "gpu_memory_target_in_gb": gpu_memory_gb,
+        "plans_name": model.plans_name,
+        "preprocessor_name": model.preprocessor,
+        "overwrite_target_spacing": model.overwrite_target_spacing,
+    }
+    if model.preprocessor is not None:
+        find_class(model.preprocessor, "model.preprocessor", DefaultPreprocessor, "preprocessing")
+    planner_class = find_planner(model.planner)
+    given = {name: value for name, value in options.items() if value is not None}
+    unknown = sorted(set(given) - set(inspect.signature(planner_class).parameters))
+    if unknown:
+        raise ConfigError(f"model.planner={model.planner} takes no {unknown[0]}")
+    planner = planner_class(dataset, **given)
     for attribute, value in model.overrides.items():
         if not hasattr(planner, attribute):
             raise ConfigError(f"model.overrides.{attribute}: {model.planner} has no such attribute")
         setattr(planner, attribute, value)
-    if num_training is not None:
-        planner.dataset_json["numTraining"] = num_training
-    with _positive_augmentation_processes():
-        planner.plan_experiment()
-    return json.loads((folder / f"{planner.plans_identifier}.json").read_text())
+    return planner
+
+
+def take_plans(
+    dataset: str, fingerprint: dict[str, Any], source: Path, node: str, channels: int, model: ModelConfig
+) -> dict[str, Any]:
+    """Plans made elsewhere, for ``dataset``: what ``nnUNetv2_move_plans_between_datasets`` does.
+
+    Args:
+        dataset: ``DatasetXXX_Name`` to train on.
+        fingerprint: of that dataset, kept beside the plans.
+        source: nnU-Net's plans file, or a run's folder with the plans of ``node``.
+        node: name of the node, for a run's folder and the error's text.
+        channels: input channels of the dataset.
+        model: may give the plans another name.
+
+    Raises:
+        ConfigError: no such file, no plans of this nnU-Net, or plans for other images.
+    """
+    plans = _read_plans(source, node)
+    known = len(plans["foreground_intensity_properties_per_channel"])
+    if known != channels:
+        raise ConfigError(f"model.plans={source} is for images of {known} channels; node {node} has {channels}")
+    plans["dataset_name"] = dataset
+    if model.plans_name is not None:
+        plans["plans_name"] = model.plans_name
+    folder = _write_fingerprint(dataset, fingerprint)
+    raw = Path(os.environ["nnUNet_raw"]) / dataset / "dataset.json"
+    write_atomically(folder / "dataset.json", raw.read_text())
+    write_atomically(folder / f"{plans['plans_name']}.json", json.dumps(plans, indent=1))
+    return plans
+
+
+def _read_plans(source: Path, node: str) -> dict[str, Any]:
+    path = source / "plans.json" if source.is_dir() else source
+    try:
+        plans = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"model.plans: there is no file {path}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise ConfigError(f"model.plans: {path} is not JSON") from None
+    if isinstance(plans, dict) and "configurations" not in plans:  # a run's: plans by node
+        if node not in plans:
+            raise ConfigError(
+                f"model.plans: {path} has no plans of node {node}, only of {', '.join(plans)}; "
+                f"give it a file of its own: model.plans={{{node}: …}}"
+            )
+        plans = plans[node]
+    _check_version(plans, path)
+    return plans
+
+
+def _check_version(plans: Any, path: Path) -> None:
+    """Whether the plans are of the form that this nnU-Net writes.
+
+    Raises:
+        ConfigError: names the file and what is missing.
+    """
+    configurations = plans.get("configurations") if isinstance(plans, dict) else None
+    if not isinstance(configurations, dict) or "foreground_intensity_properties_per_channel" not in plans:
+        raise ConfigError(f"model.plans: {path} are no plans of nnU-Net v2 (v1's plans.pkl can not be used)")
+    for name, configuration in configurations.items():
+        if "inherits_from" not in configuration and "architecture" not in configuration:
+            raise ConfigError(
+                f"model.plans: {path} were made by another version of nnU-Net's planner ({name} has no architecture: "
+                "nnU-Net before 2.5); plan anew with this version"
+            )
 
 
 @contextlib.contextmanager

@@ -23,9 +23,9 @@ from fednnunet.datasets.raw import RawDataset
 log = logging.getLogger(__name__)
 
 
-def cache_key(raw_digest: str, plans: dict[str, Any], configuration: str) -> str:
-    """Name of the cache entry for these raw files under these plans."""
-    made_from = json.dumps([raw_digest, plans, configuration, version("nnunetv2")], sort_keys=True)
+def cache_key(raw_digest: str, plans: dict[str, Any], configuration: str, folds: list[dict[str, list[str]]]) -> str:
+    """Name of the cache entry for these raw files under these plans, split into these folds."""
+    made_from = json.dumps([raw_digest, plans, configuration, folds, version("nnunetv2")], sort_keys=True)
     return hashlib.sha256(made_from.encode()).hexdigest()[:16]
 
 

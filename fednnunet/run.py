@@ -17,7 +17,7 @@ from typing import Any
 from hydra.utils import instantiate
 
 from fednnunet import __version__
-from fednnunet.config import RunConfig
+from fednnunet.config import POOLED_NODE, RunConfig
 from fednnunet.datasets.raw import find_dataset, read_dataset
 from fednnunet.errors import ConfigError
 from fednnunet.federation.client_app import app as client_app
@@ -30,7 +30,6 @@ from fednnunet.node.launch import NodeProcesses
 from fednnunet.node.settings import NodeSettings
 from fednnunet.reporting.follower import Follower
 from fednnunet.reporting.progress import RunProgress
-from fednnunet.reporting.run_folder import POOLED_NODE
 from fednnunet.reporting.sweep import finish_run
 from fednnunet.reporting.tracking import Tracker
 
@@ -66,14 +65,13 @@ def run(config: RunConfig, command: str) -> str:
     write_atomically(folder / CONFIG_FILE, json.dumps(decisive(config), indent=1))
     strategy: AsymFedAvg | NoExchange = instantiate(config.strategy.aggregation)
     tracker: Tracker = instantiate(config.logger)
-    rounds = config.trainer.epochs
     with contextlib.ExitStack() as stack:
         stack.enter_context(log_file(folder / "train.log"))
         progress = RunProgress(
             config.strategy.name,
             [node.name for node in nodes],
-            rounds,
             external=[node.name for node in nodes if node.external],
+            folds=config.folds,
         )
         stack.enter_context(progress)
         progress.stage("start")
@@ -83,10 +81,10 @@ def run(config: RunConfig, command: str) -> str:
         grid = stack.enter_context(
             contextlib.closing(LocalGrid(client_app, processes.addresses, parallel_nodes(config)))
         )
-        journal = Journal(folder, config.strategy.name, config.fold, [Follower(progress, tracker, rounds)])
+        journal = Journal(folder, config.strategy.name, config.folds, [Follower(progress, tracker)])
         settings = ServerSettings(
             federated_fingerprint=config.strategy.fingerprint == "federated",
-            rounds=rounds,
+            folds=config.folds,
             timeout=config.federation.timeout,
         )
         grid.run_server(build_server_app(settings, strategy, journal))
@@ -109,6 +107,7 @@ def finished_facts(
     """What is known of a run at its end, for ``run.json``."""
     return {
         "num_training": journal.num_training,
+        **journal.training,
         "shared_fraction": strategy.shared_fraction() if len(journal.num_training) > 1 else {},
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
@@ -136,9 +135,8 @@ def check_folder(folder: Path, config: RunConfig) -> None:
 
 def decisive(config: RunConfig) -> dict[str, Any]:
     """What results depend on, flat; not where files lie or who watches."""
-    chosen = config.model_dump(
-        mode="json", include={"seed", "fold", "dataset", "strategy", "trainer", "model", "gpu_memory"}
-    )
+    groups = {"seed", "fold", "dataset", "strategy", "trainer", "model", "gpu_memory"}
+    chosen = config.model_dump(mode="json", by_alias=True, include=groups)
     return dict(_flatten("", chosen))
 
 
@@ -169,6 +167,9 @@ def node_settings(config: RunConfig, folders: Mapping[str, Path]) -> list[NodeSe
     """One node a centre; for the pooled baseline one that holds all training centres."""
     external = {centre.name: centre.external for centre in config.dataset.centres}
     nodes = {name: {name: folder} for name, folder in folders.items()}
+    if config.dataset.configuration == "3d_cascade_fullres" and any(external.values()):
+        log.warning("external centres are left out: they have no 3d_lowres segmentations for the cascade to refine")
+        nodes = {name: data for name, data in nodes.items() if not external[name]}
     if config.strategy.fingerprint == "pooled":
         pooled = {name: folder for name, folder in folders.items() if not external[name]}
         nodes = {POOLED_NODE: pooled} | {name: data for name, data in nodes.items() if external[name]}
@@ -212,8 +213,6 @@ def describe_run(config: RunConfig, command: str) -> dict[str, Any]:
         "nodes": [centre.name for centre in config.training_centres],
         "external": [centre.name for centre in config.dataset.centres if centre.external],
         "hd95_unit": config.dataset.hd95_unit,
-        "rounds": config.trainer.epochs,
-        "iterations": config.trainer.iterations,
         "command": command,
         "versions": {
             "fednnunet": __version__,

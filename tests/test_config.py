@@ -38,9 +38,11 @@ def test_every_option_of_every_group_composes(tmp_path: Path, group: str, option
 
 
 def test_phantom_brings_the_demo_training_and_the_command_line_wins(tmp_path: Path) -> None:
-    assert composed(tmp_path).trainer.epochs < 100
-    assert composed(tmp_path, "trainer=nnunet").trainer.epochs == 1000
-    assert composed(tmp_path, "dataset=custom", CENTRES).trainer.epochs == 1000
+    demo = composed(tmp_path).trainer.epochs
+    assert demo is not None
+    assert demo < 100
+    assert composed(tmp_path, "trainer=nnunet").trainer.epochs is None, "as the class has it"
+    assert composed(tmp_path, "dataset=custom", CENTRES).trainer.epochs is None
 
 
 def test_memory_targets_are_by_name_of_the_node(tmp_path: Path) -> None:
@@ -66,7 +68,7 @@ def test_the_papers_rules_are_the_defaults_of_its_strategies(tmp_path: Path) -> 
         ("trainer.epochs=many", "trainer.epochs=many: .*integer"),
         ("trainer.iterations=0", "trainer.iterations=0"),
         ("trainer.initial_lr=-1", "trainer.initial_lr=-1"),
-        ("fold=5", "fold=5: .*less than or equal to 4"),
+        ("fold=5", "fold=5: must be 0 to 4"),
         ("fold=-1", "fold=-1"),
         ("seed=-1", "seed=-1"),
         ("gpu_memory.default=0", "gpu_memory.default=0"),

@@ -2,11 +2,44 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 
 from fednnunet.datasets.pooled import pooled_name
+from fednnunet.datasets.raw import RawDataset
+from fednnunet.errors import DataError
 
 Split = dict[str, list[str]]
+FOLDS = 5
+
+
+def splits_of(dataset: RawDataset, centre: str) -> list[Split]:
+    """A centre's folds: its own ``splits_final.json`` beside ``dataset.json``, as nnU-Net takes it, or nnU-Net's.
+
+    Raises:
+        DataError: the file is no list of five folds with ``train`` and ``val``, or names a case that is not there.
+    """
+    path = dataset.folder / "splits_final.json"
+    names = {case.name for case in dataset.cases}
+    if not path.is_file():
+        return crossval_splits(sorted(names))
+    try:
+        splits: list[Split] = [
+            {part: list(map(str, fold[part])) for part in ("train", "val")} for fold in json.loads(path.read_text())
+        ]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        raise DataError(f"centre {centre}: {path} must be a list of folds, each with the lists train and val") from None
+    if len(splits) != FOLDS:
+        raise DataError(f"centre {centre}: {path} has {len(splits)} folds; it must have {FOLDS}")
+    for number, fold in enumerate(splits):
+        unknown = sorted({name for part in fold.values() for name in part} - names)
+        both = sorted(set(fold["train"]) & set(fold["val"]))
+        if unknown or both:
+            what = f"names {unknown[0]}, which is no case" if unknown else f"trains on {both[0]} and holds it out"
+            raise DataError(f"centre {centre}: {path}: fold {number} {what}")
+        if not fold["train"]:
+            raise DataError(f"centre {centre}: {path}: fold {number} has no training case")
+    return splits
 
 
 def crossval_splits(case_names: Sequence[str]) -> list[Split]:

@@ -64,15 +64,28 @@ class Predictor:
             trainer.device,
         )
 
-    def segment_preprocessed(self, data: np.ndarray, properties: dict[str, Any]) -> np.ndarray:
-        """Segmentation (Z, Y, X) in the original image's grid of preprocessed ``data`` (C, Z, Y, X)."""
-        logits = self._predictor.predict_sliding_window_return_logits(torch.from_numpy(data)).cpu()
+    def logits(self, data: np.ndarray) -> torch.Tensor:
+        """Logits (classes, Z, Y, X) of preprocessed ``data`` (C, Z, Y, X), by sliding window and mirroring."""
+        return self._predictor.predict_sliding_window_return_logits(torch.from_numpy(data)).cpu()
+
+    def segment(self, logits: torch.Tensor, properties: dict[str, Any]) -> np.ndarray:
+        """Segmentation (Z, Y, X) in the original image's grid."""
+        return self._export(logits, properties, False)
+
+    def segment_with_probabilities(
+        self, logits: torch.Tensor, properties: dict[str, Any]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Segmentation (Z, Y, X) and softmax (sigmoid of regions) (classes, Z, Y, X), in the original grid."""
+        return self._export(logits, properties, True)
+
+    def _export(self, logits: torch.Tensor, properties: dict[str, Any], probabilities: bool) -> Any:
         return convert_predicted_logits_to_segmentation_with_correct_shape(
             logits,
             self.plans,
             self.configuration,
             self.labels,
             properties,
+            return_probabilities=probabilities,
             num_threads_torch=torch.get_num_threads(),
         )
 
@@ -80,4 +93,4 @@ class Predictor:
         """Segmentation (Z, Y, X) of the raw ``images``, one file a channel."""
         preprocessor = self.configuration.preprocessor_class(verbose=False)
         data, _, properties = preprocessor.run_case(images, None, self.plans, self.configuration, self.dataset_json)
-        return self.segment_preprocessed(np.asarray(data, dtype=np.float32), properties)
+        return self.segment(self.logits(np.asarray(data, dtype=np.float32)), properties)

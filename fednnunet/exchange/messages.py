@@ -19,6 +19,8 @@ MAX_BODY_BYTES = 64 * 2**20
 
 NodeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.'-]{0,63}$")]
 LayerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]{1,256}$")]
+Fold = Annotated[int, Field(ge=0, le=4)] | Literal["all"]
+"""nnU-Net's: a held-out fifth of the cases, or ``all`` to train on every case."""
 Shape = Annotated[list[Annotated[int, Field(ge=0, le=2**31)]], Field(max_length=8)]
 
 
@@ -55,7 +57,7 @@ class FingerprintReply(Body):
         regions_class_order: nnU-Net's, for region-based training.
         file_ending: such as ``.nii.gz``.
         fingerprint: nnU-Net's fingerprint; None from an external node.
-        resume_rounds: finished rounds from whose checkpoint this node can go on.
+        resume_rounds: fold to finished rounds from whose checkpoint this node can go on.
     """
 
     node: NodeName
@@ -67,7 +69,7 @@ class FingerprintReply(Body):
     regions_class_order: list[int] | None = None
     file_ending: str
     fingerprint: dict[str, Any] | None
-    resume_rounds: list[int] = []
+    resume_rounds: dict[Fold, list[int]] = {}
 
 
 class PlanRequest(Body):
@@ -97,25 +99,45 @@ class PlanReply(Body):
 
 
 class PreprocessRequest(Body):
-    """Run nnU-Net's preprocessing for the plans made before."""
+    """Run nnU-Net's preprocessing for the plans made before, and build the trainer of the first fold.
+
+    Attributes:
+        fold: the first to train.
+    """
+
+    fold: Fold = 0
 
 
 class PreprocessReply(Body):
-    """Preprocessing is done."""
+    """Preprocessing is done.
+
+    Attributes:
+        seconds: it took.
+        num_training: training cases of the fold.
+        num_validation: held-out cases of the fold.
+        epochs: that the node's trainer makes.
+        iterations: training iterations an epoch.
+        pretrained: the node starts from given weights.
+    """
 
     seconds: float = Field(ge=0)
     num_training: int = Field(ge=1)
     num_validation: int = Field(ge=0)
+    epochs: int = Field(ge=1)
+    iterations: int = Field(ge=1)
+    pretrained: bool = False
 
 
 class TrainRequest(Body):
     """Load the arrays beside this body, train one epoch, send the layers listed.
 
     Attributes:
+        fold: to train; folds come one after another.
         server_round: 1, 2, …; 0 asks for the initial state without training.
         layers: names of the layers to send back; empty when nothing is exchanged.
     """
 
+    fold: Fold = 0
     server_round: int = Field(ge=0)
     layers: list[LayerName]
 
@@ -124,6 +146,7 @@ class TrainReply(Body):
     """One epoch's figures, nnU-Net's own.
 
     Attributes:
+        fold: the request's.
         server_round: the request's.
         num_examples: training cases of this fold.
         train_loss: mean over the epoch's iterations.
@@ -134,6 +157,7 @@ class TrainReply(Body):
         seconds_exchange: loading and handing over of arrays at the node.
     """
 
+    fold: Fold = 0
     server_round: int
     num_examples: int = Field(ge=1)
     train_loss: float | None = None
@@ -148,12 +172,14 @@ class EvaluateRequest(Body):
     """Load the last aggregate, write the final checkpoint, score the fold's held-out cases.
 
     Attributes:
+        fold: whose held-out cases.
         server_round: number of rounds trained.
         plans: plans of another node's model, sent to an external node with that model's arrays; else None.
         mirror_axes: axes of test-time mirroring of that model.
         layers: names of the layers to send back (the final model, for external nodes); usually empty.
     """
 
+    fold: Fold = 0
     server_round: int = Field(ge=0)
     plans: dict[str, Any] | None = None
     mirror_axes: list[Annotated[int, Field(ge=0, le=2)]] | None = None

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from fednnunet.exchange.messages import CaseScore
+from fednnunet.exchange.messages import CaseScore, Fold
 from fednnunet.files import write_atomically
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,9 @@ class Observer(Protocol):
     def plans(self, plans: Mapping[str, Any]) -> None:
         """All nodes have planned."""
 
+    def fold(self, fold: Fold, rounds: int, finished: int) -> None:
+        """A fold of ``rounds`` rounds is trained, of which ``finished`` were before."""
+
     def node_done(self, node: str, server_round: int, metrics: Mapping[str, Any]) -> None:
         """A node's reply of a stage (``server_round`` 0) or round came in."""
 
@@ -52,20 +55,33 @@ class Journal:
     Args:
         folder: of the run.
         strategy: its name, for the tables.
-        fold: the fold trained.
+        folds: to be trained; with several, ``rounds.csv`` gets a last column ``fold``.
         observers: are told everything.
 
     Attributes:
         num_training: training cases (all folds) of every node, once they have told.
+        training: rounds of a fold and iterations of a round, once the nodes have told.
+        scored_folds: those whose scores are in ``cases.csv``.
     """
 
-    def __init__(self, folder: Path, strategy: str, fold: int, observers: Sequence[Observer] = ()) -> None:
+    def __init__(
+        self, folder: Path, strategy: str, folds: Sequence[Fold] = (0,), observers: Sequence[Observer] = ()
+    ) -> None:
         self.folder = folder
         self.strategy = strategy
-        self.fold = fold
         self.observers = observers
         self.rounds = folder / "rounds.csv"
+        self.cases = folder / "cases.csv"
         self.num_training: dict[str, int] = {}
+        self.training: dict[str, int] = {}
+        self._round_columns = ROUND_COLUMNS if len(folds) == 1 else (*ROUND_COLUMNS, "fold")
+        self._case_rows = _read_rows(self.cases)
+        self._fold: Fold = folds[0]
+
+    @property
+    def scored_folds(self) -> set[Fold]:
+        """Folds that an earlier, interrupted process of this run has finished."""
+        return {"all" if row["fold"] == "all" else int(row["fold"]) for row in self._case_rows}
 
     def stage(self, name: str) -> None:
         """Tell that a stage began."""
@@ -85,31 +101,37 @@ class Journal:
         for observer in self.observers:
             observer.plans(plans)
 
-    def go_on_from(self, server_round: int) -> None:
-        """Drop rows of rounds after ``server_round``: they are trained again."""
-        rows = []
-        if self.rounds.is_file():
-            with self.rounds.open(newline="") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["round"]) <= server_round]
-        _write_rows(self.rounds, ROUND_COLUMNS, rows)
+    def begin_fold(self, fold: Fold, rounds: int, finished: int) -> None:
+        """A fold is trained from round ``finished`` on; rows of its later rounds go: they are trained again."""
+        self._fold = fold
+        for observer in self.observers:
+            observer.fold(fold, rounds, finished)
+        self.stage("train")
+        rows = [
+            row
+            for row in _read_rows(self.rounds)
+            if row.get("fold", str(fold)) != str(fold) or int(row["round"]) <= finished
+        ]
+        _write_rows(self.rounds, self._round_columns, rows)
 
     def write_round(self, server_round: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append a finished round, one row a node."""
+        fold = {"fold": self._fold} if "fold" in self._round_columns else {}
         with self.rounds.open("a", newline="") as file:
-            writer = csv.DictWriter(file, ROUND_COLUMNS, lineterminator="\n")
-            writer.writerows({"strategy": self.strategy, "round": server_round, **row} for row in rows)
+            writer = csv.DictWriter(file, self._round_columns, lineterminator="\n")
+            writer.writerows({"strategy": self.strategy, "round": server_round, **row, **fold} for row in rows)
         for row in rows:
-            log.info("round %d: %s", server_round, row)
+            log.info("fold %s, round %d: %s", self._fold, server_round, row)
         for observer in self.observers:
             observer.round_done(server_round, rows)
 
-    def write_cases(self, scores: Sequence[CaseScore]) -> None:
-        """``cases.csv``: one row a case and label; what is not defined stays empty."""
-        rows = [
+    def write_cases(self, fold: Fold, scores: Sequence[CaseScore]) -> None:
+        """Add a fold to ``cases.csv``: one row a case and label; what is not defined stays empty."""
+        self._case_rows += [
             {
                 "strategy": self.strategy,
                 "node": score.centre,
-                "fold": self.fold,
+                "fold": fold,
                 "case": score.case,
                 "label": score.label,
                 "dsc": score.dsc,
@@ -117,7 +139,14 @@ class Journal:
             }
             for score in scores
         ]
-        _write_rows(self.folder / "cases.csv", CASE_COLUMNS, rows)
+        _write_rows(self.cases, CASE_COLUMNS, self._case_rows)
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def _write_rows(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:

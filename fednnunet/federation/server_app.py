@@ -7,7 +7,7 @@ sees an image; what it keeps of a round can be asked of the nodes again, so it h
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 from fednnunet import __version__
 from fednnunet.errors import ConfigError, DataError, NodeError, ProtocolError
 from fednnunet.exchange import messages
-from fednnunet.exchange.messages import Body, Kind, parse_body
+from fednnunet.exchange.messages import Body, Fold, Kind, parse_body
 from fednnunet.federation.grid import stream_replies
 from fednnunet.federation.journal import Journal
 from fednnunet.federation.strategy import AsymFedAvg, NoExchange
@@ -34,12 +34,12 @@ class ServerSettings:
 
     Attributes:
         federated_fingerprint: every node plans from the merged fingerprint (FFE).
-        rounds: epochs to train, one aggregation each.
+        folds: to train, one after another.
         timeout: seconds to wait for the replies of a stage or round; None waits for ever.
     """
 
     federated_fingerprint: bool
-    rounds: int
+    folds: Sequence[Fold]
     timeout: float | None
 
 
@@ -49,6 +49,7 @@ class Federation:
 
     described: dict[int, messages.FingerprintReply]
     planned: dict[int, messages.PlanReply] = field(default_factory=dict)
+    preprocessed: dict[int, messages.PreprocessReply] = field(default_factory=dict)
 
     def name(self, node_id: int) -> str:
         """The node's own name; its id before it is known."""
@@ -73,6 +74,11 @@ class Federation:
         """Training cases of all nodes."""
         return sum(reply.num_training for reply in self.described.values())
 
+    @property
+    def rounds(self) -> int:
+        """Epochs that every node trains, one aggregation each."""
+        return self.preprocessed[self.training[0]].epochs
+
 
 def build_server_app(settings: ServerSettings, strategy: AsymFedAvg | NoExchange, journal: Journal) -> ServerApp:
     """A Flower ServerApp that runs the whole federation."""
@@ -85,8 +91,14 @@ def build_server_app(settings: ServerSettings, strategy: AsymFedAvg | NoExchange
         journal.num_training = {federation.name(n): federation.described[n].num_training for n in federation.training}
         plan_networks(grid, federation, settings, journal)
         preprocess_images(grid, federation, settings, journal)
-        arrays = train_rounds(grid, federation, strategy, settings, journal)
-        evaluate_models(grid, federation, strategy, arrays, settings, journal)
+        strategy.prepare(
+            {node: federation.planned[node].layers for node in federation.training},
+            {node: federation.name(node) for node in federation.training},
+        )
+        for fold in settings.folds:
+            if fold not in journal.scored_folds:
+                arrays = train_rounds(grid, federation, strategy, fold, settings, journal)
+                evaluate_models(grid, federation, strategy, fold, arrays, settings, journal)
 
     return app
 
@@ -165,58 +177,70 @@ def _check_same_network(federation: Federation) -> None:
 
 
 def preprocess_images(grid: Grid, federation: Federation, settings: ServerSettings, journal: Journal) -> None:
-    """Every node preprocesses its images for its plans."""
+    """Every node preprocesses its images for its plans and builds its trainer; all must train as many epochs.
+
+    Raises:
+        ConfigError: names two nodes that do not.
+    """
     journal.stage("preprocess")
-    request = messages.PreprocessRequest()
-    _ask(grid, Kind.PREPROCESS, dict.fromkeys(federation.training, request), federation, settings, journal)
+    request = messages.PreprocessRequest(fold=settings.folds[0])
+    replies = _ask(grid, Kind.PREPROCESS, dict.fromkeys(federation.training, request), federation, settings, journal)
+    federation.preprocessed = {node: reply for node, reply, _ in replies}
+    first, *others = federation.training
+    for other in others:
+        ours, theirs = federation.preprocessed[first].epochs, federation.preprocessed[other].epochs
+        if ours != theirs:
+            raise ConfigError(
+                f"nodes {federation.name(first)} and {federation.name(other)} train {ours} and {theirs} epochs; "
+                "give them the same trainer.class, or set trainer.epochs"
+            )
+    journal.training = {"rounds": federation.rounds, "iterations": federation.preprocessed[first].iterations}
 
 
 def train_rounds(
     grid: Grid,
     federation: Federation,
     strategy: AsymFedAvg | NoExchange,
+    fold: Fold,
     settings: ServerSettings,
     journal: Journal,
 ) -> ArrayRecord:
-    """Train and aggregate, from the last round that every node has a checkpoint of.
+    """Train and aggregate a fold, from the last round that every node has a checkpoint of.
 
     Returns:
         The arrays after the last aggregation.
     """
-    strategy.prepare(
-        {node: federation.planned[node].layers for node in federation.training},
-        {node: federation.name(node) for node in federation.training},
-    )
-    start = _last_common_round(federation, settings.rounds)
-    journal.go_on_from(start)
-    journal.stage("train")
+    start = _last_common_round(federation, fold)
+    journal.begin_fold(fold, federation.rounds, start)
     if start:
-        log.info("going on from round %d", start)
-        arrays, _ = _train_round(grid, federation, strategy, start, ArrayRecord(), settings)
+        log.info("fold %s goes on from round %d", fold, start)
+        arrays, _ = _train_round(grid, federation, strategy, fold, start, ArrayRecord(), settings)
     else:
-        arrays = _initial_arrays(grid, federation, strategy, settings)
-    for server_round in range(start + 1, settings.rounds + 1):
-        arrays, rows = _train_round(grid, federation, strategy, server_round, arrays, settings, journal)
+        arrays = _initial_arrays(grid, federation, strategy, fold, settings)
+    for server_round in range(start + 1, federation.rounds + 1):
+        arrays, rows = _train_round(grid, federation, strategy, fold, server_round, arrays, settings, journal)
         journal.write_round(server_round, rows)
     return arrays
 
 
-def _last_common_round(federation: Federation, rounds: int) -> int:
-    common = set.intersection(*(set(federation.described[node].resume_rounds) for node in federation.training))
-    return max((round_ for round_ in common if round_ <= rounds), default=0)
+def _last_common_round(federation: Federation, fold: Fold) -> int:
+    common = set.intersection(
+        *(set(federation.described[node].resume_rounds.get(fold, [])) for node in federation.training)
+    )
+    return max((round_ for round_ in common if round_ <= federation.rounds), default=0)
 
 
 def _initial_arrays(
-    grid: Grid, federation: Federation, strategy: AsymFedAvg | NoExchange, settings: ServerSettings
+    grid: Grid, federation: Federation, strategy: AsymFedAvg | NoExchange, fold: Fold, settings: ServerSettings
 ) -> ArrayRecord:
-    """Shared layers start equal everywhere: as the first node that has them initialised them."""
+    """Shared layers start equal everywhere: as the first node that has them initialised them, pretrained ones first."""
     missing = set(strategy.groups)
     initial = ArrayRecord()
-    for node in federation.training:
+    for node in sorted(federation.training, key=lambda node: not federation.preprocessed[node].pretrained):
         wanted = [layer for layer in strategy.layers_of(node) if strategy.group_of(node, layer) in missing]
         if not wanted:
             continue
-        request = messages.TrainRequest(server_round=0, layers=wanted)
+        request = messages.TrainRequest(fold=fold, server_round=0, layers=wanted)
         (reply,) = _ask(grid, Kind.TRAIN, {node: request}, federation, settings)
         for layer, array in reply[2].items():
             group = strategy.group_of(node, layer)
@@ -229,13 +253,14 @@ def _train_round(
     grid: Grid,
     federation: Federation,
     strategy: AsymFedAvg | NoExchange,
+    fold: Fold,
     server_round: int,
     arrays: ArrayRecord,
     settings: ServerSettings,
     journal: Journal | None = None,
 ) -> tuple[ArrayRecord, list[dict[str, Any]]]:
     rows: dict[int, dict[str, Any]] = {}
-    requests = list(strategy.configure_train(server_round, arrays, ConfigRecord(), grid))
+    requests = list(strategy.configure_train(server_round, arrays, ConfigRecord({"fold": fold}), grid))
     sent = {message.metadata.dst_node_id: _num_bytes(message) for message in requests}
 
     def passing_by(replies: Iterable[Message]) -> Iterable[Message]:
@@ -270,6 +295,7 @@ def evaluate_models(
     grid: Grid,
     federation: Federation,
     strategy: AsymFedAvg | NoExchange,
+    fold: Fold,
     arrays: ArrayRecord,
     settings: ServerSettings,
     journal: Journal,
@@ -279,8 +305,8 @@ def evaluate_models(
     External cases are scored with every node's own model, sent through the server, and averaged over models.
     """
     journal.stage("evaluate")
-    final = settings.rounds
-    request = messages.EvaluateRequest(server_round=final)
+    final = federation.rounds
+    request = messages.EvaluateRequest(fold=fold, server_round=final)
     replies = _ask(
         grid,
         Kind.EVALUATE,
@@ -294,10 +320,10 @@ def evaluate_models(
     per_model: dict[int, list[list[messages.CaseScore]]] = {external: [] for external in federation.external}
     for node in federation.training if federation.external else []:
         # One model at a time passes through: the server's memory stays that of one model.
-        request = messages.EvaluateRequest(server_round=final, layers=list(federation.planned[node].layers))
+        request = messages.EvaluateRequest(fold=fold, server_round=final, layers=list(federation.planned[node].layers))
         ((_, reply, model),) = _ask(grid, Kind.EVALUATE, {node: request}, federation, settings)
         request = messages.EvaluateRequest(
-            server_round=final, plans=federation.planned[node].plans, mirror_axes=reply.mirror_axes
+            fold=fold, server_round=final, plans=federation.planned[node].plans, mirror_axes=reply.mirror_axes
         )
         for external in federation.external:
             payload = {external: model}
@@ -305,7 +331,7 @@ def evaluate_models(
             per_model[external].append(answer.cases)
     for answers in per_model.values():
         scores += _mean_over_models(answers)
-    journal.write_cases(scores)
+    journal.write_cases(fold, scores)
 
 
 def _mean_over_models(per_model: list[list[messages.CaseScore]]) -> list[messages.CaseScore]:

@@ -13,7 +13,7 @@ from flwr.serverapp.strategy import Strategy
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
 from fednnunet.errors import ProtocolError
-from fednnunet.exchange.messages import EvaluateRequest, Kind, TrainRequest
+from fednnunet.exchange.messages import EvaluateRequest, Fold, Kind, TrainRequest
 from fednnunet.exchange.records import from_array_record, to_array_record
 from fednnunet.federation.aggregation import StreamingAverage
 from fednnunet.federation.matching import Matching, Share, match_layers
@@ -103,7 +103,7 @@ class AsymFedAvg(Strategy):
             _message(
                 Kind.TRAIN,
                 node,
-                TrainRequest(server_round=server_round, layers=self.layers_of(node)),
+                TrainRequest(fold=fold_of(config), server_round=server_round, layers=self.layers_of(node)),
                 self.arrays_for(node, arrays),
                 config,
             )
@@ -139,7 +139,7 @@ class AsymFedAvg(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """One request a node to load the last averages, write the final checkpoint and score."""
-        request = EvaluateRequest(server_round=server_round)
+        request = EvaluateRequest(fold=fold_of(config), server_round=server_round)
         return [_message(Kind.EVALUATE, node, request, self.arrays_for(node, arrays), config) for node in self._groups]
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
@@ -165,6 +165,12 @@ class NoExchange(AsymFedAvg):
         self._layers, self._names = layers, names
         self._groups = {node: {} for node in layers}
         self._average = StreamingAverage(layers, self._groups)
+
+
+def fold_of(config: ConfigRecord) -> Fold:
+    """The fold that the server app trains, which it tells a strategy in ``config``."""
+    fold = config.get("fold", 0)
+    return "all" if fold == "all" else int(fold)  # type: ignore[arg-type]
 
 
 def _message(

@@ -20,16 +20,18 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from fednnunet import __version__
 from fednnunet.datasets.pooled import pool_datasets, pooled_name
 from fednnunet.datasets.raw import RawDataset, check_images, raw_digest, read_dataset, stage_dataset
-from fednnunet.datasets.splits import crossval_splits, pooled_splits
+from fednnunet.datasets.splits import pooled_splits, splits_of
 from fednnunet.errors import ConfigError, ProtocolError
+from fednnunet.evaluation.held_out import held_out_segmenter
 from fednnunet.evaluation.predict import Predictor
 from fednnunet.evaluation.score import HeldOutCase, score_cases
+from fednnunet.evaluation.summary import write_summary
 from fednnunet.exchange import messages
 from fednnunet.files import write_atomically
 from fednnunet.fingerprint.extract import extract_fingerprint
 from fednnunet.fingerprint.merge import LocalFingerprint
 from fednnunet.node.settings import NodeSettings
-from fednnunet.planning import make_plans
+from fednnunet.planning import make_plans, take_plans
 from fednnunet.preprocessing import cache_key, preprocess
 from fednnunet.training.build import (
     build_network,
@@ -38,7 +40,9 @@ from fednnunet.training.build import (
     find_trainer,
     resolve_device,
 )
+from fednnunet.training.cascade import take_previous_stage
 from fednnunet.training.checkpoint import finished_rounds
+from fednnunet.training.pretrained import find_checkpoint, load_pretrained
 from fednnunet.training.state import check_state, layer_shapes, load_state
 
 log = logging.getLogger(__name__)
@@ -94,7 +98,7 @@ class NodeStages:
             regions_class_order=self.dataset.dataset_json.get("regions_class_order"),
             file_ending=self.dataset.file_ending,
             fingerprint=None if external else self._fingerprint(),
-            resume_rounds=[] if external else self._resume_rounds(),
+            resume_rounds={} if external else self._resume_rounds(),
         )
 
     def _fingerprint(self) -> dict[str, Any]:
@@ -113,10 +117,13 @@ class NodeStages:
         assert self.dataset is not None
         return self.config.paths.cache.resolve() / f"{self.dataset.name}_{digest}"
 
-    def _resume_rounds(self) -> list[int]:
+    def _resume_rounds(self) -> dict[messages.Fold, list[int]]:
         results = Path(os.environ["nnUNet_results"])
-        folders = results.glob(f"*/*/fold_{self.config.fold}")
-        return sorted(round_ for folder in folders for round_ in finished_rounds(folder))
+        rounds: dict[messages.Fold, list[int]] = {}
+        for fold in self.config.folds:
+            folders = results.glob(f"*/*__{self.config.dataset.configuration}/fold_{fold}")
+            rounds[fold] = sorted(finished for folder in folders for finished in finished_rounds(folder))
+        return rounds
 
     # plan ----------------------------------------------------------------------------------------------
 
@@ -127,20 +134,21 @@ class NodeStages:
             fingerprint = self._fingerprint()
         else:
             fingerprint = LocalFingerprint.parse(request.fingerprint, "the server").to_dict()
-        self.plans = make_plans(
-            dataset.name,
-            fingerprint,
-            self.config.model,
-            self.config.gpu_memory_of(self.settings.name),
-            request.num_training,
-        )
+        name, model = self.settings.name, self.config.model
+        given = model.plans_of(name)
+        if given is not None:
+            channels = len(dataset.channel_names)
+            self.plans = take_plans(dataset.name, fingerprint, given.expanduser(), name, channels, model)
+        else:
+            memory = self.config.gpu_memory_of(name)
+            self.plans = make_plans(dataset.name, fingerprint, model, memory, request.num_training)
         configuration = self.config.dataset.configuration
         if configuration not in self.plans["configurations"]:
             raise ConfigError(
                 f"dataset.configuration={configuration}: nnU-Net plans only "
                 f"{', '.join(self.plans['configurations'])} for these images"
             )
-        trainer_class = find_trainer(self.config.trainer.name)
+        trainer_class = find_trainer(self.config.trainer.class_)
         network = build_network(trainer_class, PlansManager(self.plans), configuration, dataset.dataset_json)
         layers = layer_shapes(network)
         return messages.PlanReply(
@@ -149,24 +157,10 @@ class NodeStages:
             num_parameters=sum(int(torch.Size(shape).numel()) for shape in layers.values()),
         )
 
-    def _build_trainer(self) -> nnUNetTrainer:
-        assert self.plans is not None
-        assert self.dataset is not None
-        dataset_json = {key: value for key, value in self.dataset.dataset_json.items() if key != "dataset"}
-        L.seed_everything(self.settings.seed, verbose=False)
-        return build_nnunet_trainer(
-            self.plans,
-            self.config.dataset.configuration,
-            self.config.fold,
-            dataset_json,
-            self.config.trainer,
-            self.device,
-        )
-
     # preprocess ----------------------------------------------------------------------------------------
 
     def preprocess(self, request: messages.PreprocessRequest) -> messages.PreprocessReply:
-        """nnU-Net's preprocessing and 5-fold splits; builds the trainer on them."""
+        """nnU-Net's preprocessing and 5-fold splits; builds the first fold's trainer on them."""
         dataset = self._described()
         if self.plans is None:
             raise ProtocolError("preprocessing was asked for before a plan")
@@ -174,9 +168,7 @@ class NodeStages:
         digest = raw_digest(dataset)
         configuration = self.config.dataset.configuration
         planned = self.settings.folder / "nnUNet_preprocessed" / dataset.name
-        per_centre = {
-            centre: crossval_splits([case.name for case in data.cases]) for centre, data in self.centres.items()
-        }
+        per_centre = {centre: splits_of(data, centre) for centre, data in self.centres.items()}
         folds = pooled_splits(per_centre) if self._pooled else next(iter(per_centre.values()))
         write_atomically(planned / "splits_final.json", json.dumps(folds, indent=1))
         cache = preprocess(
@@ -184,33 +176,59 @@ class NodeStages:
             planned,
             self.plans,
             configuration,
-            self._cache_folder(digest) / cache_key(digest, self.plans, configuration),
+            self._cache_folder(digest) / cache_key(digest, self.plans, configuration, folds),
             self.config.node.preprocessing_workers,
         )
+        _link(planned / "gt_segmentations", cache / dataset.name / "gt_segmentations")
         os.environ["nnUNet_preprocessed"] = str(cache)
-        self.trainer = self._build_trainer()
-        training, validation = self.trainer.do_split()
+        trainer = self.begin_fold(request.fold)
+        training, validation = trainer.do_split()
         return messages.PreprocessReply(
-            seconds=time.perf_counter() - start, num_training=len(training), num_validation=len(validation)
+            seconds=time.perf_counter() - start,
+            num_training=len(training),
+            num_validation=0 if request.fold == "all" else len(validation),
+            epochs=trainer.num_epochs,
+            iterations=trainer.num_iterations_per_epoch,
+            pretrained=self.config.trainer.pretrained_of(self.settings.name) is not None,
         )
+
+    def begin_fold(self, fold: messages.Fold) -> nnUNetTrainer:
+        """Build the trainer of ``fold``, as if it were the only one: from the node's seed, or pretrained."""
+        assert self.plans is not None
+        dataset, settings, name = self._described(), self.config.trainer, self.settings.name
+        L.seed_everything(self.settings.seed, verbose=False)
+        trainer = build_nnunet_trainer(
+            self.plans,
+            self.config.dataset.configuration,
+            fold,
+            {key: value for key, value in dataset.dataset_json.items() if key != "dataset"},
+            settings,
+            self.device,
+        )
+        source = settings.pretrained_of(name)
+        if source is not None:
+            load_pretrained(trainer, find_checkpoint(source, name, fold))
+        if settings.previous_stage is not None and trainer.is_cascaded:
+            take_previous_stage(trainer, name, settings.previous_stage, self._identifiers())
+        self.trainer = trainer
+        return trainer
 
     # evaluate ------------------------------------------------------------------------------------------
 
     def evaluate(self) -> list[messages.CaseScore]:
-        """Score the fold's held-out cases (of every pooled centre) with the trainer's network."""
+        """Score the fold's held-out cases (of every pooled centre) with the trainer's network; none of fold all."""
         trainer = self._trained()
-        predictor = Predictor.of_trainer(trainer)
-        _, identifiers = trainer.do_split()
-        preprocessed = trainer.dataset_class(trainer.preprocessed_dataset_folder, identifiers)
-
-        def segment(held_out: HeldOutCase) -> np.ndarray:
-            data, _, _, properties = preprocessed.load_case(held_out.identifier)
-            return predictor.segment_preprocessed(data[:], properties)
-
-        wanted = set(identifiers)
+        if trainer.fold == "all":
+            return []
+        wanted = set(trainer.do_split()[1])
         held_out = [case for case in self._numbered_cases() if case.identifier in wanted]
+        identifiers = [case.identifier for case in held_out]
         folder = Path(trainer.output_folder) / "validation"
-        return self._score(held_out, segment, (folder, self._described().file_ending))
+        segment = held_out_segmenter(trainer, identifiers, folder if self.config.trainer.save_probabilities else None)
+        scores = self._score(held_out, segment, (folder, self._described().file_ending))
+        summary = write_summary(trainer, folder, identifiers)
+        trainer.print_to_log_file("Mean Validation Dice:", summary["foreground_mean"]["Dice"])
+        return scores
 
     def evaluate_external(
         self, plans: dict[str, Any], mirror_axes: list[int] | None, arrays: Mapping[str, np.ndarray]
@@ -219,7 +237,7 @@ class NodeStages:
         dataset = self._described()
         configuration = self.config.dataset.configuration
         manager = check_received_plans(plans, configuration)
-        trainer_class = find_trainer(self.config.trainer.name)
+        trainer_class = find_trainer(self.config.trainer.class_)
         network = build_network(trainer_class, manager, configuration, dataset.dataset_json).to(self.device)
         missing = sorted(set(layer_shapes(network)) - set(arrays))
         if missing:
@@ -259,6 +277,9 @@ class NodeStages:
             for number, case in enumerate(dataset.cases)
         ]
 
+    def _identifiers(self) -> list[str]:
+        return [case.identifier for case in self._numbered_cases()]
+
     @property
     def _pooled(self) -> bool:
         return len(self.centres) > 1
@@ -272,3 +293,9 @@ class NodeStages:
         if self.trainer is None:
             raise ProtocolError("the node was not asked to preprocess before")
         return self.trainer
+
+
+def _link(link: Path, target: Path) -> None:
+    """Let ``link``, where nnU-Net's tools look, stand for ``target`` in the cache."""
+    link.unlink(missing_ok=True)
+    link.symlink_to(target)

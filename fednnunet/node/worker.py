@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from pydantic import BaseModel
 from tqdm import tqdm
 
@@ -33,6 +34,7 @@ from fednnunet.exchange.messages import (
     EvaluateReply,
     EvaluateRequest,
     Failure,
+    Fold,
     Kind,
     TrainReply,
     TrainRequest,
@@ -69,6 +71,7 @@ class NodeWorker:
         self.reply: TrainReply | None = None
         self.evaluation: EvaluateReply | None = None
         self.random_state: dict[str, Any] | None = None
+        self.fitting = False
 
     def serve(self) -> None:
         """Answer requests for ever; the process ends by signal or with its parent."""
@@ -118,12 +121,10 @@ class NodeWorker:
     # training ------------------------------------------------------------------------------------------
 
     def _train(self, request: Request, body: TrainRequest) -> None:
-        trainer = self.stages.trainer
-        if trainer is None:
-            raise ProtocolError("training was asked for before preprocessing")
+        trainer = self._enter_fold(body.fold)
         finished = trainer.current_epoch
         if body.server_round == 0:
-            self.reply = TrainReply(server_round=0, num_examples=self._num_examples())
+            self.reply = TrainReply(fold=body.fold, server_round=0, num_examples=self._num_examples())
             self._hand_over(request, body)
         elif self.reply is not None and body.server_round == self.reply.server_round:
             self._hand_over(request, body)
@@ -136,6 +137,18 @@ class NodeWorker:
             self._hand_over(request, body)
         else:
             raise ProtocolError(f"round {body.server_round} was asked for after round {finished}")
+
+    def _enter_fold(self, fold: Fold) -> nnUNetTrainer:
+        """The trainer of ``fold``; folds follow each other, each from its own beginning."""
+        trainer = self.stages.trainer
+        if trainer is None:
+            raise ProtocolError("training was asked for before preprocessing")
+        if trainer.fold == fold:
+            return trainer
+        if self.fitting:
+            raise ProtocolError(f"fold {fold} was asked for while fold {trainer.fold} is training")
+        self.reply = self.evaluation = self.random_state = None
+        return self.stages.begin_fold(fold)
 
     def _fit(self, request: Request, body: TrainRequest) -> None:
         """Run Lightning's fit, from this round to the last; returns when the rounds are over."""
@@ -150,6 +163,7 @@ class NodeWorker:
         lightning_trainer = build_lightning_trainer(
             module, self.settings.config.node, [FederatedCallback(self)], self.settings.folder
         )
+        self.fitting = True
         try:
             lightning_trainer.fit(module, datamodule=NNUNetDataModule(trainer))
         except Exception as error:
@@ -159,6 +173,8 @@ class NodeWorker:
                 raise
             # A later round's request is open, not the one that began the fit.
             open_request.fail(self._failure(Kind.TRAIN, error))
+        finally:
+            self.fitting = False
 
     def begin(self, module: NNUNetModule) -> None:
         """:class:`~fednnunet.training.callback.Rounds`: load what the server sent."""
@@ -174,6 +190,7 @@ class NodeWorker:
         trained = time.perf_counter()
         logger = module.nnunet.logger
         self.reply = TrainReply(
+            fold=body.fold,
             server_round=body.server_round,
             num_examples=self._num_examples(),
             train_loss=_finite(logger.get_value("train_losses", step=-1)),
@@ -192,17 +209,17 @@ class NodeWorker:
             following = self.channel.receive()
             if following is None:
                 continue
-            asked = self._next_round(following, module.nnunet.current_epoch + 1)
+            asked = self._next_round(following, body.fold, module.nnunet.current_epoch + 1)
             if asked is not None:
                 self.waiting = (following, asked)
                 return True
 
-    def _next_round(self, request: Request, expected: int) -> TrainRequest | None:
+    def _next_round(self, request: Request, fold: Fold, expected: int) -> TrainRequest | None:
         """The body of a request to train round ``expected``; any other request is answered here."""
         if request.kind is Kind.TRAIN:
             try:
                 body = parse_body(TrainRequest, request.body, "the server")
-                if body.server_round == expected:
+                if (body.fold, body.server_round) == (fold, expected):
                     self._check_round(request, body)
                     return body
             except ProtocolError as error:
@@ -253,8 +270,8 @@ class NodeWorker:
             cases = self.stages.evaluate_external(body.plans, body.mirror_axes, request.arrays)
             _reply(request, EvaluateReply(cases=cases, seconds=time.perf_counter() - start))
             return
-        trainer = self.stages.trainer
-        if trainer is None or trainer.current_epoch == 0:
+        trainer = self._enter_fold(body.fold)
+        if trainer.current_epoch == 0:
             raise ProtocolError("evaluation was asked for before training")
         if body.server_round != trainer.current_epoch:
             raise ProtocolError(

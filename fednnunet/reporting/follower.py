@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fednnunet.exchange.messages import Fold
 from fednnunet.reporting.progress import RunProgress
 from fednnunet.reporting.tracking import Tracker
 
@@ -15,13 +16,12 @@ class Follower:
     Args:
         progress: the terminal's lines.
         tracker: of experiments.
-        rounds: number of rounds.
     """
 
-    def __init__(self, progress: RunProgress, tracker: Tracker, rounds: int) -> None:
+    def __init__(self, progress: RunProgress, tracker: Tracker) -> None:
         self.progress = progress
         self.tracker = tracker
-        self.rounds = rounds
+        self.rounds = 0
         self.round = 0
 
     def stage(self, name: str) -> None:
@@ -29,6 +29,11 @@ class Follower:
 
     def plans(self, plans: Mapping[str, Any]) -> None:
         self.tracker.log_plans(plans)
+
+    def fold(self, fold: Fold, rounds: int, finished: int) -> None:
+        self.rounds, self.round = rounds, 0
+        self.progress.fold(fold, rounds, finished)
+        self.tracker.begin_fold(fold, rounds)
 
     def node_done(self, node: str, server_round: int, metrics: Mapping[str, Any]) -> None:
         if server_round and server_round != self.round:

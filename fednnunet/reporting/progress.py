@@ -16,6 +16,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from fednnunet.exchange.messages import Fold
+
 PLAIN_ROUND_LINES = 7
 """Lines about rounds where the output is no terminal."""
 
@@ -47,7 +49,8 @@ class RunProgress:
     Args:
         title: name of the set-up.
         nodes: names of the nodes; others that appear get a line too.
-        rounds: rounds of the run.
+        rounds: rounds of a fold, once :meth:`fold` has told them.
+        folds: that the run trains, one after another.
         console: where to write; standard output if None.
         external: those of ``nodes`` that do not train.
     """
@@ -56,12 +59,14 @@ class RunProgress:
         self,
         title: str,
         nodes: Sequence[str],
-        rounds: int,
+        rounds: int = 0,
         console: Console | None = None,
         external: Sequence[str] = (),
+        folds: Sequence[Fold] = (0,),
     ) -> None:
-        self._title = title
+        self._setup = self._title = title
         self._rounds = rounds
+        self._folds = folds
         self._console = console or Console()
         self._live = Live(self, console=self._console, refresh_per_second=4) if self._console.is_terminal else None
         self._lines = {node: _Line() for node in nodes}
@@ -101,6 +106,15 @@ class RunProgress:
             if self._live is None and name != "start":
                 self._say(f"{state}: {self._rounds} rounds" if name == "train" else state)
             self._train_begin = time.monotonic()
+
+    def fold(self, fold: Fold, rounds: int, finished: int) -> None:
+        """A fold begins, of whose rounds some may be finished."""
+        with self._lock:
+            if len(self._folds) > 1:
+                self._title = f"{self._setup} fold {fold}"
+            self._rounds, self._round, self._done = rounds, 0, finished
+            for line in self._lines.values():
+                line.epoch, line.loss, line.pseudo_dice = finished, None, None
 
     def round_started(self, server_round: int, rounds: int) -> None:
         """A round began at all nodes."""

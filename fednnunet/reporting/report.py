@@ -12,13 +12,14 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from matplotlib.figure import Figure
 
+from fednnunet.config import POOLED_NODE
 from fednnunet.files import write_atomically
 from fednnunet.reporting import figures
 from fednnunet.reporting.run_folder import (
-    POOLED_NODE,
     Run,
     brief_plans,
     merge,
+    merge_rounds,
     node_order,
     read_runs,
 )
@@ -100,7 +101,7 @@ def render_report(folder: Path, runs: Sequence[Run]) -> str:
     setups = order_setups(run.setup for run in runs)
     ordered = sorted(runs, key=lambda run: (setups.index(run.setup), run.info.get("seed", 0)))
     saved = folder / "figures"
-    cases, rounds = merge([run.cases for run in ordered]), merge([run.rounds for run in ordered])
+    cases, rounds = merge([run.cases for run in ordered]), merge_rounds([run.rounds for run in ordered])
     table = results_of(ordered)
     curves = costs = scores = None
     if not rounds.empty:
@@ -178,7 +179,7 @@ def _facts(runs: Sequence[Run], training: Sequence[str], external: Sequence[str]
         ("Training nodes", ", ".join(nodes)),
         ("External nodes", ", ".join(external)),
         ("Rounds × iterations", " × ".join(filter(None, (values("rounds"), values("iterations"))))),
-        ("Fold", values("fold")),
+        ("Fold", values("fold", lambda fold: ", ".join(map(str, fold)) if isinstance(fold, list) else str(fold))),
         ("Seed", values("seed")),
         ("Started", min((_moment(run.info["started"]) for run in runs if "started" in run.info), default="")),
         ("Duration", duration(sum(seconds)) if seconds else ""),

@@ -10,11 +10,9 @@ from typing import Any
 
 import pandas as pd
 
+from fednnunet.config import POOLED_NODE
 from fednnunet.errors import DataError
 from fednnunet.files import write_atomically
-
-POOLED_NODE = "centralized"
-"""The one node of the pooled baseline; its cases carry the names of their centres."""
 
 CASE_COLUMNS = ["strategy", "node", "fold", "case", "label", "dsc", "hd95"]
 ROUND_COLUMNS = [
@@ -45,7 +43,7 @@ class Run:
         info: ``run.json``; empty for a run that did not finish.
         plans: node to nnU-Net's plans.
         cases: ``cases.csv``, with a column ``seed``.
-        rounds: ``rounds.csv``, with a column ``seed``.
+        rounds: ``rounds.csv``, with columns ``fold`` and ``seed``.
         overlays: centre to number of the case to file.
         config: the composed configuration as yaml, empty when there is none.
         overrides: what was changed on the command line, key to value.
@@ -63,14 +61,15 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the run was scored and wrote down its end."""
-        return bool(self.info) and not self.cases.empty
+        """Whether the run wrote down its end."""
+        return bool(self.info) and (not self.cases.empty or self.info.get("fold") == "all")
 
     @property
     def problem(self) -> str | None:
-        """What an unfinished run lacks, in one line; None for a finished one."""
+        """What there is to say of a run without all its results, in one line; else None."""
         if self.finished:
-            return None
+            on_all = "it trained on every case (fold=all), and there is no external centre"
+            return f"{self.folder.name} has no scores: {on_all}" if self.cases.empty else None
         trained = int(self.rounds["round"].max()) if not self.rounds.empty else 0
         got = f"it trained {trained} round{'s' * (trained != 1)}" if trained else "it trained no round"
         return f"{self.folder.name} did not finish: {got}" + (" and has no scores" if self.cases.empty else "")
@@ -94,7 +93,7 @@ def read_run(folder: Path) -> Run:
         info=info,
         plans=_read_json(folder / "plans.json"),
         cases=cases.assign(seed=seed),
-        rounds=rounds.assign(seed=seed),
+        rounds=rounds.assign(fold=rounds.get("fold", info.get("fold", 0)), seed=seed),
         overlays=_find_overlays(folder),
         config=config.read_text() if config.is_file() else "",
         overrides=_read_overrides(folder / ".hydra" / "overrides.yaml"),
@@ -120,6 +119,12 @@ def merge(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     filled = [frame for frame in frames if not frame.empty]
     merged = pd.concat(filled, ignore_index=True) if filled else frames[0]
     return merged if merged["seed"].nunique() > 1 else merged.drop(columns="seed")
+
+
+def merge_rounds(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """As :func:`merge`; a column ``fold`` stays where there are several, too."""
+    merged = merge(frames)
+    return merged if merged["fold"].astype(str).nunique() > 1 else merged.drop(columns="fold")
 
 
 def node_order(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
@@ -168,9 +173,12 @@ def brief_plans(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
     Raises:
         DataError: the plans have no such configuration.
     """
-    chosen = plans.get("configurations", {}).get(configuration)
+    configurations = plans.get("configurations", {})
+    chosen = configurations.get(configuration)
     if not chosen:
         raise DataError(f"plans.json has no configuration {configuration}")
+    if "inherits_from" in chosen:  # the cascade is 3d_fullres with another input
+        chosen = {**configurations[chosen["inherits_from"]], **chosen}
     architecture = chosen["architecture"]["arch_kwargs"]
     return {
         "batch_size": chosen["batch_size"],

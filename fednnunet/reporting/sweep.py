@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from fednnunet.reporting.report import results_of, write_report
-from fednnunet.reporting.run_folder import merge, read_runs, write_csv
+from fednnunet.reporting.run_folder import merge, merge_rounds, read_runs, write_csv
 from fednnunet.reporting.tables import summarise
 
 
@@ -36,7 +36,8 @@ def finish_run(run_folder: Path) -> str:
 def compare_runs(folder: Path, run_folders: Sequence[Path], console: Console) -> Path:
     """Write merged tables and one report of several runs into ``folder`` and print the table.
 
-    The CSV files have the columns of a run's; a column ``seed`` follows where seeds differ.
+    The CSV files have the columns of a run's; a column ``seed`` follows where seeds differ, and
+    in ``rounds.csv`` a column ``fold`` where folds do.
 
     Returns:
         Path of the report.
@@ -48,7 +49,7 @@ def compare_runs(folder: Path, run_folders: Sequence[Path], console: Console) ->
     cases = merge([run.cases for run in runs])
     write_csv(cases, folder / "cases.csv")
     write_csv(summarise(cases), folder / "summary.csv")
-    write_csv(merge([run.rounds for run in runs]), folder / "rounds.csv")
+    write_csv(merge_rounds([run.rounds for run in runs]), folder / "rounds.csv")
     report = write_report(folder, run_folders)
     table = results_of(runs)
     console.print()

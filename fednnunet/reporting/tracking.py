@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from fednnunet.errors import ConfigError
+from fednnunet.exchange.messages import Fold
 from fednnunet.reporting import figures
 from fednnunet.reporting.run_folder import Run, brief_plans, read_run
 from fednnunet.reporting.tables import MEAN, SUMMARY_COLUMNS, results_table, summarise
@@ -34,6 +35,9 @@ class Tracker(Protocol):
     def log_plans(self, plans: Mapping[str, Mapping[str, Any]]) -> None:
         """The nodes' plans, as in ``plans.json``."""
 
+    def begin_fold(self, fold: Fold, rounds: int) -> None:
+        """The rounds that follow are of this fold."""
+
     def log_round(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """A round is over; rows as in ``rounds.csv``, one a node."""
 
@@ -53,6 +57,9 @@ class CsvTracker:
     def log_plans(self, plans: Mapping[str, Mapping[str, Any]]) -> None:
         """Nothing to do."""
 
+    def begin_fold(self, fold: Fold, rounds: int) -> None:
+        """Nothing to do."""
+
     def log_round(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Nothing to do."""
 
@@ -65,6 +72,8 @@ class CsvTracker:
 
 class WandbTracker:
     """Weights & Biases: a group for the run of the federation, in it a run for the server and one a node.
+
+    Where a run trains several folds, its curves are named by fold: ``fold_1/train_loss``.
 
     Args:
         project: W&B project.
@@ -95,6 +104,9 @@ class WandbTracker:
         self.pictures = pictures
         self._info: dict[str, Any] = {}
         self._runs: dict[str, wandb.Run] = {}
+        self._prefix = ""
+        self._folds_before = 0  # W&B's step must grow from fold to fold
+        self._step = 0
 
     def start(self, run: Mapping[str, Any]) -> None:
         """Open the server's run; a node's follows when it is first heard of.
@@ -116,15 +128,21 @@ class WandbTracker:
         for node, plan in plans.items():
             self._run_of(node).config.update({"plan": briefs[node], "nnunet_plans": dict(plan)})
 
+    def begin_fold(self, fold: Fold, rounds: int) -> None:
+        """Name the curves that follow."""
+        self._prefix = f"fold_{fold}/" if isinstance(self._info.get("fold"), list) else ""
+        self._folds_before = self._step
+
     def log_round(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """A node's figures to its run; means, slowest node and traffic to the server's."""
         if not rows:
             return
         server_round = int(rows[0]["round"])
+        self._step = self._folds_before + server_round
         for row in rows:
             numbers = {key: value for key, value in row.items() if _is_number(value)}
-            self._run_of(str(row["node"])).log(numbers, step=server_round)
-        totals: dict[str, float] = {"round": server_round}
+            self._log(str(row["node"]), numbers, server_round)
+        totals: dict[str, float] = {}
         for name, columns, gather in (
             ("mean", ("train_loss", "val_loss", "pseudo_dice"), _mean),
             ("slowest", ("seconds_train", "seconds_exchange"), max),
@@ -137,7 +155,11 @@ class WandbTracker:
         for row in rows:
             if _is_number(row.get("pseudo_dice")):
                 totals[f"pseudo_dice/{row['node']}"] = float(row["pseudo_dice"])
-        self._run_of(_SERVER).log(totals, step=server_round)
+        self._log(_SERVER, totals, server_round)
+
+    def _log(self, node: str, numbers: Mapping[str, float], server_round: int) -> None:
+        named = {f"{self._prefix}{key}": value for key, value in numbers.items() if key != "round"}
+        self._run_of(node).log({**named, "round": server_round}, step=self._step)
 
     def log_result(self, run_folder: Path) -> None:
         """Tables of nodes and of cases, final scores as summaries, one picture a node.
@@ -153,7 +175,7 @@ class WandbTracker:
         if run.plans:
             self.log_plans(run.plans)
         summary = summarise(run.cases.drop(columns="seed"))[SUMMARY_COLUMNS]
-        step = 1 + int(run.rounds["round"].max()) if not run.rounds.empty else 1
+        step = self._step + 1
         server.log(
             {
                 "results": wandb.Table(dataframe=summary),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
-import importlib
 import logging
 import re
 from collections.abc import Sequence
@@ -12,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import nnunetv2
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 from nnunetv2.paths import nnUNet_extTrainer
@@ -22,13 +19,13 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
+from fednnunet.classes import find_class, nnunet_classes
 from fednnunet.config import NodeConfig, TrainerConfig
 from fednnunet.errors import ConfigError, ProtocolError
 from fednnunet.training.module import NNUNetModule
 
 log = logging.getLogger(__name__)
 
-CLASS_DEFINITION = re.compile(r"^class (\w+)", re.MULTILINE)
 NETWORK_CLASS = re.compile(r"dynamic_network_architectures\.architectures\.[a-z_]+\.[A-Za-z]+")
 TORCH_LAYER = re.compile(r"torch\.nn\.(modules\.[a-z]+\.)?[A-Z][A-Za-z0-9]+")
 
@@ -49,38 +46,18 @@ def resolve_device(name: str) -> torch.device:
 
 
 def find_trainer(name: str) -> type[nnUNetTrainer]:
-    """The trainer class of nnU-Net, or of the folders in ``nnUNet_extTrainer``, called ``name``.
-
-    nnU-Net's own search imports every trainer it has until the name turns up, and fails where one of them needs a
-    package that is not installed; here only the module that defines the class is imported.
+    """The trainer class called ``name``: one of nnU-Net's, one in ``nnUNet_extTrainer``, or an import path.
 
     Raises:
         ConfigError: there is none (with the nearest names), or it needs a package that is not there.
     """
-    modules = _trainer_modules()
-    try:
-        if name in modules:
-            found: type[nnUNetTrainer] = getattr(importlib.import_module(modules[name]), name)
-            return found
-        if nnUNet_extTrainer.is_set():
+    folder = "training/nnUNetTrainer"
+    if nnUNet_extTrainer.is_set() and "." not in name and name not in nnunet_classes(folder):
+        try:
             return recursive_find_trainer_class_by_name(name)
-    except ImportError as error:
-        raise ConfigError(f"trainer.name={name} can not be imported: {error}") from error
-    except RuntimeError:
-        log.info("nnU-Net finds no trainer %s in nnUNet_extTrainer", name)
-    near = ", ".join(difflib.get_close_matches(name, modules, n=3)) or "nnUNetTrainer"
-    raise ConfigError(f"trainer.name={name} is no trainer class that nnU-Net finds; near it: {near}")
-
-
-def _trainer_modules() -> dict[str, str]:
-    """Class name to module of everything defined below ``nnunetv2.training.nnUNetTrainer``."""
-    root = Path(nnunetv2.__path__[0])
-    modules: dict[str, str] = {}
-    for path in sorted((root / "training" / "nnUNetTrainer").rglob("*.py")):
-        module = ".".join(("nnunetv2", *path.relative_to(root).with_suffix("").parts))
-        for name in CLASS_DEFINITION.findall(path.read_text()):
-            modules.setdefault(name, module)
-    return modules
+        except (RuntimeError, ImportError) as error:
+            log.info("nnU-Net finds no trainer %s in nnUNet_extTrainer: %s", name, error)
+    return find_class(name, "trainer.class", nnUNetTrainer, folder)
 
 
 def build_nnunet_trainer(
@@ -102,19 +79,23 @@ def build_nnunet_trainer(
         raise ConfigError(
             f"configuration {configuration} is not in the plans, which have {', '.join(plans['configurations'])}"
         )
-    trainer = find_trainer(settings.name)(
+    trainer = find_trainer(settings.class_)(
         plans={**copy.deepcopy(plans), "continue_training": False},
         configuration=configuration,
         fold=fold,
         dataset_json=copy.deepcopy(dataset_json),
         device=device,
     )
-    trainer.num_epochs = settings.epochs
-    trainer.num_iterations_per_epoch = settings.iterations
-    trainer.num_val_iterations_per_epoch = settings.val_iterations
-    trainer.initial_lr = settings.initial_lr
-    trainer.weight_decay = settings.weight_decay
-    trainer.oversample_foreground_percent = settings.oversample_foreground
+    for attribute, value in (
+        ("num_epochs", settings.epochs),
+        ("num_iterations_per_epoch", settings.iterations),
+        ("num_val_iterations_per_epoch", settings.val_iterations),
+        ("initial_lr", settings.initial_lr),
+        ("weight_decay", settings.weight_decay),
+        ("oversample_foreground_percent", settings.oversample_foreground),
+    ):
+        if value is not None:
+            setattr(trainer, attribute, value)
     trainer.initialize()
     # nnU-Net draws a 30 x 54 inch progress.png after every epoch (0.7 s); the report has the curves.
     trainer.logger.plot_progress_png = lambda output_folder: None

@@ -13,22 +13,27 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 import torch
 from torch import nn
+from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
 
 from fednnunet.errors import ProtocolError
 from fednnunet.exchange.arrays import check_finite
 
-WRAPPER_PREFIXES = ("_orig_mod.", "module.")
+
+def unwrap(network: nn.Module) -> nn.Module:
+    """The network inside the wrappers of DDP and ``torch.compile``, whose names have no prefix."""
+    while isinstance(network, DistributedDataParallel | OptimizedModule):
+        network = network.module if isinstance(network, DistributedDataParallel) else network._orig_mod
+    return network
 
 
 def named_tensors(network: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Parameters, then persistent buffers, each tensor once, by its first name."""
+    network = unwrap(network)
     persistent = network.state_dict(keep_vars=True).keys()
     for name, tensor in (*network.named_parameters(), *network.named_buffers()):
-        if name not in persistent:
-            continue
-        while name.startswith(WRAPPER_PREFIXES):
-            name = name.split(".", 1)[1]
-        yield name, tensor
+        if name in persistent:
+            yield name, tensor
 
 
 def layer_shapes(network: nn.Module) -> dict[str, list[int]]:

@@ -114,6 +114,6 @@ def test_absent_worker_is_an_error_reply(ask: Callable[..., Message]) -> None:
 
 
 def test_good_reply_passes(ask: Callable[..., Message]) -> None:
-    good = PreprocessReply(seconds=1.5, num_training=8, num_validation=2).model_dump_json()
+    good = PreprocessReply(seconds=1.5, num_training=8, num_validation=2, epochs=3, iterations=5).model_dump_json()
     reply = ask(Kind.PREPROCESS, "{}", lambda request: request.reply(good))
     assert reply.content.config_records["config"]["body"] == good

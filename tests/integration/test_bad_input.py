@@ -33,7 +33,7 @@ def check(result: Any, run: Path, *parts: str) -> None:
         ("strateg=asym", ["unknown key strateg"]),
         ("strategy=fedavgg", ["strategy/fedavgg", "asym centralized ffe local"]),
         ("trainer.epoch=3", ["unknown key trainer.epoch"]),
-        ("fold=5", ["fold=5", "less than or equal to 4"]),
+        ("fold=5", ["fold=5", "0 to 4"]),
         ("dataset.centres=[{name: A, dataset: 999}]", ["centre A", "999", "Dataset201_Oslo"]),
         ("dataset.centres=[{name: A, dataset: /nowhere/Dataset001_A}]", ["centre A", "/nowhere/Dataset001_A"]),
     ],
@@ -117,7 +117,7 @@ def test_gpu_asked_for_and_none_there(train: Train, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
-        ("trainer.name=nnUNetTrainerOfDreams", ["trainer.name=nnUNetTrainerOfDreams", "near it: nnUNetTrainer"]),
+        ("trainer.class=nnUNetTrainerOfDreams", ["trainer.class=nnUNetTrainerOfDreams", "near it: nnUNetTrainer"]),
         ("model.planner=Planner9", ["model.planner=Planner9"]),
         ("+model.overrides.UNet_bas_num_features=3", ["UNet_bas_num_features"]),
     ],

@@ -43,7 +43,7 @@ def run_config(folder: Path) -> RunConfig:
             },
             "strategy": {"name": "asym", "fingerprint": "local", "aggregation": {}},
             "trainer": {
-                "name": "nnUNetTrainer",
+                "class": "nnUNetTrainer",
                 "epochs": 3,
                 "iterations": 2,
                 "val_iterations": 1,
@@ -104,7 +104,7 @@ def test_a_node_through_all_its_stages(server: Server) -> None:
     with pytest.raises(WorkerFailure, match="training was asked for before preprocessing"):
         server.train(1, [])
     described = FingerprintReply.model_validate_json(server.ask(Kind.FINGERPRINT)[0])
-    assert (described.node, described.num_training, described.resume_rounds) == ("Oslo", 6, [])
+    assert (described.node, described.num_training, described.resume_rounds) == ("Oslo", 6, {0: []})
     planned = PlanReply.model_validate_json(server.ask(Kind.PLAN, '{"fingerprint": null}')[0])
     assert planned.num_parameters == sum(int(np.prod(shape)) for shape in planned.layers.values())
     # Whatever the node's plans say of its data, no case name and no path leaves it.

@@ -23,7 +23,7 @@ def test_trainers_are_found_by_name(name: str) -> None:
 
 
 def test_unknown_trainer_is_answered_with_near_names() -> None:
-    with pytest.raises(ConfigError, match=r"trainer.name=nnUNetTrainerNoMiroring .*near it: nnUNetTrainerNoMirroring"):
+    with pytest.raises(ConfigError, match=r"trainer.class=nnUNetTrainerNoMiroring .*near it: nnUNetTrainerNoMirroring"):
         find_trainer("nnUNetTrainerNoMiroring")
 
 

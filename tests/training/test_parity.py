@@ -23,7 +23,7 @@ from fednnunet.training.module import NNUNetModule
 
 EPOCHS = 3
 TRAINER = TrainerConfig(
-    name="nnUNetTrainer",
+    class_="nnUNetTrainer",
     epochs=EPOCHS,
     iterations=3,
     val_iterations=2,
@@ -60,7 +60,7 @@ def build(
     stage_dataset(dataset, tmp_path / "nnUNet_raw")
     plans = make_plans(dataset.name, extract_fingerprint(dataset), SMALL, 8.0)
     planned = tmp_path / "nnUNet_preprocessed" / dataset.name
-    cache = tmp_path / "cache" / cache_key(raw_digest(dataset), plans, request.param)
+    cache = tmp_path / "cache" / cache_key(raw_digest(dataset), plans, request.param, [])
     monkeypatch.setenv("nnUNet_preprocessed", str(preprocess(dataset, planned, plans, request.param, cache)))
 
     def make(results: str) -> nnUNetTrainer:

@@ -9,7 +9,7 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import nn
 
 from fednnunet.errors import ProtocolError
-from fednnunet.training.state import check_state, layer_shapes, load_state, read_state, state_spec
+from fednnunet.training.state import check_state, layer_shapes, load_state, read_state, state_spec, unwrap
 
 
 @pytest.fixture
@@ -68,12 +68,10 @@ def test_state_read_from_one_network_makes_another_equal(network: nn.Module) -> 
 
 
 def test_names_are_free_of_wrappers(network: nn.Module) -> None:
-    class Wrapper(nn.Module):
-        def __init__(self, inner: nn.Module) -> None:
-            super().__init__()
-            self.module = inner
-
-    assert layer_shapes(Wrapper(network)) == layer_shapes(network)
+    compiled = torch.compile(network, backend="eager")
+    assert next(iter(compiled.state_dict())).startswith("_orig_mod.")
+    assert layer_shapes(compiled) == layer_shapes(network)
+    assert unwrap(compiled) is network
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,68 @@
+"""nnU-Net's classes, and users' own, by the name that a configuration gives."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+from pathlib import Path
+from typing import TypeVar
+
+import nnunetv2
+
+from fednnunet.errors import ConfigError
+
+CLASS_DEFINITION = re.compile(r"^class (\w+)", re.MULTILINE)
+
+C = TypeVar("C")
+
+
+def find_class(name: str, key: str, base: type[C], folder: str) -> type[C]:
+    """A class that nnU-Net defines below ``folder``, or any class by its import path.
+
+    nnU-Net's own search imports module after module until the name turns up, and fails where one of them needs a
+    package that is not installed; here only the module that defines the class is imported.
+
+    Args:
+        name: such as ``ExperimentPlanner``, or ``my_package.my_module.MyPlanner``.
+        key: of the configuration, for the error's text.
+        base: what it must be derived from.
+        folder: of nnU-Net's package, such as ``experiment_planning``.
+
+    Raises:
+        ConfigError: there is none (with the nearest names), it needs a package that is not there, or it is not
+            derived from ``base``.
+    """
+    if "." in name:
+        module, _, attribute = name.rpartition(".")
+    else:
+        known = nnunet_classes(folder)
+        if name not in known:
+            near = ", ".join(difflib.get_close_matches(name, known, n=3)) or base.__name__
+            raise ConfigError(
+                f"{key}={name} is no class that nnU-Net finds; near it: {near} (one of your own by its import path, "
+                "such as my_package.my_module.MyClass)"
+            )
+        module, attribute = known[name], name
+    try:
+        found = getattr(importlib.import_module(module), attribute, None)
+    except ImportError as error:
+        raise ConfigError(f"{key}={name} can not be imported: {error}; set PYTHONPATH to where it lies") from error
+    if found is None:
+        there = [other for other, value in vars(importlib.import_module(module)).items() if isinstance(value, type)]
+        near = ", ".join(difflib.get_close_matches(attribute, there, n=3)) or "none"
+        raise ConfigError(f"{key}={name}: {module} has no {attribute}; near it: {near}")
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise ConfigError(f"{key}={name} is not derived from {base.__name__}")
+    return found
+
+
+def nnunet_classes(folder: str) -> dict[str, str]:
+    """Name to module of every class that nnU-Net defines below ``folder`` of its package."""
+    root = Path(nnunetv2.__path__[0])
+    modules: dict[str, str] = {}
+    for path in sorted((root / folder).rglob("*.py")):
+        module = ".".join(("nnunetv2", *path.relative_to(root).with_suffix("").parts))
+        for name in CLASS_DEFINITION.findall(path.read_text()):
+            modules.setdefault(name, module)
+    return modules

@@ -1,0 +1,53 @@
+"""What nnU-Net does with each held-out case of a fold after training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from batchgenerators.utilities.file_and_folder_operations import save_pickle
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
+
+from fednnunet.evaluation.predict import Predictor
+from fednnunet.evaluation.score import HeldOutCase
+from fednnunet.training.cascade import save_for_next_stages
+
+
+def held_out_segmenter(
+    trainer: nnUNetTrainer, identifiers: Sequence[str], probabilities: Path | None
+) -> Callable[[HeldOutCase], np.ndarray]:
+    """A function that segments one held-out case with the trainer's network.
+
+    It does what ``nnUNetTrainer.perform_actual_validation`` does with a case: the cascade gets the previous stage's
+    segmentation, a stage that has a next one leaves it its own.
+
+    Args:
+        trainer: after training.
+        identifiers: of the cases.
+        probabilities: folder for softmax outputs and properties, as ``nnUNetv2_ensemble`` wants them, or None.
+    """
+    predictor = Predictor.of_trainer(trainer)
+    dataset = trainer.dataset_class(
+        trainer.preprocessed_dataset_folder, list(identifiers), trainer.folder_with_segs_from_previous_stage
+    )
+    if probabilities is not None:
+        probabilities.mkdir(parents=True, exist_ok=True)
+
+    def segment(held_out: HeldOutCase) -> np.ndarray:
+        image, _, previous, properties = dataset.load_case(held_out.identifier)
+        data = image[:]
+        if previous is not None:
+            labels = trainer.label_manager.foreground_labels
+            data = np.vstack((data, convert_labelmap_to_one_hot(previous[:], labels, output_dtype=data.dtype)))
+        logits = predictor.logits(data)
+        save_for_next_stages(trainer, held_out.identifier, logits, properties)
+        if probabilities is None:
+            return predictor.segment(logits, properties)
+        segmentation, softmax = predictor.segment_with_probabilities(logits, properties)
+        np.savez_compressed(probabilities / f"{held_out.identifier}.npz", probabilities=softmax)
+        save_pickle(properties, str(probabilities / f"{held_out.identifier}.pkl"))
+        return segmentation
+
+    return segment

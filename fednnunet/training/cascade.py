@@ -1,0 +1,115 @@
+"""nnU-Net's cascade: ``3d_cascade_fullres`` refines what ``3d_lowres`` segmented.
+
+A ``3d_lowres`` run leaves its segmentations of each fold's held-out cases, on the grid of the next stage, in nnU-Net's
+folder ``predicted_next_stage``. The run of the next stage finds them by the node's name, below the folder that
+``trainer.previous_stage`` names.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.inference.export_prediction import resample_and_save
+from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from fednnunet.errors import ConfigError
+
+PREDICTED = "predicted_next_stage"
+
+
+def save_for_next_stages(
+    trainer: nnUNetTrainer, identifier: str, logits: torch.Tensor, properties: Mapping[str, Any]
+) -> None:
+    """Write the segmentation of a held-out case on the grid of every stage that takes it as input.
+
+    As in ``nnUNetTrainer.perform_actual_validation``, but for the shape of the next stage's image, which is computed
+    instead of read from its preprocessed file.
+
+    Args:
+        trainer: of this stage.
+        identifier: of the case.
+        logits: (C, Z, Y, X) on this stage's grid.
+        properties: nnU-Net's, of the preprocessed case.
+    """
+    plans = trainer.plans_manager
+    spacing = [properties["spacing"][axis] for axis in plans.transpose_forward]
+    for stage in trainer.configuration_manager.next_stage_names or []:
+        target = plans.get_configuration(stage).spacing
+        shape = compute_new_shape(properties["shape_after_cropping_and_before_resampling"], spacing, target)
+        folder = Path(trainer.output_folder_base) / PREDICTED / stage
+        folder.mkdir(parents=True, exist_ok=True)
+        resample_and_save(
+            logits,
+            [int(size) for size in shape],
+            str(folder / identifier),
+            plans,
+            trainer.configuration_manager,
+            dict(properties),
+            trainer.dataset_json,
+            torch.get_num_threads(),
+            trainer.dataset_class,
+        )
+
+
+def take_previous_stage(trainer: nnUNetTrainer, node: str, source: Path, identifiers: Sequence[str]) -> None:
+    """Copy the previous stage's segmentations of all cases to where nnU-Net reads them.
+
+    Args:
+        trainer: of the cascade.
+        node: its name.
+        source: folder of finished runs of the previous stage, at any depth.
+        identifiers: of all cases of the node.
+
+    Raises:
+        ConfigError: a case is missing, is there twice, or was segmented under other plans.
+    """
+    target = Path(trainer.folder_with_segs_from_previous_stage)
+    stage = trainer.configuration_manager.previous_stage_name
+    found = _find(source.expanduser(), node, stage, trainer.configuration_name)
+    missing = sorted(set(identifiers) - set(found))
+    if missing:
+        raise ConfigError(
+            f"trainer.previous_stage={source}: {stage} segmentations of {len(missing)} of {len(identifiers)} cases "
+            "are missing; they are of each fold's held-out cases, so train all: "
+            f"dataset.configuration={stage} 'fold=[0,1,2,3,4]'"
+        )
+    target.mkdir(parents=True, exist_ok=True)
+    for identifier in identifiers:
+        partial = target / f"{os.getpid()}.partial"
+        shutil.copyfile(found[identifier], partial)
+        os.replace(partial, target / found[identifier].name)
+    _check_shapes(trainer, source, identifiers)
+
+
+def _find(source: Path, node: str, stage: str, next_stage: str) -> dict[str, Path]:
+    """Case identifier to segmentation."""
+    found: dict[str, Path] = {}
+    pattern = f"nodes/{node}/nnUNet_results/*/*__{stage}/{PREDICTED}/{next_stage}/*"
+    for path in sorted({*source.glob(pattern), *source.glob(f"**/{pattern}")}):
+        other = found.setdefault(path.name.split(".")[0], path)
+        if other != path:
+            raise ConfigError(
+                f"trainer.previous_stage={source} holds two segmentations of a case, by different runs of {stage}: "
+                "name the folder of one"
+            )
+    return found
+
+
+def _check_shapes(trainer: nnUNetTrainer, source: Path, identifiers: Sequence[str]) -> None:
+    dataset = infer_dataset_class(trainer.preprocessed_dataset_folder)(
+        trainer.preprocessed_dataset_folder, list(identifiers), trainer.folder_with_segs_from_previous_stage
+    )
+    for identifier in identifiers:
+        data, _, previous, _ = dataset.load_case(identifier)
+        if tuple(data.shape[1:]) != tuple(previous.shape):
+            raise ConfigError(
+                f"trainer.previous_stage={source}: the segmentations have another shape than the images of "
+                f"{trainer.configuration_name}: that run had other plans; repeat it with the same dataset and model"
+            )

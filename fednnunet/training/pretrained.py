@@ -1,0 +1,129 @@
+"""Weights to start from: an nnU-Net checkpoint, or a finished run of this framework."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from fednnunet.errors import ConfigError
+from fednnunet.exchange.messages import Fold
+from fednnunet.training.state import unwrap
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT = "checkpoint_final.pth"
+SEGMENTATION_LAYERS = ".seg_layers."
+"""Never taken over, as in ``nnunetv2.run.load_pretrained_weights``: another task has other labels."""
+NAMED_MISMATCHES = 3
+_SCALAR, _RECONSTRUCT = np.float64(0).__reduce__()[0], np.empty(0).__reduce__()[0]
+NUMBERS: list[Any] = [
+    np.dtype,
+    np.ndarray,
+    *(
+        (function, f"numpy.{core}.multiarray.{name}")  # numpy 1 and 2 name them differently
+        for core in ("core", "_core")
+        for function, name in ((_SCALAR, "scalar"), (_RECONSTRUCT, "_reconstruct"))
+    ),
+    *(type(np.dtype(kind)) for kind in ("float64", "float32", "float16", "int64", "int32", "bool")),
+]
+"""What nnU-Net's checkpoints hold besides tensors; a checkpoint with anything else is not read."""
+
+
+def find_checkpoint(source: Path, node: str, fold: Fold) -> Path:
+    """The checkpoint that ``trainer.pretrained=<source>`` means for a node.
+
+    Args:
+        source: a checkpoint, a folder that holds ``checkpoint_final.pth``, or the folder of a finished run, of which
+            the checkpoint of the same node is taken, of the same fold where it trained several.
+        node: its name.
+        fold: that will be trained.
+
+    Raises:
+        ConfigError: there is none; says where it was looked for.
+    """
+    source = source.expanduser()
+    if source.is_file():
+        return source
+    if (source / CHECKPOINT).is_file():
+        return source / CHECKPOINT
+    nodes = source / "nodes"
+    if not nodes.is_dir():
+        raise ConfigError(
+            f"trainer.pretrained={source} is neither a checkpoint, nor a folder with {CHECKPOINT}, nor a run's folder"
+        )
+    found = {path.parent.name: path for path in nodes.glob(f"{node}/nnUNet_results/*/*/fold_*/{CHECKPOINT}")}
+    if not found:
+        trained = nodes.glob(f"*/nnUNet_results/*/*/fold_*/{CHECKPOINT}")
+        others = sorted({path.relative_to(nodes).parts[0] for path in trained})
+        raise ConfigError(
+            f"trainer.pretrained: the run {source} holds no {CHECKPOINT} of node {node}, "
+            f"only of {', '.join(others) or 'none'}; name one by node: trainer.pretrained={{{node}: …}}"
+        )
+    return found.get(f"fold_{fold}", found[min(found)])
+
+
+def load_pretrained(trainer: nnUNetTrainer, path: Path) -> None:
+    """Take over every layer but the segmentation heads, by nnU-Net's rule: all of them must be there and fit.
+
+    Only tensors and numbers are read from the file; nothing in it is executed.
+
+    Raises:
+        ConfigError: not an nnU-Net checkpoint, of another configuration, or layers that do not fit, with the first
+            of them and what to do.
+    """
+    checkpoint = _read(path)
+    network = unwrap(trainer.network)
+    ours, theirs = network.state_dict(), _without_prefixes(checkpoint["network_weights"])
+    origin = _origin(checkpoint)
+    wanted = [name for name in ours if SEGMENTATION_LAYERS not in name]
+    misfits = [problem for name in wanted if (problem := _misfit(name, ours[name], theirs.get(name)))]
+    if misfits:
+        named = "; ".join(misfits[:NAMED_MISMATCHES]) + (" …" if len(misfits) > NAMED_MISMATCHES else "")
+        raise ConfigError(
+            f"trainer.pretrained={path}{origin}: {len(misfits)} of {len(wanted)} layers do not fit the planned "
+            f"network: {named}. Train with the plans of that model: model.plans=<its plans.json>"
+        )
+    network.load_state_dict(ours | {name: theirs[name] for name in wanted})
+    log.info("started from %s%s: %d layers, segmentation heads anew", path, origin, len(wanted))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        with torch.serialization.safe_globals(NUMBERS):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ConfigError(f"trainer.pretrained: there is no file {path}") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        cause = str(error).strip().splitlines()
+        raise ConfigError(f"trainer.pretrained={path} can not be read as a checkpoint: {cause[0][:200]}") from None
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("network_weights"), dict):
+        raise ConfigError(f"trainer.pretrained={path} is no checkpoint of nnU-Net: it has no network_weights")
+    return checkpoint
+
+
+def _origin(checkpoint: Mapping[str, Any]) -> str:
+    """Whose checkpoint it is, for messages."""
+    arguments = checkpoint.get("init_args") or {}
+    plans = arguments.get("plans") or {}
+    parts = [plans.get("dataset_name"), checkpoint.get("trainer_name"), arguments.get("configuration")]
+    known = ", ".join(str(part) for part in parts if part)
+    return f" ({known})" if known else ""
+
+
+def _without_prefixes(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.removeprefix("module.").removeprefix("_orig_mod."): tensor for name, tensor in weights.items()}
+
+
+def _misfit(name: str, ours: torch.Tensor, theirs: torch.Tensor | None) -> str | None:
+    if theirs is None:
+        return f"{name} is missing"
+    if ours.shape != theirs.shape:
+        return f"{name} is {tuple(theirs.shape)} there and {tuple(ours.shape)} here"
+    return None
