@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fednnunet.config import read_config
 from fednnunet.errors import FednnUNetError
+from fednnunet.resume import with_continue
 
 COMMAND = shlex.join(["python", *sys.argv])
 failures: list[str] = []
@@ -46,10 +47,9 @@ def main(cfg: DictConfig) -> None:
 def go_on() -> str:
     """The command that goes on with the run, or sweep, that was interrupted."""
     hydra_config = HydraConfig.get()
-    if hydra_config.mode == RunMode.MULTIRUN:
-        return f"{COMMAND} hydra.sweep.dir={hydra_config.sweep.dir}"
-    overrides = [text for text in hydra_config.overrides.task if not text.startswith("hydra.")]
-    return shlex.join(["python", sys.argv[0], *overrides, f"hydra.run.dir={hydra_config.runtime.output_dir}"])
+    sweep = hydra_config.mode == RunMode.MULTIRUN
+    folder = hydra_config.sweep.dir if sweep else hydra_config.runtime.output_dir
+    return shlex.join(["python", sys.argv[0], f"continue={os.path.relpath(folder)}"])
 
 
 def in_one_line(error: Exception) -> str:
@@ -62,7 +62,11 @@ def in_one_line(error: Exception) -> str:
 def launch() -> int:
     """Exit code: 0, 2 when the user has something to mend, 130 after Ctrl-C."""
     try:
+        sys.argv[1:] = with_continue(sys.argv[1:])
         main()
+    except FednnUNetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except (HydraException, OmegaConfBaseException) as error:
         print(f"error: {in_one_line(error)}", file=sys.stderr)
         return 2

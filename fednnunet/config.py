@@ -262,6 +262,12 @@ class RunConfig(Config):
         """Centres with training cases, in the order of the config."""
         return [centre for centre in self.dataset.centres if not centre.external]
 
+    @property
+    def external_centres(self) -> list[CentreConfig]:
+        """Centres that only test; the cascade has none: it needs segmentations that they do not have."""
+        cascade = self.dataset.configuration == "3d_cascade_fullres"
+        return [centre for centre in self.dataset.centres if centre.external and not cascade]
+
     def gpu_memory_of(self, node: str) -> float | None:
         """Planning target of ``node`` in GB; None leaves it to the planner."""
         return self.gpu_memory.nodes.get(node, self.gpu_memory.default)

@@ -166,10 +166,10 @@ def prepare_centres(config: RunConfig) -> dict[str, Path]:
 def node_settings(config: RunConfig, folders: Mapping[str, Path]) -> list[NodeSettings]:
     """One node a centre; for the pooled baseline one that holds all training centres."""
     external = {centre.name: centre.external for centre in config.dataset.centres}
-    nodes = {name: {name: folder} for name, folder in folders.items()}
-    if config.dataset.configuration == "3d_cascade_fullres" and any(external.values()):
+    taking_part = {centre.name for centre in (*config.training_centres, *config.external_centres)}
+    nodes = {name: {name: folder} for name, folder in folders.items() if name in taking_part}
+    if len(nodes) < len(folders):
         log.warning("external centres are left out: they have no 3d_lowres segmentations for the cascade to refine")
-        nodes = {name: data for name, data in nodes.items() if not external[name]}
     if config.strategy.fingerprint == "pooled":
         pooled = {name: folder for name, folder in folders.items() if not external[name]}
         nodes = {POOLED_NODE: pooled} | {name: data for name, data in nodes.items() if external[name]}
@@ -211,7 +211,7 @@ def describe_run(config: RunConfig, command: str) -> dict[str, Any]:
         "fold": config.fold,
         "configuration": config.dataset.configuration,
         "nodes": [centre.name for centre in config.training_centres],
-        "external": [centre.name for centre in config.dataset.centres if centre.external],
+        "external": [centre.name for centre in config.external_centres],
         "hd95_unit": config.dataset.hd95_unit,
         "command": command,
         "versions": {

@@ -56,7 +56,7 @@ class Predictor:
         """The trainer's network; deep supervision is switched off in it."""
         trainer.set_deep_supervision_enabled(False)
         return cls(
-            trainer.network,
+            trainer.network.module if trainer.is_ddp else trainer.network,  # only this process predicts
             trainer.plans_manager.plans,
             trainer.configuration_name,
             trainer.dataset_json,

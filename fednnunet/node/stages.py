@@ -30,12 +30,15 @@ from fednnunet.exchange import messages
 from fednnunet.files import write_atomically
 from fednnunet.fingerprint.extract import extract_fingerprint
 from fednnunet.fingerprint.merge import LocalFingerprint
+from fednnunet.node.ranks import Ranks
 from fednnunet.node.settings import NodeSettings
 from fednnunet.planning import make_plans, take_plans
 from fednnunet.preprocessing import cache_key, preprocess
 from fednnunet.training.build import (
     build_network,
     build_nnunet_trainer,
+    cap_memory,
+    check_device,
     check_received_plans,
     find_trainer,
     resolve_device,
@@ -64,6 +67,7 @@ class NodeStages:
         self.dataset: RawDataset | None = None
         self.plans: dict[str, Any] | None = None
         self.trainer: nnUNetTrainer | None = None
+        self._ranks: Ranks | None = None
         for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
             folder = settings.folder / variable
             folder.mkdir(parents=True, exist_ok=True)
@@ -75,8 +79,10 @@ class NodeStages:
 
     def describe(self, request: messages.FingerprintRequest) -> messages.FingerprintReply:
         """Check the images, extract nnU-Net's fingerprint (or take it from the cache)."""
-        self.device = resolve_device(self.config.node.device)
         name, external = self.settings.name, self.settings.external
+        self.device = resolve_device(self.config.node.device)
+        check_device(self.config.node, self.device)
+        cap_memory(self.device, self.config.gpu_memory_of(name) if self.config.gpu_memory.cap else None)
         self.centres = {
             centre: read_dataset(folder, centre, external=external) for centre, folder in self.settings.datasets.items()
         }
@@ -196,15 +202,11 @@ class NodeStages:
         """Build the trainer of ``fold``, as if it were the only one: from the node's seed, or pretrained."""
         assert self.plans is not None
         dataset, settings, name = self._described(), self.config.trainer, self.settings.name
+        configuration = self.config.dataset.configuration
+        dataset_json = {key: value for key, value in dataset.dataset_json.items() if key != "dataset"}
+        self.ranks.build(self.plans, configuration, fold, dataset_json, self.settings.seed)
         L.seed_everything(self.settings.seed, verbose=False)
-        trainer = build_nnunet_trainer(
-            self.plans,
-            self.config.dataset.configuration,
-            fold,
-            {key: value for key, value in dataset.dataset_json.items() if key != "dataset"},
-            settings,
-            self.device,
-        )
+        trainer = build_nnunet_trainer(self.plans, configuration, fold, dataset_json, settings, self.device)
         source = settings.pretrained_of(name)
         if source is not None:
             load_pretrained(trainer, find_checkpoint(source, name, fold))
@@ -279,6 +281,13 @@ class NodeStages:
 
     def _identifiers(self) -> list[str]:
         return [case.identifier for case in self._numbered_cases()]
+
+    @property
+    def ranks(self) -> Ranks:
+        """The node's other processes, where it trains on several devices; started when they are first needed."""
+        if self._ranks is None:
+            self._ranks = Ranks(self.settings, self.device)
+        return self._ranks
 
     @property
     def _pooled(self) -> bool:

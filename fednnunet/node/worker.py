@@ -9,23 +9,15 @@ harm the worker.
 from __future__ import annotations
 
 import logging
-import multiprocessing
-import os
-import signal
-import sys
-import threading
 import time
-import warnings
 from collections.abc import Callable
-from multiprocessing.connection import wait
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from pydantic import BaseModel
-from tqdm import tqdm
 
+from fednnunet.config import RunConfig
 from fednnunet.errors import ConfigError, DataError, FednnUNetError, ProtocolError
 from fednnunet.exchange.arrays import SharedArrays
 from fednnunet.exchange.channel import Request, WorkerChannel
@@ -40,16 +32,22 @@ from fednnunet.exchange.messages import (
     TrainRequest,
     parse_body,
 )
+from fednnunet.node.process import set_up_process
 from fednnunet.node.settings import NodeSettings
 from fednnunet.node.stages import NodeStages
 from fednnunet.training.build import build_lightning_trainer
 from fednnunet.training.callback import FederatedCallback
-from fednnunet.training.checkpoint import load_round, restore_random_state, save_final, save_round
+from fednnunet.training.checkpoint import checkpoint_of, load_round, restore_random_state, save_final, save_round
 from fednnunet.training.data import NNUNetDataModule
 from fednnunet.training.module import NNUNetModule
 from fednnunet.training.state import check_state, load_state, read_state, state_spec
 
 log = logging.getLogger(__name__)
+
+CPU_OUT_OF_MEMORY = "can't allocate memory"
+"""torch's words; it raises a plain RuntimeError."""
+AUGMENTATION_DIED = "background workers are no longer alive"
+"""batchgenerators' words."""
 
 
 class NodeWorker:
@@ -71,7 +69,7 @@ class NodeWorker:
         self.reply: TrainReply | None = None
         self.evaluation: EvaluateReply | None = None
         self.random_state: dict[str, Any] | None = None
-        self.fitting = False
+        self.fitting = self.first_round = False
 
     def serve(self) -> None:
         """Answer requests for ever; the process ends by signal or with its parent."""
@@ -105,10 +103,9 @@ class NodeWorker:
             log.error("%s: %s", kind, error)
             return Failure(reason=f"node {name}: {self._public(error)}", error=_error_kind(error))
         log.exception("%s failed", kind, exc_info=error)
-        if isinstance(error, torch.OutOfMemoryError):
-            target = self.settings.config.gpu_memory_of(name)
-            reason = f"out of GPU memory with plans for {target:g} GB; lower it: +gpu_memory.nodes.{name}=…"
-            return Failure(reason=f"node {name}: {reason}", error="config")
+        lack = lack_of_memory(error, name, self.settings.config)
+        if lack is not None:
+            return Failure(reason=f"node {name}: {lack}", error="config")
         reason = self._public(f"internal error in {kind}: {type(error).__name__}: {error}")
         return Failure(reason=f"node {name}: {reason}", error="internal")
 
@@ -131,6 +128,7 @@ class NodeWorker:
         elif body.server_round == finished + 1:
             self._fit(request, body)
         elif finished == 0:
+            self.stages.ranks.load(checkpoint_of(trainer, body.server_round), body.server_round)
             state = load_round(trainer, body.server_round)
             self.reply = TrainReply.model_validate(state["reply"])
             self.random_state = state["random"]
@@ -155,6 +153,7 @@ class NodeWorker:
         trainer = self.stages.trainer
         assert trainer is not None
         self._check_round(request, body)
+        self.stages.ranks.fit()
         trainer.on_train_start()
         if self.random_state is not None:
             restore_random_state(self.random_state)
@@ -163,7 +162,7 @@ class NodeWorker:
         lightning_trainer = build_lightning_trainer(
             module, self.settings.config.node, [FederatedCallback(self)], self.settings.folder
         )
-        self.fitting = True
+        self.fitting = self.first_round = True
         try:
             lightning_trainer.fit(module, datamodule=NNUNetDataModule(trainer))
         except Exception as error:
@@ -181,6 +180,8 @@ class NodeWorker:
         assert self.waiting is not None
         self.begun = time.perf_counter()
         load_state(module.network, self.waiting[0].arrays)
+        self.stages.ranks.begin_round(module.network, self.first_round)
+        self.first_round = False
         self.loaded = time.perf_counter()
 
     def end(self, module: NNUNetModule) -> bool:
@@ -204,6 +205,7 @@ class NodeWorker:
         self._hand_over(request, body)
         self.waiting = None
         if module.nnunet.current_epoch >= module.nnunet.num_epochs:
+            self.stages.ranks.end_fit()
             return False
         while True:
             following = self.channel.receive()
@@ -291,6 +293,25 @@ class NodeWorker:
         _reply(request, self.evaluation, self._gather(body.layers))
 
 
+def lack_of_memory(error: Exception, node: str, config: RunConfig) -> str | None:
+    """What to lower where ``error`` says that memory was short; None for any other error."""
+    if isinstance(error, torch.OutOfMemoryError):
+        target = config.gpu_memory_of(node)
+        plans = f"plans for {target:g} GB" if target is not None else f"what {config.model.planner} plans for"
+        return (
+            f"out of GPU memory with {plans}; lower the target: +gpu_memory.nodes.{node}=…, or gpu_memory.default=… "
+            "for all nodes (strategy=ffe needs the same for all)"
+        )
+    if isinstance(error, MemoryError) or CPU_OUT_OF_MEMORY in str(error):
+        return (
+            "out of main memory; lower federation.max_parallel_nodes, node.preprocessing_workers or "
+            f"+gpu_memory.nodes.{node}, which decides the size of patch and batch"
+        )
+    if AUGMENTATION_DIED in str(error):
+        return "a background process for augmentation died, mostly for want of memory; lower node.augmentation_workers"
+    return None
+
+
 def run_node_worker(settings: NodeSettings, address: str, key: bytes, ready: Callable[[], None] = lambda: None) -> None:
     """Process entry: quiet, own log file, ends with its parent.
 
@@ -300,49 +321,11 @@ def run_node_worker(settings: NodeSettings, address: str, key: bytes, ready: Cal
         key: shared with the relay.
         ready: called when the worker listens.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
-    # Lightning waits for the end of a batch on SIGTERM, which between rounds never comes; files are whole at any time.
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
-    settings.folder.mkdir(parents=True, exist_ok=True)
-    _redirect_output(settings.folder / "node.log")
-    _end_with_parent()
-    torch.set_num_threads(settings.threads)
-    # tqdm's default lock is a named semaphore, which a worker that is ended by a signal would leave behind.
-    tqdm.set_lock(threading.RLock())
+    set_up_process(settings.folder / "node.log", settings.threads)
     channel = WorkerChannel(address, key)
     worker = NodeWorker(settings, channel)
     ready()
     worker.serve()
-
-
-def _redirect_output(path: Path) -> None:
-    """Everything that nnU-Net and its libraries print goes to the node's log file."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    os.close(file)
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stdout,
-        force=True,
-    )
-    warnings.simplefilter("default")
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def watch() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
 def _reply(request: Request, body: BaseModel, arrays: SharedArrays | None = None) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.strategies import DDPStrategy
 from nnunetv2.paths import nnUNet_extTrainer
+from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunet_trainer
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
@@ -26,6 +30,8 @@ from fednnunet.training.module import NNUNetModule
 
 log = logging.getLogger(__name__)
 
+GIGABYTE = 2**30
+"""As in the names of GPUs."""
 NETWORK_CLASS = re.compile(r"dynamic_network_architectures\.architectures\.[a-z_]+\.[A-Za-z]+")
 TORCH_LAYER = re.compile(r"torch\.nn\.(modules\.[a-z]+\.)?[A-Z][A-Za-z0-9]+")
 
@@ -43,6 +49,36 @@ def resolve_device(name: str) -> torch.device:
     if name == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("node.device=mps, but torch sees no Apple GPU here; use node.device=cpu or auto")
     return torch.device(name)
+
+
+def check_device(node: NodeConfig, device: torch.device) -> None:
+    """Whether ``device`` can do what the configuration asks of it.
+
+    Raises:
+        ConfigError: float16 needs a CUDA GPU, bfloat16 a CUDA GPU or a CPU; or there are fewer GPUs than asked for.
+    """
+    able = {"16-mixed": ("cuda",), "bf16-mixed": ("cuda", "cpu")}.get(node.precision)
+    if able is not None and device.type not in able:
+        raise ConfigError(
+            f"node.precision={node.precision} needs a device {' or '.join(able)}, not {device.type}; "
+            "use node.precision=auto"
+        )
+    there = {"cuda": torch.cuda.device_count(), "mps": 1}.get(device.type, node.devices)
+    if node.devices > there:
+        raise ConfigError(f"node.devices={node.devices}, but torch sees {there} GPU here; lower it")
+
+
+def cap_memory(device: torch.device, gigabytes: float | None) -> None:
+    """Let this process take no more of a CUDA GPU than ``gigabytes``, as if the GPU were that small."""
+    if device.type == "cuda" and gigabytes is not None:
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(memory_fraction(gigabytes, total))
+        log.info("this worker takes at most %g GB of the GPU's %.1f", gigabytes, total / GIGABYTE)
+
+
+def memory_fraction(gigabytes: float, total: int) -> float:
+    """Part of a GPU of ``total`` bytes that a GPU of ``gigabytes`` has; at most 1."""
+    return min(1.0, gigabytes * GIGABYTE / total)
 
 
 def find_trainer(name: str) -> type[nnUNetTrainer]:
@@ -96,10 +132,33 @@ def build_nnunet_trainer(
     ):
         if value is not None:
             setattr(trainer, attribute, value)
-    trainer.initialize()
+    with _distributed_on_cpu(trainer, device):
+        trainer.initialize()
     # nnU-Net draws a 30 x 54 inch progress.png after every epoch (0.7 s); the report has the curves.
     trainer.logger.plot_progress_png = lambda output_folder: None
     return trainer
+
+
+@contextlib.contextmanager
+def _distributed_on_cpu(trainer: nnUNetTrainer, device: torch.device) -> Iterator[None]:
+    """nnU-Net takes distributed training for CUDA's; let it work with processes on a CPU, too."""
+    if not trainer.is_ddp or device.type != "cpu":
+        yield
+        return
+    trainer.device, trainer.grad_scaler = device, None
+    original = nnunet_trainer.DDP
+    nnunet_trainer.DDP = lambda network, device_ids: original(network)
+    try:
+        yield
+    finally:
+        nnunet_trainer.DDP = original
+
+
+class NNUNetDDPStrategy(DDPStrategy):
+    """Lightning's DDP for a network that nnU-Net has wrapped already, as its checkpoints and metrics expect."""
+
+    def configure_ddp(self) -> None:
+        """The module stays as it is."""
 
 
 def check_received_plans(plans: dict[str, Any], configuration: str) -> PlansManager:
@@ -155,13 +214,17 @@ def build_lightning_trainer(
     precision: Any = node.precision
     if precision == "auto":
         precision = "16-mixed" if cuda else "32-true"  # nnU-Net: autocast on CUDA only
+    if not module.automatic_optimization:
+        precision = "32-true"  # the trainer's own train_step has its own autocast and scaler
     if precision == "16-mixed" and cuda:
         # The trainer's scaler is the one that nnU-Net's checkpoints save.
         plugins.append(MixedPrecision("16-mixed", "cuda", nnunet.grad_scaler))
         precision = None
+    distributed = torch.distributed.get_world_size() if nnunet.is_ddp else 1
     return L.Trainer(
         accelerator={"cuda": "gpu"}.get(nnunet.device.type, nnunet.device.type),
-        devices=1,
+        devices=distributed,
+        strategy=NNUNetDDPStrategy(cluster_environment=LightningEnvironment()) if distributed > 1 else "auto",
         precision=precision,
         plugins=plugins,
         max_epochs=nnunet.num_epochs - nnunet.current_epoch,

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from fednnunet.errors import ProtocolError
+from fednnunet.errors import ConfigError, ProtocolError
 from fednnunet.files import write_atomically
 from fednnunet.training.build import plot_progress
 
@@ -48,7 +48,8 @@ def save_round(trainer: nnUNetTrainer, reply: dict[str, Any]) -> None:
         trainer.current_epoch += 1
     os.replace(partial, checkpoint)
     # The .json goes last: where it is, its checkpoint is whole.
-    write_atomically(checkpoint.with_suffix(".json"), json.dumps({"reply": reply, "random": _random_state()}))
+    note = {"reply": reply, "data": _data_of(trainer), "random": _random_state()}
+    write_atomically(checkpoint.with_suffix(".json"), json.dumps(note))
     _name_latest(checkpoint)
     for old in sorted(finished_rounds(folder))[:-KEPT_ROUNDS]:
         for suffix in (".json", ".pth"):
@@ -66,10 +67,29 @@ def _name_latest(checkpoint: Path) -> None:
     os.replace(link, checkpoint.with_name(LATEST))
 
 
+def _data_of(trainer: nnUNetTrainer) -> str:
+    """Name of the cache entry trained on, which stands for images, plans and folds."""
+    return Path(trainer.preprocessed_dataset_folder_base).parent.name
+
+
 def finished_rounds(folder: Path) -> dict[int, Path]:
     """Rounds that can be gone on from, each with its checkpoint in ``folder``."""
     found = ((ROUND.fullmatch(path.name), path.with_suffix(".pth")) for path in folder.glob("checkpoint_round_*.json"))
     return {int(match[1]): checkpoint for match, checkpoint in found if match and checkpoint.is_file()}
+
+
+def checkpoint_of(trainer: nnUNetTrainer, server_round: int) -> Path:
+    """The checkpoint of a finished round.
+
+    Raises:
+        ProtocolError: there is none.
+    """
+    rounds = finished_rounds(Path(trainer.output_folder))
+    if server_round not in rounds:
+        raise ProtocolError(
+            f"round {server_round} was asked for, but there are checkpoints of {sorted(rounds) or 'no round'} only"
+        )
+    return rounds[server_round]
 
 
 def load_round(trainer: nnUNetTrainer, server_round: int) -> dict[str, Any]:
@@ -82,16 +102,17 @@ def load_round(trainer: nnUNetTrainer, server_round: int) -> dict[str, Any]:
 
     Raises:
         ProtocolError: there is no checkpoint of that round.
+        ConfigError: it was trained on other images, or for other plans.
     """
-    rounds = finished_rounds(Path(trainer.output_folder))
-    if server_round not in rounds:
-        raise ProtocolError(
-            f"round {server_round} was asked for, but there are checkpoints of {sorted(rounds) or 'no round'} only"
+    checkpoint = checkpoint_of(trainer, server_round)
+    state: dict[str, Any] = json.loads(checkpoint.with_suffix(".json").read_text())
+    if state["data"] != _data_of(trainer):
+        raise ConfigError(
+            f"the checkpoint of round {server_round} is of another dataset: images, plans or folds have changed since; "
+            "start a new run, in another folder"
         )
-    checkpoint = rounds[server_round]
     trainer.load_checkpoint(str(checkpoint))
     trainer.current_epoch = server_round
-    state: dict[str, Any] = json.loads(checkpoint.with_suffix(".json").read_text())
     return state
 
 

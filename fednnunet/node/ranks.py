@@ -1,0 +1,193 @@
+"""A node with several GPUs: the worker is rank 0, helper processes are the others, Lightning's DDP joins them.
+
+nnU-Net decides by ``torch.distributed`` whether a trainer is one of several, and then divides the batch, gathers
+losses and wraps the network itself; so every rank joins the process group before it builds its trainer. The worker
+tells the helpers what to do by a pipe, in JSON; weights go from rank 0 to all at the start of every round, so a state
+is exchanged with the server once a node.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import threading
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import distributed
+
+from fednnunet.config import TrainerConfig
+from fednnunet.node.process import set_up_process
+from fednnunet.node.settings import NodeSettings
+from fednnunet.training.build import build_lightning_trainer, build_nnunet_trainer, cap_memory, resolve_device
+from fednnunet.training.callback import FederatedCallback
+from fednnunet.training.data import NNUNetDataModule
+from fednnunet.training.module import NNUNetModule
+from fednnunet.training.state import named_tensors
+
+log = logging.getLogger(__name__)
+
+
+class Ranks:
+    """Rank 0's view of the others; with one device there are none, and every method does nothing.
+
+    Args:
+        settings: of the node.
+        device: that the node computes on.
+    """
+
+    def __init__(self, settings: NodeSettings, device: torch.device) -> None:
+        self.size = settings.config.node.devices
+        self._connections: list[Connection] = []
+        if self.size == 1:
+            return
+        meeting = settings.folder.resolve() / "ranks"
+        meeting.unlink(missing_ok=True)
+        context = multiprocessing.get_context("spawn")
+        processes: list[BaseProcess] = []
+        for rank in range(1, self.size):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=run_rank, args=(settings, rank, meeting, theirs), name=f"rank {rank}")
+            process.start()
+            theirs.close()
+            self._connections.append(ours)
+            processes.append(process)
+        threading.Thread(target=_end_with, args=(processes,), name="rank-watch", daemon=True).start()
+        join_group(0, self.size, meeting, device)
+
+    def build(
+        self, plans: dict[str, Any], configuration: str, fold: int | str, dataset_json: dict[str, Any], seed: int
+    ) -> None:
+        """Let the helpers build their trainers; comes right before rank 0 builds its own."""
+        self._tell(
+            do="build",
+            plans=plans,
+            configuration=configuration,
+            fold=fold,
+            dataset_json=dataset_json,
+            seed=seed,
+            preprocessed=os.environ["nnUNet_preprocessed"],
+        )
+
+    def load(self, checkpoint: Path, server_round: int) -> None:
+        """Let the helpers take optimizer and schedule from a checkpoint."""
+        self._tell(do="load", checkpoint=str(checkpoint), round=server_round)
+
+    def fit(self) -> None:
+        """Let the helpers begin to train; comes right before rank 0 does."""
+        self._tell(do="fit")
+
+    def begin_round(self, network: torch.nn.Module, first: bool) -> None:
+        """Another round: give every rank the weights of rank 0."""
+        if not first:
+            self._tell(do="round")
+        if self.size > 1:
+            share_state(network)
+
+    def end_fit(self) -> None:
+        """The rounds of the fold are over."""
+        self._tell(do="done")
+
+    def _tell(self, **order: Any) -> None:
+        for connection in self._connections:
+            connection.send_bytes(json.dumps(order).encode())
+
+
+def _end_with(processes: list[BaseProcess]) -> None:
+    """A node that lost one of its ranks can not go on, and would wait for it for ever."""
+    wait([process.sentinel for process in processes])
+    log.error("a process of this node ended (%s): see above for its reason", ", ".join(p.name for p in processes))
+    os._exit(1)
+
+
+def join_group(rank: int, size: int, meeting: Path, device: torch.device) -> None:
+    """Join the process group of a node's ranks: on this machine only, met through a file, without ports to the world.
+
+    Lightning and nnU-Net find the group there.
+    """
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ.setdefault(variable, "lo")
+    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    if device.type == "cuda":
+        torch.cuda.set_device(rank)
+    distributed.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        init_method=meeting.as_uri(),
+        rank=rank,
+        world_size=size,
+    )
+
+
+@torch.no_grad()
+def share_state(network: torch.nn.Module) -> None:
+    """Give all ranks the parameters and buffers of rank 0."""
+    for _, tensor in named_tensors(network):
+        distributed.broadcast(tensor, src=0)
+
+
+def run_rank(settings: NodeSettings, rank: int, meeting: Path, connection: Connection) -> None:
+    """Process entry of a helper."""
+    set_up_process(settings.folder / "node.log", settings.threads)
+    config = settings.config
+    device = resolve_device(config.node.device)
+    join_group(rank, config.node.devices, meeting, device)
+    cap_memory(device, config.gpu_memory_of(settings.name) if config.gpu_memory.cap else None)
+    _Rank(settings, rank, device, connection).serve()
+
+
+class _Rank:
+    """A helper: builds, loads and trains as rank 0 tells."""
+
+    def __init__(self, settings: NodeSettings, rank: int, device: torch.device, connection: Connection) -> None:
+        self.settings = settings
+        self.rank = rank
+        self.device = device
+        self.connection = connection
+        self.trainer: nnUNetTrainer | None = None
+
+    def serve(self) -> None:
+        """Do what rank 0 says until it ends."""
+        while True:
+            try:
+                order = json.loads(self.connection.recv_bytes())
+            except EOFError:
+                return
+            if order["do"] == "build":
+                self.trainer = self._build(self.settings.config.trainer, order)
+            elif order["do"] == "load":
+                assert self.trainer is not None
+                self.trainer.load_checkpoint(order["checkpoint"])
+                self.trainer.current_epoch = order["round"]
+            else:
+                self._fit()
+
+    def _build(self, settings: TrainerConfig, order: dict[str, Any]) -> nnUNetTrainer:
+        os.environ["nnUNet_preprocessed"] = order["preprocessed"]
+        L.seed_everything(order["seed"] + self.rank, verbose=False)  # other patches than the other ranks
+        return build_nnunet_trainer(
+            order["plans"], order["configuration"], order["fold"], order["dataset_json"], settings, self.device
+        )
+
+    def _fit(self) -> None:
+        assert self.trainer is not None
+        self.trainer.on_train_start()
+        module = NNUNetModule(self.trainer)
+        node = self.settings.config.node
+        fit = build_lightning_trainer(module, node, [FederatedCallback(self)], self.settings.folder).fit
+        fit(module, datamodule=NNUNetDataModule(self.trainer))
+        self.trainer.on_train_end()
+
+    def begin(self, module: NNUNetModule) -> None:
+        """:class:`~fednnunet.training.callback.Rounds`: take the weights of rank 0."""
+        share_state(module.network)
+
+    def end(self, module: NNUNetModule) -> bool:
+        """:class:`~fednnunet.training.callback.Rounds`: wait for what rank 0 says."""
+        return json.loads(self.connection.recv_bytes())["do"] == "round"

@@ -1,0 +1,56 @@
+"""``continue=FOLDER``: the command that an interrupted run, or sweep, was started with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from fednnunet.errors import ConfigError
+
+KEY = "continue="
+OVERRIDES = Path(".hydra") / "overrides.yaml"
+SWEEP = "multirun.yaml"
+
+
+def with_continue(arguments: list[str], outputs: Path = Path("outputs")) -> list[str]:
+    """Replace ``continue=FOLDER`` in command-line arguments by those of the run in ``FOLDER``.
+
+    ``continue=last`` takes the run below ``outputs`` that was started last and did not finish. Other arguments stay
+    and win.
+
+    Raises:
+        ConfigError: there is no run; says where it was looked for.
+    """
+    given = [argument for argument in arguments if argument.startswith(KEY)]
+    if not given:
+        return arguments
+    if len(given) > 1:
+        raise ConfigError("continue: name one folder")
+    value = given[0].removeprefix(KEY)
+    folder = _last(outputs) if value == "last" else Path(value).expanduser()
+    others = [argument for argument in arguments if argument not in given]
+    return [*_arguments_of(folder), *others]
+
+
+def _arguments_of(folder: Path) -> list[str]:
+    if (folder / SWEEP).is_file():
+        overrides = OmegaConf.load(folder / SWEEP).hydra.overrides
+        hydra = [text for text in overrides.hydra if not text.startswith(("hydra.sweep.dir=", "hydra.mode="))]
+        return ["--multirun", *overrides.task, *hydra, f"hydra.sweep.dir={folder}"]
+    if (folder / OVERRIDES).is_file():
+        return [*OmegaConf.load(folder / OVERRIDES), f"hydra.run.dir={folder}"]
+    raise ConfigError(f"continue={folder}: there is no run or sweep in this folder (it lacks {OVERRIDES})")
+
+
+def _last(outputs: Path) -> Path:
+    unfinished = [
+        path.parent.parent
+        for path in outputs.glob(f"**/{OVERRIDES}")
+        if not (path.parent.parent / "run.json").is_file()
+    ]
+    if not unfinished:
+        raise ConfigError(f"continue=last: there is no unfinished run below {outputs}")
+    newest = max(unfinished, key=lambda folder: (folder / OVERRIDES).stat().st_mtime)
+    sweeps = [folder for folder in newest.parents if (folder / SWEEP).is_file()]
+    return sweeps[0] if sweeps else newest
