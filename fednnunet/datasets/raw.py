@@ -28,6 +28,8 @@ SPACING_TOLERANCE = 1e-3
 """mm; images and labels of one case may differ by rounding in their headers."""
 RGB_ENDINGS = (".png", ".bmp", ".tif")
 """Files that may hold several channels (``nnunetv2.imageio.natural_image_reader_writer``)."""
+TIFF_ENDINGS = (".tif", ".tiff")
+"""Files of volumes whose spacing stands in a ``.json`` beside them."""
 IMAGE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl", ".tiff", *RGB_ENDINGS)
 """What nnU-Net's readers open; any other file beside the images, such as a ``.json``, is let be."""
 
@@ -405,8 +407,16 @@ def stage_dataset(dataset: RawDataset, nnunet_raw: Path) -> Path:
 def raw_digest(dataset: RawDataset) -> str:
     """Short name of the dataset's content: description, and name, size and time of every file."""
     files = [
-        [case.name, [[path.stat().st_size, path.stat().st_mtime_ns] for path in (*case.images, case.label)]]
-        for case in dataset.cases
+        [case.name, [[path.stat().st_size, path.stat().st_mtime_ns] for path in _files(case)]] for case in dataset.cases
     ]
     content = json.dumps([dataset.dataset_json, files], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+def _files(case: Case) -> list[Path]:
+    """Images, label, and what ``nnunetv2.imageio.tif_reader_writer`` reads spacings from where it is there."""
+    files = [*case.images, case.label]
+    if case.label.suffix in TIFF_ENDINGS:
+        spacings = (case.images[0].with_name(f"{case.images[0].stem[:-5]}.json"), case.label.with_suffix(".json"))
+        files += [path for path in spacings if path.is_file()]
+    return files

@@ -90,9 +90,12 @@ def score_case(
 ) -> list[tuple[str, float, float]]:
     """Name, DSC and HD95 of every foreground label or region.
 
+    Where the reference has the label ``ignore``, both are taken as background. For DSC this is to leave these voxels
+    out, as nnU-Net's ``compute_metrics`` does; surfaces for HD95 end where the ignored voxels begin.
+
     Args:
         prediction: label map (Z, Y, X).
-        reference: label map of the same shape; voxels of an ``ignore`` label count in neither.
+        reference: label map of the same shape.
         labels: nnU-Net's ``labels``; a list of values is a region.
         spacing: size of a voxel along (Z, Y, X).
     """

@@ -76,11 +76,12 @@ def score_cases(
             folder, ending = predictions
             folder.mkdir(parents=True, exist_ok=True)
             reader.write_seg(segmentation, str(folder / f"{held_out.identifier}{ending}"), properties)
-        if overlays is not None and held_out.centre not in pictured and (reference > 0).any():
+        known = np.where(reference == labels.get("ignore"), 0, reference)
+        if overlays is not None and held_out.centre not in pictured and (known > 0).any():
             pictured.add(held_out.centre)
             image, _ = reader.read_images([str(path) for path in held_out.case.images])
             dsc = float(np.nanmean([value for _, value, _ in results]))
-            _save_overlay(overlays, held_out, image[0], reference, segmentation, spacing, dsc)
+            _save_overlay(overlays, held_out, image[0], known, segmentation, spacing, dsc)
     return scores
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,13 +13,13 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy
 from nnunetv2.paths import nnUNet_extTrainer
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunet_trainer
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
@@ -89,10 +90,10 @@ def find_trainer(name: str) -> type[nnUNetTrainer]:
     """
     folder = "training/nnUNetTrainer"
     if nnUNet_extTrainer.is_set() and "." not in name and name not in nnunet_classes(folder):
-        try:
-            return recursive_find_trainer_class_by_name(name)
-        except (RuntimeError, ImportError) as error:
-            log.info("nnU-Net finds no trainer %s in nnUNet_extTrainer: %s", name, error)
+        for path in filter(os.path.isdir, str(nnUNet_extTrainer).split(os.pathsep)):
+            found = recursive_find_python_class(path, name, None, path, cleanup_imports_from_base_folder=True)
+            if found is not None:
+                return found
     return find_class(name, "trainer.class", nnUNetTrainer, folder)
 
 

@@ -14,6 +14,7 @@ import SimpleITK as sitk
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from skimage.io import imsave
+from tifffile import imwrite
 
 from fednnunet.datasets.raw import check_images, find_dataset, raw_digest, read_dataset, stage_dataset
 from fednnunet.errors import DataError
@@ -178,6 +179,19 @@ def test_digest_follows_the_files(make_dataset: Callable[..., Path]) -> None:
     assert raw_digest(read_dataset(folder, "A")) == before
     rewrite(folder / "labelsTr" / "case_002.nii.gz", lambda label: label * 0)
     assert raw_digest(read_dataset(folder, "A")) != before
+
+
+def test_digest_follows_the_spacing_beside_tif_volumes(make_dataset: Callable[..., Path]) -> None:
+    folder = make_dataset()
+    for path in [*folder.glob("*/*.nii.gz")]:
+        imwrite(path.with_name(path.name.replace(".nii.gz", ".tif")), sitk.GetArrayFromImage(sitk.ReadImage(str(path))))
+        path.unlink()
+    change_description(folder, file_ending=".tif")
+    digests = [raw_digest(read_dataset(folder, "A"))]
+    for part in ("images", "labels"):
+        (folder / f"{part}Tr" / "case_002.json").write_text('{"spacing": [3, 1, 1]}')
+        digests.append(raw_digest(read_dataset(folder, "A")))
+    assert len(set(digests)) == 3
 
 
 def break_nothing_left(folder: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tracemalloc
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.metrics import compute_dice, compute_hausdorff_distance
+from nnunetv2.evaluation.evaluate_predictions import compute_metrics
 
 from fednnunet.evaluation.metrics import (
     DiceScore,
@@ -105,6 +108,50 @@ def test_regions_are_unions_and_ignored_voxels_do_not_count() -> None:
     labels = {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}
     scores = {name: dsc for name, dsc, _ in score_case(prediction, reference, labels, (1.0, 1.0, 1.0))}
     assert scores == {"whole": 1.0, "core": 0.0}
+
+
+LABELS: dict[str, dict[str, Any]] = {
+    "labels": {"background": 0, "a": 1, "b": 2, "c": 3},
+    "labels and ignore": {"background": 0, "a": 1, "b": 2, "ignore": 3},
+    "regions": {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "edge": [1], "middle": 2},
+    "regions and ignore": {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3},
+}
+
+
+def random_label_maps(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Prediction and reference of values 0 to 3, some of which are missing now and then."""
+    rng = np.random.default_rng(seed)
+    shape = (int(rng.integers(1, 4)), 7, 8)
+    prediction, reference = (rng.choice(rng.integers(0, 4, size=3), size=shape) for _ in range(2))
+    return prediction.astype(np.uint8), reference.astype(np.uint8)
+
+
+@pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS.keys())
+@given(seed=st.integers(0, 2**32 - 1))
+def test_dsc_is_that_of_nnunets_evaluation(labels: dict[str, Any], seed: int) -> None:
+    prediction, reference = random_label_maps(seed)
+    scored = {name: value for name, value in labels.items() if name not in ("background", "ignore")}
+    keys = {name: tuple(value) if isinstance(value, list) else value for name, value in scored.items()}
+    files = {"prediction": prediction[None], "reference": reference[None]}
+    reader = SimpleNamespace(read_seg=lambda file: (files[file], {}))
+    theirs = compute_metrics("reference", "prediction", reader, list(keys.values()), labels.get("ignore"))["metrics"]
+    ours = {name: dsc for name, dsc, _ in score_case(prediction, reference, labels, (1.0, 1.0, 1.0))}
+    # Nothing to find and nothing found: nnU-Net says NaN, we say 1.
+    assert ours == pytest.approx({name: np.nan_to_num(theirs[key]["Dice"], nan=1.0) for name, key in keys.items()})
+
+
+@pytest.mark.parametrize(
+    "labels", [LABELS["labels and ignore"], LABELS["regions and ignore"]], ids=["labels", "regions"]
+)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_ignored_voxels_are_background_in_both(labels: dict[str, Any], seed: int) -> None:
+    prediction, reference = random_label_maps(seed)
+    spacing = (3.0, 1.0, 0.5)
+    known = reference != labels["ignore"]
+    plain = {name: value for name, value in labels.items() if name != "ignore"}
+    assert score_case(prediction, reference, labels, spacing) == score_case(
+        prediction * known, reference * known, plain, spacing
+    )
 
 
 def test_two_dimensional_images_ignore_their_missing_axis() -> None:

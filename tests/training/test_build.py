@@ -1,4 +1,4 @@
-"""Trainers by name, and plans from the network."""
+"""Devices, and plans from the network."""
 
 from __future__ import annotations
 
@@ -9,22 +9,13 @@ import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from fednnunet.config import NodeConfig
 from fednnunet.errors import ConfigError, ProtocolError
-from fednnunet.training.build import build_network, check_received_plans, find_trainer, resolve_device
+from fednnunet.training.build import build_network, check_device, check_received_plans, memory_fraction, resolve_device
 
-
-@pytest.mark.parametrize(
-    "name", ["nnUNetTrainer", "nnUNetTrainerNoMirroring", "nnUNetTrainer_5epochs", "nnUNetTrainerDiceCELoss_noSmooth"]
+NODE = NodeConfig(
+    device="auto", precision="auto", augmentation_workers=0, preprocessing_workers=1, threads=1, compile=False
 )
-def test_trainers_are_found_by_name(name: str) -> None:
-    found = find_trainer(name)
-    assert issubclass(found, nnUNetTrainer)
-    assert found.__name__ == name
-
-
-def test_unknown_trainer_is_answered_with_near_names() -> None:
-    with pytest.raises(ConfigError, match=r"trainer.class=nnUNetTrainerNoMiroring .*near it: nnUNetTrainerNoMirroring"):
-        find_trainer("nnUNetTrainerNoMiroring")
 
 
 def test_unknown_device_is_refused() -> None:
@@ -32,6 +23,28 @@ def test_unknown_device_is_refused() -> None:
     if not torch.backends.mps.is_available():
         with pytest.raises(ConfigError, match=r"node.device=mps, but torch sees no Apple GPU"):
             resolve_device("mps")
+
+
+@pytest.mark.parametrize(
+    ("device", "change", "problem"),
+    [
+        ("cpu", {"precision": "16-mixed"}, "node.precision=16-mixed needs a device cuda, not cpu"),
+        ("mps", {"precision": "bf16-mixed"}, "node.precision=bf16-mixed needs a device cuda or cpu, not mps"),
+        ("mps", {"devices": 2}, "node.devices=2, but torch sees 1 GPU here"),
+    ],
+)
+def test_what_a_device_can_not_do_is_refused(device: str, change: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        check_device(NODE.model_copy(update=change), torch.device(device))
+
+
+def test_what_a_cpu_can_do_is_not_refused() -> None:
+    check_device(NODE.model_copy(update={"precision": "bf16-mixed", "devices": 2}), torch.device("cpu"))
+
+
+def test_memory_target_is_a_part_of_the_gpu() -> None:
+    assert memory_fraction(8, 32 * 2**30) == 0.25
+    assert memory_fraction(80, 32 * 2**30) == 1.0
 
 
 @pytest.fixture
