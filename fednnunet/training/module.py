@@ -58,9 +58,14 @@ class NNUNetModule(L.LightningModule):
         if not self.automatic_optimization:
             self._train_outputs.append(self.nnunet.train_step(batch))
             return None
+        # Before the forward pass, as nnU-Net does: the last step's gradients need not be held through it.
+        self.nnunet.optimizer.zero_grad(set_to_none=True)
         loss = self.nnunet.loss(self.network(batch["data"]), batch["target"])
         self._train_outputs.append({"loss": loss.detach()})
         return loss
+
+    def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
+        """Done at the start of each step."""
 
     def on_validation_epoch_start(self) -> None:
         losses = [

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import random
+from typing import Any
 
 import pytest
 from sklearn.model_selection import KFold
 
-from fednnunet.datasets.splits import crossval_splits, pooled_splits
+from fednnunet.datasets.raw import RawDataset, read_dataset
+from fednnunet.datasets.splits import crossval_splits, pooled_splits, splits_of
+from fednnunet.errors import DataError
+from tests.conftest import MakeDataset
 
 NAMES = [f"case_{number:03d}" for number in range(13)]
 
@@ -39,3 +44,39 @@ def test_centres_with_different_numbers_of_folds_are_refused() -> None:
     splits = {"A": crossval_splits(NAMES), "B": crossval_splits(NAMES)[:4]}
     with pytest.raises(ValueError, match="shorter"):
         pooled_splits(splits)
+
+
+def own_splits(make_dataset: MakeDataset, content: Any) -> RawDataset:
+    folder = make_dataset(cases=5)
+    text = content if isinstance(content, str) else json.dumps(content)
+    (folder / "splits_final.json").write_text(text)
+    return read_dataset(folder, "Oslo")
+
+
+CASES = [f"case_{number:03d}" for number in range(5)]
+BY_PATIENT = [{"train": CASES[2:], "val": CASES[:2]}] * 5
+
+
+def test_a_centres_own_splits_are_taken_as_nnunet_does(make_dataset: MakeDataset) -> None:
+    assert splits_of(own_splits(make_dataset, BY_PATIENT), "Oslo") == BY_PATIENT
+
+
+def test_without_own_splits_they_are_nnunets(make_dataset: MakeDataset) -> None:
+    assert splits_of(read_dataset(make_dataset(cases=5), "Oslo"), "Oslo") == crossval_splits(CASES)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("{", "must be a list of folds"),
+        ({"train": []}, "must be a list of folds"),
+        ([{"train": CASES}] * 5, "must be a list of folds"),
+        (BY_PATIENT[:4], "has 4 folds; it must have 5"),
+        ([{"train": ["nobody"], "val": CASES}] * 5, "fold 0 names nobody, which is no case"),
+        ([{"train": CASES, "val": CASES[3:]}] * 5, "fold 0 trains on case_003 and holds it out"),
+        ([{"train": [], "val": CASES}] * 5, "fold 0 has no training case"),
+    ],
+)
+def test_own_splits_that_can_not_be_used_are_refused(make_dataset: MakeDataset, content: Any, problem: str) -> None:
+    with pytest.raises(DataError, match=f"centre Oslo: .*splits_final.json.*{problem}"):
+        splits_of(own_splits(make_dataset, content), "Oslo")

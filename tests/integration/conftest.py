@@ -51,6 +51,12 @@ def command(raw: Path, run: Path, *overrides: str) -> list[str]:
     return [sys.executable, str(ROOT / "train.py"), *settings, *overrides]
 
 
+def result_folder(run: Path, node: str, fold: int | str = 0) -> Path:
+    """Where a node's checkpoints of a fold lie."""
+    (folder,) = (run / "nodes" / node / "nnUNet_results").glob(f"*/*/fold_{fold}")
+    return folder
+
+
 Train = Callable[..., subprocess.CompletedProcess[str]]
 
 

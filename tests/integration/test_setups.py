@@ -16,15 +16,10 @@ import SimpleITK as sitk
 import torch
 
 from fednnunet.datasets.splits import crossval_splits
-from tests.integration.conftest import CENTRES, Train
+from tests.integration.conftest import CENTRES, Train, result_folder
 
 pytestmark = pytest.mark.slow
 SETUPS = ("local", "asym", "ffe", "centralized")
-
-
-def result_folder(run: Path, node: str) -> Path:
-    (folder,) = (run / "nodes" / node / "nnUNet_results").glob("*/*/fold_0")
-    return folder
 
 
 @pytest.mark.parametrize("strategy", SETUPS)

@@ -1,0 +1,387 @@
+"""What the Lightning loop costs over nnU-Net's own, and what rebuilding it each round would cost.
+
+    python benchmarks/training_loop.py [--epochs 8]
+
+**Loop.** Two processes train on the same plans, data and seed, one with ``nnUNetTrainer.run_training``, the other
+with our Lightning loop, and take turns step by step in the order ABBA, so that whatever else the machine does meets
+both alike. A turn goes from one forward pass to the next, so an epoch's turns hold all that a loop does in it and
+between it and the next. With augmentation in the training process both loops do the same computation, bit for bit.
+The figure is the median over epochs of our seconds over nnU-Net's; beside it the table has the same of CPU seconds,
+which tells noise from cost. Torch computes with one thread in both, and nnU-Net's ``progress.png`` (0.7 s an epoch)
+is switched off in both. The same is measured in 2d with two background processes each for augmentation; those work
+on while their loop waits for its turn.
+
+**Rounds.** The seconds between the end of an epoch and the start of the next, where a round hands over all layers
+and loads them again: with our callback in one living ``Trainer.fit``; with trainer, loaders and Lightning built anew
+and a checkpoint loaded in the same process; and the same in a new process, Python's start and imports included.
+No messages are sent, no checkpoint is written, and augmentation needs no processes of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from fednnunet.config import ModelConfig, NodeConfig, TrainerConfig
+from fednnunet.datasets.phantom import make_phantom
+from fednnunet.datasets.raw import raw_digest, read_dataset, stage_dataset
+from fednnunet.fingerprint.extract import extract_fingerprint
+from fednnunet.planning import make_plans
+from fednnunet.preprocessing import cache_key, preprocess
+from fednnunet.training.build import build_lightning_trainer, build_nnunet_trainer
+from fednnunet.training.callback import FederatedCallback
+from fednnunet.training.data import NNUNetDataModule
+from fednnunet.training.module import NNUNetModule
+from fednnunet.training.state import layer_shapes, load_state, read_state, state_spec
+
+TARGET_RATIO = 1.02
+CONFIGURATIONS = ("2d", "3d_fullres")
+BACKGROUND_PROCESSES = 2
+WARM_UP = 1
+"""Epochs that are not counted, before the others."""
+ROUNDS = 12
+REBUILDS = 5
+NEW_PROCESSES = 3
+TRAINER = TrainerConfig(
+    class_="nnUNetTrainer",
+    epochs=8,
+    iterations=25,
+    val_iterations=5,
+    initial_lr=0.01,
+    weight_decay=3e-5,
+    oversample_foreground=0.33,
+)
+NODE = NodeConfig(
+    device="cpu", precision="auto", augmentation_workers=0, preprocessing_workers=1, threads=1, compile=False
+)
+MODEL = ModelConfig(
+    planner="ExperimentPlanner",
+    overrides={"UNet_base_num_features": 8, "UNet_max_features_2d": 128, "UNet_max_features_3d": 32},
+)
+CENTRE = {
+    "dataset": "Dataset102_Benchmark",
+    "cases": 24,
+    "shape": (8, 56, 56),
+    "spacing": (2.0, 1.5, 1.5),
+    "gain": 0.6,
+    "gamma": 0.8,
+    "bias": 0.1,
+    "noise": 0.03,
+    "lesion_radius": (7.0, 13.0),
+    "appearances": (0.25, 0.25, 0.25, 0.25),
+}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Plans, and the preprocessed data of each configuration, below ``root``."""
+
+    root: Path
+    plans: dict[str, Any]
+    dataset_json: dict[str, Any]
+    caches: dict[str, str]
+
+    def build(self, configuration: str, **settings: Any) -> nnUNetTrainer:
+        """A freshly seeded, initialised trainer."""
+        os.environ["nnUNet_preprocessed"] = self.caches[configuration]
+        L.seed_everything(7, verbose=False)
+        device = torch.device("cpu")
+        chosen = TRAINER.model_copy(update=settings)
+        return build_nnunet_trainer(self.plans, configuration, 0, self.dataset_json, chosen, device)
+
+    def save(self) -> None:
+        """Leave a note for :meth:`load` in another process."""
+        note = {"plans": self.plans, "dataset_json": self.dataset_json, "caches": self.caches}
+        (self.root / "prepared.json").write_text(json.dumps(note))
+
+    @classmethod
+    def load(cls, root: Path) -> Prepared:
+        """What another process prepared."""
+        return cls(root, **json.loads((root / "prepared.json").read_text()))
+
+
+def prepare(root: Path) -> Prepared:
+    """Generate data, plan and preprocess."""
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        os.environ[variable] = str(root / variable)
+    os.environ["nnUNet_n_proc_DA"] = "0"
+    (folder,) = make_phantom(root / "raw", {"Benchmark": CENTRE}, seed=1234)
+    dataset = read_dataset(folder, "Benchmark")
+    stage_dataset(dataset, root / "nnUNet_raw")
+    plans = make_plans(dataset.name, extract_fingerprint(dataset), MODEL, 8.0)
+    planned = root / "nnUNet_preprocessed" / dataset.name
+    caches = {}
+    for configuration in CONFIGURATIONS:
+        cache = root / "cache" / cache_key(raw_digest(dataset), plans, configuration, [])
+        caches[configuration] = str(preprocess(dataset, planned, plans, configuration, cache))
+    prepared = Prepared(root, plans, dataset.dataset_json, caches)
+    prepared.save()
+    return prepared
+
+
+def nnunet_loop(trainer: nnUNetTrainer) -> None:
+    """nnU-Net's own loop."""
+    trainer.run_training()
+
+
+def lightning_loop(trainer: nnUNetTrainer, callbacks: Sequence[L.Callback] = ()) -> None:
+    """Our loop, with nnU-Net's hooks before and after it as a node calls them."""
+    trainer.on_train_start()
+    module = NNUNetModule(trainer)
+    lightning_trainer = build_lightning_trainer(module, NODE, callbacks, Path(trainer.output_folder))
+    lightning_trainer.fit(module, datamodule=NNUNetDataModule(trainer))
+    trainer.on_train_end()
+
+
+def set_up() -> None:
+    """What every process of this script does first."""
+    torch.set_num_threads(NODE.threads)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without what nnU-Net and Lightning print."""
+    with warnings.catch_warnings(), open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        warnings.simplefilter("ignore")
+        yield
+
+
+# loop ----------------------------------------------------------------------------------------------------
+
+LOOPS = {"ours": lightning_loop, "theirs": nnunet_loop}
+
+
+class Turns:
+    """Makes every forward pass of a network wait for a turn, and reports the turn before it.
+
+    Args:
+        pipe: takes wall and CPU seconds of each turn (the first is the set-up); gives the next turn.
+    """
+
+    def __init__(self, pipe: Connection) -> None:
+        self.pipe = pipe
+        self.begun = _now()
+
+    def __call__(self, *_: Any) -> None:
+        self.pipe.send(_now() - self.begun)
+        self.pipe.recv()
+        self.begun = _now()
+
+
+def _now() -> np.ndarray:
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def train_in_turns(loop: str, prepared: Prepared, configuration: str, epochs: int, pipe: Connection) -> None:
+    """Process entry: train from the beginning with the loop of this name."""
+    set_up()
+    os.environ["nnUNet_results"] = str(prepared.root / loop)
+    with quiet():
+        trainer = prepared.build(configuration, epochs=epochs)
+        trainer.network.register_forward_pre_hook(Turns(pipe))
+        with contextlib.suppress(EOFError):  # the parent closes the pipe when it has seen enough
+            LOOPS[loop](trainer)
+        trainer.on_train_end()  # ends the processes of the augmentation
+
+
+@contextlib.contextmanager
+def both_loops(*arguments: Any) -> Iterator[dict[str, Connection]]:
+    """A process for each loop, with the parent's end of its pipe."""
+    context = multiprocessing.get_context("spawn")
+    pipes, processes = {}, []
+    for loop in LOOPS:
+        pipes[loop], far_end = context.Pipe()
+        process = context.Process(target=train_in_turns, args=(loop, *arguments, far_end))
+        process.start()
+        processes.append(process)
+        far_end.close()
+    try:
+        yield pipes
+    finally:
+        for pipe in pipes.values():
+            pipe.close()  # a loop that still waits for a turn ends
+        for process in processes:
+            process.join()
+
+
+def compare(prepared: Prepared, configuration: str, processes: int, epochs: int) -> dict[str, np.ndarray]:
+    """Wall and CPU seconds of every counted epoch, (epochs, 2), of both loops."""
+    steps = TRAINER.iterations + TRAINER.val_iterations
+    turns: dict[str, list[np.ndarray]] = {loop: [] for loop in LOOPS}
+    os.environ["nnUNet_n_proc_DA"] = str(processes)
+    # The last turn of the last epoch has no forward pass after it, so that epoch is not counted either.
+    with both_loops(prepared, configuration, WARM_UP + epochs + 1) as pipes:
+        for pipe in pipes.values():
+            pipe.recv()
+        for turn in range((WARM_UP + epochs) * steps):
+            for loop in list(LOOPS)[:: 1 if turn % 2 else -1]:
+                pipes[loop].send(None)
+                turns[loop].append(pipes[loop].recv())
+    os.environ["nnUNet_n_proc_DA"] = "0"
+    return {loop: np.reshape(taken, (-1, steps, 2))[WARM_UP:].sum(axis=1) for loop, taken in turns.items()}
+
+
+# rounds --------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """When the epochs of a trainer begin and end, in wall seconds."""
+
+    def __init__(self, trainer: nnUNetTrainer) -> None:
+        self.begun: list[float] = []
+        self.ended: list[float] = []
+        begin, end = trainer.on_epoch_start, trainer.on_epoch_end
+
+        def on_epoch_start() -> None:
+            self.begun.append(time.perf_counter())
+            begin()
+
+        def on_epoch_end() -> None:
+            end()
+            self.ended.append(time.perf_counter())
+
+        trainer.on_epoch_start, trainer.on_epoch_end = on_epoch_start, on_epoch_end
+
+    def gaps(self) -> list[float]:
+        """Seconds from the end of each epoch to the start of the next."""
+        return [begun - ended for ended, begun in zip(self.ended, self.begun[1:], strict=False)]
+
+    def inside(self) -> float:
+        """Seconds inside epochs."""
+        return sum(self.ended) - sum(self.begun)
+
+
+class Exchange:
+    """A node's end of the exchange without messages: hands over all layers, loads what it handed over."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        self.layers = list(layer_shapes(network))
+        spec = state_spec(network, self.layers)
+        self.arrays = {name: np.empty(shape, dtype) for name, (shape, dtype) in spec.items()}
+        read_state(network, self.layers, self.arrays)
+
+    def begin(self, module: NNUNetModule) -> None:
+        """Load the layers."""
+        load_state(module.network, self.arrays)
+
+    def end(self, module: NNUNetModule) -> bool:
+        """Hand the layers over."""
+        read_state(module.network, self.layers, self.arrays)
+        return True
+
+
+def build_for_rounds(prepared: Prepared) -> nnUNetTrainer:
+    """A trainer with short epochs, whose length does not matter here, and one epoch more than there are rounds."""
+    return prepared.build("2d", epochs=ROUNDS + 1, iterations=2, val_iterations=1)
+
+
+def keep_alive(prepared: Prepared) -> tuple[list[float], Path]:
+    """Seconds of each round in one living fit, and the checkpoint after the last."""
+    with quiet():
+        trainer = build_for_rounds(prepared)
+        trainer.num_epochs = ROUNDS
+        clock = Clock(trainer)
+        lightning_loop(trainer, [FederatedCallback(Exchange(trainer.network))])
+    return clock.gaps(), Path(trainer.output_folder) / "checkpoint_final.pth"
+
+
+def rebuild(prepared: Prepared, checkpoint: Path) -> tuple[float, float]:
+    """Build everything anew for one round; seconds outside and inside its epoch."""
+    begun = time.perf_counter()
+    with quiet():
+        trainer = build_for_rounds(prepared)
+        trainer.load_checkpoint(str(checkpoint))
+        trainer.disable_checkpointing = True
+        clock = Clock(trainer)
+        lightning_loop(trainer, [FederatedCallback(Exchange(trainer.network))])
+    return time.perf_counter() - begun - clock.inside(), clock.inside()
+
+
+def rebuild_in_new_process(prepared: Prepared, checkpoint: Path) -> float:
+    """Seconds outside the epoch of a process that is started for one round."""
+    command = [sys.executable, __file__, "--one-round", str(prepared.root), str(checkpoint)]
+    begun = time.perf_counter()
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return time.perf_counter() - begun - float(done.stdout.splitlines()[-1])
+
+
+def measure_rounds(prepared: Prepared) -> dict[str, float]:
+    """Metric to its median seconds a round."""
+    alive, checkpoint = keep_alive(prepared)
+    rebuilt = [rebuild(prepared, checkpoint)[0] for _ in range(REBUILDS)]
+    started = [rebuild_in_new_process(prepared, checkpoint) for _ in range(NEW_PROCESSES)]
+    return {
+        "round_keep_alive_seconds": statistics.median(alive),
+        "round_rebuild_seconds_in_process": statistics.median(rebuilt),
+        "round_rebuild_seconds_new_process": statistics.median(started),
+    }
+
+
+# output --------------------------------------------------------------------------------------------------
+
+
+def print_comparison(name: str, seconds: dict[str, np.ndarray]) -> float:
+    """One row of the table; the ratio of wall seconds."""
+    ours, theirs = (np.median(seconds[loop][:, 0]) for loop in LOOPS)
+    ratios = seconds["ours"] / seconds["theirs"]
+    lower, ratio, upper = np.quantile(ratios[:, 0], [0.25, 0.5, 0.75])
+    cpu = np.median(ratios[:, 1])
+    print(f"{name:<14} {ours:8.3f} {theirs:10.3f} {ratio:8.3f}   {lower:.3f} – {upper:.3f} {cpu:10.3f}", flush=True)
+    return float(ratio)
+
+
+def measure_all(epochs: int) -> list[tuple[str, float, str, float | None]]:
+    """Print the tables; metric, value, unit and target of every figure."""
+    figures: list[tuple[str, float, str, float | None]] = []
+    with tempfile.TemporaryDirectory(prefix="fednnunet-") as folder:
+        with quiet():
+            prepared = prepare(Path(folder))
+        print(f"{'':<14} {'ours s':>8} {'nnU-Net s':>10} {'ratio':>8} {'quartiles':>15} {'CPU ratio':>10}")
+        for name, processes in (("2d", 0), ("3d_fullres", 0), ("2d_background", BACKGROUND_PROCESSES)):
+            comparison = compare(prepared, name.removesuffix("_background"), processes, epochs)
+            figures.append((f"training_loop_ratio_{name}", print_comparison(name, comparison), "ratio", TARGET_RATIO))
+        print("median seconds outside the epoch, a round:")
+        for metric, seconds in measure_rounds(prepared).items():
+            print(f"  {metric:<34} {seconds:8.4f}")
+            figures.append((metric, seconds, "s", None))
+    return figures
+
+
+def main() -> None:
+    """Print the tables and the figures."""
+    parser = argparse.ArgumentParser(description="Time the training loop and the change of rounds.")
+    parser.add_argument("--epochs", type=int, default=TRAINER.epochs, help="epochs to compare (default: %(default)s)")
+    parser.add_argument("--one-round", nargs=2, type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    set_up()
+    if arguments.one_round:
+        root, checkpoint = arguments.one_round
+        print(rebuild(Prepared.load(root), checkpoint)[1])
+        return
+    for metric, value, unit, target in measure_all(arguments.epochs):
+        print(json.dumps({"metric": metric, "value": round(value, 4), "unit": unit, "target": target}))
+
+
+if __name__ == "__main__":
+    main()

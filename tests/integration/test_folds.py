@@ -1,0 +1,158 @@
+"""Several folds in one run, and what nnU-Net's own tools make of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import SimpleITK as sitk
+from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+
+from tests.integration.conftest import ROOT, Train, command, result_folder
+
+pytestmark = pytest.mark.slow
+
+FOLDS = "fold=[0,1]"
+OSLO_ALONE = ("strategy=local", "dataset.centres=[{name: Oslo, dataset: 201}]")
+CURVES = ["round", "node", "train_loss", "val_loss", "pseudo_dice"]
+
+
+@pytest.fixture(scope="module")
+def folds(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two folds."""
+    folder = tmp_path_factory.mktemp("folds") / "run"
+    result = train(folder, "strategy=asym", FOLDS, "trainer.save_probabilities=true")
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder
+
+
+def test_each_fold_is_trained_as_if_it_were_alone(folds: Path, finished: Callable[[str], Path]) -> None:
+    rounds, alone = pd.read_csv(folds / "rounds.csv"), pd.read_csv(finished("asym") / "rounds.csv")
+    assert list(rounds.columns) == [*alone.columns, "fold"]
+    first = rounds[rounds.fold == 0].reset_index(drop=True)
+    pd.testing.assert_frame_equal(first[CURVES], alone[CURVES])
+    cases = pd.read_csv(folds / "cases.csv")
+    pd.testing.assert_frame_equal(cases[cases.fold == 0], pd.read_csv(finished("asym") / "cases.csv"))
+    # The five folds hold out every case once; these two hold out different ones.
+    held_out = cases[cases.node == "Porto"].groupby("fold")["case"].apply(set)
+    assert not held_out[0] & held_out[1]
+    assert set(pd.read_csv(folds / "summary.csv").fold) == {0, 1}
+
+
+def test_summary_is_the_one_that_nnunet_writes(folds: Path, tmp_path: Path) -> None:
+    validation = result_folder(folds, "Porto", fold=1) / "validation"
+    references = folds / "nodes" / "Porto" / "nnUNet_preprocessed" / "Dataset202_Porto" / "gt_segmentations"
+    compute_metrics_on_folder(
+        str(references.resolve()), str(validation), str(tmp_path / "x.json"), SimpleITKIO(), ".nii.gz", [1], None, 1
+    )
+    ours = json.loads((validation / "summary.json").read_text())
+    theirs = json.loads((tmp_path / "x.json").read_text())
+    assert ours == theirs
+
+
+def nnunet_folders(run: Path) -> dict[str, str]:
+    """Environment in which nnU-Net's tools work on a node's results."""
+    node = run / "nodes" / "Oslo"
+    return {
+        **os.environ,
+        **{name: str(node / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")},
+    }
+
+
+def tool(name: str, run: Path, arguments: str) -> None:
+    program = Path(sys.executable).with_name(f"nnUNetv2_{name}")
+    result = subprocess.run(
+        [program, *arguments.split()], capture_output=True, text=True, env=nnunet_folders(run), timeout=300
+    )
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
+
+
+def predict(run: Path, images: Path, output: Path, configuration: str) -> None:
+    arguments = f"-i {images} -o {output} -d 201 -c {configuration} -f 0 1 -device cpu -npp 1 -nps 1"
+    tool("predict", run, f"{arguments} --save_probabilities")
+
+
+def test_nnunets_tools_work_on_what_a_run_wrote(folds: Path, train: Train, raw: Path, tmp_path: Path) -> None:
+    volumes = tmp_path / "3d"
+    options = (*OSLO_ALONE, FOLDS, "dataset.configuration=3d_fullres", "trainer.save_probabilities=true")
+    assert train(volumes, *options, "model.overrides.UNet_max_features_3d=8").returncode == 0
+    other = result_folder(volumes, "Oslo").parent
+    (result_folder(folds, "Oslo").parent.parent / other.name).symlink_to(other)
+
+    tool("find_best_configuration", folds, "201 -c 2d 3d_fullres -f 0 1 -np 1")
+    results = folds / "nodes" / "Oslo" / "nnUNet_results" / "Dataset201_Oslo"
+    best = json.loads((results / "inference_information.json").read_text())
+    ensembles = [name for name in best["all_results"] if name.startswith("ensemble___")]
+    assert len(best["all_results"]) == 3
+    assert len(ensembles) == 1
+
+    images = tmp_path / "images"
+    images.mkdir()
+    for name in ("case_000_0000.nii.gz", "case_001_0000.nii.gz"):
+        (images / name).symlink_to(raw / "Dataset204_Riga" / "imagesTr" / name)
+    for configuration in ("2d", "3d_fullres"):
+        predict(folds, images, tmp_path / f"predicted_{configuration}", configuration)
+    predicted = [tmp_path / f"predicted_{configuration}" for configuration in ("2d", "3d_fullres")]
+    tool("ensemble", folds, f"-i {predicted[0]} {predicted[1]} -o {tmp_path / 'ensemble'} -np 1")
+    for case in ("case_000", "case_001"):
+        mean = np.mean([np.load(folder / f"{case}.npz")["probabilities"] for folder in predicted], axis=0)
+        together = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "ensemble" / f"{case}.nii.gz")))
+        assert np.array_equal(together, mean.argmax(0))
+
+    tool("export_model_to_zip", folds, f"-d 201 -o {tmp_path / 'model.zip'} -c 2d -f 0 1")
+    with zipfile.ZipFile(tmp_path / "model.zip") as archive:
+        names = archive.namelist()
+    for fold in (0, 1):
+        assert f"Dataset201_Oslo/nnUNetTrainer__nnUNetPlans__2d/fold_{fold}/checkpoint_final.pth" in names
+
+
+def test_a_finished_fold_is_not_trained_again(raw: Path, folds: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        command(raw, run, "strategy=asym", FOLDS, "trainer.save_probabilities=true"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 200
+    while not (run / "cases.csv").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert set(pd.read_csv(run / "cases.csv").fold) == {0}
+    checkpoint = result_folder(run, "Oslo") / "checkpoint_final.pth"
+    before = checkpoint.stat().st_mtime_ns
+
+    go_on = [sys.executable, "train.py", f"continue={run}"]
+    subprocess.run(go_on, cwd=ROOT, check=True, capture_output=True, timeout=300)
+    assert checkpoint.stat().st_mtime_ns == before
+    assert (run / "cases.csv").read_text() == (folds / "cases.csv").read_text()
+    ours, theirs = (pd.read_csv(folder / "rounds.csv")[[*CURVES, "fold"]] for folder in (run, folds))
+    pd.testing.assert_frame_equal(ours, theirs)
+
+
+def test_fold_all_trains_on_every_case_and_scores_external_centres(train: Train, raw: Path, tmp_path: Path) -> None:
+    centres = "dataset.centres=[{name: Oslo, dataset: 201}, {name: Riga, dataset: 204, external: true}]"
+    result = train(tmp_path / "run", "strategy=local", centres, "fold=all")
+    assert result.returncode == 0, result.stderr
+    cases = pd.read_csv(tmp_path / "run" / "cases.csv")
+    assert set(cases.node) == {"Riga"}
+    assert set(cases.fold) == {"all"}
+    assert (result_folder(tmp_path / "run", "Oslo", fold="all") / "checkpoint_final.pth").is_file()
+    assert not (result_folder(tmp_path / "run", "Oslo", fold="all") / "validation").exists()
+
+    alone = train(tmp_path / "alone", *OSLO_ALONE, "fold=all")
+    assert alone.returncode == 0, alone.stderr
+    assert "it trained on every case (fold=all)" in alone.stdout
