@@ -1,0 +1,161 @@
+"""What a user of nnU-Net can choose, in whole federations."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning as L
+import pandas as pd
+import pytest
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from tests.integration.conftest import Train, result_folder
+
+pytestmark = pytest.mark.slow
+
+OSLO_ALONE = ("strategy=local", "dataset.centres=[{name: Oslo, dataset: 201}]")
+OSLO_AND_LUND = "dataset.centres=[{name: Oslo, dataset: 201}, {name: Lund, dataset: 203}]"
+FIRST = "encoder.stages.0.0.convs.0.conv.weight"
+
+
+def losses(run: Path) -> pd.DataFrame:
+    return pd.read_csv(run / "rounds.csv")[["round", "node", "train_loss", "val_loss", "pseudo_dice"]]
+
+
+def weights(run: Path, node: str, name: str = "checkpoint_final.pth") -> dict[str, torch.Tensor]:
+    return torch.load(result_folder(run, node) / name, weights_only=False)["network_weights"]
+
+
+def test_local_is_nnunet_itself_bit_for_bit(
+    finished: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole way of ``strategy=local`` against ``nnUNetTrainer.run_training`` on the data that the node prepared."""
+    run = finished("local")
+    node = run / "nodes" / "Oslo"
+    prepared = (node / "nnUNet_preprocessed" / "Dataset201_Oslo" / "gt_segmentations").resolve().parents[1]
+    for variable, folder in (("raw", node / "nnUNet_raw"), ("preprocessed", prepared), ("results", tmp_path)):
+        monkeypatch.setenv(f"nnUNet_{variable}", str(folder))
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    L.seed_everything(int.from_bytes(hashlib.sha256(b"0/Oslo").digest()[:4], "little"), verbose=False)
+    plans = json.loads((run / "plans.json").read_text())["Oslo"]
+    dataset_json = json.loads((result_folder(run, "Oslo").parent / "dataset.json").read_text())
+    trainer = nnUNetTrainer({**plans, "continue_training": False}, "2d", 0, dataset_json, torch.device("cpu"))
+    trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = 2, 3, 1
+    trainer.initial_lr = 0.02
+    trainer.run_training()
+    torch.set_num_threads(threads)
+
+    ours = losses(run)[losses(run).node == "Oslo"]
+    theirs = trainer.logger.get_checkpoint()
+    assert ours.train_loss.tolist() == [float(value) for value in theirs["train_losses"]]
+    assert ours.val_loss.tolist() == [float(value) for value in theirs["val_losses"]]
+    assert ours.pseudo_dice.tolist() == [float(value) for value in theirs["mean_fg_dice"]]
+    for name in ("checkpoint_final.pth", "checkpoint_best.pth"):
+        expected = torch.load(Path(trainer.output_folder) / name, weights_only=False)["network_weights"]
+        measured = weights(run, "Oslo", name)
+        assert all(torch.equal(measured[layer], value) for layer, value in expected.items())
+
+
+OWN_TRAINER = """
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+class Gentle(nnUNetTrainer):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 3, 2, 1
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.AdamW(self.network.parameters(), 1e-4)
+        return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+"""
+
+
+def test_own_trainer_by_import_path_decides_its_epochs(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gentle.py").write_text(OWN_TRAINER)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH")))))
+    settings = ("trainer=nnunet", "trainer.class=gentle.Gentle")
+    from_class = tuple(f"trainer.{name}=null" for name in ("epochs", "iterations", "val_iterations"))
+    result = train(tmp_path / "run", *settings, *from_class, "strategy=ffe", OSLO_AND_LUND)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert losses(tmp_path / "run")["round"].max() == 3
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (facts["rounds"], facts["iterations"]) == (3, 2)
+    final = torch.load(result_folder(tmp_path / "run", "Oslo") / "checkpoint_final.pth", weights_only=False)
+    assert final["trainer_name"] == "Gentle"
+    assert "exp_avg" in final["optimizer_state"]["state"][0]
+
+
+def test_pretrained_weights_of_a_finished_run_are_where_training_starts(
+    finished: Callable[[str], Path], train: Train, tmp_path: Path
+) -> None:
+    before = finished("ffe")
+    # A learning rate of nothing: what was loaded is what is saved.
+    frozen = ("trainer.initial_lr=1e-12", "trainer.weight_decay=0", "trainer.epochs=1")
+    plans = f"model.plans={before}"
+    result = train(tmp_path / "run", *frozen, "strategy=ffe", f"trainer.pretrained={before}", plans, OSLO_AND_LUND)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert torch.allclose(weights(tmp_path / "run", "Lund")[FIRST], weights(before, "Lund")[FIRST], atol=1e-8)
+
+    # One node brings weights, the other none: all shared layers start from them.
+    one = f"trainer.pretrained={{Oslo: {result_folder(before, 'Oslo') / 'checkpoint_final.pth'}}}"
+    options = (*frozen, "strategy=asym", one, plans, OSLO_AND_LUND)
+    result = train(tmp_path / "one", *options)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert torch.allclose(weights(tmp_path / "one", "Lund")[FIRST], weights(before, "Oslo")[FIRST], atol=1e-8)
+
+
+def test_pretrained_weights_that_do_not_fit(finished: Callable[[str], Path], train: Train, tmp_path: Path) -> None:
+    options = (OSLO_AND_LUND, f"trainer.pretrained={finished('ffe')}", "model.overrides.UNet_base_num_features=6")
+    result = train(tmp_path / "run", *options)
+    assert result.returncode == 2
+    for part in ("error: node Lund: trainer.pretrained=", "Dataset203_Lund", "do not fit", "model.plans="):
+        assert part in result.stderr
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("node.devices=2", "trainer.epochs=3"), ("node.precision=bf16-mixed",), ("node.augmentation_workers=2",)],
+    ids=["two processes", "bfloat16", "augmentation in the background"],
+)
+def test_ways_to_compute(finished: Callable[[str], Path], train: Train, tmp_path: Path, options: tuple[str]) -> None:
+    result = train(tmp_path / "run", "strategy=asym", *options)
+    assert result.returncode == 0, result.stdout + result.stderr
+    ours, plain = pd.read_csv(tmp_path / "run" / "rounds.csv"), pd.read_csv(finished("asym") / "rounds.csv")
+    assert ours[["train_loss", "val_loss"]].notna().all(axis=None)
+    # However a node computes, its state is exchanged once, and its checkpoint is nnU-Net's.
+    first = ours["round"] == 1
+    assert ours[first].bytes_up.tolist() == plain[plain["round"] == 1].bytes_up.tolist()
+    assert list(weights(tmp_path / "run", "Oslo")) == list(weights(finished("asym"), "Oslo"))
+    assert not torch.equal(weights(tmp_path / "run", "Oslo")[FIRST], weights(finished("asym"), "Oslo")[FIRST])
+
+
+def test_unlike_memory_gives_unlike_plans_where_the_strategy_allows_it(train: Train, tmp_path: Path) -> None:
+    """Under asym networks differ; under ffe a batch may, a network may not."""
+    common = (OSLO_AND_LUND, "model.overrides.UNet_min_batch_size=2", "model.overrides.max_dataset_covered=1")
+    base, little = "gpu_memory.default=0.005", "+gpu_memory.nodes={Oslo: 0.0005}"
+    asym = train(tmp_path / "asym", "strategy=asym", *common, base, little)
+    assert asym.returncode == 0, asym.stdout + asym.stderr
+    plans = json.loads((tmp_path / "asym" / "plans.json").read_text())
+    patches = {node: plans[node]["configurations"]["2d"]["patch_size"] for node in ("Oslo", "Lund")}
+    assert patches["Oslo"] != patches["Lund"]
+
+    refused = train(tmp_path / "refused", "strategy=ffe", *common, base, little)
+    assert refused.returncode == 2
+    for part in ("nodes Lund and Oslo plan different networks", "gpu_memory", "strategy=asym"):
+        assert part in refused.stderr
+
+    ffe = train(tmp_path / "ffe", "strategy=ffe", *common, base, "+gpu_memory.nodes={Oslo: 0.003}")
+    assert ffe.returncode == 0, ffe.stdout + ffe.stderr
+    plans = json.loads((tmp_path / "ffe" / "plans.json").read_text())
+    batches = {node: plans[node]["configurations"]["2d"]["batch_size"] for node in ("Oslo", "Lund")}
+    assert batches["Oslo"] < batches["Lund"]
