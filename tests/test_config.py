@@ -88,3 +88,43 @@ def test_mistakes_are_named_by_key_and_value(tmp_path: Path, override: str, prob
     with pytest.raises(ConfigError, match=problem) as caught:
         composed(tmp_path, "dataset=custom", CENTRES, override)
     assert "\n" not in str(caught.value)
+
+
+def test_mixed_memory_names_the_phantoms_nodes(tmp_path: Path) -> None:
+    config = composed(tmp_path, "gpu_memory=mixed")
+    assert len({config.gpu_memory_of(centre.name) for centre in config.training_centres}) > 2
+    with pytest.raises(ConfigError, match=r"gpu_memory.nodes: DUKE is no centre of custom"):
+        composed(tmp_path, "dataset=custom", CENTRES, "gpu_memory=mixed")
+
+
+def test_memory_may_be_left_to_the_planner(tmp_path: Path) -> None:
+    assert composed(tmp_path, "gpu_memory=preset").gpu_memory_of("DUKE") is None
+
+
+@pytest.mark.parametrize(
+    ("fold", "folds"), [("3", [3]), ("all", ["all"]), ("[0,1,2,3,4]", [0, 1, 2, 3, 4]), ("[0,all]", [0, "all"])]
+)
+def test_folds(tmp_path: Path, fold: str, folds: list[int | str]) -> None:
+    assert composed(tmp_path, f"fold={fold}").folds == folds
+
+
+@pytest.mark.parametrize(("fold", "problem"), [("[0,7]", "fold=7: must be"), ("[]", "once"), ("[1,1]", "once")])
+def test_folds_that_are_none(tmp_path: Path, fold: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        composed(tmp_path, f"fold={fold}")
+
+
+def test_the_cascade_needs_the_low_resolution_and_has_no_external_centres(tmp_path: Path) -> None:
+    cascade = "dataset.configuration=3d_cascade_fullres"
+    with pytest.raises(ConfigError, match=r"trainer.previous_stage"):
+        composed(tmp_path, cascade)
+    assert composed(tmp_path, cascade, "trainer.previous_stage=low").external_centres == []
+    assert len(composed(tmp_path).external_centres) == 1
+
+
+def test_weights_and_plans_are_for_all_nodes_or_by_name(tmp_path: Path) -> None:
+    config = composed(tmp_path, "trainer.pretrained=all.pth", "model.plans={DUKE: duke.json}")
+    assert config.trainer.pretrained_of("DUKE") == Path("all.pth")
+    assert (config.model.plans_of("DUKE"), config.model.plans_of("NACT")) == (Path("duke.json"), None)
+    with pytest.raises(ConfigError, match=r"trainer.pretrained: DUKES is no centre of phantom"):
+        composed(tmp_path, "trainer.pretrained={DUKES: x.pth}")

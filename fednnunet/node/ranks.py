@@ -172,7 +172,13 @@ class _Rank:
         os.environ["nnUNet_preprocessed"] = order["preprocessed"]
         L.seed_everything(order["seed"] + self.rank, verbose=False)  # other patches than the other ranks
         return build_nnunet_trainer(
-            order["plans"], order["configuration"], order["fold"], order["dataset_json"], settings, self.device
+            order["plans"],
+            order["configuration"],
+            order["fold"],
+            order["dataset_json"],
+            settings,
+            self.device,
+            self.settings.config.node.precision,
         )
 
     def _fit(self) -> None:

@@ -202,11 +202,11 @@ class NodeStages:
         """Build the trainer of ``fold``, as if it were the only one: from the node's seed, or pretrained."""
         assert self.plans is not None
         dataset, settings, name = self._described(), self.config.trainer, self.settings.name
-        configuration = self.config.dataset.configuration
+        configuration, precision = self.config.dataset.configuration, self.config.node.precision
         dataset_json = {key: value for key, value in dataset.dataset_json.items() if key != "dataset"}
         self.ranks.build(self.plans, configuration, fold, dataset_json, self.settings.seed)
         L.seed_everything(self.settings.seed, verbose=False)
-        trainer = build_nnunet_trainer(self.plans, configuration, fold, dataset_json, settings, self.device)
+        trainer = build_nnunet_trainer(self.plans, configuration, fold, dataset_json, settings, self.device, precision)
         source = settings.pretrained_of(name)
         if source is not None:
             load_pretrained(trainer, find_checkpoint(source, name, fold))

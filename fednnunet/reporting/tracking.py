@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import math
+import uuid
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from fednnunet.errors import ConfigError
 from fednnunet.exchange.messages import Fold
+from fednnunet.files import write_atomically
 from fednnunet.reporting import figures
 from fednnunet.reporting.run_folder import Run, brief_plans, read_run
 from fednnunet.reporting.tables import MEAN, SUMMARY_COLUMNS, results_table, summarise
@@ -73,7 +76,8 @@ class CsvTracker:
 class WandbTracker:
     """Weights & Biases: a group for the run of the federation, in it a run for the server and one a node.
 
-    Where a run trains several folds, its curves are named by fold: ``fold_1/train_loss``.
+    Where a run trains several folds, its curves are named by fold: ``fold_1/train_loss``. A run that was interrupted
+    goes on under the ids it had, which ``<folder>/wandb/runs.json`` keeps.
 
     Args:
         project: W&B project.
@@ -104,6 +108,7 @@ class WandbTracker:
         self.pictures = pictures
         self._info: dict[str, Any] = {}
         self._runs: dict[str, wandb.Run] = {}
+        self._ids: dict[str, str] = {}
         self._prefix = ""
         self._folds_before = 0  # W&B's step must grow from fold to fold
         self._step = 0
@@ -115,10 +120,23 @@ class WandbTracker:
             ConfigError: no account on this machine, or W&B does not answer.
         """
         self._info = dict(run)
+        note = json.loads(self._note.read_text()) if self._note.is_file() else {}
+        self._ids = note.get("ids", {})
         if self.group is None:
             started = str(run.get("started", "")) or _now()
-            self.group = f"{run['strategy']}-{run['dataset']}-seed{run['seed']}-fold{run['fold']}-{started}"
+            name = f"{run['strategy']}-{run['dataset']}-seed{run['seed']}-fold{run['fold']}-{started}"
+            self.group = str(note.get("group", name))
         self._run_of(_SERVER)
+
+    @property
+    def _note(self) -> Path:
+        return self.folder / "wandb" / "runs.json"
+
+    def _id_of(self, node: str) -> str:
+        if node not in self._ids:
+            self._ids[node] = uuid.uuid4().hex[:8]
+            write_atomically(self._note, json.dumps({"group": self.group, "ids": self._ids}))
+        return self._ids[node]
 
     def log_plans(self, plans: Mapping[str, Mapping[str, Any]]) -> None:
         """Plans as configuration: in brief at the server, in brief and whole at each node."""
@@ -232,6 +250,8 @@ class WandbTracker:
                 project=self.project,
                 entity=self.entity,
                 group=self.group,
+                id=self._id_of(node),
+                resume="allow",
                 name=node or "server",
                 job_type="node" if node else "server",
                 tags=self.tags,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import logging
 import os
 import re
@@ -56,14 +57,10 @@ def check_device(node: NodeConfig, device: torch.device) -> None:
     """Whether ``device`` can do what the configuration asks of it.
 
     Raises:
-        ConfigError: float16 needs a CUDA GPU, bfloat16 a CUDA GPU or a CPU; or there are fewer GPUs than asked for.
+        ConfigError: mixed precision needs CUDA (or a CPU, slowly); or there are fewer GPUs than asked for.
     """
-    able = {"16-mixed": ("cuda",), "bf16-mixed": ("cuda", "cpu")}.get(node.precision)
-    if able is not None and device.type not in able:
-        raise ConfigError(
-            f"node.precision={node.precision} needs a device {' or '.join(able)}, not {device.type}; "
-            "use node.precision=auto"
-        )
+    if node.precision in ("16-mixed", "bf16-mixed") and device.type not in ("cuda", "cpu"):
+        raise ConfigError(f"node.precision={node.precision} does not work on {device.type}; use node.precision=auto")
     there = {"cuda": torch.cuda.device_count(), "mps": 1}.get(device.type, node.devices)
     if node.devices > there:
         raise ConfigError(f"node.devices={node.devices}, but torch sees {there} GPU here; lower it")
@@ -94,7 +91,14 @@ def find_trainer(name: str) -> type[nnUNetTrainer]:
             found = recursive_find_python_class(path, name, None, path, cleanup_imports_from_base_folder=True)
             if found is not None:
                 return found
-    return find_class(name, "trainer.class", nnUNetTrainer, folder)
+    found = find_class(name, "trainer.class", nnUNetTrainer, folder)
+    parameters = inspect.signature(found.__init__).parameters.values()
+    if any(parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) for parameter in parameters):
+        raise ConfigError(
+            f"trainer.class={name}: its __init__ must name its parameters as nnUNetTrainer's does; nnU-Net stores them "
+            "by name and can not do with *args or **kwargs"
+        )
+    return found
 
 
 def build_nnunet_trainer(
@@ -104,6 +108,7 @@ def build_nnunet_trainer(
     dataset_json: dict[str, Any],
     settings: TrainerConfig,
     device: torch.device,
+    precision: str = "auto",
 ) -> nnUNetTrainer:
     """Construct and initialise the trainer class that ``settings`` names.
 
@@ -135,6 +140,8 @@ def build_nnunet_trainer(
             setattr(trainer, attribute, value)
     with _distributed_on_cpu(trainer, device):
         trainer.initialize()
+    if precision == "16-mixed" and trainer.grad_scaler is None:
+        trainer.grad_scaler = torch.amp.GradScaler(device.type)  # nnU-Net has one on CUDA only
     # nnU-Net draws a 30 x 54 inch progress.png after every epoch (0.7 s); the report has the curves.
     trainer.logger.plot_progress_png = lambda output_folder: None
     return trainer
@@ -217,9 +224,9 @@ def build_lightning_trainer(
         precision = "16-mixed" if cuda else "32-true"  # nnU-Net: autocast on CUDA only
     if not module.automatic_optimization:
         precision = "32-true"  # the trainer's own train_step has its own autocast and scaler
-    if precision == "16-mixed" and cuda:
+    if precision == "16-mixed":
         # The trainer's scaler is the one that nnU-Net's checkpoints save.
-        plugins.append(MixedPrecision("16-mixed", "cuda", nnunet.grad_scaler))
+        plugins.append(MixedPrecision("16-mixed", nnunet.device.type, nnunet.grad_scaler))
         precision = None
     distributed = torch.distributed.get_world_size() if nnunet.is_ddp else 1
     return L.Trainer(

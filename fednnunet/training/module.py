@@ -69,7 +69,7 @@ class NNUNetModule(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         losses = [
-            {**output, "loss": output["loss"].cpu().numpy()} if torch.is_tensor(output["loss"]) else output
+            {**output, "loss": output["loss"].float().cpu().numpy()} if torch.is_tensor(output["loss"]) else output
             for output in self._train_outputs
         ]
         self.nnunet.on_train_epoch_end(losses)

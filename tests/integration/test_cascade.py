@@ -31,7 +31,7 @@ CASCADE = "dataset.configuration=3d_cascade_fullres"
 def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two centres with volumes, and an external one."""
     folder = tmp_path_factory.mktemp("volumes") / "raw"
-    for number, (name, shape) in enumerate((("Oslo", (36, 40, 44)), ("Porto", (36, 44, 40)), ("Riga", (36, 40, 44)))):
+    for number, (name, shape) in enumerate((("Oslo", (40, 48, 48)), ("Porto", (40, 48, 44)), ("Riga", (40, 48, 48)))):
         cases = 1 if name == "Riga" else 5
         write_boxes(folder, f"Dataset30{number + 1}_{name}", cases, shape, (1.0, 1.0, 1.0), seed=number)
     return folder

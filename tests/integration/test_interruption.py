@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,9 +20,11 @@ pytestmark = pytest.mark.slow
 LONGER = ("strategy=asym", "trainer.epochs=5")
 
 
-def start_and_wait_for_round(raw: Path, run: Path, server_round: int) -> subprocess.Popen[str]:
+def start_and_wait_for_round(
+    raw: Path, run: Path, server_round: int, options: tuple[str, ...] = LONGER
+) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        command(raw, run, *LONGER),
+        command(raw, run, *options),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -87,6 +90,53 @@ def _open_files(process: psutil.Process) -> list[psutil._common.popenfile]:
         return process.open_files()
     except psutil.Error:
         return []
+
+
+def processes_of(session: int) -> list[psutil.Process]:
+    """Processes that ``start_and_wait_for_round`` started, also those whose parents are gone."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+@pytest.mark.parametrize("end", ["finish", "worker killed", "server killed"])
+def test_no_process_of_the_augmentation_is_left_behind(raw: Path, tmp_path: Path, end: str) -> None:
+    options = (*LONGER, "node.augmentation_workers=2", "dataset.centres=[{name: Oslo, dataset: 201}]")
+    process = start_and_wait_for_round(raw, tmp_path / "run", 1, options)
+    everyone = processes_of(process.pid)
+    logs = [node for node in everyone if any(Path(f.path).name == "node.log" for f in _open_files(node))]
+    assert len(logs) > 3, "the worker and its augmentation processes write to its log"
+    if end == "worker killed":
+        ours = {node.pid for node in logs}
+        (worker,) = [node for node in logs if node.ppid() not in ours]
+        worker.kill()
+    elif end == "server killed":
+        process.kill()
+    process.communicate(timeout=200)
+    _, alive = psutil.wait_procs(everyone, timeout=20)
+    assert not alive
+    assert not processes_of(process.pid)
+
+
+def test_data_that_changed_meanwhile_are_noticed(raw: Path, train: Train, tmp_path: Path) -> None:
+    changed = tmp_path / "raw"
+    shutil.copytree(raw, changed)
+    process = start_and_wait_for_round(changed, tmp_path / "run", 2)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    shutil.copyfile(
+        changed / "Dataset202_Porto" / "labelsTr" / "case_001.nii.gz",
+        changed / "Dataset202_Porto" / "labelsTr" / "case_002.nii.gz",
+    )
+    result = train(tmp_path / "run", *LONGER, raw=changed)
+    assert result.returncode == 2
+    for part in ("node Porto", "is of another dataset", "start a new run"):
+        assert part in result.stderr
 
 
 def test_a_folder_of_another_configuration_is_refused(train: Train, tmp_path: Path, raw: Path) -> None:

@@ -68,8 +68,8 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 class Gentle(nnUNetTrainer):
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):
+        super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 3, 2, 1
 
     def configure_optimizers(self):
@@ -124,8 +124,13 @@ def test_pretrained_weights_that_do_not_fit(finished: Callable[[str], Path], tra
 
 @pytest.mark.parametrize(
     "options",
-    [("node.devices=2", "trainer.epochs=3"), ("node.precision=bf16-mixed",), ("node.augmentation_workers=2",)],
-    ids=["two processes", "bfloat16", "augmentation in the background"],
+    [
+        ("node.devices=2", "trainer.epochs=3"),
+        ("node.precision=bf16-mixed",),
+        ("node.precision=16-mixed",),
+        ("node.augmentation_workers=2",),
+    ],
+    ids=["two processes", "bfloat16", "float16", "augmentation in the background"],
 )
 def test_ways_to_compute(finished: Callable[[str], Path], train: Train, tmp_path: Path, options: tuple[str]) -> None:
     result = train(tmp_path / "run", "strategy=asym", *options)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Client
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from fednnunet.config import RunConfig
 from fednnunet.exchange.channel import WorkerFailure, call_worker
@@ -23,6 +24,7 @@ from fednnunet.exchange.messages import (
 )
 from fednnunet.node.launch import NodeProcesses
 from fednnunet.node.settings import NodeSettings
+from fednnunet.node.worker import lack_of_memory
 from tests.conftest import write_boxes
 
 pytestmark = pytest.mark.slow
@@ -92,9 +94,14 @@ class Server:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    folder = write_boxes(tmp_path / "raw")
-    settings = NodeSettings("Oslo", tmp_path / "Oslo", {"Oslo": folder}, False, run_config(tmp_path), 1, False)
+def settings(tmp_path: Path) -> NodeSettings:
+    folder = tmp_path / "raw" / "Dataset101_Boxes"
+    return NodeSettings("Oslo", tmp_path / "Oslo", {"Oslo": folder}, False, run_config(tmp_path), 1, False)
+
+
+@pytest.fixture
+def server(settings: NodeSettings, tmp_path: Path) -> Iterator[Server]:
+    write_boxes(tmp_path / "raw")
     with NodeProcesses([settings]) as processes:
         address = processes.addresses[1]
         yield Server(address["socket"], Path(address["key-file"]).read_bytes())
@@ -154,6 +161,31 @@ def test_a_node_through_all_its_stages(server: Server) -> None:
     assert [(score.centre, score.label) for score in scores] == [("Oslo", "tumour")] * 2
     assert np.array_equal(final[first], ones[first]), "the last aggregate is what is scored and saved"
     assert server.ask(Kind.EVALUATE, request)[0] == reply
+
+
+def allocate_too_much() -> None:
+    torch.empty(2**50)
+
+
+def multiply_out_of_memory() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory")  # only a GPU can run out of its memory for real
+
+
+@pytest.mark.parametrize(
+    ("fail", "parts"),
+    [
+        (allocate_too_much, ["out of main memory", "federation.max_parallel_nodes", "+gpu_memory.nodes.Oslo"]),
+        (multiply_out_of_memory, ["out of GPU memory with plans for 8 GB", "+gpu_memory.nodes.Oslo=…"]),
+    ],
+)
+def test_lack_of_memory_says_what_to_lower(settings: NodeSettings, fail: Callable[[], None], parts: list[str]) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        fail()
+    reason = lack_of_memory(caught.value, "Oslo", settings.config)
+    assert reason is not None
+    for part in parts:
+        assert part in reason
+    assert lack_of_memory(RuntimeError("anything else"), "Oslo", settings.config) is None
 
 
 def test_errors_of_the_data_stay_at_a_node_of_another_machine(server: Server, tmp_path: Path) -> None:

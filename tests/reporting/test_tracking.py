@@ -170,3 +170,30 @@ def test_csv_adds_no_files(make_run: MakeRun) -> None:
     before = sorted(folder.rglob("*"))
     track(CsvTracker(), folder)
     assert sorted(folder.rglob("*")) == before
+
+
+def test_curves_of_several_folds_are_told_apart(tmp_path: Path) -> None:
+    tracker = WandbTracker("fednnunet", mode="offline", folder=tmp_path)
+    tracker.start({"strategy": "asym", "dataset": "x", "seed": 0, "fold": [0, "all"]})
+    for fold in (0, "all"):
+        tracker.begin_fold(fold, 2)
+        for server_round in (1, 2):
+            tracker.log_round(
+                [{"node": "Oslo", "round": server_round, "train_loss": float(server_round), "fold": fold}]
+            )
+    tracker.finish(ok=True)
+    history = read_wandb(tmp_path)["Oslo"].history
+    assert history["fold_0/train_loss"] == history["fold_all/train_loss"] == [1.0, 2.0]
+    assert history["round"] == [1, 2, 1, 2]
+
+
+def test_an_interrupted_run_goes_on_under_its_ids(tmp_path: Path) -> None:
+    for server_round in (1, 2):
+        tracker = WandbTracker("fednnunet", mode="offline", folder=tmp_path)
+        tracker.start({"strategy": "asym", "dataset": "x", "seed": 0, "fold": 0, "started": f"at {server_round}"})
+        tracker.begin_fold(0, 2)
+        tracker.log_round([{"node": "Oslo", "round": server_round, "train_loss": 0.5}])
+        tracker.finish(ok=server_round == 2)
+    files = list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    assert len({file.name for file in files}) == 2, "one id for the server, one for the node"
+    assert {run.group for run in read_wandb(tmp_path).values()} == {"asym-x-seed0-fold0-at 1"}
