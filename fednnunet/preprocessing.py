@@ -22,6 +22,9 @@ from fednnunet.datasets.raw import RawDataset
 
 log = logging.getLogger(__name__)
 
+REFERENCES = "gt_segmentations"
+"""nnU-Net's folder of label maps as they were, beside the preprocessed cases."""
+
 
 def cache_key(raw_digest: str, plans: dict[str, Any], configuration: str, folds: list[dict[str, list[str]]]) -> str:
     """Name of the cache entry for these raw files under these plans, split into these folds."""
@@ -54,10 +57,10 @@ def preprocess(
         return cache
     partial = cache.with_name(f"{cache.name}.partial-{uuid.uuid4().hex[:8]}")
     target = partial / dataset.name
-    shutil.copytree(planned, target)
+    shutil.copytree(planned, target, ignore=shutil.ignore_patterns(REFERENCES))
     try:
         _preprocess_cases(dataset, target, plans, configuration, workers)
-        labels = target / "gt_segmentations"
+        labels = target / REFERENCES
         labels.mkdir()
         for case in dataset.cases:
             shutil.copyfile(case.label, labels / f"{case.name}{dataset.file_ending}")

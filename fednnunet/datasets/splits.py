@@ -37,8 +37,9 @@ def splits_of(dataset: RawDataset, centre: str) -> list[Split]:
         if unknown or both:
             what = f"names {unknown[0]}, which is no case" if unknown else f"trains on {both[0]} and holds it out"
             raise DataError(f"centre {centre}: {path}: fold {number} {what}")
-        if not fold["train"]:
-            raise DataError(f"centre {centre}: {path}: fold {number} has no training case")
+        for part, what in (("train", "training"), ("val", "held-out")):
+            if not fold[part]:
+                raise DataError(f"centre {centre}: {path}: fold {number} has no {what} case")
     return splits
 
 

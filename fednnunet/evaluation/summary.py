@@ -12,6 +12,8 @@ from nnunetv2.evaluation.evaluate_predictions import compute_metrics, save_summa
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
+from fednnunet.preprocessing import REFERENCES
+
 
 def write_summary(trainer: nnUNetTrainer, predictions: Path, identifiers: Sequence[str]) -> dict[str, Any]:
     """Score segmentations with nnU-Net's ``compute_metrics`` and write ``<predictions>/summary.json``.
@@ -29,7 +31,7 @@ def write_summary(trainer: nnUNetTrainer, predictions: Path, identifiers: Sequen
     """
     labels = trainer.label_manager
     scored = labels.foreground_regions if labels.has_regions else labels.foreground_labels
-    references = Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations"
+    references = Path(trainer.preprocessed_dataset_folder_base) / REFERENCES
     files = sorted(f"{identifier}{trainer.dataset_json['file_ending']}" for identifier in identifiers)
     reader = trainer.plans_manager.image_reader_writer_class()
     per_case = [

@@ -34,6 +34,8 @@ def set_up_process(log: Path, threads: int) -> None:
     _redirect_output(log)
     _end_with_parent()
     if sys.platform == "linux":
+        # As in nnU-Net's own command: its augmentation forks. (This process inherits forkserver as its default.)
+        multiprocessing.set_start_method("fork", force=True)
         os.register_at_fork(after_in_child=_die_with_parent)
     torch.set_num_threads(threads)
     # tqdm's default lock is a named semaphore, which a worker that is ended by a signal would leave behind.

@@ -33,7 +33,7 @@ from fednnunet.fingerprint.merge import LocalFingerprint
 from fednnunet.node.ranks import Ranks
 from fednnunet.node.settings import NodeSettings
 from fednnunet.planning import make_plans, take_plans
-from fednnunet.preprocessing import cache_key, preprocess
+from fednnunet.preprocessing import REFERENCES, cache_key, preprocess
 from fednnunet.training.build import (
     build_network,
     build_nnunet_trainer,
@@ -185,7 +185,7 @@ class NodeStages:
             self._cache_folder(digest) / cache_key(digest, self.plans, configuration, folds),
             self.config.node.preprocessing_workers,
         )
-        _link(planned / "gt_segmentations", cache / dataset.name / "gt_segmentations")
+        _link(planned / REFERENCES, cache / dataset.name / REFERENCES)
         os.environ["nnUNet_preprocessed"] = str(cache)
         trainer = self.begin_fold(request.fold)
         training, validation = trainer.do_split()

@@ -75,6 +75,7 @@ def test_without_own_splits_they_are_nnunets(make_dataset: MakeDataset) -> None:
         ([{"train": ["nobody"], "val": CASES}] * 5, "fold 0 names nobody, which is no case"),
         ([{"train": CASES, "val": CASES[3:]}] * 5, "fold 0 trains on case_003 and holds it out"),
         ([{"train": [], "val": CASES}] * 5, "fold 0 has no training case"),
+        ([{"train": CASES, "val": []}] * 5, "fold 0 has no held-out case"),
     ],
 )
 def test_own_splits_that_can_not_be_used_are_refused(make_dataset: MakeDataset, content: Any, problem: str) -> None:

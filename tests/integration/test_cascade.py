@@ -17,6 +17,7 @@ COMMON = (
     "dataset.centres=[{name: Oslo, dataset: 301}, {name: Porto, dataset: 302},"
     " {name: Riga, dataset: 303, external: true}]",
     "strategy=ffe",
+    "trainer.class=nnUNetTrainerNoMirroring",  # segments eight times as fast
     "trainer.epochs=1",
     "trainer.iterations=2",
     "model.overrides.UNet_max_features_3d=8",
