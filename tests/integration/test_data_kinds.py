@@ -247,7 +247,7 @@ def test_kind_of_data_is_trained_and_scored(name: str, train: Train, tmp_path: P
     for centre in TRAINING:
         (folder,) = (run / "nodes" / centre).rglob("validation")
         segmentations = {f"case_{number:03d}{kind.ending}": number for number in held_out(centre)}
-        assert {path.name for path in folder.iterdir()} == set(segmentations)
+        assert {path.name for path in folder.iterdir()} == {*segmentations, "summary.json"}
         (labels,) = (tmp_path / "raw").glob(f"*_{centre}/labelsTr")
         for file, number in segmentations.items():
             scores = cases[(cases.node == centre) & (cases["case"] == number)]
