@@ -66,6 +66,24 @@ class DatasetConfig(Config):
         return self
 
 
+class FingerprintConfig(Config):
+    """How the federated fingerprint is made: key ``fingerprint``; matters to strategies that plan from it.
+
+    Attributes:
+        intensity: ``histogram``: as nnU-Net would from the pooled images; ``weighted_mean``: the original's rule.
+        share: ``full``, or ``quantised``: what a node tells is rounded to a grid that hides single cases.
+    """
+
+    intensity: Literal["histogram", "weighted_mean"]
+    share: Literal["full", "quantised"]
+
+    @model_validator(mode="after")
+    def _possible(self) -> FingerprintConfig:
+        if self.share == "quantised" and self.intensity == "weighted_mean":
+            raise ValueError("share=quantised needs intensity=histogram")
+        return self
+
+
 class StrategyConfig(Config):
     """How nodes work together: group ``strategy``.
 
@@ -181,11 +199,13 @@ class FederationConfig(Config):
         grid: ``local`` runs server and nodes on this machine, without ports.
         max_parallel_nodes: nodes that compute at the same time; 0 for one a core (CPU) or one (GPU).
         timeout: seconds to wait for a round's replies; null waits for ever.
+        min_nodes: go on without nodes that fail or do not reply while so many are in; null needs all.
     """
 
     grid: Literal["local"]
     max_parallel_nodes: int = Field(ge=0)
     timeout: float | None = Field(gt=0)
+    min_nodes: int | None = Field(default=None, ge=1)
 
 
 class PathsConfig(Config):
@@ -209,6 +229,7 @@ class RunConfig(Config):
     fold: Fold | list[Fold]
     dataset: DatasetConfig
     strategy: StrategyConfig
+    fingerprint: FingerprintConfig
     trainer: TrainerConfig
     model: ModelConfig
     gpu_memory: GpuMemoryConfig

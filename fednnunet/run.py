@@ -83,9 +83,10 @@ def run(config: RunConfig, command: str) -> str:
         )
         journal = Journal(folder, config.strategy.name, config.folds, [Follower(progress, tracker)])
         settings = ServerSettings(
-            federated_fingerprint=config.strategy.fingerprint == "federated",
+            fingerprint=config.fingerprint.intensity if config.strategy.fingerprint == "federated" else None,
             folds=config.folds,
             timeout=config.federation.timeout,
+            min_nodes=config.federation.min_nodes,
         )
         grid.run_server(build_server_app(settings, strategy, journal))
         facts |= finished_facts(journal, strategy, started, time.monotonic() - begin, processes.peak_memory_gib)
@@ -135,7 +136,7 @@ def check_folder(folder: Path, config: RunConfig) -> None:
 
 def decisive(config: RunConfig) -> dict[str, Any]:
     """What results depend on, flat; not where files lie or who watches."""
-    groups = {"seed", "fold", "dataset", "strategy", "trainer", "model", "gpu_memory"}
+    groups = {"seed", "fold", "dataset", "strategy", "fingerprint", "trainer", "model", "gpu_memory"}
     chosen = config.model_dump(mode="json", by_alias=True, include=groups)
     return dict(_flatten("", chosen))
 

@@ -41,22 +41,35 @@ class Body(BaseModel):
 
 
 class FingerprintRequest(Body):
-    """Describe your dataset. Sent first; a run that has begun is answered the same way again."""
+    """Describe your dataset. Sent first; a run that has begun is answered the same way again.
+
+    Attributes:
+        tell: of the fingerprint: ``nothing``; the ``ranges`` of foreground intensities; the node's ``contribution`` to
+            the federation's fingerprint; or nnU-Net's ``statistics`` of the node.
+        total_cases: training cases of all nodes, for the contribution.
+        bins: of every channel's histogram, for the contribution.
+    """
+
+    tell: Literal["nothing", "ranges", "contribution", "statistics"] = "nothing"
+    total_cases: int | None = Field(default=None, ge=1)
+    bins: dict[str, Any] | None = None
 
 
 class FingerprintReply(Body):
-    """What a node tells of its data: counts, label names and nnU-Net's fingerprint, never a case.
+    """What a node tells of its data: counts, label names and what was asked of its fingerprint, never a case.
 
     Attributes:
         node: the node's name.
         version: of its ``fednnunet``.
         external: the node has no training cases, its data only serve for testing.
         num_training: number of training cases (all folds).
+        configuration: nnU-Net's, that the node will train.
         channel_names: nnU-Net's ``channel_names``.
         labels: nnU-Net's ``labels`` (a list of values is a region).
         regions_class_order: nnU-Net's, for region-based training.
         file_ending: such as ``.nii.gz``.
-        fingerprint: nnU-Net's fingerprint; None from an external node.
+        fingerprint: contribution or statistics; None where neither was asked for, and from an external node.
+        intensity_ranges: channel to range of its foreground intensities, where asked for.
         resume_rounds: fold to finished rounds from whose checkpoint this node can go on.
     """
 
@@ -64,11 +77,13 @@ class FingerprintReply(Body):
     version: str
     external: bool
     num_training: int = Field(ge=0)
+    configuration: str
     channel_names: dict[str, str]
     labels: dict[str, int | list[int]]
     regions_class_order: list[int] | None = None
     file_ending: str
-    fingerprint: dict[str, Any] | None
+    fingerprint: dict[str, Any] | None = None
+    intensity_ranges: dict[str, Any] | None = None
     resume_rounds: dict[Fold, list[int]] = {}
 
 

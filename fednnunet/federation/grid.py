@@ -128,21 +128,25 @@ class LocalGrid(Grid):
 def stream_replies(grid: Grid, messages: Iterable[Message], timeout: float | None) -> Iterator[Message]:
     """Send ``messages`` over any Flower grid and yield each reply when it is there.
 
+    From a SuperLink replies are taken in the order of ``messages``, so that what comes early waits there and not in
+    the server's memory. The embedded grid works on messages in that order anyway, a few at a time.
+
     Args:
         grid: embedded, or Flower's of a SuperLink.
         messages: one a node.
         timeout: seconds; replies that come later are absent. None waits for ever.
     """
-    waiting = set(grid.push_messages(messages))
+    waiting = list(grid.push_messages(messages))
     deadline = None if timeout is None else time.monotonic() + timeout
     while waiting:
         left = None if deadline is None else deadline - time.monotonic()
         if left is not None and left <= 0:
+            yield from grid.pull_messages(waiting)
             return
         if isinstance(grid, LocalGrid):
             grid.wait_for_reply(waiting, left)
-        for reply in grid.pull_messages(sorted(waiting)):
-            waiting.discard(reply.metadata.reply_to_message_id)
+        for reply in grid.pull_messages(waiting if isinstance(grid, LocalGrid) else waiting[:1]):
+            waiting.remove(reply.metadata.reply_to_message_id)
             yield reply
         if waiting and not isinstance(grid, LocalGrid):
             time.sleep(POLL_SECONDS)

@@ -36,6 +36,9 @@ class Observer(Protocol):
     def stage(self, name: str) -> None:
         """A stage began."""
 
+    def message(self, text: str) -> None:
+        """Something that the operator should read."""
+
     def plans(self, plans: Mapping[str, Any]) -> None:
         """All nodes have planned."""
 
@@ -88,6 +91,12 @@ class Journal:
         log.info("%s: %s", self.strategy, name)
         for observer in self.observers:
             observer.stage(name)
+
+    def message(self, text: str) -> None:
+        """Tell the operator."""
+        log.warning("%s", text)
+        for observer in self.observers:
+            observer.message(text)
 
     def node_done(self, node: str, server_round: int = 0, metrics: Mapping[str, Any] | None = None) -> None:
         """Tell that a node has replied."""

@@ -6,13 +6,15 @@ sees an image; what it keeps of a round can be asked of the nodes again, so it h
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
+from pydantic import ValidationError
 
 from fednnunet import __version__
 from fednnunet.errors import ConfigError, DataError, NodeError, ProtocolError
@@ -21,7 +23,9 @@ from fednnunet.exchange.messages import Body, Fold, Kind, parse_body
 from fednnunet.federation.grid import stream_replies
 from fednnunet.federation.journal import Journal
 from fednnunet.federation.strategy import AsymFedAvg, NoExchange
-from fednnunet.fingerprint.merge import LocalFingerprint, merge_fingerprints
+from fednnunet.files import write_atomically
+from fednnunet.fingerprint.local import IntensityRange, LocalFingerprint, common_ranges
+from fednnunet.fingerprint.merge import merge_fingerprints
 
 log = logging.getLogger(__name__)
 
@@ -33,14 +37,16 @@ class ServerSettings:
     """What the server is told.
 
     Attributes:
-        federated_fingerprint: every node plans from the merged fingerprint (FFE).
+        fingerprint: how the fingerprint that every node plans from is merged (FFE); None where each plans from its own.
         folds: to train, one after another.
         timeout: seconds to wait for the replies of a stage or round; None waits for ever.
+        min_nodes: go on without nodes that fail or do not reply while so many are in; None needs all.
     """
 
-    federated_fingerprint: bool
+    fingerprint: Literal["histogram", "weighted_mean"] | None
     folds: Sequence[Fold]
     timeout: float | None
+    min_nodes: int | None = None
 
 
 @dataclass
@@ -107,13 +113,21 @@ def build_server_app(settings: ServerSettings, strategy: AsymFedAvg | NoExchange
 
 
 def describe_nodes(grid: Grid, settings: ServerSettings, journal: Journal) -> Federation:
-    """Ask every node for its fingerprint, labels and number of cases."""
+    """Ask every node for its labels and number of cases, and of its fingerprint what merging it begins with."""
     journal.stage("fingerprint")
     node_ids = sorted(grid.get_node_ids())
-    request = messages.FingerprintRequest()
+    tell: dict[str | None, Literal["nothing", "ranges", "statistics"]] = {
+        None: "nothing",
+        "histogram": "ranges",
+        "weighted_mean": "statistics",
+    }
+    request = messages.FingerprintRequest(tell=tell[settings.fingerprint])
     federation = Federation({})
-    replies = _ask(grid, Kind.FINGERPRINT, dict.fromkeys(node_ids, request), federation, settings, journal)
+    asked = dict.fromkeys(node_ids, request)
+    replies = _ask(grid, Kind.FINGERPRINT, asked, federation, settings, journal, at_least=settings.min_nodes)
     federation.described = {node: reply for node, reply, _ in replies}
+    if len(replies) < len(node_ids):
+        journal.message(f"in are {', '.join(federation.name(node) for node in federation.by_name())}")
     names = [reply.node for reply in federation.described.values()]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -128,7 +142,7 @@ def describe_nodes(grid: Grid, settings: ServerSettings, journal: Journal) -> Fe
 
 
 def check_agreement(federation: Federation) -> None:
-    """Channels, labels, regions and file ending must be the same everywhere before anything is merged.
+    """Channels, labels, regions, file ending and configuration must be the same before anything is merged.
 
     Raises:
         DataError: names the two nodes, the field and both values.
@@ -137,6 +151,11 @@ def check_agreement(federation: Federation) -> None:
     first = federation.described[nodes[0]]
     for node in nodes[1:]:
         other = federation.described[node]
+        if first.configuration != other.configuration:
+            raise ConfigError(
+                f"nodes {first.node} and {other.node} train {first.configuration} and {other.configuration}; "
+                "set the same dataset.configuration"
+            )
         for what in ("channel_names", "labels", "regions_class_order", "file_ending"):
             ours, theirs = getattr(first, what), getattr(other, what)
             if ours != theirs:
@@ -150,17 +169,44 @@ def plan_networks(grid: Grid, federation: Federation, settings: ServerSettings, 
     """Every node plans: from the federated fingerprint (FFE) or its own."""
     journal.stage("plan")
     request = messages.PlanRequest(fingerprint=None)
-    if settings.federated_fingerprint:
-        parts = [
-            LocalFingerprint.parse(federation.described[node].fingerprint, f"node {federation.name(node)}")
-            for node in federation.training
-        ]
-        request = messages.PlanRequest(fingerprint=merge_fingerprints(parts), num_training=federation.num_training)
+    if settings.fingerprint is not None:
+        merged = federated_fingerprint(grid, federation, settings)
+        write_atomically(journal.folder / "federated_fingerprint.json", json.dumps(merged, indent=1))
+        request = messages.PlanRequest(fingerprint=merged, num_training=federation.num_training)
     replies = _ask(grid, Kind.PLAN, dict.fromkeys(federation.training, request), federation, settings, journal)
     federation.planned = {node: reply for node, reply, _ in replies}
-    if settings.federated_fingerprint:
+    if settings.fingerprint is not None:
         _check_same_network(federation)
     journal.write_plans({federation.name(node): federation.planned[node].plans for node in federation.training})
+
+
+def federated_fingerprint(grid: Grid, federation: Federation, settings: ServerSettings) -> dict[str, Any]:
+    """nnU-Net's fingerprint of all nodes' cases, from what each tells of its own.
+
+    Raises:
+        ProtocolError: a malformed contribution; names the node.
+        DataError: no node has foreground in a channel.
+    """
+    described = {node: federation.described[node] for node in federation.training}
+    if settings.fingerprint == "histogram":
+        ranges = [_ranges_of(reply) for reply in described.values()]
+        bins = {channel: b.model_dump() for channel, b in common_ranges(ranges).items()}
+        unlabelled = sorted(set(described[federation.training[0]].channel_names) - set(bins))
+        if unlabelled:
+            raise DataError(f"no node has foreground in channel {unlabelled[0]}: every label map is empty")
+        request = messages.FingerprintRequest(tell="contribution", total_cases=federation.num_training, bins=bins)
+        replies = _ask(grid, Kind.FINGERPRINT, dict.fromkeys(described, request), federation, settings)
+        described = {node: reply for node, reply, _ in replies}
+    return merge_fingerprints(
+        [LocalFingerprint.parse(reply.fingerprint, f"node {reply.node}") for reply in described.values()]
+    )
+
+
+def _ranges_of(reply: messages.FingerprintReply) -> dict[str, IntensityRange]:
+    try:
+        return {channel: IntensityRange.model_validate(r) for channel, r in (reply.intensity_ranges or {}).items()}
+    except ValidationError as error:
+        raise ProtocolError(f"node {reply.node} sent malformed ranges: {error.errors()[0]['msg']}") from None
 
 
 def _check_same_network(federation: Federation) -> None:
@@ -279,13 +325,10 @@ def _train_round(
             yield reply
 
     aggregated, _ = strategy.aggregate_train(server_round, passing_by(stream_replies(grid, requests, settings.timeout)))
-    for node, reason in strategy.failures.items():
-        log.error("round %d failed", server_round)
-        raise NodeError(federation.name(node), reason)
-    absent = sorted(federation.name(node) for node in set(sent) - set(rows))
-    if absent:
-        raise NodeError(absent[0], f"round {server_round}: no reply within {settings.timeout:g} s")
-    return aggregated or ArrayRecord(), [rows[node] for node in federation.training]
+    late = {node: f"round {server_round}: no reply within {settings.timeout} s" for node in sent if node not in rows}
+    out = [NodeError(federation.name(node), reason) for node, reason in (late | strategy.failures).items()]
+    _check_enough(out, len(sent) - len(out), settings.min_nodes, journal)
+    return aggregated or arrays, [rows[node] for node in federation.training if node in rows]
 
 
 ROUND_METRICS = ("train_loss", "val_loss", "pseudo_dice", "seconds_train", "seconds_exchange")
@@ -315,10 +358,11 @@ def evaluate_models(
         settings,
         journal,
         {node: strategy.arrays_for(node, arrays) for node in federation.training},
+        at_least=settings.min_nodes,
     )
     scores = [score for _, reply, _ in replies for score in reply.cases]
     per_model: dict[int, list[list[messages.CaseScore]]] = {external: [] for external in federation.external}
-    for node in federation.training if federation.external else []:
+    for node, *_ in replies if federation.external else []:
         # One model at a time passes through: the server's memory stays that of one model.
         request = messages.EvaluateRequest(fold=fold, server_round=final, layers=list(federation.planned[node].layers))
         ((_, reply, model),) = _ask(grid, Kind.EVALUATE, {node: request}, federation, settings)
@@ -358,11 +402,13 @@ def _ask(
     settings: ServerSettings,
     journal: Journal | None = None,
     arrays: Mapping[int, ArrayRecord] | None = None,
+    at_least: int | None = None,
 ) -> list[tuple[int, Any, ArrayRecord]]:
-    """Send one request a node, wait for all replies; the first error ends the run.
+    """Send one request a node, wait for all replies; the first error ends the run, unless enough nodes are in.
 
     Returns:
-        Node id, validated reply and arrays of every node, in the order of ``requests``.
+        Node id, validated reply and arrays of every node, in the order of ``requests``; with ``at_least``, of those
+        that did not fail.
     """
     outgoing = []
     for node, body in requests.items():
@@ -370,20 +416,38 @@ def _ask(
         if arrays is not None and arrays[node]:
             content["arrays"] = arrays[node]
         outgoing.append(Message(content, dst_node_id=node, message_type=kind.value))
-    answered = {}
+    answered: dict[int, tuple[int, Any, ArrayRecord]] = {}
+    failed: dict[int, NodeError] = {}
     for reply in stream_replies(grid, outgoing, settings.timeout):
         node = reply.metadata.src_node_id
         name = federation.name(node)
         if reply.has_error():
-            raise _node_error(federation, node, reply.error.reason or "failed without a reason")
+            failed[node] = _node_error(federation, node, reply.error.reason or "failed without a reason")
+            if at_least is None:
+                raise failed[node]
+            continue
         body = _parse_reply(messages.REPLIES[kind], reply, name)
         answered[node] = (node, body, reply.content.array_records.get("arrays", ArrayRecord()))
         if journal is not None:
             journal.node_done(body.node if isinstance(body, messages.FingerprintReply) else name)
-    absent = [federation.name(node) for node in requests if node not in answered]
-    if absent:
-        raise NodeError(absent[0], f"{kind.value}: no reply within {settings.timeout:g} s")
-    return [answered[node] for node in requests]
+    for node in requests:
+        if node not in answered and node not in failed:
+            failed[node] = NodeError(federation.name(node), f"{kind.value}: no reply within {settings.timeout} s")
+    _check_enough(list(failed.values()), len(answered), at_least, journal)
+    return [answered[node] for node in requests if node in answered]
+
+
+def _check_enough(failed: Sequence[NodeError], left: int, at_least: int | None, journal: Journal | None) -> None:
+    """Go on without the nodes that failed, and say so, where enough are left.
+
+    Raises:
+        NodeError: the first failure; too few are left, or none may be missing.
+    """
+    if failed and (at_least is None or left < at_least):
+        raise failed[0]
+    for error in failed:
+        if journal is not None:
+            journal.message(f"{error}; the federation goes on without it")
 
 
 def _node_error(federation: Federation, node: int, reason: str) -> NodeError:

@@ -1,97 +1,121 @@
-"""Federated fingerprint: what the server makes of the nodes' dataset fingerprints (paper, FFE).
+"""Federated fingerprint: what the server makes of the nodes' contributions (paper, FFE).
 
-Lists of shapes and spacings are concatenated. Intensity statistics are averaged with the number of cases as
-weight, minima and maxima taken over all nodes: the original FednnU-Net's rule, which ignores the variance
-between centres.
+``histogram`` builds the fingerprint that nnU-Net would extract from the pooled images: counts, sums and histograms
+add up. ``weighted_mean`` is the original FednnU-Net's rule: nnU-Net's statistics of the nodes, averaged with the number
+of cases as weight, which leaves the variance between centres out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from fednnunet.errors import ProtocolError
+from fednnunet.fingerprint.local import ChannelIntensities, IntensityBins, LocalFingerprint
 
-Triple = Annotated[list[float], Field(min_length=3, max_length=3)]
-
-
-class IntensityProperties(BaseModel):
-    """Statistics of the foreground intensities of one channel."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    max: float
-    mean: float
-    median: float
-    min: float
-    percentile_00_5: float
-    percentile_99_5: float
-    std: float = Field(ge=0)
-
-
-class LocalFingerprint(BaseModel):
-    """nnU-Net's fingerprint of one node, validated.
-
-    Attributes:
-        spacings: mm, (Z, Y, X), one a case.
-        shapes_after_crop: voxels, (Z, Y, X), one a case.
-        foreground_intensity_properties_per_channel: by channel number.
-        median_relative_size_after_cropping: size after cropping to nonzero over size before.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    spacings: list[Triple] = Field(min_length=1)
-    shapes_after_crop: list[Annotated[list[int], Field(min_length=3, max_length=3)]]
-    foreground_intensity_properties_per_channel: dict[str, IntensityProperties] = Field(min_length=1)
-    median_relative_size_after_cropping: float = Field(gt=0, le=1)
-
-    @model_validator(mode="after")
-    def _one_shape_a_spacing(self) -> LocalFingerprint:
-        if len(self.spacings) != len(self.shapes_after_crop):
-            raise ValueError("spacings and shapes_after_crop differ in length")
-        if min(map(min, self.spacings)) <= 0 or min(map(min, self.shapes_after_crop)) <= 0:
-            raise ValueError("spacings and shapes must be positive")
-        return self
-
-    @property
-    def num_cases(self) -> int:
-        """Cases the fingerprint was taken from."""
-        return len(self.spacings)
-
-    @classmethod
-    def parse(cls, fingerprint: Any, where: str) -> LocalFingerprint:
-        """Validate nnU-Net's fingerprint dict of ``where``.
-
-        Raises:
-            ProtocolError: naming ``where`` and the field.
-        """
-        try:
-            return cls.model_validate(fingerprint)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            field = ".".join(str(part) for part in first["loc"]) or "fingerprint"
-            raise ProtocolError(f"{where} sent a malformed fingerprint: {field}: {first['msg']}") from None
-
-    def to_dict(self) -> dict[str, Any]:
-        """nnU-Net's ``dataset_fingerprint.json``."""
-        return self.model_dump()
+Intensity = Literal["histogram", "weighted_mean"]
+PERCENTILES = {"percentile_00_5": 0.5, "median": 50.0, "percentile_99_5": 99.5}
 
 
 def merge_fingerprints(parts: Sequence[LocalFingerprint]) -> dict[str, Any]:
-    """Merge the fingerprints of all nodes into one in nnU-Net's format.
+    """Merge the contributions of all nodes into one fingerprint in nnU-Net's format.
+
+    Shapes and spacings are concatenated (paper). From contributions that add up, sizes, means, standard deviations,
+    minima and maxima are those of the pooled dataset to float rounding; median and percentiles are exact for integer
+    intensities and within one bin for others. Of nnU-Net's own fingerprints weighted means are taken, as in the
+    original.
+
+    Args:
+        parts: of the nodes, all of one kind.
+
+    Returns:
+        nnU-Net's ``dataset_fingerprint.json``.
 
     Raises:
-        ValueError: no parts, or parts with different channels.
+        ValueError: no parts, parts of both kinds, with different channels or bins, or a channel without foreground.
     """
     if not parts:
         raise ValueError("there is no fingerprint to merge")
-    channels = list(parts[0].foreground_intensity_properties_per_channel)
-    if any(list(part.foreground_intensity_properties_per_channel) != channels for part in parts):
+    if len({part.adds_up for part in parts}) > 1:
+        raise ValueError("fingerprints are of two kinds: some add up, some are nnU-Net's statistics")
+    channels = parts[0].channels
+    if any(part.channels != channels for part in parts):
         raise ValueError("fingerprints have different channels")
+    merged = _pooled(parts, channels) if parts[0].adds_up else _weighted_means(parts, channels)
+    return {
+        "spacings": [spacing for part in parts for spacing in part.spacings],
+        "shapes_after_crop": [shape for part in parts for shape in part.shapes_after_crop],
+        **merged,
+    }
+
+
+# histogram ---------------------------------------------------------------------------------------------
+
+
+def _pooled(parts: Sequence[LocalFingerprint], channels: Sequence[str]) -> dict[str, Any]:
+    intensities = [part.intensities or {} for part in parts]
+    return {
+        "foreground_intensity_properties_per_channel": {
+            channel: merge_intensities([node[channel] for node in intensities], channel) for channel in channels
+        },
+        "median_relative_size_after_cropping": float(
+            np.median([size for part in parts for size in part.relative_sizes or []])
+        ),
+    }
+
+
+def merge_intensities(parts: Sequence[ChannelIntensities], channel: str = "0") -> dict[str, float]:
+    """nnU-Net's statistics of the pooled samples of one channel.
+
+    Raises:
+        ValueError: different bins, or no foreground at all.
+    """
+    bins = parts[0].bins
+    if any(part.bins != bins for part in parts):
+        raise ValueError(f"channel {channel}: histograms have different bins")
+    filled = [part for part in parts if part.count]
+    if not filled:
+        raise ValueError(f"channel {channel}: no node has foreground")
+    counts = np.array([part.count for part in filled], dtype=np.float64)
+    means = np.array([part.mean for part in filled])
+    mean = float(np.dot(counts, means) / counts.sum())
+    # Between the nodes, and within them (Chan, Golub and LeVeque 1983).
+    squares = float(np.dot(counts, (means - mean) ** 2) + sum(part.squared_deviations for part in filled))
+    low, high = min(part.low for part in filled), max(part.high for part in filled)
+    histogram = np.sum([np.asarray(part.histogram, dtype=np.int64) for part in filled], axis=0)
+    return {
+        "max": high,
+        "mean": mean,
+        **{name: float(np.clip(_percentile(histogram, bins, q), low, high)) for name, q in PERCENTILES.items()},
+        "min": low,
+        "std": float(np.sqrt(squares / counts.sum())),
+    }
+
+
+def _percentile(histogram: np.ndarray, bins: IntensityBins, percent: float) -> float:
+    """As ``numpy.percentile`` with linear interpolation between the two nearest ranks."""
+    below = np.cumsum(histogram)
+    rank = (below[-1] - 1) * (percent / 100)
+    first = int(np.floor(rank))
+    a, b = (_value_at(below, bins, min(place, int(below[-1]) - 1)) for place in (first, first + 1))
+    part = rank - first
+    return b - (b - a) * (1 - part) if part >= 0.5 else a + (b - a) * part
+
+
+def _value_at(below: np.ndarray, bins: IntensityBins, rank: int) -> float:
+    """The value of this rank; of values that are not integers, evenly spread over their bin."""
+    place = int(np.searchsorted(below, rank, side="right"))
+    if bins.integer:
+        return bins.low + place
+    before = int(below[place - 1]) if place else 0
+    return bins.low + bins.width * (place + (rank - before + 0.5) / (int(below[place]) - before))
+
+
+# weighted mean -----------------------------------------------------------------------------------------
+
+
+def _weighted_means(parts: Sequence[LocalFingerprint], channels: Sequence[str]) -> dict[str, Any]:
     cases = np.array([part.num_cases for part in parts], dtype=np.float64)
     weights = cases / cases.sum()
 
@@ -100,7 +124,7 @@ def merge_fingerprints(parts: Sequence[LocalFingerprint]) -> dict[str, Any]:
 
     intensities = {}
     for channel in channels:
-        properties = [part.foreground_intensity_properties_per_channel[channel] for part in parts]
+        properties = [(part.foreground_intensity_properties_per_channel or {})[channel] for part in parts]
         intensities[channel] = {
             "max": max(p.max for p in properties),
             "mean": mean([p.mean for p in properties]),
@@ -111,8 +135,6 @@ def merge_fingerprints(parts: Sequence[LocalFingerprint]) -> dict[str, Any]:
             "std": mean([p.std for p in properties]),
         }
     return {
-        "spacings": [spacing for part in parts for spacing in part.spacings],
-        "shapes_after_crop": [shape for part in parts for shape in part.shapes_after_crop],
         "foreground_intensity_properties_per_channel": intensities,
-        "median_relative_size_after_cropping": mean([p.median_relative_size_after_cropping for p in parts]),
+        "median_relative_size_after_cropping": mean([p.median_relative_size_after_cropping or 0.0 for p in parts]),
     }

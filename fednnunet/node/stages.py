@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ import torch
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from pydantic import BaseModel, ValidationError
 
 from fednnunet import __version__
 from fednnunet.datasets.pooled import pool_datasets, pooled_name
@@ -28,8 +30,8 @@ from fednnunet.evaluation.score import HeldOutCase, score_cases
 from fednnunet.evaluation.summary import write_summary
 from fednnunet.exchange import messages
 from fednnunet.files import write_atomically
-from fednnunet.fingerprint.extract import extract_fingerprint
-from fednnunet.fingerprint.merge import LocalFingerprint
+from fednnunet.fingerprint.extract import extract_contribution, extract_fingerprint, intensity_ranges
+from fednnunet.fingerprint.local import IntensityBins, IntensityRange, LocalFingerprint
 from fednnunet.node.ranks import Ranks
 from fednnunet.node.settings import NodeSettings
 from fednnunet.planning import make_plans, take_plans
@@ -94,30 +96,76 @@ class NodeStages:
             stage_dataset(self.dataset, raw)
         if external:
             check_images(self.dataset, name)
+        ranges, fingerprint = (None, None) if external else self._tell(request)
         return messages.FingerprintReply(
             node=name,
             version=__version__,
             external=external,
             num_training=0 if external else len(self.dataset.cases),
+            configuration=self.config.dataset.configuration,
             channel_names=self.dataset.channel_names,
             labels=self.dataset.labels,
             regions_class_order=self.dataset.dataset_json.get("regions_class_order"),
             file_ending=self.dataset.file_ending,
-            fingerprint=None if external else self._fingerprint(),
+            fingerprint=fingerprint,
+            intensity_ranges=ranges,
             resume_rounds={} if external else self._resume_rounds(),
         )
 
-    def _fingerprint(self) -> dict[str, Any]:
+    def _tell(self, request: messages.FingerprintRequest) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+        """Intensity ranges and fingerprint, where they were asked for; ``fingerprint.share`` rounds what leaves."""
         assert self.dataset is not None
-        digest = raw_digest(self.dataset)
-        cached = self._cache_folder(digest) / "dataset_fingerprint.json"
+        dataset, workers = self.dataset, self.config.node.preprocessing_workers
+        quantised = self.config.fingerprint.share == "quantised"
+        if request.tell == "ranges":
+            ranges = self._cached("intensity_ranges", lambda: _dump(intensity_ranges(dataset, workers)))
+            if quantised:
+                ranges = _dump({channel: IntensityRange(**r).quantised() for channel, r in ranges.items()})
+            return ranges, None
+        if request.tell == "contribution":
+            total, bins = self._asked_contribution(request)
+            key = hashlib.sha256(json.dumps([total, request.bins], sort_keys=True).encode()).hexdigest()[:12]
+            made = self._cached(
+                f"contribution_{key}", lambda: extract_contribution(dataset, total, bins, workers).to_dict()
+            )
+            return None, LocalFingerprint.parse(made, "the cache").quantised().to_dict() if quantised else made
+        fingerprint = self._fingerprint()  # also where nothing is told: planning will want it
+        return None, fingerprint if request.tell == "statistics" else None
+
+    def _asked_contribution(self, request: messages.FingerprintRequest) -> tuple[int, dict[str, IntensityBins]]:
+        assert self.dataset is not None
+        if request.total_cases is None or request.total_cases < len(self.dataset.cases):
+            raise ProtocolError(f"the server says that there are {request.total_cases} training cases in all")
+        try:
+            bins = {channel: IntensityBins.model_validate(b) for channel, b in (request.bins or {}).items()}
+        except ValidationError as error:
+            raise ProtocolError(f"the server sent malformed bins: {error.errors()[0]['msg']}") from None
+        missing = sorted(set(self.dataset.channel_names) - set(bins))
+        if missing:
+            raise ProtocolError(f"the server sent no bins for channel {missing[0]}")
+        return request.total_cases, bins
+
+    def _fingerprint(self) -> dict[str, Any]:
+        """nnU-Net's fingerprint of the node."""
+        assert self.dataset is not None
+        dataset, workers = self.dataset, self.config.node.preprocessing_workers
+        return self._cached("dataset_fingerprint", lambda: extract_fingerprint(dataset, workers))
+
+    def _cached(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What ``make`` returns of the images as they are; made once, after every image was checked."""
+        assert self.dataset is not None
+        folder = self._cache_folder(raw_digest(self.dataset))
+        cached = folder / f"{name}.json"
         if cached.is_file():
             return json.loads(cached.read_text())
-        for centre, dataset in self.centres.items():
-            check_images(dataset, centre)
-        fingerprint = extract_fingerprint(self.dataset, self.config.node.preprocessing_workers)
-        write_atomically(cached, json.dumps(fingerprint))
-        return fingerprint
+        checked = folder / "checked"
+        if not checked.is_file():
+            for centre, dataset in self.centres.items():
+                check_images(dataset, centre)
+            write_atomically(checked, "")
+        made = make()
+        write_atomically(cached, json.dumps(made))
+        return made
 
     def _cache_folder(self, digest: str) -> Path:
         assert self.dataset is not None
@@ -302,6 +350,10 @@ class NodeStages:
         if self.trainer is None:
             raise ProtocolError("the node was not asked to preprocess before")
         return self.trainer
+
+
+def _dump(models: Mapping[str, BaseModel]) -> dict[str, Any]:
+    return {name: model.model_dump() for name, model in models.items()}
 
 
 def _link(link: Path, target: Path) -> None:

@@ -27,6 +27,9 @@ class Follower:
     def stage(self, name: str) -> None:
         self.progress.stage(name)
 
+    def message(self, text: str) -> None:
+        self.progress.message(text)
+
     def plans(self, plans: Mapping[str, Any]) -> None:
         self.tracker.log_plans(plans)
 

@@ -10,8 +10,8 @@ import pytest
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 
 from fednnunet.datasets.raw import read_dataset
+from fednnunet.fingerprint import LocalFingerprint
 from fednnunet.fingerprint.extract import extract_fingerprint
-from fednnunet.fingerprint.merge import LocalFingerprint
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fednnunet.errors import ProtocolError
-from fednnunet.fingerprint.merge import LocalFingerprint, merge_fingerprints
+from fednnunet.fingerprint import LocalFingerprint, merge_fingerprints
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "fingerprints.json").read_text())
 
@@ -63,7 +63,7 @@ def test_merge_refuses_differing_channels(parts: list[LocalFingerprint]) -> None
     [
         ({"spacings": [[1.0, 1.0]]}, "spacings"),
         ({"spacings": [[1.0, 1.0, float("nan")]] * 3}, "spacings"),
-        ({"spacings": [[1.0, 1.0, -1.0]] * 3}, "positive"),
+        ({"spacings": [[1.0, 1.0, -1.0]] * 3}, "greater than 0"),
         ({"shapes_after_crop": [[1, 2, 3]]}, "differ in length"),
         ({"median_relative_size_after_cropping": 1.5}, "median_relative_size"),
         ({"case_names": ["patient_001"]}, "case_names"),

@@ -146,3 +146,19 @@ def test_a_folder_of_another_configuration_is_refused(train: Train, tmp_path: Pa
     result = train(tmp_path / "run", *LONGER, "seed=3")
     assert result.returncode == 2
     assert "holds a run with seed=0, not 3" in result.stderr
+
+
+def test_a_federation_goes_on_without_a_node_while_enough_are_in(raw: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start_and_wait_for_round(raw, run, 1, (*LONGER, "federation.min_nodes=2"))
+    log = run / "nodes" / "Porto" / "node.log"
+    children = psutil.Process(process.pid).children(recursive=True)
+    (worker,) = [child for child in children if any(Path(f.path) == log for f in _open_files(child))]
+    worker.kill()
+    output, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    assert "node Porto: " in output
+    assert "the federation goes on without it" in output
+    rounds = losses(run)
+    assert set(rounds[rounds["round"] == 5].node) == {"Oslo", "Lund"}
+    assert set(pd.read_csv(run / "cases.csv").node) == {"Oslo", "Lund", "Riga"}

@@ -16,6 +16,7 @@ import SimpleITK as sitk
 import torch
 
 from fednnunet.datasets.splits import crossval_splits
+from fednnunet.fingerprint.local import BINS
 from tests.integration.conftest import CENTRES, Train, result_folder
 
 pytestmark = pytest.mark.slow
@@ -78,6 +79,27 @@ def test_ffe_plans_one_network_and_ends_with_one_model(finished: Callable[[str],
     ]
     for name in states[0]:
         assert all(torch.equal(state[name], states[0][name]) for state in states), name
+
+
+def test_ffe_plans_what_nnunet_plans_on_the_pooled_images(finished: Callable[[str], Path]) -> None:
+    """The heart of it: from what the nodes tell, the server makes the fingerprint of all images."""
+    ffe = json.loads((finished("ffe") / "plans.json").read_text())["Oslo"]
+    pooled = json.loads((finished("centralized") / "plans.json").read_text())["centralized"]
+    key = "foreground_intensity_properties_per_channel"
+    for channel, statistics in pooled.pop(key).items():
+        bin_width = (statistics["max"] - statistics["min"]) / BINS
+        assert ffe[key][channel] == pytest.approx(statistics, rel=2e-6, abs=2 * bin_width)
+    del ffe[key]
+    assert {ffe.pop("dataset_name"), pooled.pop("dataset_name")} == {"Dataset201_Oslo", "Dataset999_Pooled"}
+    assert json.dumps(ffe, sort_keys=True) == json.dumps(pooled, sort_keys=True)
+
+
+def test_what_a_node_tells_of_its_images_may_be_quantised(train: Train, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    result = train(run, "strategy=ffe", "fingerprint.share=quantised", "trainer.epochs=1")
+    assert result.returncode == 0, result.stdout + result.stderr
+    told = json.loads((run / "federated_fingerprint.json").read_text())
+    assert all(float(f"{size:.2g}") == size for spacing in told["spacings"] for size in spacing)
 
 
 def test_asym_keeps_own_plans_and_averages_what_matches(finished: Callable[[str], Path]) -> None:

@@ -44,6 +44,7 @@ def run_config(folder: Path) -> RunConfig:
                 "centres": [{"name": "Oslo", "dataset": 101}],
             },
             "strategy": {"name": "asym", "fingerprint": "local", "aggregation": {}},
+            "fingerprint": {"intensity": "histogram", "share": "full"},
             "trainer": {
                 "class": "nnUNetTrainer",
                 "epochs": 3,
