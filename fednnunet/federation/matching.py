@@ -1,15 +1,19 @@
-"""Which layers of different networks are the same (paper, eq. 2)."""
+"""Which layers of different networks are the same (paper, eq. 2; and counted from the full resolution)."""
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Literal, TypeAlias, TypeVar
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Literal, TypeAlias, TypeVar, get_args
 
 Node = TypeVar("Node", bound=Hashable)
 Shapes: TypeAlias = Mapping[str, Sequence[int]]
-Matching: TypeAlias = Literal["name"]
+Matching: TypeAlias = Literal["name", "resolution"]
 Share: TypeAlias = Literal["all", "groups"]
+
+DECODER_LAYER = re.compile(r"decoder\.(stages|transpconvs|seg_layers)\.(\d+)\.(.+)")
+"""Layers that nnU-Net numbers from the bottleneck up (``dynamic_network_architectures`` ``UNetDecoder``)."""
 
 
 def match_layers(
@@ -20,6 +24,9 @@ def match_layers(
     Args:
         shapes: of every layer, by node.
         matching: ``name``: layers are the same under the same name with the same shape (paper, eq. 2).
+            ``resolution``: decoder stages, transposed convolutions and segmentation heads are counted from the full
+            resolution down, as the encoder's are; nnU-Net numbers them from the bottleneck, so that in networks of 7
+            and 8 stages ``decoder.stages.2`` works at different resolutions.
         share: ``all``: layers that every node has (paper); ``groups``: each group of two or more nodes that
             have the layer with one shape.
 
@@ -29,20 +36,31 @@ def match_layers(
     Raises:
         ValueError: unknown ``matching`` or ``share``.
     """
-    if matching != "name":
-        raise ValueError(f"matching={matching}: must be name")
-    if share not in ("all", "groups"):
-        raise ValueError(f"share={share}: must be all or groups")
-    members: dict[tuple[str, tuple[int, ...]], list[Node]] = defaultdict(list)
+    for argument, value, known in (("matching", matching, Matching), ("share", share, Share)):
+        if value not in get_args(known):
+            raise ValueError(f"{argument}={value}: must be {' or '.join(get_args(known))}")
+    members: dict[tuple[str, tuple[int, ...]], list[tuple[Node, str]]] = defaultdict(list)
     for node, layers in shapes.items():
+        places = places_by_resolution(layers) if matching == "resolution" else {name: name for name in layers}
         for name, shape in layers.items():
-            members[name, tuple(shape)].append(node)
+            members[places[name], tuple(shape)].append((node, name))
     enough = len(shapes) if share == "all" else 2
     matched: dict[Node, dict[str, str]] = {node: {} for node in shapes}
-    for (name, shape), nodes in members.items():
-        if len(nodes) < enough:
+    for (place, shape), layers_there in members.items():
+        if len(layers_there) < enough:
             continue
-        group = name if len(nodes) == len(shapes) else f"{name}@{'x'.join(map(str, shape))}"
-        for node in nodes:
+        group = place if len(layers_there) == len(shapes) else f"{place}@{'x'.join(map(str, shape))}"
+        for node, name in layers_there:
             matched[node][name] = group
-    return matched
+    # A node's layers keep the order of its network.
+    return {node: {name: matched[node][name] for name in shapes[node] if name in matched[node]} for node in shapes}
+
+
+def places_by_resolution(layers: Iterable[str]) -> dict[str, str]:
+    """Layer to its place, in which decoder layers are counted from the full resolution (0) down."""
+    found = {name: DECODER_LAYER.fullmatch(name) for name in layers}
+    stages = 1 + max((int(match[2]) for match in found.values() if match), default=0)
+    return {
+        name: f"decoder.{match[1]}.from_top.{stages - 1 - int(match[2])}.{match[3]}" if match else name
+        for name, match in found.items()
+    }

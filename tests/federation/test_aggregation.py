@@ -45,12 +45,6 @@ def test_weights_are_those_of_numpy() -> None:
     np.testing.assert_allclose(averaged[0]["a"], expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize(("argument", "value"), [("matching", "colour"), ("share", "most")])
-def test_unknown_rules_are_refused(argument: str, value: str) -> None:
-    with pytest.raises(ValueError, match=f"{argument}={value}: must be"):
-        match_layers({"A": {"w": (1,)}}, **{argument: value})
-
-
 @given(st.integers(1, 6), st.integers(0, 2**32 - 1), st.integers(1, 200_000))
 def test_mean_of_equal_states_is_that_state(nodes: int, seed: int, size: int) -> None:
     state = {"w": np.random.default_rng(seed).standard_normal(size).astype(np.float32)}
