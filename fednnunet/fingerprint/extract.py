@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
-from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 
 from fednnunet.datasets.raw import Case, RawDataset
 from fednnunet.fingerprint.local import ChannelIntensities, IntensityBins, IntensityRange, LocalFingerprint
+from fednnunet.fingerprint.merge import PERCENTILES, percentile
 
 MAX_FOREGROUND_VOXELS = 10e7
 """Foreground voxels that nnU-Net samples from a whole dataset for its intensity statistics."""
@@ -29,31 +29,48 @@ R = TypeVar("R")
 def extract_fingerprint(dataset: RawDataset, workers: int = 1) -> dict[str, Any]:
     """nnU-Net's fingerprint of ``dataset``, JSON-ready.
 
-    Same values as ``DatasetFingerprintExtractor.run``, which starts a pool of processes (each importing
-    torch) also for a handful of small images; here ``workers=1`` works in this process.
+    The values of ``DatasetFingerprintExtractor.run``, to the bit, in about half its time and a third of its memory.
+    ``workers=1`` works in this process: a pool costs seconds of imports a process.
     """
-    reader = _reader(dataset)
-    samples = samples_per_case(len(dataset.cases))
-    results = _map(partial(_analyse, reader=reader, samples=samples), dataset, workers)
-    shapes, spacings, intensities, _, relative_sizes = zip(*results, strict=True)
+    cases = list(_map(partial(_read, reader=_reader(dataset)), dataset, workers))
+    samples = samples_per_case(len(cases))
+    random = [np.random.RandomState(SAMPLING_SEED) for _ in cases]
     channels = {}
     for channel in range(len(dataset.channel_names)):
-        values = np.concatenate([case[channel] for case in intensities])
-        low, median, high = np.percentile(values, (0.5, 50.0, 99.5))
-        channels[str(channel)] = {
-            "mean": float(np.mean(values)),
-            "median": float(median),
-            "std": float(np.std(values)),
-            "min": float(np.min(values)),
-            "max": float(np.max(values)),
-            "percentile_99_5": float(high),
-            "percentile_00_5": float(low),
-        }
+        foreground = [(r, case.foreground[channel]) for r, case in zip(random, cases, strict=True)]
+        channels[str(channel)] = _statistics([(r, values) for r, values in foreground if values.size], samples)
     return {
-        "spacings": [[float(value) for value in spacing] for spacing in spacings],
-        "shapes_after_crop": [[int(value) for value in shape] for shape in shapes],
+        "spacings": [case.spacing for case in cases],
+        "shapes_after_crop": [case.shape for case in cases],
         "foreground_intensity_properties_per_channel": channels,
-        "median_relative_size_after_cropping": float(np.median(relative_sizes)),
+        "median_relative_size_after_cropping": float(np.median([case.relative_size for case in cases])),
+    }
+
+
+def _statistics(foreground: Sequence[tuple[np.random.RandomState, np.ndarray]], samples: int) -> dict[str, float]:
+    """nnU-Net's statistics of the samples of one channel.
+
+    The samples are held in nnU-Net's order, as its float32 mean depends on it. Percentiles are read off the distinct
+    values and how often each was drawn: a fraction of the time of sorting 1e8 samples.
+    """
+    drawn = np.empty(len(foreground) * samples, dtype=foreground[0][1].dtype)
+    counts = [
+        draw(random, values, drawn[place * samples : (place + 1) * samples])
+        for place, (random, values) in enumerate(foreground)
+    ]
+    distinct = np.concatenate([values for _, values in foreground])
+    order = np.argsort(distinct)
+    distinct, below = distinct[order], np.cumsum(np.concatenate(counts)[order])
+
+    def value_at(rank: int) -> float:
+        return distinct[np.searchsorted(below, rank, side="right")]
+
+    return {
+        "mean": float(np.mean(drawn)),
+        "std": float(np.std(drawn)),
+        "min": float(np.min(drawn)),
+        "max": float(np.max(drawn)),
+        **{name: percentile(value_at, len(drawn), q) for name, q in PERCENTILES.items()},
     }
 
 
@@ -131,21 +148,34 @@ class _CaseContribution:
 
 
 def _contribute(case: Case, reader: type, samples: int, bins: list[IntensityBins]) -> _CaseContribution:
-    spacing, shape, relative_size, foreground = _read(case, reader)
+    read = _read(case, reader)
     random = np.random.RandomState(SAMPLING_SEED)
     sampled = [
-        _sample(values, draw_counts(random, len(values), samples), channel)
-        for values, channel in zip(foreground, bins, strict=True)
+        _sample(values, draw(random, values, samples=samples), channel)
+        for values, channel in zip(read.foreground, bins, strict=True)
         if values.size
     ]
-    return _CaseContribution(spacing, shape, relative_size, sampled)
+    return _CaseContribution(read.spacing, read.shape, read.relative_size, sampled)
 
 
-def draw_counts(random: np.random.RandomState, population: int, samples: int) -> np.ndarray:
-    """How often ``random.choice(population, samples, replace=True)`` draws each; never holds all samples."""
-    counts = np.zeros(population, dtype=np.int64)
-    for start in range(0, samples, CHUNK):
-        counts += np.bincount(random.randint(0, population, min(CHUNK, samples - start)), minlength=population)
+def draw(
+    random: np.random.RandomState, values: np.ndarray, into: np.ndarray | None = None, samples: int = 0
+) -> np.ndarray:
+    """How often ``random.choice(values, samples, replace=True)`` draws each of ``values``.
+
+    Args:
+        random: is advanced as by ``choice``.
+        values: to draw from.
+        into: takes what was drawn, in order; None holds no more than :data:`CHUNK` samples at a time.
+        samples: number, where ``into`` is None.
+    """
+    total = samples if into is None else len(into)
+    counts = np.zeros(len(values), dtype=np.int64)
+    for start in range(0, total, CHUNK):
+        places = random.randint(0, len(values), min(CHUNK, total - start))
+        counts += np.bincount(places, minlength=len(values))
+        if into is not None:
+            np.take(values, places, out=into[start : start + len(places)])
     return counts
 
 
@@ -188,32 +218,34 @@ class _Sum:
 
 
 def _ranges(case: Case, reader: type) -> list[IntensityRange]:
-    *_, foreground = _read(case, reader)
-    if not foreground[0].size:
-        return []
     return [
         IntensityRange(low=float(v.min()), high=float(v.max()), integer=bool((v == np.rint(v)).all()))
-        for v in foreground
+        for v in _read(case, reader).foreground
+        if v.size
     ]
 
 
-def _read(case: Case, reader: type) -> tuple[list[float], list[int], float, list[np.ndarray]]:
-    """Spacing, shape after cropping, relative size, and foreground values of each channel, as nnU-Net takes them."""
+@dataclass(frozen=True)
+class _Read:
+    """What nnU-Net takes of a case: mm, voxels after cropping, part that cropping leaves, foreground by channel."""
+
+    spacing: list[float]
+    shape: list[int]
+    relative_size: float
+    foreground: list[np.ndarray]
+
+
+def _read(case: Case, reader: type) -> _Read:
     images, properties = reader().read_images([str(image) for image in case.images])
     segmentation, _ = reader().read_seg(str(case.label))
     cropped, labels, _ = crop_to_nonzero(images, segmentation)
     mask = labels[0] > 0
-    return (
+    return _Read(
         [float(value) for value in properties["spacing"]],
         [int(size) for size in cropped.shape[1:]],
         float(np.prod(cropped.shape[1:]) / np.prod(images.shape[1:])),
         [channel[mask] for channel in cropped],
     )
-
-
-def _analyse(case: Case, reader: type, samples: int) -> tuple:
-    images = [str(image) for image in case.images]
-    return DatasetFingerprintExtractor.analyze_case(images, str(case.label), reader, samples)
 
 
 def _reader(dataset: RawDataset) -> type:

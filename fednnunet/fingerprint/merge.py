@@ -7,7 +7,8 @@ of cases as weight, which leaves the variance between centres out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -83,24 +84,24 @@ def merge_intensities(parts: Sequence[ChannelIntensities], channel: str = "0") -
     # Between the nodes, and within them (Chan, Golub and LeVeque 1983).
     squares = float(np.dot(counts, (means - mean) ** 2) + sum(part.squared_deviations for part in filled))
     low, high = min(part.low for part in filled), max(part.high for part in filled)
-    histogram = np.sum([np.asarray(part.histogram, dtype=np.int64) for part in filled], axis=0)
+    below = np.cumsum(np.sum([np.asarray(part.histogram, dtype=np.int64) for part in filled], axis=0))
+    count, value_at = int(below[-1]), partial(_value_at, below, bins)
     return {
         "max": high,
         "mean": mean,
-        **{name: float(np.clip(_percentile(histogram, bins, q), low, high)) for name, q in PERCENTILES.items()},
+        **{name: float(np.clip(percentile(value_at, count, q), low, high)) for name, q in PERCENTILES.items()},
         "min": low,
         "std": float(np.sqrt(squares / counts.sum())),
     }
 
 
-def _percentile(histogram: np.ndarray, bins: IntensityBins, percent: float) -> float:
-    """As ``numpy.percentile`` with linear interpolation between the two nearest ranks."""
-    below = np.cumsum(histogram)
-    rank = (below[-1] - 1) * (percent / 100)
+def percentile(value_at: Callable[[int], float], count: int, percent: float) -> float:
+    """As ``numpy.percentile`` of ``count`` values, of which ``value_at`` gives the one of each rank (from 0)."""
+    rank = (count - 1) * (percent / 100)
     first = int(np.floor(rank))
-    a, b = (_value_at(below, bins, min(place, int(below[-1]) - 1)) for place in (first, first + 1))
-    part = rank - first
-    return b - (b - a) * (1 - part) if part >= 0.5 else a + (b - a) * part
+    a, b = value_at(first), value_at(min(first + 1, count - 1))
+    part, difference = rank - first, float(b - a)  # in the precision of the values, as numpy
+    return float(b) - difference * (1 - part) if part >= 0.5 else float(a) + difference * part
 
 
 def _value_at(below: np.ndarray, bins: IntensityBins, rank: int) -> float:

@@ -62,6 +62,7 @@ def write(path: Path, array: np.ndarray, spacing: Sequence[float]) -> None:
 def few_samples() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(extract, "MAX_FOREGROUND_VOXELS", SAMPLES)
+        patch.setattr(extract, "CHUNK", 997)
         yield
 
 
@@ -165,12 +166,14 @@ def test_samples_are_drawn_as_nnunet_draws_them(pooled: Pooled) -> None:
     case = dataset.cases[3]
     reader = extract._reader(dataset)
     images, label = [str(image) for image in case.images], str(case.label)
-    _, _, drawn, _, _ = DatasetFingerprintExtractor.analyze_case(images, label, reader, 5000)
-    *_, foreground = extract._read(case, reader)
-    random = np.random.RandomState(extract.SAMPLING_SEED)
-    for values, theirs in zip(foreground, drawn, strict=True):
-        ours = np.repeat(values, extract.draw_counts(random, len(values), 5000))
-        assert np.array_equal(np.sort(ours), np.sort(theirs))
+    _, _, theirs, _, _ = DatasetFingerprintExtractor.analyze_case(images, label, reader, 5000)
+    held, counted = (np.random.RandomState(extract.SAMPLING_SEED) for _ in range(2))
+    for values, expected in zip(extract._read(case, reader).foreground, theirs, strict=True):
+        drawn = np.empty(5000, dtype=values.dtype)
+        counts = extract.draw(held, values, drawn)
+        assert np.array_equal(drawn, expected)
+        assert np.array_equal(extract.draw(counted, values, samples=5000), counts)
+        assert np.array_equal(np.sort(np.repeat(values, counts)), np.sort(expected))
 
 
 def test_quantised_contributions_hide_cases_and_move_plans_little(pooled: Pooled) -> None:
