@@ -6,12 +6,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 
 from fednnunet.datasets.raw import read_dataset
 from fednnunet.fingerprint import LocalFingerprint
-from fednnunet.fingerprint.extract import extract_fingerprint
+from fednnunet.fingerprint.extract import SAMPLING_SEED, _statistics, extract_fingerprint
 
 
 @pytest.mark.slow
@@ -28,3 +29,21 @@ def test_fingerprint_is_that_of_nnunets_extractor(
     ours = extract_fingerprint(read_dataset(folder, "A"))
     assert json.loads(json.dumps(ours)) == theirs
     assert LocalFingerprint.parse(ours, "A").num_cases == 6
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_statistics_are_numpys_of_the_samples_to_the_bit(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    cases = [generator.normal(100, 30, size).astype(np.float32) for size in generator.integers(1, 500, 4)]
+    samples = int(generator.integers(1, 2000))
+    drawn = np.concatenate([np.random.RandomState(SAMPLING_SEED).choice(c, samples, replace=True) for c in cases])
+    low, median, high = np.percentile(drawn, (0.5, 50.0, 99.5))
+    assert _statistics([(np.random.RandomState(SAMPLING_SEED), c) for c in cases], samples) == {
+        "mean": float(np.mean(drawn)),
+        "median": float(median),
+        "std": float(np.std(drawn)),
+        "min": float(np.min(drawn)),
+        "max": float(np.max(drawn)),
+        "percentile_99_5": float(high),
+        "percentile_00_5": float(low),
+    }
