@@ -89,11 +89,13 @@ class StrategyConfig(Config):
 
     Attributes:
         fingerprint: plan from the ``local`` fingerprint, the ``federated`` one, or the ``pooled`` dataset's.
+        keep_local: parts of layer names; layers with one of them are not exchanged.
         aggregation: a Flower strategy (a Hydra ``_target_``).
     """
 
     name: str
     fingerprint: Literal["local", "federated", "pooled"]
+    keep_local: list[str] = []
     aggregation: dict[str, Any]
 
 

@@ -94,7 +94,7 @@ def run(config: RunConfig, command: str) -> str:
         table = finish_run(folder)
         tracker.log_result(folder)
         tracker.finish(ok=True)
-    remove_resume_files(nodes)
+    remove_resume_files(folder, nodes)
     return table
 
 
@@ -241,8 +241,10 @@ def log_file(path: Path) -> Iterator[None]:
         root.level, flower.handlers, flower.propagate = before
 
 
-def remove_resume_files(nodes: Sequence[NodeSettings]) -> None:
-    """The run is over: remove the checkpoints that only going on with it needs, as nnU-Net does."""
+def remove_resume_files(folder: Path, nodes: Sequence[NodeSettings]) -> None:
+    """The run is over: remove what only going on with it needs, as nnU-Net does with its last checkpoint."""
+    for path in folder.glob("strategy_fold_*_round_*.npz"):
+        path.unlink()
     for node in nodes:
         for path in node.folder.glob("nnUNet_results/*/*/fold_*/checkpoint_round_*"):
             path.unlink()

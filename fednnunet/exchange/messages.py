@@ -150,11 +150,13 @@ class TrainRequest(Body):
         fold: to train; folds come one after another.
         server_round: 1, 2, …; 0 asks for the initial state without training.
         layers: names of the layers to send back; empty when nothing is exchanged.
+        proximal_mu: weight of the pull towards the arrays beside this body (FedProx); 0 for none.
     """
 
     fold: Fold = 0
     server_round: int = Field(ge=0)
     layers: list[LayerName]
+    proximal_mu: float = Field(default=0.0, ge=0)
 
 
 class TrainReply(Body):

@@ -100,7 +100,7 @@ class StreamingAverage(Generic[Node]):
                 that are not finite; names node and layer, and leaves the sums as they were.
         """
         where = f"node {name if name is not None else node}"
-        self._check(node, arrays, weight, where)
+        self.check(node, arrays, weight, where)
         self._seen.add(node)
         self._early[node] = (arrays, weight)
         self._add_in_turn()
@@ -111,7 +111,12 @@ class StreamingAverage(Generic[Node]):
         self._early[node] = ({}, 0.0)
         self._add_in_turn()
 
-    def _check(self, node: Node, arrays: Mapping[str, np.ndarray], weight: float, where: str) -> None:
+    def check(self, node: Node, arrays: Mapping[str, np.ndarray], weight: float, where: str) -> None:
+        """Whether ``arrays`` can be added.
+
+        Raises:
+            ProtocolError: as :meth:`add`.
+        """
         if node not in self._groups:
             raise ProtocolError(f"{where} is not part of this round")
         if node in self._seen:

@@ -260,11 +260,14 @@ def train_rounds(
     journal.begin_fold(fold, federation.rounds, start)
     if start:
         log.info("fold %s goes on from round %d", fold, start)
-        arrays, _ = _train_round(grid, federation, strategy, fold, start, ArrayRecord(), settings)
+        arrays = strategy.restore(journal.folder, fold, start) or ArrayRecord()
+        if not arrays:
+            arrays, _ = _train_round(grid, federation, strategy, fold, start, arrays, settings)
     else:
         arrays = _initial_arrays(grid, federation, strategy, fold, settings)
     for server_round in range(start + 1, federation.rounds + 1):
         arrays, rows = _train_round(grid, federation, strategy, fold, server_round, arrays, settings, journal)
+        strategy.save(journal.folder, fold, server_round, arrays)
         journal.write_round(server_round, rows)
     return arrays
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from math import prod
+from pathlib import Path
 from typing import Literal
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -12,7 +13,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
-from fednnunet.errors import ProtocolError
+from fednnunet.errors import ConfigError, ProtocolError
 from fednnunet.exchange.messages import EvaluateRequest, Fold, Kind, TrainRequest
 from fednnunet.exchange.records import from_array_record, to_array_record
 from fednnunet.federation.aggregation import StreamingAverage
@@ -34,6 +35,10 @@ class AsymFedAvg(Strategy):
         weighting: ``uniform`` (paper, eq. 3), or ``num_cases``: by training cases (FedAvg).
         matching: see :func:`~fednnunet.federation.matching.match_layers`.
         share: likewise.
+        keep_local: parts of layer names, such as ``seg_layers`` or ``norm``; layers with one of them between their
+            dots stay their node's own (personalised federated learning).
+        proximal_mu: weight of FedProx's proximal term, mu / 2 times the squared distance of the exchanged layers from
+            what the round began with (Li et al. 2020, eq. 2); 0 for none.
 
     Attributes:
         failures: node id to reason, for the replies of the last round that could not be used.
@@ -44,12 +49,16 @@ class AsymFedAvg(Strategy):
         weighting: Literal["uniform", "num_cases"] = "uniform",
         matching: Matching = "name",
         share: Share = "all",
+        keep_local: Sequence[str] = (),
+        proximal_mu: float = 0.0,
     ) -> None:
         if weighting not in ("uniform", "num_cases"):
             raise ValueError(f"weighting={weighting}: must be uniform or num_cases")
         self.weighting = weighting
         self.matching = matching
         self.share = share
+        self.keep_local = frozenset(keep_local)
+        self.proximal_mu = proximal_mu
         self.failures: dict[int, str] = {}
         self._names: Mapping[int, str] = {}
         self._layers: Mapping[int, Mapping[str, Sequence[int]]] = {}
@@ -64,10 +73,23 @@ class AsymFedAvg(Strategy):
             names: node id to the node's name.
         """
         self._layers, self._names = layers, names
-        self._groups = match_layers(layers, self.matching, self.share)
+        self._groups = {
+            node: {layer: group for layer, group in groups.items() if not self.keep_local & set(layer.split("."))}
+            for node, groups in match_layers(layers, self.matching, self.share).items()
+        }
+        self._check_kept(layers)
         self._average = StreamingAverage(layers, self._groups)
         for node, fraction in self.shared_fraction().items():
             log.info("node %s shares %.0f %% of its parameters", node, 100 * fraction)
+
+    def _check_kept(self, layers: Mapping[int, Mapping[str, Sequence[int]]]) -> None:
+        parts = {part for names in layers.values() for name in names for part in name.split(".")}
+        unknown = sorted(self.keep_local - parts)
+        if unknown:
+            raise ConfigError(
+                f"strategy.keep_local: no layer has the part {unknown[0]}; there are, for example, "
+                f"{', '.join(sorted(part for part in parts if not part.isdigit()))}"
+            )
 
     def shared_fraction(self) -> dict[str, float]:
         """Node name to the share of its parameters that is averaged with others."""
@@ -103,7 +125,12 @@ class AsymFedAvg(Strategy):
             _message(
                 Kind.TRAIN,
                 node,
-                TrainRequest(fold=fold_of(config), server_round=server_round, layers=self.layers_of(node)),
+                TrainRequest(
+                    fold=fold_of(config),
+                    server_round=server_round,
+                    layers=self.layers_of(node),
+                    proximal_mu=self.proximal_mu,
+                ),
                 self.arrays_for(node, arrays),
                 config,
             )
@@ -122,7 +149,7 @@ class AsymFedAvg(Strategy):
             node = reply.metadata.src_node_id
             name = self._names.get(node, str(node))
             try:
-                metrics = _checked_content(reply, name)
+                metrics = checked_content(reply, name)
                 arrays = reply.content.array_records.get("arrays", ArrayRecord())
                 weight = float(metrics[WEIGHT_KEY]) if self.weighting == "num_cases" else 1.0  # type: ignore[arg-type]
                 self._average.add(node, from_array_record(arrays, f"node {name}"), weight, name)
@@ -147,6 +174,13 @@ class AsymFedAvg(Strategy):
         for reply in replies:
             if reply.has_error():
                 self.failures[reply.metadata.src_node_id] = reply.error.reason or "failed"
+        return None
+
+    def save(self, folder: Path, fold: Fold, server_round: int, arrays: ArrayRecord) -> None:
+        """Nothing: an average remembers nothing, and the nodes can be asked for the round again."""
+
+    def restore(self, folder: Path, fold: Fold, server_round: int) -> ArrayRecord | None:
+        """The arrays after ``server_round`` of an interrupted run; None to ask the nodes for the round again."""
         return None
 
     def summary(self) -> None:
@@ -183,7 +217,7 @@ def _message(
     return Message(content, dst_node_id=node, message_type=kind.value)
 
 
-def _checked_content(reply: Message, name: str) -> MetricRecord:
+def checked_content(reply: Message, name: str) -> MetricRecord:
     """The reply's metrics.
 
     Raises:

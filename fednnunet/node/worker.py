@@ -182,6 +182,7 @@ class NodeWorker:
         load_state(module.network, self.waiting[0].arrays)
         self.stages.ranks.begin_round(module.network, self.first_round)
         self.first_round = False
+        module.pull_towards_present(self.waiting[0].arrays, self.waiting[1].proximal_mu)
         self.loaded = time.perf_counter()
 
     def end(self, module: NNUNetModule) -> bool:

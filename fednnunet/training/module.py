@@ -8,11 +8,15 @@ are those of ``nnUNetTrainer.run_training``.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import lightning as L
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from fednnunet.errors import ConfigError
+from fednnunet.training.state import named_tensors
 
 GRADIENT_CLIP_NORM = 12.0
 """The norm at which ``nnUNetTrainer.train_step`` clips."""
@@ -33,6 +37,8 @@ class NNUNetModule(L.LightningModule):
         self.nnunet = nnunet
         self.network = nnunet.network
         self.automatic_optimization = type(nnunet).train_step is nnUNetTrainer.train_step
+        self._pull: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._pull_weight = 0.0
         self._train_outputs: list[dict[str, Any]] = []
         self._validation_outputs: list[dict[str, Any]] = []
 
@@ -43,6 +49,28 @@ class NNUNetModule(L.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The trainer's optimizer; its schedule is stepped by the trainer's own epoch hook."""
         return self.nnunet.optimizer
+
+    def pull_towards_present(self, layers: Iterable[str], weight: float) -> None:
+        """Add FedProx's proximal term (Li et al. 2020) to every step from now on.
+
+        Args:
+            layers: that it holds, towards their present values.
+            weight: mu; 0 for no term.
+
+        Raises:
+            ConfigError: the trainer has a training step of its own, which can not be added to.
+        """
+        if weight and not self.automatic_optimization:
+            raise ConfigError(f"{type(self.nnunet).__name__} has its own train_step, without FedProx's proximal term")
+        tensors = dict(named_tensors(self.network)) if weight else {}
+        self._pull = [(tensors[name], tensors[name].detach().clone()) for name in layers if name in tensors]
+        self._pull_weight = weight
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """The proximal term's gradient, after unscaling and before clipping; the logged loss is without it."""
+        for tensor, origin in self._pull:
+            if tensor.grad is not None:
+                tensor.grad.add_(tensor.detach() - origin, alpha=self._pull_weight)
 
     def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
         """Clip as ``nnUNetTrainer.train_step`` does."""

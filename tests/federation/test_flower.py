@@ -1,0 +1,144 @@
+"""Flower's strategies behind our checks, over real Flower messages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, FedMedian, FedTrimmedAvg, FedYogi, Krum, Strategy
+
+from fednnunet.errors import ConfigError
+from fednnunet.exchange.records import from_array_record, to_array_record
+from fednnunet.federation.flower import FlowerStrategy
+from fednnunet.federation.grid import LocalGrid
+
+SHAPES = {"encoder": [3, 2], "decoder": [4]}
+NODES = {1: "A", 2: "B", 3: "C"}
+CASES = {1: 10, 2: 30, 3: 60}
+
+
+@pytest.fixture(autouse=True)
+def grid() -> Iterator[LocalGrid]:
+    """Flower's messages want a grid to be there."""
+    grid = LocalGrid(ClientApp(), {node: {} for node in NODES}, 1)
+    yield grid
+    grid.close()
+
+
+def reply(node: int, server_round: int, change: Callable[[dict[str, np.ndarray]], None] | None = None) -> Message:
+    """What a node sends: values that depend on node and round only."""
+    rng = np.random.default_rng([node, server_round])
+    arrays = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}
+    if change is not None:
+        change(arrays)
+    question = Message(RecordDict(), dst_node_id=node, message_type="train")
+    metrics = MetricRecord({"num-examples": CASES[node], "train_loss": float(node)})
+    answer = Message(RecordDict({"arrays": to_array_record(arrays), "metrics": metrics}), reply_to=question)
+    answer.metadata.__dict__["_src_node_id"] = node
+    return answer
+
+
+def prepared(strategy: Strategy, **options: Any) -> FlowerStrategy:
+    flower = FlowerStrategy(strategy, **options)
+    flower.prepare(dict.fromkeys(NODES, SHAPES), NODES)
+    return flower
+
+
+def start() -> ArrayRecord:
+    return to_array_record({name: np.zeros(shape, dtype=np.float32) for name, shape in SHAPES.items()})
+
+
+def run_rounds(
+    flower: FlowerStrategy, arrays: ArrayRecord, rounds: range, order: tuple[int, ...] = (1, 2, 3)
+) -> ArrayRecord:
+    for server_round in rounds:
+        grid: Any = None
+        messages = list(flower.configure_train(server_round, arrays, ConfigRecord({"fold": 0}), grid))
+        assert sorted(message.metadata.dst_node_id for message in messages) == [1, 2, 3]
+        aggregated, _ = flower.aggregate_train(server_round, [reply(node, server_round) for node in order])
+        assert aggregated is not None
+        arrays = aggregated
+    return arrays
+
+
+def values(arrays: ArrayRecord) -> dict[str, np.ndarray]:
+    return from_array_record(arrays, "test")
+
+
+FAMILY: dict[str, Callable[[], Strategy]] = {
+    "FedAvg": FedAvg,
+    "FedAvgM": lambda: FedAvgM(server_momentum=0.9),
+    "FedAdam": FedAdam,
+    "FedYogi": FedYogi,
+    "FedMedian": FedMedian,
+    "FedTrimmedAvg": FedTrimmedAvg,
+    "Krum": Krum,
+}
+
+
+@pytest.mark.parametrize("make", FAMILY.values(), ids=FAMILY)
+def test_results_have_the_layers_and_dtypes_that_were_sent_whatever_the_order(make: Callable[[], Strategy]) -> None:
+    once = values(run_rounds(prepared(make()), start(), range(1, 3)))
+    again = values(run_rounds(prepared(make()), start(), range(1, 3), order=(3, 1, 2)))
+    assert {name: list(array.shape) for name, array in once.items()} == SHAPES
+    assert all(array.dtype == np.float32 and np.isfinite(array).all() for array in once.values())
+    assert all(np.array_equal(once[name], again[name]) for name in SHAPES)
+
+
+def test_median_and_mean_are_numpys() -> None:
+    sent = [values(reply(node, 1).content.array_records["arrays"])["decoder"] for node in NODES]
+    median = values(run_rounds(prepared(FedMedian()), start(), range(1, 2)))["decoder"]
+    assert np.array_equal(median, np.median(sent, axis=0))
+    mean = values(run_rounds(prepared(FedAvg()), start(), range(1, 2)))["decoder"]
+    np.testing.assert_allclose(mean, np.average(sent, axis=0, weights=list(CASES.values())), rtol=1e-6)
+
+
+@pytest.mark.parametrize("make", [FAMILY["FedAvgM"], FedAdam, FedYogi])
+def test_an_interrupted_run_goes_on_with_its_momentum(make: Callable[[], Strategy], tmp_path: Path) -> None:
+    whole = values(run_rounds(prepared(make()), start(), range(1, 5)))
+    before = prepared(make())
+    arrays = start()
+    for server_round in (1, 2):
+        arrays = run_rounds(before, arrays, range(server_round, server_round + 1))
+        before.save(tmp_path, 0, server_round, arrays)
+    after = prepared(make())
+    restored = after.restore(tmp_path, 0, 2)
+    assert restored is not None
+    resumed = values(run_rounds(after, restored, range(3, 5)))
+    assert all(np.array_equal(whole[name], resumed[name]) for name in SHAPES)
+    with pytest.raises(ConfigError, match="can not go on"):
+        after.restore(tmp_path, 1, 2)
+
+
+def spoil(arrays: dict[str, np.ndarray]) -> None:
+    arrays["decoder"][0] = np.nan
+
+
+def test_a_bad_reply_is_left_out_by_name() -> None:
+    flower = prepared(FedMedian())
+    replies = [reply(1, 1), reply(2, 1, spoil), reply(3, 1)]
+    aggregated, _ = flower.aggregate_train(1, replies)
+    assert flower.failures == {2: "node B sent layer decoder with values that are not finite"}
+    assert aggregated is not None
+    sent = [values(reply(node, 1).content.array_records["arrays"])["decoder"] for node in (1, 3)]
+    assert np.array_equal(values(aggregated)["decoder"], np.median(sent, axis=0))
+
+
+def test_networks_must_be_the_same() -> None:
+    flower = FlowerStrategy(FedMedian())
+    with pytest.raises(ConfigError, match="FedMedian needs the same network at every node; A and C"):
+        flower.prepare({1: SHAPES, 2: SHAPES, 3: {"encoder": [3, 2]}}, NODES)
+    with pytest.raises(ConfigError, match="FedMedian needs 2 nodes; there are 1"):
+        flower.prepare({1: SHAPES}, NODES)
+
+
+def test_layers_can_be_kept_local() -> None:
+    flower = prepared(FedAvg(), keep_local=["decoder"])
+    assert flower.layers_of(1) == ["encoder"]
+    with pytest.raises(ConfigError, match="no layer has the part head; there are, for example, decoder, encoder"):
+        prepared(FedAvg(), keep_local=["head"])
