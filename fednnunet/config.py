@@ -90,13 +90,21 @@ class StrategyConfig(Config):
     Attributes:
         fingerprint: plan from the ``local`` fingerprint, the ``federated`` one, or the ``pooled`` dataset's.
         keep_local: parts of layer names; layers with one of them are not exchanged.
+        heterogeneous_tasks: nodes may differ in labels and channels; what matches of their networks is shared.
         aggregation: a Flower strategy (a Hydra ``_target_``).
     """
 
     name: str
     fingerprint: Literal["local", "federated", "pooled"]
     keep_local: list[str] = []
+    heterogeneous_tasks: bool = False
     aggregation: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _tasks_have_own_plans(self) -> StrategyConfig:
+        if self.heterogeneous_tasks and self.fingerprint != "local":
+            raise ValueError("heterogeneous_tasks=true needs plans of each node's own: strategy=asym (or local)")
+        return self
 
 
 class TrainerConfig(Config):

@@ -40,12 +40,14 @@ class ServerSettings:
         fingerprint: how the fingerprint that every node plans from is merged (FFE); None where each plans from its own.
         folds: to train, one after another.
         timeout: seconds to wait for the replies of a stage or round; None waits for ever.
+        heterogeneous_tasks: nodes may differ in channels and labels.
         min_nodes: go on without nodes that fail or do not reply while so many are in; None needs all.
     """
 
     fingerprint: Literal["histogram", "weighted_mean"] | None
     folds: Sequence[Fold]
     timeout: float | None
+    heterogeneous_tasks: bool = False
     min_nodes: int | None = None
 
 
@@ -71,6 +73,11 @@ class Federation:
         """Nodes that only test, sorted by name."""
         return [node for node in self.by_name() if self.described[node].external]
 
+    def of_same_task(self, node: int) -> list[int]:
+        """Training nodes with the channels and labels of ``node``, sorted by name."""
+        task = [getattr(self.described[node], what) for what in TASK]
+        return [n for n in self.training if [getattr(self.described[n], what) for what in TASK] == task]
+
     def by_name(self) -> list[int]:
         """All nodes, sorted by name."""
         return sorted(self.described, key=self.name)
@@ -93,7 +100,7 @@ def build_server_app(settings: ServerSettings, strategy: AsymFedAvg | NoExchange
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         federation = describe_nodes(grid, settings, journal)
-        check_agreement(federation)
+        check_agreement(federation, settings.heterogeneous_tasks)
         journal.num_training = {federation.name(n): federation.described[n].num_training for n in federation.training}
         plan_networks(grid, federation, settings, journal)
         preprocess_images(grid, federation, settings, journal)
@@ -141,14 +148,29 @@ def describe_nodes(grid: Grid, settings: ServerSettings, journal: Journal) -> Fe
     return federation
 
 
-def check_agreement(federation: Federation) -> None:
+TASK = ("channel_names", "labels", "regions_class_order")
+"""What makes two datasets one task, in ``dataset.json``."""
+
+
+def check_agreement(federation: Federation, heterogeneous_tasks: bool = False) -> None:
     """Channels, labels, regions, file ending and configuration must be the same before anything is merged.
+
+    Args:
+        federation: its nodes have told of themselves.
+        heterogeneous_tasks: training nodes may differ in all but the configuration; an external one must have the task
+            of one of them.
 
     Raises:
         DataError: names the two nodes, the field and both values.
+        ConfigError: nodes that train different configurations.
     """
     nodes = federation.by_name()
     first = federation.described[nodes[0]]
+    for external in federation.external if heterogeneous_tasks else []:
+        if not federation.of_same_task(external):
+            raise DataError(
+                f"external node {federation.name(external)} has the channels and labels of no training node"
+            )
     for node in nodes[1:]:
         other = federation.described[node]
         if first.configuration != other.configuration:
@@ -156,12 +178,13 @@ def check_agreement(federation: Federation) -> None:
                 f"nodes {first.node} and {other.node} train {first.configuration} and {other.configuration}; "
                 "set the same dataset.configuration"
             )
-        for what in ("channel_names", "labels", "regions_class_order", "file_ending"):
+        for what in () if heterogeneous_tasks else (*TASK, "file_ending"):
             ours, theirs = getattr(first, what), getattr(other, what)
             if ours != theirs:
                 raise DataError(
                     f"nodes {first.node} and {other.node} disagree on {what} in dataset.json: {ours} and {theirs}; "
-                    "make them the same before training together"
+                    "make them the same before training together (different tasks: strategy=asym "
+                    "strategy.heterogeneous_tasks=true)"
                 )
 
 
@@ -348,7 +371,8 @@ def evaluate_models(
 ) -> None:
     """Nodes write their final checkpoint and score the fold's held-out cases; external centres score after.
 
-    External cases are scored with every node's own model, sent through the server, and averaged over models.
+    External cases are scored with every node's own model (of their task), sent through the server, and averaged over
+    models.
     """
     journal.stage("evaluate")
     final = federation.rounds
@@ -365,14 +389,17 @@ def evaluate_models(
     )
     scores = [score for _, reply, _ in replies for score in reply.cases]
     per_model: dict[int, list[list[messages.CaseScore]]] = {external: [] for external in federation.external}
-    for node, *_ in replies if federation.external else []:
+    for node, *_ in replies:
+        users = [external for external in federation.external if node in federation.of_same_task(external)]
+        if not users:
+            continue
         # One model at a time passes through: the server's memory stays that of one model.
         request = messages.EvaluateRequest(fold=fold, server_round=final, layers=list(federation.planned[node].layers))
         ((_, reply, model),) = _ask(grid, Kind.EVALUATE, {node: request}, federation, settings)
         request = messages.EvaluateRequest(
             fold=fold, server_round=final, plans=federation.planned[node].plans, mirror_axes=reply.mirror_axes
         )
-        for external in federation.external:
+        for external in users:
             payload = {external: model}
             ((_, answer, _),) = _ask(grid, Kind.EVALUATE, {external: request}, federation, settings, journal, payload)
             per_model[external].append(answer.cases)

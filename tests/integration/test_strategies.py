@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import SimpleITK as sitk
 import torch
 
+from tests.conftest import write_boxes
 from tests.integration.conftest import Train, result_folder
 
 pytestmark = pytest.mark.slow
@@ -44,18 +47,6 @@ def test_what_is_kept_local_is_not_exchanged(train: Train, tmp_path: Path) -> No
         assert not torch.equal(ours[kept], theirs[kept]), kept
 
 
-def test_the_proximal_term_holds_layers_near_the_average(
-    train: Train, finished: Callable[[str], Path], tmp_path: Path
-) -> None:
-    """With a large mu the exchanged layers hardly leave what the round began with."""
-    free, held = tmp_path / "free", tmp_path / "held"
-    options = ("strategy=fedprox", *TWO_NODES, "trainer.iterations=6")
-    assert train(free, *options, "strategy.aggregation.proximal_mu=0").returncode == 0
-    assert train(held, *options, "strategy.aggregation.proximal_mu=50").returncode == 0
-    first = {run: pd.read_csv(run / "rounds.csv") for run in (free, held)}
-    assert first[free].train_loss[0] != first[held].train_loss[0]
-
-
 def test_layers_matched_by_resolution(train: Train, tmp_path: Path) -> None:
     run = tmp_path / "run"
     options = ("strategy.aggregation.matching=resolution", "strategy.aggregation.share=groups")
@@ -63,3 +54,50 @@ def test_layers_matched_by_resolution(train: Train, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     head = weights(run, "Porto")["decoder.seg_layers.3.weight"], weights(run, "Oslo")["decoder.seg_layers.2.weight"]
     assert torch.equal(*head), "the heads of the full resolution are one"
+
+
+@pytest.fixture
+def two_tasks(tmp_path: Path) -> Path:
+    """Livers in CT with a tumour inside, and tumours in MRI of two channels."""
+    rng = np.random.default_rng(0)
+    for name, channels, labels in (
+        ("Dataset401_Livers", {"0": "CT"}, {"background": 0, "liver": 1, "tumour": 2}),
+        ("Dataset402_Tumours", {"0": "T1", "1": "T2"}, {"background": 0, "tumour": 1}),
+    ):
+        folder = tmp_path / "raw" / name
+        write_boxes(folder.parent, name, cases=5)
+        for label in sorted((folder / "labelsTr").iterdir()):
+            case = label.name.removesuffix(".nii.gz")
+            image = sitk.ReadImage(str(folder / "imagesTr" / f"{case}_0000.nii.gz"))
+            if "1" in channels:
+                sitk.WriteImage(image + float(rng.normal()), str(folder / "imagesTr" / f"{case}_0001.nii.gz"))
+            else:
+                values = sitk.GetArrayFromImage(sitk.ReadImage(str(label)))
+                z, y, x = np.argwhere(values)[len(np.argwhere(values)) // 2]
+                values[z, y - 2 : y + 2, x - 2 : x + 2] = 2
+                changed = sitk.GetImageFromArray(values)
+                changed.CopyInformation(image)
+                sitk.WriteImage(changed, str(label))
+        description = json.loads((folder / "dataset.json").read_text())
+        (folder / "dataset.json").write_text(json.dumps(description | {"channel_names": channels, "labels": labels}))
+    return tmp_path / "raw"
+
+
+def test_different_tasks_train_together(train: Train, two_tasks: Path, tmp_path: Path) -> None:
+    centres = "dataset.centres=[{name: Livers, dataset: 401}, {name: Tumours, dataset: 402}]"
+    refused = train(tmp_path / "refused", "strategy=asym", centres, raw=two_tasks)
+    assert refused.returncode == 2
+    assert "strategy.heterogeneous_tasks=true" in refused.stderr
+
+    run = tmp_path / "run"
+    result = train(run, "strategy=asym", centres, "strategy.heterogeneous_tasks=true", raw=two_tasks)
+    assert result.returncode == 0, result.stdout + result.stderr
+    livers, tumours = weights(run, "Livers"), weights(run, "Tumours")
+    assert livers[FIRST].shape[1] == 1
+    assert tumours[FIRST].shape[1] == 2
+    assert livers["decoder.seg_layers.0.weight"].shape[0] == 3
+    second = FIRST.replace("convs.0", "convs.1")
+    assert torch.equal(livers[second], tumours[second]), "what matches is shared"
+    cases = pd.read_csv(run / "cases.csv")
+    assert set(cases[cases.node == "Livers"].label) == {"liver", "tumour"}
+    assert set(cases[cases.node == "Tumours"].label) == {"tumour"}

@@ -16,6 +16,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from fednnunet.classes import nnunet_classes
 from fednnunet.config import ModelConfig, NodeConfig, TrainerConfig
 from fednnunet.datasets.raw import raw_digest, read_dataset, stage_dataset
+from fednnunet.errors import ConfigError
 from fednnunet.fingerprint.extract import extract_fingerprint
 from fednnunet.planning import make_plans
 from fednnunet.preprocessing import cache_key, preprocess
@@ -23,6 +24,7 @@ from fednnunet.training import build
 from fednnunet.training.build import build_lightning_trainer, build_nnunet_trainer
 from fednnunet.training.data import NNUNetDataModule
 from fednnunet.training.module import GRADIENT_CLIP_NORM, NNUNetModule
+from fednnunet.training.state import named_tensors
 from tests.conftest import write_boxes
 
 CONFIGURATIONS = ("2d", "3d_fullres")
@@ -290,3 +292,40 @@ def test_own_train_step_is_kept(make: Build, monkeypatch: pytest.MonkeyPatch) ->
     assert_same_training(pair, settings)
     assert pair.ours.clipped == pair.theirs.clipped
     assert {limit for limit, _ in pair.ours.clipped} == {0.1}
+
+
+class Pull(L.Callback):
+    """Sets FedProx's term at the start of every epoch, as a node does at the start of every round."""
+
+    def __init__(self, weight: float) -> None:
+        self.weight = weight
+        self.origin: dict[str, torch.Tensor] = {}
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.origin = {name: tensor.detach().clone() for name, tensor in named_tensors(pl_module.network)}
+        pl_module.pull_towards_present(self.origin, self.weight)
+
+
+def distance_after_epoch(trainer: nnUNetTrainer, weight: float) -> float:
+    pull = Pull(weight)
+    trainer.on_train_start()
+    module = NNUNetModule(trainer)
+    root = Path(trainer.output_folder)
+    build_lightning_trainer(module, NODE, [pull], root).fit(module, datamodule=NNUNetDataModule(trainer))
+    moved = [(tensor - pull.origin[name]).norm() ** 2 for name, tensor in named_tensors(trainer.network)]
+    return float(sum(moved) ** 0.5)
+
+
+def test_the_proximal_term_holds_layers_near_what_the_round_began_with(make: Build) -> None:
+    settings = TRAINER.model_copy(update={"epochs": 1, "iterations": 6, "initial_lr": 0.01})
+    free, weak, strong = (distance_after_epoch(make("2d", "pull", settings), weight) for weight in (0.0, 1.0, 30.0))
+    assert strong < weak < free
+    assert strong < 0.8 * free
+
+
+def test_the_proximal_term_is_refused_where_it_can_not_be_added(make: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "find_trainer", {"OwnStep": OwnStep}.__getitem__)
+    module = NNUNetModule(make("2d", "pull", TRAINER.model_copy(update={"class_": "OwnStep"})))
+    module.pull_towards_present([], 0.0)
+    with pytest.raises(ConfigError, match="OwnStep has its own train_step"):
+        module.pull_towards_present([], 0.1)
