@@ -90,6 +90,7 @@ class StrategyConfig(Config):
     Attributes:
         fingerprint: plan from the ``local`` fingerprint, the ``federated`` one, or the ``pooled`` dataset's.
         keep_local: parts of layer names; layers with one of them are not exchanged.
+        local_epochs: epochs that every node trains between two aggregations.
         heterogeneous_tasks: nodes may differ in labels and channels; what matches of their networks is shared.
         aggregation: a Flower strategy (a Hydra ``_target_``).
     """
@@ -97,6 +98,7 @@ class StrategyConfig(Config):
     name: str
     fingerprint: Literal["local", "federated", "pooled"]
     keep_local: list[str] = []
+    local_epochs: int = Field(default=1, ge=1)
     heterogeneous_tasks: bool = False
     aggregation: dict[str, Any]
 
@@ -112,7 +114,7 @@ class TrainerConfig(Config):
 
     Attributes:
         class_: key ``class``: an ``nnUNetTrainer`` class that nnU-Net finds, or an import path of one's own.
-        epochs: epochs; with a federation also the number of rounds.
+        epochs: epochs; with ``strategy.local_epochs=1`` also the number of rounds.
         iterations: training iterations an epoch.
         val_iterations: validation iterations an epoch.
         initial_lr: initial learning rate.

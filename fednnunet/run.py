@@ -86,6 +86,7 @@ def run(config: RunConfig, command: str) -> str:
             fingerprint=config.fingerprint.intensity if config.strategy.fingerprint == "federated" else None,
             folds=config.folds,
             timeout=config.federation.timeout,
+            local_epochs=config.strategy.local_epochs,
             heterogeneous_tasks=config.strategy.heterogeneous_tasks,
             min_nodes=config.federation.min_nodes,
         )

@@ -144,23 +144,25 @@ class PreprocessReply(Body):
 
 
 class TrainRequest(Body):
-    """Load the arrays beside this body, train one epoch, send the layers listed.
+    """Load the arrays beside this body, train, send the layers listed.
 
     Attributes:
         fold: to train; folds come one after another.
         server_round: 1, 2, …; 0 asks for the initial state without training.
+        epochs: to train; fewer where the trainer has fewer left.
         layers: names of the layers to send back; empty when nothing is exchanged.
         proximal_mu: weight of the pull towards the arrays beside this body (FedProx); 0 for none.
     """
 
     fold: Fold = 0
     server_round: int = Field(ge=0)
+    epochs: int = Field(default=1, ge=1)
     layers: list[LayerName]
     proximal_mu: float = Field(default=0.0, ge=0)
 
 
 class TrainReply(Body):
-    """One epoch's figures, nnU-Net's own.
+    """Figures of a round's last epoch, nnU-Net's own.
 
     Attributes:
         fold: the request's.
@@ -170,7 +172,7 @@ class TrainReply(Body):
         val_loss: mean over the validation iterations.
         pseudo_dice: nnU-Net's online mean foreground Dice; None when no label was seen.
         learning_rate: of this epoch.
-        seconds_train: training and validation of the epoch.
+        seconds_train: training and validation of the round's epochs.
         seconds_exchange: loading and handing over of arrays at the node.
     """
 

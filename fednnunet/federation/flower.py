@@ -115,18 +115,15 @@ class FlowerStrategy(AsymFedAvg):
         os.replace(partial, path)
         _state_file(folder, fold, server_round - KEPT_STATES).unlink(missing_ok=True)
 
-    def restore(self, folder: Path, fold: Fold, server_round: int) -> ArrayRecord | None:
-        """Read what :meth:`save` wrote after a round.
+    def remembers(self, folder: Path, fold: Fold, server_round: int) -> bool:
+        """Whether :meth:`save` was done with this round; the nodes may be a round ahead."""
+        return _state_file(folder, fold, server_round).is_file()
 
-        Raises:
-            ConfigError: there is none.
-        """
-        path = _state_file(folder, fold, server_round)
-        if not path.is_file():
-            raise ConfigError(f"{path} is missing, without which {type(self.strategy).__name__} can not go on")
+    def restore(self, folder: Path, fold: Fold, server_round: int) -> ArrayRecord | None:
+        """Read what :meth:`save` wrote after a round."""
         arrays: dict[str, np.ndarray] = {}
         remembered: dict[tuple[str, str], dict[str, np.ndarray]] = {}
-        with np.load(path, allow_pickle=False) as content:
+        with np.load(_state_file(folder, fold, server_round), allow_pickle=False) as content:
             for name in content.files:
                 place, _, key = name.partition("/")
                 if place == "arrays":

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -40,6 +41,7 @@ class ServerSettings:
         fingerprint: how the fingerprint that every node plans from is merged (FFE); None where each plans from its own.
         folds: to train, one after another.
         timeout: seconds to wait for the replies of a stage or round; None waits for ever.
+        local_epochs: that nodes train between two aggregations.
         heterogeneous_tasks: nodes may differ in channels and labels.
         min_nodes: go on without nodes that fail or do not reply while so many are in; None needs all.
     """
@@ -47,6 +49,7 @@ class ServerSettings:
     fingerprint: Literal["histogram", "weighted_mean"] | None
     folds: Sequence[Fold]
     timeout: float | None
+    local_epochs: int = 1
     heterogeneous_tasks: bool = False
     min_nodes: int | None = None
 
@@ -58,6 +61,8 @@ class Federation:
     described: dict[int, messages.FingerprintReply]
     planned: dict[int, messages.PlanReply] = field(default_factory=dict)
     preprocessed: dict[int, messages.PreprocessReply] = field(default_factory=dict)
+    rounds: int = 0
+    """Of a fold, once the nodes have told how many epochs they train."""
 
     def name(self, node_id: int) -> str:
         """The node's own name; its id before it is known."""
@@ -86,11 +91,6 @@ class Federation:
     def num_training(self) -> int:
         """Training cases of all nodes."""
         return sum(reply.num_training for reply in self.described.values())
-
-    @property
-    def rounds(self) -> int:
-        """Epochs that every node trains, one aggregation each."""
-        return self.preprocessed[self.training[0]].epochs
 
 
 def build_server_app(settings: ServerSettings, strategy: AsymFedAvg | NoExchange, journal: Journal) -> ServerApp:
@@ -263,7 +263,9 @@ def preprocess_images(grid: Grid, federation: Federation, settings: ServerSettin
                 f"nodes {federation.name(first)} and {federation.name(other)} train {ours} and {theirs} epochs; "
                 "give them the same trainer.class, or set trainer.epochs"
             )
-    journal.training = {"rounds": federation.rounds, "iterations": federation.preprocessed[first].iterations}
+    told = federation.preprocessed[first]
+    federation.rounds = math.ceil(told.epochs / settings.local_epochs)
+    journal.training = {"rounds": federation.rounds, "iterations": told.iterations * settings.local_epochs}
 
 
 def train_rounds(
@@ -279,7 +281,7 @@ def train_rounds(
     Returns:
         The arrays after the last aggregation.
     """
-    start = _last_common_round(federation, fold)
+    start = _last_common_round(federation, fold, lambda finished: strategy.remembers(journal.folder, fold, finished))
     journal.begin_fold(fold, federation.rounds, start)
     if start:
         log.info("fold %s goes on from round %d", fold, start)
@@ -295,11 +297,11 @@ def train_rounds(
     return arrays
 
 
-def _last_common_round(federation: Federation, fold: Fold) -> int:
+def _last_common_round(federation: Federation, fold: Fold, remembered: Callable[[int], bool]) -> int:
     common = set.intersection(
         *(set(federation.described[node].resume_rounds.get(fold, [])) for node in federation.training)
     )
-    return max((round_ for round_ in common if round_ <= federation.rounds), default=0)
+    return max((round_ for round_ in common if round_ <= federation.rounds and remembered(round_)), default=0)
 
 
 def _initial_arrays(
@@ -332,7 +334,8 @@ def _train_round(
     journal: Journal | None = None,
 ) -> tuple[ArrayRecord, list[dict[str, Any]]]:
     rows: dict[int, dict[str, Any]] = {}
-    requests = list(strategy.configure_train(server_round, arrays, ConfigRecord({"fold": fold}), grid))
+    config = ConfigRecord({"fold": fold, "epochs": settings.local_epochs})
+    requests = list(strategy.configure_train(server_round, arrays, config, grid))
     sent = {message.metadata.dst_node_id: _num_bytes(message) for message in requests}
 
     def passing_by(replies: Iterable[Message]) -> Iterable[Message]:

@@ -128,6 +128,7 @@ class AsymFedAvg(Strategy):
                 TrainRequest(
                     fold=fold_of(config),
                     server_round=server_round,
+                    epochs=int(config.get("epochs", 1)),  # type: ignore[arg-type]
                     layers=self.layers_of(node),
                     proximal_mu=self.proximal_mu,
                 ),
@@ -178,6 +179,10 @@ class AsymFedAvg(Strategy):
 
     def save(self, folder: Path, fold: Fold, server_round: int, arrays: ArrayRecord) -> None:
         """Nothing: an average remembers nothing, and the nodes can be asked for the round again."""
+
+    def remembers(self, folder: Path, fold: Fold, server_round: int) -> bool:
+        """Whether an interrupted run can go on from ``server_round``."""
+        return True
 
     def restore(self, folder: Path, fold: Fold, server_round: int) -> ArrayRecord | None:
         """The arrays after ``server_round`` of an interrupted run; None to ask the nodes for the round again."""

@@ -76,18 +76,18 @@ class Ranks:
             preprocessed=os.environ["nnUNet_preprocessed"],
         )
 
-    def load(self, checkpoint: Path, server_round: int) -> None:
-        """Let the helpers take optimizer and schedule from a checkpoint."""
-        self._tell(do="load", checkpoint=str(checkpoint), round=server_round)
+    def load(self, checkpoint: Path, epochs: int) -> None:
+        """Let the helpers take optimizer and schedule from a checkpoint, made after so many epochs."""
+        self._tell(do="load", checkpoint=str(checkpoint), epochs=epochs)
 
     def fit(self) -> None:
         """Let the helpers begin to train; comes right before rank 0 does."""
         self._tell(do="fit")
 
-    def begin_round(self, network: torch.nn.Module, first: bool) -> None:
-        """Another round: give every rank the weights of rank 0."""
+    def begin_epoch(self, network: torch.nn.Module, first: bool) -> None:
+        """Another epoch: give every rank the weights of rank 0."""
         if not first:
-            self._tell(do="round")
+            self._tell(do="epoch")
         if self.size > 1:
             share_state(network)
 
@@ -164,7 +164,7 @@ class _Rank:
             elif order["do"] == "load":
                 assert self.trainer is not None
                 self.trainer.load_checkpoint(order["checkpoint"])
-                self.trainer.current_epoch = order["round"]
+                self.trainer.current_epoch = order["epochs"]
             else:
                 self._fit()
 
@@ -196,4 +196,4 @@ class _Rank:
 
     def end(self, module: NNUNetModule) -> bool:
         """:class:`~fednnunet.training.callback.Rounds`: wait for what rank 0 says."""
-        return json.loads(self.connection.recv_bytes())["do"] == "round"
+        return json.loads(self.connection.recv_bytes())["do"] == "epoch"

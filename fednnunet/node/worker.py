@@ -69,7 +69,9 @@ class NodeWorker:
         self.reply: TrainReply | None = None
         self.evaluation: EvaluateReply | None = None
         self.random_state: dict[str, Any] | None = None
-        self.fitting = self.first_round = False
+        self.fitting = self.first_epoch = self.new_round = False
+        self.finished_round = 0
+        self.epochs_left = 0
 
     def serve(self) -> None:
         """Answer requests for ever; the process ends by signal or with its parent."""
@@ -119,22 +121,22 @@ class NodeWorker:
 
     def _train(self, request: Request, body: TrainRequest) -> None:
         trainer = self._enter_fold(body.fold)
-        finished = trainer.current_epoch
         if body.server_round == 0:
             self.reply = TrainReply(fold=body.fold, server_round=0, num_examples=self._num_examples())
             self._hand_over(request, body)
         elif self.reply is not None and body.server_round == self.reply.server_round:
             self._hand_over(request, body)
-        elif body.server_round == finished + 1:
+        elif body.server_round == self.finished_round + 1:
             self._fit(request, body)
-        elif finished == 0:
-            self.stages.ranks.load(checkpoint_of(trainer, body.server_round), body.server_round)
+        elif self.finished_round == 0:
             state = load_round(trainer, body.server_round)
+            self.stages.ranks.load(checkpoint_of(trainer, body.server_round), trainer.current_epoch)
+            self.finished_round = body.server_round
             self.reply = TrainReply.model_validate(state["reply"])
             self.random_state = state["random"]
             self._hand_over(request, body)
         else:
-            raise ProtocolError(f"round {body.server_round} was asked for after round {finished}")
+            raise ProtocolError(f"round {body.server_round} was asked for after round {self.finished_round}")
 
     def _enter_fold(self, fold: Fold) -> nnUNetTrainer:
         """The trainer of ``fold``; folds follow each other, each from its own beginning."""
@@ -146,6 +148,7 @@ class NodeWorker:
         if self.fitting:
             raise ProtocolError(f"fold {fold} was asked for while fold {trainer.fold} is training")
         self.reply = self.evaluation = self.random_state = None
+        self.finished_round = 0
         return self.stages.begin_fold(fold)
 
     def _fit(self, request: Request, body: TrainRequest) -> None:
@@ -158,11 +161,11 @@ class NodeWorker:
         if self.random_state is not None:
             restore_random_state(self.random_state)
         module = NNUNetModule(trainer)
-        self.waiting = (request, body)
+        self._take_up(request, body)
         lightning_trainer = build_lightning_trainer(
             module, self.settings.config.node, [FederatedCallback(self)], self.settings.folder
         )
-        self.fitting = self.first_round = True
+        self.fitting = self.first_epoch = True
         try:
             lightning_trainer.fit(module, datamodule=NNUNetDataModule(trainer))
         except Exception as error:
@@ -175,20 +178,31 @@ class NodeWorker:
         finally:
             self.fitting = False
 
-    def begin(self, module: NNUNetModule) -> None:
-        """:class:`~fednnunet.training.callback.Rounds`: load what the server sent."""
-        assert self.waiting is not None
-        self.begun = time.perf_counter()
-        load_state(module.network, self.waiting[0].arrays)
-        self.stages.ranks.begin_round(module.network, self.first_round)
-        self.first_round = False
-        module.pull_towards_present(self.waiting[0].arrays, self.waiting[1].proximal_mu)
-        self.loaded = time.perf_counter()
+    def _take_up(self, request: Request, body: TrainRequest) -> None:
+        """This round is next."""
+        self.waiting, self.epochs_left, self.new_round = (request, body), body.epochs, True
 
-    def end(self, module: NNUNetModule) -> bool:
-        """:class:`~fednnunet.training.callback.Rounds`: reply, then wait for the next round."""
+    def begin(self, module: NNUNetModule) -> None:
+        """:class:`~fednnunet.training.callback.Rounds`: load what the server sent, at the start of a round."""
         assert self.waiting is not None
         request, body = self.waiting
+        if self.new_round:
+            self.begun = time.perf_counter()
+            load_state(module.network, request.arrays)
+        self.stages.ranks.begin_epoch(module.network, self.first_epoch)
+        if self.new_round:
+            module.pull_towards_present(request.arrays, body.proximal_mu)
+            self.loaded = time.perf_counter()
+        self.first_epoch = self.new_round = False
+
+    def end(self, module: NNUNetModule) -> bool:
+        """:class:`~fednnunet.training.callback.Rounds`: reply after a round's last epoch, wait for the next round."""
+        assert self.waiting is not None
+        request, body = self.waiting
+        self.epochs_left -= 1
+        more = module.nnunet.current_epoch < module.nnunet.num_epochs
+        if more and self.epochs_left:
+            return True
         trained = time.perf_counter()
         logger = module.nnunet.logger
         self.reply = TrainReply(
@@ -203,18 +217,19 @@ class NodeWorker:
             seconds_exchange=self.loaded - self.begun,
         )
         save_round(module.nnunet, self.reply.model_dump())
+        self.finished_round = body.server_round
         self._hand_over(request, body)
         self.waiting = None
-        if module.nnunet.current_epoch >= module.nnunet.num_epochs:
+        if not more:
             self.stages.ranks.end_fit()
             return False
         while True:
             following = self.channel.receive()
             if following is None:
                 continue
-            asked = self._next_round(following, body.fold, module.nnunet.current_epoch + 1)
+            asked = self._next_round(following, body.fold, self.finished_round + 1)
             if asked is not None:
-                self.waiting = (following, asked)
+                self._take_up(following, asked)
                 return True
 
     def _next_round(self, request: Request, fold: Fold, expected: int) -> TrainRequest | None:
@@ -274,12 +289,12 @@ class NodeWorker:
             _reply(request, EvaluateReply(cases=cases, seconds=time.perf_counter() - start))
             return
         trainer = self._enter_fold(body.fold)
-        if trainer.current_epoch == 0:
+        if self.finished_round == 0:
             raise ProtocolError("evaluation was asked for before training")
-        if body.server_round != trainer.current_epoch:
+        if body.server_round != self.finished_round:
             raise ProtocolError(
                 f"evaluation after round {body.server_round} was asked for; "
-                f"the node has {trainer.current_epoch} behind it"
+                f"the node has {self.finished_round} behind it"
             )
         if self.evaluation is None:
             check_state(trainer.network, request.arrays)

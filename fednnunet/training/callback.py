@@ -13,16 +13,16 @@ class Rounds(Protocol):
     """What the callback asks of the node: rounds to train, and someone to take what was trained."""
 
     def begin(self, module: NNUNetModule) -> None:
-        """Load what the server sent for this round."""
+        """An epoch begins; if it is a round's first, load what the server sent."""
 
     def end(self, module: NNUNetModule) -> bool:
-        """Hand over state and metrics of the finished epoch, wait; True if another round follows."""
+        """An epoch ended; if it was its round's last, hand over and wait. True if another epoch follows."""
 
 
 class FederatedCallback(L.Callback):
-    """One epoch, one round.
+    """One epoch, or some, are a round.
 
-    At the start of an epoch the round's arrays are loaded; after its validation the state is handed over and
+    At the start of a round its arrays are loaded; after the validation of its last epoch the state is handed over and
     the loop waits for the next round. Optimizer, schedule, augmentation and compiled graph live on: the
     trainer is built once for all rounds. Without this callback the module is plain, local nnU-Net.
 

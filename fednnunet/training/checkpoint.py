@@ -48,7 +48,7 @@ def save_round(trainer: nnUNetTrainer, reply: dict[str, Any]) -> None:
         trainer.current_epoch += 1
     os.replace(partial, checkpoint)
     # The .json goes last: where it is, its checkpoint is whole.
-    note = {"reply": reply, "data": _data_of(trainer), "random": _random_state()}
+    note = {"reply": reply, "epochs": trainer.current_epoch, "data": _data_of(trainer), "random": _random_state()}
     write_atomically(checkpoint.with_suffix(".json"), json.dumps(note))
     _name_latest(checkpoint)
     for old in sorted(finished_rounds(folder))[:-KEPT_ROUNDS]:
@@ -112,7 +112,7 @@ def load_round(trainer: nnUNetTrainer, server_round: int) -> dict[str, Any]:
             "start a new run, in another folder"
         )
     trainer.load_checkpoint(str(checkpoint))
-    trainer.current_epoch = server_round
+    trainer.current_epoch = state["epochs"]
     return state
 
 

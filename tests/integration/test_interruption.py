@@ -35,7 +35,7 @@ def start_and_wait_for_round(
     )
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline and process.poll() is None:
-        if (run / "rounds.csv").exists() and f"\nasym,{server_round}," in (run / "rounds.csv").read_text():
+        if (run / "rounds.csv").exists() and f",{server_round},Oslo," in (run / "rounds.csv").read_text():
             return process
         time.sleep(0.02)
     raise AssertionError(f"round {server_round} was not reached: {process.communicate()}")
@@ -45,10 +45,13 @@ def losses(run: Path) -> pd.DataFrame:
     return pd.read_csv(run / "rounds.csv")[["round", "node", "train_loss", "val_loss", "pseudo_dice"]]
 
 
+@pytest.mark.parametrize(
+    "options", [LONGER, ("strategy=fedadam", "trainer.epochs=8", "strategy.local_epochs=2")], ids=["asym", "fedadam"]
+)
 def test_interrupted_run_leaves_no_process_and_goes_on_to_the_same_result(
-    raw: Path, train: Train, tmp_path: Path
+    raw: Path, train: Train, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
-    process = start_and_wait_for_round(raw, tmp_path / "run", 2)
+    process = start_and_wait_for_round(raw, tmp_path / "run", 2, options)
     children = psutil.Process(process.pid).children(recursive=True)
     assert len(children) >= 4
     process.send_signal(signal.SIGINT)
@@ -63,7 +66,7 @@ def test_interrupted_run_leaves_no_process_and_goes_on_to_the_same_result(
 
     go_on = [sys.executable, "train.py", f"continue={tmp_path / 'run'}"]
     subprocess.run(go_on, cwd=ROOT, check=True, capture_output=True, timeout=300)
-    assert train(tmp_path / "whole", *LONGER).returncode == 0
+    assert train(tmp_path / "whole", *options).returncode == 0
     pd.testing.assert_frame_equal(losses(tmp_path / "run"), losses(tmp_path / "whole"))
     assert (tmp_path / "run" / "cases.csv").read_text() == (tmp_path / "whole" / "cases.csv").read_text()
 

@@ -101,3 +101,17 @@ def test_different_tasks_train_together(train: Train, two_tasks: Path, tmp_path:
     cases = pd.read_csv(run / "cases.csv")
     assert set(cases[cases.node == "Livers"].label) == {"liver", "tumour"}
     assert set(cases[cases.node == "Tumours"].label) == {"tumour"}
+
+
+def test_several_epochs_a_round(train: Train, tmp_path: Path) -> None:
+    """Five epochs, two a round: three rounds, the last of one epoch."""
+    run = tmp_path / "run"
+    options = ("strategy=ffe", "strategy.local_epochs=2", "trainer.epochs=5", *TWO_NODES)
+    result = train(run, *options)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert sorted(pd.read_csv(run / "rounds.csv")["round"].unique()) == [1, 2, 3]
+    facts = json.loads((run / "run.json").read_text())
+    assert (facts["rounds"], facts["iterations"]) == (3, 4)
+    final = torch.load(result_folder(run, "Oslo") / "checkpoint_final.pth", weights_only=False)
+    assert final["current_epoch"] == 5
+    assert len(final["logging"]["train_losses"]) == 5
