@@ -7,6 +7,8 @@ SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
+# Tests mostly wait for processes to start: two files at a time, also on two cores.
+PARALLEL := -n 2 --dist loadfile
 
 # Packages from outside the environment must not hide one that is missing in it.
 unexport PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX
@@ -25,10 +27,10 @@ demo: $(READY) ## train and compare local, asym, ffe and centralized on generate
 	@$(PY) train.py experiment=demo
 
 test: check ## checks and all tests, as CI runs them
-	@$(PY) -m pytest
+	@$(PY) -m pytest $(PARALLEL)
 
 test-fast: $(READY) ## tests without those marked slow
-	@$(PY) -m pytest -m "not slow"
+	@$(PY) -m pytest $(PARALLEL) -m "not slow"
 
 check: $(READY) ## lint, format, types and the layers between modules
 	@$(VENV)/bin/ruff check --quiet .

@@ -312,7 +312,7 @@ def distance_after_epoch(trainer: nnUNetTrainer, weight: float) -> float:
     module = NNUNetModule(trainer)
     root = Path(trainer.output_folder)
     build_lightning_trainer(module, NODE, [pull], root).fit(module, datamodule=NNUNetDataModule(trainer))
-    moved = [(tensor - pull.origin[name]).norm() ** 2 for name, tensor in named_tensors(trainer.network)]
+    moved = [(tensor.detach() - pull.origin[name]).norm() ** 2 for name, tensor in named_tensors(trainer.network)]
     return float(sum(moved) ** 0.5)
 
 
