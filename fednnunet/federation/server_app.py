@@ -286,7 +286,10 @@ def train_rounds(
     if start:
         log.info("fold %s goes on from round %d", fold, start)
         arrays = strategy.restore(journal.folder, fold, start) or ArrayRecord()
-        if not arrays:
+        if arrays:  # the nodes go back to their checkpoints, and need not send them
+            request = messages.TrainRequest(fold=fold, server_round=start, layers=[])
+            _ask(grid, Kind.TRAIN, dict.fromkeys(federation.training, request), federation, settings)
+        else:
             arrays, _ = _train_round(grid, federation, strategy, fold, start, arrays, settings)
     else:
         arrays = _initial_arrays(grid, federation, strategy, fold, settings)
