@@ -129,6 +129,8 @@ class NodeStages:
                 f"contribution_{key}", lambda: extract_contribution(dataset, total, bins, workers).to_dict()
             )
             return None, LocalFingerprint.parse(made, "the cache").quantised().to_dict() if quantised else made
+        if quantised and request.tell == "statistics":
+            raise ConfigError("fingerprint.share=quantised here, but the server asks for exact statistics")
         fingerprint = self._fingerprint()  # also where nothing is told: planning will want it
         return None, fingerprint if request.tell == "statistics" else None
 
