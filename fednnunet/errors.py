@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import ValidationError
+
 
 class FednnUNetError(Exception):
     """Base of every error that is the user's or the data's, not a bug.
@@ -37,3 +39,9 @@ class NodeError(FednnUNetError):
         super().__init__(f"node {node}: {reason}")
         self.node = node
         self.reason = reason
+
+
+def first_problem(error: ValidationError, whole: str) -> str:
+    """The first field that failed validation and why; ``whole`` names what was validated where no field did."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(map(str, first['loc'])) or whole}: {first['msg']}"

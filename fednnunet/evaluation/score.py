@@ -76,8 +76,10 @@ def score_cases(
             folder, ending = predictions
             folder.mkdir(parents=True, exist_ok=True)
             reader.write_seg(segmentation, str(folder / f"{held_out.identifier}{ending}"), properties)
+        if overlays is None or held_out.centre in pictured:
+            continue
         known = np.where(reference == labels.get("ignore"), 0, reference)
-        if overlays is not None and held_out.centre not in pictured and (known > 0).any():
+        if (known > 0).any():
             pictured.add(held_out.centre)
             image, _ = reader.read_images([str(path) for path in held_out.case.images])
             dsc = float(np.nanmean([value for _, value, _ in results]))

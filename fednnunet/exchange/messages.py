@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fednnunet.errors import ProtocolError
+from fednnunet.errors import ProtocolError, first_problem
 
 MAX_BODY_BYTES = 64 * 2**20
 """Largest JSON body: fingerprints list two triples a case, so this is > 100,000 cases."""
@@ -278,6 +278,4 @@ def parse_body(model: type[B], text: str | bytes, sender: str) -> B:
     try:
         return model.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "body"
-        raise ProtocolError(f"{sender} sent a malformed {model.__name__}: {field}: {first['msg']}") from None
+        raise ProtocolError(f"{sender} sent a malformed {model.__name__}: {first_problem(error, 'body')}") from None

@@ -12,10 +12,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fednnunet.errors import ConfigError, ProtocolError
+from fednnunet.errors import ConfigError
 from fednnunet.exchange.messages import Fold
 from fednnunet.exchange.records import from_array_record, to_array_record
-from fednnunet.federation.strategy import AsymFedAvg, checked_content
+from fednnunet.federation.strategy import AsymFedAvg
 
 KEPT_STATES = 2
 
@@ -68,25 +68,20 @@ class FlowerStrategy(AsymFedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Check every reply, then let the strategy aggregate; results have the dtypes that were sent."""
-        assert self._average is not None, "prepare() comes before the first round"
-        self._average.reset()
-        self.failures = {}
+        average = self._new_average()
         valid: dict[int, Message] = {}
         dtypes: dict[str, np.dtype] = {}
-        for reply in replies:
+
+        def keep(reply: Message, name: str, metrics: MetricRecord, arrays: ArrayRecord) -> None:
             node = reply.metadata.src_node_id
-            name = self._names.get(node, str(node))
-            try:
-                metrics = checked_content(reply, name)
-                arrays = reply.content.array_records.get("arrays", ArrayRecord())
-                received = from_array_record(arrays, f"node {name}")
-                self._average.check(node, received, 1.0, f"node {name}")
-            except ProtocolError as error:
-                self.failures[node] = str(error)
-                continue
-            dtypes = {layer: array.dtype for layer, array in received.items()}
+            received = from_array_record(arrays, f"node {name}")
+            average.check(node, received, 1.0, f"node {name}")
+            average.skip(node)  # a second reply is refused
+            dtypes.update({layer: array.dtype for layer, array in received.items()})
             reply.content = RecordDict({"arrays": self._in_order(arrays), "metrics": metrics})
             valid[node] = reply
+
+        self._take(server_round, replies, keep)
         if not valid:
             return None, None
         aggregated, metrics_mean = self.strategy.aggregate_train(server_round, [valid[n] for n in sorted(valid)])

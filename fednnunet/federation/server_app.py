@@ -18,7 +18,7 @@ from flwr.serverapp import Grid, ServerApp
 from pydantic import ValidationError
 
 from fednnunet import __version__
-from fednnunet.errors import ConfigError, DataError, NodeError, ProtocolError
+from fednnunet.errors import ConfigError, DataError, NodeError, ProtocolError, first_problem
 from fednnunet.exchange import messages
 from fednnunet.exchange.messages import Body, Fold, Kind, parse_body
 from fednnunet.federation.grid import stream_replies
@@ -229,7 +229,7 @@ def _ranges_of(reply: messages.FingerprintReply) -> dict[str, IntensityRange]:
     try:
         return {channel: IntensityRange.model_validate(r) for channel, r in (reply.intensity_ranges or {}).items()}
     except ValidationError as error:
-        raise ProtocolError(f"node {reply.node} sent malformed ranges: {error.errors()[0]['msg']}") from None
+        raise ProtocolError(f"node {reply.node} sent malformed ranges: {first_problem(error, 'range')}") from None
 
 
 def _check_same_network(federation: Federation) -> None:

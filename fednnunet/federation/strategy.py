@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Literal
@@ -142,26 +142,42 @@ class AsymFedAvg(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Add replies to the running sums as they come; the averages keyed by group, and mean metrics."""
+        average = self._new_average()
+        used: list[RecordDict] = []
+
+        def add(reply: Message, name: str, metrics: MetricRecord, arrays: ArrayRecord) -> None:
+            weight = float(metrics[WEIGHT_KEY]) if self.weighting == "num_cases" else 1.0  # type: ignore[arg-type]
+            average.add(reply.metadata.src_node_id, from_array_record(arrays, f"node {name}"), weight, name)
+            used.append(RecordDict({"metrics": metrics}))
+
+        self._take(server_round, replies, add)
+        if not used:
+            return None, None
+        return to_array_record(average.result()), _mean_metrics(used)
+
+    def _new_average(self) -> StreamingAverage[int]:
+        """The sums, empty for a new round."""
         assert self._average is not None, "prepare() comes before the first round"
         self._average.reset()
+        return self._average
+
+    def _take(
+        self,
+        server_round: int,
+        replies: Iterable[Message],
+        take: Callable[[Message, str, MetricRecord, ArrayRecord], None],
+    ) -> None:
+        """Give ``take`` every reply, its node's name, metrics and arrays; note in ``failures`` what is refused."""
         self.failures = {}
-        used: list[RecordDict] = []
         for reply in replies:
             node = reply.metadata.src_node_id
             name = self._names.get(node, str(node))
             try:
-                metrics = checked_content(reply, name)
-                arrays = reply.content.array_records.get("arrays", ArrayRecord())
-                weight = float(metrics[WEIGHT_KEY]) if self.weighting == "num_cases" else 1.0  # type: ignore[arg-type]
-                self._average.add(node, from_array_record(arrays, f"node {name}"), weight, name)
+                metrics = _checked_content(reply, name)
+                take(reply, name, metrics, reply.content.array_records.get("arrays", ArrayRecord()))
             except ProtocolError as error:
                 log.warning("round %d: %s", server_round, error)
                 self.failures[node] = str(error)
-                continue
-            used.append(RecordDict({"metrics": metrics}))
-        if not used:
-            return None, None
-        return to_array_record(self._average.result()), _mean_metrics(used)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -222,7 +238,7 @@ def _message(
     return Message(content, dst_node_id=node, message_type=kind.value)
 
 
-def checked_content(reply: Message, name: str) -> MetricRecord:
+def _checked_content(reply: Message, name: str) -> MetricRecord:
     """The reply's metrics.
 
     Raises:

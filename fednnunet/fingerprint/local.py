@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from fednnunet.errors import ProtocolError
+from fednnunet.errors import ProtocolError, first_problem
 
 BINS = 2**16
 """Bins of a histogram of intensities that are not integers; a bin is 1.5e-5 of the range."""
@@ -26,7 +26,6 @@ SIGNIFICANT_DIGITS = 2
 """Of spacings and ranges in ``quantised`` fingerprints."""
 RELATIVE_SIZE_GRID = 0.05
 
-Share = Literal["full", "quantised"]
 Spacing = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)]
 Shape = Annotated[list[Annotated[int, Field(gt=0)]], Field(min_length=3, max_length=3)]
 RelativeSize = Annotated[float, Field(gt=0, le=1)]
@@ -196,9 +195,9 @@ class LocalFingerprint(Strict):
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            field = ".".join(str(part) for part in first["loc"]) or "fingerprint"
-            raise ProtocolError(f"{where} sent a malformed fingerprint: {field}: {first['msg']}") from None
+            raise ProtocolError(
+                f"{where} sent a malformed fingerprint: {first_problem(error, 'fingerprint')}"
+            ) from None
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str = "the file") -> LocalFingerprint:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from fednnunet.fingerprint.local import ChannelIntensities, IntensityBins, LocalFingerprint
 
-Intensity = Literal["histogram", "weighted_mean"]
 PERCENTILES = {"percentile_00_5": 0.5, "median": 50.0, "percentile_99_5": 99.5}
 
 

@@ -23,7 +23,7 @@ from fednnunet import __version__
 from fednnunet.datasets.pooled import pool_datasets, pooled_name
 from fednnunet.datasets.raw import RawDataset, check_images, raw_digest, read_dataset, stage_dataset
 from fednnunet.datasets.splits import pooled_splits, splits_of
-from fednnunet.errors import ConfigError, ProtocolError
+from fednnunet.errors import ConfigError, ProtocolError, first_problem
 from fednnunet.evaluation.held_out import held_out_segmenter
 from fednnunet.evaluation.predict import Predictor
 from fednnunet.evaluation.score import HeldOutCase, score_cases
@@ -141,7 +141,7 @@ class NodeStages:
         try:
             bins = {channel: IntensityBins.model_validate(b) for channel, b in (request.bins or {}).items()}
         except ValidationError as error:
-            raise ProtocolError(f"the server sent malformed bins: {error.errors()[0]['msg']}") from None
+            raise ProtocolError(f"the server sent malformed bins: {first_problem(error, 'bins')}") from None
         missing = sorted(set(self.dataset.channel_names) - set(bins))
         if missing:
             raise ProtocolError(f"the server sent no bins for channel {missing[0]}")
