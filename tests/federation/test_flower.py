@@ -128,6 +128,15 @@ def test_a_bad_reply_is_left_out_by_name() -> None:
     assert np.array_equal(values(aggregated)["decoder"], np.median(sent, axis=0))
 
 
+def test_a_second_reply_of_a_node_is_refused() -> None:
+    flower = prepared(FedMedian())
+    aggregated, _ = flower.aggregate_train(1, [reply(1, 1), reply(2, 1), reply(1, 2), reply(3, 1)])
+    assert flower.failures == {1: "node A has answered this round already"}
+    assert aggregated is not None
+    sent = [values(reply(node, 1).content.array_records["arrays"])["decoder"] for node in NODES]
+    assert np.array_equal(values(aggregated)["decoder"], np.median(sent, axis=0))
+
+
 def test_networks_must_be_the_same() -> None:
     flower = FlowerStrategy(FedMedian())
     with pytest.raises(ConfigError, match="FedMedian needs the same network at every node; A and C"):
