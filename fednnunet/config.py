@@ -91,6 +91,7 @@ class StrategyConfig(Config):
         fingerprint: plan from the ``local`` fingerprint, the ``federated`` one, or the ``pooled`` dataset's.
         keep_local: parts of layer names; layers with one of them are not exchanged.
         local_epochs: epochs that every node trains between two aggregations.
+        fraction_train: of the nodes that train in a round.
         heterogeneous_tasks: nodes may differ in labels and channels; what matches of their networks is shared.
         aggregation: a Flower strategy (a Hydra ``_target_``).
     """
@@ -99,6 +100,7 @@ class StrategyConfig(Config):
     fingerprint: Literal["local", "federated", "pooled"]
     keep_local: list[str] = []
     local_epochs: int = Field(default=1, ge=1)
+    fraction_train: float = Field(default=1.0, gt=0, le=1)
     heterogeneous_tasks: bool = False
     aggregation: dict[str, Any]
 

@@ -149,13 +149,16 @@ class TrainRequest(Body):
     Attributes:
         fold: to train; folds come one after another.
         server_round: 1, 2, …; 0 asks for the initial state without training.
-        epochs: to train; fewer where the trainer has fewer left.
+        trained: the last round that this node trained in, 0 for none: what a worker that has just started goes on
+            from; ``server_round`` itself asks for that round's reply again.
+        epochs: of a round; fewer where the trainer has fewer left. Epochs of rounds the node was not in count as over.
         layers: names of the layers to send back; empty when nothing is exchanged.
         proximal_mu: weight of the pull towards the arrays beside this body (FedProx); 0 for none.
     """
 
     fold: Fold = 0
     server_round: int = Field(ge=0)
+    trained: int = Field(default=0, ge=0)
     epochs: int = Field(default=1, ge=1)
     layers: list[LayerName]
     proximal_mu: float = Field(default=0.0, ge=0)
@@ -193,6 +196,7 @@ class EvaluateRequest(Body):
     Attributes:
         fold: whose held-out cases.
         server_round: number of rounds trained.
+        trained: the last of them that this node trained in; see :class:`TrainRequest`.
         plans: plans of another node's model, sent to an external node with that model's arrays; else None.
         mirror_axes: axes of test-time mirroring of that model.
         layers: names of the layers to send back (the final model, for external nodes); usually empty.
@@ -200,6 +204,7 @@ class EvaluateRequest(Body):
 
     fold: Fold = 0
     server_round: int = Field(ge=0)
+    trained: int = Field(default=0, ge=0)
     plans: dict[str, Any] | None = None
     mirror_axes: list[Annotated[int, Field(ge=0, le=2)]] | None = None
     layers: list[LayerName] = []

@@ -30,10 +30,14 @@ class FlowerStrategy(AsymFedAvg):
     Args:
         strategy: of Flower; Hydra makes it.
         keep_local: see :class:`~fednnunet.federation.strategy.AsymFedAvg`.
+        fraction_train: likewise; the strategy's own is not used.
+        seed: likewise.
     """
 
-    def __init__(self, strategy: Strategy, keep_local: Sequence[str] = ()) -> None:
-        super().__init__(keep_local=keep_local)
+    def __init__(
+        self, strategy: Strategy, keep_local: Sequence[str] = (), fraction_train: float = 1.0, seed: int = 0
+    ) -> None:
+        super().__init__(keep_local=keep_local, fraction_train=fraction_train, seed=seed)
         self.strategy = strategy
 
     def prepare(self, layers: Mapping[int, Mapping[str, Sequence[int]]], names: Mapping[int, str]) -> None:

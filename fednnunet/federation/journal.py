@@ -86,6 +86,14 @@ class Journal:
         """Folds that an earlier, interrupted process of this run has finished."""
         return {"all" if row["fold"] == "all" else int(row["fold"]) for row in self._case_rows}
 
+    def nodes_of_rounds(self, fold: Fold) -> dict[int, set[str]]:
+        """Rounds of a fold that an earlier, interrupted process of this run has finished, and who was in each."""
+        nodes: dict[int, set[str]] = {}
+        for row in _read_rows(self.rounds):
+            if row.get("fold", str(fold)) == str(fold):
+                nodes.setdefault(int(row["round"]), set()).add(row["node"])
+        return nodes
+
     def stage(self, name: str) -> None:
         """Tell that a stage began."""
         log.info("%s: %s", self.strategy, name)

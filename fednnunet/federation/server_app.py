@@ -276,21 +276,21 @@ def train_rounds(
     settings: ServerSettings,
     journal: Journal,
 ) -> ArrayRecord:
-    """Train and aggregate a fold, from the last round that every node has a checkpoint of.
+    """Train and aggregate a fold, from the last round that can be had again.
 
     Returns:
         The arrays after the last aggregation.
     """
-    start = _last_common_round(federation, fold, lambda finished: strategy.remembers(journal.folder, fold, finished))
+    start, members = _resume_point(
+        federation, fold, journal, lambda finished: strategy.remembers(journal.folder, fold, finished)
+    )
     journal.begin_fold(fold, federation.rounds, start)
+    strategy.begin_fold({node: _last_round(federation, node, fold, start) for node in federation.training})
     if start:
         log.info("fold %s goes on from round %d", fold, start)
         arrays = strategy.restore(journal.folder, fold, start) or ArrayRecord()
-        if arrays:  # the nodes go back to their checkpoints, and need not send them
-            request = messages.TrainRequest(fold=fold, server_round=start, layers=[])
-            _ask(grid, Kind.TRAIN, dict.fromkeys(federation.training, request), federation, settings)
-        else:
-            arrays, _ = _train_round(grid, federation, strategy, fold, start, arrays, settings)
+        if not arrays:
+            arrays, _ = _train_round(grid, federation, strategy, fold, start, arrays, settings, nodes=members)
     else:
         arrays = _initial_arrays(grid, federation, strategy, fold, settings)
     for server_round in range(start + 1, federation.rounds + 1):
@@ -300,11 +300,22 @@ def train_rounds(
     return arrays
 
 
-def _last_common_round(federation: Federation, fold: Fold, remembered: Callable[[int], bool]) -> int:
-    common = set.intersection(
-        *(set(federation.described[node].resume_rounds.get(fold, [])) for node in federation.training)
-    )
-    return max((round_ for round_ in common if round_ <= federation.rounds and remembered(round_)), default=0)
+def _resume_point(
+    federation: Federation, fold: Fold, journal: Journal, remembered: Callable[[int], bool]
+) -> tuple[int, list[int]]:
+    """The last round of which every node that was in it, and still is, has its checkpoint; and these nodes."""
+    for server_round, names in sorted(journal.nodes_of_rounds(fold).items(), reverse=True):
+        members = [node for node in federation.training if federation.name(node) in names]
+        have_it = [_last_round(federation, node, fold, server_round) == server_round for node in members]
+        if members and all(have_it) and server_round <= federation.rounds and remembered(server_round):
+            return server_round, members
+    return 0, []
+
+
+def _last_round(federation: Federation, node: int, fold: Fold, until: int) -> int:
+    """The last round up to ``until`` that ``node`` has a checkpoint of; 0 where there is none."""
+    rounds = federation.described[node].resume_rounds.get(fold, [])
+    return max((server_round for server_round in rounds if server_round <= until), default=0)
 
 
 def _initial_arrays(
@@ -335,9 +346,10 @@ def _train_round(
     arrays: ArrayRecord,
     settings: ServerSettings,
     journal: Journal | None = None,
+    nodes: Sequence[int] = (),
 ) -> tuple[ArrayRecord, list[dict[str, Any]]]:
     rows: dict[int, dict[str, Any]] = {}
-    config = ConfigRecord({"fold": fold, "epochs": settings.local_epochs})
+    config = ConfigRecord({"fold": fold, "epochs": settings.local_epochs, "nodes": list(nodes)})
     requests = list(strategy.configure_train(server_round, arrays, config, grid))
     sent = {message.metadata.dst_node_id: _num_bytes(message) for message in requests}
 
@@ -359,8 +371,9 @@ def _train_round(
     aggregated, _ = strategy.aggregate_train(server_round, passing_by(stream_replies(grid, requests, settings.timeout)))
     late = {node: f"round {server_round}: no reply within {settings.timeout} s" for node in sent if node not in rows}
     out = [NodeError(federation.name(node), reason) for node, reason in (late | strategy.failures).items()]
-    _check_enough(out, len(sent) - len(out), settings.min_nodes, journal)
-    return aggregated or arrays, [rows[node] for node in federation.training if node in rows]
+    _check_enough(out, len(federation.training) - len(out), settings.min_nodes, journal)
+    # Groups of layers that no node of this round has keep their last average.
+    return ArrayRecord({**arrays, **(aggregated or {})}), [rows[node] for node in federation.training if node in rows]
 
 
 ROUND_METRICS = ("train_loss", "val_loss", "pseudo_dice", "seconds_train", "seconds_exchange")
@@ -382,11 +395,13 @@ def evaluate_models(
     """
     journal.stage("evaluate")
     final = federation.rounds
-    request = messages.EvaluateRequest(fold=fold, server_round=final)
     replies = _ask(
         grid,
         Kind.EVALUATE,
-        dict.fromkeys(federation.training, request),
+        {
+            node: messages.EvaluateRequest(fold=fold, server_round=final, trained=strategy.trained(node))
+            for node in federation.training
+        },
         federation,
         settings,
         journal,

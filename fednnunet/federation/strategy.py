@@ -8,6 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
@@ -22,6 +23,8 @@ from fednnunet.federation.matching import Matching, Share, match_layers
 log = logging.getLogger(__name__)
 
 WEIGHT_KEY = "num-examples"
+MIN_SAMPLED = 2
+"""Nodes of a round, however small the fraction: one alone is no federation."""
 
 
 class AsymFedAvg(Strategy):
@@ -39,6 +42,9 @@ class AsymFedAvg(Strategy):
             dots stay their node's own (personalised federated learning).
         proximal_mu: weight of FedProx's proximal term, mu / 2 times the squared distance of the exchanged layers from
             what the round began with (Li et al. 2020, eq. 2); 0 for none.
+        fraction_train: of the nodes that train in a round, drawn anew for each, at least two (FedAvg's client
+            fraction, McMahan et al. 2017).
+        seed: of what is drawn.
 
     Attributes:
         failures: node id to reason, for the replies of the last round that could not be used.
@@ -51,6 +57,8 @@ class AsymFedAvg(Strategy):
         share: Share = "all",
         keep_local: Sequence[str] = (),
         proximal_mu: float = 0.0,
+        fraction_train: float = 1.0,
+        seed: int = 0,
     ) -> None:
         if weighting not in ("uniform", "num_cases"):
             raise ValueError(f"weighting={weighting}: must be uniform or num_cases")
@@ -59,11 +67,15 @@ class AsymFedAvg(Strategy):
         self.share = share
         self.keep_local = frozenset(keep_local)
         self.proximal_mu = proximal_mu
+        self.fraction_train = fraction_train
+        self.seed = seed
         self.failures: dict[int, str] = {}
         self._names: Mapping[int, str] = {}
         self._layers: Mapping[int, Mapping[str, Sequence[int]]] = {}
         self._groups: dict[int, dict[str, str]] = {}
         self._average: StreamingAverage[int] | None = None
+        self._trained: dict[int, int] = {}
+        self._asked: set[int] = set()
 
     def prepare(self, layers: Mapping[int, Mapping[str, Sequence[int]]], names: Mapping[int, str]) -> None:
         """Match the networks of a run, before its first round.
@@ -99,6 +111,28 @@ class AsymFedAvg(Strategy):
             for node, layers in self._layers.items()
         }
 
+    def begin_fold(self, trained: Mapping[int, int]) -> None:
+        """A fold is trained.
+
+        Args:
+            trained: node id to the last round of it that the node was in; 0 where there is none.
+        """
+        self._trained = dict(trained)
+
+    def trained(self, node: int) -> int:
+        """The last round of this fold that ``node`` was in."""
+        return self._trained.get(node, 0)
+
+    def sample(self, fold: Fold, server_round: int) -> list[int]:
+        """Nodes that train in a round; depends on seed, fold, round and the nodes' names alone."""
+        count = max(MIN_SAMPLED, round(self.fraction_train * len(self._groups)))
+        if count >= len(self._groups):
+            return list(self._groups)
+        by_name = sorted(self._groups, key=self._names.__getitem__)
+        rng = np.random.default_rng(list(f"{self.seed}/{fold}/{server_round}".encode()))
+        drawn = {by_name[place] for place in rng.choice(len(by_name), count, replace=False)}
+        return [node for node in self._groups if node in drawn]
+
     @property
     def groups(self) -> set[str]:
         """All groups of layers that are averaged."""
@@ -120,7 +154,12 @@ class AsymFedAvg(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """One request a node, with the averages it shares in."""
+        """One request a node drawn for this round, with the averages it shares in.
+
+        ``config`` has the fold, ``epochs`` of a round, and ``nodes`` where certain ones are to be asked.
+        """
+        nodes: list[int] = config.get("nodes") or self.sample(fold_of(config), server_round)  # type: ignore[assignment]
+        self._asked = set(nodes)
         return [
             _message(
                 Kind.TRAIN,
@@ -128,14 +167,14 @@ class AsymFedAvg(Strategy):
                 TrainRequest(
                     fold=fold_of(config),
                     server_round=server_round,
+                    trained=self.trained(node),
                     epochs=int(config.get("epochs", 1)),  # type: ignore[arg-type]
                     layers=self.layers_of(node),
                     proximal_mu=self.proximal_mu,
                 ),
                 self.arrays_for(node, arrays),
-                config,
             )
-            for node in self._groups
+            for node in nodes
         ]
 
     def aggregate_train(
@@ -159,6 +198,8 @@ class AsymFedAvg(Strategy):
         """The sums, empty for a new round."""
         assert self._average is not None, "prepare() comes before the first round"
         self._average.reset()
+        for node in self._groups.keys() - self._asked:
+            self._average.skip(node)
         return self._average
 
     def _take(
@@ -173,8 +214,11 @@ class AsymFedAvg(Strategy):
             node = reply.metadata.src_node_id
             name = self._names.get(node, str(node))
             try:
+                if node in self._groups and node not in self._asked:
+                    raise ProtocolError(f"node {name} was not asked to train in this round")
                 metrics = _checked_content(reply, name)
                 take(reply, name, metrics, reply.content.array_records.get("arrays", ArrayRecord()))
+                self._trained[node] = server_round
             except ProtocolError as error:
                 log.warning("round %d: %s", server_round, error)
                 self.failures[node] = str(error)
@@ -183,8 +227,15 @@ class AsymFedAvg(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """One request a node to load the last averages, write the final checkpoint and score."""
-        request = EvaluateRequest(fold=fold_of(config), server_round=server_round)
-        return [_message(Kind.EVALUATE, node, request, self.arrays_for(node, arrays), config) for node in self._groups]
+        return [
+            _message(
+                Kind.EVALUATE,
+                node,
+                EvaluateRequest(fold=fold_of(config), server_round=server_round, trained=self.trained(node)),
+                self.arrays_for(node, arrays),
+            )
+            for node in self._groups
+        ]
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Scores are tables of cases, which the server app collects; there is nothing to average."""
@@ -228,10 +279,8 @@ def fold_of(config: ConfigRecord) -> Fold:
     return "all" if fold == "all" else int(fold)  # type: ignore[arg-type]
 
 
-def _message(
-    kind: Kind, node: int, body: TrainRequest | EvaluateRequest, arrays: ArrayRecord, config: ConfigRecord
-) -> Message:
-    settings = ConfigRecord({**config, "body": body.model_dump_json(), "server-round": body.server_round})
+def _message(kind: Kind, node: int, body: TrainRequest | EvaluateRequest, arrays: ArrayRecord) -> Message:
+    settings = ConfigRecord({"body": body.model_dump_json(), "server-round": body.server_round})
     content = RecordDict({"config": settings})
     if arrays:
         content["arrays"] = arrays

@@ -29,6 +29,7 @@ from fednnunet.node.settings import NodeSettings
 from fednnunet.training.build import build_lightning_trainer, build_nnunet_trainer, cap_memory, resolve_device
 from fednnunet.training.callback import FederatedCallback
 from fednnunet.training.data import NNUNetDataModule
+from fednnunet.training.epochs import skip_epochs
 from fednnunet.training.module import NNUNetModule
 from fednnunet.training.state import named_tensors
 
@@ -80,14 +81,14 @@ class Ranks:
         """Let the helpers take optimizer and schedule from a checkpoint, made after so many epochs."""
         self._tell(do="load", checkpoint=str(checkpoint), epochs=epochs)
 
-    def fit(self) -> None:
-        """Let the helpers begin to train; comes right before rank 0 does."""
-        self._tell(do="fit")
+    def fit(self, epoch: int) -> None:
+        """Let the helpers begin to train with this epoch; comes right before rank 0 does."""
+        self._tell(do="fit", epoch=epoch)
 
-    def begin_epoch(self, network: torch.nn.Module, first: bool) -> None:
+    def begin_epoch(self, network: torch.nn.Module, epoch: int, first: bool) -> None:
         """Another epoch: give every rank the weights of rank 0."""
         if not first:
-            self._tell(do="epoch")
+            self._tell(do="epoch", epoch=epoch)
         if self.size > 1:
             share_state(network)
 
@@ -166,7 +167,7 @@ class _Rank:
                 self.trainer.load_checkpoint(order["checkpoint"])
                 self.trainer.current_epoch = order["epochs"]
             else:
-                self._fit()
+                self._fit(order["epoch"])
 
     def _build(self, settings: TrainerConfig, order: dict[str, Any]) -> nnUNetTrainer:
         os.environ["nnUNet_preprocessed"] = order["preprocessed"]
@@ -181,8 +182,9 @@ class _Rank:
             self.settings.config.node.precision,
         )
 
-    def _fit(self) -> None:
+    def _fit(self, epoch: int) -> None:
         assert self.trainer is not None
+        skip_epochs(self.trainer, epoch)
         self.trainer.on_train_start()
         module = NNUNetModule(self.trainer)
         node = self.settings.config.node
@@ -196,4 +198,8 @@ class _Rank:
 
     def end(self, module: NNUNetModule) -> bool:
         """:class:`~fednnunet.training.callback.Rounds`: wait for what rank 0 says."""
-        return json.loads(self.connection.recv_bytes())["do"] == "epoch"
+        order = json.loads(self.connection.recv_bytes())
+        if order["do"] != "epoch":
+            return False
+        skip_epochs(module.nnunet, order["epoch"])
+        return True

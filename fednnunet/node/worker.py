@@ -39,6 +39,7 @@ from fednnunet.training.build import build_lightning_trainer
 from fednnunet.training.callback import FederatedCallback
 from fednnunet.training.checkpoint import checkpoint_of, load_round, restore_random_state, save_final, save_round
 from fednnunet.training.data import NNUNetDataModule
+from fednnunet.training.epochs import skip_epochs
 from fednnunet.training.module import NNUNetModule
 from fednnunet.training.state import check_state, load_state, read_state, state_spec
 
@@ -64,6 +65,7 @@ class NodeWorker:
         self.stages = NodeStages(settings)
         self.outgoing: SharedArrays | None = None
         self.waiting: tuple[Request, TrainRequest] | None = None
+        self.deferred: Request | None = None
         self.begun = 0.0
         self.loaded = 0.0
         self.reply: TrainReply | None = None
@@ -76,7 +78,8 @@ class NodeWorker:
     def serve(self) -> None:
         """Answer requests for ever; the process ends by signal or with its parent."""
         while True:
-            request = self.channel.receive()
+            request = self.deferred or self.channel.receive()
+            self.deferred = None
             if request is not None:
                 self.answer(request)
 
@@ -124,19 +127,24 @@ class NodeWorker:
         if body.server_round == 0:
             self.reply = TrainReply(fold=body.fold, server_round=0, num_examples=self._num_examples())
             self._hand_over(request, body)
-        elif self.reply is not None and body.server_round == self.reply.server_round:
+            return
+        self._go_on_from(trainer, body.trained)
+        if self.reply is not None and body.server_round == self.reply.server_round:
             self._hand_over(request, body)
-        elif body.server_round == self.finished_round + 1:
+        elif body.server_round > self.finished_round:
             self._fit(request, body)
-        elif self.finished_round == 0:
-            state = load_round(trainer, body.server_round)
-            self.stages.ranks.load(checkpoint_of(trainer, body.server_round), trainer.current_epoch)
-            self.finished_round = body.server_round
-            self.reply = TrainReply.model_validate(state["reply"])
-            self.random_state = state["random"]
-            self._hand_over(request, body)
         else:
             raise ProtocolError(f"round {body.server_round} was asked for after round {self.finished_round}")
+
+    def _go_on_from(self, trainer: nnUNetTrainer, trained: int) -> None:
+        """Where this worker has just started and the node has trained before: load the checkpoint of that round."""
+        if self.finished_round or not trained:
+            return
+        state = load_round(trainer, trained)
+        self.stages.ranks.load(checkpoint_of(trainer, trained), trainer.current_epoch)
+        self.finished_round = trained
+        self.reply = TrainReply.model_validate(state["reply"])
+        self.random_state = state["random"]
 
     def _enter_fold(self, fold: Fold) -> nnUNetTrainer:
         """The trainer of ``fold``; folds follow each other, each from its own beginning."""
@@ -156,12 +164,12 @@ class NodeWorker:
         trainer = self.stages.trainer
         assert trainer is not None
         self._check_round(request, body)
-        self.stages.ranks.fit()
+        self._take_up(request, body)
+        self.stages.ranks.fit(trainer.current_epoch)
         trainer.on_train_start()
         if self.random_state is not None:
             restore_random_state(self.random_state)
         module = NNUNetModule(trainer)
-        self._take_up(request, body)
         lightning_trainer = build_lightning_trainer(
             module, self.settings.config.node, [FederatedCallback(self)], self.settings.folder
         )
@@ -179,7 +187,10 @@ class NodeWorker:
             self.fitting = False
 
     def _take_up(self, request: Request, body: TrainRequest) -> None:
-        """This round is next."""
+        """This round is next; those before it that the node was not in are over."""
+        trainer = self.stages.trainer
+        assert trainer is not None
+        skip_epochs(trainer, _epochs_before(body))
         self.waiting, self.epochs_left, self.new_round = (request, body), body.epochs, True
 
     def begin(self, module: NNUNetModule) -> None:
@@ -189,7 +200,7 @@ class NodeWorker:
         if self.new_round:
             self.begun = time.perf_counter()
             load_state(module.network, request.arrays)
-        self.stages.ranks.begin_epoch(module.network, self.first_epoch)
+        self.stages.ranks.begin_epoch(module.network, module.nnunet.current_epoch, self.first_epoch)
         if self.new_round:
             module.pull_towards_present(request.arrays, body.proximal_mu)
             self.loaded = time.perf_counter()
@@ -227,22 +238,28 @@ class NodeWorker:
             following = self.channel.receive()
             if following is None:
                 continue
-            asked = self._next_round(following, body.fold, self.finished_round + 1)
-            if asked is not None:
+            asked = self._next_round(following, body.fold)
+            if isinstance(asked, TrainRequest):
                 self._take_up(following, asked)
                 return True
+            if asked is not None:  # the rounds are over without this node; it is answered after the fit
+                self.deferred = following
+                self.stages.ranks.end_fit()
+                return False
 
-    def _next_round(self, request: Request, fold: Fold, expected: int) -> TrainRequest | None:
-        """The body of a request to train round ``expected``; any other request is answered here."""
-        if request.kind is Kind.TRAIN:
-            try:
-                body = parse_body(TrainRequest, request.body, "the server")
-                if (body.fold, body.server_round) == (fold, expected):
+    def _next_round(self, request: Request, fold: Fold) -> TrainRequest | EvaluateRequest | None:
+        """The body of a request to train a later round or to evaluate; any other request is answered here."""
+        try:
+            if request.kind in (Kind.TRAIN, Kind.EVALUATE):
+                body = parse_body(REQUESTS[request.kind], request.body, "the server")
+                if isinstance(body, EvaluateRequest) and body.fold == fold:
+                    return body
+                if isinstance(body, TrainRequest) and body.fold == fold and body.server_round > self.finished_round:
                     self._check_round(request, body)
                     return body
-            except ProtocolError as error:
-                request.fail(self._failure(request.kind, error))
-                return None
+        except ProtocolError as error:
+            request.fail(self._failure(request.kind, error))
+            return None
         self.answer(request)
         return None
 
@@ -250,6 +267,8 @@ class NodeWorker:
         """Refuse what can not be loaded or sent before the epoch starts, not after it."""
         trainer = self.stages.trainer
         assert trainer is not None
+        if _epochs_before(body) >= trainer.num_epochs:
+            raise ProtocolError(f"round {body.server_round} was asked for; there are {trainer.num_epochs} epochs")
         check_state(trainer.network, request.arrays)
         state_spec(trainer.network, body.layers)
 
@@ -289,9 +308,10 @@ class NodeWorker:
             _reply(request, EvaluateReply(cases=cases, seconds=time.perf_counter() - start))
             return
         trainer = self._enter_fold(body.fold)
-        if self.finished_round == 0:
+        if body.server_round == 0:
             raise ProtocolError("evaluation was asked for before training")
-        if body.server_round != self.finished_round:
+        self._go_on_from(trainer, body.trained)
+        if body.server_round < self.finished_round:
             raise ProtocolError(
                 f"evaluation after round {body.server_round} was asked for; "
                 f"the node has {self.finished_round} behind it"
@@ -299,6 +319,7 @@ class NodeWorker:
         if self.evaluation is None:
             check_state(trainer.network, request.arrays)
             load_state(trainer.network, request.arrays)
+            skip_epochs(trainer, trainer.num_epochs)
             save_final(trainer)
             axes = trainer.inference_allowed_mirroring_axes
             self.evaluation = EvaluateReply(
@@ -307,6 +328,11 @@ class NodeWorker:
                 seconds=time.perf_counter() - start,
             )
         _reply(request, self.evaluation, self._gather(body.layers))
+
+
+def _epochs_before(body: TrainRequest) -> int:
+    """Epochs that are over when its round begins."""
+    return (body.server_round - 1) * body.epochs
 
 
 def lack_of_memory(error: Exception, node: str, config: RunConfig) -> str | None:

@@ -114,12 +114,18 @@ def test_an_interrupted_run_goes_on_with_its_momentum(make: Callable[[], Strateg
     assert [after.remembers(tmp_path, 0, server_round) for server_round in (1, 2, 3)] == [True, True, False]
 
 
+def ask_all(flower: FlowerStrategy) -> None:
+    grid: Any = None
+    flower.configure_train(1, start(), ConfigRecord(), grid)
+
+
 def spoil(arrays: dict[str, np.ndarray]) -> None:
     arrays["decoder"][0] = np.nan
 
 
 def test_a_bad_reply_is_left_out_by_name() -> None:
     flower = prepared(FedMedian())
+    ask_all(flower)
     replies = [reply(1, 1), reply(2, 1, spoil), reply(3, 1)]
     aggregated, _ = flower.aggregate_train(1, replies)
     assert flower.failures == {2: "node B sent layer decoder with values that are not finite"}
@@ -130,6 +136,7 @@ def test_a_bad_reply_is_left_out_by_name() -> None:
 
 def test_a_second_reply_of_a_node_is_refused() -> None:
     flower = prepared(FedMedian())
+    ask_all(flower)
     aggregated, _ = flower.aggregate_train(1, [reply(1, 1), reply(2, 1), reply(1, 2), reply(3, 1)])
     assert flower.failures == {1: "node A has answered this round already"}
     assert aggregated is not None

@@ -133,6 +133,49 @@ def test_no_exchange_sends_no_array(grid: LocalGrid) -> None:
     assert metrics is not None
 
 
+def test_nodes_of_a_round_are_drawn_by_seed_and_name() -> None:
+    layers = {node: {"encoder": [2]} for node in range(1, 11)}
+    names = {node: f"node{node}" for node in layers}
+    strategy = AsymFedAvg(fraction_train=0.4, seed=3)
+    strategy.prepare(layers, names)
+    drawn = [strategy.sample(0, server_round) for server_round in range(1, 101)]
+    assert {len(nodes) for nodes in drawn} == {4}
+    assert len({tuple(nodes) for nodes in drawn}) > 50, "every round draws anew"
+    assert {node for nodes in drawn for node in nodes} == set(layers)
+    assert strategy.sample(1, 1) != drawn[0] or strategy.sample(1, 2) != drawn[1]
+
+    joined_in_another_order = AsymFedAvg(fraction_train=0.4, seed=3)
+    ids = {node: 100 - node for node in layers}
+    joined_in_another_order.prepare(
+        {ids[node]: layers[node] for node in reversed(layers)}, {ids[node]: name for node, name in names.items()}
+    )
+    assert sorted(ids[node] for node in drawn[0]) == sorted(joined_in_another_order.sample(0, 1))
+
+    few = AsymFedAvg(fraction_train=0.01)
+    few.prepare(layers, names)
+    assert len(few.sample(0, 1)) == 2
+
+
+def test_a_round_of_some_nodes(grid: LocalGrid) -> None:
+    strategy = prepared(AsymFedAvg(fraction_train=0.67, share="groups"))
+    asked = strategy.sample(0, 1)
+    assert len(asked) == 2
+    (other,) = set(SHAPES) - set(asked)
+    averaged, _ = run_round(strategy, grid)
+    assert np.all(averaged["encoder"] == np.mean(asked))
+    assert {node: strategy.trained(node) for node in SHAPES} == {**dict.fromkeys(asked, 1), other: 0}
+
+    messages = strategy.configure_train(2, ArrayRecord(), ConfigRecord({"nodes": [other]}), grid)
+    assert [message.metadata.dst_node_id for message in messages] == [other]
+    everyone = AsymFedAvg(share="groups")
+    everyone.prepare(SHAPES, NAMES)
+    unasked = everyone.configure_train(2, ArrayRecord(), ConfigRecord(), grid)
+    averages, _ = strategy.aggregate_train(2, grid.send_and_receive(unasked))
+    assert averages is not None
+    assert strategy.failures == {node: f"node {NAMES[node]} was not asked to train in this round" for node in asked}
+    assert np.all(from_array_record(averages, "the strategy")["encoder"] == other)
+
+
 def test_unknown_weighting_is_refused() -> None:
     with pytest.raises(ValueError, match="weighting=trust: must be uniform or num_cases"):
         AsymFedAvg(weighting="trust")  # type: ignore[arg-type]

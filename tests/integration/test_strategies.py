@@ -12,7 +12,7 @@ import SimpleITK as sitk
 import torch
 
 from tests.conftest import write_boxes
-from tests.integration.conftest import Train, result_folder
+from tests.integration.conftest import CENTRES, Train, result_folder
 
 pytestmark = pytest.mark.slow
 
@@ -115,3 +115,29 @@ def test_several_epochs_a_round(train: Train, tmp_path: Path) -> None:
     final = torch.load(result_folder(run, "Oslo") / "checkpoint_final.pth", weights_only=False)
     assert final["current_epoch"] == 5
     assert len(final["logging"]["train_losses"]) == 5
+
+
+def test_some_nodes_a_round(train: Train, tmp_path: Path) -> None:
+    """Two of three nodes in each of five rounds; the schedule of all follows the rounds."""
+    run = tmp_path / "run"
+    result = train(run, "strategy=asym", "strategy.fraction_train=0.6", "trainer.epochs=5")
+    assert result.returncode == 0, result.stdout + result.stderr
+    rounds = pd.read_csv(run / "rounds.csv")
+    assert rounds.groupby("round").node.nunique().to_dict() == dict.fromkeys(range(1, 6), 2)
+    assert set(pd.read_csv(run / "cases.csv").node) == {*CENTRES, "Riga"}
+    rates: dict[int, set[float]] = {}
+    for node in CENTRES:
+        mine = set(rounds[rounds.node == node]["round"])
+        final = torch.load(result_folder(run, node) / "checkpoint_final.pth", weights_only=False)
+        assert final["current_epoch"] == 5
+        logged = final["logging"]
+        assert {len(values) for values in logged.values()} == {5}
+        assert {place + 1 for place, loss in enumerate(logged["train_losses"]) if not np.isnan(loss)} == mine
+        assert not np.isnan(logged["ema_fg_dice"]).any()
+        for server_round in mine:
+            rates.setdefault(server_round, set()).add(logged["lrs"][server_round - 1])
+    assert all(len(rate) == 1 for rate in rates.values())
+    assert [min(rates[r]) for r in sorted(rates)] == sorted((min(rate) for rate in rates.values()), reverse=True)
+    last = rounds[rounds["round"] == 5].node
+    absent = (set(CENTRES) - set(last)).pop()
+    assert torch.equal(weights(run, absent)[FIRST], weights(run, last.iloc[0])[FIRST]), "it has the last average, too"

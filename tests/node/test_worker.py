@@ -133,8 +133,8 @@ def test_a_node_through_all_its_stages(server: Server) -> None:
     assert all(np.array_equal(after[name], repeated[name]) for name in layers)
     assert not np.array_equal(after[first], state[first])
 
-    with pytest.raises(WorkerFailure, match="round 3 was asked for after round 1"):
-        server.train(3, layers)
+    with pytest.raises(WorkerFailure, match="round 9 was asked for; there are 3 epochs"):
+        server.train(9, layers)
     with pytest.raises(WorkerFailure, match=f"layer {first} with values that are not finite"):
         server.train(2, layers, {first: np.full_like(after[first], np.nan)})
     with pytest.raises(WorkerFailure, match=f"layer {first} was received with shape"):
@@ -154,6 +154,8 @@ def test_a_node_through_all_its_stages(server: Server) -> None:
     assert third.learning_rate is not None
     assert second.learning_rate is not None
     assert third.learning_rate < second.learning_rate
+    with pytest.raises(WorkerFailure, match="round 2 was asked for after round 3"):
+        server.train(2, layers)
 
     ones = {first: np.ones_like(last[first])}
     request = EvaluateRequest(server_round=3, layers=layers).model_dump_json()
