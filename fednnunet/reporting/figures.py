@@ -19,6 +19,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from fednnunet.errors import DataError
+from fednnunet.evaluation.statistics import Interval
 from fednnunet.reporting.tables import case_means, order_setups
 
 SETUP_COLOURS = {"local": "#7a7a7a", "asym": "#0072B2", "ffe": "#D55E00", "centralized": "#009E73"}
@@ -230,6 +231,35 @@ def round_costs(rounds: pd.DataFrame) -> Figure:
             fontsize=8,
         )
     _legend(figure, [Line2D([], [], color=colours[name], lw=2.5, label=name) for name in setups])
+    return figure
+
+
+def forest(
+    intervals: Mapping[str, Interval], values: Mapping[str, Sequence[float]], reference: str, title: str
+) -> Figure:
+    """Means with their confidence intervals, one below the other; the values behind each as dots.
+
+    Args:
+        intervals: set-up to mean and interval.
+        values: set-up to one value a seed.
+        reference: set-up whose mean is drawn through all rows.
+        title: of the axis.
+    """
+    names = list(intervals)
+    colours = setup_colours([name.split(" ")[0] for name in names])
+    figure = _figure((7.0, 0.9 + 0.36 * len(names)))
+    axes: Axes = figure.subplots()
+    _clean(axes)
+    axes.grid(visible=False, axis="y")
+    axes.axvline(intervals[reference].mean, color="#9aa5b1", lw=1, ls="--")
+    for place, name in enumerate(names):
+        interval, colour = intervals[name], colours[name.split(" ")[0]]
+        axes.plot(values[name], [place] * len(values[name]), "o", ms=4, mfc="none", mec=colour, alpha=0.6)
+        axes.plot([interval.low, interval.high], [place, place], color=colour, lw=2.2, solid_capstyle="butt")
+        axes.plot(interval.mean, place, "D", ms=6, color=colour)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlabel(title)
     return figure
 
 

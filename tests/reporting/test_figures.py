@@ -11,6 +11,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from fednnunet.errors import DataError
+from fednnunet.evaluation.statistics import mean_interval
 from fednnunet.reporting import figures
 from fednnunet.reporting.run_folder import merge, read_run
 
@@ -97,3 +98,14 @@ def test_saved_as_png_and_svg(tmp_path: Path, make_run: MakeRun) -> None:
     figures.save_figure(figures.round_costs(read_run(make_run()).rounds), tmp_path / "figures", "costs")
     assert (tmp_path / "figures" / "costs.png").read_bytes().startswith(b"\x89PNG")
     assert b"<svg" in (tmp_path / "figures" / "costs.svg").read_bytes()
+
+
+def test_forest_has_a_row_a_setup_with_all_its_seeds() -> None:
+    values = {"asym": [0.5, 0.6, 0.7], "centralized steps": [0.6, 0.7, 0.8]}
+    intervals = {name: mean_interval(seeds) for name, seeds in values.items()}
+    (axes,) = figures.forest(intervals, values, reference="asym", title="DSC").axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(values)
+    drawn = [list(map(float, line.get_xdata())) for line in axes.lines]
+    for name, interval in intervals.items():
+        assert values[name] in drawn
+        assert [interval.low, interval.high] in drawn
