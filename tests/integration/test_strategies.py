@@ -56,6 +56,24 @@ def test_layers_matched_by_resolution(train: Train, tmp_path: Path) -> None:
     assert torch.equal(*head), "the heads of the full resolution are one"
 
 
+def test_all_nodes_begin_with_the_same_values_whatever_their_order(train: Train, tmp_path: Path) -> None:
+    """With a learning rate of nothing, what nodes began with is what they end with."""
+    frozen = ("trainer.initial_lr=1e-12", "trainer.weight_decay=0", "trainer.epochs=1", "strategy=asym")
+    oslo, porto = "{name: Oslo, dataset: 201}", "{name: Porto, dataset: 202}"
+    states = {}
+    for name, centres in {"once": f"{oslo}, {porto}", "again": f"{porto}, {oslo}"}.items():
+        result = train(tmp_path / name, *frozen, f"dataset.centres=[{centres}]")
+        assert result.returncode == 0, result.stdout + result.stderr
+        states[name] = {node: weights(tmp_path / name, node) for node in ("Oslo", "Porto")}
+    ours, theirs = states["once"].values()
+    shared = [layer for layer in ours if layer in theirs and ours[layer].shape == theirs[layer].shape]
+    assert FIRST in shared
+    assert set(ours) - set(shared), "the networks differ"
+    assert all(torch.equal(ours[layer], theirs[layer]) for layer in shared)
+    for node, state in states["once"].items():
+        assert all(torch.equal(state[layer], states["again"][node][layer]) for layer in state)
+
+
 @pytest.fixture
 def two_tasks(tmp_path: Path) -> Path:
     """Livers in CT with a tumour inside, and tumours in MRI of two channels."""
