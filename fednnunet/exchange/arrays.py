@@ -11,13 +11,17 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+import ml_dtypes
 import numpy as np
 from pydantic import Field, ValidationError
 
 from fednnunet.errors import ProtocolError
 from fednnunet.exchange.messages import Body, LayerName, Shape
 
-DTYPES = ("float32", "float16", "float64", "int64", "int32", "uint8", "bool")
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+"""float32 without its last 16 bits; numpy has none of its own, and files it as two bytes of no type."""
+FLOATS = ("float32", "float16", BFLOAT16.name, "float64")
+DTYPES = (*FLOATS, "int64", "int32", "uint8", "bool")
 MAX_BYTES = 8 * 2**30
 """Largest sum of arrays: twice nnU-Net's ResEnc XL with room."""
 MAX_ARRAYS = 20_000
@@ -141,7 +145,7 @@ def check_finite(arrays: Mapping[str, np.ndarray], where: str) -> None:
         ProtocolError: names ``where`` and the first array that is not finite.
     """
     for name, array in arrays.items():
-        if array.dtype.kind != "f":
+        if array.dtype.name not in FLOATS:
             continue
         flat = array.reshape(-1)
         for start in range(0, flat.size, BLOCK):

@@ -21,6 +21,8 @@ NodeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.'-]{0,63}$")]
 LayerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]{1,256}$")]
 Fold = Annotated[int, Field(ge=0, le=4)] | Literal["all"]
 """nnU-Net's: a held-out fifth of the cases, or ``all`` to train on every case."""
+ExchangeDtype = Literal["float32", "float16", "bfloat16"]
+"""What the values of exchanged layers are rounded to while they travel."""
 Shape = Annotated[list[Annotated[int, Field(ge=0, le=2**31)]], Field(max_length=8)]
 
 
@@ -153,6 +155,7 @@ class TrainRequest(Body):
             from; ``server_round`` itself asks for that round's reply again.
         epochs: of a round; fewer where the trainer has fewer left. Epochs of rounds the node was not in count as over.
         layers: names of the layers to send back; empty when nothing is exchanged.
+        dtype: what to send them as; of layers of integers as they are.
         proximal_mu: weight of the pull towards the arrays beside this body (FedProx); 0 for none.
     """
 
@@ -161,6 +164,7 @@ class TrainRequest(Body):
     trained: int = Field(default=0, ge=0)
     epochs: int = Field(default=1, ge=1)
     layers: list[LayerName]
+    dtype: ExchangeDtype = "float32"
     proximal_mu: float = Field(default=0.0, ge=0)
 
 
