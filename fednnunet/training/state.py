@@ -17,7 +17,7 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from fednnunet.errors import ProtocolError
-from fednnunet.exchange.arrays import check_finite
+from fednnunet.exchange.arrays import BFLOAT16, check_finite
 
 
 def unwrap(network: nn.Module) -> nn.Module:
@@ -47,11 +47,27 @@ def read_state(network: nn.Module, layers: Iterable[str], out: Mapping[str, np.n
     Raises:
         ProtocolError: a layer the network does not have.
     """
+    for name, tensor in _chosen(network, layers).items():
+        torch.from_numpy(out[name]).copy_(tensor)
+
+
+def state_arrays(network: nn.Module, layers: Iterable[str]) -> dict[str, np.ndarray]:
+    """``layers`` of ``network`` as arrays to read: views of what lies in main memory, copies of what does not.
+
+    Raises:
+        ProtocolError: a layer the network does not have.
+    """
+    return {name: tensor.cpu().numpy() for name, tensor in _chosen(network, layers).items()}
+
+
+def _chosen(network: nn.Module, layers: Iterable[str]) -> dict[str, torch.Tensor]:
     tensors = dict(named_tensors(network))
+    chosen = {}
     for name in layers:
         if name not in tensors:
             raise ProtocolError(f"layer {name} was asked for, but the network has no such layer")
-        torch.from_numpy(out[name]).copy_(tensors[name].detach())
+        chosen[name] = tensors[name].detach()
+    return chosen
 
 
 def state_spec(network: nn.Module, layers: Iterable[str]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
@@ -60,14 +76,10 @@ def state_spec(network: nn.Module, layers: Iterable[str]) -> dict[str, tuple[tup
     Raises:
         ProtocolError: a layer the network does not have.
     """
-    tensors = dict(named_tensors(network))
-    spec = {}
-    for name in layers:
-        if name not in tensors:
-            raise ProtocolError(f"layer {name} was asked for, but the network has no such layer")
-        tensor = tensors[name]
-        spec[name] = (tuple(tensor.shape), torch.empty(0, dtype=tensor.dtype).numpy().dtype)
-    return spec
+    return {
+        name: (tuple(tensor.shape), torch.empty(0, dtype=tensor.dtype).numpy().dtype)
+        for name, tensor in _chosen(network, layers).items()
+    }
 
 
 def check_state(network: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
@@ -99,4 +111,11 @@ def load_state(network: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
         # Received arrays are read-only views of shared memory; they are only read here.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         for name, array in arrays.items():
-            tensors[name].copy_(torch.from_numpy(array))
+            tensors[name].copy_(_as_tensor(array))
+
+
+def _as_tensor(array: np.ndarray) -> torch.Tensor:
+    """A tensor in the array's memory; torch does not know numpy's bfloat16, whose bits are its own."""
+    if array.dtype == BFLOAT16:
+        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(array)

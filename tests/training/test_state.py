@@ -67,6 +67,23 @@ def test_state_read_from_one_network_makes_another_equal(network: nn.Module) -> 
         assert torch.equal(ours, theirs), name
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_rounded_layers_are_loaded_exactly(network: nn.Module, dtype: str) -> None:
+    arrays = {name: a.astype(dtype) if a.dtype == np.float32 else a for name, a in read(network).items()}
+    for array in arrays.values():
+        array.flags.writeable = False
+    check_state(network, arrays)
+    load_state(network, arrays)
+    for name, array in read(network).items():
+        assert np.array_equal(array, arrays[name].astype(array.dtype)), name
+
+
+def test_what_is_not_finite_is_refused_in_two_bytes_too(network: nn.Module) -> None:
+    bad = {"encoder.stages.0.0.convs.0.conv.bias": np.full(4, np.nan).astype("bfloat16")}
+    with pytest.raises(ProtocolError, match="not finite"):
+        check_state(network, bad)
+
+
 def test_names_are_free_of_wrappers(network: nn.Module) -> None:
     compiled = torch.compile(network, backend="eager")
     assert next(iter(compiled.state_dict())).startswith("_orig_mod.")
