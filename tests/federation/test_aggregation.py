@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fednnunet.errors import ProtocolError
+from fednnunet.exchange.rounding import ErrorFeedback
 from fednnunet.federation.aggregation import StreamingAverage, average_layers, common_layers
 from fednnunet.federation.matching import match_layers
 
@@ -72,6 +74,32 @@ def test_integer_buffers_are_averaged_and_rounded() -> None:
     averaged = average_layers(states)[0]["num_batches"]
     assert averaged.dtype == states[0]["num_batches"].dtype
     assert averaged == 11
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_two_bytes_a_value_are_averaged_as_exactly_as_float32_can(dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    states = [{"w": rng.standard_normal(100_000).astype(dtype)} for _ in range(50)]
+    averaged = average_layers(states, weights=list(range(1, 51)))[0]["w"]
+    assert averaged.dtype == np.float32
+    exact = np.average([state["w"].astype(float) for state in states], axis=0, weights=range(1, 51))
+    np.testing.assert_allclose(averaged, exact, atol=1e-6)
+
+
+def test_sums_and_what_rounding_leaves_over_take_two_models_and_a_block() -> None:
+    size = 4_000_000
+    groups = {node: {"w": "w"} for node in range(4)}
+    state = {"w": np.random.default_rng(0).standard_normal(size, dtype=np.float32).astype(np.float16)}
+    feedback = ErrorFeedback("float16")
+    tracemalloc.start()
+    average = StreamingAverage({node: {"w": (size,)} for node in groups}, groups)
+    for node in groups:
+        average.add(node, state)
+    encoded = feedback.encoded(average.result(), "the server")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.array_equal(encoded["w"], state["w"]), "the mean of equal states"
+    assert peak < 2.55 * 4 * size, "sums, what is left over, and half a model that is sent"
 
 
 @pytest.fixture
