@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +11,10 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fednnunet.errors import ConfigError
-from fednnunet.exchange.messages import Fold
+from fednnunet.exchange.messages import ExchangeDtype
 from fednnunet.exchange.records import from_array_record, to_array_record
+from fednnunet.exchange.rounding import decode
 from fednnunet.federation.strategy import AsymFedAvg
-
-KEPT_STATES = 2
 
 
 class FlowerStrategy(AsymFedAvg):
@@ -40,13 +37,18 @@ class FlowerStrategy(AsymFedAvg):
         super().__init__(keep_local=keep_local, fraction_train=fraction_train, seed=seed)
         self.strategy = strategy
 
-    def prepare(self, layers: Mapping[int, Mapping[str, Sequence[int]]], names: Mapping[int, str]) -> None:
+    def prepare(
+        self,
+        layers: Mapping[int, Mapping[str, Sequence[int]]],
+        names: Mapping[int, str],
+        dtype: ExchangeDtype = "float32",
+    ) -> None:
         """As AsymFedAvg's.
 
         Raises:
             ConfigError: nodes have different networks.
         """
-        super().prepare(layers, names)
+        super().prepare(layers, names, dtype)
         wanted = getattr(self.strategy, "min_available_nodes", 1)
         if len(layers) < wanted:  # it would wait for them for ever
             raise ConfigError(f"{type(self.strategy).__name__} needs {wanted} nodes; there are {len(layers)}")
@@ -71,18 +73,18 @@ class FlowerStrategy(AsymFedAvg):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Check every reply, then let the strategy aggregate; results have the dtypes that were sent."""
+        """Check every reply, then let the strategy aggregate; results have the dtypes of what it is given."""
         average = self._new_average()
         valid: dict[int, Message] = {}
-        dtypes: dict[str, np.dtype] = {}
+        dtypes: dict[str, str] = {}
 
         def keep(reply: Message, name: str, metrics: MetricRecord, arrays: ArrayRecord) -> None:
             node = reply.metadata.src_node_id
-            received = from_array_record(arrays, f"node {name}")
-            average.check(node, received, 1.0, f"node {name}")
+            average.check(node, self._received(arrays, name), 1.0, f"node {name}")
             average.skip(node)  # a second reply is refused
-            dtypes.update({layer: array.dtype for layer, array in received.items()})
-            reply.content = RecordDict({"arrays": self._in_order(arrays), "metrics": metrics})
+            given = self._in_order(arrays)
+            dtypes.update({layer: array.dtype for layer, array in given.items()})
+            reply.content = RecordDict({"arrays": given, "metrics": metrics})
             valid[node] = reply
 
         self._take(server_round, replies, keep)
@@ -92,47 +94,34 @@ class FlowerStrategy(AsymFedAvg):
         if aggregated is None:
             return None, metrics_mean
         means = {layer: array.numpy().astype(dtypes[layer], copy=False) for layer, array in aggregated.items()}
-        return to_array_record(means), metrics_mean
+        return self._rounded(means), metrics_mean
 
     def _in_order(self, arrays: ArrayRecord) -> ArrayRecord:
-        """Arrays by name: some strategies pair them by their place."""
+        """Arrays by name: some strategies pair them by their place; as float32 where they travel rounded."""
+        if self._feedback.rounds:
+            arrays = to_array_record(decode(from_array_record(arrays, "the strategy")))
         return ArrayRecord({name: arrays[name] for name in sorted(arrays)})
 
     # state of an interrupted run -----------------------------------------------------------------------
 
-    def save(self, folder: Path, fold: Fold, server_round: int, arrays: ArrayRecord) -> None:
-        """Write what the strategy remembers and the arrays of the next round; the last two rounds are kept."""
-        content: dict[str, np.ndarray] = {
-            f"arrays/{name}": array for name, array in from_array_record(arrays, "the server").items()
-        }
+    @property
+    def has_state(self) -> bool:
+        """A strategy of Flower's may always remember something."""
+        return True
+
+    def _state(self) -> dict[str, dict[str, np.ndarray]]:
+        state = super()._state()
         for attribute, value in vars(self.strategy).items():
             kind, held = _arrays_in(value)
-            content |= {f"{kind}:{attribute}/{key}": array for key, array in held.items()}
-        path = _state_file(folder, fold, server_round)
-        partial = path.with_suffix(".partial.npz")
-        np.savez(partial, **content)  # type: ignore[arg-type]
-        os.replace(partial, path)
-        _state_file(folder, fold, server_round - KEPT_STATES).unlink(missing_ok=True)
+            state[f"{kind}:{attribute}"] = held
+        return state
 
-    def remembers(self, folder: Path, fold: Fold, server_round: int) -> bool:
-        """Whether :meth:`save` was done with this round; the nodes may be a round ahead."""
-        return _state_file(folder, fold, server_round).is_file()
-
-    def restore(self, folder: Path, fold: Fold, server_round: int) -> ArrayRecord | None:
-        """Read what :meth:`save` wrote after a round."""
-        arrays: dict[str, np.ndarray] = {}
-        remembered: dict[tuple[str, str], dict[str, np.ndarray]] = {}
-        with np.load(_state_file(folder, fold, server_round), allow_pickle=False) as content:
-            for name in content.files:
-                place, _, key = name.partition("/")
-                if place == "arrays":
-                    arrays[key] = content[name]
-                else:
-                    kind, _, attribute = place.partition(":")
-                    remembered.setdefault((kind, attribute), {})[key] = content[name]
-        for (kind, attribute), values in remembered.items():
-            setattr(self.strategy, attribute, _as_kind(kind, values))
-        return to_array_record(arrays)
+    def _set_state(self, state: Mapping[str, dict[str, np.ndarray]]) -> None:
+        super()._set_state(state)
+        for place, values in state.items():
+            kind, _, attribute = place.partition(":")
+            if attribute:
+                setattr(self.strategy, attribute, _as_kind(kind, values))
 
 
 class _Nodes:
@@ -159,7 +148,3 @@ def _as_kind(kind: str, values: Mapping[str, np.ndarray]) -> Any:
     if kind == "record":
         return to_array_record(values)
     return [values[str(place)] for place in range(len(values))] if kind == "list" else dict(values)
-
-
-def _state_file(folder: Path, fold: Fold, server_round: int) -> Path:
-    return folder / f"strategy_fold_{fold}_round_{server_round}.npz"

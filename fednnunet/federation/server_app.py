@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from fednnunet import __version__
 from fednnunet.errors import ConfigError, DataError, NodeError, ProtocolError, first_problem
 from fednnunet.exchange import messages
-from fednnunet.exchange.messages import Body, Fold, Kind, parse_body
+from fednnunet.exchange.messages import Body, ExchangeDtype, Fold, Kind, parse_body
 from fednnunet.federation.grid import stream_replies
 from fednnunet.federation.journal import Journal
 from fednnunet.federation.strategy import AsymFedAvg, NoExchange
@@ -44,6 +44,7 @@ class ServerSettings:
         local_epochs: that nodes train between two aggregations.
         heterogeneous_tasks: nodes may differ in channels and labels.
         min_nodes: go on without nodes that fail or do not reply while so many are in; None needs all.
+        dtype: that layers are rounded to while they travel in training.
     """
 
     fingerprint: Literal["histogram", "weighted_mean"] | None
@@ -52,6 +53,7 @@ class ServerSettings:
     local_epochs: int = 1
     heterogeneous_tasks: bool = False
     min_nodes: int | None = None
+    dtype: ExchangeDtype = "float32"
 
 
 @dataclass
@@ -107,6 +109,7 @@ def build_server_app(settings: ServerSettings, strategy: AsymFedAvg | NoExchange
         strategy.prepare(
             {node: federation.planned[node].layers for node in federation.training},
             {node: federation.name(node) for node in federation.training},
+            settings.dtype,
         )
         for fold in settings.folds:
             if fold not in journal.scored_folds:

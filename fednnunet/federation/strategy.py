@@ -15,10 +15,12 @@ from flwr.serverapp.strategy import Strategy
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
 from fednnunet.errors import ConfigError, ProtocolError
-from fednnunet.exchange.messages import EvaluateRequest, Fold, Kind, TrainRequest
+from fednnunet.exchange.messages import EvaluateRequest, ExchangeDtype, Fold, Kind, TrainRequest
 from fednnunet.exchange.records import from_array_record, to_array_record
+from fednnunet.exchange.rounding import ErrorFeedback, check_dtypes
 from fednnunet.federation.aggregation import StreamingAverage
 from fednnunet.federation.matching import Matching, Share, match_layers
+from fednnunet.federation.state import read_state, state_file, write_state
 
 log = logging.getLogger(__name__)
 
@@ -76,15 +78,23 @@ class AsymFedAvg(Strategy):
         self._average: StreamingAverage[int] | None = None
         self._trained: dict[int, int] = {}
         self._asked: set[int] = set()
+        self._feedback = ErrorFeedback("float32")
 
-    def prepare(self, layers: Mapping[int, Mapping[str, Sequence[int]]], names: Mapping[int, str]) -> None:
+    def prepare(
+        self,
+        layers: Mapping[int, Mapping[str, Sequence[int]]],
+        names: Mapping[int, str],
+        dtype: ExchangeDtype = "float32",
+    ) -> None:
         """Match the networks of a run, before its first round.
 
         Args:
             layers: node id to layer to shape.
             names: node id to the node's name.
+            dtype: that layers are rounded to while they travel.
         """
         self._layers, self._names = layers, names
+        self._feedback = ErrorFeedback(dtype)
         self._groups = {
             node: {layer: group for layer, group in groups.items() if not self.keep_local & set(layer.split("."))}
             for node, groups in match_layers(layers, self.matching, self.share).items()
@@ -112,12 +122,13 @@ class AsymFedAvg(Strategy):
         }
 
     def begin_fold(self, trained: Mapping[int, int]) -> None:
-        """A fold is trained.
+        """A fold is trained; what the rounds of another have left is forgotten.
 
         Args:
             trained: node id to the last round of it that the node was in; 0 where there is none.
         """
         self._trained = dict(trained)
+        self._feedback = ErrorFeedback(self._feedback.dtype)
 
     def trained(self, node: int) -> int:
         """The last round of this fold that ``node`` was in."""
@@ -170,6 +181,7 @@ class AsymFedAvg(Strategy):
                     trained=self.trained(node),
                     epochs=int(config.get("epochs", 1)),  # type: ignore[arg-type]
                     layers=self.layers_of(node),
+                    dtype=self._feedback.dtype,
                     proximal_mu=self.proximal_mu,
                 ),
                 self.arrays_for(node, arrays),
@@ -186,13 +198,28 @@ class AsymFedAvg(Strategy):
 
         def add(reply: Message, name: str, metrics: MetricRecord, arrays: ArrayRecord) -> None:
             weight = float(metrics[WEIGHT_KEY]) if self.weighting == "num_cases" else 1.0  # type: ignore[arg-type]
-            average.add(reply.metadata.src_node_id, from_array_record(arrays, f"node {name}"), weight, name)
+            average.add(reply.metadata.src_node_id, self._received(arrays, name), weight, name)
             used.append(RecordDict({"metrics": metrics}))
 
         self._take(server_round, replies, add)
         if not used:
             return None, None
-        return to_array_record(average.result()), _mean_metrics(used)
+        return self._rounded(average.result()), _mean_metrics(used)
+
+    def _received(self, arrays: ArrayRecord, name: str) -> dict[str, np.ndarray]:
+        """The arrays that node ``name`` sent, of the dtype that it was asked for."""
+        received = from_array_record(arrays, f"node {name}")
+        check_dtypes(received, self._feedback.dtype, f"node {name}")
+        return received
+
+    def _rounded(self, means: Mapping[str, np.ndarray]) -> ArrayRecord:
+        """What nodes are sent of ``means``; layer by layer, so that hardly more than that is in memory."""
+        if not self._feedback.rounds:
+            return to_array_record(means)
+        record = ArrayRecord()
+        for group, mean in means.items():
+            record.update(to_array_record(self._feedback.encoded({group: mean}, "the server")))
+        return record
 
     def _new_average(self) -> StreamingAverage[int]:
         """The sums, empty for a new round."""
@@ -244,16 +271,42 @@ class AsymFedAvg(Strategy):
                 self.failures[reply.metadata.src_node_id] = reply.error.reason or "failed"
         return None
 
+    # state of an interrupted run -----------------------------------------------------------------------
+
+    @property
+    def has_state(self) -> bool:
+        """Whether anything is remembered over rounds: an average is not, what rounding leaves over is."""
+        return self._feedback.rounds
+
     def save(self, folder: Path, fold: Fold, server_round: int, arrays: ArrayRecord) -> None:
-        """Nothing: an average remembers nothing, and the nodes can be asked for the round again."""
+        """Write what is remembered and the arrays of the next round; nothing where nothing is remembered."""
+        if self.has_state:
+            state = {"arrays": from_array_record(arrays, "the server"), **self._state()}
+            flat = {f"{place}/{name}": array for place, held in state.items() for name, array in held.items()}
+            write_state(folder, fold, server_round, flat)
 
     def remembers(self, folder: Path, fold: Fold, server_round: int) -> bool:
-        """Whether an interrupted run can go on from ``server_round``."""
-        return True
+        """Whether an interrupted run can go on from ``server_round``; the nodes may be a round ahead."""
+        return not self.has_state or state_file(folder, fold, server_round).is_file()
 
     def restore(self, folder: Path, fold: Fold, server_round: int) -> ArrayRecord | None:
         """The arrays after ``server_round`` of an interrupted run; None to ask the nodes for the round again."""
-        return None
+        if not self.has_state:
+            return None
+        state: dict[str, dict[str, np.ndarray]] = {"arrays": {}}
+        for key, array in read_state(folder, fold, server_round).items():
+            place, _, name = key.partition("/")
+            state.setdefault(place, {})[name] = array
+        arrays = to_array_record(state.pop("arrays"))
+        self._set_state(state)
+        return arrays
+
+    def _state(self) -> dict[str, dict[str, np.ndarray]]:
+        """Named arrays, by the place they are kept in."""
+        return {"residuals": self._feedback.residuals}
+
+    def _set_state(self, state: Mapping[str, dict[str, np.ndarray]]) -> None:
+        self._feedback.residuals = state.get("residuals", {})
 
     def summary(self) -> None:
         """Log the configuration."""
@@ -266,7 +319,12 @@ class NoExchange(AsymFedAvg):
     def __init__(self) -> None:
         super().__init__()
 
-    def prepare(self, layers: Mapping[int, Mapping[str, Sequence[int]]], names: Mapping[int, str]) -> None:
+    def prepare(
+        self,
+        layers: Mapping[int, Mapping[str, Sequence[int]]],
+        names: Mapping[int, str],
+        dtype: ExchangeDtype = "float32",
+    ) -> None:
         """No layer matches another."""
         self._layers, self._names = layers, names
         self._groups = {node: {} for node in layers}

@@ -119,6 +119,35 @@ def ask_all(flower: FlowerStrategy) -> None:
     flower.configure_train(1, start(), ConfigRecord(), grid)
 
 
+@pytest.mark.parametrize("make", FAMILY.values(), ids=FAMILY)
+def test_strategies_work_in_float32_whatever_travels(make: Callable[[], Strategy], tmp_path: Path) -> None:
+    def rounded(arrays: dict[str, np.ndarray]) -> None:
+        arrays.update({name: array.astype("bfloat16") for name, array in arrays.items()})
+
+    def rounds(flower: FlowerStrategy, arrays: ArrayRecord, numbers: range) -> ArrayRecord:
+        grid: Any = None
+        for server_round in numbers:
+            list(flower.configure_train(server_round, arrays, ConfigRecord({"fold": 0}), grid))
+            aggregated, _ = flower.aggregate_train(server_round, [reply(n, server_round, rounded) for n in NODES])
+            assert aggregated is not None, flower.failures
+            arrays = aggregated
+            flower.save(tmp_path, 0, server_round, arrays)
+        return arrays
+
+    def new() -> FlowerStrategy:
+        flower = FlowerStrategy(make())
+        flower.prepare(dict.fromkeys(NODES, SHAPES), NODES, "bfloat16")
+        return flower
+
+    whole = values(rounds(new(), start(), range(1, 5)))
+    assert {array.dtype.name for array in whole.values()} == {"bfloat16"}
+    after = new()
+    restored = after.restore(tmp_path, 0, 3)
+    assert restored is not None
+    resumed = values(rounds(after, restored, range(4, 5)))
+    assert all(np.array_equal(whole[name], resumed[name]) for name in SHAPES)
+
+
 def spoil(arrays: dict[str, np.ndarray]) -> None:
     arrays["decoder"][0] = np.nan
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,7 +38,8 @@ def train(message: Message, context: Context) -> Message:
     arrays = {}
     for layer in body.layers:
         arrays[layer] = np.full(SHAPES[node][layer], float(node), dtype=np.float32)
-        arrays[layer] += received.get(layer, np.float32(0))
+        arrays[layer] += received.get(layer, np.zeros(1)).astype(np.float32)
+        arrays[layer] = arrays[layer].astype("float64" if fault == "dtype" else body.dtype)
     if fault == "nan":
         arrays["encoder"][0, 0] = np.nan
     metrics = MetricRecord({"num-examples": CASES[node], "train_loss": float(node)})
@@ -174,6 +176,60 @@ def test_a_round_of_some_nodes(grid: LocalGrid) -> None:
     assert averages is not None
     assert strategy.failures == {node: f"node {NAMES[node]} was not asked to train in this round" for node in asked}
     assert np.all(from_array_record(averages, "the strategy")["encoder"] == other)
+
+
+def test_replies_of_another_dtype_are_refused_and_named() -> None:
+    grid = LocalGrid(app, {1: {}, 2: {"fault": "dtype"}, 3: {}}, 2)
+    strategy = AsymFedAvg()
+    strategy.prepare(SHAPES, NAMES, "bfloat16")
+    averaged, _ = run_round(strategy, grid)
+    assert strategy.failures == {2: "node B sent layer encoder as float64 instead of bfloat16"}
+    assert averaged["encoder"].dtype.name == "bfloat16"
+    grid.close()
+
+
+def test_what_the_server_rounds_away_is_sent_later(grid: LocalGrid) -> None:
+    """The mean of 1.1, 2.1 and 3.1, each as bfloat16, is none of bfloat16's numbers."""
+    strategy = AsymFedAvg()
+    strategy.prepare(SHAPES, NAMES, "bfloat16")
+    arrays = to_array_record({"encoder": np.full((2, 3), 0.1, dtype=np.float32)})
+    wanted, sent = 0.0, 0.0
+    for _ in range(40):
+        averaged, _ = run_round(strategy, grid, arrays)
+        sent += float(averaged["encoder"][0, 0])
+        wanted += sum(float(np.float32(node + 0.1).astype("bfloat16")) for node in SHAPES) / len(SHAPES)
+    assert abs(sent - wanted) < 2.0**-7, "no more than one rounding is left over, whatever the rounds"
+    strategy.begin_fold({})
+    again, _ = run_round(strategy, grid, arrays)
+    strategy.prepare(SHAPES, NAMES, "bfloat16")
+    assert np.array_equal(again["encoder"], run_round(strategy, grid, arrays)[0]["encoder"]), "a fold begins with none"
+
+
+def test_an_interrupted_run_goes_on_with_what_is_left_over(grid: LocalGrid, tmp_path: Path) -> None:
+    start = to_array_record({"encoder": np.random.default_rng(0).standard_normal((2, 3), dtype=np.float32)})
+
+    def rounds(strategy: AsymFedAvg, numbers: range) -> list[np.ndarray]:
+        averages = []
+        for server_round in numbers:
+            # From the same values again: what is sent changes by what is left over alone.
+            averaged, _ = run_round(strategy, grid, start)
+            strategy.save(tmp_path, 0, server_round, to_array_record(averaged))
+            averages.append(averaged["encoder"])
+        return averages
+
+    def new() -> AsymFedAvg:
+        strategy = AsymFedAvg(weighting="num_cases")
+        strategy.prepare(SHAPES, NAMES, "bfloat16")
+        return strategy
+
+    *_, third, fourth = rounds(new(), range(1, 5))
+    assert [new().remembers(tmp_path, 0, server_round) for server_round in range(2, 6)] == [False, True, True, False]
+    after = new()
+    restored = after.restore(tmp_path, 0, 3)
+    assert restored is not None
+    assert np.array_equal(from_array_record(restored, "a test")["encoder"], third)
+    assert np.array_equal(rounds(after, range(4, 5))[0], fourth)
+    assert prepared(AsymFedAvg()).restore(tmp_path, 0, 3) is None, "an average that is not rounded has no state"
 
 
 def test_unknown_weighting_is_refused() -> None:
