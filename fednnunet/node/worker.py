@@ -25,6 +25,7 @@ from fednnunet.exchange.messages import (
     REQUESTS,
     EvaluateReply,
     EvaluateRequest,
+    ExchangeDtype,
     Failure,
     Fold,
     Kind,
@@ -32,6 +33,7 @@ from fednnunet.exchange.messages import (
     TrainRequest,
     parse_body,
 )
+from fednnunet.node.outgoing import Outgoing
 from fednnunet.node.process import set_up_process
 from fednnunet.node.settings import NodeSettings
 from fednnunet.node.stages import NodeStages
@@ -41,7 +43,7 @@ from fednnunet.training.checkpoint import checkpoint_of, load_round, restore_ran
 from fednnunet.training.data import NNUNetDataModule
 from fednnunet.training.epochs import skip_epochs
 from fednnunet.training.module import NNUNetModule
-from fednnunet.training.state import check_state, load_state, read_state, state_spec
+from fednnunet.training.state import check_state, load_state, state_spec
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +65,7 @@ class NodeWorker:
         self.settings = settings
         self.channel = channel
         self.stages = NodeStages(settings)
-        self.outgoing: SharedArrays | None = None
+        self.outgoing = Outgoing()
         self.waiting: tuple[Request, TrainRequest] | None = None
         self.deferred: Request | None = None
         self.begun = 0.0
@@ -128,7 +130,7 @@ class NodeWorker:
             self.reply = TrainReply(fold=body.fold, server_round=0, num_examples=self._num_examples())
             self._hand_over(request, body)
             return
-        self._go_on_from(trainer, body.trained)
+        self._go_on_from(trainer, body)
         if self.reply is not None and body.server_round == self.reply.server_round:
             self._hand_over(request, body)
         elif body.server_round > self.finished_round:
@@ -136,15 +138,17 @@ class NodeWorker:
         else:
             raise ProtocolError(f"round {body.server_round} was asked for after round {self.finished_round}")
 
-    def _go_on_from(self, trainer: nnUNetTrainer, trained: int) -> None:
+    def _go_on_from(self, trainer: nnUNetTrainer, body: TrainRequest | EvaluateRequest) -> None:
         """Where this worker has just started and the node has trained before: load the checkpoint of that round."""
-        if self.finished_round or not trained:
+        if self.finished_round or not body.trained:
             return
-        state = load_round(trainer, trained)
-        self.stages.ranks.load(checkpoint_of(trainer, trained), trainer.current_epoch)
-        self.finished_round = trained
+        state = load_round(trainer, body.trained)
+        self.stages.ranks.load(checkpoint_of(trainer, body.trained), trainer.current_epoch)
+        self.finished_round = body.trained
         self.reply = TrainReply.model_validate(state["reply"])
         self.random_state = state["random"]
+        if isinstance(body, TrainRequest):
+            self.outgoing.restore_round(trainer.network, body.layers, body.dtype, state["residuals"])
 
     def _enter_fold(self, fold: Fold) -> nnUNetTrainer:
         """The trainer of ``fold``; folds follow each other, each from its own beginning."""
@@ -157,6 +161,7 @@ class NodeWorker:
             raise ProtocolError(f"fold {fold} was asked for while fold {trainer.fold} is training")
         self.reply = self.evaluation = self.random_state = None
         self.finished_round = 0
+        self.outgoing.begin_fold()
         return self.stages.begin_fold(fold)
 
     def _fit(self, request: Request, body: TrainRequest) -> None:
@@ -227,7 +232,8 @@ class NodeWorker:
             seconds_train=trained - self.loaded,
             seconds_exchange=self.loaded - self.begun,
         )
-        save_round(module.nnunet, self.reply.model_dump())
+        residuals = self.outgoing.finish_round(module.nnunet.network, body.layers, body.dtype)
+        save_round(module.nnunet, self.reply.model_dump(), residuals)
         self.finished_round = body.server_round
         self._hand_over(request, body)
         self.waiting = None
@@ -273,26 +279,25 @@ class NodeWorker:
         state_spec(trainer.network, body.layers)
 
     def _hand_over(self, request: Request, body: TrainRequest) -> None:
-        """Send the stored reply with the layers asked for."""
+        """Send the stored reply with the layers asked for; layers that can not be sent don't end the fit."""
         assert self.reply is not None
-        assert self.stages.trainer is not None
         start = time.perf_counter()
-        arrays = self._gather(body.layers)
+        try:
+            arrays = self._gather(body.layers, body.dtype if body.server_round else "float32")
+        except ProtocolError as error:
+            request.fail(self._failure(request.kind, error))
+            return
         spent = self.reply.seconds_exchange + time.perf_counter() - start
         _reply(request, self.reply.model_copy(update={"seconds_exchange": spent}), arrays)
 
-    def _gather(self, layers: list[str]) -> SharedArrays | None:
+    def _gather(self, layers: list[str], dtype: ExchangeDtype) -> SharedArrays | None:
         if not layers:
             return None
         trainer = self.stages.trainer
         assert trainer is not None
-        spec = state_spec(trainer.network, layers)
-        if self.outgoing is None or self.outgoing.spec != spec:
-            if self.outgoing is not None:
-                self.outgoing.close()
-            self.outgoing = SharedArrays.allocate(spec)
-        read_state(trainer.network, layers, self.outgoing.views())
-        return self.outgoing
+        if dtype == "float32":
+            return self.outgoing.plain(trainer.network, layers)
+        return self.outgoing.rounded(trainer.network, layers, dtype)
 
     def _num_examples(self) -> int:
         trainer = self.stages.trainer
@@ -310,7 +315,7 @@ class NodeWorker:
         trainer = self._enter_fold(body.fold)
         if body.server_round == 0:
             raise ProtocolError("evaluation was asked for before training")
-        self._go_on_from(trainer, body.trained)
+        self._go_on_from(trainer, body)
         if body.server_round < self.finished_round:
             raise ProtocolError(
                 f"evaluation after round {body.server_round} was asked for; "
@@ -327,7 +332,7 @@ class NodeWorker:
                 mirror_axes=None if axes is None else list(axes),
                 seconds=time.perf_counter() - start,
             )
-        _reply(request, self.evaluation, self._gather(body.layers))
+        _reply(request, self.evaluation, self._gather(body.layers, "float32"))
 
 
 def _epochs_before(body: TrainRequest) -> int:

@@ -1,6 +1,7 @@
 """Checkpoints: nnU-Net's own files, plus what an exact resume needs beside them.
 
 After every round, before its state leaves the node, ``checkpoint_round_<n>.pth`` is written: it holds what is sent.
+Where that is rounded, ``checkpoint_round_<n>.npz`` holds what the rounds before had left over.
 The last two are kept, so whatever a crash interrupts, all nodes have one round in common that can be asked for again.
 ``checkpoint_latest.pth`` is the newest of them under nnU-Net's name.
 """
@@ -12,6 +13,7 @@ import os
 import random
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +33,13 @@ PROGRESS_DPI = 30
 """nnU-Net's figure is 30 x 54 inches."""
 
 
-def save_round(trainer: nnUNetTrainer, reply: dict[str, Any]) -> None:
+def save_round(trainer: nnUNetTrainer, reply: dict[str, Any], residuals: Mapping[str, np.ndarray]) -> None:
     """Write the checkpoint of the round just finished, remove those that are no longer needed.
 
     Args:
         trainer: after its ``on_epoch_end`` (``current_epoch`` counts finished epochs).
         reply: body of the :class:`~fednnunet.exchange.messages.TrainReply` of the round.
+        residuals: what rounding had left over before the round was rounded; empty where nothing is.
     """
     folder = Path(trainer.output_folder)
     checkpoint = folder / f"checkpoint_round_{reply['server_round']}.pth"
@@ -47,12 +50,16 @@ def save_round(trainer: nnUNetTrainer, reply: dict[str, Any]) -> None:
     finally:
         trainer.current_epoch += 1
     os.replace(partial, checkpoint)
+    if residuals:
+        partial = checkpoint.with_suffix(".partial.npz")
+        np.savez(partial, **residuals)  # type: ignore[arg-type]
+        os.replace(partial, checkpoint.with_suffix(".npz"))
     # The .json goes last: where it is, its checkpoint is whole.
     note = {"reply": reply, "epochs": trainer.current_epoch, "data": _data_of(trainer), "random": _random_state()}
     write_atomically(checkpoint.with_suffix(".json"), json.dumps(note))
     _name_latest(checkpoint)
     for old in sorted(finished_rounds(folder))[:-KEPT_ROUNDS]:
-        for suffix in (".json", ".pth"):
+        for suffix in (".json", ".npz", ".pth"):
             (folder / f"checkpoint_round_{old}{suffix}").unlink(missing_ok=True)
 
 
@@ -98,7 +105,8 @@ def load_round(trainer: nnUNetTrainer, server_round: int) -> dict[str, Any]:
     The file is the node's own (nnU-Net reads it with pickle); nothing from the network gets here.
 
     Returns:
-        ``reply``, the body that the server was sent then, and ``random``, for :func:`restore_random_state`.
+        ``reply``, the body that the server was sent then, ``residuals``, as :func:`save_round` was given them, and
+        ``random``, for :func:`restore_random_state`.
 
     Raises:
         ProtocolError: there is no checkpoint of that round.
@@ -113,7 +121,14 @@ def load_round(trainer: nnUNetTrainer, server_round: int) -> dict[str, Any]:
         )
     trainer.load_checkpoint(str(checkpoint))
     trainer.current_epoch = state["epochs"]
-    return state
+    return state | {"residuals": _load_residuals(checkpoint.with_suffix(".npz"))}
+
+
+def _load_residuals(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        return {}
+    with np.load(path, allow_pickle=False) as residuals:
+        return dict(residuals)
 
 
 def save_final(trainer: nnUNetTrainer) -> None:

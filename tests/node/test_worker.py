@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Client
@@ -16,6 +17,7 @@ from fednnunet.exchange.channel import WorkerFailure, call_worker
 from fednnunet.exchange.messages import (
     EvaluateReply,
     EvaluateRequest,
+    ExchangeDtype,
     FingerprintReply,
     Kind,
     PlanReply,
@@ -45,6 +47,7 @@ def run_config(folder: Path) -> RunConfig:
             },
             "strategy": {"name": "asym", "fingerprint": "local", "aggregation": {}},
             "fingerprint": {"intensity": "histogram", "share": "full"},
+            "exchange": {"dtype": "float32"},
             "trainer": {
                 "class": "nnUNetTrainer",
                 "epochs": 3,
@@ -88,8 +91,10 @@ class Server:
         shared.close()
         return reply, received
 
-    def train(self, server_round: int, layers: list[str], arrays: Arrays | None = None) -> tuple[TrainReply, Arrays]:
-        request = TrainRequest(server_round=server_round, layers=layers).model_dump_json()
+    def train(
+        self, server_round: int, layers: list[str], arrays: Arrays | None = None, dtype: ExchangeDtype = "float32"
+    ) -> tuple[TrainReply, Arrays]:
+        request = TrainRequest(server_round=server_round, layers=layers, dtype=dtype).model_dump_json()
         reply, received = self.ask(Kind.TRAIN, request, arrays)
         return TrainReply.model_validate_json(reply), received
 
@@ -100,12 +105,18 @@ def settings(tmp_path: Path) -> NodeSettings:
     return NodeSettings("Oslo", tmp_path / "Oslo", {"Oslo": folder}, False, run_config(tmp_path), 1, False)
 
 
-@pytest.fixture
-def server(settings: NodeSettings, tmp_path: Path) -> Iterator[Server]:
-    write_boxes(tmp_path / "raw")
+@contextlib.contextmanager
+def serving(settings: NodeSettings) -> Iterator[Server]:
     with NodeProcesses([settings]) as processes:
         address = processes.addresses[1]
         yield Server(address["socket"], Path(address["key-file"]).read_bytes())
+
+
+@pytest.fixture
+def server(settings: NodeSettings, tmp_path: Path) -> Iterator[Server]:
+    write_boxes(tmp_path / "raw")
+    with serving(settings) as server:
+        yield server
 
 
 def test_a_node_through_all_its_stages(server: Server) -> None:
@@ -164,6 +175,44 @@ def test_a_node_through_all_its_stages(server: Server) -> None:
     assert [(score.centre, score.label) for score in scores] == [("Oslo", "tumour")] * 2
     assert np.array_equal(final[first], ones[first]), "the last aggregate is what is scored and saved"
     assert server.ask(Kind.EVALUATE, request)[0] == reply
+
+
+def layers_of(server: Server) -> list[str]:
+    """Bring a node to where it can train; its layers."""
+    server.ask(Kind.FINGERPRINT)
+    planned = PlanReply.model_validate_json(server.ask(Kind.PLAN, '{"fingerprint": null}')[0])
+    server.ask(Kind.PREPROCESS)
+    return list(planned.layers)
+
+
+def same(ours: Arrays, theirs: Arrays) -> bool:
+    return all(ours[name].tobytes() == array.tobytes() for name, array in theirs.items()) and len(ours) == len(theirs)
+
+
+def test_a_rounded_round_is_answered_with_the_same_bytes_also_after_a_new_start(
+    settings: NodeSettings, tmp_path: Path
+) -> None:
+    write_boxes(tmp_path / "raw")
+    with serving(settings) as server:
+        layers = layers_of(server)
+        _, state = server.train(0, layers, dtype="bfloat16")
+        assert {array.dtype.name for array in state.values()} == {"float32"}, "the first values are not rounded"
+        _, first = server.train(1, layers, state, "bfloat16")
+        assert {array.dtype.name for array in first.values()} == {"bfloat16"}
+        with pytest.raises(WorkerFailure, match="sent before with other layers"):
+            server.train(1, layers[:-1], dtype="bfloat16")
+        _, second = server.train(2, layers, first, "bfloat16")
+        assert same(second, server.train(2, layers, dtype="bfloat16")[1])
+        _, third = server.train(3, layers, second, "bfloat16")
+        request = EvaluateRequest(server_round=3, layers=layers).model_dump_json()
+        final = server.ask(Kind.EVALUATE, request, third)[1]
+        assert all(np.array_equal(final[name], third[name].astype(np.float32)) for name in layers)
+        assert same(third, server.train(3, layers, dtype="bfloat16")[1])
+    with serving(settings) as server:
+        assert layers_of(server) == layers
+        assert server.train(2, [], dtype="bfloat16")[1] == {}
+        assert same(second, server.train(2, layers, dtype="bfloat16")[1])
+        assert same(third, server.train(3, layers, second, "bfloat16")[1])
 
 
 def allocate_too_much() -> None:

@@ -1,0 +1,82 @@
+"""What a node sends, rounded or as it is."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fednnunet.errors import ProtocolError
+from fednnunet.exchange.arrays import SharedArrays
+from fednnunet.node.outgoing import Outgoing
+
+WEIGHT = "0.weight"
+LAYERS = ["0.weight", "0.bias", "1.running_mean", "1.num_batches_tracked"]
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 5), nn.BatchNorm1d(5))
+
+
+def copied(sent: SharedArrays) -> dict[str, np.ndarray]:
+    return {name: array.copy() for name, array in sent.views().items()}
+
+
+def test_a_round_is_rounded_once_whatever_is_sent_in_between(network: nn.Module) -> None:
+    outgoing = Outgoing()
+    assert all((left == 0).all() for left in outgoing.finish_round(network, LAYERS, "bfloat16").values())
+    first = copied(outgoing.rounded(network, LAYERS, "bfloat16"))
+    assert first["1.num_batches_tracked"].dtype == np.int64
+    plain = copied(outgoing.plain(network, LAYERS))
+    assert np.array_equal(plain[WEIGHT], network[0].weight.detach().numpy())
+    again = copied(outgoing.rounded(network, LAYERS, "bfloat16"))
+    assert all(first[name].tobytes() == again[name].tobytes() for name in LAYERS)
+    left = outgoing.finish_round(network, LAYERS, "bfloat16")
+    assert np.array_equal(left[WEIGHT], plain[WEIGHT] - first[WEIGHT].astype(np.float32))
+
+
+def test_a_round_of_a_checkpoint_goes_on_where_no_layer_is_asked_for(network: nn.Module) -> None:
+    before = Outgoing()
+    for _ in range(3):
+        stored = {name: left.copy() for name, left in before.finish_round(network, LAYERS, "float16").items()}
+        sent = copied(before.rounded(network, LAYERS, "float16"))
+    for layers in ([], LAYERS):
+        after = Outgoing()
+        after.restore_round(network, layers, "float16", {name: left.copy() for name, left in stored.items()})
+        if layers:
+            assert np.array_equal(copied(after.rounded(network, layers, "float16"))[WEIGHT], sent[WEIGHT])
+        expected = before.finish_round(network, LAYERS, "float16")
+        assert np.array_equal(after.finish_round(network, LAYERS, "float16")[WEIGHT], expected[WEIGHT])
+
+
+def test_a_node_whose_training_diverged_can_join_again(network: nn.Module) -> None:
+    outgoing = Outgoing()
+    outgoing.finish_round(network, LAYERS, "float16")
+    outgoing.rounded(network, LAYERS, "float16")
+    good = network[0].weight.detach().clone()
+    with torch.no_grad():
+        network[0].weight.fill_(torch.nan)
+    outgoing.finish_round(network, LAYERS, "float16")
+    for _ in range(2):
+        with pytest.raises(ProtocolError, match=r"layer 0\.weight with values that are not finite"):
+            outgoing.rounded(network, LAYERS, "float16")
+    with torch.no_grad():
+        network[0].weight.copy_(good)
+    outgoing.finish_round(network, LAYERS, "float16")
+    assert np.isfinite(outgoing.rounded(network, LAYERS, "float16").views()[WEIGHT]).all()
+
+
+def test_a_fold_begins_with_nothing_left_over(network: nn.Module) -> None:
+    outgoing = Outgoing()
+    outgoing.finish_round(network, LAYERS, "bfloat16")
+    outgoing.rounded(network, LAYERS, "bfloat16")
+    assert outgoing.finish_round(network, LAYERS, "bfloat16")[WEIGHT].any()
+    outgoing.begin_fold()
+    assert not outgoing.finish_round(network, LAYERS, "bfloat16")[WEIGHT].any()
+
+
+def test_nothing_is_kept_where_nothing_is_rounded(network: nn.Module) -> None:
+    assert Outgoing().finish_round(network, LAYERS, "float32") == {}
