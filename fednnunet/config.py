@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, field_validator, model_validator
 
 from fednnunet.errors import ConfigError
-from fednnunet.exchange.messages import Fold, NodeName
+from fednnunet.exchange.messages import ExchangeDtype, Fold, NodeName
 
 POOLED_NODE = "centralized"
 """Name of the one node that holds all centres' cases."""
@@ -222,6 +222,16 @@ class FederationConfig(Config):
     min_nodes: int | None = Field(default=None, ge=1)
 
 
+class ExchangeConfig(Config):
+    """How layers travel between nodes and server: key ``exchange``.
+
+    Attributes:
+        dtype: that they are rounded to, with error feedback; ``float32`` sends them as they are.
+    """
+
+    dtype: ExchangeDtype
+
+
 class PathsConfig(Config):
     """Folders.
 
@@ -244,6 +254,7 @@ class RunConfig(Config):
     dataset: DatasetConfig
     strategy: StrategyConfig
     fingerprint: FingerprintConfig
+    exchange: ExchangeConfig
     trainer: TrainerConfig
     model: ModelConfig
     gpu_memory: GpuMemoryConfig

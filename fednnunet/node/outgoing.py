@@ -44,14 +44,14 @@ class Outgoing:
     def restore_round(
         self, network: nn.Module, layers: Sequence[str], dtype: ExchangeDtype, residuals: Mapping[str, np.ndarray]
     ) -> None:
-        """Go on from a round of a checkpoint with what was stored then, also where no layer is asked for again."""
+        """Go on from a round of a checkpoint with what was stored then."""
         self._feedback = ErrorFeedback(dtype)
         self._feedback.residuals = dict(residuals)
         self._sent = None
         if residuals:
             # Layers that are not finite were refused then, too, and have left nothing over.
             with contextlib.suppress(ProtocolError):
-                self.rounded(network, layers or list(residuals), dtype)
+                self.rounded(network, layers, dtype)
 
     def rounded(self, network: nn.Module, layers: Sequence[str], dtype: ExchangeDtype) -> SharedArrays:
         """``layers`` of the finished round as ``dtype``.

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import write_boxes
 
@@ -55,6 +56,11 @@ def result_folder(run: Path, node: str, fold: int | str = 0) -> Path:
     """Where a node's checkpoints of a fold lie."""
     (folder,) = (run / "nodes" / node / "nnUNet_results").glob(f"*/*/fold_{fold}")
     return folder
+
+
+def final_weights(run: Path, node: str, fold: int | str = 0) -> dict[str, torch.Tensor]:
+    """A node's network as it is saved after the last aggregation."""
+    return torch.load(result_folder(run, node, fold) / "checkpoint_final.pth", weights_only=False)["network_weights"]
 
 
 Train = Callable[..., subprocess.CompletedProcess[str]]

@@ -14,8 +14,9 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
+import torch
 
-from tests.integration.conftest import ROOT, Train, command
+from tests.integration.conftest import CENTRES, ROOT, Train, command, final_weights
 
 pytestmark = pytest.mark.slow
 LONGER = ("strategy=asym", "trainer.epochs=5")
@@ -49,6 +50,7 @@ def losses(run: Path) -> pd.DataFrame:
 
 INTERRUPTED = {
     "asym": LONGER,
+    "bfloat16": (*LONGER, "exchange.dtype=bfloat16"),
     "fedadam": ("strategy=fedadam", "trainer.epochs=8", "strategy.local_epochs=2"),
     "two of three nodes a round": ("strategy=asym", "strategy.fraction_train=0.6", "trainer.epochs=6"),
 }
@@ -76,6 +78,10 @@ def test_interrupted_run_leaves_no_process_and_goes_on_to_the_same_result(
     assert train(tmp_path / "whole", *options).returncode == 0
     pd.testing.assert_frame_equal(losses(tmp_path / "run"), losses(tmp_path / "whole"))
     assert (tmp_path / "run" / "cases.csv").read_text() == (tmp_path / "whole" / "cases.csv").read_text()
+    for node in CENTRES:
+        ours, theirs = final_weights(tmp_path / "run", node), final_weights(tmp_path / "whole", node)
+        assert all(torch.equal(ours[name], value) for name, value in theirs.items()), node
+    assert not list((tmp_path / "run").glob("strategy_fold_*"))
 
 
 def test_killed_worker_ends_the_run_by_name_and_it_can_go_on(raw: Path, train: Train, tmp_path: Path) -> None:

@@ -12,16 +12,12 @@ import SimpleITK as sitk
 import torch
 
 from tests.conftest import write_boxes
-from tests.integration.conftest import CENTRES, Train, result_folder
+from tests.integration.conftest import CENTRES, Train, final_weights, result_folder
 
 pytestmark = pytest.mark.slow
 
 TWO_NODES = ("dataset.centres=[{name: Oslo, dataset: 201}, {name: Lund, dataset: 203}]", "trainer.iterations=2")
 FIRST = "encoder.stages.0.0.convs.0.conv.weight"
-
-
-def weights(run: Path, node: str) -> dict[str, torch.Tensor]:
-    return torch.load(result_folder(run, node) / "checkpoint_final.pth", weights_only=False)["network_weights"]
 
 
 @pytest.mark.parametrize("strategy", ["fedprox", "fedavgm", "fedadam", "fedyogi", "fedmedian", "fedtrimmedavg", "krum"])
@@ -32,7 +28,7 @@ def test_nodes_end_with_one_model(train: Train, tmp_path: Path, strategy: str) -
     rounds = pd.read_csv(run / "rounds.csv")
     assert set(rounds.strategy) == {strategy}
     assert rounds[["train_loss", "val_loss"]].notna().all(axis=None)
-    ours, theirs = weights(run, "Oslo"), weights(run, "Lund")
+    ours, theirs = final_weights(run, "Oslo"), final_weights(run, "Lund")
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
     assert not list(run.glob("strategy_fold_*"))
 
@@ -41,7 +37,7 @@ def test_what_is_kept_local_is_not_exchanged(train: Train, tmp_path: Path) -> No
     run = tmp_path / "run"
     result = train(run, "strategy=ffe", "strategy.keep_local=[seg_layers,norm]", *TWO_NODES)
     assert result.returncode == 0, result.stdout + result.stderr
-    ours, theirs = weights(run, "Oslo"), weights(run, "Lund")
+    ours, theirs = final_weights(run, "Oslo"), final_weights(run, "Lund")
     assert torch.equal(ours[FIRST], theirs[FIRST])
     for kept in ("decoder.seg_layers.0.weight", FIRST.replace("conv.weight", "norm.weight")):
         assert not torch.equal(ours[kept], theirs[kept]), kept
@@ -52,7 +48,10 @@ def test_layers_matched_by_resolution(train: Train, tmp_path: Path) -> None:
     options = ("strategy.aggregation.matching=resolution", "strategy.aggregation.share=groups")
     result = train(run, "strategy=asym", *options)
     assert result.returncode == 0, result.stdout + result.stderr
-    head = weights(run, "Porto")["decoder.seg_layers.3.weight"], weights(run, "Oslo")["decoder.seg_layers.2.weight"]
+    head = (
+        final_weights(run, "Porto")["decoder.seg_layers.3.weight"],
+        final_weights(run, "Oslo")["decoder.seg_layers.2.weight"],
+    )
     assert torch.equal(*head), "the heads of the full resolution are one"
 
 
@@ -64,7 +63,7 @@ def test_all_nodes_begin_with_the_same_values_whatever_their_order(train: Train,
     for name, centres in {"once": f"{oslo}, {porto}", "again": f"{porto}, {oslo}"}.items():
         result = train(tmp_path / name, *frozen, f"dataset.centres=[{centres}]")
         assert result.returncode == 0, result.stdout + result.stderr
-        states[name] = {node: weights(tmp_path / name, node) for node in ("Oslo", "Porto")}
+        states[name] = {node: final_weights(tmp_path / name, node) for node in ("Oslo", "Porto")}
     ours, theirs = states["once"].values()
     shared = [layer for layer in ours if layer in theirs and ours[layer].shape == theirs[layer].shape]
     assert FIRST in shared
@@ -110,7 +109,7 @@ def test_different_tasks_train_together(train: Train, two_tasks: Path, tmp_path:
     run = tmp_path / "run"
     result = train(run, "strategy=asym", centres, "strategy.heterogeneous_tasks=true", raw=two_tasks)
     assert result.returncode == 0, result.stdout + result.stderr
-    livers, tumours = weights(run, "Livers"), weights(run, "Tumours")
+    livers, tumours = final_weights(run, "Livers"), final_weights(run, "Tumours")
     assert livers[FIRST].shape[1] == 1
     assert tumours[FIRST].shape[1] == 2
     assert livers["decoder.seg_layers.0.weight"].shape[0] == 3
@@ -158,4 +157,6 @@ def test_some_nodes_a_round(train: Train, tmp_path: Path) -> None:
     assert [min(rates[r]) for r in sorted(rates)] == sorted((min(rate) for rate in rates.values()), reverse=True)
     last = rounds[rounds["round"] == 5].node
     absent = (set(CENTRES) - set(last)).pop()
-    assert torch.equal(weights(run, absent)[FIRST], weights(run, last.iloc[0])[FIRST]), "it has the last average, too"
+    assert torch.equal(final_weights(run, absent)[FIRST], final_weights(run, last.iloc[0])[FIRST]), (
+        "it has the last average, too"
+    )

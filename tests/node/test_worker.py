@@ -92,10 +92,15 @@ class Server:
         return reply, received
 
     def train(
-        self, server_round: int, layers: list[str], arrays: Arrays | None = None, dtype: ExchangeDtype = "float32"
+        self,
+        server_round: int,
+        layers: list[str],
+        arrays: Arrays | None = None,
+        dtype: ExchangeDtype = "float32",
+        trained: int = 0,
     ) -> tuple[TrainReply, Arrays]:
-        request = TrainRequest(server_round=server_round, layers=layers, dtype=dtype).model_dump_json()
-        reply, received = self.ask(Kind.TRAIN, request, arrays)
+        body = TrainRequest(server_round=server_round, trained=trained, layers=layers, dtype=dtype)
+        reply, received = self.ask(Kind.TRAIN, body.model_dump_json(), arrays)
         return TrainReply.model_validate_json(reply), received
 
 
@@ -210,9 +215,11 @@ def test_a_rounded_round_is_answered_with_the_same_bytes_also_after_a_new_start(
         assert same(third, server.train(3, layers, dtype="bfloat16")[1])
     with serving(settings) as server:
         assert layers_of(server) == layers
-        assert server.train(2, [], dtype="bfloat16")[1] == {}
-        assert same(second, server.train(2, layers, dtype="bfloat16")[1])
+        assert same(second, server.train(2, layers, dtype="bfloat16", trained=2)[1])
         assert same(third, server.train(3, layers, second, "bfloat16")[1])
+    with serving(settings) as server:
+        assert layers_of(server) == layers
+        assert same(third, server.train(3, layers, second, "bfloat16", trained=2)[1])
 
 
 def allocate_too_much() -> None:
