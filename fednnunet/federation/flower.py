@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -35,6 +36,7 @@ class FlowerStrategy(AsymFedAvg):
         self, strategy: Strategy, keep_local: Sequence[str] = (), fraction_train: float = 1.0, seed: int = 0
     ) -> None:
         super().__init__(keep_local=keep_local, fraction_train=fraction_train, seed=seed)
+        self._as_made = copy.deepcopy(strategy)
         self.strategy = strategy
 
     def prepare(
@@ -60,6 +62,11 @@ class FlowerStrategy(AsymFedAvg):
                     f"{names[other]} have different ones: set strategy.fingerprint=federated, the same gpu_memory and "
                     "model, or use strategy=asym"
                 )
+
+    def begin_fold(self, trained: Mapping[int, int]) -> None:
+        """As AsymFedAvg's; the strategy forgets its momenta, too."""
+        super().begin_fold(trained)
+        self.strategy = copy.deepcopy(self._as_made)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -275,8 +275,12 @@ class AsymFedAvg(Strategy):
 
     @property
     def has_state(self) -> bool:
-        """Whether anything is remembered over rounds: an average is not, what rounding leaves over is."""
-        return self._feedback.rounds
+        """Whether anything is remembered over rounds.
+
+        An average is not: its nodes can be asked again. What rounding leaves over is, and so are averages of layers
+        that the nodes of the last round do not have.
+        """
+        return self._feedback.rounds or self.fraction_train < 1
 
     def save(self, folder: Path, fold: Fold, server_round: int, arrays: ArrayRecord) -> None:
         """Write what is remembered and the arrays of the next round; nothing where nothing is remembered."""

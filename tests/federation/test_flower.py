@@ -114,6 +114,15 @@ def test_an_interrupted_run_goes_on_with_its_momentum(make: Callable[[], Strateg
     assert [after.remembers(tmp_path, 0, server_round) for server_round in (1, 2, 3)] == [True, True, False]
 
 
+@pytest.mark.parametrize("make", [FAMILY["FedAvgM"], FedAdam, FedYogi])
+def test_a_fold_begins_without_the_momentum_of_another(make: Callable[[], Strategy]) -> None:
+    flower = prepared(make())
+    once = values(run_rounds(flower, start(), range(1, 4)))
+    flower.begin_fold({})
+    again = values(run_rounds(flower, start(), range(1, 4)))
+    assert all(np.array_equal(once[name], again[name]) for name in SHAPES)
+
+
 def ask_all(flower: FlowerStrategy) -> None:
     grid: Any = None
     flower.configure_train(1, start(), ConfigRecord(), grid)
