@@ -9,18 +9,19 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message
 from flwr.serverapp import Grid, ServerApp
 from pydantic import ValidationError
 
 from fednnunet import __version__
 from fednnunet.errors import ConfigError, DataError, NodeError, ProtocolError, first_problem
 from fednnunet.exchange import messages
-from fednnunet.exchange.messages import Body, ExchangeDtype, Fold, Kind, parse_body
+from fednnunet.exchange.messages import ExchangeDtype, Fold, Kind
+from fednnunet.federation.asking import ask, check_enough, num_bytes, parse_reply
 from fednnunet.federation.grid import stream_replies
 from fednnunet.federation.journal import Journal
 from fednnunet.federation.strategy import AsymFedAvg, NoExchange
@@ -29,8 +30,6 @@ from fednnunet.fingerprint.local import IntensityRange, LocalFingerprint, common
 from fednnunet.fingerprint.merge import merge_fingerprints
 
 log = logging.getLogger(__name__)
-
-R = TypeVar("R", bound=Body)
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ def describe_nodes(grid: Grid, settings: ServerSettings, journal: Journal) -> Fe
     request = messages.FingerprintRequest(tell=tell[settings.fingerprint])
     federation = Federation({})
     asked = dict.fromkeys(node_ids, request)
-    replies = _ask(grid, Kind.FINGERPRINT, asked, federation, settings, journal, at_least=settings.min_nodes)
+    replies = ask(grid, Kind.FINGERPRINT, asked, federation, settings, journal, at_least=settings.min_nodes)
     federation.described = {node: reply for node, reply, _ in replies}
     if len(replies) < len(node_ids):
         journal.message(f"in are {', '.join(federation.name(node) for node in federation.by_name())}")
@@ -199,7 +198,7 @@ def plan_networks(grid: Grid, federation: Federation, settings: ServerSettings, 
         merged = federated_fingerprint(grid, federation, settings)
         write_atomically(journal.folder / "federated_fingerprint.json", json.dumps(merged, indent=1))
         request = messages.PlanRequest(fingerprint=merged, num_training=federation.num_training)
-    replies = _ask(grid, Kind.PLAN, dict.fromkeys(federation.training, request), federation, settings, journal)
+    replies = ask(grid, Kind.PLAN, dict.fromkeys(federation.training, request), federation, settings, journal)
     federation.planned = {node: reply for node, reply, _ in replies}
     if settings.fingerprint is not None:
         _check_same_network(federation)
@@ -221,7 +220,7 @@ def federated_fingerprint(grid: Grid, federation: Federation, settings: ServerSe
         if unlabelled:
             raise DataError(f"no node has foreground in channel {unlabelled[0]}: every label map is empty")
         request = messages.FingerprintRequest(tell="contribution", total_cases=federation.num_training, bins=bins)
-        replies = _ask(grid, Kind.FINGERPRINT, dict.fromkeys(described, request), federation, settings)
+        replies = ask(grid, Kind.FINGERPRINT, dict.fromkeys(described, request), federation, settings)
         described = {node: reply for node, reply, _ in replies}
     return merge_fingerprints(
         [LocalFingerprint.parse(reply.fingerprint, f"node {reply.node}") for reply in described.values()]
@@ -256,7 +255,7 @@ def preprocess_images(grid: Grid, federation: Federation, settings: ServerSettin
     """
     journal.stage("preprocess")
     request = messages.PreprocessRequest(fold=settings.folds[0])
-    replies = _ask(grid, Kind.PREPROCESS, dict.fromkeys(federation.training, request), federation, settings, journal)
+    replies = ask(grid, Kind.PREPROCESS, dict.fromkeys(federation.training, request), federation, settings, journal)
     federation.preprocessed = {node: reply for node, reply, _ in replies}
     first, *others = federation.training
     for other in others:
@@ -332,7 +331,7 @@ def _initial_arrays(
         if not wanted:
             continue
         request = messages.TrainRequest(fold=fold, server_round=0, layers=wanted)
-        (reply,) = _ask(grid, Kind.TRAIN, {node: request}, federation, settings)
+        (reply,) = ask(grid, Kind.TRAIN, {node: request}, federation, settings)
         for layer, array in reply[2].items():
             group = strategy.group_of(node, layer)
             initial[group] = array
@@ -354,17 +353,17 @@ def _train_round(
     rows: dict[int, dict[str, Any]] = {}
     config = ConfigRecord({"fold": fold, "epochs": settings.local_epochs, "nodes": list(nodes)})
     requests = list(strategy.configure_train(server_round, arrays, config, grid))
-    sent = {message.metadata.dst_node_id: _num_bytes(message) for message in requests}
+    sent = {message.metadata.dst_node_id: num_bytes(message) for message in requests}
 
     def passing_by(replies: Iterable[Message]) -> Iterable[Message]:
         for reply in replies:
             node = reply.metadata.src_node_id
             if reply.has_content():
-                body = _parse_reply(messages.TrainReply, reply, federation.name(node))
+                body = parse_reply(messages.TrainReply, reply, federation.name(node))
                 rows[node] = {
                     "node": federation.name(node),
                     **body.model_dump(include=set(ROUND_METRICS)),
-                    "bytes_up": _num_bytes(reply),
+                    "bytes_up": num_bytes(reply),
                     "bytes_down": sent[node],
                 }
                 if journal is not None:
@@ -374,7 +373,7 @@ def _train_round(
     aggregated, _ = strategy.aggregate_train(server_round, passing_by(stream_replies(grid, requests, settings.timeout)))
     late = {node: f"round {server_round}: no reply within {settings.timeout} s" for node in sent if node not in rows}
     out = [NodeError(federation.name(node), reason) for node, reason in (late | strategy.failures).items()]
-    _check_enough(out, len(federation.training) - len(out), settings.min_nodes, journal)
+    check_enough(out, len(federation.training) - len(out), settings.min_nodes, journal)
     # Groups of layers that no node of this round has keep their last average.
     return ArrayRecord({**arrays, **(aggregated or {})}), [rows[node] for node in federation.training if node in rows]
 
@@ -398,7 +397,7 @@ def evaluate_models(
     """
     journal.stage("evaluate")
     final = federation.rounds
-    replies = _ask(
+    replies = ask(
         grid,
         Kind.EVALUATE,
         {
@@ -419,13 +418,13 @@ def evaluate_models(
             continue
         # One model at a time passes through: the server's memory stays that of one model.
         request = messages.EvaluateRequest(fold=fold, server_round=final, layers=list(federation.planned[node].layers))
-        ((_, reply, model),) = _ask(grid, Kind.EVALUATE, {node: request}, federation, settings)
+        ((_, reply, model),) = ask(grid, Kind.EVALUATE, {node: request}, federation, settings)
         request = messages.EvaluateRequest(
             fold=fold, server_round=final, plans=federation.planned[node].plans, mirror_axes=reply.mirror_axes
         )
         for external in users:
             payload = {external: model}
-            ((_, answer, _),) = _ask(grid, Kind.EVALUATE, {external: request}, federation, settings, journal, payload)
+            ((_, answer, _),) = ask(grid, Kind.EVALUATE, {external: request}, federation, settings, journal, payload)
             per_model[external].append(answer.cases)
     for answers in per_model.values():
         scores += _mean_over_models(answers)
@@ -443,82 +442,3 @@ def _mean_over_models(per_model: list[list[messages.CaseScore]]) -> list[message
         )
         for same_case in zip(*per_model, strict=True)
     ]
-
-
-# messages ----------------------------------------------------------------------------------------------
-
-
-def _ask(
-    grid: Grid,
-    kind: Kind,
-    requests: Mapping[int, Body],
-    federation: Federation,
-    settings: ServerSettings,
-    journal: Journal | None = None,
-    arrays: Mapping[int, ArrayRecord] | None = None,
-    at_least: int | None = None,
-) -> list[tuple[int, Any, ArrayRecord]]:
-    """Send one request a node, wait for all replies; the first error ends the run, unless enough nodes are in.
-
-    Returns:
-        Node id, validated reply and arrays of every node, in the order of ``requests``; with ``at_least``, of those
-        that did not fail.
-    """
-    outgoing = []
-    for node, body in requests.items():
-        content = RecordDict({"config": ConfigRecord({"body": body.model_dump_json()})})
-        if arrays is not None and arrays[node]:
-            content["arrays"] = arrays[node]
-        outgoing.append(Message(content, dst_node_id=node, message_type=kind.value))
-    answered: dict[int, tuple[int, Any, ArrayRecord]] = {}
-    failed: dict[int, NodeError] = {}
-    for reply in stream_replies(grid, outgoing, settings.timeout):
-        node = reply.metadata.src_node_id
-        name = federation.name(node)
-        if reply.has_error():
-            failed[node] = _node_error(federation, node, reply.error.reason or "failed without a reason")
-            if at_least is None:
-                raise failed[node]
-            continue
-        body = _parse_reply(messages.REPLIES[kind], reply, name)
-        answered[node] = (node, body, reply.content.array_records.get("arrays", ArrayRecord()))
-        if journal is not None:
-            journal.node_done(body.node if isinstance(body, messages.FingerprintReply) else name)
-    for node in requests:
-        if node not in answered and node not in failed:
-            failed[node] = NodeError(federation.name(node), f"{kind.value}: no reply within {settings.timeout} s")
-    _check_enough(list(failed.values()), len(answered), at_least, journal)
-    return [answered[node] for node in requests if node in answered]
-
-
-def _check_enough(failed: Sequence[NodeError], left: int, at_least: int | None, journal: Journal | None) -> None:
-    """Go on without the nodes that failed, and say so, where enough are left.
-
-    Raises:
-        NodeError: the first failure; too few are left, or none may be missing.
-    """
-    if failed and (at_least is None or left < at_least):
-        raise failed[0]
-    for error in failed:
-        if journal is not None:
-            journal.message(f"{error}; the federation goes on without it")
-
-
-def _node_error(federation: Federation, node: int, reason: str) -> NodeError:
-    if node not in federation.described and reason.startswith("node "):
-        # It failed before it could introduce itself; its reason begins with its name.
-        name, _, reason = reason.removeprefix("node ").partition(": ")
-        return NodeError(name, reason)
-    return NodeError(federation.name(node), reason)
-
-
-def _parse_reply(model: type[R], reply: Message, node: str) -> R:
-    config = reply.content.config_records.get("config", ConfigRecord())
-    body = config.get("body")
-    if not isinstance(body, str):
-        raise ProtocolError(f"node {node} sent a reply without a body")
-    return parse_body(model, body, f"node {node}")
-
-
-def _num_bytes(message: Message) -> int:
-    return sum(len(a.data) for record in message.content.array_records.values() for a in record.values())
