@@ -34,7 +34,7 @@ from fednnunet.exchange.records import to_array_record
 from fednnunet.exchange.rounding import ErrorFeedback
 from fednnunet.federation.grid import LocalGrid
 from fednnunet.federation.matching import Matching, Share
-from fednnunet.federation.server_app import _num_bytes
+from fednnunet.federation.asking import num_bytes
 from fednnunet.federation.strategy import AsymFedAvg
 from fednnunet.training.state import layer_shapes, load_state
 
@@ -107,7 +107,7 @@ def bytes_of_a_round(
             content = {"arrays": to_array_record(sent), "metrics": MetricRecord({"num-examples": 1})}
             reply = Message(RecordDict(content), reply_to=message)
             reply.metadata.__dict__["_src_node_id"] = node
-            up[node] = _num_bytes(reply)
+            up[node] = num_bytes(reply)
             yield reply
 
     initial = {}
@@ -117,7 +117,7 @@ def bytes_of_a_round(
     averages, _ = strategy.aggregate_train(1, replies(first))
     assert averages is not None, strategy.failures
     second = strategy.configure_train(2, averages, ConfigRecord(), grid)
-    return {message.metadata.dst_node_id: (_num_bytes(message), up[message.metadata.dst_node_id]) for message in second}
+    return {message.metadata.dst_node_id: (num_bytes(message), up[message.metadata.dst_node_id]) for message in second}
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -214,12 +214,21 @@ class FederationConfig(Config):
         max_parallel_nodes: nodes that compute at the same time; 0 for one a core (CPU) or one (GPU).
         timeout: seconds to wait for a round's replies; null waits for ever.
         min_nodes: go on without nodes that fail or do not reply while so many are in; null needs all.
+        nodes: that the federation is to have; its first stage waits for so many, ``timeout`` seconds at most. On one
+            machine null means all that are started.
     """
 
     grid: Literal["local"]
     max_parallel_nodes: int = Field(ge=0)
     timeout: float | None = Field(gt=0)
     min_nodes: int | None = Field(default=None, ge=1)
+    nodes: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _enough_nodes(self) -> FederationConfig:
+        if self.nodes is not None and self.min_nodes is not None and self.min_nodes > self.nodes:
+            raise ValueError(f"min_nodes={self.min_nodes} is more than nodes={self.nodes}; lower it, or raise nodes")
+        return self
 
 
 class ExchangeConfig(Config):
@@ -286,6 +295,17 @@ class RunConfig(Config):
             if unknown:
                 centres = ", ".join(sorted(names - {POOLED_NODE}))
                 raise ValueError(f"{key}: {unknown[0]} is no centre of {self.dataset.name} ({centres})")
+        return self
+
+    @model_validator(mode="after")
+    def _nodes_are_those_started(self) -> RunConfig:
+        training = 1 if self.strategy.fingerprint == "pooled" else len(self.training_centres)
+        started = training + len(self.external_centres)
+        if self.federation.nodes not in (None, started):
+            raise ValueError(
+                f"federation.nodes={self.federation.nodes}: on this machine {started} nodes are started, one a centre; "
+                "name other dataset.centres, or leave federation.nodes=null"
+            )
         return self
 
     @model_validator(mode="after")

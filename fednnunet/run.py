@@ -90,6 +90,7 @@ def run(config: RunConfig, command: str) -> str:
             local_epochs=config.strategy.local_epochs,
             heterogeneous_tasks=config.strategy.heterogeneous_tasks,
             min_nodes=config.federation.min_nodes,
+            nodes=config.federation.nodes,
         )
         grid.run_server(build_server_app(settings, strategy, journal))
         facts |= finished_facts(journal, strategy, started, time.monotonic() - begin, processes.peak_memory_gib)

@@ -82,6 +82,8 @@ def test_the_papers_rules_are_the_defaults_of_its_strategies(tmp_path: Path) -> 
         ("dataset.centres=[{name: ../A, dataset: 1}]", "dataset.centres.0.name"),
         ("dataset.centres=[{dataset: 1}]", "dataset.centres.0.name"),
         ("strategy.fingerprint=mean", "strategy.fingerprint=mean"),
+        ("federation={grid: local, nodes: 2, min_nodes: 3}", "min_nodes=3 is more than nodes=2; lower it"),
+        ("federation.nodes=3", "federation.nodes=3: on this machine 2 nodes are started, .*dataset.centres"),
     ],
 )
 def test_mistakes_are_named_by_key_and_value(tmp_path: Path, override: str, problem: str) -> None:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fednnunet.errors import NodeError, ProtocolError
+from fednnunet.errors import ConfigError, NodeError, ProtocolError
 from fednnunet.exchange import messages
 from fednnunet.exchange.messages import Body, Kind, parse_body
-from fednnunet.federation.grid import stream_replies
+from fednnunet.federation.grid import stream_replies, wait_a_moment
 from fednnunet.federation.journal import Journal
 
 if TYPE_CHECKING:
     from fednnunet.federation.server_app import Federation, ServerSettings
 
 R = TypeVar("R", bound=Body)
+Answer = tuple[int, Any, ArrayRecord]
+"""Node id, validated reply and arrays."""
 
 
 def ask(
@@ -29,38 +33,96 @@ def ask(
     journal: Journal | None = None,
     arrays: Mapping[int, ArrayRecord] | None = None,
     at_least: int | None = None,
-) -> list[tuple[int, Any, ArrayRecord]]:
+) -> list[Answer]:
     """Send one request a node, wait for all replies; the first error ends the run, unless enough nodes are in.
 
     Returns:
-        Node id, validated reply and arrays of every node, in the order of ``requests``; with ``at_least``, of those
-        that did not fail.
+        Of every node, in the order of ``requests``; with ``at_least``, of those that did not fail.
     """
-    outgoing = []
-    for node, body in requests.items():
-        content = RecordDict({"config": ConfigRecord({"body": body.model_dump_json()})})
-        if arrays is not None and arrays[node]:
-            content["arrays"] = arrays[node]
-        outgoing.append(Message(content, dst_node_id=node, message_type=kind.value))
-    answered: dict[int, tuple[int, Any, ArrayRecord]] = {}
+    payloads = arrays or {}
+    outgoing = [_message(kind, node, body, payloads.get(node)) for node, body in requests.items()]
+    answered: dict[int, Answer] = {}
     failed: dict[int, NodeError] = {}
     for reply in stream_replies(grid, outgoing, settings.timeout):
         node = reply.metadata.src_node_id
-        name = federation.name(node)
-        if reply.has_error():
-            failed[node] = _node_error(federation, node, reply.error.reason or "failed without a reason")
+        try:
+            answered[node] = _answer(kind, node, reply, federation, journal)
+        except NodeError as error:
             if at_least is None:
-                raise failed[node]
-            continue
-        body = parse_reply(messages.REPLIES[kind], reply, name)
-        answered[node] = (node, body, reply.content.array_records.get("arrays", ArrayRecord()))
-        if journal is not None:
-            journal.node_done(body.node if isinstance(body, messages.FingerprintReply) else name)
+                raise
+            failed[node] = error
     for node in requests:
         if node not in answered and node not in failed:
             failed[node] = NodeError(federation.name(node), f"{kind.value}: no reply within {settings.timeout} s")
     check_enough(list(failed.values()), len(answered), at_least, journal)
     return [answered[node] for node in requests if node in answered]
+
+
+def ask_as_they_join(
+    grid: Grid,
+    request: messages.FingerprintRequest,
+    nodes: int,
+    federation: Federation,
+    settings: ServerSettings,
+    journal: Journal,
+) -> list[Answer]:
+    """Ask each node to describe itself as soon as it is on the grid, until ``nodes`` have or the time is over.
+
+    A node that fails is left out, and another may take its place, where ``settings.min_nodes`` says how many are
+    needed at least. Whoever answers after that is not in.
+
+    Returns:
+        Of the nodes that are in, in the order of their ids.
+
+    Raises:
+        NodeError: a node failed, and all are needed.
+        ConfigError: too few have answered in time; says who is in, how many are missing, what to do.
+    """
+    deadline = math.inf if settings.timeout is None else time.monotonic() + settings.timeout
+    at_first = set(grid.get_node_ids())
+    asked: set[int] = set()
+    waiting: dict[str, int] = {}
+    answered: dict[int, Answer] = {}
+    failed: list[NodeError] = []
+    told_absent = 0
+    while len(answered) < nodes and time.monotonic() < deadline:
+        new = sorted(set(grid.get_node_ids()) - asked)
+        asked.update(new)
+        pushed = grid.push_messages([_message(Kind.FINGERPRINT, node, request) for node in new])
+        waiting.update(zip(pushed, new, strict=True))
+        absent = nodes + len(failed) - len(asked)
+        if absent > 0 and absent != told_absent:
+            journal.message(f"{absent} of {nodes} nodes are not there yet; the federation waits for them")
+        told_absent = absent
+        wait_a_moment(grid, waiting, deadline - time.monotonic())
+        for reply in grid.pull_messages(list(waiting)) if waiting else ():
+            node = waiting.pop(reply.metadata.reply_to_message_id)
+            try:
+                answered[node] = _answer(Kind.FINGERPRINT, node, reply, federation, journal)
+            except NodeError as error:
+                if settings.min_nodes is None:
+                    raise
+                failed.append(error)
+                journal.message(f"{error}; it is left out")
+            if len(answered) == nodes:
+                break
+    silent = len(asked) - len(answered) - len(failed)
+    here = ", ".join(sorted(body.node for _, body, _ in answered.values())) or "none"
+    said = f"in are {here}" + _missing(nodes - len(answered), nodes, silent)
+    if len(answered) < (settings.min_nodes or nodes):
+        raise ConfigError(
+            f"after {settings.timeout} s {said}; start the others and see their logs, or raise federation.timeout, "
+            f"or lower federation.{'nodes' if settings.min_nodes is None else 'min_nodes'}"
+        )
+    if len(answered) < nodes or not at_first.issuperset(answered):
+        journal.message(said)
+    return [answered[node] for node in sorted(answered)]
+
+
+def _missing(missing: int, nodes: int, silent: int) -> str:
+    """How many nodes did not come, and how many of them came without telling of themselves."""
+    unanswered = f", {silent} of them connected without an answer" if silent else ""
+    return f"; {missing} of {nodes} nodes are missing{unanswered}" if missing else ""
 
 
 def check_enough(failed: Sequence[NodeError], left: int, at_least: int | None, journal: Journal | None) -> None:
@@ -74,6 +136,29 @@ def check_enough(failed: Sequence[NodeError], left: int, at_least: int | None, j
     for error in failed:
         if journal is not None:
             journal.message(f"{error}; the federation goes on without it")
+
+
+def _message(kind: Kind, node: int, body: Body, arrays: ArrayRecord | None = None) -> Message:
+    content = RecordDict({"config": ConfigRecord({"body": body.model_dump_json()})})
+    if arrays:
+        content["arrays"] = arrays
+    return Message(content, dst_node_id=node, message_type=kind.value)
+
+
+def _answer(kind: Kind, node: int, reply: Message, federation: Federation, journal: Journal | None) -> Answer:
+    """What ``reply`` of ``node`` holds.
+
+    Raises:
+        NodeError: the node failed.
+        ProtocolError: a malformed reply; names the node.
+    """
+    if reply.has_error():
+        raise _node_error(federation, node, reply.error.reason or "failed without a reason")
+    name = federation.name(node)
+    body = parse_reply(messages.REPLIES[kind], reply, name)
+    if journal is not None:
+        journal.node_done(body.node if isinstance(body, messages.FingerprintReply) else name)
+    return node, body, reply.content.array_records.get("arrays", ArrayRecord())
 
 
 def _node_error(federation: Federation, node: int, reason: str) -> NodeError:

@@ -24,7 +24,7 @@ SERVER_NODE_ID = 0
 CLIENT_APP_RAISED_EXCEPTION = 2
 """Flower's ErrorCode for an exception in a ClientApp."""
 POLL_SECONDS = 0.5
-"""Between two looks for replies at a SuperLink."""
+"""Between two looks for replies at a SuperLink, or for nodes at any grid."""
 
 
 class LocalGrid(Grid):
@@ -150,3 +150,15 @@ def stream_replies(grid: Grid, messages: Iterable[Message], timeout: float | Non
             yield reply
         if waiting and not isinstance(grid, LocalGrid):
             time.sleep(POLL_SECONDS)
+
+
+def wait_a_moment(grid: Grid, message_ids: Iterable[str], seconds: float) -> None:
+    """Until the next look at any Flower grid: :data:`POLL_SECONDS`, or ``seconds`` if that is sooner.
+
+    The embedded grid tells at once of a reply to one of ``message_ids``.
+    """
+    seconds = max(0.0, min(POLL_SECONDS, seconds))
+    if isinstance(grid, LocalGrid):
+        grid.wait_for_reply(message_ids, seconds)
+    else:
+        time.sleep(seconds)

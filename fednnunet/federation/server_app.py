@@ -21,7 +21,7 @@ from fednnunet import __version__
 from fednnunet.errors import ConfigError, DataError, NodeError, ProtocolError, first_problem
 from fednnunet.exchange import messages
 from fednnunet.exchange.messages import ExchangeDtype, Fold, Kind
-from fednnunet.federation.asking import ask, check_enough, num_bytes, parse_reply
+from fednnunet.federation.asking import ask, ask_as_they_join, check_enough, num_bytes, parse_reply
 from fednnunet.federation.grid import stream_replies
 from fednnunet.federation.journal import Journal
 from fednnunet.federation.strategy import AsymFedAvg, NoExchange
@@ -44,6 +44,7 @@ class ServerSettings:
         heterogeneous_tasks: nodes may differ in channels and labels.
         min_nodes: go on without nodes that fail or do not reply while so many are in; None needs all.
         dtype: that layers are rounded to while they travel in training.
+        nodes: of the federation, which the first stage waits for; None takes those that the grid has when it begins.
     """
 
     fingerprint: Literal["histogram", "weighted_mean"] | None
@@ -53,6 +54,7 @@ class ServerSettings:
     heterogeneous_tasks: bool = False
     min_nodes: int | None = None
     dtype: ExchangeDtype = "float32"
+    nodes: int | None = None
 
 
 @dataclass
@@ -122,9 +124,13 @@ def build_server_app(settings: ServerSettings, strategy: AsymFedAvg | NoExchange
 
 
 def describe_nodes(grid: Grid, settings: ServerSettings, journal: Journal) -> Federation:
-    """Ask every node for its labels and number of cases, and of its fingerprint what merging it begins with."""
+    """Ask every node for its labels and number of cases, and of its fingerprint what merging it begins with.
+
+    Raises:
+        NodeError: a node failed that can not be missing, or runs another version.
+        ConfigError: too few nodes came, or two have one name.
+    """
     journal.stage("fingerprint")
-    node_ids = sorted(grid.get_node_ids())
     tell: dict[str | None, Literal["nothing", "ranges", "statistics"]] = {
         None: "nothing",
         "histogram": "ranges",
@@ -132,11 +138,18 @@ def describe_nodes(grid: Grid, settings: ServerSettings, journal: Journal) -> Fe
     }
     request = messages.FingerprintRequest(tell=tell[settings.fingerprint])
     federation = Federation({})
-    asked = dict.fromkeys(node_ids, request)
-    replies = ask(grid, Kind.FINGERPRINT, asked, federation, settings, journal, at_least=settings.min_nodes)
+    if settings.nodes is None:
+        asked = dict.fromkeys(sorted(grid.get_node_ids()), request)
+        if not asked:
+            raise ConfigError(
+                "no node is connected; start the nodes first, or set how many to wait for: federation.nodes"
+            )
+        replies = ask(grid, Kind.FINGERPRINT, asked, federation, settings, journal, at_least=settings.min_nodes)
+        if len(replies) < len(asked):
+            journal.message(f"in are {', '.join(sorted(reply.node for _, reply, _ in replies))}")
+    else:
+        replies = ask_as_they_join(grid, request, settings.nodes, federation, settings, journal)
     federation.described = {node: reply for node, reply, _ in replies}
-    if len(replies) < len(node_ids):
-        journal.message(f"in are {', '.join(federation.name(node) for node in federation.by_name())}")
     names = [reply.node for reply in federation.described.values()]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
