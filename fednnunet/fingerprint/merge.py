@@ -40,8 +40,11 @@ def merge_fingerprints(parts: Sequence[LocalFingerprint]) -> dict[str, Any]:
     if len({part.adds_up for part in parts}) > 1:
         raise ValueError("fingerprints are of two kinds: some add up, some are nnU-Net's statistics")
     channels = parts[0].channels
-    if any(part.channels != channels for part in parts):
-        raise ValueError("fingerprints have different channels")
+    for other in parts:
+        if set(other.channels) != set(channels):
+            raise ValueError(
+                f"fingerprints have different channels: {', '.join(channels)} and {', '.join(other.channels)}"
+            )
     merged = _pooled(parts, channels) if parts[0].adds_up else _weighted_means(parts, channels)
     return {
         "spacings": [spacing for part in parts for spacing in part.spacings],

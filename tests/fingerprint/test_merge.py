@@ -9,6 +9,7 @@ import pytest
 
 from fednnunet.errors import ProtocolError
 from fednnunet.fingerprint import LocalFingerprint, merge_fingerprints
+from fednnunet.fingerprint.local import ChannelIntensities, IntensityBins
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "fingerprints.json").read_text())
 
@@ -46,16 +47,63 @@ def test_merge_weighs_by_cases(parts: list[LocalFingerprint]) -> None:
         assert twice["foreground_intensity_properties_per_channel"][channel] == pytest.approx(expected)
 
 
-def test_merge_refuses_differing_channels(parts: list[LocalFingerprint]) -> None:
-    one_channel = parts[0].model_copy(
-        update={
-            "foreground_intensity_properties_per_channel": {
-                "0": parts[0].foreground_intensity_properties_per_channel["0"]
-            }
-        }
+def contribution(low: float = 0.0, channels: tuple[str, ...] = ("0", "1"), voxels: int = 6) -> LocalFingerprint:
+    """Of one case, with integer intensities from ``low``."""
+    bins = IntensityBins(low=low, width=1.0, number=3, integer=True)
+    histogram = [voxels - voxels // 2, 0, voxels // 2]
+    intensities = ChannelIntensities(
+        count=voxels, mean=low + 1, squared_deviations=voxels, low=low, high=low + 2, bins=bins, histogram=histogram
     )
-    with pytest.raises(ValueError, match="different channels"):
-        merge_fingerprints([one_channel, parts[1]])
+    return LocalFingerprint(
+        spacings=[[3.0, 1.0, 1.0]],
+        shapes_after_crop=[[8, 64, 64]],
+        relative_sizes=[1.0],
+        intensities=dict.fromkeys(channels, intensities),
+    )
+
+
+def own(parts: list[LocalFingerprint], channels: tuple[str, ...]) -> LocalFingerprint:
+    """nnU-Net's statistics of a node with these of the golden channels."""
+    field = "foreground_intensity_properties_per_channel"
+    return parts[0].model_copy(update={field: {channel: getattr(parts[0], field)[channel] for channel in channels}})
+
+
+def test_merge_refuses_parts_that_disagree(parts: list[LocalFingerprint]) -> None:
+    first = contribution()
+    for disagreeing, problem in (
+        ([own(parts, ("0",)), parts[1]], "different channels: 0 and 0, 1"),
+        ([first, contribution(channels=("0",))], "different channels: 0, 1 and 0"),
+        ([first, contribution(low=5.0)], "channel 0: histograms have different bins"),
+        ([first, parts[0]], "of two kinds: some add up, some are nnU-Net's statistics"),
+        ([contribution(voxels=0)] * 2, "channel 0: no node has foreground"),
+        ([], "no fingerprint to merge"),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            merge_fingerprints(disagreeing)
+
+
+def test_the_order_of_channels_does_not_matter(parts: list[LocalFingerprint]) -> None:
+    for first, turned in (
+        (contribution(), contribution(channels=("1", "0"))),
+        (own(parts, ("0", "1")), own(parts, ("1", "0"))),
+    ):
+        assert merge_fingerprints([first, turned]) == merge_fingerprints([first, first])
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "node B sent a fingerprint that is not JSON: .*line 1"),
+        ('{"spacings": [[1, 1', "node B sent a fingerprint that is not JSON"),
+        (b"\xff\xfe\x00", "node B sent a fingerprint that is not JSON"),
+        ("[]", "node B sent a malformed fingerprint: fingerprint: .*dictionary"),
+        ('{"shapes_after_crop": []}', "node B sent a malformed fingerprint: spacings: Field required"),
+        ('{"spacings": [[NaN, 1, 1]], "shapes_after_crop": [[1, 1, 1]]}', "malformed fingerprint: spacings.0.0"),
+    ],
+)
+def test_malformed_json_is_refused_with_node_and_place(text: str | bytes, problem: str) -> None:
+    with pytest.raises(ProtocolError, match=problem):
+        LocalFingerprint.from_json(text, "node B")
 
 
 @pytest.mark.parametrize(

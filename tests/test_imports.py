@@ -1,0 +1,56 @@
+"""What a server needs runs where there is no training library."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+GOLDEN = Path(__file__).parent / "golden"
+WITHOUT_TRAINING_LIBRARIES = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"torch", "lightning", "nnunetv2", "monai", "torchmetrics"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+"""
+MERGE = """
+import json
+from fednnunet.fingerprint import LocalFingerprint, merge_fingerprints
+golden = json.load(open(sys.argv[1] + "/fingerprints.json"))
+parts = [LocalFingerprint.from_json(json.dumps(part)) for part in golden["fingerprints"]]
+print(merge_fingerprints(parts)["spacings"] == golden["merged"]["spacings"])
+"""
+AVERAGE = """
+import json
+import numpy as np
+from fednnunet.federation.aggregation import average_layers, common_layers
+golden = json.load(open(sys.argv[1] + "/aggregation.json"))
+states = [{name: np.array(values) for name, values in state.items()} for state in golden["states"]]
+averaged = average_layers(states)[0]
+same = all(np.allclose(averaged[name], mean) for name, mean in golden["mean"].items())
+print(same and sorted(common_layers(states)) == sorted(golden["common"]))
+"""
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WITHOUT_TRAINING_LIBRARIES + code, str(GOLDEN)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_training_libraries_are_absent_here() -> None:
+    for module in ("torch", "nnunetv2", "lightning.pytorch"):
+        assert f"No module named '{module.partition('.')[0]}" in run(f"import {module}").stderr
+
+
+def test_fingerprints_merge_without_training_libraries() -> None:
+    result = run(MERGE)
+    assert result.stdout == "True\n", result.stderr
+
+
+def test_layers_average_without_training_libraries() -> None:
+    result = run(AVERAGE)
+    assert result.stdout == "True\n", result.stderr
