@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -222,10 +222,11 @@ def federated_fingerprint(grid: Grid, federation: Federation, settings: ServerSe
     """nnU-Net's fingerprint of all nodes' cases, from what each tells of its own.
 
     Raises:
-        ProtocolError: a malformed contribution; names the node.
+        ProtocolError: a malformed contribution, or not the one asked for; names the node.
         DataError: no node has foreground in a channel.
     """
     described = {node: federation.described[node] for node in federation.training}
+    bins: dict[str, Any] = {}
     if settings.fingerprint == "histogram":
         ranges = [_ranges_of(reply) for reply in described.values()]
         bins = {channel: b.model_dump() for channel, b in common_ranges(ranges).items()}
@@ -235,9 +236,23 @@ def federated_fingerprint(grid: Grid, federation: Federation, settings: ServerSe
         request = messages.FingerprintRequest(tell="contribution", total_cases=federation.num_training, bins=bins)
         replies = ask(grid, Kind.FINGERPRINT, dict.fromkeys(described, request), federation, settings)
         described = {node: reply for node, reply, _ in replies}
-    return merge_fingerprints(
-        [LocalFingerprint.parse(reply.fingerprint, f"node {reply.node}") for reply in described.values()]
-    )
+    return merge_fingerprints([_fingerprint_of(reply, bins) for reply in described.values()])
+
+
+def _fingerprint_of(reply: messages.FingerprintReply, bins: Mapping[str, Any]) -> LocalFingerprint:
+    """What a node told of its fingerprint; over ``bins``, where a contribution was asked for."""
+    told = LocalFingerprint.parse(reply.fingerprint, f"node {reply.node}")
+    over = {channel: intensities.bins.model_dump() for channel, intensities in (told.intensities or {}).items()}
+    for what, ours, theirs in (
+        ("channels", sorted(reply.channel_names), sorted(told.channels)),
+        ("bins", bins, over),
+        ("cases", reply.num_training, told.num_cases),
+    ):
+        if ours != theirs:
+            raise ProtocolError(
+                f"node {reply.node} sent a fingerprint of other {what} than were asked for: {theirs} instead of {ours}"
+            )
+    return told
 
 
 def _ranges_of(reply: messages.FingerprintReply) -> dict[str, IntensityRange]:
