@@ -32,9 +32,9 @@ from torch import nn
 from fednnunet.exchange.messages import ExchangeDtype, TrainRequest
 from fednnunet.exchange.records import to_array_record
 from fednnunet.exchange.rounding import ErrorFeedback
+from fednnunet.federation.asking import num_bytes
 from fednnunet.federation.grid import LocalGrid
 from fednnunet.federation.matching import Matching, Share
-from fednnunet.federation.asking import num_bytes
 from fednnunet.federation.strategy import AsymFedAvg
 from fednnunet.training.state import layer_shapes, load_state
 
