@@ -182,7 +182,9 @@ def test_quantised_contributions_hide_cases_and_move_plans_little(pooled: Pooled
     bins = common_ranges([{channel: r.quantised() for channel, r in ranges.items()}])
     contribution = extract.extract_contribution(dataset, CASES, bins).quantised()
     assert contribution.spacings == sorted(contribution.spacings)
-    assert all(size % 8 == 0 for shape in contribution.shapes_after_crop for size in shape if size > 8)
+    assert all(size % 4 == 0 for shape in contribution.shapes_after_crop for size in shape if size >= 32)
+    thin = contribution.model_copy(update={"shapes_after_crop": [[9, 33, 101]] * CASES}).quantised()
+    assert thin.shapes_after_crop == [[9, 32, 104]] * CASES
     assert all(float(f"{size:.2g}") == size for spacing in contribution.spacings for size in spacing)
     merged = merge_fingerprints([contribution])
     assert np.median(merged["spacings"], 0) == pytest.approx(np.median(expected["spacings"], 0), rel=0.05)
