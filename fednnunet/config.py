@@ -45,12 +45,14 @@ class DatasetConfig(Config):
         raw_folder: where dataset ids and names are looked up; None for the variable ``nnUNet_raw``.
         configuration: nnU-Net configuration to train.
         hd95_unit: ``mm`` by the image's spacing, ``pixels`` where it has none.
+        surface_tolerance: within which two surfaces count as one for the surface DSC, in that unit.
         generator: makes the dataset when it is not there (a Hydra ``_target_``), or None.
     """
 
     name: str
     configuration: Configuration
     hd95_unit: Literal["mm", "pixels"]
+    surface_tolerance: float = Field(default=2.0, gt=0)
     raw_folder: str | None
     centres: list[CentreConfig] = Field(min_length=1)
     generator: dict[str, Any] | None = None

@@ -38,18 +38,20 @@ def score_cases(
     segment: Callable[[HeldOutCase], np.ndarray],
     reader: BaseReaderWriter,
     labels: dict[str, Any],
-    hd95_unit: Literal["mm", "pixels"],
+    distance_unit: Literal["mm", "pixels"],
+    tolerance: float,
     predictions: tuple[Path, str] | None,
     overlays: Path | None,
 ) -> list[CaseScore]:
-    """DSC and HD95 of every label of every case.
+    """Scores of every label of every case.
 
     Args:
         cases: what to score.
         segment: returns the segmentation (Z, Y, X) in the image's own grid.
         reader: nnU-Net's reader of these files.
         labels: nnU-Net's ``labels``.
-        hd95_unit: distances by the image's spacing, or in pixels.
+        distance_unit: distances by the image's spacing, or in pixels.
+        tolerance: of the surface DSC, in that unit.
         predictions: folder and file ending to write segmentations to, or None.
         overlays: folder for one slice of the first case of each centre, or None.
     """
@@ -60,17 +62,20 @@ def score_cases(
         reference, properties = reader.read_seg(str(held_out.case.label))
         reference = reference[0]
         spacing = np.asarray(properties["spacing"], dtype=float)
-        distance_unit = spacing if hd95_unit == "mm" else np.ones_like(spacing)
-        results = score_case(segmentation, reference, labels, tuple(distance_unit))
+        voxel = spacing if distance_unit == "mm" else np.ones_like(spacing)
+        results = score_case(segmentation, reference, labels, tuple(voxel), tolerance)
         scores += [
             CaseScore(
                 centre=held_out.centre,
                 case=held_out.number,
-                label=label,
-                dsc=_defined(dsc),
-                hd95=_defined(hd95),
+                label=score.label,
+                dsc=_defined(score.dsc),
+                hd95=_defined(score.hd95),
+                surface_dsc=_defined(score.surface_dsc),
+                volume_error=_defined(score.volume_error),
+                empty=score.empty,
             )
-            for label, dsc, hd95 in results
+            for score in results
         ]
         if predictions is not None:
             folder, ending = predictions
@@ -82,7 +87,7 @@ def score_cases(
         if (known > 0).any():
             pictured.add(held_out.centre)
             image, _ = reader.read_images([str(path) for path in held_out.case.images])
-            dsc = float(np.nanmean([value for _, value, _ in results]))
+            dsc = float(np.nanmean([score.dsc for score in results]))
             _save_overlay(overlays, held_out, image[0], known, segmentation, spacing, dsc)
     return scores
 

@@ -223,6 +223,9 @@ class CaseScore(Body):
         label: label or region name.
         dsc: Dice similarity coefficient in [0, 1]; None where it is not defined.
         hd95: 95th percentile of the Hausdorff distance (mm or pixels); None where it is not defined.
+        surface_dsc: share of both surfaces within a tolerance of the other, in [0, 1].
+        volume_error: volume segmented too much (negative: too little), as a fraction of the reference's; None without.
+        empty: which of the two masks is.
     """
 
     centre: NodeName
@@ -230,6 +233,9 @@ class CaseScore(Body):
     label: str
     dsc: float | None
     hd95: float | None
+    surface_dsc: float | None = None
+    volume_error: float | None = None
+    empty: Literal["prediction", "reference", "both"] | None = None
 
 
 class EvaluateReply(Body):

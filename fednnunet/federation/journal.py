@@ -27,7 +27,10 @@ ROUND_COLUMNS = (
     "bytes_up",
     "bytes_down",
 )
-CASE_COLUMNS = ("strategy", "node", "fold", "case", "label", "dsc", "hd95")
+CASE_COLUMNS = (
+    *("strategy", "node", "model", "fold", "case", "label"),
+    *("dsc", "hd95", "surface_dsc", "volume_error", "empty"),
+)
 
 
 class Observer(Protocol):
@@ -142,19 +145,23 @@ class Journal:
         for observer in self.observers:
             observer.round_done(server_round, rows)
 
-    def write_cases(self, fold: Fold, scores: Sequence[CaseScore]) -> None:
-        """Add a fold to ``cases.csv``: one row a case and label; what is not defined stays empty."""
+    def write_cases(self, fold: Fold, scores: Mapping[str, Sequence[CaseScore]]) -> None:
+        """Add a fold to ``cases.csv``: one row a model, case and label; what is not defined stays empty.
+
+        Args:
+            fold: that was scored.
+            scores: node whose model it was to the scores of its cases.
+        """
         self._case_rows += [
             {
                 "strategy": self.strategy,
                 "node": score.centre,
+                "model": model,
                 "fold": fold,
-                "case": score.case,
-                "label": score.label,
-                "dsc": score.dsc,
-                "hd95": score.hd95,
+                **score.model_dump(exclude={"centre"}),
             }
-            for score in scores
+            for model, of_model in scores.items()
+            for score in of_model
         ]
         _write_rows(self.cases, CASE_COLUMNS, self._case_rows)
 

@@ -420,8 +420,7 @@ def evaluate_models(
 ) -> None:
     """Nodes write their final checkpoint and score the fold's held-out cases; external centres score after.
 
-    External cases are scored with every node's own model (of their task), sent through the server, and averaged over
-    models.
+    External cases are scored with every node's own model (of their task), sent through the server.
     """
     journal.stage("evaluate")
     final = federation.rounds
@@ -438,8 +437,7 @@ def evaluate_models(
         {node: strategy.arrays_for(node, arrays) for node in federation.training},
         at_least=settings.min_nodes,
     )
-    scores = [score for _, reply, _ in replies for score in reply.cases]
-    per_model: dict[int, list[list[messages.CaseScore]]] = {external: [] for external in federation.external}
+    scores = {federation.name(node): list(reply.cases) for node, reply, _ in replies}
     for node, *_ in replies:
         users = [external for external in federation.external if node in federation.of_same_task(external)]
         if not users:
@@ -453,20 +451,5 @@ def evaluate_models(
         for external in users:
             payload = {external: model}
             ((_, answer, _),) = ask(grid, Kind.EVALUATE, {external: request}, federation, settings, journal, payload)
-            per_model[external].append(answer.cases)
-    for answers in per_model.values():
-        scores += _mean_over_models(answers)
+            scores[federation.name(node)] += answer.cases
     journal.write_cases(fold, scores)
-
-
-def _mean_over_models(per_model: list[list[messages.CaseScore]]) -> list[messages.CaseScore]:
-    def mean(values: list[float | None]) -> float | None:
-        defined = [value for value in values if value is not None]
-        return sum(defined) / len(defined) if defined else None
-
-    return [
-        same_case[0].model_copy(
-            update={"dsc": mean([s.dsc for s in same_case]), "hd95": mean([s.hd95 for s in same_case])}
-        )
-        for same_case in zip(*per_model, strict=True)
-    ]

@@ -318,6 +318,7 @@ class NodeStages:
             determine_reader_writer_from_dataset_json(dataset.dataset_json, first)(),
             dataset.labels,
             self.config.dataset.hd95_unit,
+            self.config.dataset.surface_tolerance,
             predictions,
             self.settings.folder / "overlays" if self.settings.same_machine else None,
         )

@@ -14,12 +14,15 @@ from fednnunet.config import POOLED_NODE
 from fednnunet.errors import DataError
 from fednnunet.files import write_atomically
 
-CASE_COLUMNS = ["strategy", "node", "fold", "case", "label", "dsc", "hd95"]
+CASE_COLUMNS = [
+    *("strategy", "node", "model", "fold", "case", "label"),
+    *("dsc", "hd95", "surface_dsc", "volume_error", "empty"),
+]
 ROUND_COLUMNS = [
     *("strategy", "round", "node", "train_loss", "val_loss", "pseudo_dice"),
     *("seconds_train", "seconds_exchange", "bytes_up", "bytes_down"),
 ]
-_TEXT = ["strategy", "node", "label"]
+_TEXT = ["strategy", "node", "model", "label", "empty"]
 _NOT_A_SETUP = (
     "strategy",
     "seed",

@@ -13,21 +13,45 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fednnunet.config import POOLED_NODE
+
 SETUP_ORDER = ("local", "asym", "ffe", "centralized")
 """Rows of the table, as in the paper; others follow."""
 
+ONE_EMPTY = ("prediction", "reference")
 NOT_PRIVATE = "centralized"
 """Pools the images in one place: an upper reference, no candidate for the best."""
 
 MEAN = "mean"
-SUMMARY_COLUMNS = ["strategy", "node", "fold", "n_cases", "dsc", "hd95"]
+SCORES = ["dsc", "hd95", "surface_dsc", "volume_error"]
+SUMMARY_COLUMNS = ["strategy", "node", "fold", "n_cases", *SCORES, "n_empty"]
 UNDEFINED = "–"
 
 
+def own_scores(cases: pd.DataFrame) -> pd.DataFrame:
+    """Rows that the table of results counts.
+
+    A training centre's cases count with the centre's own model (or the one of all centres pooled); an external
+    centre's, which has none, with every node's.
+    """
+    own = (cases["model"] == cases["node"]) | (cases["model"] == POOLED_NODE)
+    has_own = own.groupby([cases["strategy"], cases["node"]]).transform("any")
+    return cases[own | ~has_own]
+
+
 def case_means(cases: pd.DataFrame) -> pd.DataFrame:
-    """One row a case: DSC and HD95 averaged over its labels, leaving out those that are not defined."""
-    keys = [key for key in ("strategy", "node", "fold", "seed", "case") if key in cases.columns]
-    return cases.groupby(keys, sort=False, as_index=False)[["dsc", "hd95"]].mean()
+    """One row a case: scores averaged over its labels and models, leaving out those that are not defined.
+
+    The volume error is taken by its size. ``n_empty`` counts labels of which just one mask was empty.
+
+    Args:
+        cases: columns of ``cases.csv``, of which :func:`own_scores` count.
+    """
+    rows = own_scores(cases)
+    keys = [key for key in ("strategy", "node", "fold", "seed", "case") if key in rows.columns]
+    rows = rows.assign(volume_error=rows["volume_error"].abs(), n_empty=rows["empty"].isin(ONE_EMPTY).astype(int))
+    grouped = rows.groupby(keys, sort=False, as_index=False)
+    return grouped.agg({**dict.fromkeys(SCORES, "mean"), "n_empty": "sum"})
 
 
 def summarise(cases: pd.DataFrame) -> pd.DataFrame:
@@ -43,8 +67,9 @@ def summarise(cases: pd.DataFrame) -> pd.DataFrame:
     keys = [key for key in ("strategy", "node", "fold", "seed") if key in cases.columns]
     if cases.empty:
         return pd.DataFrame(columns=[*SUMMARY_COLUMNS, *(key for key in keys if key == "seed")])
+    means = {score: (score, "mean") for score in SCORES}
     grouped = case_means(cases).groupby(keys, sort=False)
-    summary = grouped.agg(n_cases=("case", "nunique"), dsc=("dsc", "mean"), hd95=("hd95", "mean")).reset_index()
+    summary = grouped.agg(n_cases=("case", "nunique"), **means, n_empty=("n_empty", "sum")).reset_index()
     return summary[[*SUMMARY_COLUMNS, *(key for key in keys if key == "seed")]]
 
 

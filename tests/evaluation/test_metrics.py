@@ -1,4 +1,4 @@
-"""DSC and HD95 against MONAI, brute force and hand-worked numbers."""
+"""Scores against MONAI, brute force and hand-worked numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from monai.metrics import compute_dice, compute_hausdorff_distance
+from monai.metrics import compute_dice, compute_hausdorff_distance, compute_surface_dice
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics
 
 from fednnunet.evaluation.metrics import (
@@ -20,6 +20,8 @@ from fednnunet.evaluation.metrics import (
     dice_score,
     hausdorff_distance_95,
     score_case,
+    surface_dice,
+    volume_error,
 )
 
 
@@ -44,6 +46,11 @@ def test_scores_agree_with_monai(seed: int, shape: tuple[int, ...], spacing: tup
         one_hot(prediction), one_hot(reference), include_background=True, percentile=95, spacing=list(size)
     ).item()
     assert hausdorff_distance_95(prediction, reference, size) == pytest.approx(theirs, rel=1e-5, abs=1e-5)
+    tolerance = float(rng.uniform(0.1, 3))
+    theirs = compute_surface_dice(
+        one_hot(prediction), one_hot(reference), [tolerance], include_background=True, spacing=list(size)
+    ).item()
+    assert surface_dice(prediction, reference, size, tolerance) == pytest.approx(theirs, abs=1e-6)
 
 
 def test_distance_is_in_the_unit_of_the_spacing() -> None:
@@ -70,6 +77,16 @@ def test_empty_masks_follow_the_documented_rule() -> None:
     for prediction, reference in ((empty, full), (full, empty)):
         assert dice_score(prediction, reference) == 0
         assert hausdorff_distance_95(prediction, reference, spacing) == pytest.approx(diagonal)
+        assert surface_dice(prediction, reference, spacing, 100.0) == 0
+    assert surface_dice(empty, empty, spacing, 1.0) == 1
+    assert volume_error(empty, empty) == 0
+    assert volume_error(empty, full) == -1
+    assert np.isnan(volume_error(full, empty))
+    labels = {"background": 0, "a": 1, "b": 2, "c": 3, "d": 4}
+    prediction, reference = np.array([[[1, 1, 1, 2, 0]]]), np.array([[[1, 1, 0, 0, 3]]])
+    scores = score_case(prediction, reference, labels, spacing, 1.0)
+    assert [score.empty for score in scores] == [None, "reference", "prediction", "both"]
+    assert scores[0].volume_error == 0.5
 
 
 @given(seed=st.integers(0, 2**32 - 1), spacing=st.tuples(*[st.floats(0.3, 5)] * 3))
@@ -106,7 +123,7 @@ def test_regions_are_unions_and_ignored_voxels_do_not_count() -> None:
     reference = np.array([[[0, 1, 2, 3, 3]]])
     prediction = np.array([[[0, 1, 1, 1, 2]]])
     labels = {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}
-    scores = {name: dsc for name, dsc, _ in score_case(prediction, reference, labels, (1.0, 1.0, 1.0))}
+    scores = {score.label: score.dsc for score in score_case(prediction, reference, labels, (1.0, 1.0, 1.0), 1.0)}
     assert scores == {"whole": 1.0, "core": 0.0}
 
 
@@ -135,7 +152,7 @@ def test_dsc_is_that_of_nnunets_evaluation(labels: dict[str, Any], seed: int) ->
     files = {"prediction": prediction[None], "reference": reference[None]}
     reader = SimpleNamespace(read_seg=lambda file: (files[file], {}))
     theirs = compute_metrics("reference", "prediction", reader, list(keys.values()), labels.get("ignore"))["metrics"]
-    ours = {name: dsc for name, dsc, _ in score_case(prediction, reference, labels, (1.0, 1.0, 1.0))}
+    ours = {score.label: score.dsc for score in score_case(prediction, reference, labels, (1.0, 1.0, 1.0), 1.0)}
     # Nothing to find and nothing found: nnU-Net says NaN, we say 1.
     assert ours == pytest.approx({name: np.nan_to_num(theirs[key]["Dice"], nan=1.0) for name, key in keys.items()})
 
@@ -149,16 +166,17 @@ def test_ignored_voxels_are_background_in_both(labels: dict[str, Any], seed: int
     spacing = (3.0, 1.0, 0.5)
     known = reference != labels["ignore"]
     plain = {name: value for name, value in labels.items() if name != "ignore"}
-    assert score_case(prediction, reference, labels, spacing) == score_case(
-        prediction * known, reference * known, plain, spacing
-    )
+    ours = score_case(prediction, reference, labels, spacing, 1.0)
+    theirs = score_case(prediction * known, reference * known, plain, spacing, 1.0)
+    np.testing.assert_equal(ours, theirs)  # NaN where a volume has no reference
 
 
 def test_two_dimensional_images_ignore_their_missing_axis() -> None:
     prediction, reference = np.zeros((1, 8, 8)), np.zeros((1, 8, 8))
     prediction[0, 1, 1] = reference[0, 1, 4] = 1
-    ((_, _, hd95),) = score_case(prediction, reference, {"background": 0, "a": 1}, (999.0, 1.0, 2.0))
-    assert hd95 == pytest.approx(6)
+    (score,) = score_case(prediction, reference, {"background": 0, "a": 1}, (999.0, 1.0, 2.0), 6.0)
+    assert score.hd95 == pytest.approx(6)
+    assert score.surface_dsc == 1
 
 
 @pytest.mark.parametrize(

@@ -212,8 +212,14 @@ def check_tables(kind: Kind, run: Path) -> pd.DataFrame:
     assert np.isfinite(rounds[["train_loss", "val_loss"]]).all(axis=None)
     cases = pd.read_csv(run / "cases.csv")
     rows = sorted(zip(cases.node, cases["case"], cases.label, strict=True))
-    centres = TRAINING | EXTERNAL
-    expected = [(centre, case, label) for centre in centres for case in held_out(centre) for label in kind.scored]
+    models = {centre: [centre] if centre in TRAINING else list(TRAINING) for centre in TRAINING | EXTERNAL}
+    expected = [
+        (centre, case, label)
+        for centre in models
+        for _ in models[centre]
+        for case in held_out(centre)
+        for label in kind.scored
+    ]
     assert rows == sorted(expected)
     assert cases.dsc.dropna().between(0, 1).all()
     assert (cases.hd95.dropna() >= 0).all()

@@ -45,16 +45,23 @@ def test_every_setup_writes_its_tables_and_checkpoints(finished: Callable[[str],
     assert (rounds.bytes_up > 0).all() == (strategy in ("asym", "ffe"))
 
     cases = pd.read_csv(run / "cases.csv")
-    assert list(cases.columns) == ["strategy", "node", "fold", "case", "label", "dsc", "hd95"]
+    assert list(cases.columns) == [
+        *("strategy", "node", "model", "fold", "case", "label"),
+        *("dsc", "hd95", "surface_dsc", "volume_error", "empty"),
+    ]
     # Fold 0's held-out cases of every centre, by number and never by name; all cases of the external centre.
-    assert cases.groupby("node")["case"].count().to_dict() == {"Oslo": 2, "Porto": 2, "Lund": 1, "Riga": 2}
+    riga = 2 * len(nodes)  # with every node's model
+    assert cases.groupby("node")["case"].count().to_dict() == {"Oslo": 2, "Porto": 2, "Lund": 1, "Riga": riga}
+    assert set(cases[cases.node == "Riga"].model) == set(nodes)
     held_out = crossval_splits([f"case_{number:03d}" for number in range(8)])[0]["val"]
     assert sorted(cases[cases.node == "Porto"]["case"]) == sorted(int(name[-3:]) for name in held_out)
     assert cases.dsc.between(0, 1).all()
     assert (cases.hd95 >= 0).all()
 
     summary = pd.read_csv(run / "summary.csv")
-    assert list(summary.columns) == ["strategy", "node", "fold", "n_cases", "dsc", "hd95"]
+    assert list(summary.columns) == [
+        *("strategy", "node", "fold", "n_cases", "dsc", "hd95", "surface_dsc", "volume_error", "n_empty")
+    ]
     expected = cases.groupby("node").dsc.mean()
     assert summary.set_index("node").dsc.to_dict() == pytest.approx(expected.to_dict())
 

@@ -112,13 +112,18 @@ def write_run() -> MakeRun:
             {
                 "strategy": strategy,
                 "node": node,
+                "model": model,
                 "fold": 0,
                 "case": case,
                 "label": label,
                 "dsc": float(np.clip(rng.normal(level - 0.12 * (node == "NACT"), 0.12), 0, 1)),
                 "hd95": None if case == 0 and label == "oedema" else float(rng.gamma(3, 4 * (1.2 - level))),
+                "surface_dsc": float(rng.random()),
+                "volume_error": float(rng.normal()),
+                "empty": "prediction" if case == 1 and label == "tumour" else None,
             }
             for node in [*NODES, EXTERNAL]
+            for model in (workers if node == EXTERNAL or pooled else [node])
             for case in range(6)
             for label in ("tumour", "oedema")
         ]

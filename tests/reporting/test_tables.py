@@ -15,7 +15,8 @@ from fednnunet.reporting.tables import order_setups, results_table, summarise
 
 
 def case_rows(*rows: tuple[str, str, int, str, float, float]) -> pd.DataFrame:
-    return pd.DataFrame([(s, n, 0, c, label, dsc, hd95) for s, n, c, label, dsc, hd95 in rows], columns=CASE_COLUMNS)
+    filled = [(s, n, n, 0, c, label, dsc, hd95, 0.5, -0.1, "") for s, n, c, label, dsc, hd95 in rows]
+    return pd.DataFrame(filled, columns=CASE_COLUMNS)
 
 
 def summary_rows(values: dict[tuple[str, str], tuple[float, float]]) -> pd.DataFrame:
@@ -48,8 +49,34 @@ def test_what_is_not_defined_is_left_out_of_the_mean() -> None:
 
 def test_summary_of_no_cases_is_an_empty_table() -> None:
     assert list(summarise(pd.DataFrame(columns=CASE_COLUMNS)).columns) == [
-        *("strategy", "node", "fold", "n_cases", "dsc", "hd95")
+        *("strategy", "node", "fold", "n_cases", "dsc", "hd95", "surface_dsc", "volume_error", "n_empty")
     ]
+
+
+def test_training_centres_count_with_their_own_model_and_external_ones_with_all() -> None:
+    rows = [
+        *(("asym", "A", "A", 0.6, ""), ("asym", "A", "B", 0.1, ""), ("asym", "B", "B", 0.7, "reference")),
+        *(("asym", "X", "A", 0.2, "prediction"), ("asym", "X", "B", 0.4, "both")),
+        *(("centralized", "A", "centralized", 0.8, ""), ("centralized", "X", "centralized", 0.5, "")),
+    ]
+    filled = [(s, n, model, 0, 0, "x", dsc, 1.0, 0.5, 0.2, empty) for s, n, model, dsc, empty in rows]
+    summary = summarise(pd.DataFrame(filled, columns=CASE_COLUMNS)).set_index(["strategy", "node"])
+    assert summary["dsc"].to_dict() == pytest.approx(
+        {
+            ("asym", "A"): 0.6,
+            ("asym", "B"): 0.7,
+            ("asym", "X"): 0.3,
+            ("centralized", "A"): 0.8,
+            ("centralized", "X"): 0.5,
+        }
+    )
+    assert summary["n_empty"].to_dict() == {**dict.fromkeys(summary.index, 0), ("asym", "B"): 1, ("asym", "X"): 1}
+
+
+def test_too_much_and_too_little_volume_do_not_cancel_out() -> None:
+    cases = case_rows(("asym", "A", 0, "x", 0.2, 4.0), ("asym", "A", 1, "x", 0.9, 1.0))
+    cases["volume_error"] = [0.3, -0.1]
+    assert summarise(cases)["volume_error"].tolist() == pytest.approx([0.2])
 
 
 def test_csv_keeps_every_digit_and_a_node_called_na(tmp_path: Path) -> None:
@@ -65,7 +92,7 @@ def test_csv_keeps_every_digit_and_a_node_called_na(tmp_path: Path) -> None:
 
 def test_a_table_without_a_column_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "cases.csv").write_text("strategy,node\nasym,A\n")
-    with pytest.raises(DataError, match=r"cases\.csv lacks the column fold"):
+    with pytest.raises(DataError, match=r"cases\.csv lacks the column model"):
         read_csv(tmp_path / "cases.csv", CASE_COLUMNS)
 
 

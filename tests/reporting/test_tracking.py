@@ -15,7 +15,7 @@ import wandb
 
 from fednnunet.errors import ConfigError
 from fednnunet.reporting.run_folder import read_run
-from fednnunet.reporting.tables import summarise
+from fednnunet.reporting.tables import SUMMARY_COLUMNS, summarise
 from fednnunet.reporting.tracking import CsvTracker, Tracker, WandbTracker
 
 MakeRun = Callable[..., Path]
@@ -136,7 +136,7 @@ def test_final_table_and_pictures_are_there(offline: Offline) -> None:
     _folder, logged = offline
     tables = [path for path in logged["server"].files if "results" in path.name]
     content = json.loads(tables[0].read_text())
-    assert content["columns"] == ["strategy", "node", "fold", "n_cases", "dsc", "hd95"]
+    assert content["columns"] == SUMMARY_COLUMNS
     assert [row[1] for row in content["data"]] == ["ISPY1", "ISPY2", "DUKE", "NACT", "KAUNO"]
     for node in ("ISPY1", "KAUNO"):
         assert [path.suffix for path in logged[node].files] == [".png"]
