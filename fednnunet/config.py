@@ -243,6 +243,16 @@ class ExchangeConfig(Config):
     dtype: ExchangeDtype
 
 
+class EvaluationConfig(Config):
+    """What is scored after training: key ``evaluation``.
+
+    Attributes:
+        cross_centre: score every node's model on every other node's held-out cases, too (paper, Fig. 4).
+    """
+
+    cross_centre: bool
+
+
 class PathsConfig(Config):
     """Folders.
 
@@ -266,6 +276,7 @@ class RunConfig(Config):
     strategy: StrategyConfig
     fingerprint: FingerprintConfig
     exchange: ExchangeConfig
+    evaluation: EvaluationConfig
     trainer: TrainerConfig
     model: ModelConfig
     gpu_memory: GpuMemoryConfig
@@ -317,6 +328,11 @@ class RunConfig(Config):
             raise ValueError(
                 "dataset.configuration=3d_cascade_fullres refines the segmentations of 3d_lowres; train that first, "
                 "and name the folder of its runs: trainer.previous_stage=…"
+            )
+        if cascade and self.evaluation.cross_centre:
+            raise ValueError(
+                "evaluation.cross_centre=true is not for 3d_cascade_fullres: other nodes lack the 3d_lowres "
+                "segmentations that its models refine"
             )
         return self
 

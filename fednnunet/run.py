@@ -87,6 +87,7 @@ def run(config: RunConfig, command: str) -> str:
             folds=config.folds,
             timeout=config.federation.timeout,
             dtype=config.exchange.dtype,
+            cross_centre=config.evaluation.cross_centre,
             local_epochs=config.strategy.local_epochs,
             heterogeneous_tasks=config.strategy.heterogeneous_tasks,
             min_nodes=config.federation.min_nodes,
@@ -140,7 +141,18 @@ def check_folder(folder: Path, config: RunConfig) -> None:
 
 def decisive(config: RunConfig) -> dict[str, Any]:
     """What results depend on, flat; not where files lie or who watches."""
-    groups = {"seed", "fold", "dataset", "strategy", "fingerprint", "exchange", "trainer", "model", "gpu_memory"}
+    groups = {
+        "seed",
+        "fold",
+        "dataset",
+        "strategy",
+        "fingerprint",
+        "exchange",
+        "evaluation",
+        "trainer",
+        "model",
+        "gpu_memory",
+    }
     chosen = config.model_dump(mode="json", by_alias=True, include=groups)
     return dict(_flatten("", chosen))
 

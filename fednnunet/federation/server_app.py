@@ -44,6 +44,7 @@ class ServerSettings:
         heterogeneous_tasks: nodes may differ in channels and labels.
         min_nodes: go on without nodes that fail or do not reply while so many are in; None needs all.
         dtype: that layers are rounded to while they travel in training.
+        cross_centre: score every node's model on every other node's held-out cases, too.
         nodes: of the federation, which the first stage waits for; None takes those that the grid has when it begins.
     """
 
@@ -54,6 +55,7 @@ class ServerSettings:
     heterogeneous_tasks: bool = False
     min_nodes: int | None = None
     dtype: ExchangeDtype = "float32"
+    cross_centre: bool = False
     nodes: int | None = None
 
 
@@ -420,7 +422,8 @@ def evaluate_models(
 ) -> None:
     """Nodes write their final checkpoint and score the fold's held-out cases; external centres score after.
 
-    External cases are scored with every node's own model (of their task), sent through the server.
+    External cases are scored with every node's own model (of their task), sent through the server; with
+    ``cross_centre`` so are the other nodes' held-out cases.
     """
     journal.stage("evaluate")
     final = federation.rounds
@@ -440,6 +443,9 @@ def evaluate_models(
     scores = {federation.name(node): list(reply.cases) for node, reply, _ in replies}
     for node, *_ in replies:
         users = [external for external in federation.external if node in federation.of_same_task(external)]
+        if settings.cross_centre and fold != "all":
+            alive = [other for other, *_ in replies if other != node]
+            users += [other for other in alive if other in federation.of_same_task(node)]
         if not users:
             continue
         # One model at a time passes through: the server's memory stays that of one model.
@@ -448,8 +454,8 @@ def evaluate_models(
         request = messages.EvaluateRequest(
             fold=fold, server_round=final, plans=federation.planned[node].plans, mirror_axes=reply.mirror_axes
         )
-        for external in users:
-            payload = {external: model}
-            ((_, answer, _),) = ask(grid, Kind.EVALUATE, {external: request}, federation, settings, journal, payload)
+        for user in users:
+            payload = {user: model}
+            ((_, answer, _),) = ask(grid, Kind.EVALUATE, {user: request}, federation, settings, journal, payload)
             scores[federation.name(node)] += answer.cases
     journal.write_cases(fold, scores)

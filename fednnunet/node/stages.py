@@ -272,8 +272,7 @@ class NodeStages:
         trainer = self._trained()
         if trainer.fold == "all":
             return []
-        wanted = set(trainer.do_split()[1])
-        held_out = [case for case in self._numbered_cases() if case.identifier in wanted]
+        held_out = self._held_out_cases()
         identifiers = [case.identifier for case in held_out]
         folder = Path(trainer.output_folder) / "validation"
         segment = held_out_segmenter(trainer, identifiers, folder if self.config.trainer.save_probabilities else None)
@@ -282,10 +281,14 @@ class NodeStages:
         trainer.print_to_log_file("Mean Validation Dice:", summary["foreground_mean"]["Dice"])
         return scores
 
-    def evaluate_external(
+    def evaluate_model(
         self, plans: dict[str, Any], mirror_axes: list[int] | None, arrays: Mapping[str, np.ndarray]
     ) -> list[messages.CaseScore]:
-        """Score all cases of this external centre with another node's model, sent as plans and arrays."""
+        """Score another node's model, sent as plans and arrays: on all cases of an external centre, else the held-out.
+
+        Raises:
+            ProtocolError: the model does not fit this node's task, or lacks a layer.
+        """
         dataset = self._described()
         configuration = self.config.dataset.configuration
         manager = check_received_plans(plans, configuration)
@@ -299,7 +302,7 @@ class NodeStages:
         axes = None if mirror_axes is None else tuple(mirror_axes)
         predictor = Predictor(network, plans, configuration, dataset.dataset_json, axes, self.device)
         return self._score(
-            self._numbered_cases(),
+            self._numbered_cases() if self.settings.external else self._held_out_cases(),
             lambda held_out: predictor.segment_files([str(path) for path in held_out.case.images]),
             None,
         )
@@ -312,6 +315,8 @@ class NodeStages:
     ) -> list[messages.CaseScore]:
         dataset = self._described()
         first = str(dataset.cases[0].images[0])
+        # A training node's pictures show its own model.
+        pictured = self.settings.same_machine and (predictions is not None or self.settings.external)
         return score_cases(
             held_out,
             segment,
@@ -320,8 +325,12 @@ class NodeStages:
             self.config.dataset.hd95_unit,
             self.config.dataset.surface_tolerance,
             predictions,
-            self.settings.folder / "overlays" if self.settings.same_machine else None,
+            self.settings.folder / "overlays" if pictured else None,
         )
+
+    def _held_out_cases(self) -> list[HeldOutCase]:
+        wanted = set(self._trained().do_split()[1])
+        return [case for case in self._numbered_cases() if case.identifier in wanted]
 
     def _numbered_cases(self) -> list[HeldOutCase]:
         return [

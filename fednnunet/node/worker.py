@@ -309,7 +309,7 @@ class NodeWorker:
     def _evaluate(self, request: Request, body: EvaluateRequest) -> None:
         start = time.perf_counter()
         if body.plans is not None:
-            cases = self.stages.evaluate_external(body.plans, body.mirror_axes, request.arrays)
+            cases = self.stages.evaluate_model(body.plans, body.mirror_axes, request.arrays)
             _reply(request, EvaluateReply(cases=cases, seconds=time.perf_counter() - start))
             return
         trainer = self._enter_fold(body.fold)

@@ -234,6 +234,48 @@ def round_costs(rounds: pd.DataFrame) -> Figure:
     return figure
 
 
+def cross_centre(cases: pd.DataFrame, training: Sequence[str], external: Sequence[str]) -> Figure | None:
+    """Mean DSC of each node's model (rows) on each centre's held-out cases (columns), a panel a set-up (paper, Fig. 4).
+
+    Args:
+        cases: columns of ``cases.csv``.
+        training: nodes with training cases.
+        external: nodes without.
+
+    Returns:
+        None where no model was scored on another training centre.
+    """
+    elsewhere = cases[(cases["model"] != cases["node"]) & cases["node"].isin(training) & cases["model"].isin(training)]
+    setups = [name for name in order_setups(cases["strategy"]) if name in set(elsewhere["strategy"])]
+    if not setups:
+        return None
+    columns = [*training, *external]
+    of_case = cases.groupby(["strategy", "model", "node", *_keys(cases)])["dsc"].mean()
+    means = of_case.groupby(["strategy", "model", "node"]).mean()
+    figure = _figure((1.2 + (0.55 * len(columns) + 0.9) * len(setups), 1.5 + 0.5 * len(training)))
+    for place, (axes, setup) in enumerate(zip(figure.subplots(1, len(setups), squeeze=False)[0], setups, strict=True)):
+        matrix = means[setup].unstack("node").reindex(index=training, columns=columns)
+        axes.imshow(matrix, vmin=0, vmax=1, cmap="cividis", aspect="auto")
+        for (row, column), value in np.ndenumerate(matrix.to_numpy()):
+            text = "–" if np.isnan(value) else f"{value:.2f}"
+            axes.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if value < 0.6 else INK)
+        axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", fontsize=8)
+        axes.set_yticks(range(len(training)), training if place == 0 else [], fontsize=8)
+        axes.set_title(setup, fontsize=10, fontweight="bold", color=INK)
+        axes.tick_params(length=0, labelcolor=INK)
+        axes.spines[:].set_visible(False)
+        if external:
+            axes.axvline(len(training) - 0.5, color="white", lw=3)
+        if place == 0:
+            axes.set_ylabel("model of", color=INK)
+        axes.set_xlabel("cases of", color=INK)
+    return figure
+
+
+def _keys(cases: pd.DataFrame) -> list[str]:
+    return [key for key in ("fold", "seed", "case") if key in cases.columns]
+
+
 def forest(
     intervals: Mapping[str, Interval], values: Mapping[str, Sequence[float]], reference: str, title: str
 ) -> Figure:

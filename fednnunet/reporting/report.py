@@ -23,7 +23,16 @@ from fednnunet.reporting.run_folder import (
     node_order,
     read_runs,
 )
-from fednnunet.reporting.tables import ResultsTable, order_setups, results_table, summarise
+from fednnunet.reporting.tables import (
+    ONE_EMPTY,
+    ResultsTable,
+    order_setups,
+    own_scores,
+    results_table,
+    summarise,
+)
+
+MOST_LISTED = 20
 
 SETUP_MEANINGS = {
     "local": "every node trains alone on its own plans",
@@ -103,7 +112,7 @@ def render_report(folder: Path, runs: Sequence[Run]) -> str:
     saved = folder / "figures"
     cases, rounds = merge([run.cases for run in ordered]), merge_rounds([run.rounds for run in ordered])
     table = results_of(ordered)
-    curves = costs = scores = None
+    curves = costs = scores = matrix = None
     if not rounds.empty:
         curves = _svg(
             figures.learning_curves(rounds, training),
@@ -119,6 +128,9 @@ def render_report(folder: Path, runs: Sequence[Run]) -> str:
             "case_scores",
             "DSC and HD95 of every held-out case",
         )
+        crossed = figures.cross_centre(cases, training, external)
+        if crossed is not None:
+            matrix = _svg(crossed, saved, "cross_centre", "DSC of every node's model at every centre")
     environment = Environment(
         loader=PackageLoader("fednnunet.reporting", "."),
         autoescape=select_autoescape(default=True, default_for_string=True),
@@ -135,9 +147,10 @@ def render_report(folder: Path, runs: Sequence[Run]) -> str:
         duration=duration,
         problems=[run.problem for run in ordered if run.problem],
         table=table,
-        undefined_hd95=_undefined(cases) if table is not None else "",
+        empty_masks=_empty_masks(cases) if table is not None else [],
         curves=curves,
         scores=scores,
+        matrix=matrix,
         costs=costs,
         plans=[plans for run in _one_a_setup(ordered) if (plans := _plans(run, training)) is not None],
         overlays=_overlays(ordered, [*training, *external], saved),
@@ -193,14 +206,16 @@ def _moment(iso: str) -> str:
     return datetime.fromisoformat(iso).strftime("%Y-%m-%d %H:%M %Z").strip()
 
 
-def _undefined(cases: pd.DataFrame) -> str:
-    """How many scores of each set-up have no HD95, where there are any."""
-    counts = []
-    for setup, rows in cases.groupby("strategy", sort=False):
-        missing = int(rows["hd95"].isna().sum())
-        if missing:
-            counts.append(f"{missing} of {len(rows)} scores of {setup}")
-    return ", ".join(counts)
+def _empty_masks(cases: pd.DataFrame) -> list[tuple[str, str]]:
+    """Set-up, and its cases in which just one of prediction and reference is empty."""
+    lists = []
+    for setup, rows in own_scores(cases).groupby("strategy", sort=False):
+        affected = rows[rows["empty"].isin(ONE_EMPTY)]
+        names = [f"{row.node} {row.case} ({row.label}: empty {row.empty})" for row in affected.itertuples()]
+        if names:
+            more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
+            lists.append((str(setup), f"{', '.join(names[:MOST_LISTED])}{more}"))
+    return lists
 
 
 def _plans(run: Run, order: Sequence[str]) -> PlansOfSetup | None:

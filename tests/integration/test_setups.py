@@ -186,3 +186,20 @@ def test_wandb_gets_a_run_for_the_server_and_one_a_node(
     assert len(runs) == 1 + len(CENTRES) + 1  # the external centre is a node, too
     assert all(next(run.glob("*.wandb")).stat().st_size > 0 for run in runs)
     assert "wandb:" not in result.stdout + result.stderr, "libraries are quiet"
+
+
+def test_every_model_is_scored_at_every_centre(train: Train, tmp_path: Path) -> None:
+    """Porto's network differs from the others' and is scored on their images, from where they lie."""
+    run = tmp_path / "run"
+    result = train(run, "strategy=local", "evaluation.cross_centre=true", "trainer.epochs=1")
+    assert result.returncode == 0, result.stdout + result.stderr
+    cases = pd.read_csv(run / "cases.csv")
+    nodes = set(CENTRES)
+    assert set(zip(cases.model, cases.node, strict=True)) == {(m, n) for m in nodes for n in nodes | {"Riga"}}
+    numbers = cases.groupby(["node", "model"])["case"].apply(sorted)
+    for node in nodes:
+        assert all(numbers[node][model] == numbers[node][node] for model in nodes), "the same held-out cases"
+    summary = pd.read_csv(run / "summary.csv").set_index("node")
+    own = cases[cases.node == cases.model].groupby("node").dsc.mean()
+    assert summary.loc[sorted(nodes), "dsc"].to_dict() == pytest.approx(own.to_dict())
+    assert (run / "figures" / "cross_centre.svg").is_file()

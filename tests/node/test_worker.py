@@ -48,6 +48,7 @@ def run_config(folder: Path) -> RunConfig:
             "strategy": {"name": "asym", "fingerprint": "local", "aggregation": {}},
             "fingerprint": {"intensity": "histogram", "share": "full"},
             "exchange": {"dtype": "float32"},
+            "evaluation": {"cross_centre": False},
             "trainer": {
                 "class": "nnUNetTrainer",
                 "epochs": 3,

@@ -13,7 +13,7 @@ from matplotlib.colors import to_hex
 from fednnunet.errors import DataError
 from fednnunet.evaluation.statistics import mean_interval
 from fednnunet.reporting import figures
-from fednnunet.reporting.run_folder import merge, read_run
+from fednnunet.reporting.run_folder import CASE_COLUMNS, merge, read_run
 
 MakeRun = Callable[..., Path]
 
@@ -109,3 +109,20 @@ def test_forest_has_a_row_a_setup_with_all_its_seeds() -> None:
     for name, interval in intervals.items():
         assert values[name] in drawn
         assert [interval.low, interval.high] in drawn
+
+
+def test_cross_centre_matrix_shows_each_model_at_each_centre() -> None:
+    rows = [
+        ("asym", node, model, 0, case, "x", value + 0.1 * case, 1.0, 0.5, 0.0, "")
+        for node, model, value in (("A", "A", 0.6), ("A", "B", 0.1), ("B", "A", 0.3), ("B", "B", 0.7), ("X", "A", 0.2))
+        for case in range(2)
+    ]
+    cases = pd.DataFrame(rows, columns=CASE_COLUMNS)
+    figure = figures.cross_centre(cases, ["A", "B"], ["X"])
+    assert figure is not None
+    (axes,) = figure.axes
+    (shown,) = axes.images
+    np.testing.assert_allclose(shown.get_array(), [[0.65, 0.35, 0.25], [0.15, 0.75, np.nan]])
+    assert [text.get_text() for text in axes.texts] == ["0.65", "0.35", "0.25", "0.15", "0.75", "–"]
+    only_own = cases[(cases["node"] == cases["model"]) | (cases["node"] == "X")]
+    assert figures.cross_centre(only_own, ["A", "B"], ["X"]) is None
