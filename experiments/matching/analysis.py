@@ -82,10 +82,16 @@ def as_markdown(rows: pd.DataFrame, centres: list[str]) -> str:
             f"{row['dsc_mean']:.3f} [{row['dsc_low']:.3f}, {row['dsc_high']:.3f}]",
             f"{row['hd95_mean']:.1f}",
             gain,
-            *("–" if np.isnan(row[key]) else f"{row[key]:.3f}" for key in ("p_seeds", "p_cases")),
+            *(_p_value(row[key]) for key in ("p_seeds", "p_cases")),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _p_value(value: float) -> str:
+    if np.isnan(value):
+        return "–"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def write_comparison(folder: Path) -> str:
@@ -101,12 +107,13 @@ def write_comparison(folder: Path) -> str:
     )
     write_atomically(folder / "comparison.csv", rows.to_csv(index=False))
     write_atomically(folder / "comparison.md", text)
-    intervals = {
-        setup: Interval(row["dsc_mean"], row["dsc_low"], row["dsc_high"])
+    gains = {
+        setup: Interval(row["gain_mean"], row["gain_low"], row["gain_high"])
         for setup, row in rows.set_index("setup").iterrows()
     }
-    figure = forest(intervals, dsc.to_dict("list"), reference=PAPER, title=f"mean DSC over centres, {folder.name}")
-    save_figure(figure, folder, "comparison")
+    of_seeds = dsc.sub(dsc[PAPER], axis="index").to_dict("list")
+    title = f"DSC less that of {PAPER}, {folder.name}"
+    save_figure(forest(gains, of_seeds, reference=PAPER, title=title), folder, "comparison")
     return text
 
 
