@@ -258,9 +258,11 @@ class NodeWorker:
         try:
             if request.kind in (Kind.TRAIN, Kind.EVALUATE):
                 body = parse_body(REQUESTS[request.kind], request.body, "the server")
-                if isinstance(body, EvaluateRequest) and body.fold == fold:
+                assert isinstance(body, TrainRequest | EvaluateRequest)
+                ahead = body.server_round - self.finished_round if body.fold == fold else -1
+                if isinstance(body, EvaluateRequest) and ahead >= 0 and body.plans is None:
                     return body
-                if isinstance(body, TrainRequest) and body.fold == fold and body.server_round > self.finished_round:
+                if isinstance(body, TrainRequest) and ahead > 0:
                     self._check_round(request, body)
                     return body
         except ProtocolError as error:
