@@ -4,15 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace ``path`` by ``text``: it is the old file or the new one at any moment. Makes its folder."""
+    with _partial(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any], *, compressed: bool = False) -> None:
+    """Replace ``path`` by an ``.npz`` of ``arrays``, as :func:`write_atomically` does."""
+    save = np.savez_compressed if compressed else np.savez
+    with _partial(path) as partial, partial.open("wb") as file:
+        save(file, **arrays)
+
+
+@contextlib.contextmanager
+def _partial(path: Path) -> Iterator[Path]:
+    """A file beside ``path`` to write, which takes its place at the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
+        yield partial
         os.replace(partial, path)
     finally:
         with contextlib.suppress(FileNotFoundError):

@@ -259,7 +259,7 @@ def log_file(path: Path) -> Iterator[None]:
 
 def remove_resume_files(folder: Path, nodes: Sequence[NodeSettings]) -> None:
     """The run is over: remove what only going on with it needs, as nnU-Net does with its last checkpoint."""
-    for path in folder.glob("strategy_fold_*_round_*.npz"):
+    for path in folder.glob("strategy_fold_*_round_*"):
         path.unlink()
     for node in nodes:
         for path in node.folder.glob("nnUNet_results/*/*/fold_*/checkpoint_round_*"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from fednnunet.datasets.raw import Case
 from fednnunet.evaluation.metrics import score_case
 from fednnunet.exchange.messages import CaseScore
+from fednnunet.files import write_arrays
 
 
 @dataclass(frozen=True)
@@ -106,16 +106,12 @@ def _save_overlay(
     dsc: float,
 ) -> None:
     """The slice with most reference foreground, as ``<centre>__<case>.npz``."""
-    folder.mkdir(parents=True, exist_ok=True)
     z = int(np.argmax((reference > 0).sum(axis=(1, 2))))
-    path = folder / f"{held_out.centre}__{held_out.number}.npz"
-    partial = path.with_suffix(".partial.npz")
-    np.savez_compressed(
-        partial,
-        image=image[z].astype(np.float32),
-        reference=reference[z].astype(np.uint8),
-        prediction=segmentation[z].astype(np.uint8),
-        spacing=spacing[1:],
-        dsc=dsc,
-    )
-    os.replace(partial, path)
+    slices = {
+        "image": image[z].astype(np.float32),
+        "reference": reference[z].astype(np.uint8),
+        "prediction": segmentation[z].astype(np.uint8),
+        "spacing": spacing[1:],
+        "dsc": dsc,
+    }
+    write_arrays(folder / f"{held_out.centre}__{held_out.number}.npz", slices, compressed=True)

@@ -24,8 +24,10 @@ class Interval:
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
     """Mean of independent values, and Student's interval around it (``scipy.stats.t``)."""
-    mean, error = float(np.mean(values)), float(stats.sem(values)) if len(values) > 1 else np.nan
-    half = error * float(stats.t.ppf((1 + confidence) / 2, len(values) - 1)) if len(values) > 1 else np.nan
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return Interval(mean, np.nan, np.nan)
+    half = float(stats.sem(values) * stats.t.ppf((1 + confidence) / 2, len(values) - 1))
     return Interval(mean, mean - half, mean + half)
 
 

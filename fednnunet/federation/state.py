@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,16 +9,14 @@ import numpy as np
 
 from fednnunet.exchange.arrays import BFLOAT16
 from fednnunet.exchange.messages import Fold
+from fednnunet.files import write_arrays
 
 KEPT_STATES = 2
 
 
 def write_state(folder: Path, fold: Fold, server_round: int, state: Mapping[str, np.ndarray]) -> None:
     """Write the arrays of a round; the last two rounds are kept."""
-    path = state_file(folder, fold, server_round)
-    partial = path.with_suffix(".partial.npz")
-    np.savez(partial, **state)  # type: ignore[arg-type]
-    os.replace(partial, path)
+    write_arrays(state_file(folder, fold, server_round), state)
     state_file(folder, fold, server_round - KEPT_STATES).unlink(missing_ok=True)
 
 

@@ -23,7 +23,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from fednnunet.errors import ConfigError, ProtocolError
-from fednnunet.files import write_atomically
+from fednnunet.files import write_arrays, write_atomically
 from fednnunet.training.build import plot_progress
 
 LATEST = "checkpoint_latest.pth"
@@ -51,9 +51,7 @@ def save_round(trainer: nnUNetTrainer, reply: dict[str, Any], residuals: Mapping
         trainer.current_epoch += 1
     os.replace(partial, checkpoint)
     if residuals:
-        partial = checkpoint.with_suffix(".partial.npz")
-        np.savez(partial, **residuals)  # type: ignore[arg-type]
-        os.replace(partial, checkpoint.with_suffix(".npz"))
+        write_arrays(checkpoint.with_suffix(".npz"), residuals)
     # The .json goes last: where it is, its checkpoint is whole.
     note = {"reply": reply, "epochs": trainer.current_epoch, "data": _data_of(trainer), "random": _random_state()}
     write_atomically(checkpoint.with_suffix(".json"), json.dumps(note))
