@@ -12,6 +12,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.console import Console
 
+from fednnunet.errors import DataError
 from fednnunet.reporting.report import results_of, write_report
 from fednnunet.reporting.run_folder import merge, merge_rounds, read_runs, write_csv
 from fednnunet.reporting.tables import summarise
@@ -31,6 +32,21 @@ def finish_run(run_folder: Path) -> str:
     report = write_report(run_folder, [run_folder])
     table = results_of([run])
     return f"\n{table.as_text() if table else run.problem}\nreport: {os.path.relpath(report)}"
+
+
+def find_runs(folders: Sequence[Path]) -> list[Path]:
+    """The run folders among ``folders`` and, where one holds several runs, below it; sorted within a sweep.
+
+    Raises:
+        DataError: a folder holds no run; names it.
+    """
+    found: list[Path] = []
+    for folder in folders:
+        runs = [folder] if (folder / "run.json").is_file() else sorted(path.parent for path in folder.rglob(".hydra"))
+        if not runs:
+            raise DataError(f"{folder} holds no run of train.py; name the folder of a run, or of a sweep")
+        found += [run for run in runs if run not in found]
+    return found
 
 
 def compare_runs(folder: Path, run_folders: Sequence[Path], console: Console) -> Path:

@@ -1,0 +1,52 @@
+"""``fednnunet``: the command for what is done beside training; each subcommand parses, calls, prints."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fednnunet.errors import FednnUNetError
+
+app = typer.Typer(
+    help="What is done beside training (which is `python train.py`).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _commands() -> None:
+    """Keep subcommands by name, also while there is just one."""
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders of sweeps.")],
+    out: Annotated[Path, typer.Option(help="Folder for the tables, the figures and report.html.")] = Path(
+        "outputs/comparison"
+    ),
+) -> None:
+    """Compare runs: tables, figures and one self-contained report.html."""
+    from rich.console import Console
+
+    from fednnunet.reporting.sweep import compare_runs, find_runs
+
+    compare_runs(out, find_runs(runs), Console())
+
+
+def main() -> int:
+    """Entry point; 2 when the user has something to mend."""
+    try:
+        app(standalone_mode=True)
+    except FednnUNetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
