@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, field_validator, model_validator
 
 from fednnunet.errors import ConfigError
-from fednnunet.exchange.messages import ExchangeDtype, Fold, NodeName
+from fednnunet.exchange.messages import ENSEMBLE, ExchangeDtype, Fold, NodeName
 
 POOLED_NODE = "centralized"
 """Name of the one node that holds all centres' cases."""
@@ -63,6 +63,9 @@ class DatasetConfig(Config):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"centres: the name {twice[0]} is there twice")
+        for taken in (POOLED_NODE, ENSEMBLE):
+            if taken in names:
+                raise ValueError(f"centres: {taken} can be no centre's name, it stands for a model in the tables")
         if all(centre.external for centre in self.centres):
             raise ValueError("centres: all are external; at least one must have training cases")
         return self

@@ -46,7 +46,7 @@ class Predictor:
             device=device,
             allow_tqdm=False,
         )
-        network.eval()
+        self.network = network.eval()
         self._predictor.manual_initialization(
             network, self.plans, self.configuration, None, dataset_json, "nnUNetTrainer", mirror_axes
         )
@@ -89,8 +89,8 @@ class Predictor:
             num_threads_torch=torch.get_num_threads(),
         )
 
-    def segment_files(self, images: list[str]) -> np.ndarray:
-        """Segmentation (Z, Y, X) of the raw ``images``, one file a channel."""
+    def load_files(self, images: list[str]) -> tuple[np.ndarray, dict[str, Any]]:
+        """The raw ``images``, one file a channel, preprocessed (C, Z, Y, X), and what exporting needs to know."""
         preprocessor = self.configuration.preprocessor_class(verbose=False)
         data, _, properties = preprocessor.run_case(images, None, self.plans, self.configuration, self.dataset_json)
-        return self.segment(self.logits(np.asarray(data, dtype=np.float32)), properties)
+        return np.asarray(data, dtype=np.float32), properties

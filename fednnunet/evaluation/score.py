@@ -1,8 +1,8 @@
-"""Segment held-out cases, score them, keep one slice a centre for the eye."""
+"""Segment cases, score them, keep a slice of each for the eye."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -35,7 +35,7 @@ class HeldOutCase:
 
 def score_cases(
     cases: Sequence[HeldOutCase],
-    segment: Callable[[HeldOutCase], np.ndarray],
+    segment: Callable[[HeldOutCase], Iterable[tuple[str | None, np.ndarray]]],
     reader: BaseReaderWriter,
     labels: dict[str, Any],
     distance_unit: Literal["mm", "pixels"],
@@ -43,51 +43,48 @@ def score_cases(
     predictions: tuple[Path, str] | None,
     overlays: Path | None,
 ) -> list[CaseScore]:
-    """Scores of every label of every case.
+    """Scores of every label of every case, by every model.
 
     Args:
         cases: what to score.
-        segment: returns the segmentation (Z, Y, X) in the image's own grid.
+        segment: yields models, None for the node's own, and their segmentations (Z, Y, X) in the image's own grid.
         reader: nnU-Net's reader of these files.
         labels: nnU-Net's ``labels``.
         distance_unit: distances by the image's spacing, or in pixels.
         tolerance: of the surface DSC, in that unit.
         predictions: folder and file ending to write segmentations to, or None.
-        overlays: folder for one slice of the first case of each centre, or None.
+        overlays: folder for one slice of each case, with the last model's segmentation, or None.
     """
     scores = []
-    pictured: set[str] = set()
     for held_out in cases:
-        segmentation = segment(held_out)
         reference, properties = reader.read_seg(str(held_out.case.label))
         reference = reference[0]
         spacing = np.asarray(properties["spacing"], dtype=float)
         voxel = spacing if distance_unit == "mm" else np.ones_like(spacing)
-        results = score_case(segmentation, reference, labels, tuple(voxel), tolerance)
-        scores += [
-            CaseScore(
-                centre=held_out.centre,
-                case=held_out.number,
-                label=score.label,
-                dsc=_defined(score.dsc),
-                hd95=_defined(score.hd95),
-                surface_dsc=_defined(score.surface_dsc),
-                volume_error=_defined(score.volume_error),
-                empty=score.empty,
-            )
-            for score in results
-        ]
+        for model, segmentation in segment(held_out):
+            results = score_case(segmentation, reference, labels, tuple(voxel), tolerance)
+            scores += [
+                CaseScore(
+                    centre=held_out.centre,
+                    case=held_out.number,
+                    model=model,
+                    label=score.label,
+                    dsc=_defined(score.dsc),
+                    hd95=_defined(score.hd95),
+                    surface_dsc=_defined(score.surface_dsc),
+                    volume_error=_defined(score.volume_error),
+                    empty=score.empty,
+                )
+                for score in results
+            ]
         if predictions is not None:
             folder, ending = predictions
             folder.mkdir(parents=True, exist_ok=True)
             reader.write_seg(segmentation, str(folder / f"{held_out.identifier}{ending}"), properties)
-        if overlays is None or held_out.centre in pictured:
-            continue
-        known = np.where(reference == labels.get("ignore"), 0, reference)
-        if (known > 0).any():
-            pictured.add(held_out.centre)
+        if overlays is not None:
             image, _ = reader.read_images([str(path) for path in held_out.case.images])
-            dsc = float(np.nanmean([score.dsc for score in results]))
+            known = np.where(reference == labels.get("ignore"), 0, reference)
+            dsc = float(np.mean([score.dsc for score in results if np.isfinite(score.dsc)] or [np.nan]))
             _save_overlay(overlays, held_out, image[0], known, segmentation, spacing, dsc)
     return scores
 
@@ -105,13 +102,20 @@ def _save_overlay(
     spacing: np.ndarray,
     dsc: float,
 ) -> None:
-    """The slice with most reference foreground, as ``<centre>__<case>.npz``."""
-    z = int(np.argmax((reference > 0).sum(axis=(1, 2))))
+    """The slice with most foreground, of the reference if it has any, as ``<centre>__<case>.npz``."""
+    foreground = reference if reference.any() else segmentation
+    z = int(np.argmax((foreground > 0).sum(axis=(1, 2))))
     slices = {
-        "image": image[z].astype(np.float32),
+        "image": _grey(image[z]),
         "reference": reference[z].astype(np.uint8),
         "prediction": segmentation[z].astype(np.uint8),
         "spacing": spacing[1:],
         "dsc": dsc,
     }
     write_arrays(folder / f"{held_out.centre}__{held_out.number}.npz", slices, compressed=True)
+
+
+def _grey(image: np.ndarray) -> np.ndarray:
+    """Intensities as 0 to 255, without the half per cent at either end."""
+    low, high = np.percentile(image, [0.5, 99.5])
+    return np.rint(255 * np.clip((image - low) / max(high - low, 1e-6), 0, 1)).astype(np.uint8)

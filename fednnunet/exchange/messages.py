@@ -18,6 +18,8 @@ MAX_BODY_BYTES = 64 * 2**20
 """Largest JSON body: fingerprints list two triples a case, so this is > 100,000 cases."""
 
 NodeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.'-]{0,63}$")]
+ENSEMBLE = "ensemble"
+"""Stands for a fold, where the models of several were averaged, and for a node, where those of all were."""
 LayerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]{1,256}$")]
 Fold = Annotated[int, Field(ge=0, le=4)] | Literal["all"]
 """nnU-Net's: a held-out fifth of the cases, or ``all`` to train on every case."""
@@ -194,24 +196,46 @@ class TrainReply(Body):
     seconds_exchange: float = Field(default=0.0, ge=0)
 
 
+class Model(Body):
+    """A node's final model on its way to the cases of another; its layers are beside it.
+
+    Attributes:
+        node: whose it is.
+        fold: that it was trained on.
+        plans: nnU-Net's plans of its network.
+        mirror_axes: axes of test-time mirroring; None without mirroring.
+    """
+
+    node: NodeName
+    fold: Fold
+    plans: dict[str, Any]
+    mirror_axes: list[Annotated[int, Field(ge=0, le=2)]] | None
+
+
 class EvaluateRequest(Body):
-    """Load the last aggregate, write the final checkpoint, score the fold's held-out cases.
+    """Load the last aggregate, write the final checkpoint, score the fold's held-out cases; or one of the following.
 
     Attributes:
         fold: whose held-out cases.
         server_round: number of rounds trained.
         trained: the last of them that this node trained in; see :class:`TrainRequest`.
-        plans: plans of another node's model, sent to an external node with that model's arrays; else None.
-        mirror_axes: axes of test-time mirroring of that model.
-        layers: names of the layers to send back (the final model, for external nodes); usually empty.
+        layers: send these of the fold's final checkpoint, instead.
+        keep: another node's model, which comes beside this body, to score with later; do just that.
+        score: score with kept models, and forget them: node to the folds whose softmax outputs are averaged. An
+            external node scores all of its cases, another those that ``fold`` holds out.
     """
 
     fold: Fold = 0
-    server_round: int = Field(ge=0)
+    server_round: int = Field(default=0, ge=0)
     trained: int = Field(default=0, ge=0)
-    plans: dict[str, Any] | None = None
-    mirror_axes: list[Annotated[int, Field(ge=0, le=2)]] | None = None
     layers: list[LayerName] = []
+    keep: Model | None = None
+    score: dict[NodeName, Annotated[list[Fold], Field(min_length=1)]] = {}
+
+    @property
+    def of_own_model(self) -> bool:
+        """Whether the node is to finish the fold and score its own model."""
+        return not self.layers and self.keep is None and not self.score
 
 
 class CaseScore(Body):
@@ -221,6 +245,7 @@ class CaseScore(Body):
         centre: the centre the case is of (the node, or one of the pooled centres).
         case: anonymous number of the case at its centre, the same in every set-up and run.
         label: label or region name.
+        model: node whose model it was, or ``ensemble`` of all that scored; None for the node's own.
         dsc: Dice similarity coefficient in [0, 1]; None where it is not defined.
         hd95: 95th percentile of the Hausdorff distance (mm or pixels); None where it is not defined.
         surface_dsc: share of both surfaces within a tolerance of the other, in [0, 1].
@@ -231,6 +256,7 @@ class CaseScore(Body):
     centre: NodeName
     case: int = Field(ge=0)
     label: str
+    model: NodeName | None = None
     dsc: float | None
     hd95: float | None
     surface_dsc: float | None = None
@@ -239,15 +265,15 @@ class CaseScore(Body):
 
 
 class EvaluateReply(Body):
-    """Scores of all held-out cases.
+    """Scores of all held-out cases; none where a model is sent or kept.
 
     Attributes:
-        cases: one row a case and label.
-        mirror_axes: axes of test-time mirroring of the node's model; None without mirroring.
-        seconds: for loading, the final checkpoint and scoring.
+        cases: one row a case, label and model.
+        mirror_axes: axes of test-time mirroring of the final model, where it was asked for; None without mirroring.
+        seconds: that it took.
     """
 
-    cases: list[CaseScore]
+    cases: list[CaseScore] = []
     mirror_axes: list[int] | None = None
     seconds: float = Field(ge=0)
 

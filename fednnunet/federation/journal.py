@@ -67,7 +67,6 @@ class Journal:
     Attributes:
         num_training: training cases (all folds) of every node, once they have told.
         training: rounds of a fold and iterations of a round, once the nodes have told.
-        scored_folds: those whose scores are in ``cases.csv``.
     """
 
     def __init__(
@@ -84,10 +83,13 @@ class Journal:
         self._case_rows = _read_rows(self.cases)
         self._fold: Fold = folds[0]
 
-    @property
-    def scored_folds(self) -> set[Fold]:
-        """Folds that an earlier, interrupted process of this run has finished."""
-        return {"all" if row["fold"] == "all" else int(row["fold"]) for row in self._case_rows}
+    def models_of(self, fold: Fold) -> set[str]:
+        """Nodes whose models of a fold are scored; empty before the fold is finished."""
+        return {row["model"] for row in self._case_rows if str(row["fold"]) == str(fold)}
+
+    def has_scores_at(self, node: str) -> bool:
+        """Whether cases of a node are scored."""
+        return any(row["node"] == node for row in self._case_rows)
 
     def nodes_of_rounds(self, fold: Fold) -> dict[int, set[str]]:
         """Rounds of a fold that an earlier, interrupted process of this run has finished, and who was in each."""
@@ -145,23 +147,16 @@ class Journal:
         for observer in self.observers:
             observer.round_done(server_round, rows)
 
-    def write_cases(self, fold: Fold, scores: Mapping[str, Sequence[CaseScore]]) -> None:
-        """Add a fold to ``cases.csv``: one row a model, case and label; what is not defined stays empty.
+    def write_cases(self, fold: Fold | str, scores: Sequence[CaseScore]) -> None:
+        """Add scores to ``cases.csv``: one row a model, case and label; what is not defined stays empty.
 
         Args:
-            fold: that was scored.
-            scores: node whose model it was to the scores of its cases.
+            fold: that the models were trained on, or ``ensemble`` where several were averaged.
+            scores: each names its model.
         """
         self._case_rows += [
-            {
-                "strategy": self.strategy,
-                "node": score.centre,
-                "model": model,
-                "fold": fold,
-                **score.model_dump(exclude={"centre"}),
-            }
-            for model, of_model in scores.items()
-            for score in of_model
+            {"strategy": self.strategy, "node": score.centre, "fold": fold, **score.model_dump(exclude={"centre"})}
+            for score in scores
         ]
         _write_rows(self.cases, CASE_COLUMNS, self._case_rows)
 

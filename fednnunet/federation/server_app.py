@@ -24,6 +24,7 @@ from fednnunet.exchange.messages import ExchangeDtype, Fold, Kind
 from fednnunet.federation.asking import ask, ask_as_they_join, check_enough, num_bytes, parse_reply
 from fednnunet.federation.grid import stream_replies
 from fednnunet.federation.journal import Journal
+from fednnunet.federation.scoring import evaluate_nodes, score_external_centres
 from fednnunet.federation.strategy import AsymFedAvg, NoExchange
 from fednnunet.files import write_atomically
 from fednnunet.fingerprint.local import IntensityRange, LocalFingerprint, common_ranges
@@ -114,10 +115,15 @@ def build_server_app(settings: ServerSettings, strategy: AsymFedAvg | NoExchange
             {node: federation.name(node) for node in federation.training},
             settings.dtype,
         )
+        finished: dict[Fold, list[int]] = {}
         for fold in settings.folds:
-            if fold not in journal.scored_folds:
+            before = journal.models_of(fold)
+            if before:
+                finished[fold] = [node for node in federation.training if federation.name(node) in before]
+            else:
                 arrays = train_rounds(grid, federation, strategy, fold, settings, journal)
-                evaluate_models(grid, federation, strategy, fold, arrays, settings, journal)
+                finished[fold] = evaluate_nodes(grid, federation, strategy, fold, arrays, settings, journal)
+        score_external_centres(grid, federation, strategy, finished, settings, journal)
 
     return app
 
@@ -409,53 +415,3 @@ def _train_round(
 
 
 ROUND_METRICS = ("train_loss", "val_loss", "pseudo_dice", "seconds_train", "seconds_exchange")
-
-
-def evaluate_models(
-    grid: Grid,
-    federation: Federation,
-    strategy: AsymFedAvg | NoExchange,
-    fold: Fold,
-    arrays: ArrayRecord,
-    settings: ServerSettings,
-    journal: Journal,
-) -> None:
-    """Nodes write their final checkpoint and score the fold's held-out cases; external centres score after.
-
-    External cases are scored with every node's own model (of their task), sent through the server; with
-    ``cross_centre`` so are the other nodes' held-out cases.
-    """
-    journal.stage("evaluate")
-    final = federation.rounds
-    replies = ask(
-        grid,
-        Kind.EVALUATE,
-        {
-            node: messages.EvaluateRequest(fold=fold, server_round=final, trained=strategy.trained(node))
-            for node in federation.training
-        },
-        federation,
-        settings,
-        journal,
-        {node: strategy.arrays_for(node, arrays) for node in federation.training},
-        at_least=settings.min_nodes,
-    )
-    scores = {federation.name(node): list(reply.cases) for node, reply, _ in replies}
-    for node, *_ in replies:
-        users = [external for external in federation.external if node in federation.of_same_task(external)]
-        if settings.cross_centre and fold != "all":
-            alive = [other for other, *_ in replies if other != node]
-            users += [other for other in alive if other in federation.of_same_task(node)]
-        if not users:
-            continue
-        # One model at a time passes through: the server's memory stays that of one model.
-        request = messages.EvaluateRequest(fold=fold, server_round=final, layers=list(federation.planned[node].layers))
-        ((_, reply, model),) = ask(grid, Kind.EVALUATE, {node: request}, federation, settings)
-        request = messages.EvaluateRequest(
-            fold=fold, server_round=final, plans=federation.planned[node].plans, mirror_axes=reply.mirror_axes
-        )
-        for user in users:
-            payload = {user: model}
-            ((_, answer, _),) = ask(grid, Kind.EVALUATE, {user: request}, federation, settings, journal, payload)
-            scores[federation.name(node)] += answer.cases
-    journal.write_cases(fold, scores)

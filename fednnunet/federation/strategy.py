@@ -121,6 +121,11 @@ class AsymFedAvg(Strategy):
             for node, layers in self._layers.items()
         }
 
+    def averages_all_layers(self, nodes: Sequence[int]) -> bool:
+        """Whether every layer of each of ``nodes`` is averaged with that of the others."""
+        mine = self._groups[nodes[0]]
+        return all(self._groups[node] == mine and len(mine) == len(self._layers[node]) for node in nodes)
+
     def begin_fold(self, trained: Mapping[int, int]) -> None:
         """A fold is trained; what the rounds of another have left is forgotten.
 

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,15 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from pydantic import BaseModel, ValidationError
+from torch import nn
 
 from fednnunet import __version__
 from fednnunet.datasets.pooled import pool_datasets, pooled_name
 from fednnunet.datasets.raw import RawDataset, check_images, raw_digest, read_dataset, stage_dataset
 from fednnunet.datasets.splits import pooled_splits, splits_of
 from fednnunet.errors import ConfigError, ProtocolError, first_problem
+from fednnunet.evaluation.ensemble import segment_with_each
 from fednnunet.evaluation.held_out import held_out_segmenter
-from fednnunet.evaluation.predict import Predictor
 from fednnunet.evaluation.score import HeldOutCase, score_cases
 from fednnunet.evaluation.summary import write_summary
 from fednnunet.exchange import messages
@@ -33,6 +34,7 @@ from fednnunet.files import write_atomically
 from fednnunet.fingerprint.extract import extract_contribution, extract_fingerprint, intensity_ranges
 from fednnunet.fingerprint.local import IntensityBins, IntensityRange, LocalFingerprint
 from fednnunet.node.ranks import Ranks
+from fednnunet.node.received import ReceivedModels
 from fednnunet.node.settings import NodeSettings
 from fednnunet.planning import make_plans, take_plans
 from fednnunet.preprocessing import REFERENCES, cache_key, preprocess
@@ -41,14 +43,13 @@ from fednnunet.training.build import (
     build_nnunet_trainer,
     cap_memory,
     check_device,
-    check_received_plans,
     find_trainer,
     resolve_device,
 )
 from fednnunet.training.cascade import take_previous_stage
-from fednnunet.training.checkpoint import finished_rounds
+from fednnunet.training.checkpoint import finished_rounds, read_final
 from fednnunet.training.pretrained import find_checkpoint, load_pretrained
-from fednnunet.training.state import check_state, layer_shapes, load_state
+from fednnunet.training.state import layer_shapes
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ class NodeStages:
         self.plans: dict[str, Any] | None = None
         self.trainer: nnUNetTrainer | None = None
         self._ranks: Ranks | None = None
+        self._received: ReceivedModels | None = None
         for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
             folder = settings.folder / variable
             folder.mkdir(parents=True, exist_ok=True)
@@ -204,9 +206,7 @@ class NodeStages:
                 f"dataset.configuration={configuration}: nnU-Net plans only "
                 f"{', '.join(self.plans['configurations'])} for these images"
             )
-        trainer_class = find_trainer(self.config.trainer.class_)
-        network = build_network(trainer_class, PlansManager(self.plans), configuration, dataset.dataset_json)
-        layers = layer_shapes(network)
+        layers = layer_shapes(self._network(self.plans))
         return messages.PlanReply(
             plans=self.plans,
             layers=layers,
@@ -276,41 +276,58 @@ class NodeStages:
         identifiers = [case.identifier for case in held_out]
         folder = Path(trainer.output_folder) / "validation"
         segment = held_out_segmenter(trainer, identifiers, folder if self.config.trainer.save_probabilities else None)
-        scores = self._score(held_out, segment, (folder, self._described().file_ending))
+        scores = self._score(held_out, lambda case: [(None, segment(case))], (folder, self._described().file_ending))
         summary = write_summary(trainer, folder, identifiers)
         trainer.print_to_log_file("Mean Validation Dice:", summary["foreground_mean"]["Dice"])
         return scores
 
-    def evaluate_model(
-        self, plans: dict[str, Any], mirror_axes: list[int] | None, arrays: Mapping[str, np.ndarray]
-    ) -> list[messages.CaseScore]:
-        """Score another node's model, sent as plans and arrays: on all cases of an external centre, else the held-out.
+    def score_received(self, models: Mapping[str, Sequence[messages.Fold]]) -> list[messages.CaseScore]:
+        """Score kept models on all cases of an external centre, else on the held-out ones; then forget the models.
+
+        Args:
+            models: node to the folds whose softmax outputs are averaged.
+        """
+        chosen = [self.received.of(node, folds) for node, folds in models.items()]
+        cases = self._numbered_cases() if self.settings.external else self._held_out_cases()
+        together = self.settings.external
+
+        def segment(held_out: HeldOutCase) -> Iterator[tuple[str, np.ndarray]]:
+            return segment_with_each(chosen, [str(path) for path in held_out.case.images], together)
+
+        scores = self._score(cases, segment, None)
+        self.received.clear()
+        return scores
+
+    def final_model(self, fold: messages.Fold) -> tuple[nn.Module, list[int] | None]:
+        """The network of a fold's ``checkpoint_final.pth``, and its axes of test-time mirroring.
 
         Raises:
-            ProtocolError: the model does not fit this node's task, or lacks a layer.
+            ProtocolError: the fold is not finished.
         """
-        dataset = self._described()
-        configuration = self.config.dataset.configuration
-        manager = check_received_plans(plans, configuration)
-        trainer_class = find_trainer(self.config.trainer.class_)
-        network = build_network(trainer_class, manager, configuration, dataset.dataset_json).to(self.device)
-        missing = sorted(set(layer_shapes(network)) - set(arrays))
-        if missing:
-            raise ProtocolError(f"the server sent a model without its layer {missing[0]}")
-        check_state(network, arrays)
-        load_state(network, arrays)
-        axes = None if mirror_axes is None else tuple(mirror_axes)
-        predictor = Predictor(network, plans, configuration, dataset.dataset_json, axes, self.device)
-        return self._score(
-            self._numbered_cases() if self.settings.external else self._held_out_cases(),
-            lambda held_out: predictor.segment_files([str(path) for path in held_out.case.images]),
-            None,
-        )
+        trainer = self._trained()
+        checkpoint = read_final(trainer, fold)
+        network = self._network(trainer.plans_manager.plans)
+        network.load_state_dict(checkpoint["network_weights"])
+        axes = checkpoint["inference_allowed_mirroring_axes"]
+        return network, None if axes is None else list(axes)
+
+    @property
+    def received(self) -> ReceivedModels:
+        """Models of other nodes that are to score this node's cases."""
+        if self._received is None:
+            dataset_json, configuration = self._described().dataset_json, self.config.dataset.configuration
+            folder = self.settings.folder / "received"
+            self._received = ReceivedModels(folder, configuration, dataset_json, self._network, self.device)
+        return self._received
+
+    def _network(self, plans: dict[str, Any]) -> nn.Module:
+        trainer_class, configuration = find_trainer(self.config.trainer.class_), self.config.dataset.configuration
+        return build_network(trainer_class, PlansManager(plans), configuration, self._described().dataset_json)
 
     def _score(
         self,
-        held_out: list[HeldOutCase],
-        segment: Callable[[HeldOutCase], np.ndarray],
+        cases: list[HeldOutCase],
+        segment: Callable[[HeldOutCase], Iterable[tuple[str | None, np.ndarray]]],
         predictions: tuple[Path, str] | None,
     ) -> list[messages.CaseScore]:
         dataset = self._described()
@@ -318,7 +335,7 @@ class NodeStages:
         # A training node's pictures show its own model.
         pictured = self.settings.same_machine and (predictions is not None or self.settings.external)
         return score_cases(
-            held_out,
+            cases,
             segment,
             determine_reader_writer_from_dataset_json(dataset.dataset_json, first)(),
             dataset.labels,

@@ -260,7 +260,7 @@ class NodeWorker:
                 body = parse_body(REQUESTS[request.kind], request.body, "the server")
                 assert isinstance(body, TrainRequest | EvaluateRequest)
                 ahead = body.server_round - self.finished_round if body.fold == fold else -1
-                if isinstance(body, EvaluateRequest) and ahead >= 0 and body.plans is None:
+                if isinstance(body, EvaluateRequest) and ahead >= 0 and body.of_own_model:
                     return body
                 if isinstance(body, TrainRequest) and ahead > 0:
                     self._check_round(request, body)
@@ -310,9 +310,18 @@ class NodeWorker:
 
     def _evaluate(self, request: Request, body: EvaluateRequest) -> None:
         start = time.perf_counter()
-        if body.plans is not None:
-            cases = self.stages.evaluate_model(body.plans, body.mirror_axes, request.arrays)
+        if body.keep is not None:
+            self.stages.received.keep(body.keep, request.arrays)
+            _reply(request, EvaluateReply(seconds=time.perf_counter() - start))
+            return
+        if body.score:
+            cases = self.stages.score_received(body.score)
             _reply(request, EvaluateReply(cases=cases, seconds=time.perf_counter() - start))
+            return
+        if body.layers:
+            network, axes = self.stages.final_model(body.fold)
+            arrays = self.outgoing.plain(network, body.layers)
+            _reply(request, EvaluateReply(mirror_axes=axes, seconds=time.perf_counter() - start), arrays)
             return
         trainer = self._enter_fold(body.fold)
         if body.server_round == 0:
@@ -328,13 +337,9 @@ class NodeWorker:
             load_state(trainer.network, request.arrays)
             skip_epochs(trainer, trainer.num_epochs)
             save_final(trainer)
-            axes = trainer.inference_allowed_mirroring_axes
-            self.evaluation = EvaluateReply(
-                cases=self.stages.evaluate(),
-                mirror_axes=None if axes is None else list(axes),
-                seconds=time.perf_counter() - start,
-            )
-        _reply(request, self.evaluation, self._gather(body.layers, "float32"))
+            cases = self.stages.evaluate()
+            self.evaluation = EvaluateReply(cases=cases, seconds=time.perf_counter() - start)
+        _reply(request, self.evaluation)
 
 
 def _epochs_before(body: TrainRequest) -> int:

@@ -28,6 +28,7 @@ _STATES = {
     "preprocess": "preprocessing",
     "train": "training",
     "evaluate": "scoring",
+    "external": "external centres score",
 }
 
 

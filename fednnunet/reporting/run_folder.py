@@ -22,7 +22,7 @@ ROUND_COLUMNS = [
     *("strategy", "round", "node", "train_loss", "val_loss", "pseudo_dice"),
     *("seconds_train", "seconds_exchange", "bytes_up", "bytes_down"),
 ]
-_TEXT = ["strategy", "node", "model", "label", "empty"]
+_TEXT = ["strategy", "node", "model", "fold", "label", "empty"]
 _NOT_A_SETUP = (
     "strategy",
     "seed",

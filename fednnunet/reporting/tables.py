@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fednnunet.config import POOLED_NODE
+from fednnunet.exchange.messages import ENSEMBLE
 
 SETUP_ORDER = ("local", "asym", "ffe", "centralized")
 """Rows of the table, as in the paper; others follow."""
@@ -32,11 +33,11 @@ def own_scores(cases: pd.DataFrame) -> pd.DataFrame:
     """Rows that the table of results counts.
 
     A training centre's cases count with the centre's own model (or the one of all centres pooled); an external
-    centre's, which has none, with every node's.
+    centre's, which has none, with every node's, one by one.
     """
     own = (cases["model"] == cases["node"]) | (cases["model"] == POOLED_NODE)
     has_own = own.groupby([cases["strategy"], cases["node"]]).transform("any")
-    return cases[own | ~has_own]
+    return cases[own | ~has_own & (cases["model"] != ENSEMBLE)]
 
 
 def case_means(cases: pd.DataFrame) -> pd.DataFrame:

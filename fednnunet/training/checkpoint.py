@@ -23,12 +23,26 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from fednnunet.errors import ConfigError, ProtocolError
+from fednnunet.exchange.messages import Fold
 from fednnunet.files import write_arrays, write_atomically
 from fednnunet.training.build import plot_progress
 
+FINAL = "checkpoint_final.pth"
 LATEST = "checkpoint_latest.pth"
 ROUND = re.compile(r"checkpoint_round_(\d+)\.json")
 KEPT_ROUNDS = 2
+_SCALAR, _RECONSTRUCT = np.float64(0).__reduce__()[0], np.empty(0).__reduce__()[0]
+NUMBERS: list[Any] = [
+    np.dtype,
+    np.ndarray,
+    *(
+        (function, f"numpy.{core}.multiarray.{name}")  # numpy 1 and 2 name them differently
+        for core in ("core", "_core")
+        for function, name in ((_SCALAR, "scalar"), (_RECONSTRUCT, "_reconstruct"))
+    ),
+    *(type(np.dtype(kind)) for kind in ("float64", "float32", "float16", "int64", "int32", "bool")),
+]
+"""What nnU-Net's checkpoints hold besides tensors; a checkpoint with anything else is not read."""
 PROGRESS_DPI = 30
 """nnU-Net's figure is 30 x 54 inches."""
 
@@ -134,6 +148,19 @@ def save_final(trainer: nnUNetTrainer) -> None:
     trainer.on_train_end()
     with plt.rc_context({"savefig.dpi": PROGRESS_DPI}):
         plot_progress(trainer)
+
+
+def read_final(trainer: nnUNetTrainer, fold: Fold) -> dict[str, Any]:
+    """What ``checkpoint_final.pth`` of a fold holds; ``trainer`` may be on another one.
+
+    Raises:
+        ProtocolError: the fold is not finished.
+    """
+    path = Path(trainer.output_folder_base) / f"fold_{fold}" / FINAL
+    if not path.is_file():
+        raise ProtocolError(f"the model of fold {fold} was asked for before the fold was finished")
+    with torch.serialization.safe_globals(NUMBERS):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _random_state() -> dict[str, Any]:

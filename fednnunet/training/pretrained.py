@@ -8,32 +8,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from fednnunet.errors import ConfigError
 from fednnunet.exchange.messages import Fold
+from fednnunet.training.checkpoint import FINAL, NUMBERS
 from fednnunet.training.state import unwrap
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT = "checkpoint_final.pth"
 SEGMENTATION_LAYERS = ".seg_layers."
 """Never taken over, as in ``nnunetv2.run.load_pretrained_weights``: another task has other labels."""
 NAMED_MISMATCHES = 3
-_SCALAR, _RECONSTRUCT = np.float64(0).__reduce__()[0], np.empty(0).__reduce__()[0]
-NUMBERS: list[Any] = [
-    np.dtype,
-    np.ndarray,
-    *(
-        (function, f"numpy.{core}.multiarray.{name}")  # numpy 1 and 2 name them differently
-        for core in ("core", "_core")
-        for function, name in ((_SCALAR, "scalar"), (_RECONSTRUCT, "_reconstruct"))
-    ),
-    *(type(np.dtype(kind)) for kind in ("float64", "float32", "float16", "int64", "int32", "bool")),
-]
-"""What nnU-Net's checkpoints hold besides tensors; a checkpoint with anything else is not read."""
 
 
 def find_checkpoint(source: Path, node: str, fold: Fold) -> Path:
@@ -51,19 +38,19 @@ def find_checkpoint(source: Path, node: str, fold: Fold) -> Path:
     source = source.expanduser()
     if source.is_file():
         return source
-    if (source / CHECKPOINT).is_file():
-        return source / CHECKPOINT
+    if (source / FINAL).is_file():
+        return source / FINAL
     nodes = source / "nodes"
     if not nodes.is_dir():
         raise ConfigError(
-            f"trainer.pretrained={source} is neither a checkpoint, nor a folder with {CHECKPOINT}, nor a run's folder"
+            f"trainer.pretrained={source} is neither a checkpoint, nor a folder with {FINAL}, nor a run's folder"
         )
-    found = {path.parent.name: path for path in nodes.glob(f"{node}/nnUNet_results/*/*/fold_*/{CHECKPOINT}")}
+    found = {path.parent.name: path for path in nodes.glob(f"{node}/nnUNet_results/*/*/fold_*/{FINAL}")}
     if not found:
-        trained = nodes.glob(f"*/nnUNet_results/*/*/fold_*/{CHECKPOINT}")
+        trained = nodes.glob(f"*/nnUNet_results/*/*/fold_*/{FINAL}")
         others = sorted({path.relative_to(nodes).parts[0] for path in trained})
         raise ConfigError(
-            f"trainer.pretrained: the run {source} holds no {CHECKPOINT} of node {node}, "
+            f"trainer.pretrained: the run {source} holds no {FINAL} of node {node}, "
             f"only of {', '.join(others) or 'none'}; name one by node: trainer.pretrained={{{node}: …}}"
         )
     return found.get(f"fold_{fold}", found[min(found)])

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Client
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from fednnunet.exchange.messages import (
     ExchangeDtype,
     FingerprintReply,
     Kind,
+    Model,
     PlanReply,
     TrainReply,
     TrainRequest,
@@ -104,6 +106,11 @@ class Server:
         reply, received = self.ask(Kind.TRAIN, body.model_dump_json(), arrays)
         return TrainReply.model_validate_json(reply), received
 
+    def evaluate(self, arrays: Arrays | None = None, **body: Any) -> tuple[EvaluateReply, Arrays]:
+        request = EvaluateRequest(**body).model_dump_json()
+        reply, received = self.ask(Kind.EVALUATE, request, arrays)
+        return EvaluateReply.model_validate_json(reply), received
+
 
 @pytest.fixture
 def settings(tmp_path: Path) -> NodeSettings:
@@ -175,12 +182,29 @@ def test_a_node_through_all_its_stages(server: Server) -> None:
         server.train(2, layers)
 
     ones = {first: np.ones_like(last[first])}
-    request = EvaluateRequest(server_round=3, layers=layers).model_dump_json()
-    reply, final = server.ask(Kind.EVALUATE, request, ones)
-    scores = EvaluateReply.model_validate_json(reply).cases
+    with pytest.raises(WorkerFailure, match="model of fold 0 was asked for before the fold was finished"):
+        server.evaluate(layers=layers)
+    reply, _ = server.evaluate(ones, server_round=3)
+    told, final = server.evaluate(layers=layers)
+    assert told.mirror_axes == [0, 1]
+    scores = reply.cases
     assert [(score.centre, score.label) for score in scores] == [("Oslo", "tumour")] * 2
     assert np.array_equal(final[first], ones[first]), "the last aggregate is what is scored and saved"
-    assert server.ask(Kind.EVALUATE, request)[0] == reply
+    assert server.evaluate(server_round=3)[0] == reply
+
+    # The same model, as if another node had sent it, gets the same scores on the held-out cases.
+    plans = PlanReply.model_validate_json(server.ask(Kind.PLAN, '{"fingerprint": null}')[0]).plans
+    model = Model(node="Porto", fold=0, plans=plans, mirror_axes=told.mirror_axes)
+    without = {name: array for name, array in final.items() if name != first}
+    with pytest.raises(WorkerFailure, match=f"a model without its layer {first}"):
+        server.evaluate(without, keep=model)
+    server.evaluate(final, keep=model)
+    with pytest.raises(WorkerFailure, match="no model of node Porto for fold 1"):
+        server.evaluate(score={"Porto": [0, 1]})
+    elsewhere, _ = server.evaluate(score={"Porto": [0]})
+    assert elsewhere.cases == [score.model_copy(update={"model": "Porto"}) for score in scores]
+    with pytest.raises(WorkerFailure, match="no model of node Porto for fold 0"):
+        server.evaluate(score={"Porto": [0]})
 
 
 def layers_of(server: Server) -> list[str]:
@@ -210,8 +234,8 @@ def test_a_rounded_round_is_answered_with_the_same_bytes_also_after_a_new_start(
         _, second = server.train(2, layers, first, "bfloat16")
         assert same(second, server.train(2, layers, dtype="bfloat16")[1])
         _, third = server.train(3, layers, second, "bfloat16")
-        request = EvaluateRequest(server_round=3, layers=layers).model_dump_json()
-        final = server.ask(Kind.EVALUATE, request, third)[1]
+        server.evaluate(third, server_round=3)
+        _, final = server.evaluate(layers=layers)
         assert all(np.array_equal(final[name], third[name].astype(np.float32)) for name in layers)
         assert same(third, server.train(3, layers, dtype="bfloat16")[1])
     with serving(settings) as server:

@@ -1,0 +1,57 @@
+"""Segment a case with several models: nnU-Net's ensembles of folds, and of nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import numpy as np
+
+from fednnunet.evaluation.predict import Predictor
+from fednnunet.exchange.messages import ENSEMBLE
+from fednnunet.training.state import load_state
+
+
+@dataclass(frozen=True)
+class FoldModels:
+    """A node's models of several folds, which have one network and differ in their weights.
+
+    Attributes:
+        node: whose models.
+        predictor: with the network; its weights are overwritten.
+        weights: each reads the layers of one fold's model.
+    """
+
+    node: str
+    predictor: Predictor
+    weights: Sequence[Callable[[], Mapping[str, np.ndarray]]]
+
+    def probabilities(self, images: list[str]) -> np.ndarray:
+        """Mean softmax (sigmoid of regions) of the folds' models, (classes, Z, Y, X) in the images' own grid."""
+        data, properties = self.predictor.load_files(images)
+
+        def of_fold(load: Callable[[], Mapping[str, np.ndarray]]) -> np.ndarray:
+            load_state(self.predictor.network, load())
+            return self.predictor.segment_with_probabilities(self.predictor.logits(data), properties)[1]
+
+        return reduce(np.add, map(of_fold, self.weights)) / len(self.weights)
+
+
+def segment_with_each(
+    models: Sequence[FoldModels], images: list[str], together: bool
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The segmentation (Z, Y, X) of each node's models; ``together`` adds that of all nodes, as ``ensemble``.
+
+    Softmax outputs are averaged in the images' own grid, as ``nnUNetv2_ensemble`` does, since nodes may have planned
+    other spacings; every node weighs the same. One case is in memory at a time, with three softmax outputs at most.
+    """
+    labels = models[0].predictor.labels
+    total: Any = 0
+    for model in models:
+        mean = model.probabilities(images)
+        yield model.node, labels.convert_probabilities_to_segmentation(mean)
+        total = total + mean
+    if together and len(models) > 1:
+        yield ENSEMBLE, labels.convert_probabilities_to_segmentation(total / len(models))

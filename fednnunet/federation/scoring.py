@@ -1,0 +1,145 @@
+"""What the server does after training: nodes score, and models travel to the cases of others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from flwr.app import ArrayRecord
+from flwr.serverapp import Grid
+
+from fednnunet.errors import ProtocolError
+from fednnunet.exchange.messages import ENSEMBLE, CaseScore, EvaluateRequest, Fold, Kind, Model
+from fednnunet.federation.asking import ask
+from fednnunet.federation.journal import Journal
+from fednnunet.federation.strategy import AsymFedAvg, NoExchange
+
+if TYPE_CHECKING:
+    from fednnunet.federation.server_app import Federation, ServerSettings
+
+FoldsOf = Mapping[int, Sequence[Fold]]
+"""Models: the folds of each node."""
+
+
+def evaluate_nodes(
+    grid: Grid,
+    federation: Federation,
+    strategy: AsymFedAvg | NoExchange,
+    fold: Fold,
+    arrays: ArrayRecord,
+    settings: ServerSettings,
+    journal: Journal,
+) -> list[int]:
+    """Nodes write the fold's final checkpoint and score its held-out cases; with ``cross_centre`` each other's, too.
+
+    Returns:
+        Nodes that did.
+    """
+    journal.stage("evaluate")
+    requests = {
+        node: EvaluateRequest(fold=fold, server_round=federation.rounds, trained=strategy.trained(node))
+        for node in federation.training
+    }
+    averages = {node: strategy.arrays_for(node, arrays) for node in federation.training}
+    replies = ask(grid, Kind.EVALUATE, requests, federation, settings, journal, averages, at_least=settings.min_nodes)
+    own = {node: _as_of(reply.cases, federation.name(node)) for node, reply, _ in replies}
+    scores = [score for cases in own.values() for score in cases]
+    if settings.cross_centre and fold != "all":
+        others = {
+            user: {node: [fold] for node in federation.of_same_task(user) if node in own and node != user}
+            for user in own
+        }
+        if _end_as_one(federation, strategy, list(own)):  # another node's model is a node's own
+            scores += [s for user in own for node in others[user] for s in _as_of(own[user], federation.name(node))]
+        else:
+            scores += _score_elsewhere(grid, federation, others, fold, settings, journal)
+    journal.write_cases(fold, scores)
+    return list(own)
+
+
+def score_external_centres(
+    grid: Grid,
+    federation: Federation,
+    strategy: AsymFedAvg | NoExchange,
+    finished: Mapping[Fold, Sequence[int]],
+    settings: ServerSettings,
+    journal: Journal,
+) -> None:
+    """External centres score all of their cases with every node's models, folds averaged, and with all of them.
+
+    Args:
+        grid: reaches the nodes.
+        federation: its nodes.
+        strategy: says whether nodes end with one model.
+        finished: fold to the nodes that have a final model of it.
+        settings: of the server.
+        journal: takes the scores; what an interrupted run has scored is not scored again.
+    """
+    waiting = [node for node in federation.external if not journal.has_scores_at(federation.name(node))]
+    if not waiting:
+        return
+    journal.stage("external")
+    first_fold = next(iter(finished))
+    users: dict[int, FoldsOf] = {}
+    same: dict[int, list[int]] = {}
+    for user in waiting:
+        folds = {node: [f for f in finished if node in finished[f]] for node in federation.of_same_task(user)}
+        users[user] = {node: of_node for node, of_node in folds.items() if of_node}
+        nodes = list(users[user])
+        if len(nodes) > 1 and _end_as_one(federation, strategy, nodes):
+            users[user] = {nodes[0]: users[user][nodes[0]]}
+            same[user] = nodes[1:]
+    scores = _score_elsewhere(grid, federation, users, first_fold, settings, journal)
+    for user, others in same.items():
+        # One model stands for all of them, and for the mean of their softmax outputs.
+        of_one = [score for score in scores if score.centre == federation.name(user)]
+        scores += [score for name in (*map(federation.name, others), ENSEMBLE) for score in _as_of(of_one, name)]
+    journal.write_cases(ENSEMBLE if len(finished) > 1 else first_fold, scores)
+
+
+def _score_elsewhere(
+    grid: Grid,
+    federation: Federation,
+    users: Mapping[int, FoldsOf],
+    fold: Fold,
+    settings: ServerSettings,
+    journal: Journal,
+) -> list[CaseScore]:
+    """Send models to the nodes that use them; these score all of their cases, or those that ``fold`` holds out."""
+    takers: dict[tuple[int, Fold], list[int]] = {}
+    for user, models in users.items():
+        for node, folds in models.items():
+            for of_fold in folds:
+                takers.setdefault((node, of_fold), []).append(user)
+    for (node, of_fold), nodes in takers.items():
+        # One model at a time passes through: the server's memory stays that of one model.
+        name, planned = federation.name(node), federation.planned[node]
+        request = EvaluateRequest(fold=of_fold, layers=list(planned.layers))
+        ((_, reply, arrays),) = ask(grid, Kind.EVALUATE, {node: request}, federation, settings)
+        model = Model(node=name, fold=of_fold, plans=planned.plans, mirror_axes=reply.mirror_axes)
+        keep = dict.fromkeys(nodes, EvaluateRequest(keep=model))
+        ask(grid, Kind.EVALUATE, keep, federation, settings, arrays=dict.fromkeys(nodes, arrays))
+    requests = {
+        user: EvaluateRequest(fold=fold, score={federation.name(node): list(models[node]) for node in models})
+        for user, models in users.items()
+        if models
+    }
+    scores: list[CaseScore] = []
+    for user, reply, _ in ask(grid, Kind.EVALUATE, requests, federation, settings, journal):
+        asked = {*requests[user].score, ENSEMBLE}
+        others = [score.model for score in reply.cases if score.model not in asked]
+        if others:
+            raise ProtocolError(f"node {federation.name(user)} sent scores of model {others[0]}, which it was not sent")
+        scores += reply.cases
+    return scores
+
+
+def _end_as_one(federation: Federation, strategy: AsymFedAvg | NoExchange, nodes: Sequence[int]) -> bool:
+    """Whether one final model is that of all ``nodes``: same plans, and every layer averaged."""
+    first, *others = ({**federation.planned[node].plans, "dataset_name": ""} for node in nodes)
+    return all(plans == first for plans in others) and strategy.averages_all_layers(nodes)
+
+
+def _as_of(scores: Iterable[CaseScore], model: str) -> list[CaseScore]:
+    """The scores, as those of ``model``."""
+    return [score.model_copy(update={"model": model}) for score in scores]

@@ -1,0 +1,91 @@
+"""Models of other nodes, kept while they score this node's cases."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fednnunet.errors import ProtocolError
+from fednnunet.evaluation.ensemble import FoldModels
+from fednnunet.evaluation.predict import Predictor
+from fednnunet.exchange.messages import Fold, Model
+from fednnunet.files import write_arrays, write_atomically
+from fednnunet.training.build import check_received_plans
+from fednnunet.training.state import check_state, layer_shapes
+
+
+class ReceivedModels:
+    """A folder of models, as :class:`~fednnunet.exchange.messages.Model` and arrays.
+
+    Args:
+        folder: of the models alone.
+        configuration: nnU-Net's, such as ``2d``.
+        dataset_json: nnU-Net's, of this node's images.
+        build: makes the network of plans.
+        device: where to compute.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        configuration: str,
+        dataset_json: dict[str, Any],
+        build: Callable[[dict[str, Any]], nn.Module],
+        device: torch.device,
+    ) -> None:
+        self.folder = folder
+        self.configuration = configuration
+        self.dataset_json = dataset_json
+        self.build = build
+        self.device = device
+
+    def keep(self, model: Model, arrays: Mapping[str, np.ndarray]) -> None:
+        """Store a model that fits this node's task.
+
+        Raises:
+            ProtocolError: plans that name other than networks, a layer that is missing or does not fit.
+        """
+        check_received_plans(model.plans, self.configuration)
+        network = self.build(model.plans)
+        missing = sorted(set(layer_shapes(network)) - set(arrays))
+        if missing:
+            raise ProtocolError(f"the server sent a model without its layer {missing[0]}")
+        check_state(network, arrays)
+        file = self._file(model.node, model.fold)
+        write_arrays(file, arrays)
+        write_atomically(file.with_suffix(".json"), model.model_dump_json())
+
+    def of(self, node: str, folds: Sequence[Fold]) -> FoldModels:
+        """The kept models of a node, ready to segment.
+
+        Raises:
+            ProtocolError: one was not sent before.
+        """
+        for fold in folds:
+            if not self._file(node, fold).with_suffix(".json").is_file():
+                raise ProtocolError(f"the server sent no model of node {node} for fold {fold}")
+        model = Model.model_validate(json.loads(self._file(node, folds[0]).with_suffix(".json").read_text()))
+        axes = None if model.mirror_axes is None else tuple(model.mirror_axes)
+        network = self.build(model.plans).to(self.device)
+        predictor = Predictor(network, model.plans, self.configuration, self.dataset_json, axes, self.device)
+        return FoldModels(node, predictor, [partial(_read, self._file(node, fold)) for fold in folds])
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _file(self, node: str, fold: Fold) -> Path:
+        return self.folder / f"fold_{fold}" / f"{node}.npz"
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
