@@ -15,7 +15,8 @@ from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from torch import nn
 
 from fednnunet.errors import ConfigError
-from fednnunet.training.pretrained import CHECKPOINT, find_checkpoint, load_pretrained
+from fednnunet.training.checkpoint import FINAL
+from fednnunet.training.pretrained import find_checkpoint, load_pretrained
 
 
 def network(features: tuple[int, ...] = (4, 8), classes: int = 2, seed: int = 0) -> nn.Module:
@@ -133,12 +134,12 @@ def test_missing_layers_are_named(tmp_path: Path) -> None:
 def test_a_run_gives_each_node_its_own_checkpoint(tmp_path: Path) -> None:
     results = "nnUNet_results/Dataset001_A/nnUNetTrainer__nnUNetPlans__2d"
     for fold in (0, 3):
-        save(tmp_path / "run" / "nodes" / "Oslo" / results / f"fold_{fold}" / CHECKPOINT, network())
+        save(tmp_path / "run" / "nodes" / "Oslo" / results / f"fold_{fold}" / FINAL, network())
     oslo = tmp_path / "run" / "nodes" / "Oslo" / results
-    assert find_checkpoint(tmp_path / "run", "Oslo", 3) == oslo / "fold_3" / CHECKPOINT
-    assert find_checkpoint(tmp_path / "run", "Oslo", 1) == oslo / "fold_0" / CHECKPOINT
-    assert find_checkpoint(oslo / "fold_3", "Porto", 1) == oslo / "fold_3" / CHECKPOINT
-    assert find_checkpoint(oslo / "fold_3" / CHECKPOINT, "Porto", 1) == oslo / "fold_3" / CHECKPOINT
+    assert find_checkpoint(tmp_path / "run", "Oslo", 3) == oslo / "fold_3" / FINAL
+    assert find_checkpoint(tmp_path / "run", "Oslo", 1) == oslo / "fold_0" / FINAL
+    assert find_checkpoint(oslo / "fold_3", "Porto", 1) == oslo / "fold_3" / FINAL
+    assert find_checkpoint(oslo / "fold_3" / FINAL, "Porto", 1) == oslo / "fold_3" / FINAL
     with pytest.raises(ConfigError, match=r"of node Porto, only of Oslo; name one by node: trainer.pretrained={Porto"):
         find_checkpoint(tmp_path / "run", "Porto", 0)
     with pytest.raises(ConfigError, match="neither a checkpoint, nor a folder"):
