@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -66,15 +69,43 @@ def final_weights(run: Path, node: str, fold: int | str = 0) -> dict[str, torch.
 Train = Callable[..., subprocess.CompletedProcess[str]]
 
 
+def run_here(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """A ``python train.py …`` in this process: the same script, arguments, output and exit code.
+
+    What it takes seconds to import, here and for the nodes, is imported once for all tests.
+    """
+    out, errors = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.chdir(ROOT),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(errors),
+    ):
+        patch.setattr(sys, "argv", arguments[1:])
+        patch.setenv("COLUMNS", "200")
+        try:
+            runpy.run_path(arguments[1], run_name="__main__")
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), errors.getvalue())
+
+
+def run_apart(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """The same in a process of its own."""
+    environment = {**os.environ, "COLUMNS": "200"}
+    return subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
+
+
 @pytest.fixture(scope="session")
 def train(raw: Path) -> Train:
-    """Run ``train.py`` into a folder and return the finished process."""
+    """Run ``train.py`` into a folder and return what it printed and its exit code; ``apart`` for a process of its own.
 
-    def run(folder: Path, *overrides: str, raw: Path = raw) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "COLUMNS": "200"}
-        return subprocess.run(
-            command(raw, folder, *overrides), capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300
-        )
+    A test that changes the environment needs one: nodes have that of when the first of them was started.
+    """
+
+    def run(folder: Path, *overrides: str, raw: Path = raw, apart: bool = False) -> subprocess.CompletedProcess[str]:
+        return (run_apart if apart else run_here)(command(raw, folder, *overrides))
 
     return run
 

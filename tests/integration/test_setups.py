@@ -181,7 +181,7 @@ def test_wandb_gets_a_run_for_the_server_and_one_a_node(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    result = train(tmp_path / "run", "strategy=ffe", "logger=wandb")
+    result = train(tmp_path / "run", "strategy=ffe", "logger=wandb", apart=True)
     assert result.returncode == 0, result.stdout + result.stderr
     runs = list((tmp_path / "run" / "wandb").glob("offline-run-*"))
     assert len(runs) == 1 + len(CENTRES) + 1  # the external centre is a node, too

@@ -86,7 +86,7 @@ def test_own_trainer_by_import_path_decides_its_epochs(
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH")))))
     settings = ("trainer=nnunet", "trainer.class=gentle.Gentle")
     from_class = tuple(f"trainer.{name}=null" for name in ("epochs", "iterations", "val_iterations"))
-    result = train(tmp_path / "run", *settings, *from_class, "strategy=ffe", OSLO_AND_LUND)
+    result = train(tmp_path / "run", *settings, *from_class, "strategy=ffe", OSLO_AND_LUND, apart=True)
     assert result.returncode == 0, result.stdout + result.stderr
     assert losses(tmp_path / "run")["round"].max() == 3
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
