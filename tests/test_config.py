@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 
 from fednnunet.config import RunConfig, read_config
+from fednnunet.datasets.raw import DATASET_NAME
 from fednnunet.errors import ConfigError
 from fednnunet.federation.strategy import AsymFedAvg
+from fednnunet.reporting.paper import paper_tables
 
 CONF = Path(__file__).parents[1] / "conf"
+TABLES = {"table7_mamamia": "mamamia", "table8_mnms": "mnms", "table9_aimix": "aimix"}
+"""Experiments on data that is not generated."""
 CENTRES = "dataset.centres=[{name: Oslo, dataset: 201}, {name: Porto, dataset: /data/Dataset202_Porto}]"
 
 
@@ -34,7 +39,7 @@ def options(group: str) -> list[str]:
 )
 def test_every_option_of_every_group_composes(tmp_path: Path, group: str, option: str) -> None:
     config = composed(tmp_path, f"{group}={option}")
-    assert config.dataset.name == "phantom"
+    assert config.dataset.name == TABLES.get(option, "phantom")
 
 
 def test_phantom_brings_the_demo_training_and_the_command_line_wins(tmp_path: Path) -> None:
@@ -43,6 +48,53 @@ def test_phantom_brings_the_demo_training_and_the_command_line_wins(tmp_path: Pa
     assert demo < 100
     assert composed(tmp_path, "trainer=nnunet").trainer.epochs is None, "as the class has it"
     assert composed(tmp_path, "dataset=custom", CENTRES).trainer.epochs is None
+
+
+@pytest.mark.parametrize("name", [*TABLES.values(), "mamamia_public"])
+def test_datasets_are_those_of_the_papers_tables(tmp_path: Path, name: str) -> None:
+    dataset = composed(tmp_path, f"dataset={name}").dataset
+    paper = paper_tables()[dataset.name]
+    assert [centre.name for centre in dataset.centres if not centre.external] == list(paper.training)
+    external = [] if name == "mamamia_public" else list(paper.external)
+    assert [centre.name for centre in dataset.centres if centre.external] == external
+    assert (dataset.configuration, dataset.hd95_unit) == (paper.configuration, paper.hd95_unit)
+    folders = (CONF / "dataset" / f"{name}.yaml").read_text()
+    for centre, studies in (paper.training | paper.external).items() if external else ():
+        assert re.search(rf"name: {centre}, .*\({studies}\)", folders)
+
+
+def test_the_public_part_of_mamamia_are_the_same_folders(tmp_path: Path) -> None:
+    whole, public = (composed(tmp_path, f"dataset={name}").dataset for name in ("mamamia", "mamamia_public"))
+    assert public.centres == [centre for centre in whole.centres if not centre.external]
+
+
+def test_folders_of_datasets_do_not_collide(tmp_path: Path) -> None:
+    names = [
+        str(centre.dataset)
+        for name in (*TABLES.values(), "phantom")
+        for centre in composed(tmp_path, f"dataset={name}").dataset.centres
+    ]
+    numbers = [DATASET_NAME.fullmatch(name)[1] for name in names]  # type: ignore[index]
+    assert len(set(numbers)) == len(numbers)
+
+
+@pytest.mark.parametrize("experiment", [*TABLES, "four_setups"])
+def test_tables_follow_the_papers_protocol(tmp_path: Path, experiment: str) -> None:
+    config = composed(tmp_path, f"experiment={experiment}", "dataset=aimix")
+    assert config.folds == [0, 1, 2, 3, 4]
+    assert config.evaluation.cross_centre
+    assert config.trainer == composed(tmp_path, "dataset=aimix", "trainer=nnunet").trainer, "1000 epochs, as nnU-Net"
+    assert {config.gpu_memory_of(centre.name) for centre in config.training_centres} == {8.0}
+
+
+@pytest.mark.parametrize("experiment", [*TABLES, "phantom"])
+def test_tables_sweep_the_four_set_ups_into_one_folder(experiment: str) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", overrides=[f"experiment={experiment}"], return_hydra_config=True)
+    assert config.hydra.mode.name == "MULTIRUN"
+    assert config.hydra.sweeper.params == {"strategy": "local,asym,ffe,centralized"}
+    sweep = (config.hydra.sweep.dir, config.hydra.sweep.subdir)
+    assert sweep == (f"outputs/{experiment}".replace("phantom", "phantom-experiment"), "asym-seed0")
 
 
 def test_memory_targets_are_by_name_of_the_node(tmp_path: Path) -> None:

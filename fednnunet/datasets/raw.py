@@ -117,7 +117,10 @@ def _look_up(text: str, raw_folder: Path | None, centre: str) -> Path:
         raise DataError(f"centre {centre}: id {text} is ambiguous in {raw_folder}: {', '.join(p.name for p in found)}")
     if not found:
         names = ", ".join(path.name for path in there) or "no datasets"
-        raise DataError(f"centre {centre}: dataset {text} is not in {raw_folder}, which holds {names}")
+        raise DataError(
+            f"centre {centre}: dataset {text} is not in {raw_folder}, which holds {names}; put it there, or give its "
+            "path in dataset.centres"
+        )
     return found[0]
 
 

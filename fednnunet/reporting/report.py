@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from fednnunet.config import POOLED_NODE
 from fednnunet.files import write_atomically
 from fednnunet.reporting import figures
+from fednnunet.reporting.paper import compare_with_paper
 from fednnunet.reporting.run_folder import (
     Run,
     brief_plans,
@@ -147,6 +148,7 @@ def render_report(folder: Path, runs: Sequence[Run]) -> str:
         duration=duration,
         problems=[run.problem for run in ordered if run.problem],
         table=table,
+        comparison=compare_with_paper(table, ordered) if table is not None else None,
         empty_masks=_empty_masks(cases) if table is not None else [],
         curves=curves,
         scores=scores,

@@ -13,8 +13,10 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from fednnunet.errors import DataError
+from fednnunet.reporting.paper import compare_with_paper
 from fednnunet.reporting.report import results_of, write_report
 from fednnunet.reporting.run_folder import merge, merge_rounds, read_runs, write_csv
+from fednnunet.reporting.table_files import write_tables
 from fednnunet.reporting.tables import summarise
 
 
@@ -52,7 +54,8 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
 def compare_runs(folder: Path, run_folders: Sequence[Path], console: Console) -> Path:
     """Write merged tables and one report of several runs into ``folder`` and print the table.
 
-    The CSV files have the columns of a run's; a column ``seed`` follows where seeds differ, and
+    ``table.md``, ``table.tex`` and ``table.csv`` hold the table, with the paper's numbers where it has a table of the
+    dataset. The other CSV files have the columns of a run's; a column ``seed`` follows where seeds differ, and
     in ``rounds.csv`` a column ``fold`` where folds do.
 
     Returns:
@@ -70,6 +73,7 @@ def compare_runs(folder: Path, run_folders: Sequence[Path], console: Console) ->
     table = results_of(runs)
     console.print()
     if table is not None:
+        write_tables(folder, table, compare_with_paper(table, runs))
         if console.is_terminal:
             console.print(table.as_rich())
         else:

@@ -55,6 +55,15 @@ def test_merged_tables_hold_the_rows_of_all_runs(make_run: MakeRun, tmp_path: Pa
     assert all(len(line) < 110 for line in printed.splitlines())
 
 
+def test_the_table_is_written_to_take_elsewhere(make_run: MakeRun, tmp_path: Path) -> None:
+    printed = compare(tmp_path / "sweep", [make_run("local"), make_run("asym")])
+    rows = pd.read_csv(tmp_path / "sweep" / "table.csv")
+    assert len(rows) == 2 * 5 * 2  # set-ups, centres, metrics
+    shown = f"{rows.loc[(rows['strategy'] == 'asym') & (rows['node'] == 'NACT'), 'value'].iloc[0]:.3f}"
+    for text in (printed, *((tmp_path / "sweep" / f"table.{kind}").read_text() for kind in ("md", "tex"))):
+        assert shown in text
+
+
 def test_seeds_keep_apart_in_files_and_are_averaged_in_the_table(make_run: MakeRun, tmp_path: Path) -> None:
     runs = [make_run(name, seed=seed) for name in ("local", "asym") for seed in (0, 1)]
     printed = compare(tmp_path / "sweep", runs)

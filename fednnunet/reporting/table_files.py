@@ -1,0 +1,130 @@
+"""The table of results as files to take elsewhere: Markdown, LaTeX and CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from fednnunet.files import write_atomically
+from fednnunet.reporting.paper import Comparison
+from fednnunet.reporting.run_folder import write_csv
+from fednnunet.reporting.tables import MEAN, ResultsTable
+
+LATEX = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "–": "--",
+    "−": "$-$",
+    "×": r"$\times$",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+}
+
+
+def write_tables(folder: Path, table: ResultsTable, comparison: Comparison | None) -> None:
+    """Write ``table.md``, ``table.tex`` and ``table.csv``, with the paper's numbers where there are some."""
+    write_atomically(folder / "table.md", as_markdown(table, comparison))
+    write_atomically(folder / "table.tex", as_latex(table, comparison))
+    write_csv(as_rows(table, comparison), folder / "table.csv")
+
+
+def as_markdown(table: ResultsTable, comparison: Comparison | None = None) -> str:
+    """The table; below it the paper's numbers, ours and the difference, three rows a set-up."""
+    text = table.as_markdown()
+    if comparison is None:
+        return text
+    lines = [
+        f"\n{comparison.title}:\n",
+        f"| | set-up | | {' | '.join(_titles(table))} |",
+        f"| --- | --- | --- |{' ---: |' * len(table.columns)}",
+        *(f"| {' | '.join(row)} |" for block in _blocks(comparison) for row in block),
+        f"\n{comparison.note}",
+    ]
+    return text + "\n".join(lines) + "\n"
+
+
+def as_latex(table: ResultsTable, comparison: Comparison | None = None) -> str:
+    """The same as ``tabular`` for LaTeX with booktabs; the best value that keeps images at their nodes is bold."""
+    blocks = []
+    for metric in table.metrics:
+        rows = []
+        for row, setup in enumerate(table.setups):
+            cells = [escape_latex(table.cell(metric, setup, column)) for column in table.columns]
+            best = [table.is_best(metric, setup, column) for column in table.columns]
+            marked = [rf"\textbf{{{cell}}}" if bold else cell for cell, bold in zip(cells, best, strict=True)]
+            rows.append([escape_latex(metric.title) if row == 0 else "", escape_latex(setup), *marked])
+        blocks.append(rows)
+    text = "% needs \\usepackage{booktabs}\n" + _tabular(["", "set-up", *_titles(table)], blocks, text_columns=2)
+    if comparison is None:
+        return text
+    beside = [[[escape_latex(cell) for cell in row] for row in block] for block in _blocks(comparison)]
+    head = f"\n% {comparison.title}. {comparison.note}\n"
+    return text + head + _tabular(["", "set-up", "", *_titles(table)], beside, text_columns=3)
+
+
+def as_rows(table: ResultsTable, comparison: Comparison | None = None) -> pd.DataFrame:
+    """One row a set-up, centre and metric, all digits kept; means over centres are left out.
+
+    Returns:
+        Columns ``strategy``, ``node``, ``metric``, ``unit`` and ``value``; with a comparison also ``paper`` and
+        ``difference`` (ours − paper).
+    """
+    rows = []
+    for metric in table.metrics:
+        ours = table.values[metric.column]
+        paper = None
+        if comparison is not None:
+            ours, paper = comparison.values(metric)
+        for setup in ours.index:
+            for node in (column for column in table.columns if column != MEAN):
+                row = {
+                    "strategy": setup,
+                    "node": node,
+                    "metric": metric.column,
+                    "unit": table.hd95_unit if metric.column == "hd95" else "",
+                    "value": ours.loc[setup, node],
+                }
+                if paper is not None:
+                    row |= {"paper": paper.loc[setup, node], "difference": row["value"] - paper.loc[setup, node]}
+                rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def escape_latex(text: str) -> str:
+    """Text that LaTeX sets as it is."""
+    return "".join(LATEX.get(character, character) for character in text)
+
+
+def _titles(table: ResultsTable) -> list[str]:
+    return [f"{name} (external)" if name in table.external else name for name in table.columns]
+
+
+def _blocks(comparison: Comparison) -> list[list[list[str]]]:
+    """A block a metric; its name stands in the first row only, that of a set-up in the first of its three."""
+    blocks = []
+    for metric in comparison.ours.metrics:
+        block: list[list[str]] = []
+        for place, (setup, kind, cells) in enumerate(comparison.rows(metric)):
+            block.append([metric.title if place == 0 else "", setup if kind == "ours" else "", kind, *cells])
+        blocks.append(block)
+    return blocks
+
+
+def _tabular(titles: Sequence[str], blocks: Iterable[Sequence[Sequence[str]]], text_columns: int) -> str:
+    """Rows of LaTeX with rules between blocks; titles are escaped here, cells are LaTeX."""
+    columns = "l" * text_columns + "r" * (len(titles) - text_columns)
+    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", _line([escape_latex(title) for title in titles])]
+    for block in blocks:
+        lines += [r"\midrule", *(_line(row) for row in block)]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"{' & '.join(cells)} \\\\"
