@@ -1,7 +1,7 @@
 # Everything a newcomer or CI runs. Set-up steps live here and nowhere else.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-fast check format benchmarks clean
+.PHONY: help setup demo experiment-phantom test test-fast check format benchmarks clean
 SHELL := /bin/bash
 
 VENV := .venv
@@ -19,12 +19,16 @@ export FLWR_TELEMETRY_ENABLED := 0
 help: ## list these targets
 	@echo 'FednnU-Net: nnU-Net trained across hospitals. `make demo` shows it in a few minutes.'
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## create .venv with everything (Python 3.11 or 3.12; done by the other targets when needed)
 
 demo: $(READY) ## train and compare local, asym, ffe and centralized on generated data; ends with a report
 	@$(PY) train.py experiment=demo
+
+experiment-phantom: $(READY) ## the paper's comparison on generated data, five folds, and its claims judged (an hour)
+	@$(PY) train.py experiment=phantom
+	@$(PY) experiments/phantom/claims.py outputs/phantom-experiment
 
 test: check ## checks and all tests, as CI runs them
 	@$(PY) -m pytest $(PARALLEL)

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from fednnunet.reporting.paper import paper_tables
+
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("experiments/*/README.md"))]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("experiments/**/README.md"))]
 TEST = re.compile(r"`([\w/]+\.py)::(\w+)`")
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)[^)]*\)")
 
@@ -27,6 +29,19 @@ def test_links_lead_somewhere(document: Path) -> None:
 def test_tests_that_are_named_exist(document: Path) -> None:
     for file, test in TEST.findall(document.read_text()):
         assert f"def {test}(" in (ROOT / "tests" / file).read_text(), f"{file}::{test}"
+
+
+@pytest.mark.parametrize(
+    ("experiment", "dataset"), [("table7_mamamia", "mamamia"), ("table8_mnms", "mnms"), ("table9_aimix", "aimix")]
+)
+def test_experiments_quote_the_papers_numbers_and_the_folders(experiment: str, dataset: str) -> None:
+    text = (ROOT / "experiments" / experiment / "README.md").read_text()
+    values = paper_tables()[dataset].values
+    for setup, dsc in values["dsc"].iterrows():
+        pairs = zip(dsc, values["hd95"].loc[setup], strict=True)
+        assert f"| {setup} | {' | '.join(f'{d:.3f}, {h:.2f}' for d, h in pairs)} |" in text
+    folders = re.findall(r"dataset: (\w+)", (ROOT / "conf" / "dataset" / f"{dataset}.yaml").read_text())
+    assert re.findall(r"`(Dataset\w+)`", text) == folders
 
 
 def test_features_name_their_tests() -> None:

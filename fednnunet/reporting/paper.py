@@ -91,9 +91,14 @@ class Comparison:
         return order_setups([*self.ours.setups, *self.paper.values["dsc"].index])
 
     def values(self, metric: Metric) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Ours and the paper's, rows :attr:`setups`, columns those of our table; NaN where there is none."""
+        """Ours and the paper's, rows :attr:`setups`, columns those of our table.
+
+        NaN where there is none; a centre that trained in one and was external in the other is not the same.
+        """
         ours = self.ours.values[metric.column].reindex(index=self.setups)
-        paper = self.paper.values[metric.column].reindex(index=self.setups, columns=ours.columns)
+        same = [centre for centre in self.ours.training if centre in self.paper.training]
+        same += [centre for centre in self.ours.external if centre in self.paper.external]
+        paper = self.paper.values[metric.column][same].reindex(index=self.setups, columns=ours.columns)
         return ours, paper.assign(**{MEAN: paper[self.ours.training].mean(axis=1, skipna=False)})
 
     def rows(self, metric: Metric) -> list[tuple[str, str, list[str]]]:
@@ -142,7 +147,7 @@ def _remarks(paper: PaperTable, table: ResultsTable, runs: Sequence[Run]) -> lis
     remarks += fewer
     lengths = {(run.info["rounds"], run.info["iterations"]) for run in finished} - {(paper.rounds, paper.iterations)}
     remarks += [
-        f"{rounds} rounds of {iterations} iterations, not {paper.rounds} of {paper.iterations}"
+        f"{rounds} rounds × {iterations} iterations, not {paper.rounds} × {paper.iterations}"
         for rounds, iterations in sorted(lengths)
     ]
     incomplete = [setup for setup in table.setups if not set(paper.folds) <= _folds(finished, setup)]

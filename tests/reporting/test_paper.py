@@ -106,6 +106,12 @@ def test_what_just_one_side_has_is_a_dash() -> None:
     assert rows["asym", "ours − paper"] == ["−0.134", "–", "–"]
 
 
+def test_a_training_centre_is_not_compared_with_an_external_one() -> None:
+    comparison = beside({("asym", "ISPY1"): (0.5, 20.0), ("asym", "NACT"): (0.6, 9.0)}, ["ISPY1"], ["NACT"])
+    rows = {(setup, kind): cells for setup, kind, cells in comparison.rows(comparison.ours.metrics[0])}
+    assert rows["asym", "paper"] == ["0.634", "0.634", "–"]
+
+
 def test_a_sweep_that_followed_the_paper_has_no_remarks(make_run: MakeRun) -> None:
     comparison = compared([paper_run(make_run, name) for name in ("local", "ffe")])
     assert comparison.remarks == []
@@ -117,7 +123,7 @@ def test_a_sweep_that_followed_the_paper_has_no_remarks(make_run: MakeRun) -> No
     [
         ({"nodes": ["ISPY1", "ISPY2", "DUKE"], "external": ["KAUNO", "NACT"]}, "trained without NACT"),
         ({"fold": 0}, "not all 5 folds of asym"),
-        ({"rounds": 36, "iterations": 12}, "36 rounds of 12 iterations, not 1000 of 250"),
+        ({"rounds": 36, "iterations": 12}, "36 rounds × 12 iterations, not 1000 × 250"),
         ({"configuration": "3d_fullres"}, "configuration 3d_fullres, not 2d"),
         ({"hd95_unit": "pixels"}, "HD95 in pixels, not mm"),
         ({"num_training": {**STUDIES, "DUKE": 12}}, "DUKE has 12 cases, not 291"),
