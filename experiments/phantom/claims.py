@@ -42,7 +42,8 @@ class Study:
     """What a finished comparison measured.
 
     Attributes:
-        scores: one row a set-up and case, as ``case_means`` gives them.
+        scores: one row a set-up and case: columns ``strategy``, ``node``, ``case``, ``dsc`` and, all the same, ``fold``
+            and ``seed``.
         dsc: rows are cases (index ``node``, ``case``), columns set-ups.
         sizes: training centre to number of its training cases.
         external: centres without.
@@ -65,7 +66,7 @@ class Study:
 
 
 def read_study(folder: Path) -> Study:
-    """Read the finished runs of a sweep; a case counts once, with its mean over seeds (and models, if external).
+    """Read the finished runs of a sweep; a case counts once, with its mean over seeds (of an external one, over folds).
 
     Raises:
         DataError: a set-up has no finished run; names it.
@@ -74,10 +75,11 @@ def read_study(folder: Path) -> Study:
     missing = [setup for setup in SETUP_ORDER if setup not in {run.setup for run in runs}]
     if missing:
         raise DataError(f"{folder}: {', '.join(missing)} did not finish; the same command goes on")
-    scores = case_means(pd.concat([run.cases for run in runs], ignore_index=True))
+    every = case_means(pd.concat([run.cases for run in runs], ignore_index=True))
+    scores = every.groupby(["strategy", "node", "case"], as_index=False)["dsc"].mean().assign(fold=0, seed=0)
     training, external = node_order(runs)
     counts = {node: number for run in runs for node, number in run.info["num_training"].items()}
-    dsc = scores.groupby(["node", "case", "strategy"])["dsc"].mean().unstack("strategy")
+    dsc = scores.pivot(index=["node", "case"], columns="strategy", values="dsc")
     return Study(scores, dsc, {node: counts[node] for node in training}, external)
 
 
@@ -106,11 +108,11 @@ def bootstrap(statistic: Statistic, centres: Sequence[np.ndarray]) -> Interval:
 
 def claims(study: Study, margin: float) -> pd.DataFrame:
     """One row a claim: what it says, the difference, its interval, and what to make of it."""
+    own = study.scores[study.scores["node"].isin(study.sizes)]
     rows = []
     for setup, reference in (*((setup, "local") for setup in FEDERATED), ("ffe", "centralized")):
         gains = [study.gains(setup, reference, centre) for centre in study.sizes]
         difference = bootstrap(mean_of_centres, gains)
-        own = study.scores[study.scores["node"].isin(study.sizes)]
         rows.append(
             {
                 "claim": f"{setup} better than local" if reference == "local" else "ffe close to centralized",
@@ -118,7 +120,7 @@ def claims(study: Study, margin: float) -> pd.DataFrame:
                 "centres": difference,
                 "cases": bootstrap(mean_of_cases, gains),
                 "p": fisher(list(wilcoxon_by_centre(own, setup, reference).values())),
-                "verdict": is_above(difference) if reference == "local" else is_close(difference, margin),
+                "verdict": judge_above(difference) if reference == "local" else judge_close(difference, margin),
             }
         )
     others = [centre for centre in study.sizes if centre != study.smallest]
@@ -133,21 +135,21 @@ def claims(study: Study, margin: float) -> pd.DataFrame:
                 "centres": lead,
                 "cases": None,
                 "p": None,
-                "verdict": is_above(lead) if most == study.smallest else f"not borne out: {most} gains most",
+                "verdict": judge_above(lead) if most == study.smallest else f"not borne out: {most} gains most",
             }
         )
     return pd.DataFrame(rows)
 
 
-def is_above(interval: Interval) -> str:
-    """Whether the difference is positive."""
+def judge_above(interval: Interval) -> str:
+    """What to make of a difference that should be positive."""
     if interval.low > 0:
         return "borne out"
     return "contradicted" if interval.high < 0 else "open: the interval holds 0"
 
 
-def is_close(interval: Interval, margin: float) -> str:
-    """Whether the difference is within ``margin`` of none."""
+def judge_close(interval: Interval, margin: float) -> str:
+    """What to make of a difference that should lie within ``margin`` of none."""
     if -margin <= interval.low and interval.high <= margin:
         return "borne out"
     if interval.low > margin:

@@ -96,7 +96,7 @@ def test_each_claim_is_judged_by_its_interval(claims: ModuleType, sweep: Path) -
 )
 def test_verdicts(claims: ModuleType, low: float, high: float, above: str, close: str) -> None:
     interval = Interval((low + high) / 2, low, high)
-    assert (claims.is_above(interval), claims.is_close(interval, 0.015)) == (above, close)
+    assert (claims.judge_above(interval), claims.judge_close(interval, 0.015)) == (above, close)
 
 
 def test_margin_is_the_largest_difference_in_the_papers_tables(claims: ModuleType) -> None:
