@@ -26,7 +26,7 @@ setup: $(READY) ## create .venv with everything (Python 3.11 or 3.12; done by th
 demo: $(READY) ## train and compare local, asym, ffe and centralized on generated data; ends with a report
 	@$(PY) train.py experiment=demo
 
-experiment-phantom: $(READY) ## the paper's comparison on generated data, five folds, and its claims judged (an hour)
+experiment-phantom: $(READY) ## the paper's comparison on generated data, five folds, and whether its claims hold
 	@$(PY) train.py experiment=phantom
 	@$(PY) experiments/phantom/claims.py outputs/phantom-experiment
 
