@@ -26,7 +26,6 @@ DEFAULT_REFERENCE = "local"
 ALL_CENTRES = "all centres"
 """In the column ``node``: the training centres together."""
 
-FISHER = "Fisher’s method: "
 LEVEL = 0.05
 COMPARISON_COLUMNS = [
     *("strategy", "reference", "node", "n_cases", "n_pairs"),
@@ -64,9 +63,10 @@ class Comparison:
         """A sentence a set-up in the paper's form: difference in points of DSC, and p before Holm's correction."""
         sentences = []
         for setup in self.setups:
+            rows = self.rows[self.rows["strategy"] == setup].dropna(subset=["difference"])
             found = [
-                f"{row.node} {show_points(row.difference)} % ({FISHER * (row.node == ALL_CENTRES)}{_p_is(row.p)})"
-                for row in self.rows[self.rows["strategy"] == setup].dropna(subset=["difference"]).itertuples()
+                f"{self._title(row.node)} {show_points(row.difference)} % ({_p_is(row.p, row.node)})"
+                for row in rows.itertuples()
             ]
             sentences.append(f"{setup} over {self.reference}: {', '.join(found) or 'no case in common'}.")
         return sentences
@@ -75,10 +75,12 @@ class Comparison:
         """Centre to set-up to mean difference in points of DSC, where there is one."""
         found: dict[str, dict[str, Interval]] = {}
         for row in self.rows.dropna(subset=["difference"]).itertuples():
-            centre = f"{row.node} (external)" if row.node in self.external else row.node
             points = Interval(*(100 * value for value in (row.difference, row.low, row.high)))
-            found.setdefault(centre, {})[row.strategy] = points
+            found.setdefault(self._title(row.node), {})[row.strategy] = points
         return found
+
+    def _title(self, node: str) -> str:
+        return f"{node} (external)" if node in self.external else node
 
 
 def show_points(difference: float) -> str:
@@ -86,9 +88,10 @@ def show_points(difference: float) -> str:
     return "–" if np.isnan(difference) else f"{100 * difference:+.1f}".replace("-", "−")
 
 
-def _p_is(p_value: float) -> str:
+def _p_is(p_value: float, node: str) -> str:
     shown = show_p_value(p_value)
-    return f"p {shown}" if shown.startswith("<") else f"p = {shown}"
+    method = "Fisher’s method: " if node == ALL_CENTRES else ""
+    return f"{method}p {shown}" if shown.startswith("<") else f"{method}p = {shown}"
 
 
 def choose_reference(setups: Sequence[str], wanted: str | None) -> str | None:
@@ -142,11 +145,10 @@ def compare_setups(
         p_values = {centre: wilcoxon(found) for centre, found in pairs.items()}
         of_setup = [_row(centre, [pairs[centre]], effects[centre], p_values[centre]) for centre in pairs]
         if len(training) > 1:
-            effect, p_value = (
-                float(np.mean([effects[name] for name in training])),
-                fisher([p_values[n] for n in training]),
-            )
-            of_setup.insert(len(training), _row(ALL_CENTRES, [pairs[name] for name in training], effect, p_value))
+            effect = float(np.mean([effects[centre] for centre in training]))
+            p_value = fisher([p_values[centre] for centre in training])
+            together = _row(ALL_CENTRES, [pairs[centre] for centre in training], effect, p_value)
+            of_setup.insert(len(training), together)
         rows += [{"strategy": setup, "reference": reference, **row} for row in of_setup]
     table = pd.DataFrame(rows, columns=COMPARISON_COLUMNS)
     for _, tests in table.groupby("node"):

@@ -16,7 +16,6 @@ from fednnunet.evaluation.statistics import show_p_value
 from fednnunet.files import write_atomically
 from fednnunet.reporting import figures
 from fednnunet.reporting.comparison import LEVEL, show_points
-from fednnunet.reporting.coverage import repeated
 from fednnunet.reporting.figures.overlays import Overlay, show_dsc
 from fednnunet.reporting.pictured import PicturedCase, choose_cases
 from fednnunet.reporting.results import Results
@@ -104,7 +103,7 @@ def render_report(folder: Path, results: Results) -> str:
         meanings={name: SETUP_MEANINGS.get(name.split(" ")[0], "") for name in setups},
         runs=runs,
         duration=duration,
-        problems=[*(run.problem for run in runs if run.problem), *repeated(runs)],
+        problems=results.problems,
         table=results.table,
         comparison=results.comparison,
         star=STAR,
@@ -253,11 +252,8 @@ def _panel_uri(overlay: Overlay) -> str:
 
 def _svg(figure: Figure, saved: Path, name: str, title: str) -> Picture:
     svg = figures.save_figure(figure, saved, name)
-    return _picture(title, figures.as_data_uri(svg, "image/svg+xml"), figure)
-
-
-def _picture(title: str, uri: str, figure: Figure) -> Picture:
     inches = figure.get_size_inches()[0]
+    uri = figures.as_data_uri(svg, "image/svg+xml")
     return Picture(title, uri, width=round(105 * inches), readable=round(82 * inches))
 
 

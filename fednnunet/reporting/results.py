@@ -10,7 +10,7 @@ import pandas as pd
 from fednnunet.errors import ConfigError
 from fednnunet.evaluation.statistics import Interval, bootstrap_mean
 from fednnunet.reporting.comparison import LEVEL, Comparison, choose_reference, compare_setups
-from fednnunet.reporting.coverage import check_comparable, missing_folds
+from fednnunet.reporting.coverage import check_comparable, missing_folds, repeated
 from fednnunet.reporting.run_folder import ENSEMBLE, Run, merge, merge_rounds, node_order
 from fednnunet.reporting.tables import (
     DAGGER,
@@ -60,6 +60,11 @@ class Results:
     comparison: Comparison | None
     external_scores: External
 
+    @property
+    def problems(self) -> list[str]:
+        """What there is to say of runs that lack something or are there twice."""
+        return [*(run.problem for run in self.runs if run.problem), *repeated(self.runs)]
+
 
 def gather_results(runs: Sequence[Run], reference: str | None = None, external_scores: External = "mean") -> Results:
     """Put the scores of runs together.
@@ -90,7 +95,7 @@ def gather_results(runs: Sequence[Run], reference: str | None = None, external_s
     comparison = compare_setups(scores, chosen, training, external) if chosen and len(scored) > 1 else None
     unit = next((run.info["hd95_unit"] for run in ordered if "hd95_unit" in run.info), "mm")
     table = results_table(summary, training, external, unit)
-    missing = missing_folds(ordered)
+    missing = {setup: folds for setup, folds in missing_folds(ordered).items() if setup in scored}
     table = replace(
         table,
         intervals=_intervals(scores, table),

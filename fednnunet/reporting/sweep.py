@@ -14,7 +14,6 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from fednnunet.errors import DataError, FednnUNetError
-from fednnunet.reporting.coverage import repeated
 from fednnunet.reporting.report import write_report
 from fednnunet.reporting.results import gather_results
 from fednnunet.reporting.run_folder import read_runs, write_csv
@@ -99,7 +98,7 @@ def compare_runs(
         console.print()
         for sentence in results.comparison.sentences():
             console.print(sentence, soft_wrap=not console.is_terminal, highlight=False)
-    for problem in [*(run.problem for run in results.runs if run.problem), *repeated(results.runs)]:
+    for problem in results.problems:
         console.print(f"{problem}.", style="yellow", soft_wrap=True, highlight=False)
     console.print(f"\nreport: {os.path.relpath(report)}", soft_wrap=True, highlight=False)
     return report

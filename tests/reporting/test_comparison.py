@@ -98,13 +98,14 @@ def test_sentences_have_the_papers_form() -> None:
         ("ffe", "local", "ISPY1", 9, 9, 0.032, 0.01, 0.05, 0.4, 0.009, 0.018),
         ("ffe", "local", "NACT", 9, 9, -0.109, -0.2, -0.05, 0.4, 0.0004, 0.0008),
         ("ffe", "local", ALL_CENTRES, 18, 18, -0.04, -0.1, 0.02, 0.4, 0.02, 0.04),
-        ("ffe", "local", "KAUNO", 0, 0, *([np.nan] * 6)),
+        ("ffe", "local", "KAUNO", 9, 9, 0.001, -0.1, 0.1, 0.1, 0.8576, 0.9),
+        ("ffe", "local", "GUMED", 0, 0, *([np.nan] * 6)),
         ("asym", "local", "ISPY1", 0, 0, *([np.nan] * 6)),
     ]
-    comparison = Comparison("local", pd.DataFrame(rows, columns=COMPARISON_COLUMNS), ["KAUNO"])
+    comparison = Comparison("local", pd.DataFrame(rows, columns=COMPARISON_COLUMNS), ["KAUNO", "GUMED"])
     assert comparison.sentences() == [
         "ffe over local: ISPY1 +3.2 % (p = 0.009), NACT −10.9 % (p < 0.001), "
-        "all centres −4.0 % (Fisher’s method: p = 0.020).",
+        "all centres −4.0 % (Fisher’s method: p = 0.020), KAUNO (external) +0.1 % (p = 0.858).",
         "asym over local: no case in common.",
     ]
 

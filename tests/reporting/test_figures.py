@@ -94,6 +94,13 @@ def test_a_panel_shows_both_contours_in_their_colours(make_run: MakeRun) -> None
     assert "#f0b400" not in colours(figures.overlay_panel(nothing))
 
 
+def test_a_report_of_eight_centres_and_four_set_ups_stays_small() -> None:
+    noise = np.random.default_rng(0).normal(size=(512, 512))  # what compresses worst
+    mask = np.zeros((512, 512), np.uint8)
+    panel = figures.overlay_panel(figures.Overlay(noise, mask, mask, np.ones(2), 0.5))
+    assert 8 * 4 * 3 * len(figures.as_data_uri(panel, "image/png")) < 9e6
+
+
 def test_a_broken_overlay_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "A__0.npz").write_bytes(b"PK\x03\x04 broken")
     with pytest.raises(DataError, match=r"A__0\.npz"):

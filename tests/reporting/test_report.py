@@ -119,6 +119,7 @@ def test_an_unfinished_run_is_said_not_hidden(make_run: MakeRun, tmp_path: Path)
     page = report_of(tmp_path / "sweep", [whole, broken])
     (warning,) = texts(page, ".//p[@class='warning']")
     assert "strategy=ffe,seed=0 did not finish: it trained 12 rounds and has no scores" in warning
+    assert not any("†" in note for note in texts(page, ".//p[@class='note']")), "it is not in the table"
     assert texts(page, ".//section[@id='results']//th[@scope='row']") == ["asym", "asym"]
 
 
