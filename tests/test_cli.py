@@ -73,14 +73,26 @@ def test_what_can_not_be_compared_is_one_line_and_nothing_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_an_ensemble_that_nobody_scored_is_refused(
-    report: Callable[..., int], make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("external", "kept", "problem"),
+    [
+        ("ensemble", "model != 'ensemble'", "no run has scores of an ensemble; choose mean or best"),
+        ("best", "node == 'KAUNO'", "no node scored held-out cases of its own; choose mean or ensemble"),
+    ],
+)
+def test_external_models_that_nobody_scored_are_refused(
+    external: str,
+    kept: str,
+    problem: str,
+    report: Callable[..., int],
+    make_run: MakeRun,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = make_run("ffe")
-    cases = pd.read_csv(run / "cases.csv")
-    cases[cases["model"] != "ensemble"].to_csv(run / "cases.csv", index=False)
-    assert report(run, "--external", "ensemble", "--out", tmp_path / "out") == 2
-    assert "no run has scores of an ensemble; choose mean or best" in capsys.readouterr().err
+    pd.read_csv(run / "cases.csv").query(kept).to_csv(run / "cases.csv", index=False)
+    assert report(run, "--external", external, "--out", tmp_path / "out") == 2
+    assert capsys.readouterr().err == f"error: external {external}: {problem}\n"
 
 
 def test_a_folder_without_runs_is_refused(

@@ -11,7 +11,7 @@ from fednnunet.errors import ConfigError
 from fednnunet.evaluation.statistics import Interval, bootstrap_mean
 from fednnunet.reporting.comparison import LEVEL, Comparison, choose_reference, compare_setups
 from fednnunet.reporting.coverage import check_comparable, missing_folds, repeated
-from fednnunet.reporting.run_folder import ENSEMBLE, Run, merge, merge_rounds, node_order
+from fednnunet.reporting.run_folder import Run, merge, merge_rounds, node_order
 from fednnunet.reporting.tables import (
     DAGGER,
     MEAN,
@@ -29,6 +29,11 @@ EXTERNAL_MEANINGS: dict[External, str] = {
     "mean": "the mean over the models of all nodes",
     "best": "the model of the node with the best mean DSC over its own held-out cases",
     "ensemble": "the ensemble of the models of all nodes",
+}
+EXTERNAL_LACKS: dict[External, str] = {
+    "mean": "no run has scores of a node's model at an external node; choose ensemble",
+    "best": "no node scored held-out cases of its own; choose mean or ensemble",
+    "ensemble": "no run has scores of an ensemble; choose mean or best",
 }
 
 
@@ -76,7 +81,7 @@ def gather_results(runs: Sequence[Run], reference: str | None = None, external_s
 
     Raises:
         DataError: the runs can not stand in one table.
-        ConfigError: there is no such reference, or no scores of ensembles.
+        ConfigError: there is no such reference, or nothing that counts at external nodes.
     """
     check_comparable(runs)
     setups = order_setups(run.setup for run in runs)
@@ -85,9 +90,10 @@ def gather_results(runs: Sequence[Run], reference: str | None = None, external_s
     cases, rounds = merge([run.cases for run in ordered]), merge_rounds([run.rounds for run in ordered])
     if cases.empty:
         return Results(ordered, training, external, rounds, cases, cases, summarise(cases), None, None, external_scores)
-    if external_scores == "ensemble" and not (cases["model"] == ENSEMBLE).any():
-        raise ConfigError("external ensemble: no run has scores of an ensemble; choose mean or best")
     scores = case_means(cases, external_scores)
+    outside = cases["node"].isin(external)
+    if outside.any() and not scores["node"].isin(external).any():
+        raise ConfigError(f"external {external_scores}: {EXTERNAL_LACKS[external_scores]}")
     summary = fold_means(scores)
     scores = scores if "seed" in scores else scores.assign(seed=ordered[0].seed)
     scored = order_setups(scores["strategy"])

@@ -75,7 +75,7 @@ def compare_runs(
 
     Raises:
         DataError: a file of a run can not be read, or the runs can not stand in one report; names them.
-        ConfigError: there is no such reference, or no scores of ensembles.
+        ConfigError: there is no such reference, or nothing that counts at external nodes.
     """
     results = gather_results(read_runs(run_folders), reference, external)
     write_csv(results.cases, folder / "cases.csv")
