@@ -85,7 +85,7 @@ def paired_differences(cases: pd.DataFrame, setup: str, reference: str, metric: 
     return (ours - theirs).dropna()
 
 
-def of_centre(differences: pd.Series, centre: str) -> pd.Series:
+def select_centre(differences: pd.Series, centre: str) -> pd.Series:
     """Those of :func:`paired_differences` that are of one centre."""
     return differences[differences.index.get_level_values("node") == centre]
 
@@ -105,7 +105,7 @@ def wilcoxon(differences: Sequence[float]) -> float:
 def wilcoxon_by_centre(cases: pd.DataFrame, setup: str, reference: str, metric: str = "dsc") -> dict[str, float]:
     """Centre to p-value of :func:`wilcoxon` on its :func:`paired_differences`."""
     differences = paired_differences(cases, setup, reference, metric)
-    return {str(centre): wilcoxon(of_centre(differences, centre)) for centre in cases["node"].unique()}
+    return {str(centre): wilcoxon(select_centre(differences, centre)) for centre in cases["node"].unique()}
 
 
 def rank_biserial(differences: Sequence[float]) -> float:

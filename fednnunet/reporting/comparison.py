@@ -14,9 +14,9 @@ from fednnunet.evaluation.statistics import (
     bootstrap_mean,
     fisher,
     holm,
-    of_centre,
     paired_differences,
     rank_biserial,
+    select_centre,
     show_p_value,
     wilcoxon,
 )
@@ -140,7 +140,7 @@ def compare_setups(
     rows = []
     for setup in setups:
         differences = paired_differences(scores, setup, reference)
-        pairs = {centre: of_centre(differences, centre) for centre in (*training, *external)}
+        pairs = {centre: select_centre(differences, centre) for centre in (*training, *external)}
         effects = {centre: rank_biserial(found) for centre, found in pairs.items()}
         p_values = {centre: wilcoxon(found) for centre, found in pairs.items()}
         of_setup = [_row(centre, [pairs[centre]], effects[centre], p_values[centre]) for centre in pairs]

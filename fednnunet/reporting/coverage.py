@@ -61,7 +61,7 @@ def missing_folds(runs: Sequence[Run]) -> dict[str, str]:
     return missing
 
 
-def repeated(runs: Sequence[Run]) -> list[str]:
+def repeated_folds(runs: Sequence[Run]) -> list[str]:
     """What there is to say of runs that scored the same fold of the same set-up and seed."""
     first: dict[tuple[str, int, str], Run] = {}
     told: dict[tuple[str, str], str] = {}

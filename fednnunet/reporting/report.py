@@ -100,7 +100,7 @@ def render_report(folder: Path, results: Results) -> str:
         title=_title(runs),
         facts=_facts(runs, training, external),
         commands=_distinct(run.info.get("command") for run in runs),
-        meanings={name: SETUP_MEANINGS.get(name.split(" ")[0], "") for name in setups},
+        meanings={name: meaning for name in setups if (meaning := SETUP_MEANINGS.get(name.split(" ")[0]))},
         runs=runs,
         duration=duration,
         problems=results.problems,

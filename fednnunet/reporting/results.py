@@ -10,7 +10,7 @@ import pandas as pd
 from fednnunet.errors import ConfigError
 from fednnunet.evaluation.statistics import Interval, bootstrap_mean
 from fednnunet.reporting.comparison import LEVEL, Comparison, choose_reference, compare_setups
-from fednnunet.reporting.coverage import check_comparable, missing_folds, repeated
+from fednnunet.reporting.coverage import check_comparable, missing_folds, repeated_folds
 from fednnunet.reporting.run_folder import Run, merge, merge_rounds, node_order
 from fednnunet.reporting.tables import (
     DAGGER,
@@ -39,7 +39,7 @@ EXTERNAL_LACKS: dict[External, str] = {
 
 @dataclass(frozen=True)
 class Results:
-    """Figures of one or several runs.
+    """What one or several runs came to.
 
     Attributes:
         runs: in the order of set-ups and seeds.
@@ -68,7 +68,7 @@ class Results:
     @property
     def problems(self) -> list[str]:
         """What there is to say of runs that lack something or are there twice."""
-        return [*(run.problem for run in self.runs if run.problem), *repeated(self.runs)]
+        return [*(run.problem for run in self.runs if run.problem), *repeated_folds(self.runs)]
 
 
 def gather_results(runs: Sequence[Run], reference: str | None = None, external_scores: External = "mean") -> Results:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from fednnunet.errors import DataError
-from fednnunet.reporting.coverage import check_comparable, missing_folds, repeated
+from fednnunet.reporting.coverage import check_comparable, missing_folds, repeated_folds
 from fednnunet.reporting.results import gather_results
 from fednnunet.reporting.run_folder import read_run, read_runs
 
@@ -107,6 +107,6 @@ def test_a_fold_alone_is_its_run_and_a_list_of_one_is_the_same(make_run: MakeRun
 
 def test_runs_of_the_same_fold_are_named(make_run: MakeRun, tmp_path: Path) -> None:
     runs = [make_run("asym", folder=tmp_path / name) for name in ("a", "b")]
-    (said,) = repeated(read_runs(runs))
+    (said,) = repeated_folds(read_runs(runs))
     assert said == f"{runs[0]} and {runs[1]} are both asym: their scores are averaged"
-    assert repeated(read_runs([runs[0], make_run("asym", seed=1)])) == []
+    assert repeated_folds(read_runs([runs[0], make_run("asym", seed=1)])) == []
