@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -29,13 +29,23 @@ def report(
     out: Annotated[Path, typer.Option(help="Folder for the tables, the figures and report.html.")] = Path(
         "outputs/comparison"
     ),
+    reference: Annotated[
+        str | None, typer.Option(help="Set-up that the others are tested against.", show_default="local")
+    ] = None,
+    external: Annotated[
+        Literal["mean", "best", "ensemble"],
+        typer.Option(
+            help="What counts at external centres: the mean over all nodes' models, the model of the node that is "
+            "best on its own held-out cases, or the ensemble of all."
+        ),
+    ] = "mean",
 ) -> None:
-    """Compare runs: tables, figures and one self-contained report.html."""
+    """Compare runs: tables, tests, figures and one self-contained report.html."""
     from rich.console import Console
 
     from fednnunet.reporting.sweep import compare_runs, find_runs
 
-    compare_runs(out, find_runs(runs), Console())
+    compare_runs(out, find_runs(runs), Console(), reference, external)
 
 
 def main() -> int:

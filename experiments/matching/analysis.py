@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from fednnunet.evaluation.statistics import Interval, fisher, holm, mean_interval, wilcoxon_by_centre
+from fednnunet.evaluation.statistics import Interval, fisher, holm, mean_interval, show_p_value, wilcoxon_by_centre
 from fednnunet.files import write_atomically
-from fednnunet.reporting.figures import forest, save_figure
+from fednnunet.reporting.figures import forest, save_figure, setup_colours
 from fednnunet.reporting.run_folder import read_run
 from fednnunet.reporting.tables import case_means
 
@@ -82,16 +82,10 @@ def as_markdown(rows: pd.DataFrame, centres: list[str]) -> str:
             f"{row['dsc_mean']:.3f} [{row['dsc_low']:.3f}, {row['dsc_high']:.3f}]",
             f"{row['hd95_mean']:.1f}",
             gain,
-            *(_p_value(row[key]) for key in ("p_seeds", "p_cases")),
+            *(show_p_value(row[key]) for key in ("p_seeds", "p_cases")),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def _p_value(value: float) -> str:
-    if np.isnan(value):
-        return "–"
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def write_comparison(folder: Path) -> str:
@@ -108,12 +102,14 @@ def write_comparison(folder: Path) -> str:
     write_atomically(folder / "comparison.csv", rows.to_csv(index=False))
     write_atomically(folder / "comparison.md", text)
     gains = {
-        setup: Interval(row["gain_mean"], row["gain_low"], row["gain_high"])
+        setup: {setup: Interval(row["gain_mean"], row["gain_low"], row["gain_high"])}
         for setup, row in rows.set_index("setup").iterrows()
     }
+    of_strategies = setup_colours([setup.split(" ")[0] for setup in gains])
+    colours = {setup: of_strategies[setup.split(" ")[0]] for setup in gains}
     of_seeds = dsc.sub(dsc[PAPER], axis="index").to_dict("list")
     title = f"DSC less that of {PAPER}, {folder.name}"
-    save_figure(forest(gains, of_seeds, reference=PAPER, title=title), folder, "comparison")
+    save_figure(forest(gains, title, colours, of_seeds), folder, "comparison")
     return text
 
 

@@ -9,32 +9,29 @@ Each is a difference in DSC between two set-ups on the same held-out cases.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from fednnunet.errors import DataError, FednnUNetError
-from fednnunet.evaluation.statistics import Interval, fisher, wilcoxon_by_centre
+from fednnunet.evaluation.statistics import Interval, bootstrap, mean_of_means, show_p_value
 from fednnunet.files import write_atomically
-from fednnunet.reporting.figures import forest, save_figure
+from fednnunet.reporting.comparison import ALL_CENTRES, compare_setups
+from fednnunet.reporting.figures import forest, save_figure, setup_colours
 from fednnunet.reporting.paper import paper_tables
-from fednnunet.reporting.run_folder import node_order, read_runs
+from fednnunet.reporting.results import Results, gather_results
+from fednnunet.reporting.run_folder import read_runs
 from fednnunet.reporting.sweep import find_runs
-from fednnunet.reporting.tables import SETUP_ORDER, case_means
+from fednnunet.reporting.tables import SETUP_ORDER
 
 FEDERATED = ("asym", "ffe")
-RESAMPLES = 9999
 NOTE = (
-    "Intervals: 95 %, BCa bootstrap over cases, drawn within each centre: how cases differ, not how trainings "
-    "with other seeds would. p: the paper's test, Wilcoxon's of each centre, combined by Fisher. Close: within "
-    "±{margin:.3f}, the largest difference between FFE and centralized in the paper's tables."
+    "Intervals: 95 %, bootstrap over cases, drawn within each centre: how cases differ, not how trainings with other "
+    "seeds would. p: the paper's test, Wilcoxon's of each centre, combined by Fisher. Close: within ±{margin:.3f}, the "
+    "largest difference between FFE and centralized in the paper's tables."
 )
-
-Statistic = Callable[..., np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -42,31 +39,33 @@ class Study:
     """What a finished comparison measured.
 
     Attributes:
-        scores: one row a set-up and case: columns ``strategy``, ``node``, ``case``, ``dsc`` and, all the same, ``fold``
-            and ``seed``.
-        dsc: rows are cases (index ``node``, ``case``), columns set-ups.
+        results: of its runs.
         sizes: training centre to number of its training cases.
-        external: centres without.
     """
 
-    scores: pd.DataFrame
-    dsc: pd.DataFrame
+    results: Results
     sizes: dict[str, int]
-    external: list[str]
-
-    def gains(self, setup: str, reference: str, centre: str) -> np.ndarray:
-        """DSC of ``setup`` less that of ``reference``, a value a case of ``centre``."""
-        of_centre = self.dsc.loc[centre]
-        return (of_centre[setup] - of_centre[reference]).dropna().to_numpy()
 
     @property
     def smallest(self) -> str:
         """The centre with fewest training cases."""
         return min(self.sizes, key=lambda centre: self.sizes[centre])
 
+    def compare(self, reference: str) -> pd.DataFrame:
+        """The rows of ``comparisons.csv`` with another reference, by set-up and centre."""
+        results = self.results
+        compared = compare_setups(results.scores, reference, results.training, results.external)
+        return compared.rows.set_index(["strategy", "node"])
+
+    def gains(self, setup: str, centre: str) -> np.ndarray:
+        """DSC of ``setup`` less that of ``local``, a value a case of ``centre``, its mean over seeds."""
+        scores = self.results.scores
+        dsc = scores[scores["node"] == centre].pivot_table(index="case", columns="strategy", values="dsc")
+        return (dsc[setup] - dsc["local"]).dropna().to_numpy()
+
 
 def read_study(folder: Path) -> Study:
-    """Read the finished runs of a sweep; a case counts once, with its mean over seeds (of an external one, over folds).
+    """Read the finished runs of a sweep.
 
     Raises:
         DataError: a set-up has no finished run; names it.
@@ -75,70 +74,47 @@ def read_study(folder: Path) -> Study:
     missing = [setup for setup in SETUP_ORDER if setup not in {run.setup for run in runs}]
     if missing:
         raise DataError(f"{folder}: {', '.join(missing)} did not finish; the same command goes on")
-    every = case_means(pd.concat([run.cases for run in runs], ignore_index=True))
-    scores = every.groupby(["strategy", "node", "case"], as_index=False)["dsc"].mean().assign(fold=0, seed=0)
-    training, external = node_order(runs)
+    results = gather_results(runs)
     counts = {node: number for run in runs for node, number in run.info["num_training"].items()}
-    dsc = scores.pivot(index=["node", "case"], columns="strategy", values="dsc")
-    return Study(scores, dsc, {node: counts[node] for node in training}, external)
-
-
-def mean_of_centres(*centres: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Every centre counts the same, as in the table's mean."""
-    return np.mean([centre.mean(axis) for centre in centres], axis=0)
-
-
-def mean_of_cases(*centres: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Every case counts the same."""
-    return np.concatenate(centres, axis=axis).mean(axis)
-
-
-def first_less_others(*centres: np.ndarray, axis: int = -1) -> np.ndarray:
-    """The first centre's mean less the mean of the other centres' means."""
-    return centres[0].mean(axis) - mean_of_centres(*centres[1:], axis=axis)
-
-
-def bootstrap(statistic: Statistic, centres: Sequence[np.ndarray]) -> Interval:
-    """Value and 95 % interval over cases drawn anew within each centre (``scipy.stats.bootstrap``, BCa)."""
-    rng = np.random.default_rng(0)
-    result = stats.bootstrap(centres, statistic, n_resamples=RESAMPLES, vectorized=True, batch=500, rng=rng)
-    low, high = result.confidence_interval
-    return Interval(float(statistic(*centres)), float(low), float(high))
+    return Study(results, {node: counts[node] for node in results.training})
 
 
 def claims(study: Study, margin: float) -> pd.DataFrame:
     """One row a claim: what it says, the difference, its interval, and what to make of it."""
-    own = study.scores[study.scores["node"].isin(study.sizes)]
     rows = []
     for setup, reference in (*((setup, "local") for setup in FEDERATED), ("ffe", "centralized")):
-        gains = [study.gains(setup, reference, centre) for centre in study.sizes]
-        difference = bootstrap(mean_of_centres, gains)
+        compared = study.compare(reference).loc[(setup, ALL_CENTRES)]
+        difference = Interval(compared["difference"], compared["low"], compared["high"])
+        close = reference == "centralized"
         rows.append(
             {
-                "claim": f"{setup} better than local" if reference == "local" else "ffe close to centralized",
-                "difference": f"{setup} − {reference}",
-                "centres": difference,
-                "cases": bootstrap(mean_of_cases, gains),
-                "p": fisher(list(wilcoxon_by_centre(own, setup, reference).values())),
-                "verdict": judge_above(difference) if reference == "local" else judge_close(difference, margin),
+                "claim": f"{setup} close to centralized" if close else f"{setup} better than local",
+                "difference": f"{setup} − {reference}, mean over centres",
+                "interval": difference,
+                "p": compared["p"],
+                "verdict": judge_close(difference, margin) if close else judge_above(difference),
             }
         )
     others = [centre for centre in study.sizes if centre != study.smallest]
     for setup in FEDERATED:
-        gains = [study.gains(setup, "local", centre) for centre in (study.smallest, *others)]
-        lead = bootstrap(first_less_others, gains)
-        most = [study.smallest, *others][int(np.argmax([gain.mean() for gain in gains]))]
+        gains = {centre: study.gains(setup, centre) for centre in (study.smallest, *others)}
+        lead = bootstrap(list(gains.values()), first_less_others)
+        most = max(gains, key=lambda centre: gains[centre].mean())
         rows.append(
             {
                 "claim": f"{study.smallest}, the smallest centre, gains most by {setup}",
-                "difference": f"its gain − mean gain of the others ({setup} − local)",
-                "centres": lead,
-                "cases": None,
-                "p": None,
+                "difference": f"its {setup} − local, less the mean of the others'",
+                "interval": lead,
+                "p": np.nan,
                 "verdict": judge_above(lead) if most == study.smallest else f"not borne out: {most} gains most",
             }
         )
     return pd.DataFrame(rows)
+
+
+def first_less_others(*centres: np.ndarray, axis: int = -1) -> np.ndarray:
+    """The first centre's mean less the mean of the other centres' means."""
+    return centres[0].mean(axis=axis) - mean_of_means(*centres[1:], axis=axis)
 
 
 def judge_above(interval: Interval) -> str:
@@ -161,14 +137,14 @@ def judge_close(interval: Interval, margin: float) -> str:
 
 def centre_gains(study: Study) -> pd.DataFrame:
     """Gain of every centre by federated training, smallest training centre first, external centres last."""
-    order = [*sorted(study.sizes, key=lambda centre: study.sizes[centre]), *study.external]
+    order = [*sorted(study.sizes, key=lambda centre: study.sizes[centre]), *study.results.external]
     return pd.DataFrame(
         [
             {
                 "centre": centre,
                 "training": study.sizes.get(centre, 0),
-                "held_out": len(study.dsc.loc[centre]),
-                **{setup: bootstrap(mean_of_cases, [study.gains(setup, "local", centre)]) for setup in FEDERATED},
+                "held_out": len(study.gains("ffe", centre)),
+                **{setup: bootstrap([study.gains(setup, centre)]) for setup in FEDERATED},
             }
             for centre in order
         ]
@@ -178,11 +154,10 @@ def centre_gains(study: Study) -> pd.DataFrame:
 def as_markdown(judged: pd.DataFrame, gains: pd.DataFrame, margin: float) -> str:
     """Both tables and how to read them."""
     lines = [
-        "| claim | difference in DSC | mean over centres | mean over cases | p | |",
-        "| --- | --- | ---: | ---: | ---: | --- |",
+        "| claim | difference in DSC | | p | |",
+        "| --- | --- | ---: | ---: | --- |",
         *(
-            f"| {row.claim} | {row.difference} | {_show(row.centres)} | {_show(row.cases) if row.cases else '–'} | "
-            f"{f'{row.p:.2g}' if row.p == row.p else '–'} | {row.verdict} |"
+            f"| {row.claim} | {row.difference} | {_show(row.interval)} | {show_p_value(row.p)} | {row.verdict} |"
             for row in judged.itertuples()
         ),
         "",
@@ -219,14 +194,12 @@ def write_claims(folder: Path) -> str:
     gains = centre_gains(study)
     text = as_markdown(claims(study, margin), gains, margin)
     write_atomically(folder / "claims.md", text)
-    intervals, values = {"local": Interval(0.0, 0.0, 0.0)}, {"local": [0.0]}
-    for row in gains.to_dict("records"):
-        for setup in FEDERATED:
-            name = f"{setup} {row['centre']} ({row['training'] or 'external'})"
-            intervals[name] = row[setup]
-            values[name] = study.gains(setup, "local", row["centre"]).tolist()
-    title = "DSC less that of local on the same case; in brackets training cases"
-    save_figure(forest(intervals, values, reference="local", title=title), folder, "gains")
+    intervals = {
+        f"{row['centre']} ({row['training'] or 'external'})": {setup: row[setup] for setup in FEDERATED}
+        for row in gains.to_dict("records")
+    }
+    title = "DSC less that of local on the same cases; in brackets training cases"
+    save_figure(forest(intervals, title, setup_colours(FEDERATED)), folder, "gains")
     return text
 
 

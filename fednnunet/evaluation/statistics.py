@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,10 +12,13 @@ from scipy import stats
 CASE_KEYS = ["node", "fold", "seed", "case"]
 """What makes two rows of two set-ups the same case."""
 
+RESAMPLES = 9999
+"""Of a bootstrap."""
+
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its confidence interval; ``low`` and ``high`` are NaN for a single value."""
+    """A mean, or another figure of several values, with its confidence interval; the bounds of a single one are NaN."""
 
     mean: float
     low: float
@@ -31,29 +34,106 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
     return Interval(mean, mean - half, mean + half)
 
 
-def wilcoxon_by_centre(cases: pd.DataFrame, setup: str, reference: str, metric: str = "dsc") -> dict[str, float]:
-    """Two-tailed Wilcoxon signed-rank tests on the cases of each centre (``scipy.stats.wilcoxon``).
+def mean_of_means(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Every sample counts the same, however many values it has."""
+    return np.mean([values.mean(axis=axis) for values in samples], axis=0)
+
+
+def bootstrap(
+    samples: Sequence[Sequence[float]],
+    statistic: Callable[..., np.ndarray] = mean_of_means,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """A statistic of several samples, and the percentile interval of its bootstrap (``scipy.stats.bootstrap``).
+
+    Values are drawn with replacement within each sample, so that every centre keeps its number of cases.
+
+    Args:
+        samples: one sequence of values a centre.
+        statistic: of the samples, along ``axis``; the mean of their means, unless another is given.
+        confidence: of the interval.
+        seed: of the draws; the same values give the same interval.
+
+    Returns:
+        NaN as bounds where a sample has fewer than two values, as mean where one has none.
+    """
+    arrays = tuple(np.asarray(values, dtype=float) for values in samples)
+    if any(values.size == 0 for values in arrays):
+        return Interval(np.nan, np.nan, np.nan)
+    value = float(statistic(*arrays))
+    if any(values.size < 2 for values in arrays):
+        return Interval(value, np.nan, np.nan)
+    interval = stats.bootstrap(
+        arrays,
+        statistic,
+        n_resamples=RESAMPLES,
+        batch=500,  # bounds the memory that thousands of cases take
+        vectorized=True,
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Interval(value, float(interval.low), float(interval.high))
+
+
+def paired_differences(cases: pd.DataFrame, setup: str, reference: str, metric: str = "dsc") -> pd.Series:
+    """Score of ``setup`` less that of ``reference``, for every case (of a fold and seed) in which both have one.
 
     Args:
         cases: one row a case (:func:`~fednnunet.reporting.tables.case_means`), with columns ``strategy``, ``node``,
             ``fold``, ``seed``, ``case`` and ``metric``.
         setup: value of ``strategy``.
         reference: the other set-up.
-        metric: column that is compared; cases in which either set-up has no value are left out.
+        metric: column that is compared.
 
     Returns:
-        Centre to p-value; 1 where no case differs, NaN where the set-ups have no case in common.
+        Indexed by :data:`CASE_KEYS`.
     """
     ours, theirs = (cases[cases["strategy"] == name].set_index(CASE_KEYS)[metric] for name in (setup, reference))
-    differences = (ours - theirs).dropna()
-    p_values = {}
-    for centre in cases["node"].unique():
-        of_centre = differences[differences.index.get_level_values("node") == centre]
-        if of_centre.empty:
-            p_values[str(centre)] = np.nan
-        else:
-            p_values[str(centre)] = float(stats.wilcoxon(of_centre).pvalue) if (of_centre != 0).any() else 1.0
-    return p_values
+    return (ours - theirs).dropna()
+
+
+def select_centre(differences: pd.Series, centre: str) -> pd.Series:
+    """Those of :func:`paired_differences` that are of one centre."""
+    return differences[differences.index.get_level_values("node") == centre]
+
+
+def wilcoxon(differences: Sequence[float]) -> float:
+    """Two-tailed p-value of the Wilcoxon signed-rank test (``scipy.stats.wilcoxon``).
+
+    Returns:
+        1 where nothing differs, NaN where there is nothing to compare.
+    """
+    values = np.asarray(differences, dtype=float)
+    if values.size == 0:
+        return np.nan
+    return float(stats.wilcoxon(values).pvalue) if values.any() else 1.0
+
+
+def wilcoxon_by_centre(cases: pd.DataFrame, setup: str, reference: str, metric: str = "dsc") -> dict[str, float]:
+    """Centre to p-value of :func:`wilcoxon` on its :func:`paired_differences`."""
+    differences = paired_differences(cases, setup, reference, metric)
+    return {str(centre): wilcoxon(select_centre(differences, centre)) for centre in cases["node"].unique()}
+
+
+def rank_biserial(differences: Sequence[float]) -> float:
+    """Matched-pairs rank-biserial correlation, the effect size of :func:`wilcoxon`.
+
+    The share of the rank sum that favours the first of a pair less the share that favours the second (Kerby 2014,
+    doi:10.2466/11.IT.3.1): 1 where it is better in every case, -1 where it is worse in every case.
+
+    Returns:
+        0 where nothing differs, NaN where there is nothing to compare.
+    """
+    values = np.asarray(differences, dtype=float)
+    if values.size == 0:
+        return np.nan
+    changed = values[values != 0]  # as the test leaves out cases without a difference
+    if changed.size == 0:
+        return 0.0
+    ranks = stats.rankdata(np.abs(changed))
+    return float((ranks * np.sign(changed)).sum() / ranks.sum())
 
 
 def fisher(p_values: Sequence[float]) -> float:
@@ -62,10 +142,21 @@ def fisher(p_values: Sequence[float]) -> float:
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Adjust the p-values of several comparisons (Holm 1979): each bounds the chance of any false finding."""
-    adjusted: dict[str, float] = {}
+    """Adjust the p-values of several comparisons (Holm 1979): each bounds the chance of any false finding.
+
+    A comparison that could not be made (NaN) stays so, and does not count.
+    """
+    made = sorted((p_value, name) for name, p_value in p_values.items() if not np.isnan(p_value))
+    adjusted = dict.fromkeys(p_values, np.nan)
     largest = 0.0
-    for rank, (name, p_value) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_value))
+    for rank, (p_value, name) in enumerate(made):
+        largest = max(largest, min(1.0, (len(made) - rank) * p_value))
         adjusted[name] = largest
-    return {name: adjusted[name] for name in p_values}
+    return adjusted
+
+
+def show_p_value(p_value: float) -> str:
+    """A p-value as papers print it: three decimals, ``< 0.001`` below them, a dash where there is none."""
+    if np.isnan(p_value):
+        return "–"
+    return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"

@@ -117,9 +117,9 @@ class Comparison:
 
 
 def compare_with_paper(table: ResultsTable, runs: Sequence[Run]) -> Comparison | None:
-    """The table of ``runs`` beside the paper's; None where it has none of their dataset, or they are of several."""
-    datasets = {str(run.info["dataset"]) for run in runs if "dataset" in run.info}
-    paper = paper_tables().get(datasets.pop()) if len(datasets) == 1 else None
+    """The table of ``runs``, which are of one dataset, beside the paper's; None where it has none of the dataset."""
+    dataset = next((str(run.info["dataset"]) for run in runs if "dataset" in run.info), "")
+    paper = paper_tables().get(dataset)
     return None if paper is None else Comparison(table, paper, _remarks(paper, table, runs))
 
 
@@ -150,19 +150,11 @@ def _remarks(paper: PaperTable, table: ResultsTable, runs: Sequence[Run]) -> lis
         f"{rounds} rounds × {iterations} iterations, not {paper.rounds} × {paper.iterations}"
         for rounds, iterations in sorted(lengths)
     ]
-    incomplete = [setup for setup in table.setups if not set(paper.folds) <= _folds(finished, setup)]
+    folds = {setup: {fold for run in finished if run.setup == setup for fold in run.folds} for setup in table.setups}
+    incomplete = [setup for setup in table.setups if not set(map(str, paper.folds)) <= folds[setup]]
     if incomplete:
         remarks.append(f"not all {len(paper.folds)} folds of {', '.join(incomplete)}")
     return remarks
-
-
-def _folds(runs: Sequence[Run], setup: str) -> set[int | str]:
-    folds: set[int | str] = set()
-    for run in runs:
-        if run.setup == setup:
-            fold = run.info["fold"]
-            folds |= set(fold) if isinstance(fold, list) else {fold}
-    return folds
 
 
 def _signed(value: float, metric: Metric) -> str:

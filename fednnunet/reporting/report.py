@@ -8,30 +8,20 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from matplotlib.figure import Figure
 
 from fednnunet.config import POOLED_NODE
+from fednnunet.evaluation.statistics import show_p_value
 from fednnunet.files import write_atomically
 from fednnunet.reporting import figures
+from fednnunet.reporting.comparison import LEVEL, show_points
+from fednnunet.reporting.figures.overlays import Overlay, show_dsc
 from fednnunet.reporting.paper import compare_with_paper
-from fednnunet.reporting.run_folder import (
-    Run,
-    brief_plans,
-    merge,
-    merge_rounds,
-    node_order,
-    read_runs,
-)
-from fednnunet.reporting.tables import (
-    ONE_EMPTY,
-    ResultsTable,
-    order_setups,
-    own_scores,
-    results_table,
-    summarise,
-)
+from fednnunet.reporting.pictured import PicturedCase, choose_cases
+from fednnunet.reporting.results import Results
+from fednnunet.reporting.run_folder import Run, brief_plans
+from fednnunet.reporting.tables import ONE_EMPTY, STAR, order_setups, own_scores
 
 MOST_LISTED = 20
 
@@ -75,63 +65,30 @@ class PlansOfSetup:
     rows: list[tuple[str, list[str]]]
 
 
-def write_report(folder: Path, runs: Sequence[Path]) -> Path:
+def write_report(folder: Path, results: Results) -> Path:
     """Write ``<folder>/report.html`` and its figures (``<folder>/figures``) over one or several runs.
 
     What a run lacks is said in the page. The page needs no network and no script.
 
     Args:
         folder: takes the report.
-        runs: run folders.
+        results: of the runs.
 
     Returns:
         Path of the report.
 
     Raises:
-        DataError: a file of a run can not be read; names it.
+        DataError: plans or a picture of a run can not be read; names it.
     """
     path = folder / "report.html"
-    write_atomically(path, render_report(folder, read_runs(runs)))
+    write_atomically(path, render_report(folder, results))
     return path
 
 
-def results_of(runs: Sequence[Run]) -> ResultsTable | None:
-    """Table of results over runs, or None when none of them was scored."""
-    scored = [run for run in runs if not run.cases.empty]
-    if not scored:
-        return None
-    training, external = node_order(runs)
-    unit = next((run.info["hd95_unit"] for run in scored if "hd95_unit" in run.info), "mm")
-    return results_table(summarise(merge([run.cases for run in runs])), training, external, unit)
-
-
-def render_report(folder: Path, runs: Sequence[Run]) -> str:
+def render_report(folder: Path, results: Results) -> str:
     """The page as text; figures are also saved under ``<folder>/figures``."""
-    training, external = node_order(runs)
+    runs, training, external = results.runs, results.training, results.external
     setups = order_setups(run.setup for run in runs)
-    ordered = sorted(runs, key=lambda run: (setups.index(run.setup), run.info.get("seed", 0)))
-    saved = folder / "figures"
-    cases, rounds = merge([run.cases for run in ordered]), merge_rounds([run.rounds for run in ordered])
-    table = results_of(ordered)
-    curves = costs = scores = matrix = None
-    if not rounds.empty:
-        curves = _svg(
-            figures.learning_curves(rounds, training),
-            saved,
-            "learning_curves",
-            "Losses and pseudo-Dice over rounds",
-        )
-        costs = _svg(figures.round_costs(rounds), saved, "round_costs", "Time and traffic of a round")
-    if table is not None:
-        scores = _svg(
-            figures.case_scores(cases, training, external, table.hd95_unit),
-            saved,
-            "case_scores",
-            "DSC and HD95 of every held-out case",
-        )
-        crossed = figures.cross_centre(cases, training, external)
-        if crossed is not None:
-            matrix = _svg(crossed, saved, "cross_centre", "DSC of every node's model at every centre")
     environment = Environment(
         loader=PackageLoader("fednnunet.reporting", "."),
         autoescape=select_autoescape(default=True, default_for_string=True),
@@ -139,25 +96,52 @@ def render_report(folder: Path, runs: Sequence[Run]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {"points": show_points, "p_value": show_p_value, "dsc": show_dsc, "panel": _panel_uri}
     return environment.get_template("report.html.j2").render(
-        title=_title(ordered),
-        facts=_facts(ordered, training, external),
-        commands=_distinct(run.info.get("command") for run in ordered),
-        meanings={name: SETUP_MEANINGS.get(name.split(" ")[0], "") for name in setups},
-        runs=ordered,
+        title=_title(runs),
+        facts=_facts(runs, training, external),
+        commands=_distinct(run.info.get("command") for run in runs),
+        meanings={name: meaning for name in setups if (meaning := SETUP_MEANINGS.get(name.split(" ")[0]))},
+        runs=runs,
         duration=duration,
-        problems=[run.problem for run in ordered if run.problem],
-        table=table,
-        comparison=compare_with_paper(table, ordered) if table is not None else None,
-        empty_masks=_empty_masks(cases) if table is not None else [],
-        curves=curves,
-        scores=scores,
-        matrix=matrix,
-        costs=costs,
-        plans=[plans for run in _one_a_setup(ordered) if (plans := _plans(run, training)) is not None],
-        overlays=_overlays(ordered, [*training, *external], saved),
-        several_seeds="seed" in cases.columns,
+        problems=results.problems,
+        table=results.table,
+        comparison=results.comparison,
+        beside_paper=compare_with_paper(results.table, runs) if results.table is not None else None,
+        star=STAR,
+        level=LEVEL,
+        empty_masks=_empty_masks(results),
+        figures=_figures(results, folder / "figures"),
+        plans=[plans for run in _one_a_setup(runs) if (plans := _plans(run, training)) is not None],
+        pictured=_pictured(runs, [*training, *external], folder / "figures"),
+        averaged_over=_averaged_over(results),
     )
+
+
+def _figures(results: Results, saved: Path) -> dict[str, Picture]:
+    """The page's figures by name, those for which there are figures to draw."""
+    drawn: dict[str, tuple[Figure, str]] = {}
+    if not results.rounds.empty:
+        curves = figures.learning_curves(results.rounds, results.training)
+        drawn["learning_curves"] = curves, "Losses and pseudo-Dice over rounds"
+        drawn["round_costs"] = figures.round_costs(results.rounds), "Time and traffic of a round"
+    if results.table is not None:
+        boxes = figures.case_scores(results.scores, results.training, results.external, results.table.hd95_unit)
+        drawn["case_scores"] = boxes, "DSC and HD95 of held-out cases, a box a set-up and centre"
+        crossed = figures.cross_centre(results.cases, results.training, results.external)
+        if crossed is not None:
+            drawn["cross_centre"] = crossed, "DSC of every node's model at every centre"
+    if results.comparison is not None and (intervals := results.comparison.intervals()):
+        colours = figures.setup_colours(results.table.setups if results.table else [])
+        title = f"points of DSC over {results.comparison.reference}, 95 % interval"
+        drawn["comparison"] = figures.forest(intervals, title, colours, width=4.3), title
+    return {name: _svg(figure, saved, name, title) for name, (figure, title) in drawn.items()}
+
+
+def _averaged_over(results: Results) -> str:
+    """Of what the table's values and the curves are means, beside cases: folds, seeds, both or nothing."""
+    counts = {"folds": results.rounds.get("fold"), "seeds": results.rounds.get("seed")}
+    return " and ".join(name for name, values in counts.items() if values is not None and values.nunique() > 1)
 
 
 def duration(seconds: float | None) -> str:
@@ -194,7 +178,7 @@ def _facts(runs: Sequence[Run], training: Sequence[str], external: Sequence[str]
         ("Training nodes", ", ".join(nodes)),
         ("External nodes", ", ".join(external)),
         ("Rounds × iterations", " × ".join(filter(None, (values("rounds"), values("iterations"))))),
-        ("Fold", values("fold", lambda fold: ", ".join(map(str, fold)) if isinstance(fold, list) else str(fold))),
+        ("Fold", ", ".join(_distinct(fold for run in runs for fold in run.folds))),
         ("Seed", values("seed")),
         ("Started", min((_moment(run.info["started"]) for run in runs if "started" in run.info), default="")),
         ("Duration", duration(sum(seconds)) if seconds else ""),
@@ -208,16 +192,19 @@ def _moment(iso: str) -> str:
     return datetime.fromisoformat(iso).strftime("%Y-%m-%d %H:%M %Z").strip()
 
 
-def _empty_masks(cases: pd.DataFrame) -> list[tuple[str, str]]:
+def _empty_masks(results: Results) -> list[tuple[str, str]]:
     """Set-up, and its cases in which just one of prediction and reference is empty."""
-    lists = []
-    for setup, rows in own_scores(cases).groupby("strategy", sort=False):
-        affected = rows[rows["empty"].isin(ONE_EMPTY)]
-        names = [f"{row.node} {row.case} ({row.label}: empty {row.empty})" for row in affected.itertuples()]
-        if names:
-            more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
-            lists.append((str(setup), f"{', '.join(names[:MOST_LISTED])}{more}"))
-    return lists
+    if results.table is None:
+        return []
+    rows = own_scores(results.cases, results.external_scores)
+    lists: dict[str, list[str]] = {}
+    affected = rows[rows["empty"].isin(ONE_EMPTY)].groupby(["strategy", "node", "label", "empty"], sort=False)
+    for (setup, node, label, empty), found in affected["case"]:
+        numbers = sorted(set(found))
+        more = f" and {len(numbers) - MOST_LISTED} more" if len(numbers) > MOST_LISTED else ""
+        listed = f"{', '.join(map(str, numbers[:MOST_LISTED]))}{more}"
+        lists.setdefault(setup, []).append(f"{node} {listed} ({label}: empty {empty})")
+    return [(setup, "; ".join(parts)) for setup, parts in lists.items()]
 
 
 def _plans(run: Run, order: Sequence[str]) -> PlansOfSetup | None:
@@ -249,32 +236,27 @@ def _plan_value(value: Any) -> str:
     return " × ".join(f"{number:g}" for number in value)
 
 
-def _overlays(runs: Sequence[Run], nodes: Sequence[str], saved: Path) -> dict[str, Picture]:
-    """For each node the case that most set-ups pictured; set-ups side by side."""
-    pictures = {}
-    firsts = [run for run in _one_a_setup(runs) if run.overlays]
+def _pictured(runs: Sequence[Run], nodes: Sequence[str], saved: Path) -> dict[str, list[PicturedCase]]:
+    """For each node its pictured cases; one figure a node is saved, too."""
+    pictured = {}
     for node in nodes:
-        numbers = [case for run in firsts for case in run.overlays.get(node, {})]
-        if not numbers:
-            continue
-        chosen = max(sorted(set(numbers)), key=numbers.count)
-        slices = {run.setup: run.overlays[node][chosen] for run in firsts if chosen in run.overlays.get(node, {})}
-        figure = figures.overlay_row(node, slices)
-        name = f"overlay_{''.join(c if c.isalnum() else '_' for c in node)}"
-        png, _ = figures.save_figure(figure, saved, name)
-        title = f"{node}, held-out case {chosen}: reference and prediction"
-        pictures[node] = _picture(title, figures.as_data_uri(png, "image/png"), figure)
-    return pictures
+        if cases := choose_cases(runs, node):
+            pictured[node] = cases
+            titled = {f"{case.rank}, case {case.number}": case.slices for case in cases}
+            name = f"overlay_{''.join(c if c.isalnum() else '_' for c in node)}"
+            figures.save_picture(figures.overlay_grid(node, titled), saved, name)
+    return pictured
+
+
+def _panel_uri(overlay: Overlay) -> str:
+    return figures.as_data_uri(figures.overlay_panel(overlay), "image/png")
 
 
 def _svg(figure: Figure, saved: Path, name: str, title: str) -> Picture:
-    _, svg = figures.save_figure(figure, saved, name)
-    return _picture(title, figures.as_data_uri(svg, "image/svg+xml"), figure)
-
-
-def _picture(title: str, uri: str, figure: Figure) -> Picture:
+    svg = figures.save_figure(figure, saved, name)
     inches = figure.get_size_inches()[0]
-    return Picture(title, uri, width=round(105 * inches), readable=round(min(66 * inches, 760)))
+    uri = figures.as_data_uri(svg, "image/svg+xml")
+    return Picture(title, uri, width=round(105 * inches), readable=round(82 * inches))
 
 
 def _one_a_setup(runs: Sequence[Run]) -> list[Run]:

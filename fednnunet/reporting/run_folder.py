@@ -12,6 +12,7 @@ import pandas as pd
 
 from fednnunet.config import POOLED_NODE
 from fednnunet.errors import DataError
+from fednnunet.exchange.messages import ENSEMBLE
 from fednnunet.files import write_atomically
 
 CASE_COLUMNS = [
@@ -43,9 +44,10 @@ class Run:
     Attributes:
         folder: of the run.
         setup: name of the set-up in tables and figures: the strategy, and what else a sweep varied.
-        info: ``run.json``; empty for a run that did not finish.
+        info: ``run.json``; of a run that did not end, what its ``config.json`` tells of the same.
+        ended: whether the run wrote down its end.
         plans: node to nnU-Net's plans.
-        cases: ``cases.csv``, with a column ``seed``.
+        cases: ``cases.csv``, with a column ``seed``; folds are text.
         rounds: ``rounds.csv``, with columns ``fold`` and ``seed``.
         overlays: centre to number of the case to file.
         config: the composed configuration as yaml, empty when there is none.
@@ -55,6 +57,7 @@ class Run:
     folder: Path
     setup: str
     info: dict[str, Any]
+    ended: bool
     plans: dict[str, dict[str, Any]]
     cases: pd.DataFrame
     rounds: pd.DataFrame
@@ -63,9 +66,26 @@ class Run:
     overrides: dict[str, str]
 
     @property
+    def seed(self) -> int:
+        """Of the run; 0 where it is not known."""
+        return int(self.info.get("seed", 0))
+
+    @property
+    def folds(self) -> list[str]:
+        """That the run was to train; none where it is not known."""
+        chosen = self.info.get("fold", [])
+        return [str(fold) for fold in (chosen if isinstance(chosen, list) else [chosen])]
+
+    @property
+    def scored_folds(self) -> list[str]:
+        """Those whose scores are there, or, after the run's end, all."""
+        scored = {fold for fold in self.cases["fold"] if fold != ENSEMBLE}
+        return sorted(scored | set(self.folds if self.finished else ()))
+
+    @property
     def finished(self) -> bool:
-        """Whether the run wrote down its end."""
-        return bool(self.info) and (not self.cases.empty or self.info.get("fold") == "all")
+        """Whether the run wrote down its end, and has scores where there is something to score."""
+        return self.ended and (not self.cases.empty or self.info.get("fold") == "all")
 
     @property
     def problem(self) -> str | None:
@@ -84,19 +104,23 @@ def read_run(folder: Path) -> Run:
     Raises:
         DataError: a file is there and can not be read; names it.
     """
-    info = _read_json(folder / "run.json")
+    ending = _read_json(folder / "run.json")
+    info = ending or _as_asked(_read_json(folder / "config.json"))
     seed = int(info.get("seed", 0))
     cases = read_csv(folder / "cases.csv", CASE_COLUMNS)
     rounds = read_csv(folder / "rounds.csv", ROUND_COLUMNS)
+    asked = info.get("fold", 0)  # rounds.csv names the fold where there are several
+    fold = rounds["fold"] if "fold" in rounds else str(asked[0] if isinstance(asked, list) else asked)
     strategies = [*cases["strategy"].unique(), *rounds["strategy"].unique()]
     config = folder / ".hydra" / "config.yaml"
     return Run(
         folder=folder,
         setup=str(info.get("strategy", strategies[0] if strategies else folder.name)),
         info=info,
+        ended=bool(ending),
         plans=_read_json(folder / "plans.json"),
         cases=cases.assign(seed=seed),
-        rounds=rounds.assign(fold=rounds.get("fold", info.get("fold", 0)), seed=seed),
+        rounds=rounds.assign(fold=fold, seed=seed),
         overlays=_find_overlays(folder),
         config=config.read_text() if config.is_file() else "",
         overrides=_read_overrides(folder / ".hydra" / "overrides.yaml"),
@@ -202,6 +226,23 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DataError(f"{path} holds no JSON object")
     return content
+
+
+def _as_asked(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``run.json`` would say of a run's set-up, from the flat keys of its ``config.json``."""
+    names = {
+        "strategy": "strategy.name",
+        "dataset": "dataset.name",
+        "configuration": "dataset.configuration",
+        "hd95_unit": "dataset.hd95_unit",
+        "seed": "seed",
+        "fold": "fold",
+    }
+    asked = {name: config[key] for name, key in names.items() if key in config}
+    if centres := config.get("dataset.centres"):
+        for name, external in (("nodes", False), ("external", True)):
+            asked[name] = [centre["name"] for centre in centres if centre.get("external", False) is external]
+    return asked
 
 
 def _read_overrides(path: Path) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.console import Console
 
-from fednnunet.errors import DataError
+from fednnunet.errors import DataError, FednnUNetError
 from fednnunet.reporting.paper import compare_with_paper
-from fednnunet.reporting.report import results_of, write_report
-from fednnunet.reporting.run_folder import merge, merge_rounds, read_runs, write_csv
+from fednnunet.reporting.report import write_report
+from fednnunet.reporting.results import gather_results
+from fednnunet.reporting.run_folder import read_runs, write_csv
 from fednnunet.reporting.table_files import write_tables
-from fednnunet.reporting.tables import summarise
+from fednnunet.reporting.tables import External
 
 
 def finish_run(run_folder: Path) -> str:
@@ -30,10 +32,10 @@ def finish_run(run_folder: Path) -> str:
         DataError: a file of the run can not be read; names it.
     """
     (run,) = read_runs([run_folder])
-    write_csv(summarise(run.cases.drop(columns="seed")), run_folder / "summary.csv")
-    report = write_report(run_folder, [run_folder])
-    table = results_of([run])
-    return f"\n{table.as_text() if table else run.problem}\nreport: {os.path.relpath(report)}"
+    results = gather_results([run])
+    write_csv(results.summary, run_folder / "summary.csv")
+    report = write_report(run_folder, results)
+    return f"\n{results.table.as_text() if results.table else run.problem}\nreport: {os.path.relpath(report)}"
 
 
 def find_runs(folders: Sequence[Path]) -> list[Path]:
@@ -51,36 +53,57 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
     return found
 
 
-def compare_runs(folder: Path, run_folders: Sequence[Path], console: Console) -> Path:
+def compare_runs(
+    folder: Path,
+    run_folders: Sequence[Path],
+    console: Console,
+    reference: str | None = None,
+    external: External = "mean",
+) -> Path:
     """Write merged tables and one report of several runs into ``folder`` and print the table.
 
     ``table.md``, ``table.tex`` and ``table.csv`` hold the table, with the paper's numbers where it has a table of the
     dataset. The other CSV files have the columns of a run's; a column ``seed`` follows where seeds differ, and
-    in ``rounds.csv`` a column ``fold`` where folds do.
+    in ``rounds.csv`` a column ``fold`` where folds do. ``comparisons.csv`` is there where there is a reference.
+
+    Args:
+        folder: takes the files.
+        run_folders: of the runs.
+        console: takes the table.
+        reference: set-up that the others are compared with; None for ``local``, where it is there.
+        external: which models count at external nodes (:func:`~fednnunet.reporting.tables.own_scores`).
 
     Returns:
         Path of the report.
 
     Raises:
-        DataError: a file of a run can not be read; names it.
+        DataError: a file of a run can not be read, or the runs can not stand in one report; names them.
+        ConfigError: there is no such reference, or nothing that counts at external nodes.
     """
-    runs = read_runs(run_folders)
-    cases = merge([run.cases for run in runs])
-    write_csv(cases, folder / "cases.csv")
-    write_csv(summarise(cases), folder / "summary.csv")
-    write_csv(merge_rounds([run.rounds for run in runs]), folder / "rounds.csv")
-    report = write_report(folder, run_folders)
-    table = results_of(runs)
+    results = gather_results(read_runs(run_folders), reference, external)
+    write_csv(results.cases, folder / "cases.csv")
+    write_csv(results.summary, folder / "summary.csv")
+    write_csv(results.rounds, folder / "rounds.csv")
+    if results.comparison is not None:
+        write_csv(results.comparison.rows, folder / "comparisons.csv")
+    else:
+        (folder / "comparisons.csv").unlink(missing_ok=True)  # of an earlier report in this folder
+    report = write_report(folder, results)
     console.print()
-    if table is not None:
-        write_tables(folder, table, compare_with_paper(table, runs))
+    if results.table is not None:
+        write_tables(folder, results.table, compare_with_paper(results.table, results.runs))
         if console.is_terminal:
-            console.print(table.as_rich())
+            console.print(results.table.as_rich())
+            for note in results.table.notes:
+                console.print(note, style="dim", highlight=False)
         else:
-            console.print(table.as_text(), soft_wrap=True, highlight=False, end="")
-    for run in runs:
-        if run.problem:
-            console.print(f"{run.problem}.", style="yellow", soft_wrap=True, highlight=False)
+            console.print(results.table.as_text(), soft_wrap=True, highlight=False, end="")
+    if results.comparison is not None:
+        console.print()
+        for sentence in results.comparison.sentences():
+            console.print(sentence, soft_wrap=not console.is_terminal, highlight=False)
+    for problem in results.problems:
+        console.print(f"{problem}.", style="yellow", soft_wrap=True, highlight=False)
     console.print(f"\nreport: {os.path.relpath(report)}", soft_wrap=True, highlight=False)
     return report
 
@@ -99,5 +122,9 @@ class CompareRuns(Callback):
         """Compare this sweep's runs; where a launcher ran them elsewhere, all runs in the sweep's folder."""
         folder = Path(config.hydra.runtime.cwd) / config.hydra.sweep.dir
         runs = self._jobs or sorted(path.parent for path in folder.rglob(".hydra"))
-        if runs:
+        if not runs:
+            return
+        try:
             compare_runs(folder, runs, Console())
+        except FednnUNetError as error:  # each run has its own report; Hydra would make a warning of it
+            print(f"no report of the whole sweep: {error}", file=sys.stderr)

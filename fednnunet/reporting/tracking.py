@@ -227,7 +227,8 @@ class WandbTracker:
 
         for centre, cases in run.overlays.items():
             case = min(cases)
-            png = figures.as_png(figures.overlay_row(centre, {run.setup: cases[case]}))
+            overlay = figures.read_overlay(cases[case])
+            png = figures.as_png(figures.overlay_grid(centre, {f"case {case}": {run.setup: overlay}}))
             with Image.open(io.BytesIO(png)) as picture:
                 image = wandb.Image(picture, caption=f"{centre}, held-out case {case}")
             self._run_of(centre).log({"held-out case": image}, step=step)

@@ -71,10 +71,16 @@ def write_run() -> MakeRun:
         strategy: str,
         *,
         seed: int = 0,
+        fold: int | list[int] = 0,
+        dataset: str = "phantom",
+        labels: tuple[str, ...] = ("tumour", "oedema"),
         overrides: tuple[str, ...] = (),
-        overlays: bool = True,
+        overlays: bool = False,
     ) -> Path:
-        rng = np.random.default_rng([seed, *strategy.encode()])
+        """``fold`` as in the configuration; a fold has six cases of each training node, and all of the external's."""
+        folds = fold if isinstance(fold, list) else [fold]
+        several = len(folds) > 1
+        rng = np.random.default_rng([seed, folds[0], *strategy.encode()])
         (folder / ".hydra").mkdir(parents=True)
         (folder / ".hydra" / "config.yaml").write_text(f"seed: {seed}\nstrategy:\n  name: {strategy} # <own>\n")
         lines = [f"strategy={strategy}", f"seed={seed}", *overrides]
@@ -90,9 +96,9 @@ def write_run() -> MakeRun:
         shares = {"ISPY1": 0.61, "ISPY2": 0.61, "DUKE": 0.23, "NACT": 0.61}
         info = {
             "strategy": strategy,
-            "dataset": "phantom",
+            "dataset": dataset,
             "seed": seed,
-            "fold": 0,
+            "fold": fold,
             "configuration": "2d",
             "nodes": list(NODES),
             "external": [EXTERNAL],
@@ -108,13 +114,17 @@ def write_run() -> MakeRun:
             "num_training": {"centralized": sum(NODES.values())} if pooled else NODES,
         }
         (folder / "run.json").write_text(json.dumps(info))
+        centres = [{"name": name, "external": name == EXTERNAL} for name in [*NODES, EXTERNAL]]
+        config = {f"dataset.{key}": info[key] for key in ("configuration", "hd95_unit")}
+        config |= {"seed": seed, "fold": fold, "dataset.name": dataset, "dataset.centres": centres}
+        (folder / "config.json").write_text(json.dumps(config | {"strategy.name": strategy}))
         cases = [
             {
                 "strategy": strategy,
                 "node": node,
                 "model": model,
-                "fold": 0,
-                "case": case,
+                "fold": "ensemble" if node == EXTERNAL and several else fold,
+                "case": case + (0 if node == EXTERNAL else 6 * fold),
                 "label": label,
                 "dsc": float(np.clip(rng.normal(level - 0.12 * (node == "NACT"), 0.12), 0, 1)),
                 "hd95": None if case == 0 and label == "oedema" else float(rng.gamma(3, 4 * (1.2 - level))),
@@ -122,10 +132,11 @@ def write_run() -> MakeRun:
                 "volume_error": float(rng.normal()),
                 "empty": "prediction" if case == 1 and label == "tumour" else None,
             }
-            for node in [*NODES, EXTERNAL]
-            for model in (workers if node == EXTERNAL or pooled else [node])
+            for fold in folds
+            for node in [*NODES, *([EXTERNAL] if fold == folds[0] else [])]
+            for model in ([*workers, "ensemble"] if node == EXTERNAL else workers if pooled else [node])
             for case in range(6)
-            for label in ("tumour", "oedema")
+            for label in labels
         ]
         pd.DataFrame(cases).to_csv(folder / "cases.csv", index=False)
         exchanges = strategy not in ("local", "centralized")
@@ -141,7 +152,9 @@ def write_run() -> MakeRun:
                 "seconds_exchange": 0.1 * rng.random() if exchanges else 0.0,
                 "bytes_up": 3_100_000 if exchanges else 0,
                 "bytes_down": 3_100_000 if exchanges else 0,
+                **({"fold": fold} if several else {}),
             }
+            for fold in folds
             for number in range(1, ROUNDS + 1)
             for node in workers
         ]
@@ -149,7 +162,9 @@ def write_run() -> MakeRun:
         if overlays:
             for centre in [*NODES, EXTERNAL]:
                 node = "centralized" if pooled and centre != EXTERNAL else centre
-                write_overlay(folder / "nodes" / node / "overlays" / f"{centre}__0.npz", rng, level)
+                for case in range(3):
+                    quality = level + 0.15 * (1 - case)
+                    write_overlay(folder / "nodes" / node / "overlays" / f"{centre}__{case}.npz", rng, quality)
         return folder
 
     return write

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
+from matplotlib.patches import PathPatch
+from PIL import Image
 
 from fednnunet.errors import DataError
 from fednnunet.evaluation.statistics import mean_interval
 from fednnunet.reporting import figures
 from fednnunet.reporting.run_folder import CASE_COLUMNS, merge, read_run
+from fednnunet.reporting.tables import case_means
 
 MakeRun = Callable[..., Path]
 
@@ -38,14 +43,18 @@ def test_curves_of_several_set_ups_stand_in_columns_and_seeds_become_a_band(make
     assert len(figure.axes[0].collections) == 4
 
 
-def test_every_case_is_a_dot(make_run: MakeRun) -> None:
-    run = read_run(make_run("asym"))
-    figure = figures.case_scores(run.cases, ["ISPY1", "ISPY2", "DUKE", "NACT"], ["KAUNO"], "mm")
-    dots = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
-    assert sum(len(line.get_ydata()) for line in dots) == 5 * 6
-    bars = [bar.get_height() for bar in figure.axes[0].patches if bar.get_height() < 1 and bar.get_width() < 1]
-    expected = run.cases.groupby(["node", "case"], sort=False)["dsc"].mean().groupby("node", sort=False).mean()
-    np.testing.assert_allclose(bars[:5], expected)
+def test_boxes_means_and_dots_are_those_of_the_cases(make_run: MakeRun) -> None:
+    scores = case_means(read_run(make_run("asym")).cases)
+    few = scores[(scores["node"] != "NACT") | (scores["case"] < 3)]
+    figure = figures.case_scores(few, ["ISPY1", "ISPY2", "DUKE", "NACT"], ["KAUNO"], "mm")
+    lines = figure.axes[0].lines
+    dots = [line for line in lines if line.get_label() == "case"]
+    assert [len(line.get_ydata()) for line in dots] == [6, 6, 6, 3, 6]
+    means = [float(line.get_ydata()[0]) for line in lines if line.get_label() == "mean"]
+    np.testing.assert_allclose(means, few.groupby("node", sort=False)["dsc"].mean())
+    boxes = [patch.get_path().vertices[:, 1] for patch in figure.axes[0].patches if isinstance(patch, PathPatch)]
+    quartiles = few.groupby("node", sort=False)["dsc"].quantile([0.25, 0.75]).unstack().drop("NACT")  # three cases
+    np.testing.assert_allclose([(box.min(), box.max()) for box in boxes], quartiles)
 
 
 def test_a_set_up_has_one_colour_everywhere() -> None:
@@ -54,21 +63,42 @@ def test_a_set_up_has_one_colour_everywhere() -> None:
     assert len({to_hex(colour) for colour in colours.values()}) == 10
 
 
-def test_overlay_respects_spacing_and_names_node_and_score(make_run: MakeRun) -> None:
-    path = read_run(make_run("asym")).overlays["NACT"][0]
-    figure = figures.overlay_row("NACT", {"asym": path, "ffe": path})
-    assert len(figure.axes) == 2
-    dsc = float(figures.read_overlay(path)["dsc"])
-    assert figure.axes[0].get_title() == f"NACT · asym\nDSC {dsc:.3f}"
-    assert figure.axes[0].get_aspect() == pytest.approx(1.2)
+def test_overlay_respects_spacing_and_names_node_case_and_score(make_run: MakeRun) -> None:
+    overlay = figures.read_overlay(read_run(make_run("asym", overlays=True)).overlays["NACT"][0])
+    figure = figures.overlay_grid("NACT", {"best": {"asym": overlay, "ffe": overlay}, "worst": {"ffe": overlay}})
+    shown = [axes for axes in figure.axes if axes.images]
+    assert [axes.get_title() for axes in shown] == [
+        f"NACT · {name}\nDSC {overlay.dsc:.3f}" for name in ("best · asym", "best · ffe", "worst · ffe")
+    ]
+    assert shown[0].get_aspect() == pytest.approx(1.2)
 
 
-def test_an_empty_prediction_is_said_in_the_picture(make_run: MakeRun, tmp_path: Path) -> None:
-    arrays = figures.read_overlay(read_run(make_run("asym")).overlays["NACT"][0])
-    np.savez(tmp_path / "e.npz", **(arrays | {"prediction": 0 * arrays["prediction"], "dsc": np.array(np.nan)}))
-    (axes,) = figures.overlay_row("NACT", {"asym": tmp_path / "e.npz"}).axes
+def test_an_empty_prediction_is_said_in_the_picture(make_run: MakeRun) -> None:
+    overlay = figures.read_overlay(read_run(make_run("asym", overlays=True)).overlays["NACT"][0])
+    nothing = replace(overlay, prediction=0 * overlay.prediction, dsc=float("nan"))
+    (axes,) = figures.overlay_grid("NACT", {"best": {"asym": nothing}}).axes
     assert axes.get_title().endswith("DSC not defined")
     assert [text.get_text() for text in axes.texts] == ["nothing predicted in this slice"]
+
+
+def test_a_panel_shows_both_contours_in_their_colours(make_run: MakeRun) -> None:
+    overlay = figures.read_overlay(read_run(make_run("asym", overlays=True)).overlays["NACT"][0])
+
+    def colours(panel: bytes) -> set[str]:
+        with Image.open(io.BytesIO(panel)) as picture:
+            assert picture.size[0] == 320
+            return {to_hex(np.array(pixel) / 255) for _, pixel in picture.convert("RGB").getcolors(1 << 20)}
+
+    assert {"#56b4e9", "#f0b400"} <= colours(figures.overlay_panel(overlay))
+    nothing = replace(overlay, prediction=0 * overlay.prediction)
+    assert "#f0b400" not in colours(figures.overlay_panel(nothing))
+
+
+def test_a_report_of_eight_centres_and_four_set_ups_stays_small() -> None:
+    noise = np.random.default_rng(0).normal(size=(512, 512))  # what compresses worst
+    mask = np.zeros((512, 512), np.uint8)
+    panel = figures.overlay_panel(figures.Overlay(noise, mask, mask, np.ones(2), 0.5))
+    assert 8 * 4 * 3 * len(figures.as_data_uri(panel, "image/png")) < 9e6
 
 
 def test_a_broken_overlay_is_refused_by_name(tmp_path: Path) -> None:
@@ -89,6 +119,9 @@ def test_costs_are_the_slowest_node_and_the_sum_of_traffic() -> None:
             "bytes_down": [3e6, 3e6],
         }
     )
+    folds = pd.concat([rounds.assign(fold="0"), rounds.assign(fold="1", seconds_train=[2.0, 7.0])])
+    (train, _), (up, _) = (axes.lines for axes in figures.round_costs(folds).axes)
+    assert [float(line.get_ydata()[0]) for line in (train, up)] == [6.0, 3.0], "mean over folds, not their sum"
     time_axes, bytes_axes = figures.round_costs(rounds).axes
     assert [float(line.get_ydata()[0]) for line in time_axes.lines] == [5.0, 0.5]
     assert [float(line.get_ydata()[0]) for line in bytes_axes.lines] == [3.0, 6.0]
@@ -102,13 +135,23 @@ def test_saved_as_png_and_svg(tmp_path: Path, make_run: MakeRun) -> None:
 
 def test_forest_has_a_row_a_setup_with_all_its_seeds() -> None:
     values = {"asym": [0.5, 0.6, 0.7], "centralized steps": [0.6, 0.7, 0.8]}
-    intervals = {name: mean_interval(seeds) for name, seeds in values.items()}
-    (axes,) = figures.forest(intervals, values, reference="asym", title="DSC").axes
+    intervals = {name: {name: mean_interval(seeds)} for name, seeds in values.items()}
+    colours = dict.fromkeys(values, "#000000")
+    (axes,) = figures.forest(intervals, "DSC", colours, values).axes
     assert [label.get_text() for label in axes.get_yticklabels()] == list(values)
     drawn = [list(map(float, line.get_xdata())) for line in axes.lines]
-    for name, interval in intervals.items():
+    for name in values:
+        interval = intervals[name][name]
         assert values[name] in drawn
         assert [interval.low, interval.high] in drawn
+
+
+def test_forest_of_several_set_ups_keeps_them_apart_within_a_row() -> None:
+    interval = mean_interval([0.1, 0.2])
+    figure = figures.forest({"A": {"ffe": interval, "asym": interval}}, "DSC", {"ffe": "#111111", "asym": "#222222"})
+    (axes,) = figure.axes
+    assert len({float(line.get_ydata()[0]) for line in axes.lines if line.get_marker() == "D"}) == 2
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["ffe", "asym"]
 
 
 def test_cross_centre_matrix_shows_each_model_at_each_centre() -> None:

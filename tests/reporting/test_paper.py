@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 
 from fednnunet.reporting.paper import Comparison, compare_with_paper, paper_tables
-from fednnunet.reporting.report import results_of, write_report
+from fednnunet.reporting.report import write_report
+from fednnunet.reporting.results import Results, gather_results
 from fednnunet.reporting.run_folder import read_runs
 from fednnunet.reporting.table_files import as_latex, as_markdown, as_rows, escape_latex
 from fednnunet.reporting.tables import ResultsTable, results_table
@@ -25,7 +26,7 @@ STUDIES = {"ISPY1": 171, "ISPY2": 980, "DUKE": 291, "NACT": 64}
 
 def paper_run(make_run: MakeRun, strategy: str, **changes: Any) -> Path:
     """A run that says it followed the paper, but for ``changes``."""
-    folder = make_run(strategy, overlays=False)
+    folder = make_run(strategy)
     info = json.loads((folder / "run.json").read_text())
     info |= {**PROTOCOL, "num_training": STUDIES, **changes}
     (folder / "run.json").write_text(json.dumps(info))
@@ -35,12 +36,18 @@ def paper_run(make_run: MakeRun, strategy: str, **changes: Any) -> Path:
 
 
 def compared(folders: list[Path]) -> Comparison:
-    runs = read_runs(folders)
-    table = results_of(runs)
-    assert table is not None
-    comparison = compare_with_paper(table, runs)
+    comparison = beside_paper(gathered(folders))
     assert comparison is not None
     return comparison
+
+
+def gathered(folders: list[Path]) -> Results:
+    return gather_results(read_runs(folders))
+
+
+def beside_paper(results: Results) -> Comparison | None:
+    assert results.table is not None
+    return compare_with_paper(results.table, results.runs)
 
 
 def table_of(values: Values, training: list[str], external: list[str]) -> ResultsTable:
@@ -145,20 +152,15 @@ def test_folds_may_be_spread_over_runs(make_run: MakeRun, tmp_path: Path) -> Non
     assert compared(folders[1:]).remarks == ["not all 5 folds of asym"]
 
 
-@pytest.mark.parametrize("datasets", [("phantom",), ("mamamia", "mnms")])
-def test_no_table_of_the_paper_for_other_data_or_mixed_data(make_run: MakeRun, datasets: tuple[str, ...]) -> None:
-    setups = ("local", "asym")[: len(datasets)]
-    runs = read_runs([paper_run(make_run, s, dataset=name) for s, name in zip(setups, datasets, strict=True)])
-    table = results_of(runs)
-    assert table is not None
-    assert compare_with_paper(table, runs) is None
+def test_no_table_of_the_paper_for_other_data(make_run: MakeRun) -> None:
+    assert beside_paper(gathered([make_run("asym")])) is None
 
 
 def test_the_report_shows_the_papers_numbers_where_there_are_some(make_run: MakeRun, tmp_path: Path) -> None:
-    page = write_report(tmp_path, [paper_run(make_run, "asym")]).read_text()
+    page = write_report(tmp_path, gathered([paper_run(make_run, "asym")])).read_text()
     assert "Beside Table 7 of the paper" in page
     assert "<td>0.739</td>" in page
-    other = write_report(tmp_path, [make_run("local")]).read_text()
+    other = write_report(tmp_path, gathered([make_run("local")])).read_text()
     assert "of the paper</h2>" not in other
 
 

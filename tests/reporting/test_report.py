@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
 from fednnunet.errors import DataError
 from fednnunet.reporting.report import duration, write_report
+from fednnunet.reporting.results import gather_results
+from fednnunet.reporting.run_folder import read_runs
 
 MakeRun = Callable[..., Path]
 SETUPS = ("local", "asym", "ffe", "centralized")
@@ -23,6 +26,10 @@ def parse(report: Path) -> ElementTree.Element:
     return ElementTree.fromstring(text.removeprefix("<!DOCTYPE html>"))
 
 
+def report_of(folder: Path, runs: list[Path], **options: Any) -> ElementTree.Element:
+    return parse(write_report(folder, gather_results(read_runs(runs), **options)))
+
+
 def texts(page: ElementTree.Element, path: str) -> list[str]:
     return ["".join(element.itertext()).strip() for element in page.findall(path)]
 
@@ -30,7 +37,7 @@ def texts(page: ElementTree.Element, path: str) -> list[str]:
 @pytest.fixture(scope="module")
 def comparison(write_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> ElementTree.Element:
     folder = tmp_path_factory.mktemp("sweep")
-    return parse(write_report(folder, [write_run(folder / name, name) for name in SETUPS]))
+    return report_of(folder, [write_run(folder / name, name, overlays=True) for name in SETUPS])
 
 
 def test_nothing_is_loaded_from_outside(comparison: ElementTree.Element) -> None:
@@ -39,7 +46,7 @@ def test_nothing_is_loaded_from_outside(comparison: ElementTree.Element) -> None
         assert source is None or source.startswith("data:image/")
         assert element.tag not in ("script", "link", "iframe", "object")
         target = element.get("href")
-        assert target is None or target.startswith("https://doi.org/")
+        assert target is None or target.startswith(("https://doi.org/", "#"))
     (style,) = comparison.findall(".//style")
     assert "url(" not in (style.text or "")
     assert "@import" not in (style.text or "")
@@ -52,9 +59,35 @@ def test_every_node_and_set_up_has_its_place(comparison: ElementTree.Element) ->
     plans = texts(comparison, ".//section[@id='plans']//tr[@class='group']/th")
     assert plans[:5] == ["local", "ISPY1", "ISPY2", "DUKE", "NACT"]
     assert plans[-2:] == ["centralized", "all nodes pooled"]
+    assert texts(comparison, ".//section[@id='cases']/h3") == ["ISPY1", "ISPY2", "DUKE", "NACT", "KAUNO"]
     pictured = [image.get("alt", "") for image in comparison.findall(".//section[@id='cases']//img")]
-    assert [alt.split(",")[0] for alt in pictured] == ["ISPY1", "ISPY2", "DUKE", "NACT", "KAUNO"]
+    ranks = ("best", "median", "worst")
+    expected = [f"NACT, {rank} case, {name}: reference and prediction" for rank in ranks for name in SETUPS]
+    assert [alt for alt in pictured if alt.startswith("NACT")] == expected
     assert len(comparison.findall(".//section[@id='config']/details")) == 4
+
+
+def test_set_ups_are_tested_against_local(comparison: ElementTree.Element) -> None:
+    section = ".//section[@id='tests']"
+    assert texts(comparison, f"{section}/h2") == ["Against local"]
+    sentences = texts(comparison, f"{section}//li")
+    assert [sentence.split(":")[0] for sentence in sentences] == [f"{name} over local" for name in SETUPS[1:]]
+    centres = ["ISPY1", "ISPY2", "DUKE", "NACT", "all centres", "KAUNO"]
+    assert texts(comparison, f"{section}//th[@scope='row']") == centres * 3
+    marked = [
+        len(row.findall("td")) for row in comparison.findall(f"{section}//tbody/tr") if "*" in "".join(row.itertext())
+    ]
+    stars = [text for text in texts(comparison, ".//section[@id='results']//tbody[1]//td") if "*" in text]
+    assert len(marked) == len(stars) > 0, "the same tests are marked in both tables"
+
+
+def test_a_mean_has_its_interval_below_it(comparison: ElementTree.Element) -> None:
+    (row,) = [
+        row for row in comparison.findall(".//section[@id='results']//tbody[1]/tr") if row.findtext("th") == "local"
+    ]
+    for cell in row.findall("td"):
+        low, high = map(float, (cell.findtext("small") or "").split("–"))
+        assert low < float((cell.text or cell.findtext("strong") or "").strip(" *\n")) < high
 
 
 def test_plans_stand_side_by_side_with_the_share_that_is_averaged(comparison: ElementTree.Element) -> None:
@@ -83,15 +116,16 @@ def test_an_unfinished_run_is_said_not_hidden(make_run: MakeRun, tmp_path: Path)
     whole, broken = make_run("asym"), make_run("ffe")
     (broken / "cases.csv").unlink()
     (broken / "run.json").unlink()
-    page = parse(write_report(tmp_path / "sweep", [whole, broken]))
+    page = report_of(tmp_path / "sweep", [whole, broken])
     (warning,) = texts(page, ".//p[@class='warning']")
     assert "strategy=ffe,seed=0 did not finish: it trained 12 rounds and has no scores" in warning
+    assert not any("†" in note for note in texts(page, ".//p[@class='note']")), "it is not in the table"
     assert texts(page, ".//section[@id='results']//th[@scope='row']") == ["asym", "asym"]
 
 
 def test_an_empty_folder_gives_a_page_that_says_so(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    page = parse(write_report(tmp_path, [tmp_path / "run"]))
+    page = report_of(tmp_path, [tmp_path / "run"])
     notes = " ".join(texts(page, ".//p[@class='note']"))
     for said in (
         "No run has scores yet.",
@@ -103,7 +137,7 @@ def test_an_empty_folder_gives_a_page_that_says_so(tmp_path: Path) -> None:
 
 
 def test_no_pictures_where_images_stayed_at_their_nodes(make_run: MakeRun, tmp_path: Path) -> None:
-    page = parse(write_report(tmp_path, [make_run("asym", overlays=False)]))
+    page = report_of(tmp_path, [make_run("asym")])
     assert page.findall(".//section[@id='cases']//img") == []
     assert "images stay at their nodes" in texts(page, ".//section[@id='cases']")[0]
 
@@ -113,7 +147,7 @@ def test_plans_of_another_configuration_are_refused(make_run: MakeRun, tmp_path:
     info = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps(info | {"configuration": "3d_fullres"}))
     with pytest.raises(DataError, match="no configuration 3d_fullres"):
-        write_report(tmp_path, [folder])
+        report_of(tmp_path, [folder])
 
 
 @pytest.mark.parametrize(

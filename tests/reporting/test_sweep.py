@@ -11,6 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from fednnunet.reporting.comparison import COMPARISON_COLUMNS
 from fednnunet.reporting.run_folder import CASE_COLUMNS, ROUND_COLUMNS, read_runs
 from fednnunet.reporting.sweep import CompareRuns, compare_runs, finish_run
 from fednnunet.reporting.tables import SUMMARY_COLUMNS
@@ -51,8 +52,20 @@ def test_merged_tables_hold_the_rows_of_all_runs(make_run: MakeRun, tmp_path: Pa
     assert list(cases.columns) == CASE_COLUMNS
     assert list(pd.read_csv(tmp_path / "sweep" / "rounds.csv").columns) == ROUND_COLUMNS
     assert list(pd.read_csv(tmp_path / "sweep" / "summary.csv").columns) == SUMMARY_COLUMNS
-    assert printed.count("local") == 2
-    assert all(len(line) < 110 for line in printed.splitlines())
+    rows = [line for line in printed.splitlines() if "│" in line]
+    assert [row.split("│")[1].strip() for row in rows] == ["local", "asym"] * 2
+    assert all(len(row) < 110 for row in rows)
+    assert "asym over local: ISPY1 " in printed
+    comparisons = pd.read_csv(tmp_path / "sweep" / "comparisons.csv")
+    assert list(comparisons.columns) == COMPARISON_COLUMNS
+    assert list(comparisons["node"]) == ["ISPY1", "ISPY2", "DUKE", "NACT", "all centres", "KAUNO"]
+
+
+def test_no_comparison_is_left_of_an_earlier_report(make_run: MakeRun, tmp_path: Path) -> None:
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "comparisons.csv").write_text("of an earlier report\n")
+    compare(tmp_path / "sweep", [make_run("ffe")])
+    assert not (tmp_path / "sweep" / "comparisons.csv").exists()
 
 
 def test_the_table_is_written_to_take_elsewhere(make_run: MakeRun, tmp_path: Path) -> None:
@@ -114,6 +127,15 @@ def test_the_callback_compares_this_sweeps_jobs_only(
     assert set(pd.read_csv(tmp_path / "sweep" / "cases.csv")["strategy"]) == {"asym"}
     assert "report.html" in capsys.readouterr().out
     assert older.is_dir()
+
+
+def test_a_sweep_over_datasets_ends_without_a_common_report(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [make_run("asym"), make_run("ffe", dataset="other")]
+    CompareRuns().on_multirun_end(config=hydra_config(tmp_path, runs[0]))  # type: ignore[arg-type]
+    assert not (tmp_path / "sweep" / "report.html").exists()
+    assert "no report of the whole sweep: " in capsys.readouterr().err
 
 
 def test_the_callback_finds_the_jobs_of_another_launcher(make_run: MakeRun, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ import pandas as pd
 import pytest
 
 from fednnunet.errors import DataError
+from fednnunet.evaluation.statistics import Interval
 from fednnunet.reporting.run_folder import CASE_COLUMNS, read_csv, write_csv
-from fednnunet.reporting.tables import order_setups, results_table, summarise
+from fednnunet.reporting.tables import External, order_setups, own_scores, results_table, summarise
 
 
 def case_rows(*rows: tuple[str, str, int, str, float, float]) -> pd.DataFrame:
@@ -71,6 +73,46 @@ def test_training_centres_count_with_their_own_model_and_external_ones_with_all(
         }
     )
     assert summary["n_empty"].to_dict() == {**dict.fromkeys(summary.index, 0), ("asym", "B"): 1, ("asym", "X"): 1}
+
+
+def external_rows() -> pd.DataFrame:
+    """A is better at home, B at the external centre X; the ensemble is best there."""
+    rows = [
+        *(("A", "A", 0.8), ("B", "B", 0.7), ("A", "B", 0.1), ("B", "A", 0.2)),
+        *(("X", "A", 0.3), ("X", "B", 0.5), ("X", "ensemble", 0.6)),
+    ]
+    filled = [
+        ("asym", n, m, "0", case, "x", dsc + 0.02 * case, 1.0, 0.5, 0, "") for n, m, dsc in rows for case in (0, 1)
+    ]
+    pooled = [
+        ("centralized", n, "centralized", "0", 0, "x", dsc, 1.0, 0.5, 0, "")
+        for n, dsc in (("A", 0.9), ("B", 0.8), ("X", 0.7))
+    ]
+    return pd.DataFrame(filled + pooled, columns=CASE_COLUMNS)
+
+
+@pytest.mark.parametrize(("external", "dsc"), [("mean", 0.41), ("best", 0.31), ("ensemble", 0.61)])
+def test_external_centres_count_with_the_models_that_were_chosen(external: External, dsc: float) -> None:
+    summary = summarise(external_rows(), external).set_index(["strategy", "node"])["dsc"].to_dict()
+    assert summary == pytest.approx(
+        {
+            **{("asym", "A"): 0.81, ("asym", "B"): 0.71, ("asym", "X"): dsc},
+            **{("centralized", "A"): 0.9, ("centralized", "B"): 0.8, ("centralized", "X"): 0.7},
+        }
+    )
+
+
+def test_the_best_node_is_chosen_for_each_seed_by_its_own_cases() -> None:
+    first, second = external_rows(), external_rows()
+    second.loc[second["node"] == second["model"], "dsc"] *= [0.1, 0.1, 1, 1]  # B is better at home
+    cases = pd.concat([first.assign(seed=0), second.assign(seed=1)], ignore_index=True)
+    at_x = own_scores(cases, "best").query("node == 'X' and strategy == 'asym'")
+    assert at_x.groupby("seed")["model"].unique().map(list).to_dict() == {0: ["A"], 1: ["B"]}
+
+
+def test_no_node_is_best_where_none_scored_at_home() -> None:
+    cases = external_rows().query("node == 'X' and strategy == 'asym'")
+    assert own_scores(cases, "best").empty
 
 
 def test_too_much_and_too_little_volume_do_not_cancel_out() -> None:
@@ -141,6 +183,25 @@ def test_best_leaves_out_the_pooled_baseline_and_shares_ties() -> None:
 def test_one_set_up_alone_is_not_called_best() -> None:
     table = results_table(summary_rows({("asym", "A"): (0.5, 5.0)}), ["A"])
     assert not table.is_best(table.metrics[0], "asym", "A")
+
+
+def test_marks_and_notes_stand_in_text_and_markdown() -> None:
+    values = {("local", "A"): (0.4, 9.0), ("asym", "A"): (0.5, 5.0)}
+    table = replace(
+        results_table(summary_rows(values), ["A"]),
+        significant={("asym", "A")},
+        incomplete={"local"},
+        intervals={("dsc", "asym", "A"): Interval(0.5, 0.41, 0.62)},
+        notes=["* p < 0.05"],
+    )
+    assert [table.star(metric, "asym", "A") for metric in table.metrics] == ["*", ""], "HD95 is not tested"
+    assert [table.interval(metric, "asym", "A") for metric in table.metrics] == ["0.410–0.620", ""]
+    lines = table.as_markdown().splitlines()
+    assert lines[2:4] == ["| DSC ↑ | local † | 0.400 | 0.400 |", r"|  | asym | **0.500**\* | **0.500** |"]
+    assert lines[-1] == r"\* p < 0.05"
+    text = table.as_text()
+    assert "│ 0.500* │" in text
+    assert text.endswith("\n* p < 0.05\n")
 
 
 def test_text_and_markdown_show_unit_and_external_nodes() -> None:

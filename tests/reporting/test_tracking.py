@@ -99,7 +99,7 @@ def track(tracker: Tracker, folder: Path, *, ok: bool = True) -> None:
 
 @pytest.fixture(scope="module")
 def offline(write_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> Offline:
-    folder = write_run(tmp_path_factory.mktemp("run") / "asym", "asym")
+    folder = write_run(tmp_path_factory.mktemp("run") / "asym", "asym", overlays=True)
     track(WandbTracker("fednnunet", mode="offline", tags=["test"], folder=folder), folder)
     return folder, read_wandb(folder)
 
@@ -145,7 +145,7 @@ def test_final_table_and_pictures_are_there(offline: Offline) -> None:
 def test_quietly_without_pictures_when_told_so_and_marked_when_failed(
     make_run: MakeRun, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    folder = make_run("centralized")
+    folder = make_run("centralized", overlays=True)
     track(WandbTracker("fednnunet", "mine", mode="offline", folder=folder, pictures=False), folder, ok=False)
     printed = capfd.readouterr()
     assert (printed.out, printed.err) == ("", "")

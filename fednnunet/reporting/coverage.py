@@ -1,0 +1,74 @@
+"""Can runs stand in one report, and which folds does it lack?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fednnunet.errors import DataError
+from fednnunet.reporting.run_folder import Run
+
+
+def check_comparable(runs: Sequence[Run]) -> None:
+    """Refuse runs whose scores can not stand in one table.
+
+    Raises:
+        DataError: two runs are of different datasets, scored different labels at a node, or measured distances in
+            different units; names both and what differs.
+    """
+    for key, what in (("dataset", "dataset"), ("hd95_unit", "unit of HD95")):
+        known = [run for run in runs if key in run.info]
+        for run in known[1:]:
+            if run.info[key] != known[0].info[key]:
+                raise DataError(
+                    f"{known[0].folder} has the {what} {known[0].info[key]}, {run.folder} {run.info[key]}; "
+                    f"a report compares runs with the same {what}"
+                )
+    first: dict[str, tuple[Run, list[str]]] = {}
+    for run in runs:
+        for node, labels in run.cases.groupby("node")["label"]:
+            found = sorted(set(labels))
+            known_run, expected = first.setdefault(str(node), (run, found))
+            if found != expected:
+                raise DataError(
+                    f"{known_run.folder} scored the labels {', '.join(expected)} at {node}, {run.folder} "
+                    f"{', '.join(found)}; a report compares runs with the same labels"
+                )
+
+
+def missing_folds(runs: Sequence[Run]) -> dict[str, str]:
+    """Set-up to the folds that it lacks and others have, or were to have; set-ups that lack none are not in it.
+
+    Where a set-up has no fold of a seed, the seed is named.
+    """
+    expected = sorted({(run.seed, fold) for run in runs for fold in (*run.folds, *run.scored_folds)})
+    seeds = {seed for seed, _ in expected}
+    missing = {}
+    for setup in dict.fromkeys(run.setup for run in runs):
+        of_setup = [run for run in runs if run.setup == setup]
+        there = {(run.seed, fold) for run in of_setup for fold in run.scored_folds}
+        parts = []
+        for seed in sorted(seeds):
+            folds = [fold for of_seed, fold in expected if of_seed == seed]
+            lacking = [fold for fold in folds if (seed, fold) not in there]
+            if not lacking:
+                continue
+            named = f"{'folds' if len(lacking) > 1 else 'fold'} {', '.join(lacking)}"
+            if len(seeds) > 1:
+                named = f"seed {seed}" if lacking == folds else f"{named} of seed {seed}"
+            parts.append(named)
+        if parts:
+            missing[setup] = "; ".join(parts)
+    return missing
+
+
+def repeated_folds(runs: Sequence[Run]) -> list[str]:
+    """What there is to say of runs that scored the same fold of the same set-up and seed."""
+    first: dict[tuple[str, int, str], Run] = {}
+    told: dict[tuple[str, str], str] = {}
+    for run in runs:
+        for fold in run.scored_folds:
+            other = first.setdefault((run.setup, run.seed, fold), run)
+            if other is not run:
+                names = str(other.folder), str(run.folder)
+                told[names] = f"{names[0]} and {names[1]} are both {run.setup}: their scores are averaged"
+    return list(told.values())

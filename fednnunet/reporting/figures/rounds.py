@@ -1,0 +1,117 @@
+"""What happened round by round: learning curves, time, traffic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from fednnunet.reporting.figures.style import (
+    INK,
+    POOLED_COLOUR,
+    clean,
+    legend,
+    new_figure,
+    node_styles,
+    setup_colours,
+)
+from fednnunet.reporting.tables import order_setups
+
+CURVES = {"train_loss": "training loss", "val_loss": "validation loss", "pseudo_dice": "pseudo-Dice"}
+MB = 1e6
+
+
+def learning_curves(rounds: pd.DataFrame, nodes: Sequence[str]) -> Figure:
+    """Losses and pseudo-Dice of every node over rounds; a column a set-up.
+
+    With several folds or seeds the line is their mean and the band their range.
+
+    Args:
+        rounds: columns of ``rounds.csv``.
+        nodes: in the order of the legend; others that ``rounds`` names follow.
+    """
+    setups = order_setups(rounds["strategy"])
+    styles = node_styles(nodes) | {name: (POOLED_COLOUR, "-") for name in rounds["node"].unique() if name not in nodes}
+    single = len(setups) == 1
+    shape = (1, len(CURVES)) if single else (len(CURVES), len(setups))
+    size = (10.5, 3.3) if single else (0.8 + 2.75 * len(setups), 7.0)
+    figure = new_figure(size)
+    grid = figure.subplots(*shape, squeeze=False, sharex=True, sharey=False if single else "row")
+    for row, (column, title) in enumerate(CURVES.items()):
+        for place, setup in enumerate(setups):
+            axes: Axes = grid[0][row] if single else grid[row][place]
+            clean(axes)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+            if single:
+                axes.set_title(title, fontsize=10, color=INK)
+            else:
+                if row == 0:
+                    axes.set_title(setup, fontsize=10, fontweight="bold", color=INK)
+                if place == 0:
+                    axes.set_ylabel(title)
+            if single or row == len(CURVES) - 1:
+                axes.set_xlabel("round")
+            if column == "pseudo_dice":
+                axes.set_ylim(0, 1)
+            _draw_nodes(axes, rounds[rounds["strategy"] == setup], column, styles)
+    drawn = [name for name in styles if name in set(rounds["node"])]
+    handles = [Line2D([], [], color=styles[name][0], ls=styles[name][1], lw=2, label=name) for name in drawn]
+    legend(figure, handles)
+    return figure
+
+
+def _draw_nodes(axes: Axes, rounds: pd.DataFrame, column: str, styles: Mapping[str, tuple[str, str]]) -> None:
+    for node, (colour, dashes) in styles.items():
+        values = rounds[rounds["node"] == node].dropna(subset=[column]).groupby("round")[column]
+        over = values.agg(["mean", "min", "max"])
+        if over.empty:
+            continue
+        marker = "o" if len(over) < 4 else None
+        axes.plot(over.index, over["mean"], color=colour, ls=dashes, lw=1.6, marker=marker, ms=4)
+        if (over["max"] > over["min"]).any():
+            axes.fill_between(over.index, over["min"], over["max"], color=colour, alpha=0.15, lw=0)
+
+
+def round_costs(rounds: pd.DataFrame) -> Figure:
+    """Time and traffic of a round: training and exchange at the slowest node, megabytes of all nodes.
+
+    With several folds or seeds the line is their mean.
+
+    Args:
+        rounds: columns of ``rounds.csv``, with ``fold`` and ``seed`` where there are several.
+    """
+    setups = order_setups(rounds["strategy"])
+    colours = setup_colours(setups)
+    figure = new_figure((10.5, 3.4))
+    time_axes, bytes_axes = figure.subplots(1, 2)
+    for axes, title, columns, gather in (
+        (time_axes, "seconds a round, slowest node", ("seconds_train", "seconds_exchange"), "max"),
+        (bytes_axes, "MB a round, all nodes", ("bytes_up", "bytes_down"), "sum"),
+    ):
+        clean(axes)
+        axes.set_title(title, loc="left", fontsize=10, color=INK)
+        axes.set_xlabel("round")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        for setup in setups:
+            chosen = rounds[rounds["strategy"] == setup]
+            keys = [key for key in ("seed", "fold", "round") if key in chosen.columns]
+            by_round = chosen.groupby(keys)[list(columns)].agg(gather).groupby("round").mean()
+            scale = MB if gather == "sum" else 1.0
+            for column, dashes in zip(columns, ("-", "--"), strict=True):
+                axes.plot(by_round.index, by_round[column] / scale, color=colours[setup], ls=dashes, lw=1.6)
+        axes.set_ylim(bottom=0)
+        solid, dashed = columns
+        axes.legend(
+            handles=[
+                Line2D([], [], color=INK, ls="-", label=solid.rpartition("_")[2]),
+                Line2D([], [], color=INK, ls="--", label=dashed.rpartition("_")[2]),
+            ],
+            frameon=False,
+            fontsize=8,
+        )
+    legend(figure, [Line2D([], [], color=colours[name], lw=2.5, label=name) for name in setups])
+    return figure

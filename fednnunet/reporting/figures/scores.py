@@ -1,0 +1,171 @@
+"""Scores of held-out cases: boxes a centre, differences of set-ups, every model at every centre."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from fednnunet.evaluation.statistics import Interval
+from fednnunet.reporting.figures.style import INK, clean, legend, new_figure, setup_colours
+from fednnunet.reporting.tables import order_setups
+
+FEWEST_FOR_A_BOX = 5
+MOST_DOTS = 40
+"""Cases of a centre that are drawn one by one; of more, only those beyond the whiskers."""
+
+
+def case_scores(scores: pd.DataFrame, training: Sequence[str], external: Sequence[str], hd95_unit: str) -> Figure:
+    """Box plots of DSC and HD95, set-ups side by side at each centre.
+
+    A box holds the middle half of the cases, its line is the median, its whiskers reach 1.5 times the box's length
+    at most; a dot is a case, a diamond the mean. Fewer than :data:`FEWEST_FOR_A_BOX` cases get no box.
+
+    Args:
+        scores: one row a case (:func:`~fednnunet.reporting.tables.case_means`).
+        training: nodes with training cases.
+        external: nodes without, drawn apart.
+        hd95_unit: ``mm`` or ``pixels``.
+    """
+    setups = order_setups(scores["strategy"])
+    colours = setup_colours(setups)
+    nodes = [*training, *external]
+    centres = {name: i + (0.15 if name in external else 0.0) for i, name in enumerate(nodes)}
+    width = 0.84 / len(setups)
+    figure = new_figure((max(6.0, 0.9 + 0.3 * len(nodes) * (0.6 + len(setups))), 6.4))
+    for axes, (column, title) in zip(
+        figure.subplots(2, 1, sharex=True),
+        {"dsc": "DSC  (higher is better)", "hd95": f"HD95 in {hd95_unit}  (lower is better)"}.items(),
+        strict=True,
+    ):
+        clean(axes)
+        axes.grid(visible=False, axis="x")
+        axes.set_title(title, loc="left", fontsize=10, color=INK)
+        for place, setup in enumerate(setups):
+            for node in nodes:
+                values = scores[(scores["strategy"] == setup) & (scores["node"] == node)][column].dropna()
+                x = centres[node] + (place - (len(setups) - 1) / 2) * width
+                _draw_box(axes, values.to_numpy(), x, width, colours[setup])
+        if external:
+            axes.axvspan(len(training) - 0.43, len(nodes) - 0.27, color="#f1f3f5", zorder=-5, lw=0)
+        if column == "dsc":
+            axes.set_ylim(-0.02, 1.02)
+        else:
+            axes.set_ylim(bottom=0)
+        axes.set_xlim(-0.55, list(centres.values())[-1] + 0.55)
+        axes.set_xticks(list(centres.values()), [f"{name}\n(external)" if name in external else name for name in nodes])
+        axes.tick_params(axis="x", length=0)
+    legend(figure, [Patch(color=colours[name], alpha=0.75, lw=0, label=name) for name in setups])
+    return figure
+
+
+def _draw_box(axes: Axes, values: np.ndarray, x: float, width: float, colour: str) -> None:
+    if values.size == 0:
+        return
+    if values.size >= FEWEST_FOR_A_BOX:
+        line = {"color": colour, "lw": 1.1}
+        axes.boxplot(
+            [values],
+            positions=[x],
+            widths=width * 0.8,
+            patch_artist=True,
+            boxprops={"facecolor": f"{colour}33", "edgecolor": colour, "lw": 1.1},
+            medianprops={"color": colour, "lw": 2},
+            whiskerprops=line,
+            capprops=line,
+            showfliers=values.size > MOST_DOTS,
+            flierprops={"marker": "o", "ms": 2.5, "mfc": colour, "mec": "none"},
+            manage_ticks=False,
+        )
+    if values.size <= MOST_DOTS:
+        spread = (np.arange(values.size) * 0.618 % 1 - 0.5) * width * 0.5
+        axes.plot(x + spread, values, "o", ms=3, mfc=colour, mec="white", mew=0.3, alpha=0.85, label="case")
+    axes.plot(x, values.mean(), "D", ms=4.5, mfc="white", mec=INK, mew=1, zorder=5, label="mean")
+
+
+def forest(
+    intervals: Mapping[str, Mapping[str, Interval]],
+    title: str,
+    colours: Mapping[str, str],
+    values: Mapping[str, Sequence[float]] | None = None,
+    width: float = 7.0,
+) -> Figure:
+    """Mean differences with their confidence intervals, one below the other, and a line at no difference.
+
+    Args:
+        intervals: row to set-up to mean and interval; set-ups of a row stand close together.
+        title: of the axis.
+        colours: of the set-ups; a legend names them where rows have several.
+        values: row to the values behind it, drawn as dots.
+        width: of the figure in inches.
+    """
+    setups = list(dict.fromkeys(setup for row in intervals.values() for setup in row))
+    several = any(len(row) > 1 for row in intervals.values())
+    figure = new_figure((width, 0.9 + 0.36 * len(intervals) + 0.17 * len(intervals) * (len(setups) - 1) * several))
+    axes: Axes = figure.subplots()
+    clean(axes)
+    axes.grid(visible=False, axis="y")
+    axes.axvline(0, color="#9aa5b1", lw=1, ls="--")
+    for place, (row, of_setups) in enumerate(intervals.items()):
+        for setup, interval in of_setups.items():
+            y = place + (0.7 * ((setups.index(setup) + 0.5) / len(setups) - 0.5) if several else 0.0)
+            dots = (values or {}).get(row, [])
+            axes.plot(dots, [y] * len(dots), "o", ms=4, mfc="none", mec=colours[setup], alpha=0.6)
+            axes.plot([interval.low, interval.high], [y, y], color=colours[setup], lw=2.2, solid_capstyle="butt")
+            axes.plot(interval.mean, y, "D", ms=5.5, color=colours[setup])
+    axes.set_yticks(range(len(intervals)), list(intervals))
+    axes.set_ylim(len(intervals) - 0.45, -0.55)
+    axes.set_xlabel(title)
+    if several:
+        legend(figure, [Line2D([], [], color=colours[name], lw=2.5, label=name) for name in setups])
+    return figure
+
+
+def cross_centre(cases: pd.DataFrame, training: Sequence[str], external: Sequence[str]) -> Figure | None:
+    """Mean DSC of each node's model (rows) on each centre's held-out cases (columns), a panel a set-up (paper, Fig. 4).
+
+    Args:
+        cases: columns of ``cases.csv``.
+        training: nodes with training cases.
+        external: nodes without.
+
+    Returns:
+        None where no model was scored on another training centre.
+    """
+    elsewhere = cases[(cases["model"] != cases["node"]) & cases["node"].isin(training) & cases["model"].isin(training)]
+    setups = [name for name in order_setups(cases["strategy"]) if name in set(elsewhere["strategy"])]
+    if not setups:
+        return None
+    columns = [*training, *external]
+    keys = [key for key in ("fold", "seed", "case") if key in cases.columns]
+    means = cases.groupby(["strategy", "model", "node", *keys])["dsc"].mean().groupby(level=[0, 1, 2]).mean()
+    width, height = 0.55 * len(columns) + 0.9, 1.5 + 0.5 * len(training)
+    across = max(1, min(len(setups), int(10 / width)))
+    down = -(-len(setups) // across)
+    figure = new_figure((1.2 + width * across, height * down))
+    panels = figure.subplots(down, across, squeeze=False).ravel()
+    for axes in panels[len(setups) :]:
+        axes.set_axis_off()
+    for place, (axes, setup) in enumerate(zip(panels, setups, strict=False)):
+        matrix = means[setup].unstack("node").reindex(index=training, columns=columns)
+        axes.imshow(matrix, vmin=0, vmax=1, cmap="cividis", aspect="auto")
+        for (row, column), value in np.ndenumerate(matrix.to_numpy()):
+            text = "–" if np.isnan(value) else f"{value:.2f}"
+            axes.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if value < 0.6 else INK)
+        first = place % across == 0
+        axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", fontsize=8)
+        axes.set_yticks(range(len(training)), training if first else [], fontsize=8)
+        axes.set_title(setup, fontsize=10, fontweight="bold", color=INK)
+        axes.tick_params(length=0, labelcolor=INK)
+        axes.spines[:].set_visible(False)
+        if external:
+            axes.axvline(len(training) - 0.5, color="white", lw=3)
+        if first:
+            axes.set_ylabel("model of", color=INK)
+        axes.set_xlabel("cases of", color=INK)
+    return figure

@@ -1,0 +1,95 @@
+"""What all figures share: colours, axes, legends, files.
+
+Colours are Okabe and Ito's, told apart by colour-blind readers too.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+SETUP_COLOURS = {"local": "#7a7a7a", "asym": "#0072B2", "ffe": "#D55E00", "centralized": "#009E73"}
+OTHER_COLOURS = ("#CC79A7", "#E69F00", "#56B4E9", "#8c6d31", "#5e4fa2", "#000000")
+NODE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7a7a7a", "#000000")
+NODE_DASHES = ("-", "--", "-.", ":")
+POOLED_COLOUR = "#333333"
+INK, FAINT = "#26313b", "#d9dee3"
+
+
+def setup_colours(setups: Sequence[str]) -> dict[str, str]:
+    """Colour of every set-up; the paper's four always have the same."""
+    spare = iter(OTHER_COLOURS * (1 + len(setups) // len(OTHER_COLOURS)))
+    return {name: SETUP_COLOURS.get(name) or next(spare) for name in setups}
+
+
+def node_styles(nodes: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Colour and dashes of every node."""
+    count = len(NODE_COLOURS)
+    return {name: (NODE_COLOURS[i % count], NODE_DASHES[i // count % len(NODE_DASHES)]) for i, name in enumerate(nodes)}
+
+
+def new_figure(size: tuple[float, float]) -> Figure:
+    """An empty figure; ``size`` is width and height in inches."""
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def clean(axes: Axes) -> None:
+    """Quiet lines, a faint grid, dark letters."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#9aa5b1")
+    axes.grid(visible=True, color=FAINT, lw=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8.5, color="#9aa5b1", labelcolor=INK)
+    for label in (axes.xaxis.label, axes.yaxis.label):
+        label.set_color(INK)
+
+
+def legend(
+    figure: Figure,
+    handles: Sequence[Line2D | Patch],
+    place: Literal["outside upper left", "outside lower center"] = "outside upper left",
+) -> None:
+    """One legend for all axes; at the left, where a phone shows a wide figure first."""
+    columns = max(1, min(len(handles), 6))
+    figure.legend(handles=handles, loc=place, ncols=columns, frameon=False, fontsize=9)
+
+
+def save_figure(figure: Figure, folder: Path, name: str) -> bytes:
+    """Write ``<folder>/<name>.png`` and ``.svg``; returns the latter's content."""
+    save_picture(figure, folder, name)
+    svg = _render(figure, "svg")
+    (folder / f"{name}.svg").write_bytes(svg)
+    return svg
+
+
+def save_picture(figure: Figure, folder: Path, name: str) -> None:
+    """Write ``<folder>/<name>.png``, for figures of images, which gain nothing as SVG."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.png").write_bytes(as_png(figure))
+
+
+def as_png(figure: Figure) -> bytes:
+    """The figure as PNG, 150 dots an inch."""
+    return _render(figure, "png")
+
+
+def as_data_uri(content: bytes, kind: str) -> str:
+    """A picture as part of a page; ``kind`` such as ``image/png``."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _render(figure: Figure, kind: str) -> bytes:
+    out = io.BytesIO()
+    figure.savefig(out, format=kind, dpi=150, facecolor="white", metadata={"Date": None} if kind == "svg" else None)
+    return out.getvalue()

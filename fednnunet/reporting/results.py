@@ -1,0 +1,146 @@
+"""What a report is made of, gathered once: merged tables, means, comparisons, what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import pandas as pd
+
+from fednnunet.errors import ConfigError
+from fednnunet.evaluation.statistics import Interval, bootstrap
+from fednnunet.reporting.comparison import LEVEL, Comparison, choose_reference, compare_setups
+from fednnunet.reporting.coverage import check_comparable, missing_folds, repeated_folds
+from fednnunet.reporting.run_folder import Run, merge, merge_rounds, node_order
+from fednnunet.reporting.tables import (
+    DAGGER,
+    MEAN,
+    STAR,
+    External,
+    ResultsTable,
+    case_means,
+    fold_means,
+    order_setups,
+    results_table,
+    summarise,
+)
+
+EXTERNAL_MEANINGS: dict[External, str] = {
+    "mean": "the mean over the models of all nodes",
+    "best": "the model of the node with the best mean DSC over its own held-out cases",
+    "ensemble": "the ensemble of the models of all nodes",
+}
+EXTERNAL_LACKS: dict[External, str] = {
+    "mean": "no run has scores of a node's model at an external node; choose ensemble",
+    "best": "no node scored held-out cases of its own; choose mean or ensemble",
+    "ensemble": "no run has scores of an ensemble; choose mean or best",
+}
+
+
+@dataclass(frozen=True)
+class Results:
+    """What one or several runs came to.
+
+    Attributes:
+        runs: in the order of set-ups and seeds.
+        training: nodes with training cases.
+        external: nodes without.
+        rounds: ``rounds.csv`` of all runs.
+        cases: ``cases.csv`` of all runs.
+        scores: one row a case, with columns ``fold`` and ``seed``.
+        summary: rows of ``summary.csv``.
+        table: None where nothing was scored.
+        comparison: with the reference; None where there is none.
+        external_scores: which models count at external nodes.
+    """
+
+    runs: list[Run]
+    training: list[str]
+    external: list[str]
+    rounds: pd.DataFrame
+    cases: pd.DataFrame
+    scores: pd.DataFrame
+    summary: pd.DataFrame
+    table: ResultsTable | None
+    comparison: Comparison | None
+    external_scores: External
+
+    @property
+    def problems(self) -> list[str]:
+        """What there is to say of runs that lack something or are there twice."""
+        return [*(run.problem for run in self.runs if run.problem), *repeated_folds(self.runs)]
+
+
+def gather_results(runs: Sequence[Run], reference: str | None = None, external_scores: External = "mean") -> Results:
+    """Put the scores of runs together.
+
+    Args:
+        runs: of one dataset.
+        reference: set-up that the others are compared with; None for ``local``, where it is there.
+        external_scores: which models count at external nodes (:func:`~fednnunet.reporting.tables.own_scores`).
+
+    Raises:
+        DataError: the runs can not stand in one table.
+        ConfigError: there is no such reference, or nothing that counts at external nodes.
+    """
+    check_comparable(runs)
+    setups = order_setups(run.setup for run in runs)
+    ordered = sorted(runs, key=lambda run: (setups.index(run.setup), run.seed))
+    training, external = node_order(ordered)
+    cases, rounds = merge([run.cases for run in ordered]), merge_rounds([run.rounds for run in ordered])
+    if cases.empty:
+        return Results(ordered, training, external, rounds, cases, cases, summarise(cases), None, None, external_scores)
+    scores = case_means(cases, external_scores)
+    outside = cases["node"].isin(external)
+    if outside.any() and not scores["node"].isin(external).any():
+        raise ConfigError(f"external {external_scores}: {EXTERNAL_LACKS[external_scores]}")
+    summary = fold_means(scores)
+    scores = scores if "seed" in scores else scores.assign(seed=ordered[0].seed)
+    scored = order_setups(scores["strategy"])
+    chosen = choose_reference(scored, reference)
+    comparison = compare_setups(scores, chosen, training, external) if chosen and len(scored) > 1 else None
+    unit = next((run.info["hd95_unit"] for run in ordered if "hd95_unit" in run.info), "mm")
+    table = results_table(summary, training, external, unit)
+    missing = {setup: folds for setup, folds in missing_folds(ordered).items() if setup in scored}
+    table = replace(
+        table,
+        intervals=_intervals(scores, table),
+        significant=comparison.significant if comparison else set(),
+        incomplete=set(missing),
+        notes=_notes(table, comparison, missing, external_scores),
+    )
+    return Results(ordered, training, external, rounds, cases, scores, summary, table, comparison, external_scores)
+
+
+def _intervals(scores: pd.DataFrame, table: ResultsTable) -> dict[tuple[str, str, str], Interval]:
+    """Of the mean over cases: a case counts once, with its mean over seeds; ``mean`` is that of centres' means."""
+    found = {}
+    for metric in table.metrics:
+        of_cases = scores.dropna(subset=[metric.column]).groupby(["strategy", "node", "case"])[metric.column].mean()
+        values = {key: of_centre.to_numpy() for key, of_centre in of_cases.groupby(level=["strategy", "node"])}
+        for setup in table.setups:
+            for column in table.columns:
+                centres = table.training if column == MEAN else [column]
+                samples = [values.get((setup, centre), []) for centre in centres]
+                found[metric.column, setup, column] = bootstrap(samples)
+    return found
+
+
+def _notes(
+    table: ResultsTable, comparison: Comparison | None, missing: dict[str, str], external_scores: External
+) -> list[str]:
+    notes = []
+    if comparison is not None:
+        notes.append(
+            f"{STAR} p < {LEVEL} against {comparison.reference}: two-tailed Wilcoxon signed-rank test on the DSC of "
+            "cases; “mean”: Fisher’s method over training nodes; Holm’s correction over set-ups."
+        )
+    if missing:
+        lacking = "; ".join(f"{setup} lacks {what}" for setup, what in missing.items())
+        notes.append(
+            f"{DAGGER} {lacking}. Means of different folds are not of the same cases: compare them with care"
+            + ("; tests use only cases that both set-ups scored." if comparison else ".")
+        )
+    if table.external:
+        notes.append(f"External nodes: {EXTERNAL_MEANINGS[external_scores]}.")
+    return notes
