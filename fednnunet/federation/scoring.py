@@ -79,13 +79,13 @@ def score_external_centres(
     if not waiting:
         return
     journal.stage("external")
-    first_fold = next(iter(finished))
+    first_fold, last = next(iter(finished)), list(finished.values())[-1]
     users: dict[int, FoldsOf] = {}
     same: dict[int, list[int]] = {}
     for user in waiting:
         folds = {node: [f for f in finished if node in finished[f]] for node in federation.of_same_task(user)}
         users[user] = {node: of_node for node, of_node in folds.items() if of_node}
-        nodes = list(users[user])
+        nodes = sorted(users[user], key=lambda node: node not in last)  # first those that are still there
         if len(nodes) > 1 and _end_as_one(federation, strategy, nodes):
             users[user] = {nodes[0]: users[user][nodes[0]]}
             same[user] = nodes[1:]
@@ -111,23 +111,31 @@ def _score_elsewhere(
         for node, folds in models.items():
             for of_fold in folds:
                 takers.setdefault((node, of_fold), []).append(user)
+    lost: set[int] = set()
+    at_least = None if settings.min_nodes is None else 0  # a federation that may lose nodes goes on without them
     for (node, of_fold), nodes in takers.items():
+        if node in lost:
+            continue
         # One model at a time passes through: the server's memory stays that of one model.
         name, planned = federation.name(node), federation.planned[node]
         request = EvaluateRequest(fold=of_fold, layers=list(planned.layers))
-        ((_, reply, arrays),) = ask(grid, Kind.EVALUATE, {node: request}, federation, settings)
+        replies = ask(grid, Kind.EVALUATE, {node: request}, federation, settings, at_least=at_least)
+        if not replies:
+            journal.message(f"node {name} does not send its model of fold {of_fold}; its models are left out")
+            lost.add(node)
+            continue
+        ((_, reply, arrays),) = replies
         model = Model(node=name, fold=of_fold, plans=planned.plans, mirror_axes=reply.mirror_axes)
         keep = dict.fromkeys(nodes, EvaluateRequest(keep=model))
-        ask(grid, Kind.EVALUATE, keep, federation, settings, arrays=dict.fromkeys(nodes, arrays))
-    requests = {
-        user: EvaluateRequest(fold=fold, score={federation.name(node): list(models[node]) for node in models})
+        ask(grid, Kind.EVALUATE, keep, federation, settings, None, dict.fromkeys(nodes, arrays), at_least)
+    sent = {
+        user: {federation.name(node): list(folds) for node, folds in models.items() if node not in lost}
         for user, models in users.items()
-        if models
     }
+    requests = {user: EvaluateRequest(fold=fold, score=models) for user, models in sent.items() if models}
     scores: list[CaseScore] = []
-    for user, reply, _ in ask(grid, Kind.EVALUATE, requests, federation, settings, journal):
-        asked = {*requests[user].score, ENSEMBLE}
-        others = [score.model for score in reply.cases if score.model not in asked]
+    for user, reply, _ in ask(grid, Kind.EVALUATE, requests, federation, settings, journal, at_least=at_least):
+        others = [score.model for score in reply.cases if score.model not in (*sent[user], ENSEMBLE)]
         if others:
             raise ProtocolError(f"node {federation.name(user)} sent scores of model {others[0]}, which it was not sent")
         scores += reply.cases
