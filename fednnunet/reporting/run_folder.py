@@ -95,6 +95,8 @@ class Run:
             return f"{self.folder.name} has no scores: {on_all}" if self.cases.empty else None
         trained = int(self.rounds["round"].max()) if not self.rounds.empty else 0
         got = f"it trained {trained} round{'s' * (trained != 1)}" if trained else "it trained no round"
+        if len(self.folds) > 1 and self.scored_folds:
+            got = f"it finished fold{'s' * (len(self.scored_folds) != 1)} {', '.join(self.scored_folds)}"
         return f"{self.folder.name} did not finish: {got}" + (" and has no scores" if self.cases.empty else "")
 
 

@@ -84,6 +84,8 @@ def test_the_folds_that_an_interrupted_run_did_not_reach_are_missing(make_run: M
     assert (read.seed, read.folds, read.scored_folds) == (3, ["0", "1", "2", "3", "4"], ["0", "1"])
     assert read.info["external"] == ["KAUNO"], "not taken for a training centre"
     assert not read.finished
+    assert read.problem is not None
+    assert read.problem.endswith("did not finish: it finished folds 0, 1")
 
 
 def test_missing_folds_mark_the_table_and_tests_use_common_cases(make_run: MakeRun) -> None:
