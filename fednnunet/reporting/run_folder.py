@@ -13,6 +13,7 @@ import pandas as pd
 from fednnunet.config import POOLED_NODE
 from fednnunet.errors import DataError
 from fednnunet.files import write_atomically
+from fednnunet.resume import ERROR
 
 CASE_COLUMNS = [
     *("strategy", "node", "model", "fold", "case", "label"),
@@ -50,6 +51,7 @@ class Run:
         overlays: centre to number of the case to file.
         config: the composed configuration as yaml, empty when there is none.
         overrides: what was changed on the command line, key to value.
+        error: why it failed, if it is known.
     """
 
     folder: Path
@@ -61,6 +63,7 @@ class Run:
     overlays: dict[str, dict[int, Path]]
     config: str
     overrides: dict[str, str]
+    error: str = ""
 
     @property
     def finished(self) -> bool:
@@ -75,7 +78,8 @@ class Run:
             return f"{self.folder.name} has no scores: {on_all}" if self.cases.empty else None
         trained = int(self.rounds["round"].max()) if not self.rounds.empty else 0
         got = f"it trained {trained} round{'s' * (trained != 1)}" if trained else "it trained no round"
-        return f"{self.folder.name} did not finish: {got}" + (" and has no scores" if self.cases.empty else "")
+        scores = " and has no scores" if self.cases.empty else ""
+        return f"{self.folder.name} did not finish: {got}{scores}" + (f" ({self.error})" if self.error else "")
 
 
 def read_run(folder: Path) -> Run:
@@ -100,6 +104,7 @@ def read_run(folder: Path) -> Run:
         overlays=_find_overlays(folder),
         config=config.read_text() if config.is_file() else "",
         overrides=_read_overrides(folder / ".hydra" / "overrides.yaml"),
+        error=error.read_text() if (error := folder / ERROR).is_file() else "",
     )
 
 

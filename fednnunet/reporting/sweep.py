@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from hydra.core.utils import JobReturn
-from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
 from rich.console import Console
 
 from fednnunet.errors import DataError
 from fednnunet.reporting.report import results_of, write_report
 from fednnunet.reporting.run_folder import merge, merge_rounds, read_runs, write_csv
-from fednnunet.reporting.tables import summarise
+from fednnunet.reporting.tables import MEAN, summarise
 
 
-def finish_run(run_folder: Path) -> str:
+class Result(NamedTuple):
+    """What a run ends with.
+
+    Attributes:
+        text: the table of results and the path of the report, to print.
+        dsc: mean over training centres, each the mean over its held-out cases; None where one has no score.
+    """
+
+    text: str
+    dsc: float | None
+
+
+def finish_run(run_folder: Path) -> Result:
     """Write ``summary.csv`` and ``report.html`` of one run.
-
-    Returns:
-        The table of results and the path of the report, to print.
 
     Raises:
         DataError: a file of the run can not be read; names it.
@@ -31,7 +38,9 @@ def finish_run(run_folder: Path) -> str:
     write_csv(summarise(run.cases.drop(columns="seed")), run_folder / "summary.csv")
     report = write_report(run_folder, [run_folder])
     table = results_of([run])
-    return f"\n{table.as_text() if table else run.problem}\nreport: {os.path.relpath(report)}"
+    text = f"\n{table.as_text() if table else run.problem}\nreport: {os.path.relpath(report)}"
+    dsc = math.nan if table is None else float(table.values["dsc"].loc[run.setup, MEAN])
+    return Result(text, None if math.isnan(dsc) else dsc)
 
 
 def find_runs(folders: Sequence[Path]) -> list[Path]:
@@ -79,21 +88,3 @@ def compare_runs(folder: Path, run_folders: Sequence[Path], console: Console) ->
             console.print(f"{run.problem}.", style="yellow", soft_wrap=True, highlight=False)
     console.print(f"\nreport: {os.path.relpath(report)}", soft_wrap=True, highlight=False)
     return report
-
-
-class CompareRuns(Callback):
-    """Hydra callback: compares the runs of a sweep when it ends."""
-
-    def __init__(self) -> None:
-        self._jobs: list[Path] = []
-
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Note the run's folder, so that older runs in the same sweep folder stay out."""
-        self._jobs.append(Path(config.hydra.runtime.output_dir))
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Compare this sweep's runs; where a launcher ran them elsewhere, all runs in the sweep's folder."""
-        folder = Path(config.hydra.runtime.cwd) / config.hydra.sweep.dir
-        runs = self._jobs or sorted(path.parent for path in folder.rglob(".hydra"))
-        if runs:
-            compare_runs(folder, runs, Console())
