@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import sys
+from pathlib import Path
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach launch() below instead of Hydra's own exit
@@ -19,44 +20,34 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fednnunet.config import read_config
 from fednnunet.errors import FednnUNetError
+from fednnunet.jobs import NO_PLUGIN, go_on, note_failure, problem_of_launcher, report_failures
 from fednnunet.resume import with_continue
 
 COMMAND = shlex.join(["python", *sys.argv])
-failures: list[str] = []
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def main(cfg: DictConfig) -> None:
-    """One job: Hydra calls it once, or once for every job of a sweep."""
+def main(cfg: DictConfig) -> float | None:
+    """One job: Hydra calls it once, or once for every job of a sweep, maybe in another process.
+
+    Returns:
+        Mean DSC over training centres, which ``hydra/sweeper=optuna`` maximises; None where there is none.
+    """
+    job = HydraConfig.get()
+    sweep = Path(job.sweep.dir).name if job.mode == RunMode.MULTIRUN else None
     try:
         config = read_config(cfg)
         from fednnunet.run import run
 
-        table = run(config, COMMAND)
-        if HydraConfig.get().mode != RunMode.MULTIRUN:  # a sweep ends with one table of all its runs
-            print(table)
-    except KeyboardInterrupt:
-        print(f"\ninterrupted; the last checkpoints are kept. To go on: {go_on()}", file=sys.stderr)
-        raise
-    except FednnUNetError as error:
-        # A sweep goes on with its other jobs.
-        failures.append(str(error))
-        print(f"error: {error}", file=sys.stderr)
-
-
-def go_on() -> str:
-    """The command that goes on with the run, or sweep, that was interrupted."""
-    hydra_config = HydraConfig.get()
-    sweep = hydra_config.mode == RunMode.MULTIRUN
-    folder = hydra_config.sweep.dir if sweep else hydra_config.runtime.output_dir
-    return shlex.join(["python", sys.argv[0], f"continue={os.path.relpath(folder)}"])
-
-
-def in_one_line(error: Exception) -> str:
-    """Hydra's error, without its advice to append a key that nothing reads."""
-    text = " ".join(str(error).split("Config search path")[0].split())
-    unknown = re.search(r"Could not override '([^']+)'", text)
-    return f"unknown key {unknown[1]}; --cfg job shows all keys, --help all groups" if unknown else text
+        result = run(config, COMMAND, sweep)
+    except Exception as error:
+        if sweep is None:
+            raise
+        note_failure(Path(job.runtime.output_dir), error)
+        return None
+    if sweep is None:  # a sweep ends with one table of all its runs
+        print(result.text)
+    return result.dsc
 
 
 def launch() -> int:
@@ -71,8 +62,23 @@ def launch() -> int:
         print(f"error: {in_one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        print(f"\ninterrupted; the last checkpoints are kept.{go_on()}", file=sys.stderr)
         return 130
-    return 2 if failures else 0
+    except Exception as error:
+        if not (problem := problem_of_launcher(error)):
+            raise
+        print(f"error: {problem}.{go_on()}", file=sys.stderr)
+        return 2
+    return report_failures()
+
+
+def in_one_line(error: Exception) -> str:
+    """Hydra's error, without its advice to append a key that nothing reads."""
+    text = " ".join(str(error).split("Config search path")[0].split())
+    if "hydra_plugins" in text or "'hydra/sweeper/optuna'" in text:
+        return NO_PLUGIN
+    unknown = re.search(r"Could not override '([^']+)'", text)
+    return f"unknown key {unknown[1]}; --cfg job shows all keys, --help all groups" if unknown else text
 
 
 if __name__ == "__main__":

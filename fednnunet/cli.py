@@ -48,6 +48,28 @@ def report(
     compare_runs(out, find_runs(runs), Console(), reference, external)
 
 
+@app.command()
+def wandb_dashboard(
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[RUN]...", help="Run folders, or folders of sweeps: whose nodes it shows.  [outputs]"),
+    ] = None,
+    project: Annotated[str, typer.Option(help="W&B project.")] = "fednnunet",
+    entity: Annotated[str | None, typer.Option(help="W&B user or team; the account's default if not given.")] = None,
+    sweep: Annotated[str | None, typer.Option(help="Show runs of this sweep only: the name of its folder.")] = None,
+    out: Annotated[Path, typer.Option(help="File that takes what is sent, as JSON.")] = Path(
+        "outputs/wandb_dashboard.json"
+    ),
+    offline: Annotated[bool, typer.Option("--offline", help="Write the file, send nothing.")] = False,
+) -> None:
+    """Build the comparison of runs in Weights & Biases: a workspace and a report."""
+    from fednnunet.reporting.sweep import find_runs
+    from fednnunet.reporting.wandb_dashboard import make_dashboard, metrics_of
+
+    metrics = metrics_of(find_runs(runs or [Path("outputs")]))
+    print("\n".join(make_dashboard(metrics, out, entity, project, sweep, offline=offline)))
+
+
 def main() -> int:
     """Entry point; 2 when the user has something to mend."""
     try:

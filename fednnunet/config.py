@@ -271,7 +271,11 @@ class PathsConfig(Config):
 
 
 class RunConfig(Config):
-    """Everything a run depends on."""
+    """Everything a run depends on.
+
+    Attributes:
+        logger: trackers (Hydra ``_target_``) by name.
+    """
 
     seed: int = Field(ge=0)
     fold: Fold | list[Fold]
@@ -285,7 +289,7 @@ class RunConfig(Config):
     gpu_memory: GpuMemoryConfig
     node: NodeConfig
     federation: FederationConfig
-    logger: dict[str, Any]
+    logger: dict[str, dict[str, Any]]
     paths: PathsConfig
 
     @field_validator("fold", mode="before")

@@ -11,6 +11,8 @@ from fednnunet.errors import ConfigError
 KEY = "continue="
 OVERRIDES = Path(".hydra") / "overrides.yaml"
 SWEEP = "multirun.yaml"
+ERROR = "error.txt"
+"""In a run's folder: why it failed as a job of a sweep."""
 
 
 def with_continue(arguments: list[str], outputs: Path = Path("outputs")) -> list[str]:

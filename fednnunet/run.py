@@ -26,12 +26,13 @@ from fednnunet.federation.journal import Journal
 from fednnunet.federation.server_app import ServerSettings, build_server_app
 from fednnunet.federation.strategy import AsymFedAvg, NoExchange
 from fednnunet.files import write_atomically
+from fednnunet.lock import locked
 from fednnunet.node.launch import NodeProcesses
 from fednnunet.node.settings import NodeSettings
 from fednnunet.reporting.follower import Follower
 from fednnunet.reporting.progress import RunProgress
-from fednnunet.reporting.sweep import finish_run
-from fednnunet.reporting.tracking import Tracker
+from fednnunet.reporting.sweep import Result, finish_run
+from fednnunet.reporting.tracking import Trackers
 
 log = logging.getLogger(__name__)
 
@@ -39,20 +40,23 @@ RUN_FILE = "run.json"
 CONFIG_FILE = "config.json"
 
 
-def run(config: RunConfig, command: str) -> str:
+def run(config: RunConfig, command: str, sweep: str | None = None) -> Result:
     """Run one set-up into ``config.paths.run``; go on where an interrupted run of the same config stopped.
 
     Args:
         config: checked configuration.
         command: what the user typed, for the report.
-
-    Returns:
-        The table of results, to print.
+        sweep: name of the sweep that this is a job of, if any.
 
     Raises:
         FednnUNetError: configuration or data can not work; nothing was trained.
         KeyboardInterrupt: after every process was ended; the last checkpoints are there.
     """
+    with locked(config.paths.run):
+        return _run(config, command, sweep)
+
+
+def _run(config: RunConfig, command: str, sweep: str | None) -> Result:
     folder = config.paths.run
     check_folder(folder, config)
     if (folder / RUN_FILE).is_file():
@@ -61,20 +65,20 @@ def run(config: RunConfig, command: str) -> str:
     started, begin = datetime.now(UTC), time.monotonic()
     folders = prepare_centres(config)
     nodes = node_settings(config, folders)
-    facts = describe_run(config, command)
+    facts = describe_run(config, command, sweep)
     write_atomically(folder / CONFIG_FILE, json.dumps(decisive(config), indent=1))
     strategy: AsymFedAvg | NoExchange = instantiate(config.strategy.aggregation)
-    tracker: Tracker = instantiate(config.logger)
     with contextlib.ExitStack() as stack:
         stack.enter_context(log_file(folder / "train.log"))
         progress = RunProgress(
-            config.strategy.name,
+            folder.name if sweep else config.strategy.name,
             [node.name for node in nodes],
             external=[node.name for node in nodes if node.external],
             folds=config.folds,
         )
         stack.enter_context(progress)
         progress.stage("start")
+        tracker = Trackers([instantiate(entry) for entry in config.logger.values()], tell=progress.message)
         stack.callback(tracker.finish, ok=False)  # does nothing after a finish
         tracker.start(facts)
         processes = stack.enter_context(NodeProcesses(nodes))
@@ -96,11 +100,11 @@ def run(config: RunConfig, command: str) -> str:
         grid.run_server(build_server_app(settings, strategy, journal))
         facts |= finished_facts(journal, strategy, started, time.monotonic() - begin, processes.peak_memory_gib)
         write_atomically(folder / RUN_FILE, json.dumps(facts, indent=1))
-        table = finish_run(folder)
+        result = finish_run(folder)
         tracker.log_result(folder)
         tracker.finish(ok=True)
     remove_resume_files(folder, nodes)
-    return table
+    return result
 
 
 def finished_facts(
@@ -219,7 +223,7 @@ def parallel_nodes(config: RunConfig) -> int:
     return 1 if on_gpu or pooled else min(len(config.training_centres), cores())
 
 
-def describe_run(config: RunConfig, command: str) -> dict[str, Any]:
+def describe_run(config: RunConfig, command: str, sweep: str | None) -> dict[str, Any]:
     """What the report says of a run: what was run, on what, with which versions."""
     return {
         "strategy": config.strategy.name,
@@ -230,6 +234,7 @@ def describe_run(config: RunConfig, command: str) -> dict[str, Any]:
         "nodes": [centre.name for centre in config.training_centres],
         "external": [centre.name for centre in config.external_centres],
         "hd95_unit": config.dataset.hd95_unit,
+        "sweep": sweep,
         "command": command,
         "versions": {
             "fednnunet": __version__,

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from fednnunet.config import RunConfig, read_config
 from fednnunet.datasets.raw import DATASET_NAME
@@ -182,3 +184,16 @@ def test_weights_and_plans_are_for_all_nodes_or_by_name(tmp_path: Path) -> None:
     assert (config.model.plans_of("DUKE"), config.model.plans_of("NACT")) == (Path("duke.json"), None)
     with pytest.raises(ConfigError, match=r"trainer.pretrained: DUKES is no centre of phantom"):
         composed(tmp_path, "trainer.pretrained={DUKES: x.pth}")
+
+
+@pytest.mark.filterwarnings(r"ignore:\s'hydra/launcher/\w+' is validated against ConfigStore schema")
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "submitit_slurm"])
+def test_launchers_take_their_settings(launcher: str) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        hydra = compose("config", overrides=[f"hydra/launcher={launcher}"], return_hydra_config=True).hydra
+    assert OmegaConf.load(CONF / "hydra" / "launcher" / f"{launcher}.yaml").items() <= hydra.launcher.items()
+    assert type(instantiate(hydra.launcher)).__module__.startswith("hydra_plugins.")
+
+
+def test_several_loggers(tmp_path: Path) -> None:
+    assert list(composed(tmp_path, "logger=[wandb,tensorboard]").logger) == ["wandb", "tensorboard"]

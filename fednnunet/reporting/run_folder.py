@@ -14,6 +14,7 @@ from fednnunet.config import POOLED_NODE
 from fednnunet.errors import DataError
 from fednnunet.exchange.messages import ENSEMBLE
 from fednnunet.files import write_atomically
+from fednnunet.resume import ERROR
 
 CASE_COLUMNS = [
     *("strategy", "node", "model", "fold", "case", "label"),
@@ -52,6 +53,7 @@ class Run:
         overlays: centre to number of the case to file.
         config: the composed configuration as yaml, empty when there is none.
         overrides: what was changed on the command line, key to value.
+        error: why it failed, if it is known.
     """
 
     folder: Path
@@ -64,6 +66,7 @@ class Run:
     overlays: dict[str, dict[int, Path]]
     config: str
     overrides: dict[str, str]
+    error: str = ""
 
     @property
     def seed(self) -> int:
@@ -97,7 +100,8 @@ class Run:
         got = f"it trained {trained} round{'s' * (trained != 1)}" if trained else "it trained no round"
         if len(self.folds) > 1 and self.scored_folds:
             got = f"it finished fold{'s' * (len(self.scored_folds) != 1)} {', '.join(self.scored_folds)}"
-        return f"{self.folder.name} did not finish: {got}" + (" and has no scores" if self.cases.empty else "")
+        scores = " and has no scores" if self.cases.empty else ""
+        return f"{self.folder.name} did not finish: {got}{scores}" + (f" ({self.error})" if self.error else "")
 
 
 def read_run(folder: Path) -> Run:
@@ -126,6 +130,7 @@ def read_run(folder: Path) -> Run:
         overlays=_find_overlays(folder),
         config=config.read_text() if config.is_file() else "",
         overrides=_read_overrides(folder / ".hydra" / "overrides.yaml"),
+        error=error.read_text() if (error := folder / ERROR).is_file() else "",
     )
 
 

@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+import math
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from hydra.core.utils import JobReturn
-from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
 from rich.console import Console
 
-from fednnunet.errors import DataError, FednnUNetError
+from fednnunet.errors import DataError
 from fednnunet.reporting.paper import compare_with_paper
 from fednnunet.reporting.report import write_report
 from fednnunet.reporting.results import gather_results
 from fednnunet.reporting.run_folder import read_runs, write_csv
 from fednnunet.reporting.table_files import write_tables
-from fednnunet.reporting.tables import External
+from fednnunet.reporting.tables import MEAN, External
 
 
-def finish_run(run_folder: Path) -> str:
+class Result(NamedTuple):
+    """What a run ends with.
+
+    Attributes:
+        text: the table of results and the path of the report, to print.
+        dsc: mean over training centres, each the mean over its held-out cases; None where one has no score.
+    """
+
+    text: str
+    dsc: float | None
+
+
+def finish_run(run_folder: Path) -> Result:
     """Write ``summary.csv`` and ``report.html`` of one run.
-
-    Returns:
-        The table of results and the path of the report, to print.
 
     Raises:
         DataError: a file of the run can not be read; names it.
@@ -35,7 +41,10 @@ def finish_run(run_folder: Path) -> str:
     results = gather_results([run])
     write_csv(results.summary, run_folder / "summary.csv")
     report = write_report(run_folder, results)
-    return f"\n{results.table.as_text() if results.table else run.problem}\nreport: {os.path.relpath(report)}"
+    table = results.table
+    text = f"\n{table.as_text() if table else run.problem}\nreport: {os.path.relpath(report)}"
+    dsc = math.nan if table is None else float(table.values["dsc"].loc[run.setup, MEAN])
+    return Result(text, None if math.isnan(dsc) else dsc)
 
 
 def find_runs(folders: Sequence[Path]) -> list[Path]:
@@ -106,25 +115,3 @@ def compare_runs(
         console.print(f"{problem}.", style="yellow", soft_wrap=True, highlight=False)
     console.print(f"\nreport: {os.path.relpath(report)}", soft_wrap=True, highlight=False)
     return report
-
-
-class CompareRuns(Callback):
-    """Hydra callback: compares the runs of a sweep when it ends."""
-
-    def __init__(self) -> None:
-        self._jobs: list[Path] = []
-
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Note the run's folder, so that older runs in the same sweep folder stay out."""
-        self._jobs.append(Path(config.hydra.runtime.output_dir))
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Compare this sweep's runs; where a launcher ran them elsewhere, all runs in the sweep's folder."""
-        folder = Path(config.hydra.runtime.cwd) / config.hydra.sweep.dir
-        runs = self._jobs or sorted(path.parent for path in folder.rglob(".hydra"))
-        if not runs:
-            return
-        try:
-            compare_runs(folder, runs, Console())
-        except FednnUNetError as error:  # each run has its own report; Hydra would make a warning of it
-            print(f"no report of the whole sweep: {error}", file=sys.stderr)

@@ -218,7 +218,7 @@ def build_lightning_trainer(
     """A Lightning trainer that runs the epochs which the nnU-Net trainer has left."""
     nnunet = module.nnunet
     cuda = nnunet.device.type == "cuda"
-    plugins: list[Any] = []
+    plugins: list[Any] = [LightningEnvironment()]  # not SLURM's, of whose tasks a node knows nothing
     precision: Any = node.precision
     if precision == "auto":
         precision = "16-mixed" if cuda else "32-true"  # nnU-Net: autocast on CUDA only
@@ -232,7 +232,7 @@ def build_lightning_trainer(
     return L.Trainer(
         accelerator={"cuda": "gpu"}.get(nnunet.device.type, nnunet.device.type),
         devices=distributed,
-        strategy=NNUNetDDPStrategy(cluster_environment=LightningEnvironment()) if distributed > 1 else "auto",
+        strategy=NNUNetDDPStrategy() if distributed > 1 else "auto",
         precision=precision,
         plugins=plugins,
         max_epochs=nnunet.num_epochs - nnunet.current_epoch,

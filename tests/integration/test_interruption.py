@@ -35,11 +35,17 @@ def start_and_wait_for_round(
         # Started in the background by a shell, this process ignores SIGINT, and so would its child.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
+    wait_for_round(process, run, server_round)
+    return process
+
+
+def wait_for_round(process: subprocess.Popen[str], run: Path, server_round: int) -> None:
+    """Until a round of the run is over."""
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline and process.poll() is None:
         rounds = run / "rounds.csv"
         if rounds.exists() and re.search(rf"^\w+,{server_round},", rounds.read_text(), re.MULTILINE):
-            return process
+            return
         time.sleep(0.02)
     raise AssertionError(f"round {server_round} was not reached: {process.communicate()}")
 

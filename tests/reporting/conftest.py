@@ -11,6 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from fednnunet.reporting.run_folder import read_run
+from fednnunet.reporting.tracking import Tracker
+
 NODES = {"ISPY1": 12, "ISPY2": 36, "DUKE": 14, "NACT": 5}
 EXTERNAL = "KAUNO"
 LEVEL = {"local": 0.42, "asym": 0.58, "ffe": 0.55, "centralized": 0.6}
@@ -168,3 +171,13 @@ def write_run() -> MakeRun:
         return folder
 
     return write
+
+
+def track(tracker: Tracker, folder: Path, *, ok: bool = True) -> None:
+    run = read_run(folder)
+    tracker.start({key: run.info[key] for key in ("strategy", "dataset", "seed", "fold", "configuration")})
+    tracker.log_plans(run.plans)
+    for _, rows in run.rounds.groupby("round"):
+        tracker.log_round(rows.to_dict("records"))
+    tracker.log_result(folder)
+    tracker.finish(ok=ok)

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from omegaconf import OmegaConf
 from rich.console import Console
 
 from fednnunet.reporting.comparison import COMPARISON_COLUMNS
 from fednnunet.reporting.run_folder import CASE_COLUMNS, ROUND_COLUMNS, read_runs
-from fednnunet.reporting.sweep import CompareRuns, compare_runs, finish_run
+from fednnunet.reporting.sweep import compare_runs, finish_run
 from fednnunet.reporting.tables import SUMMARY_COLUMNS
 
 MakeRun = Callable[..., Path]
@@ -27,11 +26,12 @@ def compare(folder: Path, runs: list[Path]) -> str:
 
 def test_a_run_gets_its_summary_table_and_report(make_run: MakeRun) -> None:
     folder = make_run("asym")
-    printed = finish_run(folder)
+    printed, dsc = finish_run(folder)
     summary = pd.read_csv(folder / "summary.csv")
     assert list(summary.columns) == SUMMARY_COLUMNS
     assert list(summary["n_cases"]) == [6] * 5
-    assert f"{summary['dsc'][:4].mean():.3f}" in printed
+    assert dsc == pytest.approx(summary["dsc"][:4].mean()), "the external centre is not in the mean"
+    assert f"{dsc:.3f}" in printed
     assert (folder / "report.html").is_file()
     assert "report.html" in printed
 
@@ -104,41 +104,3 @@ def test_jobs_that_did_not_finish_are_named(make_run: MakeRun, tmp_path: Path) -
     (runs[1] / "cases.csv").unlink()
     printed = compare(tmp_path / "sweep", runs)
     assert "strategy=asym,seed=0 did not finish: it trained 12 rounds and has no scores." in printed
-
-
-def hydra_config(folder: Path, output: Path) -> object:
-    return OmegaConf.create(
-        {
-            "hydra": {
-                "runtime": {"cwd": str(folder), "output_dir": str(output)},
-                "sweep": {"dir": "sweep"},
-            }
-        }
-    )
-
-
-def test_the_callback_compares_this_sweeps_jobs_only(
-    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    older, run = make_run("ffe"), make_run("asym")
-    callback = CompareRuns()
-    callback.on_job_end(config=hydra_config(tmp_path, run), job_return=None)  # type: ignore[arg-type]
-    callback.on_multirun_end(config=hydra_config(tmp_path, run))  # type: ignore[arg-type]
-    assert set(pd.read_csv(tmp_path / "sweep" / "cases.csv")["strategy"]) == {"asym"}
-    assert "report.html" in capsys.readouterr().out
-    assert older.is_dir()
-
-
-def test_a_sweep_over_datasets_ends_without_a_common_report(
-    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    runs = [make_run("asym"), make_run("ffe", dataset="other")]
-    CompareRuns().on_multirun_end(config=hydra_config(tmp_path, runs[0]))  # type: ignore[arg-type]
-    assert not (tmp_path / "sweep" / "report.html").exists()
-    assert "no report of the whole sweep: " in capsys.readouterr().err
-
-
-def test_the_callback_finds_the_jobs_of_another_launcher(make_run: MakeRun, tmp_path: Path) -> None:
-    runs = [make_run("ffe"), make_run("asym")]
-    CompareRuns().on_multirun_end(config=hydra_config(tmp_path, runs[0]))  # type: ignore[arg-type]
-    assert set(pd.read_csv(tmp_path / "sweep" / "cases.csv")["strategy"]) == {"asym", "ffe"}

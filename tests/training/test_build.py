@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +13,14 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from fednnunet.config import NodeConfig
 from fednnunet.errors import ConfigError, ProtocolError
-from fednnunet.training.build import build_network, check_device, check_received_plans, memory_fraction, resolve_device
+from fednnunet.training.build import (
+    build_lightning_trainer,
+    build_network,
+    check_device,
+    check_received_plans,
+    memory_fraction,
+    resolve_device,
+)
 
 NODE = NodeConfig(
     device="auto", precision="auto", augmentation_workers=0, preprocessing_workers=1, threads=1, compile=False
@@ -109,3 +118,11 @@ def test_plans_that_name_code_to_run_are_refused(plans: dict[str, Any], key: str
 def test_malformed_plans_are_refused(malformed: dict[str, Any]) -> None:
     with pytest.raises(ProtocolError, match="hold no configuration 2d"):
         check_received_plans(malformed, "2d")
+
+
+def test_the_tasks_of_a_slurm_job_are_not_the_nodes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SLURM_JOB_NAME", "sweep")
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    nnunet = SimpleNamespace(device=torch.device("cpu"), is_ddp=False, num_epochs=3, current_epoch=1)
+    module: Any = SimpleNamespace(nnunet=nnunet, automatic_optimization=True)
+    assert build_lightning_trainer(module, NODE, [], tmp_path).world_size == 1

@@ -1,0 +1,186 @@
+"""The jobs of one command, in whichever processes they run: which they are, which failed, how they compare."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+import traceback
+import uuid
+import warnings
+from pathlib import Path
+from typing import Any, ClassVar
+
+import psutil
+from hydra.experimental.callback import Callback
+from hydra.types import TaskFunction
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from fednnunet.errors import FednnUNetError
+from fednnunet.files import write_atomically
+from fednnunet.resume import ERROR, SWEEP
+
+# conf/hydra has options of the plugins' names on purpose: they set what the plugins leave open.
+warnings.filterwarnings("ignore", r"\n'hydra/\w+/\w+' is validated against ConfigStore schema")
+
+MEMBER = Path(".hydra") / "sweep.txt"
+"""In a run's folder: which start of a sweep it was a job of."""
+OPTIMISED = "optimization_results.yaml"
+"""What the Optuna sweeper leaves in a sweep's folder."""
+WATCH_SECONDS = 1.0
+END_SECONDS = 10.0
+"""For a job to end its nodes."""
+NO_PLUGIN = "this launcher or sweeper is not installed: pip install 'fednnunet[sweeps]'"
+
+
+def note_failure(folder: Path, error: Exception) -> None:
+    """Say why a job of a sweep failed, here and in its folder, where the end of the sweep finds it."""
+    if not isinstance(error, FednnUNetError):
+        traceback.print_exc()
+    reason = str(error) if isinstance(error, FednnUNetError) else f"{type(error).__name__}: {error}"
+    write_atomically(folder / ERROR, reason)
+    print(f"error: {folder.name}: {reason}", file=sys.stderr)
+
+
+def report_failures() -> int:
+    """Name the jobs of this command's sweep that failed, if any; the exit code."""
+    jobs = FollowJobs.current
+    if jobs is None or not jobs.failed:
+        return 0
+    reasons = "".join(f"\n  {name}: {reason}" for name, reason in jobs.failed.items())
+    print(f"error: {len(jobs.failed)} of {jobs.jobs} jobs failed:{reasons}", file=sys.stderr)
+    return 2
+
+
+def problem_of_launcher(error: Exception) -> str:
+    """What went wrong between this process and those of a sweep's jobs; empty for any other error."""
+    if str(error).startswith("Unknown plugin class"):  # Hydra's
+        return NO_PLUGIN
+    if str(error) == "No trials are completed yet.":  # Optuna's
+        return "no trial could be scored; each says why above"
+    text = next(iter(str(error).strip().splitlines()), "")
+    from_launcher = type(error).__module__.startswith(("joblib.", "submitit."))
+    return f"the process of a job ended, and the sweep with it: {text.rstrip('.')}" if from_launcher else ""
+
+
+def go_on() -> str:
+    """How to go on with the run, or sweep, that was interrupted."""
+    jobs = FollowJobs.current
+    if jobs is None or jobs.folder is None:
+        return ""
+    return f" To go on: {shlex.join(['python', sys.argv[0], f'continue={os.path.relpath(jobs.folder)}'])}"
+
+
+class FollowJobs(Callback):
+    """Hydra callback: knows where the run or sweep lies, and compares a sweep's runs when it ends.
+
+    Hydra calls ``on_job_start`` in the process of the job, on a copy of this object; all else in the one of the
+    command.
+
+    Attributes:
+        current: the one that this command made.
+        folder: of the run, or of the sweep.
+        jobs: how many a sweep that ended had.
+        failed: its jobs that failed, and why.
+    """
+
+    current: ClassVar[FollowJobs | None] = None
+
+    def __init__(self) -> None:
+        self.folder: Path | None = None
+        self.jobs = 0
+        self.failed: dict[str, str] = {}
+        self._start = ""
+        self._pid = os.getpid()
+        FollowJobs.current = self
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Note the folder of the run."""
+        self.folder = Path(config.hydra.run.dir)
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Note the folder of the sweep and, for ``continue=``, its command, which not every sweeper does."""
+        self.folder, self._start = Path(config.hydra.sweep.dir), uuid.uuid4().hex
+        write_atomically(self.folder / SWEEP, OmegaConf.to_yaml(config))
+        if "submitit" in config.hydra.launcher._target_:
+            print(f"what the jobs print is in {os.path.relpath(self.folder)}/.submitit", flush=True)
+        if "optuna" in config.hydra.sweeper._target_ and "max" not in str(config.hydra.sweeper.direction).lower():
+            print("warning: this looks for the worst mean DSC; take hydra/sweeper=optuna_dsc", file=sys.stderr)
+
+    def on_job_start(self, config: DictConfig, *, task_function: TaskFunction, **kwargs: Any) -> None:
+        """Mark the run as one of this start of the sweep, whose end, but on SLURM, is the end of the job, too."""
+        folder = Path(config.hydra.runtime.output_dir)
+        (folder / ERROR).unlink(missing_ok=True)
+        if self._start:
+            write_atomically(folder / MEMBER, self._start)
+        if self._pid == os.getpid():
+            return
+        os.environ["TTY_COMPATIBLE"] = "0"  # plain lines: live ones of several jobs would write over each other
+        if not config.hydra.launcher._target_.endswith("SlurmLauncher"):
+            _end_with(self._pid)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Compare this sweep's runs; older ones in the same folder stay out."""
+        assert self.folder is not None
+        members = sorted(self.folder.rglob(str(MEMBER)))
+        runs = [path.parent.parent for path in members if path.read_text() == self._start]
+        self.jobs = len(runs)
+        self.failed = {run.name: (run / ERROR).read_text() for run in runs if (run / ERROR).is_file()}
+        if not runs:
+            return
+        from rich.console import Console
+
+        from fednnunet.reporting.sweep import compare_runs
+
+        try:
+            compare_runs(self.folder, runs, Console())
+            _track_comparison(config.logger, self.folder)
+        except FednnUNetError as error:
+            self.failed["comparison"] = str(error)
+        if "optuna" in config.hydra.sweeper._target_:
+            best = OmegaConf.load(self.folder / OPTIMISED)
+            parameters = " ".join(f"{key}={value}" for key, value in best.best_params.items())
+            print(f"best: {parameters} (mean DSC {best.best_value:.3f})")
+
+
+def _track_comparison(loggers: DictConfig, folder: Path) -> None:
+    """Hand the comparison in ``folder`` to the trackers of the sweep."""
+    from fednnunet.reporting.tracking import Trackers
+
+    entries: Any = OmegaConf.to_container(loggers, resolve=False)
+    trackers = [
+        instantiate(OmegaConf.create(entry | {"folder": str(folder)} if "folder" in entry else entry))
+        for entry in entries.values()
+    ]
+    tracker = Trackers(trackers, tell=lambda text: print(text, file=sys.stderr))
+    tracker.log_comparison(folder)
+    tracker.finish(ok=True)
+
+
+def _end_with(pid: int) -> None:
+    """End this process as Ctrl-C does when process ``pid`` is no more, however it ended."""
+    name = f"end with {pid}"
+    if any(thread.name == name for thread in threading.enumerate()):  # a launcher may use a process for several jobs
+        return
+    command = psutil.Process(pid)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def watch() -> None:
+        while _is_alive(command):
+            time.sleep(WATCH_SECONDS)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(END_SECONDS)
+        os._exit(1)  # joblib's processes would wait for the next job
+
+    threading.Thread(target=watch, name=name, daemon=True).start()
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

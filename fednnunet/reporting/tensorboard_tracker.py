@@ -1,0 +1,105 @@
+"""TensorBoard: event files in the run's folder, without torch or TensorFlow."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fednnunet.errors import ConfigError
+from fednnunet.exchange.messages import Fold
+from fednnunet.reporting.run_folder import read_run
+from fednnunet.reporting.tracking import Tracker, fold_prefix, numbers_of, numbers_of_all, pictures_of, scores_of
+
+if TYPE_CHECKING:
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+SERVER = "server"
+"""Folder of what is of all nodes together."""
+_RGBA = 4
+
+
+class TensorBoardTracker(Tracker):
+    """Curves, scores and pictures for ``tensorboard --logdir <folder>``: a subfolder a node, and ``server``.
+
+    Args:
+        folder: of the run; its subfolder ``tensorboard`` takes the files.
+        pictures: write the overlays of held-out cases, too.
+    """
+
+    def __init__(self, folder: str | Path, pictures: bool = True) -> None:
+        self.folder = Path(folder) / "tensorboard"
+        self.pictures = pictures
+        self._run: Mapping[str, Any] = {}
+        self._prefix = ""
+        self._round = 0
+        self._writers: dict[str, EventFileWriter] = {}
+
+    def start(self, run: Mapping[str, Any]) -> None:
+        """Look for the library.
+
+        Raises:
+            ConfigError: TensorBoard is not installed.
+        """
+        try:
+            import tensorboard  # noqa: F401
+        except ModuleNotFoundError:
+            raise ConfigError("logger=tensorboard needs TensorBoard: pip install 'fednnunet[tracking]'") from None
+        self._run = run
+
+    def begin_fold(self, fold: Fold, rounds: int) -> None:
+        """Name the curves that follow."""
+        self._prefix = fold_prefix(self._run, fold)
+
+    def log_round(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """A node's figures to its folder; means, slowest node and traffic to the server's."""
+        if not rows:
+            return
+        self._round = int(rows[0]["round"])
+        for row in rows:
+            self._write_numbers(str(row["node"]), numbers_of(row), self._prefix)
+        self._write_numbers(SERVER, numbers_of_all(rows), self._prefix)
+        for writer in self._writers.values():
+            writer.flush()
+
+    def log_result(self, run_folder: Path) -> None:
+        """Final scores, and one picture a node.
+
+        Raises:
+            DataError: a file of the run can not be read; names it.
+        """
+        run = read_run(run_folder)
+        for metric, by_node in scores_of(run).items():
+            self._write_numbers(SERVER, {f"{metric}/{node}": value for node, value in by_node.items()})
+        for centre, _, png in pictures_of(run) if self.pictures else ():
+            self._write_picture(centre, png)
+
+    def finish(self, ok: bool) -> None:
+        """Close all files."""
+        while self._writers:
+            _, writer = self._writers.popitem()
+            writer.close()
+
+    def _write_numbers(self, name: str, numbers: Mapping[str, float], prefix: str = "") -> None:
+        self._write(name, [{"tag": f"{prefix}{key}", "simple_value": value} for key, value in numbers.items()])
+
+    def _write_picture(self, centre: str, png: bytes) -> None:
+        from PIL import Image
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        with Image.open(io.BytesIO(png)) as picture:
+            width, height = picture.size
+        image = Summary.Image(encoded_image_string=png, width=width, height=height, colorspace=_RGBA)
+        self._write(centre, [{"tag": "held-out case", "image": image}])
+
+    def _write(self, name: str, values: Sequence[Mapping[str, Any]]) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        if name not in self._writers:
+            self._writers[name] = EventFileWriter(str(self.folder / name))
+        summary = Summary(value=[Summary.Value(**value) for value in values])
+        self._writers[name].add_event(Event(wall_time=time.time(), step=self._round, summary=summary))

@@ -1,0 +1,314 @@
+"""Weights & Biases: a run of the federation as a group, a sweep's comparison as a run of its own."""
+
+from __future__ import annotations
+
+import io
+import json
+import textwrap
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from fednnunet.errors import ConfigError
+from fednnunet.exchange.messages import Fold
+from fednnunet.files import write_atomically
+from fednnunet.reporting.run_folder import Run, brief_plans, read_csv, read_run
+from fednnunet.reporting.tables import MEAN, SUMMARY_COLUMNS, summarise
+from fednnunet.reporting.tracking import Tracker, fold_prefix, numbers_of, numbers_of_all, pictures_of, scores_of
+
+if TYPE_CHECKING:
+    import wandb
+
+SERVER, NODE, COMPARISON = "server", "node", "comparison"
+"""Job types."""
+PICTURE = "held-out case"
+CONNECT_SECONDS = 5.0
+FINISH_SECONDS = 60.0
+"""To wait for W&B to take what is left at the end of a run; what it did not take stays on the disk."""
+_LONGEST_TAG = 64
+_SERVER = ""
+"""Key of the server's run: no node is called so."""
+
+
+class WandbTracker(Tracker):
+    """A W&B group for the run of the federation, in it a W&B run for the server and one a node.
+
+    Runs compare by those of job type ``server``: their config has ``strategy``, ``dataset``, ``configuration``,
+    ``seed``, ``fold``, ``sweep`` and what the command line changed (``overrides``), their summary ``dsc/<node>``,
+    ``dsc/mean`` and likewise HD95. Where a run trains several folds, its curves are named by fold:
+    ``fold_1/train_loss``. A run that was interrupted goes on under the ids it had, which ``<folder>/wandb/runs.json``
+    keeps. Where W&B can not be reached, a run goes on offline.
+
+    Args:
+        project: W&B project.
+        group: name of the group; None for strategy, dataset, seed, fold and time of start, in a sweep for the names of
+            sweep and job.
+        entity: user or team; None for the account's default.
+        mode: ``offline`` needs no account.
+        tags: of every W&B run, beside strategy, dataset, configuration and sweep.
+        folder: its subfolder ``wandb`` takes W&B's files.
+        pictures: send the overlays of held-out cases, too.
+    """
+
+    def __init__(
+        self,
+        project: str,
+        group: str | None = None,
+        entity: str | None = None,
+        mode: Literal["online", "offline", "disabled"] = "online",
+        tags: Sequence[str] = (),
+        folder: str | Path = ".",
+        pictures: bool = True,
+    ) -> None:
+        self.project = project
+        self.group = group
+        self.entity = entity
+        self.mode = mode
+        self.tags = tuple(tags)
+        self.folder = Path(folder)
+        self.pictures = pictures
+        self._info: dict[str, Any] = {}
+        self._name = ""
+        self._runs: dict[str, wandb.Run] = {}
+        self._ids: dict[str, str] = {}
+        self._prefix = ""
+        self._folds_before = 0  # W&B's step must grow from fold to fold
+        self._step = 0
+
+    def start(self, run: Mapping[str, Any]) -> None:
+        """Open the server's run; a node's follows when it is first heard of.
+
+        Raises:
+            ConfigError: no account on this machine, or W&B refuses it.
+        """
+        self._check_connection()
+        self._info = {**run, "overrides": read_run(self.folder).overrides}
+        sweep = run.get("sweep")
+        self._name = self.folder.name if sweep else f"{run['strategy']}-seed{run['seed']}-fold{run['fold']}"
+        started = str(run.get("started", "")) or _now()
+        alone = f"{run['strategy']}-{run['dataset']}-seed{run['seed']}-fold{run['fold']}-{started}"
+        self._tag(run.get("strategy"), run.get("dataset"), run.get("configuration"), sweep)
+        self._read_note(f"{sweep}/{self._name}" if sweep else alone)
+        self._run_of(_SERVER)
+
+    def log_plans(self, plans: Mapping[str, Mapping[str, Any]]) -> None:
+        """Plans as configuration: in brief at the server, in brief and whole at each node."""
+        configuration = str(self._info.get("configuration", "2d"))
+        briefs = {node: brief_plans(plan, configuration) for node, plan in plans.items()}
+        self._run_of(_SERVER).config.update({"plans": briefs})
+        for node, plan in plans.items():
+            self._run_of(node).config.update({"plan": briefs[node], "nnunet_plans": dict(plan)})
+
+    def begin_fold(self, fold: Fold, rounds: int) -> None:
+        """Name the curves that follow."""
+        self._prefix = fold_prefix(self._info, fold)
+        self._folds_before = self._step
+
+    def log_round(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """A node's figures to its run; means, slowest node and traffic to the server's."""
+        if not rows:
+            return
+        server_round = int(rows[0]["round"])
+        self._step = self._folds_before + server_round
+        for row in rows:
+            self._log(str(row["node"]), numbers_of(row), server_round)
+        self._log(_SERVER, numbers_of_all(rows), server_round)
+
+    def _log(self, node: str, numbers: Mapping[str, float], server_round: int) -> None:
+        named = {f"{self._prefix}{key}": value for key, value in numbers.items()}
+        self._run_of(node).log({**named, "round": server_round}, step=self._step)
+
+    def log_result(self, run_folder: Path) -> None:
+        """Tables of nodes and of cases, final scores as summaries, one picture a node.
+
+        Raises:
+            DataError: a file of the run can not be read; names it.
+        """
+        import wandb
+
+        run = read_run(run_folder)
+        server = self._run_of(_SERVER)
+        server.config.update(run.info, allow_val_change=True)
+        if run.plans:
+            self.log_plans(run.plans)
+        step = self._step + 1
+        cases = run.cases.drop(columns="seed")
+        summary = summarise(cases)[SUMMARY_COLUMNS]
+        server.log({"results": wandb.Table(dataframe=summary), "cases": wandb.Table(dataframe=cases)}, step=step)
+        for metric, by_node in scores_of(run).items():
+            for node, value in by_node.items():
+                server.summary[f"{metric}/{node}"] = value
+                if node != MEAN:
+                    self._run_of(node).summary[metric] = value
+        if self.pictures:
+            self._log_pictures(run, step)
+
+    def log_comparison(self, folder: Path) -> None:
+        """One run of job type ``comparison``: the table, the figures, and ``report.html`` as page and artifact.
+
+        Raises:
+            ConfigError: as :meth:`start`.
+            DataError: the table can not be read.
+        """
+        import wandb
+
+        self._check_connection()
+        self._info = {"sweep": folder.name}
+        self._name = f"comparison {folder.name}"
+        self._tag(folder.name, COMPARISON)
+        self._read_note(folder.name)
+        run = self._open(COMPARISON, COMPARISON, self._name)
+        self._runs[COMPARISON] = run
+        run.log({"results": wandb.Table(dataframe=read_csv(folder / "summary.csv", SUMMARY_COLUMNS))})
+        run.log({"report": wandb.Html(str(folder / "report.html"), inject=False)})
+        for path in sorted((folder / "figures").glob("*.png")):
+            run.log({path.stem: wandb.Image(str(path))})
+        artifact = wandb.Artifact(f"comparison-{run.id}", type="report")
+        for name in ("report.html", "cases.csv", "summary.csv", "rounds.csv"):
+            artifact.add_file(str(folder / name))
+        run.log_artifact(artifact)
+
+    def finish(self, ok: bool) -> None:
+        """Close all runs; they are marked failed where the federation failed.
+
+        Raises:
+            TimeoutError: W&B did not take all of it in time; says how to send it later.
+        """
+        late = False
+        while self._runs:
+            _, run = self._runs.popitem()
+            try:
+                run.finish(exit_code=0 if ok else 1)
+            except TimeoutError:
+                late = True
+        if late:
+            raise TimeoutError(f"W&B did not take everything; send it later with: {self._sync('run-*')}")
+
+    # ---------------------------------------------------------------- runs of W&B
+
+    def _tag(self, *names: Any) -> None:
+        wanted = [str(name) for name in (*names, *self.tags) if name]
+        self.tags = tuple(dict.fromkeys(name[:_LONGEST_TAG] for name in wanted))
+
+    @property
+    def _note(self) -> Path:
+        return self.folder / "wandb" / "runs.json"
+
+    def _read_note(self, group: str) -> None:
+        """Take ids, and a group that nobody named, from an interrupted run, or begin anew with ``group``."""
+        note = json.loads(self._note.read_text()) if self._note.is_file() else {}
+        self._ids = note.get("ids", {})
+        self.group = self.group or str(note.get("group", group))
+
+    def _id_of(self, key: str) -> str:
+        if key not in self._ids:
+            self._ids[key] = uuid.uuid4().hex[:8]
+            write_atomically(self._note, json.dumps({"group": self.group, "ids": self._ids}))
+        return self._ids[key]
+
+    def _log_pictures(self, run: Run, step: int) -> None:
+        import wandb
+        from PIL import Image
+
+        for centre, case, png in pictures_of(run):
+            with Image.open(io.BytesIO(png)) as picture:
+                image = wandb.Image(picture, caption=f"{centre}, held-out case {case}")
+            self._run_of(centre).log({PICTURE: image}, step=step)
+
+    def _run_of(self, node: str) -> wandb.Run:
+        if node not in self._runs:
+            name = f"{self._name} {node}" if node else self._name
+            self._runs[node] = self._open(node, NODE if node else SERVER, name)
+        return self._runs[node]
+
+    def _check_connection(self) -> None:
+        """Go offline where W&B can not be reached: its own library would try for minutes.
+
+        Raises:
+            ConfigError: no account on this machine.
+        """
+        if self.mode != "online":
+            return
+        check_account()
+        if problem := connection_problem():
+            self._go_offline(problem)
+
+    def _go_offline(self, problem: str) -> None:
+        self.mode = "offline"
+        self.tell(f"{problem}: it goes on offline. Send it later with: {self._sync('offline-run-*')}")
+
+    def _sync(self, runs: str) -> str:
+        return f"wandb sync {self.folder}/wandb/{runs}"
+
+    def _open(self, key: str, job_type: str, name: str) -> wandb.Run:
+        import wandb
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            run = wandb.init(
+                project=self.project,
+                entity=self.entity,
+                group=self.group,
+                id=self._id_of(key),
+                resume="allow",
+                name=name,
+                job_type=job_type,
+                tags=self.tags,
+                config=self._info | ({"node": key} if job_type == NODE else {}),
+                dir=self.folder,
+                mode=self.mode,
+                reinit="create_new",
+                settings=wandb.Settings(
+                    console="off",
+                    silent=True,
+                    x_disable_stats=job_type != SERVER,
+                    finish_timeout=FINISH_SECONDS,
+                    finish_timeout_raises=True,
+                ),
+            )
+        except wandb.errors.CommError as error:
+            if self.mode != "online":
+                raise
+            self._go_offline(f"W&B does not answer ({textwrap.shorten(str(error), 200)})")
+            del self._ids[key]  # the library holds it to be in use
+            return self._open(key, job_type, name)
+        except wandb.Error as error:
+            raise ConfigError(f"logger=wandb: {' '.join(str(error).split())}") from error
+        run.define_metric("*", step_metric="round")
+        return run
+
+
+def check_account() -> None:
+    """Whether this machine has an account to send to.
+
+    Raises:
+        ConfigError: none, or its key can not be one.
+    """
+    import wandb
+
+    wandb.setup(wandb.Settings(silent=True))
+    try:
+        known = wandb.login(prompt=False, verify=False)
+    except (wandb.Error, ValueError) as error:
+        raise ConfigError(f"W&B: {' '.join(str(error).split())}") from error
+    if not known:
+        raise ConfigError("this machine knows no W&B account; run `wandb login`, or set WANDB_MODE=offline")
+
+
+def connection_problem() -> str:
+    """Why W&B can not be reached, found within seconds; empty where it answers."""
+    import requests
+    import wandb
+
+    address = wandb.setup().settings.base_url
+    try:
+        requests.head(address, timeout=CONNECT_SECONDS)
+    except requests.RequestException as error:
+        return f"W&B can not be reached at {address} ({type(error).__name__})"
+    return ""
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S")

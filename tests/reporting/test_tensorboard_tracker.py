@@ -1,0 +1,68 @@
+"""TensorBoard's files, read back by TensorBoard."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from fednnunet.reporting.run_folder import read_run
+from fednnunet.reporting.tables import summarise
+from fednnunet.reporting.tensorboard_tracker import TensorBoardTracker
+from tests.reporting.conftest import track
+
+MakeRun = Callable[..., Path]
+
+
+def read(folder: Path) -> EventAccumulator:
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return events
+
+
+def curve(events: EventAccumulator, tag: str) -> dict[int, float]:
+    return {event.step: event.value for event in events.Scalars(tag)}
+
+
+def test_curves_scores_and_pictures_are_those_of_the_run_folder(make_run: MakeRun) -> None:
+    folder = make_run("asym", overlays=True)
+    track(TensorBoardTracker(folder), folder)
+    run = read_run(folder)
+    rows = run.rounds[run.rounds["node"] == "NACT"].set_index("round")
+    node, server = read(folder / "tensorboard" / "NACT"), read(folder / "tensorboard" / "server")
+    for column in ("train_loss", "val_loss", "seconds_train", "bytes_up"):
+        assert curve(node, column) == pytest.approx(dict(rows[column]), rel=1e-6)
+    assert curve(server, "bytes_up/total") == dict.fromkeys(range(1, 13), 4 * 3_100_000)
+    summary = summarise(run.cases).set_index("node")
+    assert curve(server, "dsc/KAUNO") == {12: pytest.approx(summary.loc["KAUNO", "dsc"])}
+    assert curve(server, "dsc/mean") == {12: pytest.approx(summary.drop(index="KAUNO")["dsc"].mean())}
+    (picture,) = node.Images("held-out case")
+    assert picture.encoded_image_string.startswith(b"\x89PNG")
+
+
+def test_curves_of_several_folds_are_told_apart(tmp_path: Path) -> None:
+    tracker = TensorBoardTracker(tmp_path)
+    tracker.start({"fold": [0, 1]})
+    for fold in (0, 1):
+        tracker.begin_fold(fold, 1)
+        tracker.log_round([{"node": "Oslo", "round": 1, "train_loss": float(fold)}])
+    tracker.finish(ok=True)
+    events = read(tmp_path / "tensorboard" / "Oslo")
+    assert [curve(events, f"fold_{fold}/train_loss") for fold in (0, 1)] == [{1: 0.0}, {1: 1.0}]
+
+
+def test_it_loads_no_training_library(tmp_path: Path) -> None:
+    code = f"""
+import sys
+from fednnunet.reporting.tensorboard_tracker import TensorBoardTracker
+tracker = TensorBoardTracker({str(tmp_path)!r})
+tracker.log_round([{{"node": "Oslo", "round": 1, "train_loss": 0.5}}])
+tracker.finish(ok=True)
+print(sorted({{"torch", "tensorflow", "lightning"}} & set(sys.modules)))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout == "[]\n", result.stderr
