@@ -100,7 +100,7 @@ def gather_results(runs: Sequence[Run], reference: str | None = None, external_s
     chosen = choose_reference(scored, reference)
     comparison = compare_setups(scores, chosen, training, external) if chosen and len(scored) > 1 else None
     unit = next((run.info["hd95_unit"] for run in ordered if "hd95_unit" in run.info), "mm")
-    table = results_table(summary, training, external, unit)
+    table = results_table(scores, training, external, unit)
     missing = {setup: folds for setup, folds in missing_folds(ordered).items() if setup in scored}
     table = replace(
         table,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -142,7 +142,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class ResultsTable:
-    """Results of set-ups (rows) at nodes (columns), means over folds and seeds.
+    """Results of set-ups (rows) at nodes (columns).
 
     Attributes:
         setups: rows.
@@ -250,15 +250,15 @@ class ResultsTable:
 
 
 def results_table(
-    summary: pd.DataFrame, node_order: Sequence[str], external: Sequence[str] = (), hd95_unit: str = "mm"
+    scores: pd.DataFrame, node_order: Sequence[str], external: Sequence[str] = (), hd95_unit: str = "mm"
 ) -> ResultsTable:
-    """Table of results from rows of ``summary.csv``.
+    """Table of results: means over a node's held-out cases of all folds, as nnU-Net's cross-validation takes them.
 
-    Several folds and seeds are averaged. The mean goes over training nodes only, and is not defined where
-    one of them has no value.
+    A case of several seeds (or, at an external centre, folds) counts once, with its mean. The column ``mean`` goes over
+    training nodes only, and is not defined where one of them has no value.
 
     Args:
-        summary: columns of ``summary.csv``.
+        scores: rows of :func:`case_means`.
         node_order: training nodes.
         external: nodes without training cases.
         hd95_unit: ``mm`` or ``pixels``.
@@ -267,13 +267,16 @@ def results_table(
         Metric("dsc", "DSC ↑", 3, larger_is_better=True),
         Metric("hd95", f"HD95 ({hd95_unit}) ↓", 2, larger_is_better=False),
     ]
-    setups = order_setups(summary["strategy"])
+    setups = order_setups(scores["strategy"])
     training, outside = list(node_order), list(external)
-    values: dict[str, Any] = {}
-    for metric in metrics:
-        numbers = summary.assign(**{metric.column: pd.to_numeric(summary[metric.column])})
-        by_node = numbers.groupby(["strategy", "node"])[metric.column].mean().unstack("node")
+    columns = [metric.column for metric in metrics]
+    numbers = scores.assign(**{column: pd.to_numeric(scores[column]) for column in columns})
+    of_cases = numbers.groupby(["strategy", "node", "case"])[columns].mean()
+    of_nodes = of_cases.groupby(level=["strategy", "node"]).mean()
+    values: dict[str, pd.DataFrame] = {}
+    for column in columns:
+        by_node = of_nodes[column].unstack("node")
         frame = by_node.reindex(index=setups, columns=[*training, *outside]).astype(float)
         frame.insert(len(training), MEAN, frame[training].mean(axis=1, skipna=False))
-        values[metric.column] = frame
+        values[column] = frame
     return ResultsTable(setups, training, outside, hd95_unit, metrics, values)

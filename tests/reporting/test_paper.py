@@ -51,9 +51,9 @@ def beside_paper(results: Results) -> Comparison | None:
 
 
 def table_of(values: Values, training: list[str], external: list[str]) -> ResultsTable:
-    rows = [(setup, node, 0, 3, dsc, hd95) for (setup, node), (dsc, hd95) in values.items()]
-    summary = pd.DataFrame(rows, columns=["strategy", "node", "fold", "n_cases", "dsc", "hd95"])
-    return results_table(summary, training, external)
+    rows = [(setup, node, 0, dsc, hd95) for (setup, node), (dsc, hd95) in values.items()]
+    scores = pd.DataFrame(rows, columns=["strategy", "node", "case", "dsc", "hd95"])
+    return results_table(scores, training, external)
 
 
 def beside(values: Values, training: list[str], external: list[str]) -> Comparison:

@@ -21,10 +21,11 @@ def case_rows(*rows: tuple[str, str, int, str, float, float]) -> pd.DataFrame:
     return pd.DataFrame(filled, columns=CASE_COLUMNS)
 
 
-def summary_rows(values: dict[tuple[str, str], tuple[float, float]]) -> pd.DataFrame:
+def scored(values: dict[tuple[str, str], tuple[float, float]], fold: str = "0", case: int = 0) -> pd.DataFrame:
+    """Scores of a case at each node."""
     return pd.DataFrame(
-        [(s, n, 0, 3, dsc, hd95) for (s, n), (dsc, hd95) in values.items()],
-        columns=["strategy", "node", "fold", "n_cases", "dsc", "hd95"],
+        [(s, n, fold, case, dsc, hd95) for (s, n), (dsc, hd95) in values.items()],
+        columns=["strategy", "node", "fold", "case", "dsc", "hd95"],
     )
 
 
@@ -146,7 +147,7 @@ def test_rows_follow_the_paper_and_columns_the_configuration() -> None:
         *("local", "asym x=1", "asym", "ffe", "centralized", "mine")
     ]
     table = results_table(
-        summary_rows({("ffe", "B"): (0.5, 1.0), ("ffe", "A"): (0.6, 2.0), ("ffe", "X"): (0.1, 9.0)}),
+        scored({("ffe", "B"): (0.5, 1.0), ("ffe", "A"): (0.6, 2.0), ("ffe", "X"): (0.1, 9.0)}),
         ["A", "B"],
         ["X"],
     )
@@ -155,16 +156,17 @@ def test_rows_follow_the_paper_and_columns_the_configuration() -> None:
 
 def test_mean_is_over_training_nodes_only_and_not_of_some() -> None:
     values = {("ffe", "A"): (0.6, 2.0), ("ffe", "B"): (0.5, math.nan), ("ffe", "X"): (0.1, 9.0)}
-    table = results_table(summary_rows(values), ["A", "B"], ["X"])
+    table = results_table(scored(values), ["A", "B"], ["X"])
     dsc, hd95 = table.metrics
     assert table.cell(dsc, "ffe", "mean") == "0.550"
     assert table.cell(hd95, "ffe", "mean") == "–"
 
 
-def test_seeds_are_averaged() -> None:
-    both = pd.concat([summary_rows({("ffe", "A"): (0.4, 2.0)}), summary_rows({("ffe", "A"): (0.6, 4.0)})])
-    table = results_table(both, ["A"])
-    assert [table.cell(metric, "ffe", "A") for metric in table.metrics] == ["0.500", "3.00"]
+def test_a_case_counts_once_over_folds_and_seeds() -> None:
+    twice = [scored({("ffe", "A"): (0.4, 2.0)}), scored({("ffe", "A"): (0.6, 4.0)})]
+    of_another_fold = [scored({("ffe", "A"): (0.8, 5.0)}, "1", case) for case in (1, 2)]
+    table = results_table(pd.concat([*twice, *of_another_fold]), ["A"])
+    assert [table.cell(metric, "ffe", "A") for metric in table.metrics] == ["0.700", "4.33"]
 
 
 def test_best_leaves_out_the_pooled_baseline_and_shares_ties() -> None:
@@ -174,21 +176,21 @@ def test_best_leaves_out_the_pooled_baseline_and_shares_ties() -> None:
         ("ffe", "A"): (0.5002, 6.0),
         ("centralized", "A"): (0.9, 1.0),
     }
-    table = results_table(summary_rows(values), ["A"])
+    table = results_table(scored(values), ["A"])
     dsc, hd95 = table.metrics
     assert [table.is_best(dsc, name, "A") for name in table.setups] == [False, True, True, False]
     assert [table.is_best(hd95, name, "A") for name in table.setups] == [False, True, False, False]
 
 
 def test_one_set_up_alone_is_not_called_best() -> None:
-    table = results_table(summary_rows({("asym", "A"): (0.5, 5.0)}), ["A"])
+    table = results_table(scored({("asym", "A"): (0.5, 5.0)}), ["A"])
     assert not table.is_best(table.metrics[0], "asym", "A")
 
 
 def test_marks_and_notes_stand_in_text_and_markdown() -> None:
     values = {("local", "A"): (0.4, 9.0), ("asym", "A"): (0.5, 5.0)}
     table = replace(
-        results_table(summary_rows(values), ["A"]),
+        results_table(scored(values), ["A"]),
         significant={("asym", "A")},
         incomplete={"local"},
         intervals={("dsc", "asym", "A"): Interval(0.5, 0.41, 0.62)},
@@ -206,7 +208,7 @@ def test_marks_and_notes_stand_in_text_and_markdown() -> None:
 
 def test_text_and_markdown_show_unit_and_external_nodes() -> None:
     values = {("local", "A"): (0.4, 9.0), ("asym", "A"): (0.5, 5.0), ("local", "X"): (0.1, 30.0)}
-    table = results_table(summary_rows(values), ["A"], ["X"], "pixels")
+    table = results_table(scored(values), ["A"], ["X"], "pixels")
     lines = table.as_markdown().splitlines()
     assert lines[0] == "| | set-up | A | mean | X (external) |"
     assert lines[2] == "| DSC ↑ | local | 0.400 | 0.400 | 0.100 |"
