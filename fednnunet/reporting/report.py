@@ -23,6 +23,9 @@ from fednnunet.reporting.results import Results
 from fednnunet.reporting.run_folder import Run, brief_plans
 from fednnunet.reporting.tables import ONE_EMPTY, STAR, order_setups, own_scores
 
+REPORT = "report.html"
+OVERLAY = "overlay"
+"""What names of figures begin with that show images."""
 MOST_LISTED = 20
 
 SETUP_MEANINGS = {
@@ -80,7 +83,7 @@ def write_report(folder: Path, results: Results) -> Path:
     Raises:
         DataError: plans or a picture of a run can not be read; names it.
     """
-    path = folder / "report.html"
+    path = folder / REPORT
     write_atomically(path, render_report(folder, results))
     return path
 
@@ -243,7 +246,7 @@ def _pictured(runs: Sequence[Run], nodes: Sequence[str], saved: Path) -> dict[st
         if cases := choose_cases(runs, node):
             pictured[node] = cases
             titled = {f"{case.rank}, case {case.number}": case.slices for case in cases}
-            name = f"overlay_{''.join(c if c.isalnum() else '_' for c in node)}"
+            name = f"{OVERLAY}_{''.join(c if c.isalnum() else '_' for c in node)}"
             figures.save_picture(figures.overlay_grid(node, titled), saved, name)
     return pictured
 

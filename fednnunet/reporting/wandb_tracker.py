@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from fednnunet.errors import ConfigError
 from fednnunet.exchange.messages import Fold
 from fednnunet.files import write_atomically
+from fednnunet.reporting.report import OVERLAY, REPORT
 from fednnunet.reporting.run_folder import Run, brief_plans, read_csv, read_run
 from fednnunet.reporting.tables import MEAN, SUMMARY_COLUMNS, summarise
 from fednnunet.reporting.tracking import Tracker, fold_prefix, numbers_of, numbers_of_all, pictures_of, scores_of
@@ -148,6 +149,8 @@ class WandbTracker(Tracker):
     def log_comparison(self, folder: Path) -> None:
         """One run of job type ``comparison``: the table, the figures, and ``report.html`` as page and artifact.
 
+        Without ``pictures`` the overlays stay here, and so does the report, which holds them.
+
         Raises:
             ConfigError: as :meth:`start`.
             DataError: the table can not be read.
@@ -162,12 +165,16 @@ class WandbTracker(Tracker):
         run = self._open(COMPARISON, COMPARISON, self._name)
         self._runs[COMPARISON] = run
         run.log({"results": wandb.Table(dataframe=read_csv(folder / "summary.csv", SUMMARY_COLUMNS))})
-        run.log({"report": wandb.Html(str(folder / "report.html"), inject=False)})
+        files = [folder / name for name in ("cases.csv", "summary.csv", "rounds.csv")]
+        if self.pictures:
+            run.log({"report": wandb.Html(str(folder / REPORT), inject=False)})
+            files.append(folder / REPORT)
         for path in sorted((folder / "figures").glob("*.png")):
-            run.log({path.stem: wandb.Image(str(path))})
+            if self.pictures or not path.name.startswith(OVERLAY):
+                run.log({path.stem: wandb.Image(str(path))})
         artifact = wandb.Artifact(f"comparison-{run.id}", type="report")
-        for name in ("report.html", "cases.csv", "summary.csv", "rounds.csv"):
-            artifact.add_file(str(folder / name))
+        for file in files:
+            artifact.add_file(str(file))
         run.log_artifact(artifact)
 
     def finish(self, ok: bool) -> None:

@@ -144,19 +144,22 @@ def test_jobs_of_a_sweep_are_found_by_its_name(tmp_path: Path) -> None:
     assert "all_strategies" in run.tags
 
 
-def test_a_sweeps_comparison_is_a_run_of_its_own(make_run: MakeRun, tmp_path: Path) -> None:
+@pytest.mark.parametrize("pictures", [True, False])
+def test_a_sweeps_comparison_is_a_run_of_its_own(make_run: MakeRun, tmp_path: Path, pictures: bool) -> None:
     sweep = tmp_path / "all"
-    compare_runs(sweep, [make_run("local"), make_run("asym")], Console(quiet=True))
-    tracker = WandbTracker("fednnunet", mode="offline", folder=sweep)
+    compare_runs(sweep, [make_run("local", overlays=True), make_run("asym", overlays=True)], Console(quiet=True))
+    tracker = WandbTracker("fednnunet", mode="offline", folder=sweep, pictures=pictures)
     tracker.log_comparison(sweep)
     tracker.finish(ok=True)
     ((name, run),) = read_wandb(sweep).items()
     assert (name, run.job_type, run.group) == ("comparison all", "comparison", "all")
-    assert {"results", "report", "learning_curves", "case_scores"} <= run.media
+    assert {"results", "learning_curves", "case_scores"} <= run.media
     (table,) = [path for path in run.files if "results" in path.name]
     assert {row[0] for row in json.loads(table.read_text())["data"]} == {"local", "asym"}
-    (page,) = [path for path in run.files if path.suffix == ".html"]
-    assert page.read_text() == (sweep / "report.html").read_text()
+    # Without pictures no image leaves, nor the report, which holds some.
+    assert ("report" in run.media) == ("overlay_ISPY1" in run.media) == pictures
+    pages = [path.read_text() for path in run.files if path.suffix == ".html"]
+    assert pages == ([(sweep / "report.html").read_text()] if pictures else [])
 
 
 @pytest.fixture
