@@ -20,6 +20,7 @@ from skimage.io import imsave
 
 from fednnunet.datasets.splits import crossval_splits
 from fednnunet.evaluation.metrics import hausdorff_distance_95
+from fednnunet.exchange.messages import ENSEMBLE
 from tests.integration.conftest import Train
 
 pytestmark = pytest.mark.slow
@@ -211,12 +212,12 @@ def check_tables(kind: Kind, run: Path) -> pd.DataFrame:
     assert len(rounds) == 2 * len(TRAINING)
     assert np.isfinite(rounds[["train_loss", "val_loss"]]).all(axis=None)
     cases = pd.read_csv(run / "cases.csv")
-    rows = sorted(zip(cases.node, cases["case"], cases.label, strict=True))
-    models = {centre: [centre] if centre in TRAINING else list(TRAINING) for centre in TRAINING | EXTERNAL}
+    rows = sorted(zip(cases.node, cases.model, cases["case"], cases.label, strict=True))
+    models = {centre: [centre] if centre in TRAINING else [*TRAINING, ENSEMBLE] for centre in TRAINING | EXTERNAL}
     expected = [
-        (centre, case, label)
+        (centre, model, case, label)
         for centre in models
-        for _ in models[centre]
+        for model in models[centre]
         for case in held_out(centre)
         for label in kind.scored
     ]
