@@ -45,7 +45,7 @@ def segment_with_each(
     """The segmentation (Z, Y, X) of each node's models; ``together`` adds that of all nodes, as ``ensemble``.
 
     Softmax outputs are averaged in the images' own grid, as ``nnUNetv2_ensemble`` does, since nodes may have planned
-    other spacings; every node weighs the same. One case is in memory at a time, with three softmax outputs at most.
+    other spacings; every node weighs the same. One case is in memory at a time, with four softmax outputs at most.
     """
     labels = models[0].predictor.labels
     total: Any = 0

@@ -7,7 +7,6 @@ import copy
 import inspect
 import logging
 import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,15 +26,13 @@ from torch import nn
 
 from fednnunet.classes import find_class, nnunet_classes
 from fednnunet.config import NodeConfig, TrainerConfig
-from fednnunet.errors import ConfigError, ProtocolError
+from fednnunet.errors import ConfigError
 from fednnunet.training.module import NNUNetModule
 
 log = logging.getLogger(__name__)
 
 GIGABYTE = 2**30
 """As in the names of GPUs."""
-NETWORK_CLASS = re.compile(r"dynamic_network_architectures\.architectures\.[a-z_]+\.[A-Za-z]+")
-TORCH_LAYER = re.compile(r"torch\.nn\.(modules\.[a-z]+\.)?[A-Z][A-Za-z0-9]+")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -167,30 +164,6 @@ class NNUNetDDPStrategy(DDPStrategy):
 
     def configure_ddp(self) -> None:
         """The module stays as it is."""
-
-
-def check_received_plans(plans: dict[str, Any], configuration: str) -> PlansManager:
-    """Plans of another node's model, safe to build a network from.
-
-    nnU-Net imports and calls what its plans name, so names from the network must be ones of a model.
-
-    Raises:
-        ProtocolError: not nnU-Net's plans, without ``configuration``, or naming anything but network classes
-            of nnU-Net's architectures package and layers of ``torch.nn``.
-    """
-    try:
-        architecture = plans["configurations"][configuration]["architecture"]
-        arguments = architecture["arch_kwargs"]
-        names = [arguments[key] for key in architecture["_kw_requires_import"]]
-        network = architecture["network_class_name"]
-    except (KeyError, TypeError, AttributeError):
-        raise ProtocolError(f"the plans received hold no configuration {configuration}") from None
-    if not NETWORK_CLASS.fullmatch(str(network)):
-        raise ProtocolError(f"the plans received name {network} as network; it is not of nnU-Net's architectures")
-    for name in names:
-        if name is not None and not TORCH_LAYER.fullmatch(str(name)):
-            raise ProtocolError(f"the plans received name {name} as layer; it is not of torch.nn")
-    return PlansManager(plans)
 
 
 def build_network(
