@@ -24,6 +24,8 @@ from fednnunet.jobs import NO_PLUGIN, go_on, note_failure, problem_of_launcher, 
 from fednnunet.resume import with_continue
 
 COMMAND = shlex.join(["python", *sys.argv])
+mistakes: list[str] = []
+"""What the user has to mend, where one run is asked for."""
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -41,9 +43,12 @@ def main(cfg: DictConfig) -> float | None:
 
         result = run(config, COMMAND, sweep)
     except Exception as error:
-        if sweep is None:
+        if sweep is not None:
+            note_failure(Path(job.runtime.output_dir), error)
+        elif isinstance(error, FednnUNetError):
+            mistakes.append(str(error))  # raised here, Hydra would say it in its own words, too
+        else:
             raise
-        note_failure(Path(job.runtime.output_dir), error)
         return None
     if sweep is None:  # a sweep ends with one table of all its runs
         print(result.text)
@@ -69,7 +74,9 @@ def launch() -> int:
             raise
         print(f"error: {problem}.{go_on()}", file=sys.stderr)
         return 2
-    return report_failures()
+    for mistake in mistakes:
+        print(f"error: {mistake}", file=sys.stderr)
+    return 2 if mistakes else report_failures()
 
 
 def in_one_line(error: Exception) -> str:

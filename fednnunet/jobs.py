@@ -51,8 +51,10 @@ def report_failures() -> int:
     jobs = FollowJobs.current
     if jobs is None or not jobs.failed:
         return 0
-    reasons = "".join(f"\n  {name}: {reason}" for name, reason in jobs.failed.items())
-    print(f"error: {len(jobs.failed)} of {jobs.jobs} jobs failed:{reasons}", file=sys.stderr)
+    print(f"error: {len(jobs.failed)} of {jobs.jobs} jobs failed:", file=sys.stderr)
+    for reason in dict.fromkeys(jobs.failed.values()):
+        names = [name for name, why in jobs.failed.items() if why == reason]
+        print(f"  {', '.join(names)}: {reason}", file=sys.stderr)
     return 2
 
 
@@ -130,8 +132,8 @@ class FollowJobs(Callback):
         runs = [path.parent.parent for path in members if path.read_text() == self._start]
         self.jobs = len(runs)
         self.failed = {run.name: (run / ERROR).read_text() for run in runs if (run / ERROR).is_file()}
-        if not runs:
-            return
+        if not any((run / "rounds.csv").is_file() for run in runs):
+            return  # none has trained: there is nothing to compare
         from rich.console import Console
 
         from fednnunet.reporting.sweep import compare_runs

@@ -17,7 +17,7 @@ from tests.integration.conftest import Train
 
 
 def check(result: Any, run: Path, *parts: str) -> None:
-    lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    lines = [line for line in result.stderr.splitlines() if line.lower().startswith("error")]
     assert result.returncode == 2, result.stdout + result.stderr
     assert len(lines) == 1, result.stderr
     assert "Traceback" not in result.stderr + result.stdout

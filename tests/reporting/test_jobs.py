@@ -12,7 +12,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from fednnunet.errors import ConfigError
-from fednnunet.jobs import FollowJobs, note_failure
+from fednnunet.jobs import FollowJobs, note_failure, report_failures
 
 MakeRun = Callable[..., Path]
 LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
@@ -65,6 +65,24 @@ def test_a_job_that_failed_is_named_with_its_reason(
     assert f"error: {failed.name}: networks differ" in printed.err
     assert f"{failed.name} did not finish: it trained no round and has no scores (networks differ)." in printed.out
     assert "networks differ" in (sweep / "report.html").read_text()
+
+
+def test_jobs_that_failed_for_one_reason_are_named_together_and_nothing_is_compared(
+    make_run: MakeRun, sweep: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [make_run(name) for name in ("local", "asym")]
+    for run in runs:
+        for name in ("run.json", "cases.csv", "rounds.csv"):
+            (run / name).unlink()
+    jobs = start(sweep, *runs)
+    for run in runs:
+        note_failure(run, ConfigError("no data"))
+    jobs.on_multirun_end(config=config(sweep))
+    assert report_failures() == 2
+    printed = capsys.readouterr()
+    assert printed.err.splitlines()[-2:] == ["error: 2 of 2 jobs failed:", f"  {runs[1].name}, {runs[0].name}: no data"]
+    assert printed.out == ""
+    assert not (sweep / "report.html").exists()
 
 
 def test_a_bug_in_one_job_shows_its_traceback(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
