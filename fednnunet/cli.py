@@ -65,6 +65,29 @@ def wandb_dashboard(
     print("\n".join(make_dashboard(metrics, out, entity, project, sweep, offline=offline)))
 
 
+@app.command()
+def keys(
+    folder: Annotated[Path, typer.Argument(help="Takes the files; what is there stays.")],
+    server: Annotated[
+        list[str], typer.Option(help="Host name or IP address by which nodes reach the server; may be given again.")
+    ],
+    node: Annotated[list[str] | None, typer.Option(help="Name of a node; may be given again.")] = None,
+    days: Annotated[int, typer.Option(help="The server's certificate is valid so long.", min=1)] = 825,
+) -> None:
+    """Make what a federation across machines needs: a CA, the server's certificate, a key pair for each node."""
+    from fednnunet.deployment.keys import make_keys
+
+    made = make_keys(folder, server, node or [], days)
+    for path in made.written:
+        print(f"made  {path}")
+    for path in made.kept:
+        print(f"kept  {path}")
+    print(
+        f"\nTo each node: {folder / 'ca.crt'} and its own node.key. To the server: server.crt, server.key and every "
+        f"node.pub.\nKeep {folder / 'ca.key'} offline. The server's certificate expires on {made.expires:%Y-%m-%d}."
+    )
+
+
 def main() -> int:
     """Entry point; 2 when the user has something to mend."""
     try:

@@ -1,0 +1,1 @@
+"""A federation across machines: keys and certificates."""

@@ -1,0 +1,209 @@
+"""Keys and certificates of a federation: TLS for the server, a key pair that authenticates each node.
+
+``ca.crt`` goes to every node, ``server.crt`` and ``server.key`` to the server, ``nodes/<name>/node.key`` to its node
+and nowhere else. ``ca.key`` makes further certificates: keep it offline.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from pydantic import TypeAdapter, ValidationError
+
+from fednnunet.errors import ConfigError
+from fednnunet.exchange.messages import NodeName
+
+CURVE = ec.SECP384R1
+"""Of all keys; the one that Flower documents for its nodes."""
+CA_YEARS = 10
+CLOCKS_DIFFER = timedelta(days=1)
+"""A certificate is valid so long before it was made, for machines whose clocks are late."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What :func:`make_keys` wrote, and what was there.
+
+    Attributes:
+        written: new files.
+        kept: files of an earlier call, which stay as they are.
+        expires: when the server's certificate does.
+    """
+
+    written: list[Path]
+    kept: list[Path]
+    expires: datetime
+
+
+def make_keys(folder: Path, servers: Sequence[str], nodes: Sequence[str], days: int = 825) -> Made:
+    """Make what is not there yet of a certificate authority, the server's certificate, and a key pair a node.
+
+    Called again, with another node, say, it adds to what is there and changes nothing.
+
+    Args:
+        folder: takes the files.
+        servers: host names and IP addresses by which nodes reach the server.
+        nodes: names of nodes.
+        days: that the server's certificate is valid.
+
+    Raises:
+        ConfigError: a name that can be none, a server's certificate that is for other names or has expired, or a file
+            of the authority without its key.
+    """
+    for node in nodes:
+        _check_node(node)
+    names = {name: _server_name(name) for name in servers}
+    if not names:
+        raise ConfigError("name the server by which nodes reach it: a host name or an IP address")
+    made = Made([], [], datetime.now(UTC))
+    authority, key = _authority(folder, made)
+    server = _server(folder, names, days, authority, key, made)
+    for node in nodes:
+        _node(folder / "nodes" / node, made)
+    return Made(made.written, made.kept, server.not_valid_after_utc)
+
+
+def _check_node(name: str) -> None:
+    try:
+        TypeAdapter(NodeName).validate_python(name)
+    except ValidationError:
+        raise ConfigError(f"{name!r} can be no node's name: letters, digits, spaces, and _ . ' - are allowed") from None
+
+
+def _authority(folder: Path, made: Made) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    certificate_file, key_file = folder / "ca.crt", folder / "ca.key"
+    if certificate_file.is_file():
+        if not key_file.is_file():
+            raise ConfigError(
+                f"{certificate_file} is there without ca.key, which signs; bring it, or take a new folder"
+            )
+        made.kept.extend((certificate_file, key_file))
+        key = serialization.load_pem_private_key(key_file.read_bytes(), None)
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        return x509.load_pem_x509_certificate(certificate_file.read_bytes()), key
+    key = ec.generate_private_key(CURVE())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "FednnU-Net federation")])
+    usage = x509.KeyUsage(
+        key_cert_sign=True,
+        crl_sign=True,
+        digital_signature=False,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+    certificate = (
+        _certificate(name, name, key, timedelta(days=365 * CA_YEARS))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(usage, critical=True)
+        .sign(key, hashes.SHA384())
+    )
+    _write_key(key_file, _pem(key), made)
+    _write(certificate_file, certificate.public_bytes(serialization.Encoding.PEM), made)
+    return certificate, key
+
+
+def _server(
+    folder: Path,
+    names: Mapping[str, x509.GeneralName],
+    days: int,
+    authority: x509.Certificate,
+    signer: ec.EllipticCurvePrivateKey,
+    made: Made,
+) -> x509.Certificate:
+    certificate_file, key_file = folder / "server.crt", folder / "server.key"
+    if certificate_file.is_file():
+        certificate = x509.load_pem_x509_certificate(certificate_file.read_bytes())
+        known = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        lacking = [name for name, entry in names.items() if entry not in known]
+        if lacking:
+            raise ConfigError(f"{certificate_file} is not for {lacking[0]}; remove it to have one made for all names")
+        if certificate.not_valid_after_utc < datetime.now(UTC):
+            raise ConfigError(f"{certificate_file} has expired; remove it to have a new one made")
+        made.kept.extend((certificate_file, key_file))
+        return certificate
+    key = ec.generate_private_key(CURVE())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, next(iter(names))[:64])])
+    certificate = (
+        _certificate(subject, authority.subject, key, timedelta(days=days))
+        .add_extension(x509.SubjectAlternativeName(list(names.values())), critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .sign(signer, hashes.SHA384())
+    )
+    _write_key(key_file, _pem(key), made)
+    _write(certificate_file, certificate.public_bytes(serialization.Encoding.PEM), made)
+    return certificate
+
+
+def _server_name(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        pass
+    try:
+        return x509.DNSName(name)
+    except ValueError:
+        raise ConfigError(f"{name!r} is no host name and no IP address") from None
+
+
+def _certificate(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, valid: timedelta
+) -> x509.CertificateBuilder:
+    now = datetime.now(UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - CLOCKS_DIFFER)
+        .not_valid_after(now + valid)
+    )
+
+
+def _node(folder: Path, made: Made) -> None:
+    """A key pair in OpenSSH's format, which Flower's SuperNode and ``flwr supernode register`` read."""
+    private, public = folder / "node.key", folder / "node.pub"
+    if private.is_file() and public.is_file():
+        made.kept.extend((private, public))
+        return
+    key = ec.generate_private_key(CURVE())
+    encoding, none = serialization.Encoding.PEM, serialization.NoEncryption()
+    _write_key(private, key.private_bytes(encoding, serialization.PrivateFormat.OpenSSH, none), made)
+    openssh = serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    _write(public, key.public_key().public_bytes(*openssh) + b"\n", made)
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def _write(path: Path, content: bytes, made: Made) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    made.written.append(path)
+
+
+def _write_key(path: Path, content: bytes, made: Made) -> None:
+    """Readable by its owner alone from the first byte on; what is there is not overwritten."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(content)
+    except FileExistsError:
+        raise ConfigError(f"{path} is there without what belongs to it; remove it to have both made") from None
+    made.written.append(path)

@@ -1,0 +1,110 @@
+"""Keys that TLS and Flower accept, and that nobody else reads."""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import ssl
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.serialization import load_ssh_public_key
+from flwr.supernode.cli.flower_supernode import _try_setup_client_authentication
+
+from fednnunet.deployment.keys import make_keys
+from fednnunet.errors import ConfigError
+
+
+def shake_hands(server: Path, trusted: Path, name: str) -> None:
+    """Connect over TLS to a server with the certificate in ``server``, trusting the authority in ``trusted``."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(server / "server.crt", server / "server.key")
+    client = ssl.create_default_context(cafile=str(trusted / "ca.crt"))
+    ours, theirs = socket.socketpair()
+
+    def serve() -> None:
+        try:
+            context.wrap_socket(theirs, server_side=True).close()
+        except OSError:  # the client went away
+            theirs.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        client.wrap_socket(ours, server_hostname=name).close()
+    finally:
+        ours.close()
+        thread.join()
+
+
+def test_a_node_trusts_its_federations_server_by_each_of_its_names_and_no_other(tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    make_keys(ours, ["127.0.0.1", "fl.example.org"], [])
+    make_keys(theirs, ["127.0.0.1"], [])
+    for name in ("127.0.0.1", "fl.example.org"):
+        shake_hands(ours, ours, name)
+    with pytest.raises(ssl.SSLCertVerificationError, match="mismatch"):
+        shake_hands(ours, ours, "other.example.org")
+    with pytest.raises(ssl.SSLCertVerificationError):
+        shake_hands(theirs, ours, "127.0.0.1")
+
+
+def test_flower_takes_a_nodes_key_pair(tmp_path: Path) -> None:
+    make_keys(tmp_path, ["localhost"], ["Vall d'Hebron"])
+    folder = tmp_path / "nodes" / "Vall d'Hebron"
+    options = {"auth_supernode_private_key": str(folder / "node.key"), "auth_supernode_public_key": None}
+    pair = _try_setup_client_authentication(argparse.Namespace(**options))
+    assert pair is not None
+    assert load_ssh_public_key((folder / "node.pub").read_bytes()) == pair[1]
+
+
+def test_private_keys_are_their_owners_alone(tmp_path: Path) -> None:
+    made = make_keys(tmp_path, ["localhost"], ["Oslo"])
+    private = [path for path in made.written if path.suffix == ".key"]
+    assert {path.name for path in private} == {"ca.key", "server.key", "node.key"}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in private} == {0o600}
+
+
+def test_a_later_call_adds_a_node_and_changes_nothing(tmp_path: Path) -> None:
+    make_keys(tmp_path, ["localhost"], ["Oslo"])
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    made = make_keys(tmp_path, ["localhost"], ["Oslo", "Porto"])
+    assert [path.relative_to(tmp_path).as_posix() for path in made.written] == [
+        *("nodes/Porto/node.key", "nodes/Porto/node.pub")
+    ]
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert set(made.kept) == set(before)
+
+
+@pytest.mark.parametrize(
+    ("servers", "nodes", "problem"),
+    [
+        (["localhost"], ["../Oslo"], "'../Oslo' can be no node's name"),
+        (["bücher"], ["Oslo"], "'bücher' is no host name and no IP address"),
+        ([], ["Oslo"], "name the server"),
+    ],
+)
+def test_names_that_can_be_none_are_refused(tmp_path: Path, servers: list[str], nodes: list[str], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        make_keys(tmp_path, servers, nodes)
+    assert not list(tmp_path.iterdir()), "nothing half-made"
+
+
+def test_what_is_there_is_not_overwritten_for_another_server(tmp_path: Path) -> None:
+    make_keys(tmp_path, ["localhost"], [])
+    with pytest.raises(ConfigError, match=r"server\.crt is not for 10\.0\.0\.7; remove it"):
+        make_keys(tmp_path, ["localhost", "10.0.0.7"], [])
+    (tmp_path / "server.crt").unlink()
+    with pytest.raises(ConfigError, match=r"server\.key is there without what belongs to it"):
+        make_keys(tmp_path, ["localhost"], [])
+    (tmp_path / "ca.key").unlink()
+    with pytest.raises(ConfigError, match=r"ca\.crt is there without ca\.key"):
+        make_keys(tmp_path, ["localhost"], [])
+
+
+def test_an_expired_certificate_is_named(tmp_path: Path) -> None:
+    make_keys(tmp_path, ["localhost"], [], days=0)
+    with pytest.raises(ConfigError, match=r"server\.crt has expired"):
+        make_keys(tmp_path, ["localhost"], [])
