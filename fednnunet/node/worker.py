@@ -11,13 +11,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from pydantic import BaseModel
 
-from fednnunet.config import RunConfig
 from fednnunet.errors import ConfigError, DataError, FednnUNetError, ProtocolError
 from fednnunet.exchange.arrays import SharedArrays
 from fednnunet.exchange.channel import Request, WorkerChannel
@@ -33,24 +32,28 @@ from fednnunet.exchange.messages import (
     TrainRequest,
     parse_body,
 )
+from fednnunet.node.memory import lack_of_memory
 from fednnunet.node.outgoing import Outgoing
 from fednnunet.node.process import set_up_process
 from fednnunet.node.settings import NodeSettings
 from fednnunet.node.stages import NodeStages
 from fednnunet.training.build import build_lightning_trainer
 from fednnunet.training.callback import FederatedCallback
-from fednnunet.training.checkpoint import checkpoint_of, load_round, restore_random_state, save_final, save_round
+from fednnunet.training.checkpoint import (
+    checkpoint_of,
+    end_loaders,
+    finished_rounds,
+    load_round,
+    restore_random_state,
+    save_final,
+    save_round,
+)
 from fednnunet.training.data import NNUNetDataModule
 from fednnunet.training.epochs import skip_epochs
 from fednnunet.training.module import NNUNetModule
 from fednnunet.training.state import check_state, load_state, state_spec
 
 log = logging.getLogger(__name__)
-
-CPU_OUT_OF_MEMORY = "can't allocate memory"
-"""torch's words; it raises a plain RuntimeError."""
-AUGMENTATION_DIED = "background workers are no longer alive"
-"""batchgenerators' words."""
 
 
 class NodeWorker:
@@ -130,6 +133,8 @@ class NodeWorker:
             self.reply = TrainReply(fold=body.fold, server_round=0, num_examples=self._num_examples())
             self._hand_over(request, body)
             return
+        if self._goes_back(trainer, body):
+            trainer = self._begin_again(trainer)
         self._go_on_from(trainer, body)
         if self.reply is not None and body.server_round == self.reply.server_round:
             self._hand_over(request, body)
@@ -137,6 +142,22 @@ class NodeWorker:
             self._fit(request, body)
         else:
             raise ProtocolError(f"round {body.server_round} was asked for after round {self.finished_round}")
+
+    def _goes_back(self, trainer: nnUNetTrainer, body: TrainRequest) -> bool:
+        """Whether the server has lost rounds that this node has finished, and the node can go on from before them."""
+        return body.server_round < self.finished_round and body.trained in finished_rounds(Path(trainer.output_folder))
+
+    def _begin_again(self, trainer: nnUNetTrainer) -> nnUNetTrainer:
+        """The fold as a worker that has just started has it."""
+        log.warning("the server goes back from round %d", self.finished_round)
+        end_loaders(trainer)
+        self._forget_rounds()
+        return self.stages.begin_fold(trainer.fold)
+
+    def _forget_rounds(self) -> None:
+        self.reply = self.evaluation = self.random_state = None
+        self.finished_round = 0
+        self.outgoing.begin_fold()
 
     def _go_on_from(self, trainer: nnUNetTrainer, body: TrainRequest | EvaluateRequest) -> None:
         """Where this worker has just started and the node has trained before: load the checkpoint of that round."""
@@ -159,9 +180,7 @@ class NodeWorker:
             return trainer
         if self.fitting:
             raise ProtocolError(f"fold {fold} was asked for while fold {trainer.fold} is training")
-        self.reply = self.evaluation = self.random_state = None
-        self.finished_round = 0
-        self.outgoing.begin_fold()
+        self._forget_rounds()
         return self.stages.begin_fold(fold)
 
     def _fit(self, request: Request, body: TrainRequest) -> None:
@@ -245,16 +264,16 @@ class NodeWorker:
             if following is None:
                 continue
             asked = self._next_round(following, body.fold)
-            if isinstance(asked, TrainRequest):
+            if isinstance(asked, TrainRequest) and asked.server_round > self.finished_round:
                 self._take_up(following, asked)
                 return True
-            if asked is not None:  # the rounds are over without this node; it is answered after the fit
+            if asked is not None:  # the rounds are over without this node, or an earlier one comes; after the fit
                 self.deferred = following
                 self.stages.ranks.end_fit()
                 return False
 
     def _next_round(self, request: Request, fold: Fold) -> TrainRequest | EvaluateRequest | None:
-        """The body of a request to train a later round or to evaluate; any other request is answered here."""
+        """The body of a request to train a later round, or that ends the fit; any other request is answered here."""
         try:
             if request.kind in (Kind.TRAIN, Kind.EVALUATE):
                 body = parse_body(REQUESTS[request.kind], request.body, "the server")
@@ -264,6 +283,9 @@ class NodeWorker:
                     return body
                 if isinstance(body, TrainRequest) and ahead > 0:
                     self._check_round(request, body)
+                    return body
+                trainer = self.stages.trainer
+                if isinstance(body, TrainRequest) and body.fold == fold and trainer and self._goes_back(trainer, body):
                     return body
         except ProtocolError as error:
             request.fail(self._failure(request.kind, error))
@@ -345,25 +367,6 @@ class NodeWorker:
 def _epochs_before(body: TrainRequest) -> int:
     """Epochs that are over when its round begins."""
     return (body.server_round - 1) * body.epochs
-
-
-def lack_of_memory(error: Exception, node: str, config: RunConfig) -> str | None:
-    """What to lower where ``error`` says that memory was short; None for any other error."""
-    if isinstance(error, torch.OutOfMemoryError):
-        target = config.gpu_memory_of(node)
-        plans = f"plans for {target:g} GB" if target is not None else f"what {config.model.planner} plans for"
-        return (
-            f"out of GPU memory with {plans}; lower the target: +gpu_memory.nodes.{node}=…, or gpu_memory.default=… "
-            "for all nodes (strategy=ffe needs the same for all)"
-        )
-    if isinstance(error, MemoryError) or CPU_OUT_OF_MEMORY in str(error):
-        return (
-            "out of main memory; lower federation.max_parallel_nodes, node.preprocessing_workers or "
-            f"+gpu_memory.nodes.{node}, which decides the size of patch and batch"
-        )
-    if AUGMENTATION_DIED in str(error):
-        return "a background process for augmentation died, mostly for want of memory; lower node.augmentation_workers"
-    return None
 
 
 def run_node_worker(settings: NodeSettings, address: str, key: bytes, ready: Callable[[], None] = lambda: None) -> None:

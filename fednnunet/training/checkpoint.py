@@ -20,6 +20,8 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from fednnunet.errors import ConfigError, ProtocolError
@@ -148,6 +150,13 @@ def save_final(trainer: nnUNetTrainer) -> None:
     trainer.on_train_end()
     with plt.rc_context({"savefig.dpi": PROGRESS_DPI}):
         plot_progress(trainer)
+
+
+def end_loaders(trainer: nnUNetTrainer) -> None:
+    """End the background processes of augmentation, as nnU-Net does after training."""
+    for loader in (trainer.dataloader_train, trainer.dataloader_val):
+        if isinstance(loader, NonDetMultiThreadedAugmenter | MultiThreadedAugmenter):
+            loader._finish()
 
 
 def read_final(trainer: nnUNetTrainer, fold: Fold) -> dict[str, Any]:

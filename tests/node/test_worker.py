@@ -27,8 +27,8 @@ from fednnunet.exchange.messages import (
     TrainRequest,
 )
 from fednnunet.node.launch import NodeProcesses
+from fednnunet.node.memory import lack_of_memory
 from fednnunet.node.settings import NodeSettings
-from fednnunet.node.worker import lack_of_memory
 from tests.conftest import write_boxes
 
 pytestmark = pytest.mark.slow
@@ -205,6 +205,24 @@ def test_a_node_through_all_its_stages(server: Server) -> None:
     assert elsewhere.cases == [score.model_copy(update={"model": "Porto"}) for score in scores]
     with pytest.raises(WorkerFailure, match="no model of node Porto for fold 0"):
         server.evaluate(score={"Porto": [0]})
+
+
+def test_a_server_that_has_lost_a_round_finds_it_again(server: Server) -> None:
+    """The node lives on, and its fit is at a later round."""
+    layers = layers_of(server)
+    _, state = server.train(0, layers)
+    _, first = server.train(1, layers, state)
+    told, second = server.train(2, layers, first)
+    again = server.train(1, layers, trained=1)
+    assert again[0].server_round == 1
+    assert same(first, again[1])
+    repeated, after = server.train(2, layers, first, trained=1)
+    assert same(second, after)
+    assert (repeated.train_loss, repeated.val_loss) == (told.train_loss, told.val_loss)
+    _, third = server.train(3, layers, second)
+    # The fit is over; and the server goes back once more.
+    assert same(second, server.train(2, layers, trained=2)[1])
+    assert same(third, server.train(3, layers, second, trained=2)[1])
 
 
 def layers_of(server: Server) -> list[str]:

@@ -1,0 +1,31 @@
+"""What to do where memory was short."""
+
+from __future__ import annotations
+
+import torch
+
+from fednnunet.config import RunConfig
+
+CPU_OUT_OF_MEMORY = "can't allocate memory"
+"""torch's words; it raises a plain RuntimeError."""
+AUGMENTATION_DIED = "background workers are no longer alive"
+"""batchgenerators' words."""
+
+
+def lack_of_memory(error: Exception, node: str, config: RunConfig) -> str | None:
+    """What to lower where ``error`` says that memory was short; None for any other error."""
+    if isinstance(error, torch.OutOfMemoryError):
+        target = config.gpu_memory_of(node)
+        plans = f"plans for {target:g} GB" if target is not None else f"what {config.model.planner} plans for"
+        return (
+            f"out of GPU memory with {plans}; lower the target: +gpu_memory.nodes.{node}=…, or gpu_memory.default=… "
+            "for all nodes (strategy=ffe needs the same for all)"
+        )
+    if isinstance(error, MemoryError) or CPU_OUT_OF_MEMORY in str(error):
+        return (
+            "out of main memory; lower federation.max_parallel_nodes, node.preprocessing_workers or "
+            f"+gpu_memory.nodes.{node}, which decides the size of patch and batch"
+        )
+    if AUGMENTATION_DIED in str(error):
+        return "a background process for augmentation died, mostly for want of memory; lower node.augmentation_workers"
+    return None
