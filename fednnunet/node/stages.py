@@ -47,7 +47,7 @@ from fednnunet.training.build import (
     resolve_device,
 )
 from fednnunet.training.cascade import take_previous_stage
-from fednnunet.training.checkpoint import finished_rounds, read_final
+from fednnunet.training.checkpoint import read_final, whole_rounds
 from fednnunet.training.pretrained import find_checkpoint, load_pretrained
 from fednnunet.training.state import layer_shapes
 
@@ -180,7 +180,7 @@ class NodeStages:
         rounds: dict[messages.Fold, list[int]] = {}
         for fold in self.config.folds:
             folders = results.glob(f"*/*__{self.config.dataset.configuration}/fold_{fold}")
-            rounds[fold] = sorted(finished for folder in folders for finished in finished_rounds(folder))
+            rounds[fold] = sorted(finished for folder in folders for finished in whole_rounds(folder))
         return rounds
 
     # plan ----------------------------------------------------------------------------------------------

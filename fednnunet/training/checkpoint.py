@@ -2,17 +2,21 @@
 
 After every round, before its state leaves the node, ``checkpoint_round_<n>.pth`` is written: it holds what is sent.
 Where that is rounded, ``checkpoint_round_<n>.npz`` holds what the rounds before had left over.
-The last two are kept, so whatever a crash interrupts, all nodes have one round in common that can be asked for again.
+The last two are kept, so whatever a crash interrupts, or a disk damages, all nodes have one round in common that can be
+asked for again.
 ``checkpoint_latest.pth`` is the newest of them under nnU-Net's name.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 import re
 import shutil
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +32,8 @@ from fednnunet.errors import ConfigError, ProtocolError
 from fednnunet.exchange.messages import Fold
 from fednnunet.files import write_arrays, write_atomically
 from fednnunet.training.build import plot_progress
+
+log = logging.getLogger(__name__)
 
 FINAL = "checkpoint_final.pth"
 LATEST = "checkpoint_latest.pth"
@@ -67,7 +73,7 @@ def save_round(trainer: nnUNetTrainer, reply: dict[str, Any], residuals: Mapping
         trainer.current_epoch += 1
     os.replace(partial, checkpoint)
     if residuals:
-        write_arrays(checkpoint.with_suffix(".npz"), residuals)
+        write_arrays(_residuals_of(checkpoint), residuals)
     # The .json goes last: where it is, its checkpoint is whole.
     note = {"reply": reply, "epochs": trainer.current_epoch, "data": _data_of(trainer), "random": _random_state()}
     write_atomically(checkpoint.with_suffix(".json"), json.dumps(note))
@@ -97,6 +103,30 @@ def finished_rounds(folder: Path) -> dict[int, Path]:
     """Rounds that can be gone on from, each with its checkpoint in ``folder``."""
     found = ((ROUND.fullmatch(path.name), path.with_suffix(".pth")) for path in folder.glob("checkpoint_round_*.json"))
     return {int(match[1]): checkpoint for match, checkpoint in found if match and checkpoint.is_file()}
+
+
+def whole_rounds(folder: Path) -> list[int]:
+    """The :func:`finished_rounds` whose files hold what was written, by the checksums that torch and numpy put in."""
+    return sorted(
+        finished
+        for finished, checkpoint in finished_rounds(folder).items()
+        if _is_whole(checkpoint) and (not _residuals_of(checkpoint).is_file() or _is_whole(_residuals_of(checkpoint)))
+    )
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except (zipfile.BadZipFile, OSError, zlib.error) as error:
+        broken = str(error)
+    if broken is not None:
+        log.warning("%s is damaged (%s); the node goes on from a checkpoint before it", path, broken)
+    return broken is None
+
+
+def _residuals_of(checkpoint: Path) -> Path:
+    return checkpoint.with_suffix(".npz")
 
 
 def checkpoint_of(trainer: nnUNetTrainer, server_round: int) -> Path:
@@ -135,7 +165,7 @@ def load_round(trainer: nnUNetTrainer, server_round: int) -> dict[str, Any]:
         )
     trainer.load_checkpoint(str(checkpoint))
     trainer.current_epoch = state["epochs"]
-    return state | {"residuals": _load_residuals(checkpoint.with_suffix(".npz"))}
+    return state | {"residuals": _load_residuals(_residuals_of(checkpoint))}
 
 
 def _load_residuals(path: Path) -> dict[str, np.ndarray]:

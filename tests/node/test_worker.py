@@ -225,6 +225,27 @@ def test_a_server_that_has_lost_a_round_finds_it_again(server: Server) -> None:
     assert same(third, server.train(3, layers, second, trained=2)[1])
 
 
+@pytest.mark.parametrize("damage", ["a bit flipped", "the end missing"])
+def test_a_damaged_checkpoint_is_not_offered_to_go_on_from(settings: NodeSettings, tmp_path: Path, damage: str) -> None:
+    write_boxes(tmp_path / "raw")
+    with serving(settings) as server:
+        layers = layers_of(server)
+        _, state = server.train(0, layers)
+        _, first = server.train(1, layers, state)
+        _, second = server.train(2, layers, first)
+    (checkpoint,) = (tmp_path / "Oslo").glob("nnUNet_results/*/*/fold_0/checkpoint_round_2.pth")
+    content = bytearray(checkpoint.read_bytes())
+    content[len(content) // 2] ^= 1
+    checkpoint.write_bytes(content if damage == "a bit flipped" else content[:-100])
+    with serving(settings) as server:
+        described = FingerprintReply.model_validate_json(server.ask(Kind.FINGERPRINT)[0])
+        assert described.resume_rounds == {0: [1]}
+        assert layers_of(server) == layers
+        assert same(first, server.train(1, layers, trained=1)[1])
+        assert same(second, server.train(2, layers, first, trained=1)[1])
+    assert "checkpoint_round_2.pth is damaged" in (tmp_path / "Oslo" / "node.log").read_text()
+
+
 def layers_of(server: Server) -> list[str]:
     """Bring a node to where it can train; its layers."""
     server.ask(Kind.FINGERPRINT)
