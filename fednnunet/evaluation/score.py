@@ -82,7 +82,7 @@ def score_cases(
             folder.mkdir(parents=True, exist_ok=True)
             reader.write_seg(segmentation, str(folder / f"{held_out.identifier}{ending}"), properties)
         if overlays is not None:
-            image, _ = reader.read_images([str(path) for path in held_out.case.images])
+            image, _ = reader.read_images([str(held_out.case.images[0])])  # the channel that is shown
             known = np.where(reference == labels.get("ignore"), 0, reference)
             dsc = float(np.mean([score.dsc for score in results if np.isfinite(score.dsc)] or [np.nan]))
             _save_overlay(overlays, held_out, image[0], known, segmentation, spacing, dsc)

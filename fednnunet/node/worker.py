@@ -332,18 +332,9 @@ class NodeWorker:
 
     def _evaluate(self, request: Request, body: EvaluateRequest) -> None:
         start = time.perf_counter()
-        if body.keep is not None:
-            self.stages.received.keep(body.keep, request.arrays)
-            _reply(request, EvaluateReply(seconds=time.perf_counter() - start))
-            return
-        if body.score:
-            cases = self.stages.score_received(body.score)
-            _reply(request, EvaluateReply(cases=cases, seconds=time.perf_counter() - start))
-            return
-        if body.layers:
-            network, axes = self.stages.final_model(body.fold)
-            arrays = self.outgoing.plain(network, body.layers)
-            _reply(request, EvaluateReply(mirror_axes=axes, seconds=time.perf_counter() - start), arrays)
+        if not body.of_own_model:
+            told, arrays = self._of_other_models(request, body)
+            _reply(request, EvaluateReply(**told, seconds=time.perf_counter() - start), arrays)
             return
         trainer = self._enter_fold(body.fold)
         if body.server_round == 0:
@@ -362,6 +353,16 @@ class NodeWorker:
             cases = self.stages.evaluate()
             self.evaluation = EvaluateReply(cases=cases, seconds=time.perf_counter() - start)
         _reply(request, self.evaluation)
+
+    def _of_other_models(self, request: Request, body: EvaluateRequest) -> tuple[dict[str, Any], SharedArrays | None]:
+        """Keep another node's model, score with those kept, or send a final one: fields and arrays of the reply."""
+        if body.keep is not None:
+            self.stages.received.keep(body.keep, request.arrays)
+            return {}, None
+        if body.score:
+            return {"cases": self.stages.score_received(body.score)}, None
+        network, axes = self.stages.final_model(body.fold)
+        return {"mirror_axes": axes}, self.outgoing.plain(network, body.layers)
 
 
 def _epochs_before(body: TrainRequest) -> int:

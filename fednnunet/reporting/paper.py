@@ -61,7 +61,7 @@ def paper_tables() -> dict[str, PaperTable]:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PaperComparison:
     """Our results, the paper's and their difference, for the centres that we have.
 
     Attributes:
@@ -116,11 +116,11 @@ class Comparison:
         ]
 
 
-def compare_with_paper(table: ResultsTable, runs: Sequence[Run]) -> Comparison | None:
+def compare_with_paper(table: ResultsTable, runs: Sequence[Run]) -> PaperComparison | None:
     """The table of ``runs``, which are of one dataset, beside the paper's; None where it has none of the dataset."""
     dataset = next((str(run.info["dataset"]) for run in runs if "dataset" in run.info), "")
     paper = paper_tables().get(dataset)
-    return None if paper is None else Comparison(table, paper, _remarks(paper, table, runs))
+    return None if paper is None else PaperComparison(table, paper, _remarks(paper, table, runs))
 
 
 def _remarks(paper: PaperTable, table: ResultsTable, runs: Sequence[Run]) -> list[str]:

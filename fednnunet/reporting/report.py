@@ -17,7 +17,6 @@ from fednnunet.files import write_atomically
 from fednnunet.reporting import figures
 from fednnunet.reporting.comparison import LEVEL, show_points
 from fednnunet.reporting.figures.overlays import Overlay, show_dsc
-from fednnunet.reporting.paper import compare_with_paper
 from fednnunet.reporting.pictured import PicturedCase, choose_cases
 from fednnunet.reporting.results import Results
 from fednnunet.reporting.run_folder import Run, brief_plans
@@ -110,7 +109,7 @@ def render_report(folder: Path, results: Results) -> str:
         problems=results.problems,
         table=results.table,
         comparison=results.comparison,
-        beside_paper=compare_with_paper(results.table, runs) if results.table is not None else None,
+        beside_paper=results.beside_paper,
         star=STAR,
         level=LEVEL,
         empty_masks=_empty_masks(results),

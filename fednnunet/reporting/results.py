@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import pandas as pd
 
@@ -11,6 +12,7 @@ from fednnunet.errors import ConfigError
 from fednnunet.evaluation.statistics import Interval, bootstrap
 from fednnunet.reporting.comparison import LEVEL, Comparison, choose_reference, compare_setups
 from fednnunet.reporting.coverage import check_comparable, missing_folds, repeated_folds
+from fednnunet.reporting.paper import PaperComparison, compare_with_paper
 from fednnunet.reporting.run_folder import Run, merge, merge_rounds, node_order
 from fednnunet.reporting.tables import (
     DAGGER,
@@ -69,6 +71,11 @@ class Results:
     def problems(self) -> list[str]:
         """What there is to say of runs that lack something or are there twice."""
         return [*(run.problem for run in self.runs if run.problem), *repeated_folds(self.runs)]
+
+    @cached_property
+    def beside_paper(self) -> PaperComparison | None:
+        """The table beside the paper's, where it has one of the dataset."""
+        return None if self.table is None else compare_with_paper(self.table, self.runs)
 
 
 def gather_results(runs: Sequence[Run], reference: str | None = None, external_scores: External = "mean") -> Results:

@@ -11,7 +11,6 @@ from typing import NamedTuple
 from rich.console import Console
 
 from fednnunet.errors import DataError
-from fednnunet.reporting.paper import compare_with_paper
 from fednnunet.reporting.report import write_report
 from fednnunet.reporting.results import gather_results
 from fednnunet.reporting.run_folder import read_runs, write_csv
@@ -100,7 +99,7 @@ def compare_runs(
     report = write_report(folder, results)
     console.print()
     if results.table is not None:
-        write_tables(folder, results.table, compare_with_paper(results.table, results.runs))
+        write_tables(folder, results.table, results.beside_paper)
         if console.is_terminal:
             console.print(results.table.as_rich())
             for note in results.table.notes:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from fednnunet.files import write_atomically
-from fednnunet.reporting.paper import Comparison
+from fednnunet.reporting.paper import PaperComparison
 from fednnunet.reporting.run_folder import write_csv
 from fednnunet.reporting.tables import MEAN, ResultsTable
 
@@ -28,14 +28,14 @@ LATEX = {
 }
 
 
-def write_tables(folder: Path, table: ResultsTable, comparison: Comparison | None) -> None:
+def write_tables(folder: Path, table: ResultsTable, comparison: PaperComparison | None) -> None:
     """Write ``table.md``, ``table.tex`` and ``table.csv``, with the paper's numbers where there are some."""
     write_atomically(folder / "table.md", as_markdown(table, comparison))
     write_atomically(folder / "table.tex", as_latex(table, comparison))
     write_csv(as_rows(table, comparison), folder / "table.csv")
 
 
-def as_markdown(table: ResultsTable, comparison: Comparison | None = None) -> str:
+def as_markdown(table: ResultsTable, comparison: PaperComparison | None = None) -> str:
     """The table; below it the paper's numbers, ours and the difference, three rows a set-up."""
     text = table.as_markdown()
     if comparison is None:
@@ -50,7 +50,7 @@ def as_markdown(table: ResultsTable, comparison: Comparison | None = None) -> st
     return text + "\n".join(lines) + "\n"
 
 
-def as_latex(table: ResultsTable, comparison: Comparison | None = None) -> str:
+def as_latex(table: ResultsTable, comparison: PaperComparison | None = None) -> str:
     """The same as ``tabular`` for LaTeX with booktabs; the best value that keeps images at their nodes is bold."""
     blocks = []
     for metric in table.metrics:
@@ -69,7 +69,7 @@ def as_latex(table: ResultsTable, comparison: Comparison | None = None) -> str:
     return text + head + _tabular(["", "set-up", "", *_titles(table)], beside, text_columns=3)
 
 
-def as_rows(table: ResultsTable, comparison: Comparison | None = None) -> pd.DataFrame:
+def as_rows(table: ResultsTable, comparison: PaperComparison | None = None) -> pd.DataFrame:
     """One row a set-up, centre and metric, all digits kept; means over centres are left out.
 
     Returns:
@@ -106,7 +106,7 @@ def _titles(table: ResultsTable) -> list[str]:
     return [f"{name} (external)" if name in table.external else name for name in table.columns]
 
 
-def _blocks(comparison: Comparison) -> list[list[list[str]]]:
+def _blocks(comparison: PaperComparison) -> list[list[list[str]]]:
     """A block a metric; its name stands in the first row only, that of a set-up in the first of its three."""
     blocks = []
     for metric in comparison.ours.metrics:

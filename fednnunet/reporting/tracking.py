@@ -11,8 +11,8 @@ from typing import Any
 from fednnunet.errors import FednnUNetError
 from fednnunet.exchange.messages import Fold
 from fednnunet.reporting import figures
-from fednnunet.reporting.results import gather_results
-from fednnunet.reporting.run_folder import Run
+from fednnunet.reporting.run_folder import Run, node_order
+from fednnunet.reporting.tables import case_means, results_table
 
 log = logging.getLogger(__name__)
 
@@ -147,9 +147,9 @@ def numbers_of_all(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def scores_of(run: Run) -> dict[str, dict[str, float]]:
     """Final scores as in the table of results, where defined: metric, then node or ``mean``, to value."""
-    table = gather_results([run]).table
-    if table is None:
+    if run.cases.empty:
         return {}
+    table = results_table(case_means(run.cases), *node_order([run]))
     return {
         metric.column: {
             node: float(value)

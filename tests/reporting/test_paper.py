@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from fednnunet.reporting.paper import Comparison, compare_with_paper, paper_tables
+from fednnunet.reporting.paper import PaperComparison, compare_with_paper, paper_tables
 from fednnunet.reporting.report import write_report
 from fednnunet.reporting.results import Results, gather_results
 from fednnunet.reporting.run_folder import read_runs
@@ -35,7 +35,7 @@ def paper_run(make_run: MakeRun, strategy: str, **changes: Any) -> Path:
     return folder
 
 
-def compared(folders: list[Path]) -> Comparison:
+def compared(folders: list[Path]) -> PaperComparison:
     comparison = beside_paper(gathered(folders))
     assert comparison is not None
     return comparison
@@ -45,7 +45,7 @@ def gathered(folders: list[Path]) -> Results:
     return gather_results(read_runs(folders))
 
 
-def beside_paper(results: Results) -> Comparison | None:
+def beside_paper(results: Results) -> PaperComparison | None:
     assert results.table is not None
     return compare_with_paper(results.table, results.runs)
 
@@ -56,8 +56,8 @@ def table_of(values: Values, training: list[str], external: list[str]) -> Result
     return results_table(scores, training, external)
 
 
-def beside(values: Values, training: list[str], external: list[str]) -> Comparison:
-    return Comparison(table_of(values, training, external), paper_tables()["mamamia"], [])
+def beside(values: Values, training: list[str], external: list[str]) -> PaperComparison:
+    return PaperComparison(table_of(values, training, external), paper_tables()["mamamia"], [])
 
 
 @pytest.mark.parametrize(
