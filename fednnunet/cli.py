@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from fednnunet.deployment.commands import node, server
 from fednnunet.errors import FednnUNetError
 
 app = typer.Typer(
@@ -16,6 +17,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+app.add_typer(server, name="server")
+app.add_typer(node, name="node")
 
 
 @app.command()

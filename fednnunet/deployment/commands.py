@@ -1,0 +1,38 @@
+"""``fednnunet server`` and ``fednnunet node``: each command parses, calls, prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+server = typer.Typer(no_args_is_help=True, help="The server of a federation across machines.")
+node = typer.Typer(no_args_is_help=True, help="A hospital's node in a federation across machines.")
+
+State = Annotated[Path, typer.Option("--state", help="Folder for the server's state, made when it is not there.")]
+STATE = Path("server")
+
+
+@server.command("up")
+def server_up(
+    keys: Annotated[Path | None, typer.Argument(help="Folder that `fednnunet keys` made.")] = None,
+    address: Annotated[str, typer.Option(help="host:port that nodes connect to; 0.0.0.0:9092 for all networks.")] = (
+        "127.0.0.1:9092"
+    ),
+    state: State = STATE,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Without TLS and node keys; on this machine.")] = False,
+) -> None:
+    """Start the server, and keep it alive; Ctrl-C ends it."""
+    from fednnunet.deployment.server import serve
+
+    serve(keys, address, state, insecure)
+
+
+@node.command("up")
+def node_up(config: Annotated[Path, typer.Argument(help="The node's YAML file; see deploy/node.yaml.")]) -> None:
+    """Join the federation, and keep worker and connection alive; Ctrl-C ends it."""
+    from fednnunet.deployment.node import serve
+    from fednnunet.deployment.node_config import read_site
+
+    serve(read_site(config))

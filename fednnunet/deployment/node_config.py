@@ -1,0 +1,111 @@
+"""A hospital's own configuration: one YAML file, checked before anything starts."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, PositiveFloat, ValidationError, field_validator, model_validator
+
+from fednnunet.config import Config, NodeConfig
+from fednnunet.errors import ConfigError, first_problem
+from fednnunet.exchange.messages import NodeName
+
+ADDRESS = re.compile(r"^(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9._-]+):(\d{1,5})$")
+LOOPBACK = ("127.0.0.1", "[::1]", "localhost")
+
+
+class SiteConfig(NodeConfig):
+    """What ``fednnunet node up`` is told; paths are relative to the file.
+
+    What the server may decide (:class:`~fednnunet.config.TaskConfig`) is not in here; what the machine and the data
+    of the hospital need is, and the server can not change it.
+
+    Attributes:
+        name: of the node; the one that its key was made for.
+        data: folder in nnU-Net's raw format; or nnU-Net id or name, looked up below ``raw_folder``.
+        raw_folder: where ids and names are looked up; None for the variable ``nnUNet_raw``.
+        external: has no training cases; serves for testing only.
+        server: ``host:port`` of the server.
+        certificate: of the authority that signed the server's (``ca.crt``).
+        key: the node's private key (``node.key``).
+        folder: work folder: checkpoints, preprocessed images, logs, audit.
+        gpu_memory: GB that plans aim at; None for what the server's configuration says.
+        share: least that is done to what is told of the fingerprint; ``quantised`` hides single cases.
+        classes: import paths of classes of your own that the server may name (trainers, planners, preprocessors).
+        pretrained: checkpoint to start from.
+        plans: a plans file to use instead of planning.
+        insecure: talk to a server without TLS and without a key; on one machine only.
+    """
+
+    name: NodeName
+    data: int | str
+    raw_folder: Path | None = None
+    external: bool = False
+    server: str
+    certificate: Path | None = None
+    key: Path | None = None
+    folder: Path
+    gpu_memory: PositiveFloat | None = None
+    share: Literal["full", "quantised"] = "full"
+    classes: list[str] = []
+    pretrained: Path | None = None
+    plans: Path | None = None
+    insecure: bool = False
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed"] = "auto"
+    augmentation_workers: int = Field(default=0, ge=0)
+    preprocessing_workers: int = Field(default=1, ge=1)
+    threads: int = Field(default=0, ge=0)
+    compile: bool = False
+
+    @field_validator("server")
+    @classmethod
+    def _is_an_address(cls, server: str) -> str:
+        match = ADDRESS.match(server)
+        if match is None or not 0 < int(match[2]) < 2**16:
+            raise ValueError("must be host:port, such as fed.example.org:9092")
+        return server
+
+    @model_validator(mode="after")
+    def _is_authenticated(self) -> SiteConfig:
+        if self.insecure:
+            if self.server.rpartition(":")[0] not in LOOPBACK:
+                raise ValueError("insecure=true is for a server on this machine (127.0.0.1) only")
+            return self
+        for key in ("certificate", "key"):
+            if getattr(self, key) is None:
+                raise ValueError(f"{key}: is missing; `fednnunet keys` makes it, the server's operator sends it")
+        return self
+
+
+def read_site(path: Path) -> SiteConfig:
+    """Read and check a node's configuration.
+
+    Raises:
+        ConfigError: names the file, the key and what is wrong with it.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} can not be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds no keys; see deploy/node.yaml for an example")
+    try:
+        site = SiteConfig.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {first_problem(error, 'file').replace('Value error, ', '')}") from None
+    return site.model_copy(update=_resolved(site, path.resolve().parent))
+
+
+def _resolved(site: SiteConfig, base: Path) -> dict[str, Any]:
+    """Paths of ``site`` as absolute ones."""
+    names = ("raw_folder", "certificate", "key", "folder", "pretrained", "plans")
+    paths = {name: base / value.expanduser() for name in names if (value := getattr(site, name)) is not None}
+    if isinstance(site.data, str) and ("/" in site.data or (base / site.data).is_dir()):
+        return paths | {"data": str(base / Path(site.data).expanduser())}
+    return paths
