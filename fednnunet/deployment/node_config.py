@@ -9,7 +9,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, PositiveFloat, ValidationError, field_validator, model_validator
 
-from fednnunet.config import Config, NodeConfig
+from fednnunet.config import NodeConfig
 from fednnunet.errors import ConfigError, first_problem
 from fednnunet.exchange.messages import NodeName
 
@@ -50,7 +50,7 @@ class SiteConfig(NodeConfig):
     folder: Path
     gpu_memory: PositiveFloat | None = None
     share: Literal["full", "quantised"] = "full"
-    classes: list[str] = []
+    classes: list[str] = Field(default=[])
     pretrained: Path | None = None
     plans: Path | None = None
     insecure: bool = False
