@@ -27,7 +27,8 @@ from fednnunet.exchange.arrays import SharedArrays
 from fednnunet.exchange.channel import WorkerChannel
 from fednnunet.exchange.messages import TrainReply, TrainRequest
 from fednnunet.federation.client_app import app
-from fednnunet.federation.grid import LocalGrid, stream_replies
+from fednnunet.federation.contact import Contact
+from fednnunet.federation.grid import LocalGrid
 from fednnunet.federation.strategy import AsymFedAvg
 
 NODES = 4
@@ -118,8 +119,8 @@ def measure(shapes: dict[str, tuple[int, ...]]) -> list[dict[str, float]]:
         arrays = ArrayRecord()
         for server_round in range(1, ROUNDS + 1):
             start = time.perf_counter()
-            messages = strategy.configure_train(server_round, arrays, ConfigRecord(), grid)
-            averaged, metrics = strategy.aggregate_train(server_round, stream_replies(grid, messages, None))
+            messages = list(strategy.configure_train(server_round, arrays, ConfigRecord(), grid))
+            averaged, metrics = strategy.aggregate_train(server_round, Contact(grid).stream(messages, None))
             wall = time.perf_counter() - start
             assert averaged is not None, strategy.failures
             assert metrics is not None

@@ -44,7 +44,15 @@ class WorkerFailure(FednnUNetError):
 
 
 class WorkerUnreachable(FednnUNetError):
-    """The worker can not be reached, or ended before its reply."""
+    """The worker can not be reached, or ended before its reply.
+
+    Attributes:
+        begun: it had the request.
+    """
+
+    def __init__(self, reason: str, begun: bool) -> None:
+        super().__init__(reason)
+        self.begun = begun
 
 
 class Request:
@@ -151,7 +159,7 @@ def call_worker(
         WorkerUnreachable: no worker there, wrong key, or it ended before its reply.
         ProtocolError: the reply is malformed.
     """
-    shared = None
+    shared, begun = None, False
     try:
         with Client(str(address), family="AF_UNIX", authkey=key) as connection:
             if arrays:
@@ -160,10 +168,12 @@ def call_worker(
                     np.copyto(view, arrays[name])
                     del view
             _send(connection, {"kind": kind.value}, body, shared)
+            begun = True
             head, reply, received = _receive(connection, "the node worker")
     except (OSError, EOFError, multiprocessing.AuthenticationError) as error:
+        what = "ended" if begun else "can not be reached"
         raise WorkerUnreachable(
-            f"the node worker ended or can not be reached ({type(error).__name__}); see the node's log"
+            f"the node worker {what} ({type(error).__name__}); see the node's log", begun
         ) from error
     finally:
         if shared is not None:

@@ -22,7 +22,7 @@ from fednnunet.errors import ConfigError, DataError, NodeError, ProtocolError, f
 from fednnunet.exchange import messages
 from fednnunet.exchange.messages import ExchangeDtype, Fold, Kind
 from fednnunet.federation.asking import ask, ask_as_they_join, check_enough, num_bytes, parse_reply
-from fednnunet.federation.grid import stream_replies
+from fednnunet.federation.contact import Contact
 from fednnunet.federation.journal import Journal
 from fednnunet.federation.scoring import evaluate_nodes, score_external_centres
 from fednnunet.federation.strategy import AsymFedAvg, NoExchange
@@ -47,6 +47,10 @@ class ServerSettings:
         dtype: that layers are rounded to while they travel in training.
         cross_centre: score every node's model on every other node's held-out cases, too.
         nodes: of the federation, which the first stage waits for; None takes those that the grid has when it begins.
+        patient: nodes that can not be reached come back, and are waited for.
+        run: id of this run, where nodes are to be told of it; the same when it goes on.
+        task: what nodes are told to do in it (:class:`~fednnunet.config.TaskConfig`).
+        centres: names that nodes may have, and whether each only tests; None takes any.
     """
 
     fingerprint: Literal["histogram", "weighted_mean"] | None
@@ -58,6 +62,14 @@ class ServerSettings:
     dtype: ExchangeDtype = "float32"
     cross_centre: bool = False
     nodes: int | None = None
+    patient: bool = False
+    run: str | None = None
+    task: Mapping[str, Any] | None = None
+    centres: Mapping[str, bool] | None = None
+
+    def fingerprint_request(self, **asked: Any) -> messages.FingerprintRequest:
+        """A request for a fingerprint; the first of a run that a node gets tells it the task."""
+        return messages.FingerprintRequest(run=self.run, task=None if self.task is None else dict(self.task), **asked)
 
 
 @dataclass
@@ -105,11 +117,12 @@ def build_server_app(settings: ServerSettings, strategy: AsymFedAvg | NoExchange
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        federation = describe_nodes(grid, settings, journal)
+        contact = Contact(grid, journal, settings.patient)
+        federation = describe_nodes(contact, settings, journal)
         check_agreement(federation, settings.heterogeneous_tasks)
         journal.num_training = {federation.name(n): federation.described[n].num_training for n in federation.training}
-        plan_networks(grid, federation, settings, journal)
-        preprocess_images(grid, federation, settings, journal)
+        plan_networks(contact, federation, settings, journal)
+        preprocess_images(contact, federation, settings, journal)
         strategy.prepare(
             {node: federation.planned[node].layers for node in federation.training},
             {node: federation.name(node) for node in federation.training},
@@ -121,9 +134,9 @@ def build_server_app(settings: ServerSettings, strategy: AsymFedAvg | NoExchange
             if before:
                 finished[fold] = [node for node in federation.training if federation.name(node) in before]
             else:
-                arrays = train_rounds(grid, federation, strategy, fold, settings, journal)
-                finished[fold] = evaluate_nodes(grid, federation, strategy, fold, arrays, settings, journal)
-        score_external_centres(grid, federation, strategy, finished, settings, journal)
+                arrays = train_rounds(contact, federation, strategy, fold, settings, journal)
+                finished[fold] = evaluate_nodes(contact, federation, strategy, fold, arrays, settings, journal)
+        score_external_centres(contact, federation, strategy, finished, settings, journal)
 
     return app
 
@@ -131,7 +144,7 @@ def build_server_app(settings: ServerSettings, strategy: AsymFedAvg | NoExchange
 # phases ------------------------------------------------------------------------------------------------
 
 
-def describe_nodes(grid: Grid, settings: ServerSettings, journal: Journal) -> Federation:
+def describe_nodes(contact: Contact, settings: ServerSettings, journal: Journal) -> Federation:
     """Ask every node for its labels and number of cases, and of its fingerprint what merging it begins with.
 
     Raises:
@@ -144,31 +157,53 @@ def describe_nodes(grid: Grid, settings: ServerSettings, journal: Journal) -> Fe
         "histogram": "ranges",
         "weighted_mean": "statistics",
     }
-    request = messages.FingerprintRequest(tell=tell[settings.fingerprint])
+    request = settings.fingerprint_request(tell=tell[settings.fingerprint])
     federation = Federation({})
     if settings.nodes is None:
-        asked = dict.fromkeys(sorted(grid.get_node_ids()), request)
+        asked = dict.fromkeys(sorted(contact.grid.get_node_ids()), request)
         if not asked:
             raise ConfigError(
                 "no node is connected; start the nodes first, or set how many to wait for: federation.nodes"
             )
-        replies = ask(grid, Kind.FINGERPRINT, asked, federation, settings, journal, at_least=settings.min_nodes)
+        replies = ask(contact, Kind.FINGERPRINT, asked, federation, settings, journal, at_least=settings.min_nodes)
         if len(replies) < len(asked):
             journal.message(f"in are {', '.join(sorted(reply.node for _, reply, _ in replies))}")
     else:
-        replies = ask_as_they_join(grid, request, settings.nodes, federation, settings, journal)
+        replies = ask_as_they_join(contact, request, settings.nodes, federation, settings, journal)
     federation.described = {node: reply for node, reply, _ in replies}
     names = [reply.node for reply in federation.described.values()]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigError(f"two nodes call themselves {twice[0]}; give each its own name")
-    for reply in federation.described.values():
+    for node, reply in federation.described.items():
+        _check_centre(reply, contact.names.get(node), settings.centres)
+        contact.names[node] = reply.node
         if reply.version != __version__:
             raise NodeError(
                 reply.node,
                 f"runs fednnunet {reply.version}, the server {__version__}; install the same version",
             )
     return federation
+
+
+def _check_centre(reply: messages.FingerprintReply, registered: str | None, centres: Mapping[str, bool] | None) -> None:
+    """Whether the node is who its key says, and one of the run's.
+
+    Raises:
+        NodeError: it is not; names both.
+    """
+    if registered not in (None, reply.node):
+        raise NodeError(registered or reply.node, f"calls itself {reply.node}; its key was registered as {registered}")
+    if centres is None:
+        return
+    if reply.node not in centres:
+        raise NodeError(reply.node, f"is none of dataset.centres ({', '.join(centres)})")
+    if reply.external != centres[reply.node]:
+        kinds = {True: "external", False: "a training node"}
+        raise NodeError(
+            reply.node,
+            f"is {kinds[reply.external]} by its own configuration, and {kinds[not reply.external]} by dataset.centres",
+        )
 
 
 TASK = ("channel_names", "labels", "regions_class_order")
@@ -211,22 +246,22 @@ def check_agreement(federation: Federation, heterogeneous_tasks: bool = False) -
                 )
 
 
-def plan_networks(grid: Grid, federation: Federation, settings: ServerSettings, journal: Journal) -> None:
+def plan_networks(contact: Contact, federation: Federation, settings: ServerSettings, journal: Journal) -> None:
     """Every node plans: from the federated fingerprint (FFE) or its own."""
     journal.stage("plan")
     request = messages.PlanRequest(fingerprint=None)
     if settings.fingerprint is not None:
-        merged = federated_fingerprint(grid, federation, settings)
+        merged = federated_fingerprint(contact, federation, settings)
         write_atomically(journal.folder / "federated_fingerprint.json", json.dumps(merged, indent=1))
         request = messages.PlanRequest(fingerprint=merged, num_training=federation.num_training)
-    replies = ask(grid, Kind.PLAN, dict.fromkeys(federation.training, request), federation, settings, journal)
+    replies = ask(contact, Kind.PLAN, dict.fromkeys(federation.training, request), federation, settings, journal)
     federation.planned = {node: reply for node, reply, _ in replies}
     if settings.fingerprint is not None:
         _check_same_network(federation)
     journal.write_plans({federation.name(node): federation.planned[node].plans for node in federation.training})
 
 
-def federated_fingerprint(grid: Grid, federation: Federation, settings: ServerSettings) -> dict[str, Any]:
+def federated_fingerprint(contact: Contact, federation: Federation, settings: ServerSettings) -> dict[str, Any]:
     """nnU-Net's fingerprint of all nodes' cases, from what each tells of its own.
 
     Raises:
@@ -241,8 +276,8 @@ def federated_fingerprint(grid: Grid, federation: Federation, settings: ServerSe
         unlabelled = sorted(set(described[federation.training[0]].channel_names) - set(bins))
         if unlabelled:
             raise DataError(f"no node has foreground in channel {unlabelled[0]}: every label map is empty")
-        request = messages.FingerprintRequest(tell="contribution", total_cases=federation.num_training, bins=bins)
-        replies = ask(grid, Kind.FINGERPRINT, dict.fromkeys(described, request), federation, settings)
+        request = settings.fingerprint_request(tell="contribution", total_cases=federation.num_training, bins=bins)
+        replies = ask(contact, Kind.FINGERPRINT, dict.fromkeys(described, request), federation, settings)
         described = {node: reply for node, reply, _ in replies}
     return merge_fingerprints([_fingerprint_of(reply, bins) for reply in described.values()])
 
@@ -283,7 +318,7 @@ def _check_same_network(federation: Federation) -> None:
             )
 
 
-def preprocess_images(grid: Grid, federation: Federation, settings: ServerSettings, journal: Journal) -> None:
+def preprocess_images(contact: Contact, federation: Federation, settings: ServerSettings, journal: Journal) -> None:
     """Every node preprocesses its images for its plans and builds its trainer; all must train as many epochs.
 
     Raises:
@@ -291,7 +326,7 @@ def preprocess_images(grid: Grid, federation: Federation, settings: ServerSettin
     """
     journal.stage("preprocess")
     request = messages.PreprocessRequest(fold=settings.folds[0])
-    replies = ask(grid, Kind.PREPROCESS, dict.fromkeys(federation.training, request), federation, settings, journal)
+    replies = ask(contact, Kind.PREPROCESS, dict.fromkeys(federation.training, request), federation, settings, journal)
     federation.preprocessed = {node: reply for node, reply, _ in replies}
     first, *others = federation.training
     for other in others:
@@ -307,7 +342,7 @@ def preprocess_images(grid: Grid, federation: Federation, settings: ServerSettin
 
 
 def train_rounds(
-    grid: Grid,
+    contact: Contact,
     federation: Federation,
     strategy: AsymFedAvg | NoExchange,
     fold: Fold,
@@ -328,11 +363,11 @@ def train_rounds(
         log.info("fold %s goes on from round %d", fold, start)
         arrays = strategy.restore(journal.folder, fold, start) or ArrayRecord()
         if not arrays:
-            arrays, _ = _train_round(grid, federation, strategy, fold, start, arrays, settings, nodes=members)
+            arrays, _ = _train_round(contact, federation, strategy, fold, start, arrays, settings, nodes=members)
     else:
-        arrays = _initial_arrays(grid, federation, strategy, fold, settings)
+        arrays = _initial_arrays(contact, federation, strategy, fold, settings)
     for server_round in range(start + 1, federation.rounds + 1):
-        arrays, rows = _train_round(grid, federation, strategy, fold, server_round, arrays, settings, journal)
+        arrays, rows = _train_round(contact, federation, strategy, fold, server_round, arrays, settings, journal)
         strategy.save(journal.folder, fold, server_round, arrays)
         journal.write_round(server_round, rows)
     return arrays
@@ -357,7 +392,7 @@ def _last_round(federation: Federation, node: int, fold: Fold, until: int) -> in
 
 
 def _initial_arrays(
-    grid: Grid, federation: Federation, strategy: AsymFedAvg | NoExchange, fold: Fold, settings: ServerSettings
+    contact: Contact, federation: Federation, strategy: AsymFedAvg | NoExchange, fold: Fold, settings: ServerSettings
 ) -> ArrayRecord:
     """Shared layers start equal everywhere: as the first node that has them initialised them, pretrained ones first."""
     missing = set(strategy.groups)
@@ -367,7 +402,7 @@ def _initial_arrays(
         if not wanted:
             continue
         request = messages.TrainRequest(fold=fold, server_round=0, layers=wanted)
-        (reply,) = ask(grid, Kind.TRAIN, {node: request}, federation, settings)
+        (reply,) = ask(contact, Kind.TRAIN, {node: request}, federation, settings)
         for layer, array in reply[2].items():
             group = strategy.group_of(node, layer)
             initial[group] = array
@@ -376,7 +411,7 @@ def _initial_arrays(
 
 
 def _train_round(
-    grid: Grid,
+    contact: Contact,
     federation: Federation,
     strategy: AsymFedAvg | NoExchange,
     fold: Fold,
@@ -387,8 +422,11 @@ def _train_round(
     nodes: Sequence[int] = (),
 ) -> tuple[ArrayRecord, list[dict[str, Any]]]:
     rows: dict[int, dict[str, Any]] = {}
-    config = ConfigRecord({"fold": fold, "epochs": settings.local_epochs, "nodes": list(nodes)})
-    requests = list(strategy.configure_train(server_round, arrays, config, grid))
+    wanted = nodes or strategy.sample(fold, server_round)
+    enough = _enough(settings.min_nodes, len(federation.training) - len(wanted))
+    there = contact.present(wanted, enough)
+    config = ConfigRecord({"fold": fold, "epochs": settings.local_epochs, "nodes": there})
+    requests = list(strategy.configure_train(server_round, arrays, config, contact.grid))
     sent = {message.metadata.dst_node_id: num_bytes(message) for message in requests}
 
     def passing_by(replies: Iterable[Message]) -> Iterable[Message]:
@@ -406,12 +444,18 @@ def _train_round(
                     journal.node_done(federation.name(node), server_round, rows[node])
             yield reply
 
-    aggregated, _ = strategy.aggregate_train(server_round, passing_by(stream_replies(grid, requests, settings.timeout)))
+    replies = contact.stream(requests, settings.timeout, enough)
+    aggregated, _ = strategy.aggregate_train(server_round, passing_by(replies))
     late = {node: f"round {server_round}: no reply within {settings.timeout} s" for node in sent if node not in rows}
     out = [NodeError(federation.name(node), reason) for node, reason in (late | strategy.failures).items()]
     check_enough(out, len(federation.training) - len(out), settings.min_nodes, journal)
     # Groups of layers that no node of this round has keep their last average.
     return ArrayRecord({**arrays, **(aggregated or {})}), [rows[node] for node in federation.training if node in rows]
+
+
+def _enough(min_nodes: int | None, not_drawn: int) -> int | None:
+    """How many replies a round needs to which not all nodes were drawn."""
+    return None if min_nodes is None else max(1, min_nodes - not_drawn)
 
 
 ROUND_METRICS = ("train_loss", "val_loss", "pseudo_dice", "seconds_train", "seconds_exchange")
