@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -24,6 +26,7 @@ from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
 from flwr.common.serde import message_to_proto
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
+    DeactivateNodeRequest,
     PullMessagesRequest,
     PushMessagesRequest,
     RegisterNodeFleetRequest,
@@ -58,6 +61,7 @@ from fednnunet.exchange.arrays import MAX_BYTES
 from fednnunet.exchange.messages import MAX_BODY_BYTES
 from fednnunet.exchange.packing import pack, unpack
 from fednnunet.federation.client_app import app
+from fednnunet.files import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +94,7 @@ class Link:
         self.node_config = node_config
         self.tell = tell
         self.node = Node()
+        self._id_file = site.folder / "node_id"
         self._quiet = threading.Event()  # never set: waits on it end by time alone
         self._down = False
         keys = generate_key_pairs() if site.insecure else read_key(site)
@@ -114,7 +119,17 @@ class Link:
                 time.sleep(RETRY_SECONDS[-1])
                 self._join()
 
+    def leave(self) -> None:
+        """Tell the server, which would only notice after a minute otherwise."""
+        with contextlib.suppress(httpx.HTTPError):
+            self._client.DeactivateNode(DeactivateNodeRequest(node_id=self.node.node_id))
+
     def _join(self) -> None:
+        # To the server the link that was killed is still in, and it takes no node twice.
+        if self._id_file.is_file():
+            self.node = Node(node_id=int(self._id_file.read_text(encoding="utf-8")))
+            with contextlib.suppress(Refused):
+                self._call(self._client.DeactivateNode, DeactivateNodeRequest(node_id=self.node.node_id))
         asked = ActivateNodeRequest(public_key=self._public_key, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
         told = ""
         while True:
@@ -123,6 +138,7 @@ class Link:
                     with contextlib.suppress(Refused):  # known from before
                         self._call(self._client.RegisterNode, RegisterNodeFleetRequest(public_key=self._public_key))
                 self.node = Node(node_id=self._call(self._client.ActivateNode, asked).node_id)
+                write_atomically(self._id_file, str(self.node.node_id))
                 break
             except Refused as refused:
                 if str(refused) != told:
@@ -271,9 +287,15 @@ def run_link(site: SiteConfig, node_config: dict[str, str], log_file: Path) -> N
     say = terminal()
     log_to(log_file)
     end_with_parent()
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each of thousands of requests
 
     def tell(text: str) -> None:
         log.warning("%s", text)
         say(text)
 
-    Link(site, node_config, tell).serve()
+    link = Link(site, node_config, tell)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        link.serve()
+    finally:
+        link.leave()
