@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fednnunet.config import RunConfig
+from fednnunet.node.audit import AUDIT_LOG
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class NodeSettings:
         threads: threads of torch.
         same_machine: server and node are one machine: errors may name files, pictures may be kept for the
             report.
+        audit: log of what leaves the node; None for one in ``folder``.
     """
 
     name: str
@@ -31,6 +33,12 @@ class NodeSettings:
     config: RunConfig
     threads: int
     same_machine: bool
+    audit: Path | None = None
+
+    @property
+    def audit_log(self) -> Path:
+        """File of the :class:`~fednnunet.node.audit.AuditLog`."""
+        return self.audit or self.folder / AUDIT_LOG
 
     @property
     def seed(self) -> int:

@@ -32,6 +32,7 @@ from fednnunet.exchange.messages import (
     TrainRequest,
     parse_body,
 )
+from fednnunet.node.audit import AuditLog
 from fednnunet.node.memory import lack_of_memory
 from fednnunet.node.outgoing import Outgoing
 from fednnunet.node.process import set_up_process
@@ -380,7 +381,7 @@ def run_node_worker(settings: NodeSettings, address: str, key: bytes, ready: Cal
         ready: called when the worker listens.
     """
     set_up_process(settings.folder / "node.log", settings.threads)
-    channel = WorkerChannel(address, key)
+    channel = WorkerChannel(address, key, AuditLog(settings.audit_log, settings.name).record)
     worker = NodeWorker(settings, channel)
     ready()
     worker.serve()
