@@ -3,7 +3,8 @@
     python benchmarks/round_overhead.py
 
 Real worker processes behind the real channel hold a network's tensors and change them every round, as training
-would; messages, relay, grid and strategy are the real ones. Beside it, what numpy needs to average the same arrays.
+would; messages, audit, relay, grid and strategy are the real ones. Beside it, what numpy needs to average the same
+arrays.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from fednnunet.federation.client_app import app
 from fednnunet.federation.contact import Contact
 from fednnunet.federation.grid import LocalGrid
 from fednnunet.federation.strategy import AsymFedAvg
+from fednnunet.node.audit import AuditLog
 
 NODES = 4
 ROUNDS = 12
@@ -67,7 +69,7 @@ def serve(address: str, seed: int, shapes: dict[str, tuple[int, ...]]) -> None:
     rng = np.random.default_rng(seed)
     state = {name: rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
     outgoing = SharedArrays.allocate({name: (array.shape, array.dtype) for name, array in state.items()})
-    channel = WorkerChannel(address, KEY)
+    channel = WorkerChannel(address, KEY, AuditLog(Path(f"{address}.audit.jsonl"), str(seed)).record)
     while True:
         request = channel.receive()
         if request is None:

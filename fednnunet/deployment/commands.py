@@ -36,3 +36,22 @@ def node_up(config: Annotated[Path, typer.Argument(help="The node's YAML file; s
     from fednnunet.deployment.node_config import read_site
 
     serve(read_site(config))
+
+
+@node.command("audit")
+def node_audit(
+    path: Annotated[Path, typer.Argument(help="A node's audit.jsonl, its folder, its YAML file, or a run's folder.")],
+    entries: Annotated[bool, typer.Option("--entries", help="One line a reply, too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Show what left a node, and check that its log is whole.
+
+    Exit code 2: lines were changed or removed, or something left that is no layer that the node planned.
+    """
+    from rich.console import Console
+
+    from fednnunet.deployment.audit_report import show_audit
+    from fednnunet.deployment.audit_trail import find_logs
+
+    if not show_audit(find_logs(path), Console(), entries=entries, as_json=as_json):
+        raise typer.Exit(2)

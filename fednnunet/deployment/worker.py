@@ -25,6 +25,7 @@ from fednnunet.errors import ConfigError, FednnUNetError, ProtocolError, first_p
 from fednnunet.exchange.channel import Request, WorkerChannel
 from fednnunet.exchange.messages import Failure, FingerprintRequest, Kind, RunId, parse_body
 from fednnunet.files import write_atomically
+from fednnunet.node.audit import AUDIT_LOG, AuditLog
 from fednnunet.node.process import set_up_process
 from fednnunet.node.settings import NodeSettings, cores
 from fednnunet.node.worker import NodeWorker
@@ -53,11 +54,13 @@ class SiteWorker:
     Args:
         site: configuration of the node.
         channel: where requests come from.
+        audit: log of what leaves the node; its entries name the run.
     """
 
-    def __init__(self, site: SiteConfig, channel: WorkerChannel) -> None:
+    def __init__(self, site: SiteConfig, channel: WorkerChannel, audit: AuditLog) -> None:
         self.site = site
         self.channel = channel
+        self.audit = audit
         self.file = site.folder / "assignment.json"
 
     def serve(self) -> None:
@@ -79,6 +82,7 @@ class SiteWorker:
 
     def _work_on(self, assignment: Assignment, first: Request | None) -> NoReturn:
         log.info("run %s", assignment.run)
+        self.audit.run = assignment.run
         worker = NodeWorker(settings_of(self.site, assignment), self.channel, self._begin_other_run)
         worker.deferred = first
         worker.serve()
@@ -163,4 +167,5 @@ def run_site_worker(site: SiteConfig, address: str, key: bytes) -> None:
     """
     set_up_process(site.folder / LOG_FILE, site.threads or cores())
     Path(address).unlink(missing_ok=True)  # of a worker that was killed
-    SiteWorker(site, WorkerChannel(address, key)).serve()
+    audit = AuditLog(site.folder / AUDIT_LOG, site.name)
+    SiteWorker(site, WorkerChannel(address, key, audit.record), audit).serve()

@@ -35,6 +35,7 @@ from fednnunet.exchange.messages import (
     parse_body,
 )
 from fednnunet.node.asked import Asked
+from fednnunet.node.audit import AUDIT_LOG, AuditLog
 from fednnunet.node.memory import lack_of_memory
 from fednnunet.node.outgoing import Outgoing
 from fednnunet.node.process import set_up_process
@@ -410,7 +411,7 @@ def run_node_worker(settings: NodeSettings, address: str, key: bytes, ready: Cal
         ready: called when the worker listens.
     """
     set_up_process(settings.folder / "node.log", settings.threads)
-    channel = WorkerChannel(address, key)
+    channel = WorkerChannel(address, key, AuditLog(settings.folder / AUDIT_LOG, settings.name).record)
     worker = NodeWorker(settings, channel)
     ready()
     worker.serve()
