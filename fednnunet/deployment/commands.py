@@ -36,3 +36,21 @@ def node_up(config: Annotated[Path, typer.Argument(help="The node's YAML file; s
     from fednnunet.deployment.node_config import read_site
 
     serve(read_site(config))
+
+
+@node.command("check")
+def node_check(
+    config: Annotated[Path, typer.Argument(help="The node's YAML file; see deploy/node.yaml.")],
+    quick: Annotated[bool, typer.Option("--quick", help="Open one case instead of all.")] = False,
+) -> None:
+    """Test what the node needs before it joins; exit code 2 when something is to be mended."""
+    from rich.console import Console
+
+    from fednnunet.deployment.check import check_node
+    from fednnunet.deployment.findings import show_findings
+
+    console = Console(highlight=False)
+    with console.status("testing …") as status:
+        findings = check_node(config, quick, lambda done, of: status.update(f"opening cases: {done} of {of}"))
+        if not show_findings(findings, console):
+            raise typer.Exit(2)
