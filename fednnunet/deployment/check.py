@@ -14,9 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
 from fednnunet import __version__
 from fednnunet.datasets.raw import RawDataset, check_images, estimate_size, find_dataset, read_dataset
@@ -29,6 +26,7 @@ from fednnunet.deployment.check_server import (
     check_tls,
 )
 from fednnunet.deployment.findings import Check, Finding, run_checks
+from fednnunet.deployment.link import read_key
 from fednnunet.deployment.node_config import SiteConfig, read_site
 
 GIGABYTE = 2**30
@@ -213,13 +211,13 @@ def check_certificate(site: SiteConfig) -> Finding:
     try:
         certificate = x509.load_pem_x509_certificate(site.certificate.read_bytes())
     except ValueError:
-        return Finding("bad", f"{site.certificate} holds no certificate", _SENT.format("ca.crt"))
+        return Finding("bad", f"{site.certificate} holds no certificate", _SENT)
     try:
         is_authority = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     except x509.ExtensionNotFound:
         is_authority = False
     if not is_authority:
-        return Finding("bad", f"{site.certificate} is not that of an authority", _SENT.format("ca.crt"))
+        return Finding("bad", f"{site.certificate} is not that of an authority", _SENT)
     expires = certificate.not_valid_after_utc
     found = f"{site.certificate}: {certificate.subject.rfc4514_string()}, until {expires:%Y-%m-%d}"
     if expires < datetime.now(UTC):
@@ -229,20 +227,14 @@ def check_certificate(site: SiteConfig) -> Finding:
     return Finding("good", found)
 
 
-_SENT = "use the {} that the server's operator sent"
+_SENT = "use the ca.crt that the server's operator sent"
 
 
 def check_key(site: SiteConfig) -> Finding:
     """Whether ``key`` is one that Flower takes, and nobody but its owner can read it; the value is the key."""
     if site.key is None:
         return Finding("good", "none, as insecure is true")
-    content = site.key.read_bytes()
-    try:
-        key = load_ssh_private_key(content, None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        return Finding("bad", f"{site.key} is no private key in OpenSSH's format", _SENT.format("node.key"))
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        return Finding("bad", f"{site.key} is not on an elliptic curve", _SENT.format("node.key"))
+    key, _ = read_key(site)
     mode = stat.S_IMODE(site.key.stat().st_mode)
     if mode & OTHERS:
         return Finding(

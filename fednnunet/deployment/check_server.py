@@ -30,7 +30,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from fednnunet import __version__
 from fednnunet.deployment.findings import Finding
-from fednnunet.deployment.node_config import SiteConfig
+from fednnunet.deployment.node_config import SiteConfig, split_address
 
 TIMEOUT = 10.0
 """Seconds for a connection and for an answer."""
@@ -45,7 +45,7 @@ NO_INTERVAL = 0
 def check_connection(site: SiteConfig) -> Finding:
     """Whether there is a way to the server, or to the proxy before it."""
     proxy = _proxy(site)
-    host, port = (str(proxy.hostname), proxy.port or 3128) if proxy else _host_and_port(site)
+    host, port = (str(proxy.hostname), proxy.port or 3128) if proxy else split_address(site.server)
     where = f"proxy {host}:{port} (of the environment)" if proxy else f"{host}:{port}"
     try:
         with socket.create_connection((host, port), TIMEOUT) as connection:
@@ -83,7 +83,7 @@ def check_tls(site: SiteConfig, _certificate: None, _connection: None) -> Findin
     except (OSError, HTTPException) as error:
         return Finding("bad", f"no TLS with {site.server}: {error or type(error).__name__}", _INSPECTED)
     expires = x509.load_der_x509_certificate(der).not_valid_after_utc
-    found = f"the server's certificate is for {_host_and_port(site)[0]}, until {expires:%Y-%m-%d}"
+    found = f"the server's certificate is for {split_address(site.server)[0]}, until {expires:%Y-%m-%d}"
     if expires - datetime.now(UTC) < EXPIRES_SOON:
         return Finding(
             "warning", found, "remind the server's operator: nodes need nothing, the server a new server.crt"
@@ -96,7 +96,7 @@ _INSPECTED = "where a firewall or proxy opens TLS, ask IT to exempt the server's
 
 def _why_not_trusted(error: ssl.SSLCertVerificationError, site: SiteConfig) -> tuple[str, str]:
     """What is wrong with the server's certificate, and what to do; by OpenSSL's ``X509_V_ERR_…`` numbers."""
-    host = _host_and_port(site)[0]
+    host = split_address(site.server)[0]
     match error.verify_code:
         case 9 | 10:
             return (
@@ -238,16 +238,11 @@ def _as_flower_says(response: httpx.Response, site: SiteConfig) -> Finding:
     )
 
 
-def _host_and_port(site: SiteConfig) -> tuple[str, int]:
-    host, _, port = site.server.rpartition(":")
-    return host.strip("[]"), int(port)
-
-
 def _proxy(site: SiteConfig) -> SplitResult | None:
     """The proxy that Flower's client takes to the server, by ``HTTPS_PROXY`` and ``NO_PROXY``."""
     proxies = getproxies()
     proxy = proxies.get("http" if site.insecure else "https") or proxies.get("all")
-    if not proxy or proxy_bypass(_host_and_port(site)[0]):
+    if not proxy or proxy_bypass(split_address(site.server)[0]):
         return None
     return urlsplit(proxy if "://" in proxy else f"http://{proxy}")
 
@@ -255,7 +250,7 @@ def _proxy(site: SiteConfig) -> SplitResult | None:
 @contextlib.contextmanager
 def _connected(site: SiteConfig) -> Iterator[Any]:
     """An HTTP connection to the server; it trusts the authority in ``certificate`` and no other."""
-    (host, port), proxy = _host_and_port(site), _proxy(site)
+    (host, port), proxy = split_address(site.server), _proxy(site)
     via = (str(proxy.hostname), proxy.port or 3128) if proxy else (host, port)
     connection: HTTPConnection
     if site.insecure:

@@ -25,6 +25,7 @@ from fednnunet.cli import main
 from fednnunet.config import ModelConfig
 from fednnunet.datasets.raw import estimate_size, read_dataset, stage_dataset
 from fednnunet.deployment import keys as keys_module
+from fednnunet.deployment import superlink
 from fednnunet.deployment.check import check_device, check_node
 from fednnunet.deployment.findings import Finding
 from fednnunet.deployment.keys import make_keys
@@ -127,7 +128,7 @@ def test_a_node_that_has_all_it_needs_is_told_so(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with flower_server(keys, tmp_path / "state.db") as (port, state):
+    with flower_server(keys, tmp_path / "state") as (port, state):
         register(state, keys / "nodes" / NODE / "node.pub")
         file = write_site(server=f"127.0.0.1:{port}")
         monkeypatch.setattr(sys, "argv", ["fednnunet", "node", "check", str(file)])
@@ -148,7 +149,7 @@ def test_a_node_that_has_all_it_needs_is_told_so(
 
 
 def test_a_running_node_is_not_disturbed(write_site: WriteSite, keys: Path, tmp_path: Path) -> None:
-    with flower_server(keys, tmp_path / "state.db") as (port, state):
+    with flower_server(keys, tmp_path / "state") as (port, state):
         node = register(state, keys / "nodes" / NODE / "node.pub")
         state.activate_node(node, 30)
         before = state.get_node_info(node_ids=[node])
@@ -159,7 +160,7 @@ def test_a_running_node_is_not_disturbed(write_site: WriteSite, keys: Path, tmp_
 
 def test_a_key_that_the_server_does_not_know_is_named(write_site: WriteSite, keys: Path, tmp_path: Path) -> None:
     make_keys(keys, ["127.0.0.1"], ["Porto"])
-    with flower_server(keys, tmp_path / "state.db") as (port, state):
+    with flower_server(keys, tmp_path / "state") as (port, state):
         register(state, keys / "nodes" / "Porto" / "node.pub")
         found = findings(write_site(server=f"127.0.0.1:{port}"))["registration"]
         assert found.state == "bad"
@@ -168,9 +169,10 @@ def test_a_key_that_the_server_does_not_know_is_named(write_site: WriteSite, key
 
 
 def test_another_version_at_the_server_is_to_be_mended_and_the_rest_is_tested(
-    write_site: WriteSite, keys: Path, tmp_path: Path
+    write_site: WriteSite, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with flower_server(keys, tmp_path / "state.db", fednnunet_version="0.0.1") as (port, state):
+    monkeypatch.setattr(superlink, "__version__", "0.0.1")
+    with flower_server(keys, tmp_path / "state") as (port, state):
         register(state, keys / "nodes" / NODE / "node.pub")
         found = findings(write_site(server=f"127.0.0.1:{port}"))
     assert found["server"].state == "bad"
@@ -181,7 +183,7 @@ def test_another_version_at_the_server_is_to_be_mended_and_the_rest_is_tested(
 def test_a_server_that_does_not_tell_its_version_is_worth_a_look(
     write_site: WriteSite, keys: Path, tmp_path: Path
 ) -> None:
-    with flower_server(keys, tmp_path / "state.db", fednnunet_version=None) as (port, state):
+    with flower_server(keys, tmp_path / "state", plain=True) as (port, state):
         register(state, keys / "nodes" / NODE / "node.pub")
         found = findings(write_site(server=f"127.0.0.1:{port}"))
     assert found["server"].state == "warning"
@@ -309,7 +311,7 @@ def tunnelling(credentials: str) -> Iterator[tuple[str, list[str]]]:
 def test_a_proxy_of_the_environment_is_gone_through(
     write_site: WriteSite, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with flower_server(keys, tmp_path / "state.db") as (port, state), tunnelling("node:s3/cret") as (proxy, asked):
+    with flower_server(keys, tmp_path / "state") as (port, state), tunnelling("node:s3/cret") as (proxy, asked):
         register(state, keys / "nodes" / NODE / "node.pub")
         file = write_site(server=f"127.0.0.1:{port}")
         monkeypatch.setenv("HTTPS_PROXY", f"http://node:s3%2Fcret@{proxy}")
@@ -324,7 +326,7 @@ def test_a_proxy_of_the_environment_is_gone_through(
 def test_a_configuration_with_an_error_leaves_only_the_versions_to_test(write_site: WriteSite) -> None:
     found = findings(write_site(server="fed.example.org"))
     assert found["configuration"].state == "bad"
-    assert "server: must be host:port" in found["configuration"].found
+    assert "server: fed.example.org is no address; it must be host:port" in found["configuration"].found
     assert {name for name, one in found.items() if one.state == "good"} == {"versions"}
     assert {one.state for one in found.values()} == {"good", "bad", "skipped"}
 
@@ -451,7 +453,7 @@ def test_a_key_that_others_can_read_is_refused_with_the_command_that_mends_it(
 ) -> None:
     key = keys / "nodes" / NODE / "node.key"
     key.chmod(0o640)
-    with flower_server(keys, tmp_path / "state.db") as (port, state):
+    with flower_server(keys, tmp_path / "state") as (port, state):
         register(state, key.with_suffix(".pub"))
         found = findings(write_site(server=f"127.0.0.1:{port}"))
     assert found["key"].state == "bad"
@@ -461,12 +463,12 @@ def test_a_key_that_others_can_read_is_refused_with_the_command_that_mends_it(
 
 def test_a_key_of_another_kind_is_refused(write_site: WriteSite, keys: Path) -> None:
     found = findings(write_site(key=str(keys / "server.key")))["key"]
-    assert "no private key in OpenSSH's format" in found.found
+    assert "holds no private key that can be read" in found.found
     other = keys / "other.key"
     none = serialization.NoEncryption()
     form = serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, none
     other.write_bytes(ed25519.Ed25519PrivateKey.generate().private_bytes(*form))
-    assert "not on an elliptic curve" in findings(write_site(key=str(other)))["key"].found
+    assert "is of another kind" in findings(write_site(key=str(other)))["key"].found
 
 
 def test_without_tls_and_keys_the_server_is_still_asked(write_site: WriteSite) -> None:
