@@ -50,6 +50,7 @@ class RunState(BaseModel):
         run: its folder.
         stage: of :class:`~fednnunet.federation.journal.Observer`.
         waiting_for: names of nodes without which the run does not go on.
+        message: what it told its operator last.
         updated: when it last changed.
     """
 
@@ -64,6 +65,7 @@ class RunState(BaseModel):
     rounds: int = 0
     nodes: dict[str, NodeProgress] = {}
     waiting_for: list[str] = []
+    message: str = ""
     updated: AwareDatetime
     finished: bool = False
 
@@ -234,6 +236,8 @@ def _run_lines(run: RunState, now: datetime) -> list[Text]:
     else:
         style = "yellow" if now - run.updated > QUIET else ""
         lines.append(Text(f"         last change {quiet} ago", style=style))
+    if run.message:
+        lines.append(Text(f"         {run.message}", style="dim"))
     return lines
 
 

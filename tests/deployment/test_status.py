@@ -109,8 +109,10 @@ def test_nodes_are_shown_with_their_last_heartbeat_and_round(write_state: WriteS
 
 
 def test_whom_the_run_waits_for_is_said(write_state: WriteState) -> None:
-    lines = printed(write_state({"waiting_for": ["Porto"], "updated": "2030-05-01T10:00:00+00:00"}))
-    assert "waits for Porto, for 2 h 0 min" in lines
+    lines = printed(
+        write_state({"waiting_for": ["Porto"], "updated": "2030-05-01T10:00:00+00:00", "message": "node Porto is away"})
+    )
+    assert lines[lines.index("waits for Porto, for 2 h 0 min") + 1] == "node Porto is away"
     assert "Porto offline, waited for 1 h 30 min ago" in lines
 
 
