@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import platform
@@ -51,26 +52,26 @@ def check_node(file: Path, quick: bool = False, progress: Progress | None = None
         quick: open one case instead of all.
         progress: called with the number of cases opened so far and that of all.
     """
-    site, data, connection, tls = "configuration", "data", "connection", "TLS"
 
     def check_all_images(site: SiteConfig, dataset: RawDataset) -> Finding:
         return _check_images(site, dataset, progress)
 
+    site = ("configuration",)
     return run_checks(
         [
-            Check(site, lambda: _check_configuration(file)),
+            Check("configuration", lambda: _check_configuration(file)),
             Check("versions", _check_versions),
-            Check(data, _check_data, (site,)),
-            *([] if quick else [Check("images", check_all_images, (site, data))]),
-            Check("disk", _check_disk, (site, data)),
-            Check("device", check_device, (site,)),
-            Check("certificate", check_certificate, (site,)),
-            Check("key", check_key, (site,)),
-            Check(connection, check_connection, (site,)),
-            Check(tls, check_tls, (site, "certificate", connection)),
-            Check("server", check_server, (site, tls)),
+            Check("data", _check_data, site),
+            *([] if quick else [Check("images", check_all_images, (*site, "data"))]),
+            Check("disk", _check_disk, (*site, "data")),
+            Check("device", check_device, site),
+            Check("certificate", check_certificate, site),
+            Check("key", check_key, site),
+            Check("connection", check_connection, site),
+            Check("TLS", check_tls, (*site, "certificate", "connection")),
+            Check("server", check_server, (*site, "TLS")),
             Check("clock", check_clock, ("server",)),
-            Check("registration", check_registration, (site, "key", tls, "clock")),
+            Check("registration", check_registration, (*site, "key", "TLS", "clock")),
         ]
     )
 
@@ -123,7 +124,7 @@ def _check_images(site: SiteConfig, dataset: RawDataset, progress: Progress | No
 
 def _check_disk(site: SiteConfig, dataset: RawDataset) -> Finding:
     _write_something(site.folder)
-    there = sum(path.lstat().st_size for path in site.folder.rglob("*")) if site.folder.is_dir() else 0
+    there = _size(site.folder)
     preprocessed = RESAMPLED * estimate_size(dataset, site.name)
     needed = preprocessed + (0 if site.external else CHECKPOINTS)
     free = shutil.disk_usage(_nearest(site.folder)).free
@@ -138,6 +139,17 @@ def _check_disk(site: SiteConfig, dataset: RawDataset) -> Finding:
     if free + there < needed:
         return Finding("bad", found, "make room, or choose a folder on another disk")
     return Finding("good", found)
+
+
+def _size(folder: Path) -> int:
+    """Bytes of all files in ``folder``, which a running node may change meanwhile."""
+    sizes = {}
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                file = os.lstat(os.path.join(parent, name))
+                sizes[file.st_ino] = file.st_size  # checkpoints have two names
+    return sum(sizes.values())
 
 
 def _nearest(folder: Path) -> Path:

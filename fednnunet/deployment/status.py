@@ -20,9 +20,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fednnunet.deployment.operator import GONE_AWAY, Operator, ServerFacts, read_server
+from fednnunet.deployment.run_status import RUN_FILE
 from fednnunet.errors import ConfigError, first_problem
 
-RUN_FILE = "run.json"
 WATCH_SECONDS = 2.0
 EXPIRES_SOON = timedelta(days=30)
 QUIET = timedelta(hours=1)

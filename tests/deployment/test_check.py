@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import socket
 import ssl
 import sys
@@ -368,9 +369,15 @@ def test_a_work_folder_that_can_not_be_written_is_told(write_site: WriteSite, tm
 
 def test_a_disk_without_room_is_told(write_site: WriteSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fednnunet.deployment.check.CHECKPOINTS", 2.0**60)
+    (tmp_path / "work").mkdir()
+    checkpoint = tmp_path / "work" / "checkpoint_round_1.pth"
+    checkpoint.touch()
+    os.truncate(checkpoint, 2**30)
+    os.link(checkpoint, tmp_path / "work" / "checkpoint_latest.pth")
     found = findings(write_site())["disk"]
     assert found.state == "bad"
     assert "GB free; takes about 1073741824.0 GB" in found.found
+    assert "; 1.0 are there already" in found.found
 
 
 def test_the_estimate_of_disk_is_near_what_preprocessing_takes(
