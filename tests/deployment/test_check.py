@@ -35,7 +35,7 @@ from fednnunet.fingerprint.extract import extract_fingerprint
 from fednnunet.planning import make_plans
 from fednnunet.preprocessing import preprocess
 from tests.conftest import MakeDataset
-from tests.deployment.conftest import flower_server, register
+from tests.deployment.outer_door import flower_server, register
 
 NODE = "Oslo"
 WriteSite = Callable[..., Path]
