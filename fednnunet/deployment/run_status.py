@@ -56,7 +56,8 @@ class RunStatus:
 
     def node_done(self, node: str, server_round: int, metrics: Mapping[str, Any]) -> None:
         told = {name: metrics[name] for name in ("train_loss", "pseudo_dice") if name in metrics}
-        self._status["nodes"][node] = {"round": server_round, **told, "seen": _now()}
+        before = self._status["nodes"].get(node, {"round": 0})
+        self._status["nodes"][node] = before | told | {"round": max(before["round"], server_round), "seen": _now()}
         self._write()
 
     def round_done(self, server_round: int, rows: Sequence[Mapping[str, Any]]) -> None:
