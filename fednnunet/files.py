@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,11 +11,26 @@ from typing import Any
 
 import numpy as np
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Numbers of errors that say so."""
+
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace ``path`` by ``text``: it is the old file or the new one at any moment. Makes its folder."""
     with _partial(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def append_whole(path: Path, text: str) -> None:
+    """Add ``text`` to a file, or nothing of it where the disk is full."""
+    with path.open("ab") as file:
+        before = file.tell()
+        try:
+            file.write(text.encode())
+            file.flush()
+        except OSError:
+            os.truncate(file.fileno(), before)
+            raise
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Any], *, compressed: bool = False) -> None:

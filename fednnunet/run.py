@@ -28,7 +28,7 @@ from fednnunet.federation.grid import LocalGrid
 from fednnunet.federation.journal import Journal
 from fednnunet.federation.server_app import ServerSettings, build_server_app
 from fednnunet.federation.strategy import AsymFedAvg, NoExchange
-from fednnunet.files import write_atomically
+from fednnunet.files import DISK_FULL, write_atomically
 from fednnunet.lock import locked
 from fednnunet.node.launch import NodeProcesses
 from fednnunet.node.settings import NodeSettings, cores
@@ -57,7 +57,15 @@ def run(config: RunConfig, command: str, sweep: str | None = None) -> Result:
         KeyboardInterrupt: after every process was ended; the last checkpoints are there.
     """
     with locked(config.paths.run):
-        return _run(config, command, sweep)
+        try:
+            return _run(config, command, sweep)
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            raise ConfigError(
+                f"{error.strerror} ({error.filename or config.paths.run}); make room, and go on with "
+                f"continue={config.paths.run}"
+            ) from error
 
 
 def _run(config: RunConfig, command: str, sweep: str | None) -> Result:

@@ -289,11 +289,12 @@ class Failure(Body):
 
     Attributes:
         reason: one line for the operator: who, what, what to do.
-        error: ``data`` and ``config`` are the user's to mend; ``internal`` is a bug; ``protocol`` a bad message.
+        error: ``data`` and ``config`` are the user's to mend; ``internal`` is a bug; ``protocol`` a bad message;
+            ``unavailable`` passes: it can be asked again.
     """
 
     reason: str
-    error: Literal["data", "config", "protocol", "internal"]
+    error: Literal["data", "config", "protocol", "internal", "unavailable"]
 
 
 REQUESTS: dict[Kind, type[Body]] = {

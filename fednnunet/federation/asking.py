@@ -43,7 +43,8 @@ def ask(
     outgoing = [_message(kind, node, body, payloads.get(node)) for node, body in requests.items()]
     answered: dict[int, Answer] = {}
     failed: dict[int, NodeError] = {}
-    for reply in contact.stream(outgoing, settings.timeout, at_least):
+    # Where nodes are waited for, the time-out is a round's deadline: a stage takes each node as long as it takes.
+    for reply in contact.stream(outgoing, None if contact.patient else settings.timeout, at_least):
         node = reply.metadata.src_node_id
         try:
             answered[node] = _answer(kind, node, reply, federation, journal)

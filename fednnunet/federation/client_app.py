@@ -28,7 +28,7 @@ from fednnunet.exchange.messages import (
 )
 from fednnunet.exchange.records import from_array_record, to_array_record
 
-ERROR_CODES = {"internal": 0, "data": 101, "config": 102, "protocol": 103, "unreachable": 104}
+ERROR_CODES = {"internal": 0, "data": 101, "config": 102, "protocol": 103, "unreachable": 104, "unavailable": 105}
 """Codes of Flower's ``Error``: what is the user's to mend, and what is not."""
 
 MAX_DEATHS = 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
@@ -19,12 +20,15 @@ log = logging.getLogger(__name__)
 
 UNREACHABLE = {
     ERROR_CODES["unreachable"],
+    ERROR_CODES["unavailable"],
     ErrorCode.MESSAGE_UNAVAILABLE,
     ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
     ErrorCode.NODE_UNAVAILABLE,
     ErrorCode.CLIENT_APP_CRASHED,
 }
-"""Errors that say nothing of a node's work, only that its reply did not come."""
+"""Errors that pass: they say nothing of a node's work, only that its reply did not come."""
+PAUSES = (0.0, 5.0, 15.0, 60.0)
+"""Seconds before a node that is there, and has failed so often, is asked again; the last for all further times."""
 REMIND_SECONDS = 600.0
 """Between two notes of whom the federation waits for."""
 
@@ -120,7 +124,8 @@ class Contact:
         """
         sent = {message.metadata.dst_node_id: message for message in messages}
         waiting = dict(zip(self.grid.push_messages(messages), sent, strict=True))
-        away: dict[int, str] = {}
+        away: dict[int, tuple[str, float]] = {}
+        failures: Counter[int] = Counter()
         deadline = None if timeout is None else time.monotonic() + timeout
         absences = Absences(self._watcher)
         replies = 0
@@ -129,15 +134,18 @@ class Contact:
                 node = waiting.pop(reply.metadata.reply_to_message_id)
                 needed = enough is None or replies + len(waiting) < enough
                 if self.patient and needed and is_unreachable(reply):
-                    away[node] = reply.error.reason or "its reply is lost"
+                    pause = PAUSES[min(failures[node], len(PAUSES) - 1)]
+                    away[node] = reply.error.reason or "its reply is lost", time.monotonic() + pause
+                    failures[node] += 1
                     continue
                 replies += reply.has_content()
                 yield reply
             if away:
-                back = [node for node in self.grid.get_node_ids() if node in away]
+                now = time.monotonic()
+                back = [node for node in self.grid.get_node_ids() if node in away and away[node][1] <= now]
                 again = [_again(sent[node]) for node in back]
                 waiting.update(zip(self.grid.push_messages(again), back, strict=True) if again else ())
-                absences.note({self.name(node): reason for node, reason in away.items()})
+                absences.note({self.name(node): reason for node, (reason, _) in away.items()})
                 for node in back:
                     del away[node]
             over = deadline is not None and time.monotonic() >= deadline

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fednnunet.exchange.messages import CaseScore, Fold
-from fednnunet.files import write_atomically
+from fednnunet.files import append_whole, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -147,9 +147,10 @@ class Journal:
     def write_round(self, server_round: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append a finished round, one row a node."""
         fold = {"fold": self._fold} if "fold" in self._round_columns else {}
-        with self.rounds.open("a", newline="") as file:
-            writer = csv.DictWriter(file, self._round_columns, lineterminator="\n")
-            writer.writerows({"strategy": self.strategy, "round": server_round, **row, **fold} for row in rows)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self._round_columns, lineterminator="\n")
+        writer.writerows({"strategy": self.strategy, "round": server_round, **row, **fold} for row in rows)
+        append_whole(self.rounds, text.getvalue())
         for row in rows:
             log.info("fold %s, round %d: %s", self._fold, server_round, row)
         for observer in self.observers:
@@ -172,8 +173,8 @@ class Journal:
 def _read_rows(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")  # the machine may have gone amid a line
+    return list(csv.DictReader(io.StringIO(whole, newline="")))
 
 
 def _write_rows(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:

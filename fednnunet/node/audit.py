@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -31,6 +31,7 @@ from fednnunet.exchange.messages import (
     TrainRequest,
     parse_body,
 )
+from fednnunet.files import DISK_FULL
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +138,8 @@ class AuditLog:
             self._withheld += 1
             log.error("%s can not be written (%s): a reply to %s is kept back", self.path, error, request.kind)
             reason = f"the log of what leaves it can not be written ({error.strerror}); nothing does until it can"
-            return Failure(reason=f"node {self.node}: {reason}, look at its disk", error="config")
+            kind: Literal["unavailable", "config"] = "unavailable" if error.errno in DISK_FULL else "config"
+            return Failure(reason=f"node {self.node}: {reason}, look at its disk", error=kind)
         return None
 
     def _append(self, described: dict[str, Any]) -> None:

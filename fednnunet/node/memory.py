@@ -1,15 +1,18 @@
-"""What to do where memory was short."""
+"""What to do where memory, or the disk, was short."""
 
 from __future__ import annotations
 
 import torch
 
 from fednnunet.config import NodeRunConfig
+from fednnunet.files import DISK_FULL
 
 CPU_OUT_OF_MEMORY = "can't allocate memory"
 """torch's words; it raises a plain RuntimeError."""
 AUGMENTATION_DIED = "background workers are no longer alive"
 """batchgenerators' words."""
+CHECKPOINT_NOT_WRITTEN = "PytorchStreamWriter failed writing"
+"""torch's words for a checkpoint that the disk did not take; it hides the number of the error."""
 
 
 def lack_of_memory(error: Exception, node: str, config: NodeRunConfig) -> str | None:
@@ -29,3 +32,11 @@ def lack_of_memory(error: Exception, node: str, config: NodeRunConfig) -> str | 
     if AUGMENTATION_DIED in str(error):
         return "a background process for augmentation died, mostly for want of memory; lower node.augmentation_workers"
     return None
+
+
+def lack_of_disk(error: BaseException | None) -> bool:
+    """Whether ``error`` says that the disk is full, or was caused by one that does."""
+    if error is None:
+        return False
+    full = isinstance(error, OSError) and error.errno in DISK_FULL
+    return full or CHECKPOINT_NOT_WRITTEN in str(error) or lack_of_disk(error.__cause__ or error.__context__)

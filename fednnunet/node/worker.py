@@ -36,7 +36,7 @@ from fednnunet.exchange.messages import (
 )
 from fednnunet.node.asked import Asked
 from fednnunet.node.audit import AUDIT_LOG, AuditLog
-from fednnunet.node.memory import lack_of_memory
+from fednnunet.node.memory import lack_of_disk, lack_of_memory
 from fednnunet.node.outgoing import Outgoing
 from fednnunet.node.process import set_up_process
 from fednnunet.node.settings import NodeSettings
@@ -89,7 +89,7 @@ class NodeWorker:
         self.reply: TrainReply | None = None
         self.evaluation: EvaluateReply | None = None
         self.random_state: dict[str, Any] | None = None
-        self.fitting = self.first_epoch = self.new_round = False
+        self.fitting = self.first_epoch = self.new_round = self.spoilt = False
         self.finished_round = 0
         self.epochs_left = 0
 
@@ -136,6 +136,8 @@ class NodeWorker:
             log.error("%s: %s", kind, error)
             return Failure(reason=f"node {name}: {self._public(error)}", error=_error_kind(error))
         log.exception("%s failed", kind, exc_info=error)
+        if lack_of_disk(error):
+            return Failure(reason=f"node {name}: its disk is full; make room there", error="unavailable")
         lack = lack_of_memory(error, name, self.settings.config)
         if lack is not None:
             return Failure(reason=f"node {name}: {lack}", error="config")
@@ -156,7 +158,7 @@ class NodeWorker:
             self.reply = TrainReply(fold=body.fold, server_round=0, num_examples=self._num_examples())
             self._hand_over(request, body)
             return
-        if self._goes_back(trainer, body):
+        if self.spoilt or self._goes_back(trainer, body):
             trainer = self._begin_again(trainer)
         self._go_on_from(trainer, body)
         if self.reply is not None and body.server_round == self.reply.server_round:
@@ -172,14 +174,14 @@ class NodeWorker:
 
     def _begin_again(self, trainer: nnUNetTrainer) -> nnUNetTrainer:
         """The fold as a worker that has just started has it."""
-        log.warning("the server goes back from round %d", self.finished_round)
+        log.warning("round %d is %s", self.finished_round + 1, "begun again" if self.spoilt else "trained again")
         end_loaders(trainer)
         self._forget_rounds()
         return self.stages.begin_fold(trainer.fold)
 
     def _forget_rounds(self) -> None:
         self.reply = self.evaluation = self.random_state = None
-        self.finished_round = 0
+        self.finished_round, self.spoilt = 0, False
         self.outgoing.begin_fold()
 
     def _go_on_from(self, trainer: nnUNetTrainer, body: TrainRequest | EvaluateRequest) -> None:
@@ -233,7 +235,7 @@ class NodeWorker:
             lightning_trainer.fit(module, datamodule=NNUNetDataModule(trainer))
         except Exception as error:
             open_request = self.waiting[0] if self.waiting is not None else None
-            self.waiting = None
+            self.waiting, self.spoilt = None, True
             if open_request is None or open_request is request:
                 raise
             # A later round's request is open, not the one that began the fit.

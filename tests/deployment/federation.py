@@ -191,6 +191,12 @@ class Federation:
         """``kill -9`` a part of a node or of the server, as soon as it lives."""
         self.wait_for(lambda: self.part(of, name), f"{name} of {of}").kill()
 
+    def stop(self, name: str) -> None:
+        """End one machine's part, as ``systemctl stop`` does."""
+        process = self.processes.pop(name)
+        process.terminate()
+        process.wait(40)
+
     def kill_all_of(self, name: str) -> None:
         """``kill -9`` everything that runs on one machine."""
         process = self.processes.pop(name)
@@ -205,9 +211,9 @@ class Federation:
             process.send_signal(signal.SIGTERM)
         for process in self.processes.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(30)
-        left = [process for process in psutil.process_iter() if _group(process.pid) in groups]
-        left = [process for process in left if process.status() != psutil.STATUS_ZOMBIE]
+                process.wait(40)
+        # What serves forks, and what looks after shared memory, end when they see that they are alone.
+        _, left = psutil.wait_procs([p for p in psutil.process_iter() if _group(p.pid) in groups], timeout=20)
         for process in left:
             with contextlib.suppress(psutil.Error):
                 process.kill()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -69,8 +70,36 @@ def test_a_killed_process_is_started_again_and_the_run_goes_on(
     run = tmp_path / "run"
     federation.start_train(run, *OPTIONS)
     for stage in STAGES:
-        federation.wait_for(lambda stage=stage: reached(federation, run, stage), f"stage {stage}")
+        federation.wait_for(partial(reached, federation, run, stage), f"stage {stage}")
         federation.kill("Riga" if of == "Porto" and stage == "external" else of, part)
     federation.finish_train()
     check_result(run, undisturbed)
-    assert federation.output(of).count(f"the {part if part != 'superlink' else 'SuperLink'} ended") >= len(STAGES) - 1
+
+
+@pytest.mark.parametrize("machine", ["train", "server"])
+def test_a_server_machine_that_dies_goes_on_where_it_was(
+    federation: Federation, undisturbed: Path, tmp_path: Path, machine: str
+) -> None:
+    run = tmp_path / "run"
+    federation.start_train(run, *OPTIONS)
+    for stage in ("plan", "train", "round 2", "evaluate"):
+        federation.wait_for(partial(reached, federation, run, stage), f"stage {stage}")
+        federation.kill_all_of(machine)
+        federation.start_train(run, *OPTIONS) if machine == "train" else federation.start_server()
+    federation.finish_train()
+    check_result(run, undisturbed)
+
+
+def test_a_hospital_that_is_gone_for_a_while_is_waited_for_by_name(
+    federation: Federation, undisturbed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    federation.start_train(run, *OPTIONS)
+    federation.wait_for(partial(reached, federation, run, "round 2"), "round 2")
+    federation.kill_all_of("Porto")
+    federation.wait_for(lambda: federation.status()["waiting_for"] == ["Porto"], "a word of whom it waits for")
+    assert "node Porto" in federation.status()["message"]
+    federation.start_node("Porto")
+    federation.finish_train()
+    assert federation.status()["waiting_for"] == []
+    check_result(run, undisturbed)

@@ -1,0 +1,87 @@
+"""A federation that may go on without some nodes: who is away, who is slow, and who is in again."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.deployment.federation import Federation, running, write_centres
+
+pytestmark = pytest.mark.slow
+ROUNDS = 12
+OPTIONS = ("strategy=asym", f"trainer.epochs={ROUNDS}", "federation.min_nodes=1")
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    folder = tmp_path_factory.mktemp("federation")
+    write_centres(folder / "raw")
+    with running(Federation(folder, folder / "raw", nodes=("Oslo", "Porto"))) as federation:
+        yield federation
+
+
+def nodes_of_rounds(run: Path) -> list[set[str]]:
+    """Who was in each finished round."""
+    rounds = run / "rounds.csv"
+    if not rounds.is_file():
+        return []
+    table = pd.read_csv(rounds, on_bad_lines="skip")
+    return [set(nodes) for _, nodes in table.groupby("round").node]
+
+
+def wait_for_round_of(federation: Federation, run: Path, nodes: set[str]) -> int:
+    """Until the last finished round had just these nodes; how many rounds are finished then."""
+
+    def there() -> int:
+        rounds = nodes_of_rounds(run)
+        return len(rounds) if rounds and rounds[-1] == nodes else 0
+
+    return federation.wait_for(there, f"a round of {nodes}")
+
+
+def test_a_node_that_leaves_and_comes_back_joins_the_next_round(federation: Federation, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    federation.start_train(run, *OPTIONS)
+    wait_for_round_of(federation, run, {"Oslo", "Porto"})
+    federation.stop("Porto")
+    wait_for_round_of(federation, run, {"Oslo"})
+    with frozen(federation, "Oslo"):  # so that rounds are left
+        federation.start_node("Porto")
+        federation.wait_for(lambda: federation.output("Porto").count("connected to") == 2, "Porto's connection")
+    assert wait_for_round_of(federation, run, {"Oslo", "Porto"}) < ROUNDS
+    output = federation.finish_train()
+    assert "node Porto is away; the federation goes on without it" in output
+    assert "node Porto is in again" in output
+    rounds = nodes_of_rounds(run)
+    assert len(rounds) == ROUNDS
+    assert rounds[-1] == {"Oslo", "Porto"}
+    assert set(pd.read_csv(run / "cases.csv").node) == {"Oslo", "Porto"}
+
+
+def test_a_round_closes_at_its_deadline_and_who_was_late_is_in_again(federation: Federation, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    federation.start_train(run, *OPTIONS, "federation.timeout=8")
+    wait_for_round_of(federation, run, {"Oslo", "Porto"})
+    with frozen(federation, "Porto"):
+        wait_for_round_of(federation, run, {"Oslo"})
+    assert wait_for_round_of(federation, run, {"Oslo", "Porto"}) < ROUNDS
+    output = federation.finish_train()
+    assert "node Porto: round" in output
+    assert "no reply within 8.0 s; the federation goes on without it" in output
+    assert len(nodes_of_rounds(run)) == ROUNDS
+
+
+@contextlib.contextmanager
+def frozen(federation: Federation, node: str) -> Iterator[None]:
+    """The node's worker makes no step."""
+    worker = federation.part(node, "worker")
+    assert worker is not None
+    worker.suspend()
+    try:
+        yield
+    finally:
+        worker.resume()
