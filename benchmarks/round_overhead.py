@@ -16,13 +16,14 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord
+from flwr.serverapp import Grid
 
 from fednnunet.exchange.arrays import SharedArrays
 from fednnunet.exchange.channel import WorkerChannel
@@ -68,6 +69,7 @@ def serve(address: str, seed: int, shapes: dict[str, tuple[int, ...]]) -> None:
     """A node worker without training: loads what comes, changes it, sends it back."""
     rng = np.random.default_rng(seed)
     state = {name: rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
+    factor = np.float32(1 - 0.001 * seed)  # no two nodes send the same: Flower stores equal arrays once
     outgoing = SharedArrays.allocate({name: (array.shape, array.dtype) for name, array in state.items()})
     channel = WorkerChannel(address, KEY, AuditLog(Path(f"{address}.audit.jsonl"), str(seed)).record)
     while True:
@@ -79,7 +81,7 @@ def serve(address: str, seed: int, shapes: dict[str, tuple[int, ...]]) -> None:
             np.copyto(state[name], array)
         start = time.perf_counter()
         for array in state.values():  # stands for the epoch: every value changes
-            np.multiply(array, np.float32(0.999), out=array)
+            np.multiply(array, factor, out=array)
         trained = time.perf_counter() - start
         for name, view in outgoing.views().items():
             np.copyto(view, state[name])
@@ -88,49 +90,65 @@ def serve(address: str, seed: int, shapes: dict[str, tuple[int, ...]]) -> None:
 
 
 @contextlib.contextmanager
-def workers(shapes: dict[str, tuple[int, ...]]) -> Iterator[dict[int, dict[str, str]]]:
+def workers(shapes: dict[str, tuple[int, ...]], nodes: int = NODES) -> Iterator[dict[int, dict[str, str]]]:
     """Worker processes, and the node configs of their relays."""
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="fednnunet-") as folder:
         key = Path(folder) / "key"
         key.write_bytes(KEY)
-        nodes, processes = {}, []
-        for node in range(1, NODES + 1):
+        configs, processes = {}, []
+        for node in range(1, nodes + 1):
             address = str(Path(folder) / f"{node}.sock")
             process = context.Process(target=serve, args=(address, node, shapes), daemon=True)
             process.start()
             processes.append(process)
-            nodes[node] = {"socket": address, "key-file": str(key)}
-        while not all(Path(config["socket"]).exists() for config in nodes.values()):
+            configs[node] = {"socket": address, "key-file": str(key)}
+        while not all(Path(config["socket"]).exists() for config in configs.values()):
             time.sleep(0.05)
         try:
-            yield nodes
+            yield configs
         finally:
             for process in processes:
                 process.terminate()
 
 
-def measure(shapes: dict[str, tuple[int, ...]]) -> list[dict[str, float]]:
-    """Wall seconds of each round, its training (the slowest schedule of it) and the rest."""
-    strategy = AsymFedAvg()
-    rows = []
-    with workers(shapes) as nodes:
-        cores = len(os.sched_getaffinity(0))
-        grid = LocalGrid(app, nodes, max_parallel_nodes=min(NODES, cores))
-        strategy.prepare(dict.fromkeys(nodes, shapes), {node: f"node{node}" for node in nodes})
-        arrays = ArrayRecord()
-        for server_round in range(1, ROUNDS + 1):
-            start = time.perf_counter()
-            messages = list(strategy.configure_train(server_round, arrays, ConfigRecord(), grid))
-            averaged, metrics = strategy.aggregate_train(server_round, Contact(grid).stream(messages, None))
-            wall = time.perf_counter() - start
-            assert averaged is not None, strategy.failures
-            assert metrics is not None
-            arrays = averaged
-            training = float(metrics["seconds_train"]) * NODES / min(NODES, cores)  # type: ignore[arg-type]
-            rows.append({"round": server_round, "wall": wall, "training": training, "overhead": wall - training})
-        grid.close()
-    return rows
+def exchange(
+    grid: Grid, names: Mapping[int, str], shapes: dict[str, tuple[int, ...]], rounds: int
+) -> Iterator[dict[str, float]]:
+    """Average over the nodes of any grid; wall seconds of each round, its training and the rest.
+
+    Args:
+        grid: embedded, or a SuperLink's.
+        names: node id to name.
+        shapes: of the tensors of every node.
+        rounds: how many.
+    """
+    strategy, contact = AsymFedAvg(), Contact(grid)
+    strategy.prepare(dict.fromkeys(names, shapes), names)
+    arrays = ArrayRecord()
+    for server_round in range(1, rounds + 1):
+        start = time.perf_counter()
+        messages = list(strategy.configure_train(server_round, arrays, ConfigRecord(), grid))
+        averaged, metrics = strategy.aggregate_train(server_round, contact.stream(messages, None))
+        wall = time.perf_counter() - start
+        assert averaged is not None, strategy.failures
+        assert metrics is not None
+        arrays = averaged
+        training = float(metrics["seconds_train"]) * turns(len(names))  # type: ignore[arg-type]
+        yield {"round": server_round, "wall": wall, "training": training, "overhead": wall - training}
+
+
+def turns(nodes: int) -> float:
+    """How often one node's training fits into the time in which all nodes train on this machine."""
+    return nodes / min(nodes, len(os.sched_getaffinity(0)))
+
+
+def measure(shapes: dict[str, tuple[int, ...]], nodes: int = NODES, rounds: int = ROUNDS) -> list[dict[str, float]]:
+    """Wall seconds of each round on the embedded grid, its training (the slowest schedule of it) and the rest."""
+    with workers(shapes, nodes) as configs:
+        grid = LocalGrid(app, configs, max_parallel_nodes=min(nodes, len(os.sched_getaffinity(0))))
+        with contextlib.closing(grid):
+            return list(exchange(grid, {node: f"node{node}" for node in configs}, shapes, rounds))
 
 
 def numpy_average(shapes: dict[str, tuple[int, ...]]) -> float:

@@ -104,7 +104,7 @@ class Federation:
         """``node.yaml`` of a node."""
         site = {
             "name": name,
-            "data": CENTRES[name],
+            "data": CENTRES.get(name),  # other nodes name their own
             "raw_folder": str(self.raw),
             "external": name in EXTERNAL,
             "server": self.address,

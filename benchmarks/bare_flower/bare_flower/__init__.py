@@ -1,0 +1,1 @@
+"""A Flower app of FedAvg and clients that hardly train."""

@@ -1,0 +1,360 @@
+"""Seconds and bytes that a round costs outside training: one machine, our deployment, bare Flower.
+
+    python benchmarks/deployment_overhead.py [--nodes 2] [--rounds 4]
+
+The same exchange three times, of a network of 33 M random parameters that every node changes every round: on the
+embedded grid; through our server and nodes; and through Flower's SuperLink and SuperNodes with Flower's FedAvg and
+nothing of ours (``benchmarks/bare_flower``). The last two use TLS, node keys and a database on disk, over loopback.
+What goes between nodes and server passes a process that counts it, for both alike. A round is from the request's
+making to the average; the first, which starts processes, is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import multiprocessing
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import IO
+
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]  # for the next imports, however this script is started
+
+import psutil  # noqa: E402
+import round_overhead  # noqa: E402
+
+from fednnunet.deployment.grid import RunLost, SuperLinkGrid  # noqa: E402
+from fednnunet.deployment.keys import make_keys  # noqa: E402
+from fednnunet.deployment.link import run_link  # noqa: E402
+from fednnunet.deployment.node_config import SiteConfig  # noqa: E402
+from fednnunet.errors import ConfigError  # noqa: E402
+from tests.deployment.network import Link  # noqa: E402
+
+NODES = 2
+ROUNDS = 4
+WARM_UP = 1
+TARGET_RATIO = 1.0
+BARE_APP = ROOT / "benchmarks" / "bare_flower"
+START_SECONDS = 120
+ROUND_SECONDS = 300
+END_SECONDS = 10
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What one way of exchanging cost.
+
+    Attributes:
+        name: of the row.
+        seconds: a round outside training, without the first rounds.
+        up: bytes a round from all nodes to the server.
+        down: bytes a round from the server to all nodes.
+        on_wire: whether the bytes were counted on the wire, and not as layers in messages.
+    """
+
+    name: str
+    seconds: list[float]
+    up: float
+    down: float
+    on_wire: bool
+
+
+# processes -----------------------------------------------------------------------------------------------
+
+
+class Processes:
+    """Processes of a measurement, each with a log; a context manager that ends them and all they started."""
+
+    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+        self.folder = folder
+        self.environment = {**os.environ, **environment}
+        self._started: dict[str, tuple[subprocess.Popen[bytes], IO[bytes]]] = {}
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def start(self, name: str, *command: str) -> None:
+        """Start ``command``; it writes to ``name.log``. A Ctrl-C of the terminal does not reach it: we end it."""
+        log = (self.folder / f"{name}.log").open("wb")
+        process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, env=self.environment, start_new_session=True
+        )
+        self._started[name] = process, log
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run ``command`` to its end."""
+        return subprocess.run(command, capture_output=True, text=True, env=self.environment, timeout=START_SECONDS)
+
+    def check(self) -> None:
+        """Raise if one has ended, with the end of its log."""
+        for name, (process, _) in self._started.items():
+            if process.poll() is not None:
+                raise RuntimeError(f"{name} ended with {process.returncode}:\n{self.log(name)}")
+
+    def log(self, name: str) -> str:
+        """The end of a process's log."""
+        return (self.folder / f"{name}.log").read_text(errors="replace")[-4000:]
+
+    def wait_for(self, what: str, done: Callable[[], bool], seconds: float) -> None:
+        """Until ``done``; raises if a process ends before, or time is up."""
+        deadline = time.monotonic() + seconds
+        while not done():
+            self.check()
+            if time.monotonic() > deadline:
+                logs = "\n".join(f"--- {name}\n{self.log(name)}" for name in self._started)
+                raise TimeoutError(f"{what} did not come in {seconds} s\n{logs}")
+            time.sleep(0.02)
+
+    def __exit__(self, *_: object) -> None:
+        mine = [psutil.Process(process.pid) for process, _ in self._started.values() if process.poll() is None]
+        everyone = [*mine, *(child for process in mine for child in process.children(recursive=True))]
+        for process in mine:
+            process.terminate()
+        _, alive = psutil.wait_procs(everyone, timeout=END_SECONDS)
+        for process in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        for process, log in self._started.values():
+            process.wait()
+            log.close()
+
+
+def free_port() -> int:
+    """A TCP port of loopback that nobody uses."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def _pass_on(port: int, pipe: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with Link("127.0.0.1", port) as link:
+        pipe.send(link.port)
+        with contextlib.suppress(EOFError):
+            while True:
+                pipe.recv()
+                pipe.send((link.bytes_up, link.bytes_down))
+
+
+@contextlib.contextmanager
+def counted(port: int) -> Iterator[tuple[int, Callable[[], tuple[int, int]]]]:
+    """A port that leads to ``port``, and what tells the bytes up and down so far.
+
+    In a process of its own, which costs those that it connects as little as possible.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_pass_on, args=(port, theirs), daemon=True)
+    process.start()
+    theirs.close()
+
+    def count() -> tuple[int, int]:
+        ours.send(None)
+        return ours.recv()
+
+    try:
+        yield ours.recv(), count
+    finally:
+        ours.close()
+        process.join(END_SECONDS)
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
+# the exchanges -------------------------------------------------------------------------------------------
+
+
+def local_grid(shapes: Shapes, nodes: int, rounds: int) -> Exchange:
+    """The embedded grid: no wire, the bytes are those of the layers."""
+    rows = round_overhead.measure(dict(shapes), nodes, WARM_UP + rounds)
+    payload = 4.0 * nodes * sum(math.prod(shape) for shape in shapes.values())
+    return Exchange("LocalGrid", [row["overhead"] for row in rows[WARM_UP:]], payload, payload, on_wire=False)
+
+
+def deployment(shapes: Shapes, nodes: int, rounds: int) -> Exchange:
+    """Our server and the links of our nodes; the workers are those of the embedded grid."""
+    names = [f"node{number}" for number in range(1, nodes + 1)]
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fednnunet-")))
+        made, state = folder / "keys", folder / "server"
+        make_keys(made, ["127.0.0.1"], names)
+        port = free_port()
+        outer, count = stack.enter_context(counted(port))
+        processes = stack.enter_context(Processes(folder, {}))
+        up = ("server", "up", str(made), "--address", f"127.0.0.1:{port}", "--state", str(state))
+        processes.start("server", sys.executable, "-m", "fednnunet.cli", *up)
+        configs = stack.enter_context(round_overhead.workers(dict(shapes), nodes))
+        for name, config in zip(names, configs.values(), strict=True):
+            site = SiteConfig(
+                name=name,
+                data=1,  # never read: the workers hold random values
+                server=f"127.0.0.1:{outer}",
+                certificate=made / "ca.crt",
+                key=made / "nodes" / name / "node.key",
+                folder=folder / name,
+            )
+            stack.enter_context(link(site, config, folder / f"{name}.log"))
+        grid = stack.enter_context(contextlib.closing(_connected_grid(state, nodes, processes)))
+        known = grid.names()
+        rows, counts = [], []
+        for row in round_overhead.exchange(grid, known, dict(shapes), WARM_UP + rounds):
+            rows.append(row["overhead"])
+            counts.append(count())
+        up_bytes, down_bytes = (_a_round([pair[direction] for pair in counts]) for direction in (0, 1))
+        return Exchange("deployment", rows[WARM_UP:], up_bytes, down_bytes, on_wire=True)
+
+
+@contextlib.contextmanager
+def link(site: SiteConfig, config: dict[str, str], log: Path) -> Iterator[None]:
+    """The link of a node, in a process of its own as ``fednnunet node up`` starts it."""
+    process = multiprocessing.get_context("spawn").Process(target=run_link, args=(site, config, log), daemon=True)
+    process.start()
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.join()
+
+
+def _connected_grid(state: Path, nodes: int, processes: Processes) -> SuperLinkGrid:
+    """The grid of the server with this state folder, once all nodes are connected to it."""
+    grids: list[SuperLinkGrid] = []
+
+    def connected() -> bool:
+        if not grids:
+            with contextlib.suppress(RunLost, ConfigError):  # it is still starting
+                grids.append(SuperLinkGrid(state, print))
+        return bool(grids) and len(grids[0].get_node_ids()) == nodes
+
+    processes.wait_for("the server with its nodes", connected, START_SECONDS)
+    return grids[0]
+
+
+def bare_flower(shapes: Shapes, nodes: int, rounds: int) -> Exchange:
+    """Flower's SuperLink, SuperNodes and FedAvg."""
+    names = [f"node{number}" for number in range(1, nodes + 1)]
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fednnunet-")))
+        made, record = folder / "keys", folder / "rounds.jsonl"
+        make_keys(made, ["127.0.0.1"], names)
+        (folder / "shapes.json").write_text(json.dumps(shapes))
+        port = free_port()
+        home = folder / "flower"
+        home.mkdir()
+        (home / "config.toml").write_text(
+            f'[superlink]\ndefault = "bare"\n\n[superlink.bare]\naddress = "127.0.0.1:{port}"\n'
+            f'insecure = false\nroot-certificates = "{made / "ca.crt"}"\n'
+        )
+        outer, count = stack.enter_context(counted(port))
+        processes = stack.enter_context(Processes(folder, {"FLWR_HOME": str(home)}))
+        processes.start(
+            "superlink",
+            *("flower-superlink", "--host", "127.0.0.1", "--port", str(port)),
+            *("--ssl-ca-certfile", str(made / "ca.crt")),
+            *("--ssl-certfile", str(made / "server.crt"), "--ssl-keyfile", str(made / "server.key")),
+            *("--enable-supernode-auth", "--database", str(folder / "state.db")),
+            "--disable-runtime-dependency-installation",
+        )
+        processes.wait_for("the SuperLink", lambda: _listens(port), START_SECONDS)
+        for name in names:
+            _succeed(processes, "flwr", "supernode", "register", str(made / "nodes" / name / "node.pub"), "bare")
+        for number, name in enumerate(names, start=1):
+            processes.start(
+                name,
+                *("flower-supernode", "--superlink", f"127.0.0.1:{outer}", "--port", str(free_port())),
+                *("--root-certificates", str(made / "ca.crt")),
+                *("--auth-supernode-private-key", str(made / "nodes" / name / "node.key")),
+                *("--node-config", f"number={number}"),
+            )
+        config = f'nodes={nodes} rounds={WARM_UP + rounds} shapes="{folder / "shapes.json"}" record="{record}"'
+        processes.start("run", "flwr", "run", str(BARE_APP), "bare", "--stream", "--run-config", config)
+        counts = []
+        for done in range(1, WARM_UP + rounds + 1):
+            limit = ROUND_SECONDS if done > 1 else START_SECONDS + ROUND_SECONDS
+            processes.wait_for(f"round {done}", lambda done=done: _lines(record) >= done, limit)
+            counts.append(count())
+        rows = [json.loads(line) for line in record.read_text().splitlines()]
+        up, down = (_a_round([pair[direction] for pair in counts]) for direction in (0, 1))
+        turns = round_overhead.turns(nodes)
+        seconds = [row["wall"] - turns * row["training"] for row in rows[WARM_UP:]]
+        return Exchange("bare Flower", seconds, up, down, on_wire=True)
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
+
+
+def _succeed(processes: Processes, *command: str) -> None:
+    done = processes.run(*command)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}:\n{done.stdout}{done.stderr}")
+
+
+def _lines(path: Path) -> int:
+    return path.read_text().count("\n") if path.is_file() else 0
+
+
+def _a_round(counts: list[int]) -> float:
+    """Mean over the rounds that count, from a counter's value at the end of each round."""
+    return (counts[-1] - counts[WARM_UP - 1]) / (len(counts) - WARM_UP)
+
+
+# report --------------------------------------------------------------------------------------------------
+
+EXCHANGES = (local_grid, deployment, bare_flower)
+
+
+def main() -> None:
+    """Print the table and the figures."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--nodes", type=int, default=NODES)
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"counted, after {WARM_UP} that is not")
+    options = parser.parse_args()
+    # However this process is asked to end, what it started ends with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    shapes = round_overhead.unet_shapes()
+    values = sum(math.prod(shape) for shape in shapes.values())
+    print(f"{options.nodes} nodes, {len(shapes)} tensors, {values / 1e6:.1f} M parameters, {values * 4 / 1e6:.0f} MB")
+    print(f"{'exchange':<16} {'s a round':>10} {'least':>8} {'most':>8} {'MB up':>9} {'MB down':>9}", flush=True)
+    found = {}
+    for measure in EXCHANGES:
+        exchange = measure(shapes, options.nodes, options.rounds)
+        found[exchange.name] = exchange
+        low, middle, high = min(exchange.seconds), statistics.median(exchange.seconds), max(exchange.seconds)
+        sizes = f"{exchange.up / 1e6:9.1f} {exchange.down / 1e6:9.1f}"
+        print(f"{exchange.name:<16} {middle:10.3f} {low:8.3f} {high:8.3f} {sizes}", flush=True)
+    for metric, value, unit, target in figures(found):
+        print(json.dumps({"metric": metric, "value": round(value, 3), "unit": unit, "target": target}))
+
+
+def figures(found: Mapping[str, Exchange]) -> Iterator[tuple[str, float, str, float | None]]:
+    """Name, value, unit and target of each figure."""
+    ours, theirs = (statistics.median(found[name].seconds) for name in ("deployment", "bare Flower"))
+    yield "deployment_round_over_bare_flower", ours / theirs, "ratio", TARGET_RATIO
+    for name, exchange in found.items():
+        key = name.lower().replace("localgrid", "local_grid").replace(" ", "_")
+        yield f"{key}_round_seconds", statistics.median(exchange.seconds), "s", None
+        if exchange.on_wire:
+            yield f"{key}_round_bytes", exchange.up + exchange.down, "bytes", None
+
+
+if __name__ == "__main__":
+    main()
