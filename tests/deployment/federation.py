@@ -45,11 +45,10 @@ def write_centres(raw: Path) -> None:
     write_boxes(raw, "Dataset204_Riga", cases=2, seed=4)
 
 
-def train_locally(raw: Path, run: Path, *options: str) -> None:
+def train_locally(raw: Path, run: Path, *options: str, nodes: Sequence[str] = tuple(CENTRES)) -> None:
     """The same training on the embedded grid."""
     centres = ", ".join(
-        f"{{name: {name}, dataset: {number}, external: {str(name in EXTERNAL).lower()}}}"
-        for name, number in CENTRES.items()
+        f"{{name: {name}, dataset: {CENTRES[name]}, external: {str(name in EXTERNAL).lower()}}}" for name in nodes
     )
     given = [f"dataset.centres=[{centres}]", f"dataset.raw_folder={raw}", f"paths.cache={raw.parent / 'cache'}"]
     command = [sys.executable, "train.py", *SMALL, *given, f"hydra.run.dir={run}", *options]

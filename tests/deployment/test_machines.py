@@ -1,0 +1,75 @@
+"""Server and hospitals on machines of their own, over networks that fail."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.deployment.federation import CENTRES, Federation, losses, running, train_locally, write_centres
+from tests.deployment.network import Link, Trouble, machines
+
+pytestmark = pytest.mark.slow
+PORT = 9092
+OPTIONS = ("trainer.epochs=3",)
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    raw = tmp_path_factory.mktemp("data") / "raw"
+    write_centres(raw)
+    return raw
+
+
+def check_result(run: Path, undisturbed: Path) -> None:
+    pd.testing.assert_frame_equal(losses(run), losses(undisturbed))
+    assert (run / "cases.csv").read_text() == (undisturbed / "cases.csv").read_text()
+
+
+def test_four_machines_come_to_the_result_of_one(raw: Path, tmp_path: Path) -> None:
+    with machines(len(CENTRES)) as network:
+        inside = {name: node.command() for name, node in zip(CENTRES, network.nodes, strict=True)}
+        federation = Federation(
+            tmp_path,
+            raw,
+            address=f"{network.server.address}:{PORT}",
+            inside={"server": network.server.command(), **inside},
+        )
+        with running(federation):
+            for strategy in ("asym", "ffe"):
+                federation.start_train(tmp_path / strategy, f"strategy={strategy}", *OPTIONS)
+                federation.finish_train()
+    for strategy in ("asym", "ffe"):
+        train_locally(raw, tmp_path / f"{strategy}-here", f"strategy={strategy}", *OPTIONS)
+        check_result(tmp_path / strategy, tmp_path / f"{strategy}-here")
+
+
+def test_a_network_that_is_cut_slow_and_drops_connections_changes_nothing(raw: Path, tmp_path: Path) -> None:
+    options = ("strategy=asym", "trainer.epochs=6")
+    federation = Federation(tmp_path, raw, nodes=("Oslo", "Porto"))
+    host, port = federation.address.split(":")
+    trouble = Trouble(seed=1, every=1.0, stall=0.3, resets=0.3)
+    with (
+        Link(host, int(port), delay=0.02, bandwidth=500_000, trouble=trouble) as lossy,
+        Link(host, int(port)) as cable,
+    ):
+        federation.start_server()
+        federation.start_node("Oslo", server=lossy.address)
+        federation.start_node("Porto", server=cable.address)
+        run = tmp_path / "run"
+        try:
+            federation.start_train(run, *options)
+            for cut_at in (1, 3):
+                federation.wait_for(lambda at=cut_at: federation.status().get("round", 0) >= at, f"round {cut_at}")
+                cable.cut()
+                federation.wait_for(
+                    lambda: "does not answer" in federation.output("Porto"), "Porto's note that the server is away"
+                )
+                cable.restore()
+            federation.finish_train()
+        finally:
+            federation.end()
+    train_locally(raw, tmp_path / "here", *options, nodes=("Oslo", "Porto"))
+    check_result(run, tmp_path / "here")
+    assert federation.output("Porto").count("answers again") >= 1
