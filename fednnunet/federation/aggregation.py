@@ -11,6 +11,7 @@ from fednnunet.errors import ProtocolError
 from fednnunet.exchange.arrays import BLOCK, check_finite
 from fednnunet.exchange.rounding import is_rounded
 from fednnunet.federation.matching import Matching, Share, match_layers
+from fednnunet.federation.updates import RoundStart
 
 Node = TypeVar("Node", bound=Hashable)
 
@@ -87,13 +88,18 @@ class StreamingAverage(Generic[Node]):
         self._sums: dict[str, np.ndarray] = {}
         self.reset()
 
-    def reset(self) -> None:
-        """Start a new round in the same memory."""
+    def reset(self, dtypes: Mapping[str, np.dtype] | None = None) -> None:
+        """Start a new round in the same memory.
+
+        Args:
+            dtypes: that layers of a group must have; of other groups the first node's decide.
+        """
         self._early: dict[Node, tuple[Mapping[str, np.ndarray], float]] = {}
+        self._last: dict[Node, tuple[Mapping[str, np.ndarray], float]] = {}
         self._seen: set[Node] = set()
         self._next = 0
         self._weights: dict[str, float] = {}
-        self._dtypes: dict[str, np.dtype] = {}
+        self._dtypes = dict(dtypes or {})
 
     def add(self, node: Node, arrays: Mapping[str, np.ndarray], weight: float = 1.0, name: str | None = None) -> None:
         """Add the shared layers of ``node``.
@@ -102,20 +108,36 @@ class StreamingAverage(Generic[Node]):
             ProtocolError: unknown node, sent twice, missing or unknown layer, other shape or dtype, or values
                 that are not finite; names node and layer, and leaves the sums as they were.
         """
-        where = f"node {name if name is not None else node}"
-        self.check(node, arrays, weight, where)
+        self.check(node, arrays, weight, f"node {name if name is not None else node}")
+        self.add_checked(node, arrays, weight)
+
+    def add_checked(self, node: Node, arrays: Mapping[str, np.ndarray], weight: float) -> None:
+        """Add what :meth:`check` has passed; of a node that was skipped, after all others."""
+        if node in self._seen:
+            self._last[node] = (arrays, weight)
+            return
         self._seen.add(node)
         self._early[node] = (arrays, weight)
         self._add_in_turn()
 
     def skip(self, node: Node) -> None:
-        """Don't wait for ``node``: it was refused or is absent."""
+        """Don't wait for ``node``: it was refused or is absent, or may yet be added after the others."""
         self._seen.add(node)
         self._early[node] = ({}, 0.0)
         self._add_in_turn()
 
-    def check(self, node: Node, arrays: Mapping[str, np.ndarray], weight: float, where: str) -> None:
+    def check(
+        self,
+        node: Node,
+        arrays: Mapping[str, np.ndarray],
+        weight: float,
+        where: str,
+        start: RoundStart | None = None,
+    ) -> float | None:
         """Whether ``arrays`` can be added.
+
+        Returns:
+            How far they are from ``start``: :meth:`~fednnunet.federation.updates.RoundStart.update_norm`.
 
         Raises:
             ProtocolError: as :meth:`add`.
@@ -139,23 +161,30 @@ class StreamingAverage(Generic[Node]):
             dtype = self._dtypes.get(expected[layer], array.dtype)
             if array.dtype != dtype:
                 raise ProtocolError(f"{where} sent layer {layer} as {array.dtype} instead of {dtype}")
-        check_finite(arrays, where)
+        norm = None
+        if start is None:
+            check_finite(arrays, where)
+        else:
+            norm = start.update_norm(arrays, expected, where)
         for layer, array in arrays.items():
             self._dtypes.setdefault(expected[layer], array.dtype)
+        return norm
 
     def _add_in_turn(self) -> None:
         while self._next < len(self._order) and self._order[self._next] in self._early:
             node = self._order[self._next]
-            arrays, weight = self._early.pop(node)
-            for layer, array in arrays.items():
-                group = self._groups[node][layer]
-                first = group not in self._weights
-                precision = np.float32 if is_rounded(array.dtype) else np.float64
-                if group not in self._sums or self._sums[group].dtype != precision:
-                    self._sums[group] = np.empty(array.shape, dtype=precision)
-                _accumulate(self._sums[group], array, weight, first)
-                self._weights[group] = self._weights.get(group, 0.0) + weight
+            self._add(node, *self._early.pop(node))
             self._next += 1
+
+    def _add(self, node: Node, arrays: Mapping[str, np.ndarray], weight: float) -> None:
+        for layer, array in arrays.items():
+            group = self._groups[node][layer]
+            first = group not in self._weights
+            precision = np.float32 if is_rounded(array.dtype) else np.float64
+            if group not in self._sums or self._sums[group].dtype != precision:
+                self._sums[group] = np.empty(array.shape, dtype=precision)
+            _accumulate(self._sums[group], array, weight, first)
+            self._weights[group] = self._weights.get(group, 0.0) + weight
 
     def result(self) -> dict[str, np.ndarray]:
         """Means by group, in the dtype that was sent, float32 for float16 and bfloat16; integers are rounded.
@@ -166,6 +195,9 @@ class StreamingAverage(Generic[Node]):
         for node in self._order:
             if node not in self._seen:
                 self.skip(node)
+        for node in self._order:
+            if node in self._last:
+                self._add(node, *self._last.pop(node))
         return {group: self._mean(group, weight) for group, weight in self._weights.items()}
 
     def _mean(self, group: str, weight: float) -> np.ndarray:
