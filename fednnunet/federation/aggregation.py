@@ -6,9 +6,11 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Generic, TypeVar
 
 import numpy as np
+from flwr.app import ArrayRecord
 
 from fednnunet.errors import ProtocolError
 from fednnunet.exchange.arrays import BLOCK, check_finite
+from fednnunet.exchange.records import from_array_record
 from fednnunet.exchange.rounding import is_rounded
 from fednnunet.federation.matching import Matching, Share, match_layers
 from fednnunet.federation.updates import RoundStart
@@ -62,6 +64,35 @@ def average_layers(
 
 def _shapes(state: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
     return {name: array.shape for name, array in state.items()}
+
+
+def check_layers(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[int]], where: str) -> None:
+    """Refuse other layers than those of ``shapes``.
+
+    Raises:
+        ProtocolError: names ``where`` and the layer that is missing, was not asked for or has another shape.
+    """
+    for layer in shapes:
+        if layer not in arrays:
+            raise ProtocolError(f"{where} did not send layer {layer}")
+    for layer, array in arrays.items():
+        if layer not in shapes:
+            raise ProtocolError(f"{where} sent layer {layer}, which it was not asked for")
+        if tuple(array.shape) != tuple(shapes[layer]):
+            raise ProtocolError(
+                f"{where} sent layer {layer} with shape {tuple(array.shape)} instead of {tuple(shapes[layer])}"
+            )
+
+
+def check_model(record: ArrayRecord, shapes: Mapping[str, Sequence[int]], where: str) -> None:
+    """Refuse arrays that are not just the layers of ``shapes``, with values that are finite.
+
+    Raises:
+        ProtocolError: names ``where`` and the layer.
+    """
+    arrays = from_array_record(record, where)
+    check_layers(arrays, shapes, where)
+    check_finite(arrays, where)
 
 
 class StreamingAverage(Generic[Node]):
@@ -149,15 +180,8 @@ class StreamingAverage(Generic[Node]):
         if not np.isfinite(weight) or weight <= 0:
             raise ProtocolError(f"{where} sent the weight {weight}; it must be positive")
         expected = self._groups[node]
-        for layer in expected.keys() - arrays.keys():
-            raise ProtocolError(f"{where} did not send layer {layer}")
+        check_layers(arrays, {layer: self._shapes[node][layer] for layer in expected}, where)
         for layer, array in arrays.items():
-            if layer not in expected:
-                raise ProtocolError(f"{where} sent layer {layer}, which it was not asked for")
-            if tuple(array.shape) != self._shapes[node][layer]:
-                raise ProtocolError(
-                    f"{where} sent layer {layer} with shape {tuple(array.shape)} instead of {self._shapes[node][layer]}"
-                )
             dtype = self._dtypes.get(expected[layer], array.dtype)
             if array.dtype != dtype:
                 raise ProtocolError(f"{where} sent layer {layer} as {array.dtype} instead of {dtype}")

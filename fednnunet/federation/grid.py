@@ -7,6 +7,7 @@ range of Flower versions is pinned).
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import uuid
@@ -18,6 +19,8 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+
+log = logging.getLogger(__name__)
 
 RUN_ID = 1
 SERVER_NODE_ID = 0
@@ -146,6 +149,9 @@ def stream_replies(grid: Grid, messages: Iterable[Message], timeout: float | Non
         if isinstance(grid, LocalGrid):
             grid.wait_for_reply(waiting, left)
         for reply in grid.pull_messages(waiting if isinstance(grid, LocalGrid) else waiting[:1]):
+            if reply.metadata.reply_to_message_id not in waiting:
+                log.warning("node %d replied twice; its second reply is not read", reply.metadata.src_node_id)
+                continue
             waiting.remove(reply.metadata.reply_to_message_id)
             yield reply
         if waiting and not isinstance(grid, LocalGrid):

@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
-from fednnunet.errors import ConfigError, ProtocolError
+from fednnunet.errors import ConfigError, ProtocolError, one_line
 from fednnunet.exchange.messages import EvaluateRequest, ExchangeDtype, Fold, Kind, TrainRequest
 from fednnunet.exchange.records import from_array_record, to_array_record
 from fednnunet.exchange.rounding import ErrorFeedback, check_dtypes
@@ -440,7 +440,7 @@ def _checked_metrics(reply: Message, name: str) -> MetricRecord:
         ProtocolError: an error reply, or one without a number of cases.
     """
     if reply.has_error():
-        raise ProtocolError(reply.error.reason or f"node {name} failed without a reason")
+        raise ProtocolError(one_line(reply.error.reason or f"node {name} failed without a reason"))
     metrics = reply.content.metric_records.get("metrics", MetricRecord())
     cases = metrics.get(WEIGHT_KEY)
     if not isinstance(cases, int) or cases < 1:
