@@ -4,10 +4,10 @@
 
 The layers are those of the paper's 7-stage 2d network. States arrive one after another, as from a SuperLink; each is
 one of a few random ones, so that making them costs nothing. **Memory** is the peak of what the average itself
-allocates (sums and means), in models. **With norms** is the average that also looks for updates that are too large; that
-takes the place of the look for values that are not finite. **Time** stands beside a copy of the same bytes, which is what
-the memory can do, and beside numpy's ``stack(states).mean(0)``, which holds all states at once and is therefore timed on
-fewer nodes and scaled.
+allocates (sums and means), in models. **With norms**, updates that are too large are looked for in the pass that else
+looks for values that are not finite. **Time** stands beside a copy of the same bytes, which is what the memory can do,
+and beside numpy's ``stack(states).mean(0)``, which holds all states at once and is therefore timed on fewer nodes and
+scaled.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 
 import ml_dtypes  # noqa: F401  numpy learns of bfloat16
 import numpy as np
@@ -14,6 +15,7 @@ from flwr.clientapp import ClientApp
 from fednnunet.errors import ProtocolError
 from fednnunet.exchange.records import from_array_record, to_array_record
 from fednnunet.federation.grid import LocalGrid
+from fednnunet.federation.journal import Journal
 from fednnunet.federation.strategy import AsymFedAvg
 from fednnunet.federation.updates import RoundStart, UpdateLimit
 
@@ -133,6 +135,22 @@ def test_nothing_depends_on_the_order_of_arrival_where_updates_are_too_large() -
         results.add(mean.tobytes())
     assert len(results) == 1
     grid.close()
+
+
+def test_the_journal_knows_the_norms_of_a_folds_rounds(tmp_path: Path) -> None:
+    def row(node: str, norm: float | None) -> dict[str, object]:
+        return {"node": node, "update_norm": norm}
+
+    journal = Journal(tmp_path, "asym", [0, 1])
+    for fold, factor in ((0, 1.0), (1, 10.0)):
+        journal.begin_fold(fold, 2, 0)
+        journal.write_round(1, [row("A", 0.1 * factor), row("B", 1 / 3 * factor)])
+        journal.write_round(2, [row("A", None), row("B", 0.2 * factor)])
+    again = Journal(tmp_path, "asym", [0, 1])
+    assert again.update_norms_of(0) == [[0.1, 1 / 3], [0.2]]
+    assert again.update_norms_of(1) == [[1.0, 1 / 3 * 10], [2.0]]
+    again.begin_fold(1, 2, 1)
+    assert again.update_norms_of(1) == [[1.0, 1 / 3 * 10]]
 
 
 def reply(node: int, weights: np.ndarray) -> Message:
