@@ -259,30 +259,31 @@ def federated_fingerprint(
         DataError: no node has foreground in a channel.
     """
     while True:
-        asked = federation.training
         parts = _contributions(grid, federation, settings, journal)
-        if len(parts) == len(asked):
+        unusable = set(federation.training) - set(parts)
+        if not unusable:
             return merge_fingerprints(list(parts.values()))
-        federation.leave_out(set(asked) - set(parts))
+        federation.leave_out(unusable)
 
 
 def _contributions(
     grid: Grid, federation: Federation, settings: ServerSettings, journal: Journal
 ) -> dict[int, LocalFingerprint]:
-    """Of the training nodes; of fewer, where some can not be used and may be missing."""
+    """Of the training nodes; of fewer, where some can not be used and may be missing.
+
+    Those whose ranges can not be used are left out before the others are asked.
+    """
     described = {node: federation.described[node] for node in federation.training}
     bins: dict[str, Any] = {}
     if settings.fingerprint == "histogram":
         ranges = _usable(described, _ranges_of, settings, journal)
-        if len(ranges) < len(described):
-            federation.leave_out(set(described) - set(ranges))
-            described = {node: described[node] for node in ranges}
+        federation.leave_out(set(described) - set(ranges))
         bins = {channel: b.model_dump() for channel, b in common_ranges(list(ranges.values())).items()}
-        unlabelled = sorted(set(described[federation.training[0]].channel_names) - set(bins))
+        unlabelled = sorted(set(federation.described[federation.training[0]].channel_names) - set(bins))
         if unlabelled:
             raise DataError(f"no node has foreground in channel {unlabelled[0]}: every label map is empty")
         request = messages.FingerprintRequest(tell="contribution", total_cases=federation.num_training, bins=bins)
-        asked = dict.fromkeys(described, request)
+        asked = dict.fromkeys(federation.training, request)
         replies = ask(grid, Kind.FINGERPRINT, asked, federation, settings, at_least=settings.min_nodes)
         described = {node: reply for node, reply, _ in replies}
     return _usable(described, lambda reply: _fingerprint_of(reply, bins), settings, journal)
