@@ -3,7 +3,8 @@
     python benchmarks/round_overhead.py
 
 Real worker processes behind the real channel hold a network's tensors and change them every round, as training
-would; messages, relay, grid and strategy are the real ones. Beside it, what numpy needs to average the same arrays.
+would; messages, audit, relay, grid and strategy are the real ones. Beside it, what numpy needs to average the same
+arrays.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ from fednnunet.exchange.arrays import SharedArrays
 from fednnunet.exchange.channel import WorkerChannel
 from fednnunet.exchange.messages import TrainReply, TrainRequest
 from fednnunet.federation.client_app import app
-from fednnunet.federation.grid import LocalGrid, stream_replies
+from fednnunet.federation.contact import Contact
+from fednnunet.federation.grid import LocalGrid
 from fednnunet.federation.strategy import AsymFedAvg
+from fednnunet.node.audit import AuditLog
 
 NODES = 4
 ROUNDS = 12
@@ -66,7 +69,7 @@ def serve(address: str, seed: int, shapes: dict[str, tuple[int, ...]]) -> None:
     rng = np.random.default_rng(seed)
     state = {name: rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
     outgoing = SharedArrays.allocate({name: (array.shape, array.dtype) for name, array in state.items()})
-    channel = WorkerChannel(address, KEY)
+    channel = WorkerChannel(address, KEY, AuditLog(Path(f"{address}.audit.jsonl"), str(seed)).record)
     while True:
         request = channel.receive()
         if request is None:
@@ -118,8 +121,8 @@ def measure(shapes: dict[str, tuple[int, ...]]) -> list[dict[str, float]]:
         arrays = ArrayRecord()
         for server_round in range(1, ROUNDS + 1):
             start = time.perf_counter()
-            messages = strategy.configure_train(server_round, arrays, ConfigRecord(), grid)
-            averaged, metrics = strategy.aggregate_train(server_round, stream_replies(grid, messages, None))
+            messages = list(strategy.configure_train(server_round, arrays, ConfigRecord(), grid))
+            averaged, metrics = strategy.aggregate_train(server_round, Contact(grid).stream(messages, None))
             wall = time.perf_counter() - start
             assert averaged is not None, strategy.failures
             assert metrics is not None

@@ -7,21 +7,14 @@ from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, field_validator, model_validator
+from pydantic import Field, PositiveFloat, ValidationError, model_validator
 
 from fednnunet.errors import ConfigError
 from fednnunet.exchange.messages import ENSEMBLE, ExchangeDtype, Fold, NodeName
+from fednnunet.task import Config, Folds, TaskConfig, TaskDataset, TaskModel, TaskTrainer
 
 POOLED_NODE = "centralized"
 """Name of the one node that holds all centres' cases."""
-
-Configuration = Literal["2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres"]
-
-
-class Config(BaseModel):
-    """Base of all configuration groups: unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
 class CentreConfig(Config):
@@ -29,30 +22,25 @@ class CentreConfig(Config):
 
     Attributes:
         name: as it appears in tables.
-        dataset: nnU-Net dataset id, name (``Dataset101_X``), or a folder.
+        dataset: nnU-Net dataset id, name (``Dataset101_X``), or a folder; not looked at where nodes are other machines,
+            which know their own.
         external: has no training cases; serves for testing only.
     """
 
     name: NodeName
-    dataset: int | str
+    dataset: int | str | None = None
     external: bool = False
 
 
-class DatasetConfig(Config):
+class DatasetConfig(TaskDataset):
     """Which images: group ``dataset``.
 
     Attributes:
         raw_folder: where dataset ids and names are looked up; None for the variable ``nnUNet_raw``.
-        configuration: nnU-Net configuration to train.
-        hd95_unit: ``mm`` by the image's spacing, ``pixels`` where it has none.
-        surface_tolerance: within which two surfaces count as one for the surface DSC, in that unit.
+        centres: whose images they are.
         generator: makes the dataset when it is not there (a Hydra ``_target_``), or None.
     """
 
-    name: str
-    configuration: Configuration
-    hd95_unit: Literal["mm", "pixels"]
-    surface_tolerance: float = Field(default=2.0, gt=0)
     raw_folder: str | None
     centres: list[CentreConfig] = Field(min_length=1)
     generator: dict[str, Any] | None = None
@@ -103,7 +91,7 @@ class StrategyConfig(Config):
 
     name: str
     fingerprint: Literal["local", "federated", "pooled"]
-    keep_local: list[str] = []
+    keep_local: list[str] = Field(default=[])
     local_epochs: int = Field(default=1, ge=1)
     fraction_train: float = Field(default=1.0, gt=0, le=1)
     heterogeneous_tasks: bool = False
@@ -116,32 +104,16 @@ class StrategyConfig(Config):
         return self
 
 
-class TrainerConfig(Config):
-    """What nnU-Net's trainer does in a run: group ``trainer``. None leaves a value as the class sets it.
+class TrainerConfig(TaskTrainer):
+    """What nnU-Net's trainer does in a run: group ``trainer``.
 
     Attributes:
-        class_: key ``class``: an ``nnUNetTrainer`` class that nnU-Net finds, or an import path of one's own.
-        epochs: epochs; with ``strategy.local_epochs=1`` also the number of rounds.
-        iterations: training iterations an epoch.
-        val_iterations: validation iterations an epoch.
-        initial_lr: initial learning rate.
-        weight_decay: of the optimizer.
-        oversample_foreground: fraction of a batch's patches that must hold foreground.
         pretrained: checkpoint to start from, for all nodes or by node name: nnU-Net's ``.pth``, or the folder of a
             finished run, whose checkpoint of the same node is taken.
-        save_probabilities: keep softmax outputs of held-out cases, for nnU-Net's ensembles (``--npz``).
         previous_stage: folder of finished ``3d_lowres`` runs, which ``3d_cascade_fullres`` takes as input.
     """
 
-    class_: str = Field(alias="class")
-    epochs: int | None = Field(default=None, ge=1)
-    iterations: int | None = Field(default=None, ge=1)
-    val_iterations: int | None = Field(default=None, ge=1)
-    initial_lr: float | None = Field(default=None, gt=0)
-    weight_decay: float | None = Field(default=None, ge=0)
-    oversample_foreground: float | None = Field(default=None, ge=0, le=1)
     pretrained: Path | dict[str, Path] | None = None
-    save_probabilities: bool = False
     previous_stage: Path | None = None
 
     def pretrained_of(self, node: str) -> Path | None:
@@ -149,25 +121,15 @@ class TrainerConfig(Config):
         return self.pretrained.get(node) if isinstance(self.pretrained, dict) else self.pretrained
 
 
-class ModelConfig(Config):
+class ModelConfig(TaskModel):
     """How nnU-Net plans the network and preprocesses for it: group ``model``.
 
     Attributes:
-        planner: an ``ExperimentPlanner`` class that nnU-Net finds, or an import path of one's own.
-        plans_name: identifier of the plans, in nnU-Net's folder names; None for the planner's own.
-        preprocessor: a preprocessor class that nnU-Net finds; None for the planner's own.
-        overwrite_target_spacing: mm (Z, Y, X) to resample to in 3d, instead of the planner's choice.
         plans: a plans file to use instead of planning, for all nodes or by node name; such as those of a model
             whose weights are the start (``trainer.pretrained``).
-        overrides: attributes of the planner to change, such as ``UNet_base_num_features``.
     """
 
-    planner: str
-    plans_name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_-]+$")
-    preprocessor: str | None = None
-    overwrite_target_spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
     plans: Path | dict[str, Path] | None = None
-    overrides: dict[str, Any] = {}
 
     def plans_of(self, node: str) -> Path | None:
         """Plans file or run folder of ``node``, if it shall not plan."""
@@ -184,7 +146,7 @@ class GpuMemoryConfig(Config):
     """
 
     default: PositiveFloat | None
-    nodes: dict[str, PositiveFloat] = {}
+    nodes: dict[str, PositiveFloat] = Field(default={})
     cap: bool = True
 
 
@@ -215,15 +177,18 @@ class FederationConfig(Config):
     """How server and nodes are brought together: group ``federation``.
 
     Attributes:
-        grid: ``local`` runs server and nodes on this machine, without ports.
+        grid: ``local`` runs server and nodes on this machine, without ports; ``deployment`` is the server of nodes
+            on other machines.
+        server: folder of the server's state (``fednnunet server up``), for ``deployment``.
         max_parallel_nodes: nodes that compute at the same time; 0 for one a core (CPU) or one (GPU).
         timeout: seconds to wait for a round's replies; null waits for ever.
         min_nodes: go on without nodes that fail or do not reply while so many are in; null needs all.
-        nodes: that the federation is to have; its first stage waits for so many, ``timeout`` seconds at most. On one
-            machine null means all that are started.
+        nodes: that the federation is to have; its first stage waits for so many, ``timeout`` seconds at most. Null
+            means one a centre.
     """
 
-    grid: Literal["local"]
+    grid: Literal["local", "deployment"]
+    server: Path | None = None
     max_parallel_nodes: int = Field(ge=0)
     timeout: float | None = Field(gt=0)
     min_nodes: int | None = Field(default=None, ge=1)
@@ -256,52 +221,65 @@ class EvaluationConfig(Config):
     cross_centre: bool
 
 
-class PathsConfig(Config):
+class CachePaths(Config):
+    """Folders of a node.
+
+    Attributes:
+        cache: fingerprints and preprocessed data, shared by runs.
+    """
+
+    cache: Path
+
+
+class PathsConfig(CachePaths):
     """Folders.
 
     Attributes:
         data: generated datasets.
-        cache: fingerprints and preprocessed data, shared by runs.
         run: this run's folder.
     """
 
     data: Path
-    cache: Path
     run: Path
 
 
-class RunConfig(Config):
+class NodeRunConfig(Config):
+    """What a node's part of a run depends on."""
+
+    seed: int = Field(ge=0)
+    fold: Folds
+    dataset: TaskDataset
+    fingerprint: FingerprintConfig
+    trainer: TrainerConfig
+    model: ModelConfig
+    gpu_memory: GpuMemoryConfig
+    node: NodeConfig
+    paths: CachePaths
+
+    @property
+    def folds(self) -> list[Fold]:
+        """Folds to train, one after another."""
+        return self.fold if isinstance(self.fold, list) else [self.fold]
+
+    def gpu_memory_of(self, node: str) -> float | None:
+        """Planning target of ``node`` in GB; None leaves it to the planner."""
+        return self.gpu_memory.nodes.get(node, self.gpu_memory.default)
+
+
+class RunConfig(NodeRunConfig):
     """Everything a run depends on.
 
     Attributes:
         logger: trackers (Hydra ``_target_``) by name.
     """
 
-    seed: int = Field(ge=0)
-    fold: Fold | list[Fold]
     dataset: DatasetConfig
     strategy: StrategyConfig
-    fingerprint: FingerprintConfig
     exchange: ExchangeConfig
     evaluation: EvaluationConfig
-    trainer: TrainerConfig
-    model: ModelConfig
-    gpu_memory: GpuMemoryConfig
-    node: NodeConfig
     federation: FederationConfig
     logger: dict[str, dict[str, Any]]
     paths: PathsConfig
-
-    @field_validator("fold", mode="before")
-    @classmethod
-    def _known_folds(cls, fold: Any) -> Any:
-        folds = fold if isinstance(fold, list) else [fold]
-        for one in folds:
-            if one != "all" and (type(one) is not int or not 0 <= one <= 4):
-                raise ValueError(f"fold={one}: must be 0 to 4, or all to train on every case")
-        if not folds or len(set(map(str, folds))) < len(folds):
-            raise ValueError(f"fold={fold}: name each fold once")
-        return fold
 
     @model_validator(mode="after")
     def _nodes_are_centres(self) -> RunConfig:
@@ -318,10 +296,36 @@ class RunConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _can_be_deployed(self) -> RunConfig:
+        """What nodes on other machines need, and what only they can say."""
+        if self.federation.grid == "local":
+            for centre in self.dataset.centres:
+                if centre.dataset is None:
+                    raise ValueError(f"dataset.centres: {centre.name} has no dataset: an id, a name, or a folder")
+            return self
+        if self.federation.server is None:
+            raise ValueError("federation.server: name the folder of the server's state (fednnunet server up --state …)")
+        if self.strategy.fingerprint == "pooled":
+            raise ValueError(f"strategy={self.strategy.name} pools all images; on several machines they stay apart")
+        for key, given in (
+            ("trainer.pretrained", self.trainer.pretrained),
+            ("trainer.previous_stage", self.trainer.previous_stage),
+            ("model.plans", self.model.plans),
+            ("gpu_memory.nodes", self.gpu_memory.nodes),
+        ):
+            if given:
+                raise ValueError(f"{key}: nodes on other machines say this in their own node.yaml, not the server")
+        return self
+
+    @model_validator(mode="after")
     def _nodes_are_those_started(self) -> RunConfig:
         training = 1 if self.strategy.fingerprint == "pooled" else len(self.training_centres)
         started = training + len(self.external_centres)
-        if self.federation.nodes not in (None, started):
+        if self.federation.grid == "deployment":
+            started = len(self.dataset.centres)
+            if (self.federation.nodes or 0) > started:
+                raise ValueError(f"federation.nodes={self.federation.nodes}: dataset.centres names {started}")
+        elif self.federation.nodes not in (None, started):
             raise ValueError(
                 f"federation.nodes={self.federation.nodes}: on this machine {started} nodes are started, one a centre; "
                 "name other dataset.centres, or leave federation.nodes=null"
@@ -331,7 +335,7 @@ class RunConfig(Config):
     @model_validator(mode="after")
     def _cascade_has_its_input(self) -> RunConfig:
         cascade = self.dataset.configuration == "3d_cascade_fullres"
-        if cascade and self.trainer.previous_stage is None:
+        if cascade and self.trainer.previous_stage is None and self.federation.grid == "local":
             raise ValueError(
                 "dataset.configuration=3d_cascade_fullres refines the segmentations of 3d_lowres; train that first, "
                 "and name the folder of its runs: trainer.previous_stage=…"
@@ -344,11 +348,6 @@ class RunConfig(Config):
         return self
 
     @property
-    def folds(self) -> list[Fold]:
-        """Folds to train, one after another."""
-        return self.fold if isinstance(self.fold, list) else [self.fold]
-
-    @property
     def training_centres(self) -> list[CentreConfig]:
         """Centres with training cases, in the order of the config."""
         return [centre for centre in self.dataset.centres if not centre.external]
@@ -359,9 +358,19 @@ class RunConfig(Config):
         cascade = self.dataset.configuration == "3d_cascade_fullres"
         return [centre for centre in self.dataset.centres if centre.external and not cascade]
 
-    def gpu_memory_of(self, node: str) -> float | None:
-        """Planning target of ``node`` in GB; None leaves it to the planner."""
-        return self.gpu_memory.nodes.get(node, self.gpu_memory.default)
+    @property
+    def task(self) -> TaskConfig:
+        """What nodes on other machines are told of this run."""
+        return TaskConfig(
+            seed=self.seed,
+            fold=self.fold,
+            dataset=TaskDataset(**self.dataset.model_dump(include=set(TaskDataset.model_fields))),
+            share=self.fingerprint.share,
+            trainer=TaskTrainer(**self.trainer.model_dump(include=set(TaskTrainer.model_fields))),
+            model=TaskModel(**self.model.model_dump(include=set(TaskModel.model_fields))),
+            gpu_memory=self.gpu_memory.default,
+            cap_memory=self.gpu_memory.cap,
+        )
 
 
 def read_config(cfg: DictConfig) -> RunConfig:

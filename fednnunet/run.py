@@ -1,19 +1,22 @@
-"""A run on one machine, from the configuration to the report: the table of contents."""
+"""A run, from the configuration to the report: the table of contents."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
-import os
 import platform
+import resource
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from flwr.serverapp import ServerApp
 from hydra.utils import instantiate
 
 from fednnunet import __version__
@@ -28,7 +31,7 @@ from fednnunet.federation.strategy import AsymFedAvg, NoExchange
 from fednnunet.files import write_atomically
 from fednnunet.lock import locked
 from fednnunet.node.launch import NodeProcesses
-from fednnunet.node.settings import NodeSettings
+from fednnunet.node.settings import NodeSettings, cores
 from fednnunet.reporting.follower import Follower
 from fednnunet.reporting.progress import RunProgress
 from fednnunet.reporting.sweep import Result, finish_run
@@ -38,6 +41,7 @@ log = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
 CONFIG_FILE = "config.json"
+RUN_ID_FILE = "run_id"
 
 
 def run(config: RunConfig, command: str, sweep: str | None = None) -> Result:
@@ -63,8 +67,8 @@ def _run(config: RunConfig, command: str, sweep: str | None) -> Result:
         log.info("%s holds this run already, finished", folder)
         return finish_run(folder)
     started, begin = datetime.now(UTC), time.monotonic()
-    folders = prepare_centres(config)
-    nodes = node_settings(config, folders)
+    here = config.federation.grid == "local"
+    nodes = node_settings(config, prepare_centres(config)) if here else []
     facts = describe_run(config, command, sweep)
     write_atomically(folder / CONFIG_FILE, json.dumps(decisive(config), indent=1))
     strategy: AsymFedAvg | NoExchange = instantiate(config.strategy.aggregation)
@@ -72,8 +76,8 @@ def _run(config: RunConfig, command: str, sweep: str | None) -> Result:
         stack.enter_context(log_file(folder / "train.log"))
         progress = RunProgress(
             folder.name if sweep else config.strategy.name,
-            [node.name for node in nodes],
-            external=[node.name for node in nodes if node.external],
+            [node.name for node in nodes] or [centre.name for centre in config.dataset.centres],
+            external=[centre.name for centre in config.external_centres],
             folds=config.folds,
         )
         stack.enter_context(progress)
@@ -81,30 +85,74 @@ def _run(config: RunConfig, command: str, sweep: str | None) -> Result:
         tracker = Trackers([instantiate(entry) for entry in config.logger.values()], tell=progress.message)
         stack.callback(tracker.finish, ok=False)  # does nothing after a finish
         tracker.start(facts)
-        processes = stack.enter_context(NodeProcesses(nodes))
-        grid = stack.enter_context(
-            contextlib.closing(LocalGrid(client_app, processes.addresses, parallel_nodes(config)))
-        )
         journal = Journal(folder, config.strategy.name, config.folds, [Follower(progress, tracker)])
-        settings = ServerSettings(
-            fingerprint=config.fingerprint.intensity if config.strategy.fingerprint == "federated" else None,
-            folds=config.folds,
-            timeout=config.federation.timeout,
-            dtype=config.exchange.dtype,
-            cross_centre=config.evaluation.cross_centre,
-            local_epochs=config.strategy.local_epochs,
-            heterogeneous_tasks=config.strategy.heterogeneous_tasks,
-            min_nodes=config.federation.min_nodes,
-            nodes=config.federation.nodes,
-        )
-        grid.run_server(build_server_app(settings, strategy, journal))
-        facts |= finished_facts(journal, strategy, started, time.monotonic() - begin, processes.peak_memory_gib)
+        app = build_server_app(server_settings(config), strategy, journal)
+        peak_memory_gib = run_here(app, config, nodes) if here else run_across(app, config, journal)
+        facts |= finished_facts(journal, strategy, started, time.monotonic() - begin, peak_memory_gib)
         write_atomically(folder / RUN_FILE, json.dumps(facts, indent=1))
         result = finish_run(folder)
         tracker.log_result(folder)
         tracker.finish(ok=True)
     remove_resume_files(folder, nodes)
     return result
+
+
+def server_settings(config: RunConfig) -> ServerSettings:
+    """What the server is told of the configuration."""
+    settings = ServerSettings(
+        fingerprint=config.fingerprint.intensity if config.strategy.fingerprint == "federated" else None,
+        folds=config.folds,
+        timeout=config.federation.timeout,
+        dtype=config.exchange.dtype,
+        cross_centre=config.evaluation.cross_centre,
+        local_epochs=config.strategy.local_epochs,
+        heterogeneous_tasks=config.strategy.heterogeneous_tasks,
+        min_nodes=config.federation.min_nodes,
+        nodes=config.federation.nodes,
+    )
+    if config.federation.grid == "local":
+        return settings
+    return dataclasses.replace(
+        settings,
+        nodes=config.federation.nodes or len(config.dataset.centres),
+        patient=True,
+        run=run_id(config.paths.run),
+        task=config.task.model_dump(mode="json", by_alias=True),
+        centres={centre.name: centre.external for centre in config.dataset.centres},
+    )
+
+
+def run_id(folder: Path) -> str:
+    """By which nodes on other machines know the run of this folder; the same when it goes on."""
+    path = folder / RUN_ID_FILE
+    if not path.is_file():
+        write_atomically(path, uuid.uuid4().hex)
+    return path.read_text(encoding="utf-8")
+
+
+def run_here(app: ServerApp, config: RunConfig, nodes: Sequence[NodeSettings]) -> float:
+    """Run server and nodes on this machine; the largest sum of their memory, in GiB."""
+    with (
+        NodeProcesses(nodes) as processes,
+        contextlib.closing(LocalGrid(client_app, processes.addresses, parallel_nodes(config))) as grid,
+    ):
+        grid.run_server(app)
+    return processes.peak_memory_gib
+
+
+def run_across(app: ServerApp, config: RunConfig, journal: Journal) -> float:
+    """Run the server of nodes on other machines; the largest memory of this process, in GiB."""
+    from fednnunet.deployment.run_status import RunStatus
+    from fednnunet.deployment.serverapp import run_across_machines
+
+    assert config.federation.server is not None, "checked with the configuration"
+    status = RunStatus(
+        config.federation.server, config.paths.run, strategy=config.strategy.name, dataset=config.dataset.name
+    )
+    journal.observers = [*journal.observers, status]
+    run_across_machines(config.federation.server, app, journal.message)
+    status.finish()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # of KiB
 
 
 def finished_facts(
@@ -178,6 +226,7 @@ def prepare_centres(config: RunConfig) -> dict[str, Path]:
         instantiate(config.dataset.generator, folder=raw_folder, _convert_="all")
     folders = {}
     for centre in config.dataset.centres:
+        assert centre.dataset is not None, "checked with the configuration"
         folder = find_dataset(centre.dataset, raw_folder, centre.name)
         read_dataset(folder, centre.name, external=centre.external)
         folders[centre.name] = folder.resolve()
@@ -207,11 +256,6 @@ def node_settings(config: RunConfig, folders: Mapping[str, Path]) -> list[NodeSe
         )
         for name, datasets in nodes.items()
     ]
-
-
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def parallel_nodes(config: RunConfig) -> int:

@@ -54,3 +54,8 @@ def test_fingerprints_merge_without_training_libraries() -> None:
 def test_layers_average_without_training_libraries() -> None:
     result = run(AVERAGE)
     assert result.stdout == "True\n", result.stderr
+
+
+def test_an_audit_is_read_without_training_libraries() -> None:
+    result = run("import fednnunet.deployment.audit_report; print('flwr' in sys.modules)")
+    assert result.stdout == "False\n", result.stderr

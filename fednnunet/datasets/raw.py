@@ -407,6 +407,22 @@ def stage_dataset(dataset: RawDataset, nnunet_raw: Path) -> Path:
     return folder
 
 
+def estimate_size(dataset: RawDataset, centre: str) -> int:
+    """Bytes that all cases take as nnU-Net preprocesses them (float32 images, 8-bit labels), at their own spacing.
+
+    Opens the case with the largest files; the others are taken to be compressed as well as it.
+
+    Raises:
+        DataError: that case can not be read.
+    """
+    sizes = {case: sum(path.stat().st_size for path in _files(case)) for case in dataset.cases}
+    largest = max(dataset.cases, key=lambda case: sizes[case])
+    paths = [str(path) for path in largest.images]
+    image, _ = _read(_choose_reader(dataset, centre).read_images, paths, largest.images[0], centre)
+    voxels = image[0].size
+    return round((4 * len(image) + 1) * voxels * sum(sizes.values()) / max(sizes[largest], 1))
+
+
 def raw_digest(dataset: RawDataset) -> str:
     """Short name of the dataset's content: description, and name, size and time of every file."""
     files = [

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from fednnunet.errors import ConfigError
+
 server = typer.Typer(no_args_is_help=True, help="The server of a federation across machines.")
 node = typer.Typer(no_args_is_help=True, help="A hospital's node in a federation across machines.")
 
@@ -29,6 +31,29 @@ def server_up(
     serve(keys, address, state, insecure)
 
 
+@server.command("status")
+def server_status(
+    state: State = STATE,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep showing it; Ctrl-C ends it.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs: once, as JSON.")] = False,
+) -> None:
+    """Show the server, its nodes and the run; exit code 2 when the server does not answer."""
+    from rich.console import Console
+
+    from fednnunet.deployment import status
+
+    if watch and as_json:
+        raise ConfigError("--watch shows a screen, --json is printed once: choose one of them")
+    if as_json:
+        now = status.read_status(state)
+        print(status.as_json(now))
+        answered = now.problem is None
+    else:
+        answered = status.show_status(state, Console(highlight=False), watch)
+    if not answered:
+        raise typer.Exit(2)
+
+
 @node.command("up")
 def node_up(config: Annotated[Path, typer.Argument(help="The node's YAML file; see deploy/node.yaml.")]) -> None:
     """Join the federation, and keep worker and connection alive; Ctrl-C ends it."""
@@ -36,3 +61,40 @@ def node_up(config: Annotated[Path, typer.Argument(help="The node's YAML file; s
     from fednnunet.deployment.node_config import read_site
 
     serve(read_site(config))
+
+
+@node.command("audit")
+def node_audit(
+    path: Annotated[Path, typer.Argument(help="A node's audit.jsonl, its folder, its YAML file, or a run's folder.")],
+    entries: Annotated[bool, typer.Option("--entries", help="One line a reply, too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Show what left a node, and check that its log is whole.
+
+    Exit code 2: lines were changed or removed, or something left that is no layer that the node planned.
+    """
+    from rich.console import Console
+
+    from fednnunet.deployment.audit_report import show_audit
+    from fednnunet.deployment.audit_trail import find_logs
+
+    if not show_audit(find_logs(path), Console(), entries=entries, as_json=as_json):
+        raise typer.Exit(2)
+
+
+@node.command("check")
+def node_check(
+    config: Annotated[Path, typer.Argument(help="The node's YAML file; see deploy/node.yaml.")],
+    quick: Annotated[bool, typer.Option("--quick", help="Open one case instead of all.")] = False,
+) -> None:
+    """Test what the node needs before it joins; exit code 2 when something is to be mended."""
+    from rich.console import Console
+
+    from fednnunet.deployment.check import check_node
+    from fednnunet.deployment.findings import show_findings
+
+    console = Console(highlight=False)
+    with console.status("testing …") as status:
+        findings = check_node(config, quick, lambda done, of: status.update(f"opening cases: {done} of {of}"))
+        if not show_findings(findings, console):
+            raise typer.Exit(2)

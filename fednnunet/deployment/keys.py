@@ -72,6 +72,11 @@ def make_keys(folder: Path, servers: Sequence[str], nodes: Sequence[str], days: 
     return Made(made.written, made.kept, server.not_valid_after_utc)
 
 
+def node_keys(folder: Path) -> dict[str, Path]:
+    """Public key file of every node, by name, in a folder that :func:`make_keys` made."""
+    return {path.parent.name: path for path in sorted(folder.glob("nodes/*/node.pub"))}
+
+
 def _check_node(name: str) -> None:
     try:
         TypeAdapter(NodeName).validate_python(name)

@@ -14,7 +14,7 @@ from fednnunet.errors import ConfigError, first_problem
 from fednnunet.exchange.messages import NodeName
 
 ADDRESS = re.compile(r"^(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9._-]+):(\d{1,5})$")
-LOOPBACK = ("127.0.0.1", "[::1]", "localhost")
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class SiteConfig(NodeConfig):
@@ -37,6 +37,7 @@ class SiteConfig(NodeConfig):
         classes: import paths of classes of your own that the server may name (trainers, planners, preprocessors).
         pretrained: checkpoint to start from.
         plans: a plans file to use instead of planning.
+        previous_stage: folder of finished ``3d_lowres`` runs, which ``3d_cascade_fullres`` takes as input.
         insecure: talk to a server without TLS and without a key; on one machine only.
     """
 
@@ -53,6 +54,7 @@ class SiteConfig(NodeConfig):
     classes: list[str] = Field(default=[])
     pretrained: Path | None = None
     plans: Path | None = None
+    previous_stage: Path | None = None
     insecure: bool = False
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed"] = "auto"
@@ -64,21 +66,34 @@ class SiteConfig(NodeConfig):
     @field_validator("server")
     @classmethod
     def _is_an_address(cls, server: str) -> str:
-        match = ADDRESS.match(server)
-        if match is None or not 0 < int(match[2]) < 2**16:
-            raise ValueError("must be host:port, such as fed.example.org:9092")
+        try:
+            split_address(server)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
         return server
 
     @model_validator(mode="after")
     def _is_authenticated(self) -> SiteConfig:
         if self.insecure:
-            if self.server.rpartition(":")[0] not in LOOPBACK:
+            if split_address(self.server)[0] not in LOOPBACK:
                 raise ValueError("insecure=true is for a server on this machine (127.0.0.1) only")
             return self
         for key in ("certificate", "key"):
             if getattr(self, key) is None:
                 raise ValueError(f"{key}: is missing; `fednnunet keys` makes it, the server's operator sends it")
         return self
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of ``host:port``; an IPv6 host stands in brackets.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    match = ADDRESS.match(address)
+    if match is None or int(match[2]) >= 2**16:
+        raise ConfigError(f"{address} is no address; it must be host:port, such as fed.example.org:9092")
+    return match[1].strip("[]"), int(match[2])
 
 
 def read_site(path: Path) -> SiteConfig:
@@ -104,7 +119,7 @@ def read_site(path: Path) -> SiteConfig:
 
 def _resolved(site: SiteConfig, base: Path) -> dict[str, Any]:
     """Paths of ``site`` as absolute ones."""
-    names = ("raw_folder", "certificate", "key", "folder", "pretrained", "plans")
+    names = ("raw_folder", "certificate", "key", "folder", "pretrained", "plans", "previous_stage")
     paths = {name: base / value.expanduser() for name in names if (value := getattr(site, name)) is not None}
     if isinstance(site.data, str) and ("/" in site.data or (base / site.data).is_dir()):
         return paths | {"data": str(base / Path(site.data).expanduser())}

@@ -5,6 +5,7 @@ The memory is anonymous (its descriptor travels over the socket), so a process t
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import os
 import tempfile
@@ -136,6 +137,11 @@ class SharedArrays:
             name: np.ndarray(tuple(array.shape), array.dtype, buffer=self._memory, offset=array.offset)
             for name, array in self.layout.arrays.items()
         }
+
+    def sha256(self) -> str:
+        """Digest of the memory as the layout has it: the arrays in order, filled up to 64 bytes each with zeros."""
+        with memoryview(self._memory) as memory:
+            return hashlib.sha256(memory[: self.layout.size]).hexdigest()
 
     def close(self) -> None:
         """Give the memory back once no view is in use."""

@@ -13,10 +13,10 @@ import multiprocessing
 import os
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Client, Connection, Listener, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -45,30 +45,64 @@ class WorkerFailure(FednnUNetError):
 
 
 class WorkerUnreachable(FednnUNetError):
-    """The worker can not be reached, or ended before its reply."""
+    """The worker can not be reached, or ended before its reply.
+
+    Attributes:
+        begun: it had the request.
+    """
+
+    def __init__(self, reason: str, begun: bool) -> None:
+        super().__init__(reason)
+        self.begun = begun
+
+
+class Reply(NamedTuple):
+    """What a worker is about to send.
+
+    Attributes:
+        ok: whether it did what was asked; otherwise ``body`` is a :class:`~fednnunet.exchange.messages.Failure`.
+        body: JSON.
+        arrays: beside the body, where there are any.
+    """
+
+    ok: bool
+    body: str
+    arrays: SharedArrays | None
 
 
 class Request:
     """One request at the worker, to be replied to once."""
 
-    def __init__(self, connection: Connection, kind: Kind, body: bytes, shared: SharedArrays | None) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        kind: Kind,
+        body: bytes,
+        shared: SharedArrays | None,
+        before_reply: BeforeReply | None = None,
+    ) -> None:
         self._connection = connection
         self._shared = shared
+        self._before_reply = before_reply
         self.kind = kind
         self.body = body
         self.arrays: dict[str, np.ndarray] = {} if shared is None else shared.views()
 
     def reply(self, body: str, arrays: SharedArrays | None = None) -> bool:
         """Send the reply; False when the relay has gone (it can ask again)."""
-        return self._answer({"ok": True}, body, arrays)
+        return self._answer(Reply(True, body, arrays))
 
     def fail(self, failure: Failure) -> bool:
         """Send a failure; False when the relay has gone."""
-        return self._answer({"ok": False}, failure.model_dump_json(), None)
+        return self._answer(Reply(False, failure.model_dump_json(), None))
 
-    def _answer(self, head: dict[str, Any], body: str, arrays: SharedArrays | None) -> bool:
+    def _answer(self, reply: Reply) -> bool:
+        """The one way by which anything leaves the worker."""
         try:
-            _send(self._connection, head, body, arrays)
+            instead = self._before_reply(self, reply) if self._before_reply is not None else None
+            if instead is not None:
+                reply = Reply(False, instead.model_dump_json(), None)
+            _send(self._connection, {"ok": reply.ok}, reply.body, reply.arrays)
         except OSError as error:
             log.warning("the relay went away before the reply to %s: %s", self.kind, error)
             return False
@@ -85,20 +119,26 @@ class Request:
         self._connection.close()
 
 
+BeforeReply: TypeAlias = Callable[[Request, Reply], Failure | None]
+"""Sees each reply before it is sent; what it returns, where it does, is sent instead."""
+
+
 class WorkerChannel:
     """The worker's end: listens, hands out one request at a time.
 
     Args:
         address: path of the socket; its folder should be the owner's alone.
         key: shared with the relays.
+        before_reply: sees all that leaves, and can keep it back.
     """
 
-    def __init__(self, address: str | Path, key: bytes) -> None:
+    def __init__(self, address: str | Path, key: bytes, before_reply: BeforeReply | None = None) -> None:
         if len(os.fsencode(str(address))) > MAX_ADDRESS_BYTES:
             raise ProtocolError(f"the socket's path is longer than {MAX_ADDRESS_BYTES} bytes: {address}")
         # The key is used after accept, under a timeout of its own: a silent peer must not block the worker.
         self._listener = Listener(str(address), family="AF_UNIX", backlog=BACKLOG)
         self._key = key
+        self._before_reply = before_reply
 
     def receive(self, timeout: float | None = None) -> Request | None:
         """The next valid request; None when ``timeout`` seconds passed or a peer was refused.
@@ -123,7 +163,7 @@ class WorkerChannel:
                 kind = Kind(str(head.get("kind")))
             except ValueError:
                 raise ProtocolError(f"the relay sent a message of unknown kind {head.get('kind')!r}") from None
-            return Request(connection, kind, body, shared)
+            return Request(connection, kind, body, shared, self._before_reply)
         except (OSError, EOFError, multiprocessing.AuthenticationError, ProtocolError) as error:
             log.warning("refused a connection: %s: %s", type(error).__name__, error)
             if connection is not None:
@@ -152,7 +192,7 @@ def call_worker(
         WorkerUnreachable: no worker there, wrong key, or it ended before its reply.
         ProtocolError: the reply is malformed.
     """
-    shared = None
+    shared, begun = None, False
     try:
         with Client(str(address), family="AF_UNIX", authkey=key) as connection:
             if arrays:
@@ -161,10 +201,12 @@ def call_worker(
                     np.copyto(view, arrays[name])
                     del view
             _send(connection, {"kind": kind.value}, body, shared)
+            begun = True
             head, reply, received = _receive(connection, "the node worker")
     except (OSError, EOFError, multiprocessing.AuthenticationError) as error:
+        what = "ended" if begun else "can not be reached"
         raise WorkerUnreachable(
-            f"the node worker ended or can not be reached ({type(error).__name__}); see the node's log"
+            f"the node worker {what} ({type(error).__name__}); see the node's log", begun
         ) from error
     finally:
         if shared is not None:

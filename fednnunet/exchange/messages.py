@@ -20,6 +20,8 @@ MAX_BODY_BYTES = 64 * 2**20
 NodeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.'-]{0,63}$")]
 ENSEMBLE = "ensemble"
 """Stands for a fold, where the models of several were averaged, and for a node, where those of all were."""
+RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+"""Of a federation across machines; the same when an interrupted run goes on."""
 LayerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]{1,256}$")]
 Fold = Annotated[int, Field(ge=0, le=4)] | Literal["all"]
 """nnU-Net's: a held-out fifth of the cases, or ``all`` to train on every case."""
@@ -55,11 +57,15 @@ class FingerprintRequest(Body):
             the federation's fingerprint; or nnU-Net's ``statistics`` of the node.
         total_cases: training cases of all nodes, for the contribution.
         bins: of every channel's histogram, for the contribution.
+        run: id of the run, where the node is not started for it: one that is on another run begins this one.
+        task: what the node is to do in it (:class:`~fednnunet.config.TaskConfig`).
     """
 
     tell: Literal["nothing", "ranges", "contribution", "statistics"] = "nothing"
     total_cases: int | None = Field(default=None, ge=1)
     bins: dict[str, Any] | None = None
+    run: RunId | None = None
+    task: dict[str, Any] | None = None
 
 
 class FingerprintReply(Body):

@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
-from flwr.serverapp import Grid
 
 from fednnunet.errors import ConfigError, FednnUNetError, NodeError, ProtocolError
 from fednnunet.exchange import messages
 from fednnunet.exchange.messages import Body, Kind, parse_body
-from fednnunet.federation.grid import stream_replies, wait_a_moment
+from fednnunet.federation.contact import Contact, is_unreachable
+from fednnunet.federation.grid import wait_a_moment
 from fednnunet.federation.journal import Journal
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ Answer = tuple[int, Any, ArrayRecord]
 
 
 def ask(
-    grid: Grid,
+    contact: Contact,
     kind: Kind,
     requests: Mapping[int, Body],
     federation: Federation,
@@ -36,8 +36,12 @@ def ask(
     journal: Journal | None = None,
     arrays: Mapping[int, ArrayRecord] | None = None,
     at_least: int | None = None,
+    wait: bool = False,
 ) -> list[Answer]:
     """Send one request a node, wait for all replies; the first error ends the run, unless enough nodes are in.
+
+    With ``wait``, nodes that are away and come back are waited for even where enough are in: what they are asked comes
+    only once.
 
     Returns:
         Of every node, in the order of ``requests``; with ``at_least``, of those that did not fail.
@@ -46,7 +50,7 @@ def ask(
     outgoing = [_message(kind, node, body, payloads.get(node)) for node, body in requests.items()]
     answered: dict[int, Answer] = {}
     failed: dict[int, FednnUNetError] = {}
-    for reply in stream_replies(grid, outgoing, settings.timeout):
+    for reply in contact.stream(outgoing, settings.timeout, None if wait else at_least):
         node = reply.metadata.src_node_id
         try:
             answered[node] = _answer(kind, node, reply, federation, journal)
@@ -62,7 +66,7 @@ def ask(
 
 
 def ask_as_they_join(
-    grid: Grid,
+    contact: Contact,
     request: messages.FingerprintRequest,
     nodes: int,
     federation: Federation,
@@ -82,25 +86,28 @@ def ask_as_they_join(
         ConfigError: too few have answered in time; says who is in, how many are missing, what to do.
     """
     deadline = math.inf if settings.timeout is None else time.monotonic() + settings.timeout
-    at_first = set(grid.get_node_ids())
+    at_first = set(contact.grid.get_node_ids())
     asked: set[int] = set()
     waiting: dict[str, int] = {}
     answered: dict[int, Answer] = {}
     failed: list[FednnUNetError] = []
     told_absent = 0
     while len(answered) < nodes and time.monotonic() < deadline:
-        new = sorted(set(grid.get_node_ids()) - asked)
+        new = sorted(set(contact.grid.get_node_ids()) - asked)
         asked.update(new)
-        pushed = grid.push_messages([_message(Kind.FINGERPRINT, node, request) for node in new])
+        pushed = contact.grid.push_messages([_message(Kind.FINGERPRINT, node, request) for node in new])
         waiting.update(zip(pushed, new, strict=True))
         absent = nodes + len(failed) - len(asked)
         if absent > 0 and absent != told_absent:
             journal.message(f"{absent} of {nodes} nodes are not there yet; the federation waits for them")
         told_absent = absent
-        wait_a_moment(grid, waiting, deadline - time.monotonic())
-        for reply in grid.pull_messages(list(waiting)) if waiting else ():
+        wait_a_moment(contact.grid, waiting, deadline - time.monotonic())
+        for reply in contact.grid.pull_messages(list(waiting)) if waiting else ():
             node = waiting.pop(reply.metadata.reply_to_message_id, None)
             if node is None:  # it replied twice
+                continue
+            if contact.patient and is_unreachable(reply):
+                asked.discard(node)  # it is asked again when it is back
                 continue
             try:
                 answered[node] = _answer(Kind.FINGERPRINT, node, reply, federation, journal)

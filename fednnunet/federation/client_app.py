@@ -6,12 +6,16 @@ request, hands it to the long-lived worker, and turns the reply into a Flower me
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fednnunet.errors import ProtocolError
+from fednnunet.exchange.arrays import SharedArrays
 from fednnunet.exchange.channel import WorkerFailure, WorkerUnreachable, call_worker
 from fednnunet.exchange.messages import (
     REPLIES,
@@ -26,6 +30,10 @@ from fednnunet.exchange.records import from_array_record, to_array_record
 
 ERROR_CODES = {"internal": 0, "data": 101, "config": 102, "protocol": 103, "unreachable": 104}
 """Codes of Flower's ``Error``: what is the user's to mend, and what is not."""
+
+MAX_DEATHS = 3
+"""A request that a worker died of so often is not given to another."""
+RETRY_SECONDS = 0.5
 
 app = ClientApp()
 
@@ -53,7 +61,7 @@ def _forward(message: Message, context: Context) -> RecordDict:
     records = message.content.array_records
     arrays = from_array_record(records["arrays"], "the server") if "arrays" in records else {}
     key = Path(str(context.node_config["key-file"])).read_bytes()
-    text, shared = call_worker(str(context.node_config["socket"]), key, kind, body.model_dump_json(), arrays)
+    text, shared = _call_worker(context, key, kind, body.model_dump_json(), arrays)
     try:
         reply = parse_body(REPLIES[kind], text, "the node worker")
         content = RecordDict({"config": ConfigRecord({"body": reply.model_dump_json()})})
@@ -65,6 +73,24 @@ def _forward(message: Message, context: Context) -> RecordDict:
     finally:
         if shared is not None:
             shared.close()
+
+
+def _call_worker(
+    context: Context, key: bytes, kind: Kind, body: str, arrays: Mapping[str, np.ndarray]
+) -> tuple[bytes, SharedArrays | None]:
+    """Ask the worker; where it is started again when it dies (``patience``, seconds), ask again."""
+    address, patience = str(context.node_config["socket"]), float(context.node_config.get("patience", 0.0))
+    deadline, deaths = time.monotonic() + patience, 0
+    while True:
+        try:
+            return call_worker(address, key, kind, body, arrays)
+        except WorkerUnreachable as error:
+            deaths += error.begun
+            if not patience or deaths == MAX_DEATHS or time.monotonic() > deadline:
+                raise
+            if error.begun:
+                deadline = time.monotonic() + patience
+            time.sleep(RETRY_SECONDS)
 
 
 def _request_body(kind: Kind, content: RecordDict) -> Body:

@@ -7,11 +7,10 @@ range of Flower versions is pinned).
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -19,8 +18,6 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
-
-log = logging.getLogger(__name__)
 
 RUN_ID = 1
 SERVER_NODE_ID = 0
@@ -121,41 +118,18 @@ class LocalGrid(Grid):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Replies to ``messages``; those that did not come in time are absent."""
-        return list(stream_replies(self, messages, timeout))
+        waiting, replies = list(self.push_messages(messages)), []
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while waiting and (deadline is None or time.monotonic() < deadline):
+            self.wait_for_reply(waiting, None if deadline is None else deadline - time.monotonic())
+            for reply in self.pull_messages(waiting):
+                waiting.remove(reply.metadata.reply_to_message_id)
+                replies.append(reply)
+        return replies
 
     def close(self) -> None:
         """Take no more messages; work under way is left to end with its node."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-
-
-def stream_replies(grid: Grid, messages: Iterable[Message], timeout: float | None) -> Iterator[Message]:
-    """Send ``messages`` over any Flower grid and yield each reply when it is there.
-
-    From a SuperLink replies are taken in the order of ``messages``, so that what comes early waits there and not in
-    the server's memory. The embedded grid works on messages in that order anyway, a few at a time.
-
-    Args:
-        grid: embedded, or Flower's of a SuperLink.
-        messages: one a node.
-        timeout: seconds; replies that come later are absent. None waits for ever.
-    """
-    waiting = list(grid.push_messages(messages))
-    deadline = None if timeout is None else time.monotonic() + timeout
-    while waiting:
-        left = None if deadline is None else deadline - time.monotonic()
-        if left is not None and left <= 0:
-            yield from grid.pull_messages(waiting)
-            return
-        if isinstance(grid, LocalGrid):
-            grid.wait_for_reply(waiting, left)
-        for reply in grid.pull_messages(waiting if isinstance(grid, LocalGrid) else waiting[:1]):
-            if reply.metadata.reply_to_message_id not in waiting:
-                log.warning("node %d replied twice; its second reply is not read", reply.metadata.src_node_id)
-                continue
-            waiting.remove(reply.metadata.reply_to_message_id)
-            yield reply
-        if waiting and not isinstance(grid, LocalGrid):
-            time.sleep(POLL_SECONDS)
 
 
 def wait_a_moment(grid: Grid, message_ids: Iterable[str], seconds: float) -> None:

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,6 +42,9 @@ class Observer(Protocol):
 
     def message(self, text: str) -> None:
         """Something that the operator should read."""
+
+    def waiting(self, nodes: Collection[str]) -> None:
+        """The federation waits for these nodes to come back; none when it goes on."""
 
     def plans(self, plans: Mapping[str, Any]) -> None:
         """All nodes have planned."""
@@ -119,6 +122,11 @@ class Journal:
         log.warning("%s", text)
         for observer in self.observers:
             observer.message(text)
+
+    def waiting(self, nodes: Collection[str]) -> None:
+        """Tell whom the federation waits for; none when it goes on."""
+        for observer in self.observers:
+            observer.waiting(nodes)
 
     def node_done(self, node: str, server_round: int = 0, metrics: Mapping[str, Any] | None = None) -> None:
         """Tell that a node has replied."""

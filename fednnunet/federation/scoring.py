@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from flwr.app import ArrayRecord
-from flwr.serverapp import Grid
 
 from fednnunet.errors import ProtocolError
 from fednnunet.exchange.messages import ENSEMBLE, CaseScore, EvaluateRequest, Fold, Kind, Model
 from fednnunet.federation.aggregation import check_model
 from fednnunet.federation.asking import ask, check_enough
+from fednnunet.federation.contact import Contact
 from fednnunet.federation.journal import Journal
 from fednnunet.federation.strategy import AsymFedAvg, NoExchange
 
@@ -23,7 +23,7 @@ FoldsOf = Mapping[int, Sequence[Fold]]
 
 
 def evaluate_nodes(
-    grid: Grid,
+    contact: Contact,
     federation: Federation,
     strategy: AsymFedAvg | NoExchange,
     fold: Fold,
@@ -42,7 +42,9 @@ def evaluate_nodes(
         for node in federation.training
     }
     averages = {node: strategy.arrays_for(node, arrays) for node in federation.training}
-    replies = ask(grid, Kind.EVALUATE, requests, federation, settings, journal, averages, at_least=settings.min_nodes)
+    replies = ask(
+        contact, Kind.EVALUATE, requests, federation, settings, journal, averages, at_least=settings.min_nodes
+    )
     own: dict[int, list[CaseScore]] = {}
     refused: list[ProtocolError] = []
     for node, reply, _ in replies:
@@ -61,13 +63,13 @@ def evaluate_nodes(
         if _end_as_one(federation, strategy, list(own)):  # another node's model is a node's own
             scores += [s for user in own for node in others[user] for s in _as_of(own[user], federation.name(node))]
         else:
-            scores += _score_elsewhere(grid, federation, others, fold, settings, journal)
+            scores += _score_elsewhere(contact, federation, others, fold, settings, journal)
     journal.write_cases(fold, scores)
     return list(own)
 
 
 def score_external_centres(
-    grid: Grid,
+    contact: Contact,
     federation: Federation,
     strategy: AsymFedAvg | NoExchange,
     finished: Mapping[Fold, Sequence[int]],
@@ -77,7 +79,7 @@ def score_external_centres(
     """External centres score all of their cases with every node's models, folds averaged, and with all of them.
 
     Args:
-        grid: reaches the nodes.
+        contact: reaches the nodes.
         federation: its nodes.
         strategy: says whether nodes end with one model.
         finished: fold to the nodes that have a final model of it.
@@ -98,7 +100,7 @@ def score_external_centres(
         if len(nodes) > 1 and _end_as_one(federation, strategy, nodes):
             users[user] = {nodes[0]: users[user][nodes[0]]}
             same[user] = nodes[1:]
-    scores = _score_elsewhere(grid, federation, users, first_fold, settings, journal)
+    scores = _score_elsewhere(contact, federation, users, first_fold, settings, journal)
     for user, others in same.items():
         # One model stands for all of them, and for the mean of their softmax outputs.
         of_one = [score for score in scores if score.centre == federation.name(user)]
@@ -107,7 +109,7 @@ def score_external_centres(
 
 
 def _score_elsewhere(
-    grid: Grid,
+    contact: Contact,
     federation: Federation,
     users: Mapping[int, FoldsOf],
     fold: Fold,
@@ -128,7 +130,7 @@ def _score_elsewhere(
         # One model at a time passes through: the server's memory stays that of one model.
         name, planned = federation.name(node), federation.planned[node]
         request = EvaluateRequest(fold=of_fold, layers=list(planned.layers))
-        replies = ask(grid, Kind.EVALUATE, {node: request}, federation, settings, at_least=at_least)
+        replies = ask(contact, Kind.EVALUATE, {node: request}, federation, settings, at_least=at_least)
         if not replies:
             journal.message(f"node {name} does not send its model of fold {of_fold}; its models are left out")
             lost.add(node)
@@ -142,14 +144,14 @@ def _score_elsewhere(
             continue
         model = Model(node=name, fold=of_fold, plans=planned.plans, mirror_axes=reply.mirror_axes)
         keep = dict.fromkeys(nodes, EvaluateRequest(keep=model))
-        ask(grid, Kind.EVALUATE, keep, federation, settings, None, dict.fromkeys(nodes, arrays), at_least)
+        ask(contact, Kind.EVALUATE, keep, federation, settings, None, dict.fromkeys(nodes, arrays), at_least)
     sent = {
         user: {federation.name(node): list(folds) for node, folds in models.items() if node not in lost}
         for user, models in users.items()
     }
     requests = {user: EvaluateRequest(fold=fold, score=models) for user, models in sent.items() if models}
     scores: list[CaseScore] = []
-    for user, reply, _ in ask(grid, Kind.EVALUATE, requests, federation, settings, journal, at_least=at_least):
+    for user, reply, _ in ask(contact, Kind.EVALUATE, requests, federation, settings, journal, at_least=at_least):
         try:
             _check_centres(federation, user, reply.cases)
             others = [score.model for score in reply.cases if score.model not in (*sent[user], ENSEMBLE)]

@@ -23,7 +23,7 @@ from fednnunet.exchange import messages
 from fednnunet.exchange.messages import ExchangeDtype, Fold, Kind
 from fednnunet.federation.aggregation import check_model
 from fednnunet.federation.asking import ask, ask_as_they_join, check_enough, num_bytes, parse_reply
-from fednnunet.federation.grid import stream_replies
+from fednnunet.federation.contact import Contact
 from fednnunet.federation.journal import Journal
 from fednnunet.federation.scoring import evaluate_nodes, score_external_centres
 from fednnunet.federation.strategy import WEIGHT_KEY, AsymFedAvg, NoExchange
@@ -50,6 +50,10 @@ class ServerSettings:
         dtype: that layers are rounded to while they travel in training.
         cross_centre: score every node's model on every other node's held-out cases, too.
         nodes: of the federation, which the first stage waits for; None takes those that the grid has when it begins.
+        patient: nodes that can not be reached come back, and are waited for.
+        run: id of this run, where nodes are to be told of it; the same when it goes on.
+        task: what nodes are told to do in it (:class:`~fednnunet.config.TaskConfig`).
+        centres: names that nodes may have, and whether each only tests; None takes any.
     """
 
     fingerprint: Literal["histogram", "weighted_mean"] | None
@@ -61,6 +65,14 @@ class ServerSettings:
     dtype: ExchangeDtype = "float32"
     cross_centre: bool = False
     nodes: int | None = None
+    patient: bool = False
+    run: str | None = None
+    task: Mapping[str, Any] | None = None
+    centres: Mapping[str, bool] | None = None
+
+    def fingerprint_request(self, **asked: Any) -> messages.FingerprintRequest:
+        """A request for a fingerprint; the first of a run that a node gets tells it the task."""
+        return messages.FingerprintRequest(run=self.run, task=None if self.task is None else dict(self.task), **asked)
 
 
 @dataclass
@@ -114,11 +126,12 @@ def build_server_app(settings: ServerSettings, strategy: AsymFedAvg | NoExchange
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        federation = describe_nodes(grid, settings, journal)
+        contact = Contact(grid, journal, settings.patient)
+        federation = describe_nodes(contact, settings, journal)
         check_agreement(federation, settings.heterogeneous_tasks)
         journal.num_training = {federation.name(n): federation.described[n].num_training for n in federation.training}
-        plan_networks(grid, federation, settings, journal)
-        preprocess_images(grid, federation, settings, journal)
+        plan_networks(contact, federation, settings, journal)
+        preprocess_images(contact, federation, settings, journal)
         strategy.prepare(
             {node: federation.planned[node].layers for node in federation.training},
             {node: federation.name(node) for node in federation.training},
@@ -130,9 +143,9 @@ def build_server_app(settings: ServerSettings, strategy: AsymFedAvg | NoExchange
             if before:
                 finished[fold] = [node for node in federation.training if federation.name(node) in before]
             else:
-                arrays = train_rounds(grid, federation, strategy, fold, settings, journal)
-                finished[fold] = evaluate_nodes(grid, federation, strategy, fold, arrays, settings, journal)
-        score_external_centres(grid, federation, strategy, finished, settings, journal)
+                arrays = train_rounds(contact, federation, strategy, fold, settings, journal)
+                finished[fold] = evaluate_nodes(contact, federation, strategy, fold, arrays, settings, journal)
+        score_external_centres(contact, federation, strategy, finished, settings, journal)
 
     return app
 
@@ -140,7 +153,7 @@ def build_server_app(settings: ServerSettings, strategy: AsymFedAvg | NoExchange
 # phases ------------------------------------------------------------------------------------------------
 
 
-def describe_nodes(grid: Grid, settings: ServerSettings, journal: Journal) -> Federation:
+def describe_nodes(contact: Contact, settings: ServerSettings, journal: Journal) -> Federation:
     """Ask every node for its labels and number of cases, and of its fingerprint what merging it begins with.
 
     Raises:
@@ -153,31 +166,53 @@ def describe_nodes(grid: Grid, settings: ServerSettings, journal: Journal) -> Fe
         "histogram": "ranges",
         "weighted_mean": "statistics",
     }
-    request = messages.FingerprintRequest(tell=tell[settings.fingerprint])
+    request = settings.fingerprint_request(tell=tell[settings.fingerprint])
     federation = Federation({})
     if settings.nodes is None:
-        asked = dict.fromkeys(sorted(grid.get_node_ids()), request)
+        asked = dict.fromkeys(sorted(contact.grid.get_node_ids()), request)
         if not asked:
             raise ConfigError(
                 "no node is connected; start the nodes first, or set how many to wait for: federation.nodes"
             )
-        replies = ask(grid, Kind.FINGERPRINT, asked, federation, settings, journal, at_least=settings.min_nodes)
+        replies = ask(contact, Kind.FINGERPRINT, asked, federation, settings, journal, at_least=settings.min_nodes)
         if len(replies) < len(asked):
             journal.message(f"in are {', '.join(sorted(reply.node for _, reply, _ in replies))}")
     else:
-        replies = ask_as_they_join(grid, request, settings.nodes, federation, settings, journal)
+        replies = ask_as_they_join(contact, request, settings.nodes, federation, settings, journal)
     federation.described = {node: reply for node, reply, _ in replies}
     names = [reply.node for reply in federation.described.values()]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigError(f"two nodes call themselves {twice[0]}; give each its own name")
-    for reply in federation.described.values():
+    for node, reply in federation.described.items():
+        _check_centre(reply, contact.names.get(node), settings.centres)
+        contact.names[node] = reply.node
         if reply.version != __version__:
             raise NodeError(
                 reply.node,
                 f"runs fednnunet {reply.version}, the server {__version__}; install the same version",
             )
     return federation
+
+
+def _check_centre(reply: messages.FingerprintReply, registered: str | None, centres: Mapping[str, bool] | None) -> None:
+    """Whether the node is who its key says, and one of the run's.
+
+    Raises:
+        NodeError: it is not; names both.
+    """
+    if registered not in (None, reply.node):
+        raise NodeError(registered or reply.node, f"calls itself {reply.node}; its key was registered as {registered}")
+    if centres is None:
+        return
+    if reply.node not in centres:
+        raise NodeError(reply.node, f"is none of dataset.centres ({', '.join(centres)})")
+    if reply.external != centres[reply.node]:
+        kinds = {True: "external", False: "a training node"}
+        raise NodeError(
+            reply.node,
+            f"is {kinds[reply.external]} by its own configuration, and {kinds[not reply.external]} by dataset.centres",
+        )
 
 
 TASK = ("channel_names", "labels", "regions_class_order")
@@ -220,33 +255,47 @@ def check_agreement(federation: Federation, heterogeneous_tasks: bool = False) -
                 )
 
 
-def plan_networks(grid: Grid, federation: Federation, settings: ServerSettings, journal: Journal) -> None:
+def plan_networks(contact: Contact, federation: Federation, settings: ServerSettings, journal: Journal) -> None:
     """Every node plans: from the federated fingerprint (FFE) or its own."""
     journal.stage("plan")
     request = messages.PlanRequest(fingerprint=None)
     if settings.fingerprint is not None:
-        merged = federated_fingerprint(grid, federation, settings, journal)
+        merged = federated_fingerprint(contact, federation, settings, journal)
         write_atomically(journal.folder / "federated_fingerprint.json", json.dumps(merged, indent=1))
         request = messages.PlanRequest(fingerprint=merged, num_training=federation.num_training)
-    federation.planned = _ask_training_nodes(grid, Kind.PLAN, request, federation, settings, journal)
+    federation.planned = _ask_training_nodes(contact, Kind.PLAN, request, federation, settings, journal)
     if settings.fingerprint is not None:
         _check_same_network(federation)
     journal.write_plans({federation.name(node): federation.planned[node].plans for node in federation.training})
 
 
 def _ask_training_nodes(
-    grid: Grid, kind: Kind, request: messages.Body, federation: Federation, settings: ServerSettings, journal: Journal
+    contact: Contact,
+    kind: Kind,
+    request: messages.Body,
+    federation: Federation,
+    settings: ServerSettings,
+    journal: Journal,
 ) -> dict[int, Any]:
     """Replies of the training nodes; one that fails is left out from here on, where nodes may be missing."""
     asked = federation.training
-    replies = ask(grid, kind, dict.fromkeys(asked, request), federation, settings, journal, at_least=settings.min_nodes)
+    replies = ask(
+        contact,
+        kind,
+        dict.fromkeys(asked, request),
+        federation,
+        settings,
+        journal,
+        at_least=settings.min_nodes,
+        wait=True,
+    )
     answered = {node: reply for node, reply, _ in replies}
     federation.leave_out(set(asked) - set(answered))
     return answered
 
 
 def federated_fingerprint(
-    grid: Grid, federation: Federation, settings: ServerSettings, journal: Journal
+    contact: Contact, federation: Federation, settings: ServerSettings, journal: Journal
 ) -> dict[str, Any]:
     """nnU-Net's fingerprint of all nodes' cases, from what each tells of its own.
 
@@ -259,7 +308,7 @@ def federated_fingerprint(
         DataError: no node has foreground in a channel.
     """
     while True:
-        parts = _contributions(grid, federation, settings, journal)
+        parts = _contributions(contact, federation, settings, journal)
         unusable = set(federation.training) - set(parts)
         if not unusable:
             return merge_fingerprints(list(parts.values()))
@@ -267,7 +316,7 @@ def federated_fingerprint(
 
 
 def _contributions(
-    grid: Grid, federation: Federation, settings: ServerSettings, journal: Journal
+    contact: Contact, federation: Federation, settings: ServerSettings, journal: Journal
 ) -> dict[int, LocalFingerprint]:
     """Of the training nodes; of fewer, where some can not be used and may be missing.
 
@@ -282,9 +331,9 @@ def _contributions(
         unlabelled = sorted(set(federation.described[federation.training[0]].channel_names) - set(bins))
         if unlabelled:
             raise DataError(f"no node has foreground in channel {unlabelled[0]}: every label map is empty")
-        request = messages.FingerprintRequest(tell="contribution", total_cases=federation.num_training, bins=bins)
+        request = settings.fingerprint_request(tell="contribution", total_cases=federation.num_training, bins=bins)
         asked = dict.fromkeys(federation.training, request)
-        replies = ask(grid, Kind.FINGERPRINT, asked, federation, settings, at_least=settings.min_nodes)
+        replies = ask(contact, Kind.FINGERPRINT, asked, federation, settings, at_least=settings.min_nodes, wait=True)
         described = {node: reply for node, reply, _ in replies}
     return _usable(described, lambda reply: _fingerprint_of(reply, bins), settings, journal)
 
@@ -347,7 +396,7 @@ def _check_same_network(federation: Federation) -> None:
             )
 
 
-def preprocess_images(grid: Grid, federation: Federation, settings: ServerSettings, journal: Journal) -> None:
+def preprocess_images(contact: Contact, federation: Federation, settings: ServerSettings, journal: Journal) -> None:
     """Every node preprocesses its images for its plans and builds its trainer; all must train as many epochs.
 
     Raises:
@@ -355,7 +404,7 @@ def preprocess_images(grid: Grid, federation: Federation, settings: ServerSettin
     """
     journal.stage("preprocess")
     request = messages.PreprocessRequest(fold=settings.folds[0])
-    federation.preprocessed = _ask_training_nodes(grid, Kind.PREPROCESS, request, federation, settings, journal)
+    federation.preprocessed = _ask_training_nodes(contact, Kind.PREPROCESS, request, federation, settings, journal)
     first, *others = federation.training
     for other in others:
         ours, theirs = federation.preprocessed[first].epochs, federation.preprocessed[other].epochs
@@ -370,7 +419,7 @@ def preprocess_images(grid: Grid, federation: Federation, settings: ServerSettin
 
 
 def train_rounds(
-    grid: Grid,
+    contact: Contact,
     federation: Federation,
     strategy: AsymFedAvg | NoExchange,
     fold: Fold,
@@ -394,11 +443,11 @@ def train_rounds(
         log.info("fold %s goes on from round %d", fold, start)
         arrays = strategy.restore(journal.folder, fold, start) or ArrayRecord()
         if not arrays:
-            arrays, _ = _train_round(grid, federation, strategy, fold, start, arrays, settings, nodes=members)
+            arrays, _ = _train_round(contact, federation, strategy, fold, start, arrays, settings, nodes=members)
     else:
-        arrays = _initial_arrays(grid, federation, strategy, fold, settings, journal)
+        arrays = _initial_arrays(contact, federation, strategy, fold, settings, journal)
     for server_round in range(start + 1, federation.rounds + 1):
-        arrays, rows = _train_round(grid, federation, strategy, fold, server_round, arrays, settings, journal)
+        arrays, rows = _train_round(contact, federation, strategy, fold, server_round, arrays, settings, journal)
         strategy.save(journal.folder, fold, server_round, arrays)
         journal.write_round(server_round, rows)
     return arrays
@@ -423,7 +472,7 @@ def _last_round(federation: Federation, node: int, fold: Fold, until: int) -> in
 
 
 def _initial_arrays(
-    grid: Grid,
+    contact: Contact,
     federation: Federation,
     strategy: AsymFedAvg | NoExchange,
     fold: Fold,
@@ -444,7 +493,7 @@ def _initial_arrays(
         request = messages.TrainRequest(fold=fold, server_round=0, layers=wanted)
         shapes = {layer: federation.planned[node].layers[layer] for layer in wanted}
         sent = ArrayRecord()
-        for _, _, sent in ask(grid, Kind.TRAIN, {node: request}, federation, settings, at_least=at_least):
+        for _, _, sent in ask(contact, Kind.TRAIN, {node: request}, federation, settings, at_least=at_least, wait=True):
             try:
                 check_model(sent, shapes, f"node {federation.name(node)}")
             except ProtocolError as error:
@@ -458,7 +507,7 @@ def _initial_arrays(
 
 
 def _train_round(
-    grid: Grid,
+    contact: Contact,
     federation: Federation,
     strategy: AsymFedAvg | NoExchange,
     fold: Fold,
@@ -470,8 +519,11 @@ def _train_round(
 ) -> tuple[ArrayRecord, list[dict[str, Any]]]:
     rows: dict[int, dict[str, Any]] = {}
     refused: dict[int, str] = {}
-    config = ConfigRecord({"fold": fold, "epochs": settings.local_epochs, "nodes": list(nodes)})
-    requests = list(strategy.configure_train(server_round, arrays, config, grid))
+    wanted = nodes or strategy.sample(fold, server_round)
+    enough = _enough(settings.min_nodes, len(federation.training) - len(wanted))
+    there = contact.present(wanted, enough)
+    config = ConfigRecord({"fold": fold, "epochs": settings.local_epochs, "nodes": there})
+    requests = list(strategy.configure_train(server_round, arrays, config, contact.grid))
     sent = {message.metadata.dst_node_id: num_bytes(message) for message in requests}
 
     def passing_by(replies: Iterable[Message]) -> Iterable[Message]:
@@ -494,7 +546,8 @@ def _train_round(
                     journal.node_done(federation.name(node), server_round, rows[node])
             yield reply
 
-    aggregated, _ = strategy.aggregate_train(server_round, passing_by(stream_replies(grid, requests, settings.timeout)))
+    replies = contact.stream(requests, settings.timeout, enough)
+    aggregated, _ = strategy.aggregate_train(server_round, passing_by(replies))
     late = {node: f"round {server_round}: no reply within {settings.timeout} s" for node in sent if node not in rows}
     failures = late | strategy.failures | refused
     out = [NodeError(federation.name(node), reason) for node, reason in failures.items()]
@@ -524,6 +577,11 @@ def _figures_of_round(reply: Message, federation: Federation, fold: Fold, server
     if body.num_examples > cases or weighed != body.num_examples:
         raise ProtocolError(f"node {name} sent {weighed} training cases of the fold; it has told of {cases} in all")
     return body
+
+
+def _enough(min_nodes: int | None, not_drawn: int) -> int | None:
+    """How many replies a round needs to which not all nodes were drawn."""
+    return None if min_nodes is None else max(1, min_nodes - not_drawn)
 
 
 ROUND_METRICS = ("train_loss", "val_loss", "pseudo_dice", "seconds_train", "seconds_exchange")

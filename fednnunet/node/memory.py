@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fednnunet.config import RunConfig
+from fednnunet.config import NodeRunConfig
 
 CPU_OUT_OF_MEMORY = "can't allocate memory"
 """torch's words; it raises a plain RuntimeError."""
@@ -12,7 +12,7 @@ AUGMENTATION_DIED = "background workers are no longer alive"
 """batchgenerators' words."""
 
 
-def lack_of_memory(error: Exception, node: str, config: RunConfig) -> str | None:
+def lack_of_memory(error: Exception, node: str, config: NodeRunConfig) -> str | None:
     """What to lower where ``error`` says that memory was short; None for any other error."""
     if isinstance(error, torch.OutOfMemoryError):
         target = config.gpu_memory_of(node)

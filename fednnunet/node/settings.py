@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from fednnunet.config import RunConfig
+from fednnunet.config import NodeRunConfig
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -22,15 +28,17 @@ class NodeSettings:
         threads: threads of torch.
         same_machine: server and node are one machine: errors may name files, pictures may be kept for the
             report.
+        run: id of the run, where the server tells it; None for a worker that is started for its run.
     """
 
     name: str
     folder: Path
     datasets: dict[str, Path]
     external: bool
-    config: RunConfig
+    config: NodeRunConfig
     threads: int
     same_machine: bool
+    run: str | None = None
 
     @property
     def seed(self) -> int:

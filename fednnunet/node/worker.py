@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from pydantic import BaseModel
@@ -22,16 +22,20 @@ from fednnunet.exchange.arrays import SharedArrays
 from fednnunet.exchange.channel import Request, WorkerChannel
 from fednnunet.exchange.messages import (
     REQUESTS,
+    Body,
     EvaluateReply,
     EvaluateRequest,
     ExchangeDtype,
     Failure,
+    FingerprintRequest,
     Fold,
     Kind,
     TrainReply,
     TrainRequest,
     parse_body,
 )
+from fednnunet.node.asked import Asked
+from fednnunet.node.audit import AUDIT_LOG, AuditLog
 from fednnunet.node.memory import lack_of_memory
 from fednnunet.node.outgoing import Outgoing
 from fednnunet.node.process import set_up_process
@@ -62,11 +66,20 @@ class NodeWorker:
     Args:
         settings: of the node.
         channel: where requests come from.
+        on_other_run: is given a request that belongs to another run than the worker was started for, and does not
+            return.
     """
 
-    def __init__(self, settings: NodeSettings, channel: WorkerChannel) -> None:
+    def __init__(
+        self,
+        settings: NodeSettings,
+        channel: WorkerChannel,
+        on_other_run: Callable[[FingerprintRequest], NoReturn] | None = None,
+    ) -> None:
         self.settings = settings
         self.channel = channel
+        self.on_other_run = on_other_run
+        self.asked = Asked(settings.folder / "asked.json")
         self.stages = NodeStages(settings)
         self.outgoing = Outgoing()
         self.waiting: tuple[Request, TrainRequest] | None = None
@@ -92,19 +105,29 @@ class NodeWorker:
         """Do what ``request`` asks; every error becomes a reply."""
         try:
             body = parse_body(REQUESTS[request.kind], request.body, "the server")
+            if isinstance(body, FingerprintRequest) and body.run != self.settings.run and self.on_other_run is not None:
+                self.on_other_run(body)
+            for kind, before in self.asked.before(request.kind):
+                log.warning("%s is done again: this worker has just started", kind)
+                self._stage(kind, before)
             if isinstance(body, TrainRequest):
                 self._train(request, body)
             elif isinstance(body, EvaluateRequest):
                 self._evaluate(request, body)
             else:
-                stages: dict[Kind, Callable[[Any], BaseModel]] = {
-                    Kind.FINGERPRINT: self.stages.describe,
-                    Kind.PLAN: self.stages.plan,
-                    Kind.PREPROCESS: self.stages.preprocess,
-                }
-                _reply(request, stages[request.kind](body))
+                _reply(request, self._stage(request.kind, body))
         except Exception as error:  # noqa: BLE001  whatever it is, the server learns of it and the worker lives on
             request.fail(self._failure(request.kind, error))
+
+    def _stage(self, kind: Kind, body: Body) -> BaseModel:
+        stages: dict[Kind, Callable[[Any], BaseModel]] = {
+            Kind.FINGERPRINT: self.stages.describe,
+            Kind.PLAN: self.stages.plan,
+            Kind.PREPROCESS: self.stages.preprocess,
+        }
+        reply = stages[kind](body)
+        self.asked.done(kind, body)
+        return reply
 
     def _failure(self, kind: Kind, error: Exception) -> Failure:
         """Log ``error`` here in full, and put into one line what the server may know."""
@@ -163,13 +186,21 @@ class NodeWorker:
         """Where this worker has just started and the node has trained before: load the checkpoint of that round."""
         if self.finished_round or not body.trained:
             return
-        state = load_round(trainer, body.trained)
-        self.stages.ranks.load(checkpoint_of(trainer, body.trained), trainer.current_epoch)
-        self.finished_round = body.trained
+        last = self._round_to_go_on_from(trainer, body)
+        state = load_round(trainer, last)
+        self.stages.ranks.load(checkpoint_of(trainer, last), trainer.current_epoch)
+        self.finished_round = last
         self.reply = TrainReply.model_validate(state["reply"])
         self.random_state = state["random"]
         if isinstance(body, TrainRequest):
             self.outgoing.restore_round(trainer.network, body.layers, body.dtype, state["residuals"])
+
+    def _round_to_go_on_from(self, trainer: nnUNetTrainer, body: TrainRequest | EvaluateRequest) -> int:
+        """The last round that counted; the last before this one, if later ones came too late to count."""
+        rounds = finished_rounds(Path(trainer.output_folder))
+        if body.trained not in rounds and body.trained < body.server_round:
+            return max((done for done in rounds if body.trained < done < body.server_round), default=body.trained)
+        return body.trained
 
     def _enter_fold(self, fold: Fold) -> nnUNetTrainer:
         """The trainer of ``fold``; folds follow each other, each from its own beginning."""
@@ -380,7 +411,7 @@ def run_node_worker(settings: NodeSettings, address: str, key: bytes, ready: Cal
         ready: called when the worker listens.
     """
     set_up_process(settings.folder / "node.log", settings.threads)
-    channel = WorkerChannel(address, key)
+    channel = WorkerChannel(address, key, AuditLog(settings.folder / AUDIT_LOG, settings.name).record)
     worker = NodeWorker(settings, channel)
     ready()
     worker.serve()

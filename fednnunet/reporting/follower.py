@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from fednnunet.exchange.messages import Fold
@@ -29,6 +29,9 @@ class Follower:
 
     def message(self, text: str) -> None:
         self.progress.message(text)
+
+    def waiting(self, nodes: Collection[str]) -> None:
+        self.progress.waiting(nodes)
 
     def plans(self, plans: Mapping[str, Any]) -> None:
         self.tracker.log_plans(plans)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -159,6 +159,15 @@ class RunProgress:
                 )
                 left = f"  {_clock(self._seconds_left())} left" if server_round < self._rounds else ""
                 self._say(f"round {server_round}/{self._rounds}  pseudo-Dice  {scores}{left}")
+
+    def waiting(self, nodes: Collection[str]) -> None:
+        """The federation waits for these nodes to come back; none when it goes on."""
+        with self._lock:
+            for node, line in self._lines.items():
+                if node in nodes:
+                    line.state = "away"
+                elif line.state == "away":
+                    line.state = _STATES.get(self._stage, self._stage)
 
     def message(self, text: str) -> None:
         """Say something that stays on the screen."""

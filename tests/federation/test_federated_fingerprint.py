@@ -14,6 +14,7 @@ from flwr.clientapp import ClientApp
 from fednnunet import __version__
 from fednnunet.errors import ProtocolError
 from fednnunet.exchange.messages import FingerprintReply, FingerprintRequest, PlanReply, PlanRequest
+from fednnunet.federation.contact import Contact
 from fednnunet.federation.grid import LocalGrid
 from fednnunet.federation.journal import Journal
 from fednnunet.federation.server_app import ServerSettings, describe_nodes, plan_networks
@@ -89,7 +90,8 @@ def federate(nodes: Nodes, folder: Path) -> None:
     grid = LocalGrid(nodes.app, {number: {"name": name} for number, name in enumerate(CASES, start=1)}, 2)
     settings = ServerSettings("histogram", [0], timeout=20)
     journal = Journal(folder, "ffe")
-    plan_networks(grid, describe_nodes(grid, settings, journal), settings, journal)
+    contact = Contact(grid)
+    plan_networks(contact, describe_nodes(contact, settings, journal), settings, journal)
     grid.close()
 
 

@@ -9,7 +9,8 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from fednnunet.federation.grid import LocalGrid, stream_replies
+from fednnunet.federation.contact import Contact
+from fednnunet.federation.grid import LocalGrid
 
 app = ClientApp()
 release = threading.Event()
@@ -85,7 +86,7 @@ def test_replies_are_streamed_as_they_come(grid: LocalGrid) -> None:
     release.clear()
     first, *rest = to_all(grid, "train")
     quick = Message(RecordDict(), dst_node_id=2, message_type="query.name")
-    stream = stream_replies(grid, [first, quick], timeout=20)
+    stream = Contact(grid).stream([first, quick], timeout=20)
     assert next(stream).metadata.src_node_id == 2
     release.set()
     assert next(stream).metadata.src_node_id == 1

@@ -15,6 +15,7 @@ from fednnunet.errors import ConfigError, NodeError
 from fednnunet.exchange.channel import Request, WorkerChannel
 from fednnunet.exchange.messages import Failure, FingerprintReply
 from fednnunet.federation.client_app import app
+from fednnunet.federation.contact import Contact
 from fednnunet.federation.grid import LocalGrid
 from fednnunet.federation.journal import Journal
 from fednnunet.federation.server_app import Federation, ServerSettings, describe_nodes
@@ -117,7 +118,7 @@ def describe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, journal: Said, ask
             grid.together = together
             stack.callback(grid.close)
             timeout = settings.pop("timeout", 20)
-            return describe_nodes(grid, ServerSettings(None, [0], timeout, **settings), journal)  # type: ignore[arg-type]
+            return describe_nodes(Contact(grid, journal), ServerSettings(None, [0], timeout, **settings), journal)  # type: ignore[arg-type]
 
         held: list[Request] = []  # of nodes that keep silent: the relay sees no end of the connection
 
@@ -130,7 +131,8 @@ def describe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, journal: Said, ask
 
         yield run
         for request in held:
-            request.close()
+            with contextlib.suppress(OSError):  # its own thread closes it at this moment
+                request.close()
 
 
 def names(federation: Federation) -> list[str]:

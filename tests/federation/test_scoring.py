@@ -27,6 +27,7 @@ from fednnunet.exchange.messages import (
     PlanReply,
 )
 from fednnunet.federation.client_app import app
+from fednnunet.federation.contact import Contact
 from fednnunet.federation.grid import LocalGrid
 from fednnunet.federation.journal import Journal
 from fednnunet.federation.scoring import score_external_centres
@@ -105,7 +106,7 @@ def score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, journal: Journal) -> 
             grid = LocalGrid(app, configs, 1)
             stack.callback(grid.close)
             settings = ServerSettings(None, list(finished), 20, min_nodes=min_nodes)
-            score_external_centres(grid, federation(strategy), strategy, finished, settings, journal)
+            score_external_centres(Contact(grid), federation(strategy), strategy, finished, settings, journal)
             cases = pd.read_csv(journal.cases, dtype={"fold": str})
             assert set(cases["node"]) == {"Riga"}
             return cases.set_index(["fold", "model"])["dsc"].to_dict()

@@ -1,0 +1,149 @@
+"""``fednnunet node audit``: what left a node, for people; :mod:`fednnunet.deployment.audit_trail` reads the log."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.markup import escape
+from rich.table import Table
+
+from fednnunet.deployment.audit_trail import Group, Summary, Trail, read_trail, summarise
+from fednnunet.exchange.messages import Kind
+from fednnunet.node.audit import OPENED, Entry
+
+WHAT = {
+    Kind.FINGERPRINT: "Description of the data",
+    Kind.PLAN: "Plan of the network",
+    Kind.PREPROCESS: "Counts after preprocessing",
+    Kind.TRAIN: "Figures of training",
+    Kind.EVALUATE: "Scores of segmentations",
+}
+
+
+def show_audit(paths: Sequence[Path], console: Console, *, entries: bool, as_json: bool) -> bool:
+    """Print what the logs say.
+
+    Args:
+        paths: of the logs.
+        console: takes it.
+        entries: one line a reply too.
+        as_json: a list of objects, one a log, instead of text.
+
+    Returns:
+        Whether every chain is unbroken and nothing left that was not to leave.
+    """
+    trails = [read_trail(path) for path in paths]
+    summaries = [summarise(trail.entries) for trail in trails]
+    if as_json:
+        objects = [_as_dict(trail, told, entries) for trail, told in zip(trails, summaries, strict=True)]
+        console.print(json.dumps(objects, indent=1), soft_wrap=True, highlight=False, markup=False)
+    else:
+        for trail, told in zip(trails, summaries, strict=True):
+            _show(trail, told, console, entries)
+    return not any(trail.breaks for trail in trails) and not any(told.unexpected for told in summaries)
+
+
+def _as_dict(trail: Trail, told: Summary, entries: bool) -> dict[str, Any]:
+    lines = {"lines": [entry.model_dump(mode="json", exclude_defaults=True) for entry in trail.entries]}
+    return {
+        "path": str(trail.path),
+        "nodes": _nodes(trail),
+        "entries": len(trail.entries),
+        "unbroken": not trail.breaks,
+        "breaks": trail.breaks,
+        "torn": trail.torn,
+        "head": trail.head,
+        **dataclasses.asdict(told),
+        **(lines if entries else {}),
+    }
+
+
+def _nodes(trail: Trail) -> list[str]:
+    return list(dict.fromkeys(entry.node for entry in trail.entries))
+
+
+def _show(trail: Trail, told: Summary, console: Console, entries: bool) -> None:
+    console.print(f"\n[bold]What left node {escape(', '.join(_nodes(trail)) or '?')}[/bold]", highlight=False)
+    console.print(str(trail.path), style="dim", soft_wrap=True, highlight=False, markup=False)
+    for run in dict.fromkeys(group.run for group in told.groups):
+        console.print(_table(run, [group for group in told.groups if group.run == run]))
+    if entries:
+        for entry in trail.entries:
+            console.print(entry_line(entry), soft_wrap=True, highlight=False, markup=False)
+        console.print()
+    for sentence in sentences(told):
+        console.print(f"• {sentence}", soft_wrap=True, highlight=False, markup=False)
+    for found in told.unexpected:
+        console.print(f"! not to be expected: {found}", style="bold red", soft_wrap=True, highlight=False, markup=False)
+    if trail.torn:
+        console.print(f"• The last line is torn ({trail.torn} bytes): what it tells of has not left.", soft_wrap=True)
+    for broken in trail.breaks:
+        console.print(f"! chain broken: {broken}", style="bold red", soft_wrap=True, highlight=False, markup=False)
+    if not trail.breaks:
+        head = f"; digest of the last: {trail.head}" if trail.head else ""
+        console.print(f"• Chain: unbroken, {len(trail.entries)} entries{head}", soft_wrap=True, highlight=False)
+
+
+def _table(run: str | None, groups: Sequence[Group]) -> Table:
+    title = f"run {escape(run)}" if run else None
+    table = Table(box=None, title=title, title_justify="left", padding=(0, 1, 0, 0), pad_edge=False)
+    for name in ("message", "replies", "failed", "tensors", "size", "first (UTC)", "last (UTC)"):
+        table.add_column(name, justify="right" if name in ("replies", "failed", "tensors", "size") else "left")
+    for group in groups:
+        counts = (f"{count:,}" for count in (group.replies, group.failures, group.tensors))
+        name = group.kind.value.rpartition(".")[2]
+        table.add_row(name, *counts, decimal(group.bytes), _minute(group.first), _minute(group.last))
+    return table
+
+
+def sentences(told: Summary) -> list[str]:
+    """What kinds of things left, in plain words."""
+    said = []
+    for kind, what in WHAT.items():
+        replies = sum(group.replies - group.failures for group in told.groups if group.kind is kind)
+        if not replies:
+            continue
+        listed = [_field(name, numbers) for name, numbers in told.fields[kind].items()]
+        said.append(f"{what}, {replies} ×: {', '.join(listed)}.")
+    if told.scores:
+        said.append(f"Rows of scores: {told.scores:,}; cases are numbers in them, not names.")
+    said += [f"Text of an error: {reason}" for reason in told.reasons]
+    if told.tensors:
+        compared = told.tensors - told.uncompared
+        if not told.unexpected:
+            each = f"{compared:,} of them have" if told.uncompared else "Each has"
+            said.append(
+                f"Tensors: {told.tensors:,}. {each} the name and the shape of a layer of the network that the node "
+                "planned."
+            )
+        if told.uncompared:
+            said.append(f"Tensors that can not be compared, as the log has no plan before them: {told.uncompared:,}.")
+    if told.largest is not None:
+        said.append(f"The largest single thing beside tensors: {told.largest}, {told.largest_bytes:,} bytes.")
+    if told.withheld:
+        said.append(f"Replies kept back because this log could not be written: {told.withheld:,}.")
+    return said
+
+
+def _field(name: str, numbers: int) -> str:
+    if numbers == 0 or (numbers == 1 and not name.startswith(OPENED)):
+        return name
+    return f"{name} ({numbers:,} {'number' if numbers == 1 else 'numbers'})"
+
+
+def entry_line(entry: Entry) -> str:
+    """One line that tells of one reply."""
+    asked = ", ".join(f"{name} {value}" for name, value in entry.asked.items())
+    end = f"failed: {entry.reason}" if not entry.ok else f"{len(entry.tensors)} tensors, {decimal(entry.bytes)}"
+    scores = f", {entry.scores} scores" if entry.scores else ""
+    return f"{entry.time[:19]}  {entry.kind.value}  ({asked})  {end}{scores}"
+
+
+def _minute(time: str) -> str:
+    return time[:16].replace("T", " ")

@@ -1,0 +1,192 @@
+"""A node's log of what left it, read back: whether it is whole, and what it adds up to."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from fednnunet.deployment.node_config import read_site
+from fednnunet.errors import DataError, first_problem
+from fednnunet.exchange.messages import REPLIES, Failure, Kind
+from fednnunet.node.audit import AUDIT_LOG, Entry, digest_of
+
+
+@dataclass(frozen=True)
+class Trail:
+    """A log that was read.
+
+    Attributes:
+        path: of the file.
+        entries: its lines, as far as they can be read.
+        breaks: where lines were changed or removed, in words.
+        torn: bytes at the end that are no whole line; what they tell of has not left.
+        head: digest of the last line; None of an empty log.
+    """
+
+    path: Path
+    entries: list[Entry]
+    breaks: list[str]
+    torn: int
+    head: str | None
+
+
+@dataclass(frozen=True)
+class Group:
+    """All replies of one kind in one run."""
+
+    run: str | None
+    kind: Kind
+    replies: int
+    failures: int
+    tensors: int
+    bytes: int
+    first: str
+    last: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What left, as far as a log tells.
+
+    Attributes:
+        groups: by run and kind, in the order in which they began.
+        fields: kind to the fields that left in bodies, to the largest number of numbers in one of each.
+        reasons: texts of errors that left, each once.
+        scores: rows of scores.
+        largest: field that was the largest single thing beside tensors; None where nothing left.
+        largest_bytes: its size.
+        tensors: that left.
+        unexpected: tensors that no layer of the node's plan has the name and shape of, each once; and fields that
+            the protocol does not know.
+        uncompared: tensors before which the log has no plan.
+        withheld: replies that were kept back because the log could not be written.
+    """
+
+    groups: list[Group]
+    fields: dict[str, dict[str, int]]
+    reasons: list[str]
+    scores: int
+    largest: str | None
+    largest_bytes: int
+    tensors: int
+    unexpected: list[str]
+    uncompared: int
+    withheld: int
+
+
+def find_logs(path: Path) -> list[Path]:
+    """The logs that ``path`` stands for: itself, that of a node's YAML or folder, or those of a run's nodes.
+
+    Raises:
+        DataError: there is none.
+        ConfigError: the YAML is not that of a node.
+    """
+    if path.is_file() and path.suffix in (".yaml", ".yml"):
+        path = read_site(path).folder
+    if path.is_file():
+        return [path]
+    own = path / AUDIT_LOG
+    found = [own] if own.is_file() else sorted([*path.glob(f"*/{AUDIT_LOG}"), *path.glob(f"nodes/*/{AUDIT_LOG}")])
+    if not found:
+        raise DataError(
+            f"{path} holds no {AUDIT_LOG}; name the file, the folder or the YAML of a node, or the folder of a run"
+        )
+    return found
+
+
+def read_trail(path: Path) -> Trail:
+    """Read a log and follow its chain.
+
+    Raises:
+        DataError: the file can not be read.
+    """
+    entries, breaks, head, torn = [], [], None, 0
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    torn = len(line)
+                    break
+                line = line[:-1]
+                try:
+                    entry = Entry.model_validate_json(line)
+                except ValidationError as error:
+                    breaks.append(f"line {number} is no entry ({first_problem(error, 'line')})")
+                else:
+                    entries.append(entry)
+                    if entry.previous != head:
+                        breaks.append(_break(number))
+                head = digest_of(line)
+    except OSError as error:
+        raise DataError(f"{path} can not be read: {error.strerror}") from None
+    return Trail(path, entries, breaks, torn, head)
+
+
+def _break(number: int) -> str:
+    if number == 1:
+        return "line 1 is not the log's first: lines before it are gone"
+    return f"line {number} does not follow line {number - 1}: that one was changed, or lines between them are gone"
+
+
+def summarise(entries: Iterable[Entry]) -> Summary:
+    """What left, from all lines of a log."""
+    groups: dict[tuple[str | None, Kind], Group] = {}
+    fields: dict[str, dict[str, int]] = {}
+    planned: dict[str | None, dict[str, list[int]]] = {}
+    reasons: dict[str, None] = {}
+    unexpected: dict[str, None] = {}
+    scores = tensors = uncompared = withheld = largest_bytes = 0
+    largest = None
+    for entry in entries:
+        key = entry.run, entry.kind
+        groups[key] = _add(groups.get(key), entry)
+        scores += entry.scores or 0
+        tensors += len(entry.tensors)
+        withheld += entry.withheld
+        if entry.reason is not None:
+            reasons[entry.reason] = None
+        if entry.layers is not None:
+            planned[entry.run] = entry.layers
+        known = (REPLIES[entry.kind] if entry.ok else Failure).model_fields
+        told = fields.setdefault(entry.kind if entry.ok else "error", {})
+        for name, field in entry.fields.items():
+            told[name] = max(told.get(name, 0), field.numbers)
+            if name.partition(".")[0] not in known:
+                unexpected[f"field {name} of {entry.kind}"] = None
+            if field.bytes > largest_bytes:
+                largest, largest_bytes = f"{name} of {entry.kind}", field.bytes
+        layers = planned.get(entry.run)
+        if layers is None:
+            uncompared += len(entry.tensors)
+            continue
+        for name, tensor in entry.tensors.items():
+            if layers.get(name) != tensor.shape:
+                unexpected[f"tensor {name} of shape {tuple(tensor.shape)}"] = None
+    return Summary(
+        list(groups.values()),
+        fields,
+        list(reasons),
+        scores,
+        largest,
+        largest_bytes,
+        tensors,
+        list(unexpected),
+        uncompared,
+        withheld,
+    )
+
+
+def _add(group: Group | None, entry: Entry) -> Group:
+    before = group or Group(entry.run, entry.kind, 0, 0, 0, 0, entry.time, entry.time)
+    return dataclasses.replace(
+        before,
+        replies=before.replies + 1,
+        failures=before.failures + (not entry.ok),
+        tensors=before.tensors + len(entry.tensors),
+        bytes=before.bytes + entry.bytes,
+        last=entry.time,
+    )

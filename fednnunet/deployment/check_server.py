@@ -1,0 +1,275 @@
+"""What ``fednnunet node check`` asks of the server: each step of the way to it, and whether it knows the node."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import email.utils
+import json
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from typing import Any
+from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import httpx
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_TOLERANCE
+from flwr.proto.fleet_pb2 import ActivateNodeRequest
+from flwr.supercore.error import ApiErrorCode, FlowerError
+from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+from fednnunet import __version__
+from fednnunet.deployment.findings import Finding
+from fednnunet.deployment.node_config import SiteConfig, split_address
+
+TIMEOUT = 10.0
+"""Seconds for a connection and for an answer."""
+VERSION_PATH = "/v1/fleet/fednnunet"
+EXPIRES_SOON = timedelta(days=30)
+CLOCKS_AGREE = 2.0
+"""Seconds; the server tells whole ones, and the answer takes its time."""
+NO_INTERVAL = 0
+"""A heartbeat interval that Flower refuses."""
+
+
+def check_connection(site: SiteConfig) -> Finding:
+    """Whether there is a way to the server, or to the proxy before it."""
+    proxy = _proxy(site)
+    host, port = (str(proxy.hostname), proxy.port or 3128) if proxy else split_address(site.server)
+    where = f"proxy {host}:{port} (of the environment)" if proxy else f"{host}:{port}"
+    try:
+        with socket.create_connection((host, port), TIMEOUT) as connection:
+            address = connection.getpeername()[0]
+    except socket.gaierror:
+        return Finding("bad", f"{host} is no name that this machine's DNS knows", "mend server in the YAML, or the DNS")
+    except ConnectionRefusedError:
+        return Finding(
+            "bad", f"{where} refuses connections", "is the server up? its operator can see: fednnunet server status"
+        )
+    except OSError as error:
+        return Finding(
+            "bad",
+            f"no connection to {where}: {error}",
+            f"ask IT to allow outgoing TCP connections to port {port} of {host}; see docs/deployment.md for proxies",
+        )
+    return Finding("good", f"{where} at {address} accepts connections")
+
+
+def check_tls(site: SiteConfig, _certificate: None, _connection: None) -> Finding:
+    """Whether the server proves who it is, and how long its certificate is valid."""
+    if site.insecure:
+        return Finding("good", "none, as insecure is true")
+    try:
+        with _connected(site) as connection:
+            der = connection.sock.getpeercert(binary_form=True)
+    except ssl.SSLCertVerificationError as error:
+        return Finding("bad", *_why_not_trusted(error, site))
+    except ssl.SSLError as error:
+        if error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
+            return Finding(
+                "bad", f"{site.server} speaks no TLS", "is it the right port? was the server started insecure?"
+            )
+        return Finding("bad", f"no TLS with {site.server}: {error}", _INSPECTED)
+    except (OSError, HTTPException) as error:
+        return Finding("bad", f"no TLS with {site.server}: {error or type(error).__name__}", _INSPECTED)
+    expires = x509.load_der_x509_certificate(der).not_valid_after_utc
+    found = f"the server's certificate is for {split_address(site.server)[0]}, until {expires:%Y-%m-%d}"
+    if expires - datetime.now(UTC) < EXPIRES_SOON:
+        return Finding(
+            "warning", found, "remind the server's operator: nodes need nothing, the server a new server.crt"
+        )
+    return Finding("good", found)
+
+
+_INSPECTED = "where a firewall or proxy opens TLS, ask IT to exempt the server's address"
+
+
+def _why_not_trusted(error: ssl.SSLCertVerificationError, site: SiteConfig) -> tuple[str, str]:
+    """What is wrong with the server's certificate, and what to do; by OpenSSL's ``X509_V_ERR_…`` numbers."""
+    host = split_address(site.server)[0]
+    match error.verify_code:
+        case 9 | 10:
+            return (
+                f"the server's certificate is not valid at {datetime.now(UTC):%Y-%m-%d %H:%M} UTC: "
+                f"{error.verify_message}",
+                "if that is the time, tell the server's operator: it needs a new server.crt; else set this clock",
+            )
+        case 62 | 64:
+            return (
+                f"the server's certificate is not for {host}",
+                "give the server in the YAML by the name that its certificate is for, or let it be made for this one: "
+                f"fednnunet keys … --server {host}",
+            )
+        case _:
+            return (
+                f"the server's certificate is not signed by {site.certificate} ({error.verify_message})",
+                f"use the ca.crt that the server's operator sent; {_INSPECTED}",
+            )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the server says of itself.
+
+    Attributes:
+        ahead: seconds by which this machine's clock is ahead of the server's; None where it does not tell the time.
+    """
+
+    ahead: float | None
+
+
+def check_server(site: SiteConfig, _tls: None) -> Finding:
+    """Whether the server answers HTTP, and runs the version that this node does."""
+    try:
+        with _connected(site) as connection:
+            asked = time.time()
+            connection.request("GET", VERSION_PATH)
+            response = connection.getresponse()
+            answered = time.time()
+            text, status, date = response.read(2**16), response.status, response.getheader("Date")
+    except (OSError, HTTPException) as error:
+        return Finding(
+            "bad", f"{site.server} does not answer HTTP: {error or type(error).__name__}", "is it the right port?"
+        )
+    answer = Answer(_ahead((asked + answered) / 2, date))
+    if status not in (200, 404):
+        return Finding("bad", f"{site.server} answers {status} {response.reason}", "tell the server's operator")
+    there = _versions(text) if status == 200 else {}
+    if "fednnunet" not in there:
+        return Finding("warning", f"{site.server} answers, but does not tell its version", "ask its operator", answer)
+    found = f"fednnunet {there['fednnunet']}, flwr {there.get('flwr', 'unknown')}"
+    if there["fednnunet"] != __version__:
+        return Finding(
+            "bad",
+            f"{found}; this node has fednnunet {__version__}",
+            "server and nodes must run the same version: install the server's here, or ask its operator",
+            answer,
+        )
+    return Finding("good", found, value=answer)
+
+
+def _versions(text: bytes) -> dict[str, str]:
+    with contextlib.suppress(ValueError):
+        if isinstance(there := json.loads(text), dict):
+            return {key: str(value)[:50] for key, value in there.items()}
+    return {}
+
+
+def _ahead(here: float, date: str | None) -> float | None:
+    try:
+        there = email.utils.parsedate_to_datetime(date or "")
+    except ValueError:
+        return None
+    return here - (there.timestamp() + 0.5)  # it is cut to whole seconds
+
+
+def check_clock(answer: Answer) -> Finding:
+    """Whether this machine's clock agrees with the server's so far that Flower takes what the node signs."""
+    if answer.ahead is None:
+        return Finding(
+            "warning", "the server does not tell its time", "see that this machine's clock is set: timedatectl"
+        )
+    seconds, todo = abs(answer.ahead), "let the clock be set: timedatectl set-ntp true (in WSL2: wsl --shutdown)"
+    agrees = seconds <= CLOCKS_AGREE
+    found = f"{seconds:.0f} s {'ahead of' if answer.ahead > 0 else 'behind'} the server's" if not agrees else ""
+    if not -TIMESTAMP_TOLERANCE < answer.ahead < SYSTEM_TIME_TOLERANCE:
+        return Finding(
+            "bad",
+            f"{found}; at most {SYSTEM_TIME_TOLERANCE} s ahead and {TIMESTAMP_TOLERANCE} s behind are accepted",
+            todo,
+        )
+    return Finding("good", f"within {CLOCKS_AGREE:g} s of the server's") if agrees else Finding("warning", found, todo)
+
+
+def check_registration(site: SiteConfig, key: ec.EllipticCurvePrivateKey | None, _tls: None, _clock: None) -> Finding:
+    """Whether the server knows the node's key.
+
+    Asks to activate the node with a heartbeat interval that Flower refuses: it looks first at the signature, then
+    whether the key is registered, then at the interval. So nothing changes at the server, and a node that runs with
+    this key is not disturbed; any accepted call would have sent it offline or taken its messages.
+    """
+    if key is None:
+        return Finding("good", "none, as insecure is true")
+    public = key.public_key()
+    assert site.certificate is not None
+    try:
+        with FleetHttpClient.from_server_address(
+            site.server,
+            False,
+            site.certificate.read_bytes(),
+            [RuntimeVersionHttpInterceptor(component_name="SuperNode"), NodeAuthHttpInterceptor(key, public)],
+        ) as client:
+            client.ActivateNode(
+                ActivateNodeRequest(public_key=public_key_to_bytes(public), heartbeat_interval=NO_INTERVAL)
+            )
+    except httpx.HTTPStatusError as error:
+        return _as_flower_says(error.response, site)
+    except httpx.HTTPError as error:
+        return Finding("bad", f"{site.server} does not answer: {error}", "try again; else tell the server's operator")
+    return Finding("warning", "the server does not check the node", "tell the server's operator")
+
+
+def _as_flower_says(response: httpx.Response, site: SiteConfig) -> Finding:
+    problem = FlowerError.from_json(response.text)
+    code = problem.code if problem is not None else None
+    if code == ApiErrorCode.FLEET_INVALID_HEARTBEAT_INTERVAL:
+        return Finding("good", f"the server knows the key of {site.name}")
+    if code == ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED:
+        return Finding(
+            "bad",
+            f"the server does not know the key {site.key}",
+            f"its operator must put its node.pub into nodes/{site.name} of the server's keys, and restart the server",
+        )
+    if response.status_code == httpx.codes.UNAUTHORIZED:
+        return Finding("bad", f"the server does not accept what {site.key} signs", "look at the clock; then try again")
+    said = problem.message if problem is not None else response.reason_phrase
+    return Finding(
+        "bad", f"{site.server} answers {response.status_code} {said}", "is it a FednnU-Net server? ask its operator"
+    )
+
+
+def _proxy(site: SiteConfig) -> SplitResult | None:
+    """The proxy that Flower's client takes to the server, by ``HTTPS_PROXY`` and ``NO_PROXY``."""
+    proxies = getproxies()
+    proxy = proxies.get("http" if site.insecure else "https") or proxies.get("all")
+    if not proxy or proxy_bypass(split_address(site.server)[0]):
+        return None
+    return urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+
+
+@contextlib.contextmanager
+def _connected(site: SiteConfig) -> Iterator[Any]:
+    """An HTTP connection to the server; it trusts the authority in ``certificate`` and no other."""
+    (host, port), proxy = split_address(site.server), _proxy(site)
+    via = (str(proxy.hostname), proxy.port or 3128) if proxy else (host, port)
+    connection: HTTPConnection
+    if site.insecure:
+        connection = HTTPConnection(*via, timeout=TIMEOUT)
+    else:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.load_verify_locations(cafile=site.certificate)
+        connection = HTTPSConnection(*via, timeout=TIMEOUT, context=context)
+    if proxy:
+        connection.set_tunnel(host, port, _credentials(proxy))
+    try:
+        connection.connect()
+        yield connection
+    finally:
+        connection.close()
+
+
+def _credentials(proxy: SplitResult) -> dict[str, str]:
+    if proxy.username is None:
+        return {}
+    both = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
+    return {"Proxy-Authorization": f"Basic {base64.b64encode(both.encode()).decode()}"}

@@ -1,0 +1,49 @@
+"""Run the ServerApp of a federation across machines, through whatever happens to the server."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from flwr.serverapp import ServerApp
+
+from fednnunet.deployment.grid import RunLost, SuperLinkGrid
+from fednnunet.errors import ConfigError
+from fednnunet.lock import locked
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 5.0
+
+
+def run_across_machines(state: Path, app: ServerApp, tell: Callable[[str], None]) -> None:
+    """Run ``app`` at the server with this state folder; where Flower's run is lost, begin another and go on.
+
+    Args:
+        state: folder of the server's state (``fednnunet server up``).
+        app: can be called again: it goes on from its last finished round.
+        tell: gets a line for the operator.
+
+    Raises:
+        ConfigError: there is no server, or another run is using it.
+        FednnUNetError: what ``app`` raises.
+    """
+    begun = False
+    with locked(state / "run"):
+        while True:
+            try:
+                with contextlib.closing(SuperLinkGrid(state, tell)) as grid:
+                    begun = True
+                    grid.run_server(app)
+                    return
+            except RunLost as lost:
+                log.warning("%s", lost, exc_info=True)
+                tell(f"{lost}; it goes on from the last finished round as soon as the server can be reached")
+            except ConfigError:
+                if not begun:
+                    raise
+            begun = True
+            threading.Event().wait(RETRY_SECONDS)

@@ -1,0 +1,277 @@
+"""``fednnunet server status``: the server, its nodes and the run, as they are now."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import psutil
+from cryptography import x509
+from flwr.common.constant import HEARTBEAT_PATIENCE
+from flwr.proto.node_pb2 import NodeInfo
+from pydantic import AwareDatetime, BaseModel, ConfigDict, TypeAdapter, ValidationError
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from fednnunet.deployment.operator import GONE_AWAY, Operator, ServerFacts, read_server
+from fednnunet.deployment.run_status import RUN_FILE
+from fednnunet.errors import ConfigError, first_problem
+
+WATCH_SECONDS = 2.0
+EXPIRES_SOON = timedelta(days=30)
+QUIET = timedelta(hours=1)
+"""Without a change at a run that has not finished; worth a look."""
+ONLINE = "online"
+
+AskNodes = Callable[[Path], list[NodeInfo]]
+
+
+class NodeProgress(BaseModel):
+    """What a node's last reply in training told."""
+
+    model_config = ConfigDict(frozen=True)
+
+    round: int
+    train_loss: float | None = None
+    pseudo_dice: float | None = None
+    seen: AwareDatetime | None = None
+
+
+class RunState(BaseModel):
+    """``run.json`` of a server's state folder, which the run keeps up to date.
+
+    Attributes:
+        run: its folder.
+        stage: of :class:`~fednnunet.federation.journal.Observer`.
+        waiting_for: names of nodes without which the run does not go on.
+        message: what it told its operator last.
+        updated: when it last changed.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    run: str
+    strategy: str
+    dataset: str
+    stage: str
+    fold: int | str | None = None
+    round: int = 0
+    rounds: int = 0
+    nodes: dict[str, NodeProgress] = {}
+    waiting_for: list[str] = []
+    message: str = ""
+    updated: AwareDatetime
+    finished: bool = False
+
+
+@dataclass(frozen=True)
+class NodeStatus:
+    """One registered node.
+
+    Attributes:
+        seen: about when its last heartbeat came; None before the first.
+        progress: of its last round in the run, if it took part.
+    """
+
+    name: str
+    online: bool
+    seen: datetime | None
+    progress: NodeProgress | None
+
+
+@dataclass(frozen=True)
+class Status:
+    """What there is to know at one moment.
+
+    Attributes:
+        server: what it says of itself.
+        problem: why it did not answer; None when it did.
+        expires: when its certificate does; None without TLS.
+        nodes: registered ones; empty when the server did not answer.
+        run: that is under way or was last; None before the first.
+    """
+
+    server: ServerFacts
+    problem: str | None
+    expires: datetime | None
+    nodes: list[NodeStatus] = field(default_factory=list)
+    run: RunState | None = None
+
+
+def ask_nodes(state: Path) -> list[NodeInfo]:
+    """What the SuperLink knows of its nodes."""
+    return Operator(state).nodes()
+
+
+def read_status(state: Path, ask: AskNodes = ask_nodes) -> Status:
+    """Look at the server with the state folder ``state``, its nodes and its run.
+
+    Args:
+        state: the server's folder.
+        ask: for the nodes; called with ``state`` while the server runs.
+
+    Raises:
+        ConfigError: no server was started there, or a file in it can not be read.
+    """
+    server, run = read_server(state), _read_run(state)
+    expires = _expiry(Path(server.keys) / "server.crt") if server.keys is not None else None
+    if not _is_running(server):
+        problem = (
+            f"has died: process {server.pid} is gone; start it again with the same --state {state}, "
+            "nodes come back by themselves"
+        )
+        return Status(server, problem, expires, run=run)
+    try:
+        known = ask(state)
+    except GONE_AWAY as error:
+        problem = f"does not answer at {server.control} ({error or type(error).__name__}); see {state / 'server.log'}"
+        return Status(server, problem, expires, run=run)
+    progress = run.nodes if run is not None else {}
+    nodes = sorted((_node_status(info, progress) for info in known), key=lambda node: node.name)
+    return Status(server, None, expires, nodes, run)
+
+
+def _read_run(state: Path) -> RunState | None:
+    path = state / RUN_FILE
+    try:
+        return RunState.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        raise ConfigError(f"{path} is not what a run writes: {first_problem(error, 'file')}") from None
+
+
+def _expiry(certificate: Path) -> datetime:
+    try:
+        return x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{certificate} can not be read: {error}") from None
+
+
+def _is_running(server: ServerFacts) -> bool:
+    """Whether its process lives; another one may have got its number since."""
+    try:
+        begun = psutil.Process(server.pid).create_time()
+    except psutil.NoSuchProcess:
+        return False
+    return begun < datetime.fromisoformat(server.started).timestamp() + 1  # written in whole seconds
+
+
+def _node_status(info: NodeInfo, progress: Mapping[str, NodeProgress]) -> NodeStatus:
+    seen = None
+    if info.HasField("online_until") and info.HasField("last_activated_at"):
+        heartbeat = datetime.fromtimestamp(info.online_until - HEARTBEAT_PATIENCE * info.heartbeat_interval, UTC)
+        seen = max(heartbeat, datetime.fromisoformat(info.last_activated_at))
+    return NodeStatus(info.name or str(info.node_id), info.status == ONLINE, seen, progress.get(info.name))
+
+
+def show_status(state: Path, console: Console, watch: bool = False, ask: AskNodes = ask_nodes) -> bool:
+    """Print the status, once or again and again until Ctrl-C; whether the server answered at the end."""
+    status = read_status(state, ask)
+    if not watch:
+        console.print(render(status, datetime.now(UTC)))
+        return status.problem is None
+    with Live(console=console, auto_refresh=False, screen=console.is_terminal) as live:
+        try:
+            while True:
+                live.update(render(status, datetime.now(UTC)), refresh=True)
+                time.sleep(WATCH_SECONDS)
+                status = read_status(state, ask)
+        except KeyboardInterrupt:
+            return status.problem is None
+
+
+def as_json(status: Status) -> str:
+    """The status for programs; times in ISO 8601, what is not known is null."""
+    return TypeAdapter(Status).dump_json(status, indent=1).decode()
+
+
+def render(status: Status, now: datetime) -> RenderableType:
+    """The status for the terminal."""
+    parts: list[RenderableType] = [_server_line(status, now)]
+    if status.expires is not None:
+        parts.append(_certificate_line(status.expires, now))
+    if status.problem is None:
+        online = sum(node.online for node in status.nodes)
+        parts.append(Text(f"nodes    {online} of {len(status.nodes)} online"))
+    if status.run is not None:
+        parts.extend(_run_lines(status.run, now))
+    if status.nodes:
+        parts.append(_node_table(status, now))
+    return Group(*parts)
+
+
+def _server_line(status: Status, now: datetime) -> Text:
+    server = status.server
+    if status.problem is not None:
+        return Text(f"server   {status.problem}", style="red")
+    up = ago(datetime.fromisoformat(server.started), now)
+    how = "TLS and node keys" if server.tls else "plain HTTP, no node keys"
+    return Text(f"server   up for {up} at {server.address}, {how}, fednnunet {server.version}")
+
+
+def _certificate_line(expires: datetime, now: datetime) -> Text:
+    days = math.floor((expires - now) / timedelta(days=1))
+    if days < 0:
+        return Text(f"TLS      the certificate has expired on {expires:%Y-%m-%d}: make a new server.crt", style="red")
+    style = "yellow" if expires - now < EXPIRES_SOON else ""
+    return Text(f"TLS      the certificate is valid for {days} days, until {expires:%Y-%m-%d}", style=style)
+
+
+def _run_lines(run: RunState, now: datetime) -> list[Text]:
+    quiet = ago(run.updated, now)
+    where = f"fold {run.fold}, " if run.fold is not None else ""
+    stage = f"round {run.round} of {run.rounds}" if run.stage == "train" else f"stage {run.stage}"
+    lines = [Text(f"run      {run.strategy} on {run.dataset}, {where}{stage}; {run.run}")]
+    if run.finished:
+        lines.append(Text(f"         finished {quiet} ago", style="green"))
+    elif run.waiting_for:
+        lines.append(Text(f"         waits for {', '.join(run.waiting_for)}, for {quiet}", style="yellow"))
+    else:
+        style = "yellow" if now - run.updated > QUIET else ""
+        lines.append(Text(f"         last change {quiet} ago", style=style))
+    if run.message:
+        lines.append(Text(f"         {run.message}", style="dim"))
+    return lines
+
+
+def _node_table(status: Status, now: datetime) -> Table:
+    table = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False)
+    table.add_column("node")
+    table.add_column("state")
+    for name in ("last seen", "round", "loss", "pseudo-Dice"):
+        table.add_column(name, justify="right", no_wrap=True)
+    waiting = status.run.waiting_for if status.run is not None and not status.run.finished else []
+    for node in status.nodes:
+        state = Text("online", style="green") if node.online else Text("offline", style="red")
+        if node.name in waiting:
+            state.append(", waited for", style="yellow")
+        progress = node.progress
+        table.add_row(
+            Text(node.name),
+            state,
+            f"{ago(node.seen, now)} ago" if node.seen is not None else "never",
+            str(progress.round) if progress else "",
+            _number(progress.train_loss) if progress else "",
+            _number(progress.pseudo_dice) if progress else "",
+        )
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def ago(then: datetime, now: datetime) -> str:
+    """Time from ``then`` to ``now`` in its two largest units, such as ``3 h 20 min``."""
+    seconds = max(0, round((now - then).total_seconds()))
+    for unit, size, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if seconds >= size:
+            return f"{seconds // size} {unit} {seconds % size // part} {smaller}"
+    return f"{seconds} s"

@@ -1,0 +1,249 @@
+"""What left a node: a log of every reply, one JSON line each, written before the reply goes.
+
+A line tells names, sizes and digests, never values. It carries the digest of the line before it, so a line that is
+changed or removed later shows. Imports no training library: what reads the log has none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from fednnunet.errors import ProtocolError
+from fednnunet.exchange.arrays import SharedArrays, num_bytes
+from fednnunet.exchange.channel import Reply, Request
+from fednnunet.exchange.messages import (
+    REQUESTS,
+    Body,
+    EvaluateRequest,
+    Failure,
+    Kind,
+    PlanRequest,
+    TrainRequest,
+    parse_body,
+)
+
+log = logging.getLogger(__name__)
+
+AUDIT_LOG = "audit.jsonl"
+OPENED = ("fingerprint", "intensity_ranges")
+"""Fields of bodies whose parts are listed one by one: what is told of the images."""
+BLOCK = 1 << 16
+
+
+class Told(BaseModel):
+    """Size of a field that left.
+
+    Attributes:
+        bytes: as JSON.
+        numbers: how many numbers it holds.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    bytes: int
+    numbers: int
+
+
+class Tensor(BaseModel):
+    """An array that left."""
+
+    model_config = ConfigDict(frozen=True)
+
+    dtype: str
+    shape: list[int]
+    bytes: int
+
+
+class Entry(BaseModel):
+    """One line: a reply that was about to leave.
+
+    Attributes:
+        time: UTC, ISO 8601.
+        node: its name.
+        run: the federation's run, where there are several.
+        kind: of the message that is answered.
+        asked: what the server asked for, in short.
+        ok: whether the node did it.
+        reason: the text that left instead, where it did not.
+        bytes: of body and arrays.
+        body_sha256: digest of the body.
+        arrays_sha256: of the arrays, each filled up to 64 bytes with zeros; None without arrays.
+        withheld: replies kept back since the line before because the log could not be written; a
+            :class:`~fednnunet.exchange.messages.Failure` of one fixed text went instead of each.
+        mended: bytes of a torn line that were cut off before this one was written.
+        previous: digest of the line before, without its end of line; None for the first.
+        fields: of the body; ``fingerprint`` and ``intensity_ranges`` by their parts.
+        scores: rows of scores, in an answer to ``evaluate``.
+        layers: of the network that the node planned, name to shape, in an answer to ``query.plan``.
+        tensors: the arrays.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    time: str
+    node: str
+    run: str | None = None
+    kind: Kind
+    asked: dict[str, bool | int | str] = {}
+    ok: bool
+    reason: str | None = None
+    bytes: int
+    body_sha256: str
+    arrays_sha256: str | None = None
+    withheld: int = 0
+    mended: int = 0
+    previous: str | None = None
+    fields: dict[str, Told]
+    scores: int | None = None
+    layers: dict[str, list[int]] | None = None
+    tensors: dict[str, Tensor] = {}
+
+
+class AuditLog:
+    """Appends to a node's log; one process at a time.
+
+    A line reaches the disk before its reply leaves, so what left is in the log whatever happens. A crash, or a disk
+    that is full, can tear the last line; the reply that it tells of has not left then. The next append cuts the torn
+    line off, says so in ``mended``, and goes on from the last whole line, so the chain holds.
+
+    Args:
+        path: of the file; made with mode 0600 where it is not there.
+        node: its name.
+        run: the federation's run, where there are several in one log.
+    """
+
+    def __init__(self, path: Path, node: str, run: str | None = None) -> None:
+        self.path = path
+        self.node = node
+        self.run = run
+        self._last: str | None = None
+        self._withheld = self._mended = 0
+
+    def record(self, request: Request, reply: Reply) -> Failure | None:
+        """Append ``reply`` to the log; where that fails, what to send instead."""
+        try:
+            self._append(_described(request, reply))
+        except OSError as error:
+            self._withheld += 1
+            log.error("%s can not be written (%s): a reply to %s is kept back", self.path, error, request.kind)
+            reason = f"the log of what leaves it can not be written ({error.strerror}); nothing does until it can"
+            return Failure(reason=f"node {self.node}: {reason}, look at its disk", error="config")
+        return None
+
+    def _append(self, described: dict[str, Any]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            whole, torn = _tail(file)
+            size = os.fstat(file).st_size - torn
+            if torn:
+                os.ftruncate(file, size)
+                self._mended += torn
+            # The line that this process wrote last, not the file's: that lines were cut off since then shows.
+            previous = self._last or (digest_of(whole) if whole is not None else None)
+            described |= {"previous": previous, "withheld": self._withheld, "mended": self._mended}
+            entry = Entry(node=self.node, run=self.run, **described)
+            line = entry.model_dump_json(exclude_defaults=True).encode()
+            try:
+                rest = line + b"\n"
+                while rest:  # one write, unless the disk is full: then the second one says so
+                    rest = rest[os.write(file, rest) :]
+                os.fsync(file)
+            except OSError:
+                with contextlib.suppress(OSError):  # left to the next append
+                    os.ftruncate(file, size)
+                raise
+        finally:
+            os.close(file)
+        self._last, self._withheld, self._mended = digest_of(line), 0, 0
+
+
+def digest_of(line: bytes) -> str:
+    """What the next line carries of ``line``, which is without its end of line."""
+    return hashlib.sha256(line).hexdigest()
+
+
+def _tail(file: int) -> tuple[bytes | None, int]:
+    """The last whole line of ``file``, and the number of bytes after it."""
+    start = os.fstat(file).st_size
+    tail = b""
+    while start and tail.count(b"\n") < 2:
+        step = min(start, BLOCK)
+        start -= step
+        tail = os.pread(file, step, start) + tail
+    lines, end, torn = tail.rpartition(b"\n")
+    return (lines.rpartition(b"\n")[2] if end else None), len(torn)
+
+
+# what a line tells ------------------------------------------------------------------------------------
+
+
+def _described(request: Request, reply: Reply) -> dict[str, Any]:
+    """Fields of an :class:`Entry` that tell of one reply."""
+    body, content, tensors = reply.body.encode(), json.loads(reply.body), _tensors(reply.arrays)
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "kind": request.kind,
+        "asked": _asked(request),
+        "ok": reply.ok,
+        "reason": None if reply.ok else content["reason"],
+        "bytes": len(body) + sum(tensor.bytes for tensor in tensors.values()),
+        "body_sha256": hashlib.sha256(body).hexdigest(),
+        "arrays_sha256": None if reply.arrays is None else reply.arrays.sha256(),
+        "fields": dict(_fields(content)),
+        "scores": len(content["cases"]) if reply.ok and request.kind is Kind.EVALUATE else None,
+        "layers": content["layers"] if reply.ok and request.kind is Kind.PLAN else None,
+        "tensors": tensors,
+    }
+
+
+def _tensors(arrays: SharedArrays | None) -> dict[str, Tensor]:
+    if arrays is None:
+        return {}
+    return {
+        name: Tensor(dtype=array.dtype, shape=array.shape, bytes=num_bytes(array.shape, array.dtype))
+        for name, array in arrays.layout.arrays.items()
+    }
+
+
+def _fields(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Told]]:
+    for name, value in content.items():
+        path = prefix + name
+        if isinstance(value, dict) and (prefix or name in OPENED):
+            yield from _fields(value, f"{path}.")
+        elif value is not None:
+            text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+            yield path, Told(bytes=len(text.encode()), numbers=_numbers(value))
+
+
+def _numbers(value: Any) -> int:
+    if isinstance(value, list | dict):
+        return sum(map(_numbers, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _asked(request: Request) -> dict[str, bool | int | str]:
+    try:
+        body: Body = parse_body(REQUESTS[request.kind], request.body, "the server")
+    except ProtocolError:
+        return {"malformed": True}
+    asked = body.model_dump(include={"tell", "fold", "server_round", "dtype"})
+    if isinstance(body, PlanRequest):
+        asked["fingerprint"] = "own" if body.fingerprint is None else "federated"
+    if isinstance(body, TrainRequest | EvaluateRequest) and body.layers:
+        asked["layers"] = len(body.layers)
+    if isinstance(body, EvaluateRequest) and body.keep is not None:
+        asked["keep"] = body.keep.node
+    if isinstance(body, EvaluateRequest) and body.score:
+        asked["score"] = ", ".join(body.score)
+    return asked

@@ -1,0 +1,53 @@
+"""The server's outer door, as ``fednnunet server up`` serves it: Flower's Fleet API with TLS and node keys."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+from cryptography.hazmat.primitives.serialization import load_ssh_public_key
+from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID
+from flwr.server.superlink.linkstate import LinkState
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+
+from fednnunet.deployment.superlink import fleet_only, flower_app
+
+
+@contextmanager
+def flower_server(keys: Path, state: Path, plain: bool = False) -> Iterator[tuple[int, LinkState]]:
+    """A SuperLink on a port of this machine with the certificate in ``keys``; the port, and what it knows.
+
+    Args:
+        keys: folder with ``server.crt`` and ``server.key``.
+        state: folder for its database.
+        plain: without the door, as Flower serves it.
+    """
+    state.mkdir()
+    app = flower_app(state, auth=True)
+    config = uvicorn.Config(
+        app if plain else fleet_only(app, Counter()),
+        ssl_certfile=keys / "server.crt",
+        ssl_keyfile=keys / "server.key",
+        lifespan="off",
+        log_config=None,
+    )
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            yield listener.getsockname()[1], app.state.linkstate_factory.state()
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def register(known: LinkState, public_key_file: Path) -> int:
+    """Let a SuperLink know a node by its public key; the node's id."""
+    public = load_ssh_public_key(public_key_file.read_bytes())
+    return known.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, public_key_to_bytes(public), 0)

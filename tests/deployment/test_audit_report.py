@@ -1,0 +1,220 @@
+"""``fednnunet node audit``: what it adds up, what it finds, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fednnunet.cli import main
+from fednnunet.deployment.audit_trail import read_trail, summarise
+from fednnunet.exchange.messages import Kind
+from fednnunet.node.audit import Entry, Tensor, Told, digest_of
+
+LAYERS = {"encoder.weight": [8, 1, 3, 3], "encoder.bias": [8]}
+Audit = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def audit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Audit:
+    """Call the command with arguments; its exit code, and what it printed."""
+
+    def call(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["fednnunet", "node", "audit", *map(str, arguments)])
+        try:
+            code = main()
+        except SystemExit as finished:  # how typer ends a command
+            code = int(finished.code or 0)
+        printed = capsys.readouterr()
+        return code, printed.out + printed.err
+
+    return call
+
+
+def entry(kind: Kind, second: int, **fields: Any) -> Entry:
+    parts = {
+        "time": f"2026-07-02T08:00:{second:02d}.000+00:00",
+        "node": "Oslo",
+        "ok": True,
+        "bytes": 100,
+        "body_sha256": "0" * 64,
+        "fields": {},
+    }
+    return Entry.model_validate(parts | {"kind": kind} | fields)
+
+
+def tensors(**shapes: list[int]) -> dict[str, Tensor]:
+    return {name.replace("_", "."): Tensor(dtype="float32", shape=shape, bytes=4) for name, shape in shapes.items()}
+
+
+ENTRIES = [
+    entry(
+        Kind.FINGERPRINT,
+        0,
+        run="1",
+        fields={
+            "num_training": Told(bytes=1, numbers=1),
+            "fingerprint.spacings": Told(bytes=90, numbers=18),
+            "fingerprint.intensities.0.mean": Told(bytes=9, numbers=1),
+        },
+    ),
+    entry(Kind.PLAN, 1, run="1", fields={"plans": Told(bytes=3000, numbers=99)}, layers=LAYERS),
+    entry(Kind.TRAIN, 2, run="1", tensors=tensors(encoder_weight=[8, 1, 3, 3], encoder_bias=[8])),
+    entry(Kind.TRAIN, 3, run="1", ok=False, reason="no disk", fields={"reason": Told(bytes=9, numbers=0)}),
+    entry(Kind.TRAIN, 4, run="1", tensors=tensors(encoder_bias=[8]), withheld=2, asked={"fold": 0, "server_round": 7}),
+    entry(Kind.EVALUATE, 5, run="1", scores=12, fields={"cases": Told(bytes=700, numbers=60)}),
+]
+
+
+def write_log(path: Path, entries: list[Entry] = ENTRIES) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    previous, lines = None, []
+    for one in entries:
+        line = one.model_copy(update={"previous": previous}).model_dump_json(exclude_defaults=True).encode()
+        lines.append(line + b"\n")
+        previous = digest_of(line)
+    path.write_bytes(b"".join(lines))
+    return path
+
+
+def test_what_left_adds_up(tmp_path: Path) -> None:
+    told = summarise(read_trail(write_log(tmp_path / "audit.jsonl")).entries)
+    counted = {group.kind: (group.replies, group.failures, group.tensors, group.bytes) for group in told.groups}
+    assert counted == {
+        Kind.FINGERPRINT: (1, 0, 0, 100),
+        Kind.PLAN: (1, 0, 0, 100),
+        Kind.TRAIN: (3, 1, 3, 300),
+        Kind.EVALUATE: (1, 0, 0, 100),
+    }
+    training = told.groups[2]
+    assert (training.first[17:19], training.last[17:19]) == ("02", "04")
+    assert (told.reasons, told.scores, told.withheld) == (["no disk"], 12, 2)
+    assert (told.largest, told.largest_bytes) == ("plans of query.plan", 3000)
+    assert (told.tensors, told.uncompared, told.unexpected) == (3, 0, [])
+
+
+def test_people_read_what_left_and_that_the_log_is_whole(audit: Audit, tmp_path: Path) -> None:
+    code, printed = audit(write_log(tmp_path / "audit.jsonl"))
+    assert code == 0
+    for part in (
+        "What left node Oslo",
+        "run 1",
+        "fingerprint.spacings (18 numbers), fingerprint.intensities.0.mean (1 number)",
+        "Rows of scores: 12; cases are numbers in them, not names.",
+        "Text of an error: no disk",
+        "Tensors: 3. Each has the name and the shape of a layer of the network that the node planned.",
+        "The largest single thing beside tensors: plans of query.plan, 3,000 bytes.",
+        "Replies kept back because this log could not be written: 2.",
+        "unbroken, 6 entries",
+    ):
+        assert part in printed
+    assert "server_round" not in printed
+    code, printed = audit(tmp_path / "audit.jsonl", "--entries")
+    assert "2026-07-02T08:00:04  train  (fold 0, server_round 7)  1 tensors, 100 bytes" in printed
+    assert "2026-07-02T08:00:03  train  ()  failed: no disk" in printed
+
+
+def test_programs_read_the_same(audit: Audit, tmp_path: Path) -> None:
+    code, printed = audit(write_log(tmp_path / "audit.jsonl"), "--json", "--entries")
+    assert code == 0
+    (log,) = json.loads(printed)
+    assert (log["nodes"], log["entries"], log["unbroken"], log["scores"]) == (["Oslo"], 6, True, 12)
+    assert [line["kind"] for line in log["lines"]] == [one.kind for one in ENTRIES]
+
+
+def change(lines: list[bytes]) -> list[bytes]:
+    return [*lines[:2], lines[2].replace(b'"shape":[8]', b'"shape":[9]'), *lines[3:]]
+
+
+@pytest.mark.parametrize(
+    ("tamper", "said"),
+    [
+        (change, "line 4 does not follow line 3"),
+        (lambda lines: lines[:2] + lines[3:], "line 3 does not follow line 2"),
+        (lambda lines: lines[1:], "line 1 is not the log's first"),
+        (lambda lines: [lines[1], lines[0], *lines[2:]], "line 1 is not the log's first"),
+        (lambda lines: [*lines[:3], lines[2], *lines[3:]], "line 4 does not follow line 3"),
+        (lambda lines: [*lines[:3], b"{}\n", *lines[3:]], "line 4 is no entry"),
+    ],
+    ids=["changed", "removed", "first removed", "swapped", "doubled", "no entry"],
+)
+def test_tampering_is_found_and_its_line_named(
+    audit: Audit, tmp_path: Path, tamper: Callable[[list[bytes]], list[bytes]], said: str
+) -> None:
+    path = write_log(tmp_path / "audit.jsonl")
+    path.write_bytes(b"".join(tamper(path.read_bytes().splitlines(keepends=True))))
+    code, printed = audit(path)
+    assert code == 2
+    assert f"chain broken: {said}" in printed
+    assert "unbroken" not in printed
+
+
+@given(st.data())
+def test_any_changed_bit_before_the_last_line_is_found(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    path = write_log(tmp_path_factory.getbasetemp() / "bits.jsonl")
+    content = bytearray(path.read_bytes())
+    last = len(content) - len(content.splitlines()[-1]) - 1
+    content[data.draw(st.integers(0, last - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    path.write_bytes(content)
+    assert read_trail(path).breaks
+
+
+@pytest.mark.parametrize(
+    ("unexpected", "said"),
+    [
+        ({"tensors": tensors(scan=[512, 512, 30])}, "tensor scan of shape (512, 512, 30)"),
+        ({"tensors": tensors(encoder_weight=[512, 512, 30])}, "tensor encoder.weight of shape (512, 512, 30)"),
+        ({"fields": {"scan": Told(bytes=10**6, numbers=10**5)}}, "field scan of train"),
+    ],
+)
+def test_what_is_no_layer_of_the_plan_is_pointed_out(
+    audit: Audit, tmp_path: Path, unexpected: dict[str, Any], said: str
+) -> None:
+    path = write_log(tmp_path / "audit.jsonl", [*ENTRIES, entry(Kind.TRAIN, 6, run="1", **unexpected)])
+    code, printed = audit(path)
+    assert code == 2
+    assert f"not to be expected: {said}" in printed
+    assert "Each has" not in printed
+
+
+def test_tensors_without_a_plan_before_them_are_not_said_to_be_layers(audit: Audit, tmp_path: Path) -> None:
+    other_run = entry(Kind.TRAIN, 9, run="2", tensors=tensors(encoder_bias=[8]))
+    code, printed = audit(write_log(tmp_path / "audit.jsonl", [*ENTRIES, other_run]))
+    assert code == 0
+    assert "Tensors: 4. 3 of them have the name and the shape" in printed
+    assert "can not be compared, as the log has no plan before them: 1." in printed
+
+
+def test_a_torn_last_line_is_no_break(audit: Audit, tmp_path: Path) -> None:
+    path = write_log(tmp_path / "audit.jsonl")
+    with path.open("ab") as file:
+        file.write(b'{"time": "20')
+    code, printed = audit(path)
+    assert code == 0
+    assert "The last line is torn (12 bytes): what it tells of has not left." in printed
+
+
+def test_a_folder_a_run_and_a_yaml_lead_to_the_logs(audit: Audit, tmp_path: Path) -> None:
+    for name in ("Oslo", "Porto"):
+        write_log(tmp_path / "run" / "nodes" / name / "audit.jsonl")
+    site = tmp_path / "run" / "node.yaml"
+    site.write_text("{name: Oslo, data: 101, server: '127.0.0.1:9092', folder: nodes/Oslo, insecure: true}")
+    for path, logs in (
+        (tmp_path / "run", 2),
+        (tmp_path / "run" / "nodes", 2),
+        (site, 1),
+        (tmp_path / "run/nodes/Porto", 1),
+    ):
+        code, printed = audit(path)
+        assert (code, printed.count("What left node")) == (0, logs), path
+    code, printed = audit(tmp_path)
+    assert code == 2
+    assert f"error: {tmp_path} holds no audit.jsonl; name the file" in printed

@@ -1,0 +1,502 @@
+"""``fednnunet node check`` against real certificates, keys, images and servers."""
+
+from __future__ import annotations
+
+import base64
+import os
+import socket
+import ssl
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import SimpleITK as sitk
+import torch
+import yaml
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
+
+from fednnunet.cli import main
+from fednnunet.config import ModelConfig
+from fednnunet.datasets.raw import estimate_size, read_dataset, stage_dataset
+from fednnunet.deployment import keys as keys_module
+from fednnunet.deployment import superlink
+from fednnunet.deployment.check import check_device, check_node
+from fednnunet.deployment.findings import Finding
+from fednnunet.deployment.keys import make_keys
+from fednnunet.deployment.node_config import read_site
+from fednnunet.fingerprint.extract import extract_fingerprint
+from fednnunet.planning import make_plans
+from fednnunet.preprocessing import preprocess
+from tests.conftest import MakeDataset
+from tests.deployment.outer_door import flower_server, register
+
+NODE = "Oslo"
+WriteSite = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    folder = tmp_path / "keys"
+    make_keys(folder, ["127.0.0.1"], [NODE])
+    return folder
+
+
+@pytest.fixture
+def write_site(tmp_path: Path, make_dataset: MakeDataset, keys: Path) -> WriteSite:
+    """Write a node's YAML file whose values can be changed; None leaves one out."""
+    data = make_dataset()
+
+    def write(**changes: Any) -> Path:
+        values = {
+            "name": NODE,
+            "data": str(data),
+            "server": "127.0.0.1:9",
+            "certificate": str(keys / "ca.crt"),
+            "key": str(keys / "nodes" / NODE / "node.key"),
+            "folder": str(tmp_path / "work"),
+            "device": "cpu",
+        } | changes
+        file = tmp_path / "node.yaml"
+        file.write_text(yaml.safe_dump({key: value for key, value in values.items() if value is not None}))
+        return file
+
+    return write
+
+
+def findings(file: Path) -> dict[str, Finding]:
+    return dict(check_node(file, quick=True))
+
+
+@contextmanager
+def answering(handler: type[BaseHTTPRequestHandler], certificates: Path | None) -> Iterator[str]:
+    """An HTTP server with the certificate in a folder, or without TLS; its address."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    if certificates is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificates / "server.crt", certificates / "server.key")
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield f"127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+class Nothing(BaseHTTPRequestHandler):
+    """Knows no path."""
+
+    clock_ahead = 0.0
+
+    def do_GET(self) -> None:
+        self.send_error(404)
+
+    do_POST = do_GET
+
+    def handle(self) -> None:
+        try:
+            super().handle()
+        except OSError:  # a client that goes away during the handshake
+            self.close_connection = True
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        return super().date_time_string((timestamp or time.time()) + self.clock_ahead)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_a_node_that_has_all_it_needs_is_told_so(
+    write_site: WriteSite,
+    keys: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with flower_server(keys, tmp_path / "state") as (port, state):
+        register(state, keys / "nodes" / NODE / "node.pub")
+        file = write_site(server=f"127.0.0.1:{port}")
+        monkeypatch.setattr(sys, "argv", ["fednnunet", "node", "check", str(file)])
+        with pytest.raises(SystemExit) as finished:
+            main()
+    lines = capsys.readouterr().out.splitlines()
+    assert finished.value.code == 0
+    assert [line.split()[:2] for line in lines if line.startswith(("✓", "!", "✗", "–"))] == [
+        ["✓", name]
+        for name in (
+            *("configuration", "versions", "data", "images", "disk", "device", "certificate", "key"),
+            *("connection", "TLS", "server", "clock", "registration"),
+        )
+    ]
+    assert "6 cases (.nii.gz), channels MRI, labels tumour" in "\n".join(lines)
+    assert lines[-1] == "This node can join."
+    assert not (tmp_path / "work").exists(), "nothing is left behind"
+
+
+def test_a_running_node_is_not_disturbed(write_site: WriteSite, keys: Path, tmp_path: Path) -> None:
+    with flower_server(keys, tmp_path / "state") as (port, state):
+        node = register(state, keys / "nodes" / NODE / "node.pub")
+        state.activate_node(node, 30)
+        before = state.get_node_info(node_ids=[node])
+        assert before[0].status == "online"
+        assert findings(write_site(server=f"127.0.0.1:{port}"))["registration"].state == "good"
+        assert state.get_node_info(node_ids=[node]) == before
+
+
+def test_a_key_that_the_server_does_not_know_is_named(write_site: WriteSite, keys: Path, tmp_path: Path) -> None:
+    make_keys(keys, ["127.0.0.1"], ["Porto"])
+    with flower_server(keys, tmp_path / "state") as (port, state):
+        register(state, keys / "nodes" / "Porto" / "node.pub")
+        found = findings(write_site(server=f"127.0.0.1:{port}"))["registration"]
+        assert found.state == "bad"
+        assert f"does not know the key {keys / 'nodes' / NODE / 'node.key'}" in found.found
+        assert f"nodes/{NODE}" in found.todo
+
+
+def test_another_version_at_the_server_is_to_be_mended_and_the_rest_is_tested(
+    write_site: WriteSite, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(superlink, "__version__", "0.0.1")
+    with flower_server(keys, tmp_path / "state") as (port, state):
+        register(state, keys / "nodes" / NODE / "node.pub")
+        found = findings(write_site(server=f"127.0.0.1:{port}"))
+    assert found["server"].state == "bad"
+    assert "fednnunet 0.0.1" in found["server"].found
+    assert found["registration"].state == "good"
+
+
+def test_a_server_that_does_not_tell_its_version_is_worth_a_look(
+    write_site: WriteSite, keys: Path, tmp_path: Path
+) -> None:
+    with flower_server(keys, tmp_path / "state", plain=True) as (port, state):
+        register(state, keys / "nodes" / NODE / "node.pub")
+        found = findings(write_site(server=f"127.0.0.1:{port}"))
+    assert found["server"].state == "warning"
+    assert found["registration"].state == "good"
+
+
+def test_what_is_no_server_of_a_federation_is_said_to_be_none(write_site: WriteSite, keys: Path) -> None:
+    with answering(Nothing, keys) as address:
+        found = findings(write_site(server=address))["registration"]
+    assert found.state == "bad"
+    assert "answers 404" in found.found
+
+
+@pytest.mark.parametrize(
+    ("ahead", "state", "says"),
+    [
+        (-60.0, "bad", "60 s ahead of the server's; at most 5 s ahead"),
+        (400.0, "bad", "400 s behind the server's; at most 5 s ahead and 300 s behind"),
+        (100.0, "warning", "100 s behind the server's"),
+        (0.0, "good", "within 2 s"),
+    ],
+)
+def test_clocks_that_differ_are_told_by_how_much(
+    ahead: float, state: str, says: str, write_site: WriteSite, keys: Path
+) -> None:
+    with answering(type("Skewed", (Nothing,), {"clock_ahead": ahead}), keys) as address:
+        found = findings(write_site(server=address))
+    assert found["clock"].state == state
+    assert says in found["clock"].found
+    assert found["registration"].state == ("skipped" if state == "bad" else "bad")
+
+
+def test_a_server_certificate_of_another_authority_is_refused(
+    write_site: WriteSite, keys: Path, tmp_path: Path
+) -> None:
+    theirs = tmp_path / "theirs"
+    make_keys(theirs, ["127.0.0.1"], [])
+    with answering(Nothing, theirs) as address:
+        found = findings(write_site(server=address))
+    assert found["TLS"].state == "bad"
+    assert f"not signed by {keys / 'ca.crt'}" in found["TLS"].found
+    assert {name for name, one in found.items() if one.state == "skipped"} == {"server", "clock", "registration"}
+
+
+def test_a_server_certificate_for_another_name_is_refused(write_site: WriteSite, keys: Path) -> None:
+    for name in ("server.crt", "server.key"):
+        (keys / name).unlink()
+    make_keys(keys, ["fed.example.org"], [])
+    with answering(Nothing, keys) as address:
+        found = findings(write_site(server=address))["TLS"]
+    assert found.state == "bad"
+    assert found.found == "the server's certificate is not for 127.0.0.1"
+    assert "--server 127.0.0.1" in found.todo
+
+
+@pytest.mark.parametrize(
+    ("days", "state", "says"), [(0, "bad", "certificate has expired"), (20, "warning", "for 127.0.0.1, until")]
+)
+def test_a_server_certificate_at_its_end_is_told(
+    days: int, state: str, says: str, write_site: WriteSite, keys: Path
+) -> None:
+    for name in ("server.crt", "server.key"):
+        (keys / name).unlink()
+    make_keys(keys, ["127.0.0.1"], [], days=days)
+    with answering(Nothing, keys) as address:
+        found = findings(write_site(server=address))["TLS"]
+    assert found.state == state
+    assert says in found.found
+    assert "server.crt" in found.todo
+
+
+def test_a_server_without_tls_is_told(write_site: WriteSite) -> None:
+    with answering(Nothing, None) as address:
+        found = findings(write_site(server=address))["TLS"]
+    assert found.state == "bad"
+    assert "speaks no TLS" in found.found
+
+
+def test_no_server_behind_the_address_is_told(write_site: WriteSite) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # and does not listen
+        found = findings(write_site(server=f"127.0.0.1:{unused.getsockname()[1]}"))
+    assert found["connection"].state == "bad"
+    assert "refuses connections" in found["connection"].found
+    assert found["TLS"].state == "skipped"
+    assert findings(write_site(server="no.such.host.invalid:9092"))["connection"].found.startswith(
+        "no.such.host.invalid is no name"
+    )
+
+
+@contextmanager
+def tunnelling(credentials: str) -> Iterator[tuple[str, list[str]]]:
+    """A proxy that asks for a password; its address, and the hosts that were asked for."""
+    asked: list[str] = []
+
+    class Tunnel(Nothing):
+        def do_CONNECT(self) -> None:
+            expected = f"Basic {base64.b64encode(credentials.encode()).decode()}"
+            if self.headers["Proxy-Authorization"] != expected:
+                self.send_error(407)
+                return
+            asked.append(self.path)
+            host, port = self.path.split(":")
+            with socket.create_connection((host, int(port))) as there:
+                self.send_response(200)
+                self.end_headers()
+                back = threading.Thread(target=copy, args=(there, self.connection))
+                back.start()
+                copy(self.connection, there)
+                there.shutdown(socket.SHUT_RDWR)
+                back.join()
+                self.close_connection = True
+
+    def copy(source: socket.socket, target: socket.socket) -> None:
+        try:
+            while chunk := source.recv(2**16):
+                target.sendall(chunk)
+        except OSError:  # one side has gone
+            return
+
+    with answering(Tunnel, None) as address:
+        yield address, asked
+
+
+def test_a_proxy_of_the_environment_is_gone_through(
+    write_site: WriteSite, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with flower_server(keys, tmp_path / "state") as (port, state), tunnelling("node:s3/cret") as (proxy, asked):
+        register(state, keys / "nodes" / NODE / "node.pub")
+        file = write_site(server=f"127.0.0.1:{port}")
+        monkeypatch.setenv("HTTPS_PROXY", f"http://node:s3%2Fcret@{proxy}")
+        found = findings(file)
+        assert {name: one.state for name, one in found.items() if one.state != "good"} == {}
+        assert "proxy" in found["connection"].found
+        assert asked == 3 * [f"127.0.0.1:{port}"], "TLS, server, registration"
+        monkeypatch.setenv("HTTPS_PROXY", f"http://{proxy}")
+        assert "407" in findings(file)["TLS"].found
+
+
+def test_a_configuration_with_an_error_leaves_only_the_versions_to_test(write_site: WriteSite) -> None:
+    found = findings(write_site(server="fed.example.org"))
+    assert found["configuration"].state == "bad"
+    assert "server: fed.example.org is no address; it must be host:port" in found["configuration"].found
+    assert {name for name, one in found.items() if one.state == "good"} == {"versions"}
+    assert {one.state for one in found.values()} == {"good", "bad", "skipped"}
+
+
+def test_data_that_is_not_there_or_can_not_be_read_is_told(write_site: WriteSite, make_dataset: MakeDataset) -> None:
+    found = findings(write_site(data="/no/such/Dataset001_Folder"))
+    assert "there is no folder /no/such" in found["data"].found
+    assert found["disk"].state == "skipped"
+
+    data = make_dataset(name="Dataset102_Damaged")
+    (data / "imagesTr" / "case_003_0000.nii.gz").write_bytes(b"no image")
+    found = dict(check_node(write_site(data=str(data))))
+    assert found["data"].state == "good"
+    assert found["images"].state == "bad"
+    assert "case_003_0000.nii.gz can not be read" in found["images"].found
+
+
+def test_images_that_lie_elsewhere_than_their_labels_are_worth_a_look(
+    write_site: WriteSite, make_dataset: MakeDataset
+) -> None:
+    data = make_dataset(name="Dataset103_Shifted")
+    path = str(data / "labelsTr" / "case_002.nii.gz")
+    label = sitk.ReadImage(path)
+    label.SetOrigin((5.0, 0.0, 0.0))
+    sitk.WriteImage(label, path)
+    seen: list[tuple[int, int]] = []
+    found = dict(check_node(write_site(data=str(data)), progress=lambda done, of: seen.append((done, of))))
+    assert found["images"].state == "warning"
+    assert "differ in origin in 1 cases, the first case_002" in found["images"].found
+    assert seen == [(done, 6) for done in range(1, 7)]
+
+
+def test_a_work_folder_that_can_not_be_written_is_told(write_site: WriteSite, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    found = findings(write_site(folder=str(tmp_path / "file" / "work")))["disk"]
+    assert found.state == "bad"
+    assert str(tmp_path / "file") in found.found
+
+
+def test_a_disk_without_room_is_told(write_site: WriteSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fednnunet.deployment.check.CHECKPOINTS", 2.0**60)
+    (tmp_path / "work").mkdir()
+    checkpoint = tmp_path / "work" / "checkpoint_round_1.pth"
+    checkpoint.touch()
+    os.truncate(checkpoint, 2**30)
+    os.link(checkpoint, tmp_path / "work" / "checkpoint_latest.pth")
+    found = findings(write_site())["disk"]
+    assert found.state == "bad"
+    assert "GB free; takes about 1073741824.0 GB" in found.found
+    assert "; 1.0 are there already" in found.found
+
+
+def test_the_estimate_of_disk_is_near_what_preprocessing_takes(
+    make_dataset: MakeDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+    dataset = read_dataset(make_dataset(name="Dataset104_Size", cases=5, shape=(16, 96, 96)), NODE)
+    stage_dataset(dataset, tmp_path / "nnUNet_raw")
+    plans = make_plans(dataset.name, extract_fingerprint(dataset), ModelConfig(planner="ExperimentPlanner"), 8.0)
+    planned = tmp_path / "nnUNet_preprocessed" / dataset.name
+    made = preprocess(dataset, planned, plans, "2d", tmp_path / "cache")
+    taken = sum(path.stat().st_size for path in made.rglob("*") if path.is_file())
+    assert 0.6 < taken / estimate_size(dataset, NODE) < 1.1
+
+
+def test_a_device_that_is_not_there_or_not_used_is_told(
+    write_site: WriteSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    automatic = read_site(write_site(device="auto"))
+    driver = tmp_path / "nvidiactl"
+    assert check_device(automatic, [driver]).found.endswith("torch sees no GPU")
+    driver.touch()
+    assert "the driver of a GPU is here, but this torch can not use it" in check_device(automatic, [driver]).found
+    assert check_device(read_site(write_site(device="cpu")), [driver]).state == "good"
+    assert findings(write_site(device="cuda"))["device"].found.startswith(
+        "node.device=cuda, but torch sees no CUDA GPU"
+    )
+
+
+@pytest.mark.parametrize(
+    ("gpu_memory", "free", "state", "todo"),
+    [
+        (8, 10, "good", ""),
+        (8, 6, "warning", "end what else uses the GPU"),
+        (16, 11, "bad", "set gpu_memory: 11 or less"),
+        (None, 1, "good", ""),
+    ],
+)
+def test_a_gpu_is_measured_against_the_memory_that_plans_aim_at(
+    gpu_memory: float | None,
+    free: int,
+    state: str,
+    todo: str,
+    write_site: WriteSite,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free * 2**30, 11 * 2**30))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "GeForce")
+    found = check_device(read_site(write_site(device="auto", gpu_memory=gpu_memory)))
+    assert found.state == state
+    assert found.found.startswith(f"GeForce with 11.0 GB, {free}.0 free")
+    assert todo in found.todo
+
+
+def test_a_certificate_of_no_authority_is_refused(write_site: WriteSite, keys: Path) -> None:
+    assert "not that of an authority" in findings(write_site(certificate=str(keys / "server.crt")))["certificate"].found
+    found = findings(write_site(certificate=str(keys / "nodes" / NODE / "node.pub")))
+    assert "holds no certificate" in found["certificate"].found
+    assert found["TLS"].state == "skipped"
+    assert "No such file" in findings(write_site(certificate=str(keys / "missing.crt")))["certificate"].found
+
+
+@pytest.mark.parametrize(("years", "state"), [(0, "bad"), (20 / 365, "warning")])
+def test_an_authority_at_its_end_is_told(
+    years: float, state: str, write_site: WriteSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys_module, "CA_YEARS", years)
+    make_keys(tmp_path / "old", ["127.0.0.1"], [])
+    found = findings(write_site(certificate=str(tmp_path / "old" / "ca.crt")))["certificate"]
+    assert found.state == state
+    assert "new ca.crt" in found.todo
+
+
+def test_a_key_that_others_can_read_is_refused_with_the_command_that_mends_it(
+    write_site: WriteSite, keys: Path, tmp_path: Path
+) -> None:
+    key = keys / "nodes" / NODE / "node.key"
+    key.chmod(0o640)
+    with flower_server(keys, tmp_path / "state") as (port, state):
+        register(state, key.with_suffix(".pub"))
+        found = findings(write_site(server=f"127.0.0.1:{port}"))
+    assert found["key"].state == "bad"
+    assert f"chmod 600 '{key}'" in found["key"].todo
+    assert found["registration"].state == "good"
+
+
+def test_a_key_of_another_kind_is_refused(write_site: WriteSite, keys: Path) -> None:
+    found = findings(write_site(key=str(keys / "server.key")))["key"]
+    assert "holds no private key that can be read" in found.found
+    other = keys / "other.key"
+    none = serialization.NoEncryption()
+    form = serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, none
+    other.write_bytes(ed25519.Ed25519PrivateKey.generate().private_bytes(*form))
+    assert "is of another kind" in findings(write_site(key=str(other)))["key"].found
+
+
+def test_without_tls_and_keys_the_server_is_still_asked(write_site: WriteSite) -> None:
+    with answering(Nothing, None) as address:
+        found = findings(write_site(server=address, insecure=True, certificate=None, key=None))
+    assert found["clock"].state == "good"
+    assert {name for name, one in found.items() if one.found == "none, as insecure is true"} == {
+        *("certificate", "key", "TLS", "registration")
+    }
+
+
+def test_what_is_to_be_mended_ends_with_code_2(
+    write_site: WriteSite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_site(server="no.such.host.invalid:9092")
+    monkeypatch.setattr(sys, "argv", ["fednnunet", "node", "check", "--quick", str(file)])
+    with pytest.raises(SystemExit) as finished:
+        main()
+    assert finished.value.code == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert not [line for line in lines if "images" in line.split()[:2]]
+    (number,) = [number for number, line in enumerate(lines) if line.startswith("✗")]
+    assert lines[number + 1].split()[0] == "→"
+    assert lines[-1] == "1 to mend before this node can join."
