@@ -4,9 +4,10 @@
 
 The layers are those of the paper's 7-stage 2d network. States arrive one after another, as from a SuperLink; each is
 one of a few random ones, so that making them costs nothing. **Memory** is the peak of what the average itself
-allocates (sums and means), in models. **Time** stands beside a copy of the same bytes, which is what the memory can
-do, and beside numpy's ``stack(states).mean(0)``, which holds all states at once and is therefore timed on fewer nodes
-and scaled.
+allocates (sums and means), in models. **With norms**, updates that are too large are looked for in the pass that else
+looks for values that are not finite. **Time** stands beside a copy of the same bytes, which is what the memory can do,
+and beside numpy's ``stack(states).mean(0)``, which holds all states at once and is therefore timed on fewer nodes and
+scaled.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ from torch import nn
 
 from fednnunet.federation.aggregation import StreamingAverage
 from fednnunet.federation.matching import match_layers
+from fednnunet.federation.updates import RoundStart
 from fednnunet.training.state import layer_shapes
 
 TARGET_MODELS = 2.5
+TARGET_NORMS = 1.25
 DISTINCT = 4
 NAIVE_NODES = 8
 GIB = 2**30
@@ -70,11 +73,16 @@ def average(states: Sequence[State], nodes: int) -> StreamingAverage[int]:
     return StreamingAverage(shapes, match_layers({node: {n: a.shape for n, a in states[0].items()} for node in shapes}))
 
 
-def aggregate(streaming: StreamingAverage[int], states: Sequence[State], nodes: int) -> State:
-    """One round."""
+def aggregate(
+    streaming: StreamingAverage[int], states: Sequence[State], nodes: int, start: State | None = None
+) -> State:
+    """One round; with ``start``, what it began with, the norm of every update is taken, too."""
     streaming.reset()
+    begun = None if start is None else RoundStart(start)
     for node in range(nodes):
-        streaming.add(node, states[node % DISTINCT])
+        state = states[node % DISTINCT]
+        streaming.check(node, state, 1.0, f"node {node}", begun)
+        streaming.add_checked(node, state, 1.0)
     return streaming.result()
 
 
@@ -82,7 +90,7 @@ def peak_models(states: Sequence[State], nodes: int) -> float:
     """Largest memory that a round's average takes at a time, in models."""
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
-    aggregate(average(states, nodes), states, nodes)
+    aggregate(average(states, nodes), states, nodes, states[0])
     peak = tracemalloc.get_traced_memory()[1] - before
     tracemalloc.stop()
     return peak / sum(array.nbytes for array in states[0].values())
@@ -120,15 +128,22 @@ def main() -> None:
     streaming = average(states, nodes)
     aggregate(streaming, states, 1)  # the first round of a run makes the memory for the sums
     ours = seconds(lambda: aggregate(streaming, states, nodes))
+    with_norms = seconds(lambda: aggregate(streaming, states, nodes, states[0]))
     copy = seconds(lambda: copy_all(states, nodes))
     naive = seconds(lambda: stack_and_mean(states, NAIVE_NODES)) * nodes / NAIVE_NODES
     print(f"{nodes} nodes, {gib:.1f} GiB in all, peak memory of the average: {models:.2f} models")
-    for name, taken in (("streaming average", ours), ("copy", copy), ("stack and mean", naive)):
+    for name, taken in (
+        ("streaming average", ours),
+        ("with norms", with_norms),
+        ("copy", copy),
+        ("stack and mean", naive),
+    ):
         print(f"{name:<18} {taken:7.2f} s {gib / taken:7.2f} GiB/s")
     for metric, value, unit, target in (
         ("aggregation_peak_models", models, "models", TARGET_MODELS),
         ("aggregation_gib_per_second", gib / ours, "GiB/s", None),
         ("aggregation_over_copy", ours / copy, "ratio", None),
+        ("aggregation_norms_over_none", with_norms / ours, "ratio", TARGET_NORMS),
         ("aggregation_over_stack_and_mean", ours / naive, "ratio", None),
     ):
         print(json.dumps({"metric": metric, "value": round(value, 4), "unit": unit, "target": target}))

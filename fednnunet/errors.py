@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pydantic import ValidationError
 
+LONGEST_LINE = 1000
+"""Characters of what others say that are shown."""
+
 
 class FednnUNetError(Exception):
     """Base of every error that is the user's or the data's, not a bug.
@@ -35,7 +38,7 @@ class NodeError(FednnUNetError):
     """
 
     def __init__(self, node: str, reason: str) -> None:
-        reason = reason.removeprefix(f"node {node}: ")
+        reason = one_line(reason).removeprefix(f"node {node}: ").removeprefix(f"node {node} ")
         super().__init__(f"node {node}: {reason}")
         self.node = node
         self.reason = reason
@@ -44,4 +47,10 @@ class NodeError(FednnUNetError):
 def first_problem(error: ValidationError, whole: str) -> str:
     """The first field that failed validation and why; ``whole`` names what was validated where no field did."""
     first = error.errors(include_url=False, include_input=False)[0]
-    return f"{'.'.join(map(str, first['loc'])) or whole}: {first['msg']}"
+    return one_line(f"{'.'.join(map(str, first['loc'])) or whole}: {first['msg']}")
+
+
+def one_line(text: str) -> str:
+    """Text that came from elsewhere, fit for a terminal and a log: no control characters, and not endless."""
+    shown = "".join(sign if sign.isprintable() else " " for sign in text[: LONGEST_LINE + 1])
+    return shown if len(shown) <= LONGEST_LINE else shown[: LONGEST_LINE - 1] + "…"

@@ -203,7 +203,8 @@ def run_superlink(state: Path, outer: socket.socket, inner: socket.socket, keys:
     """
     os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
     log_to(log_file)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for chatty in ("httpx", "flwr"):  # several lines a request
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     end_with_parent()
     token = (state / TOKEN_FILE).read_text(encoding="utf-8").strip()
     asyncio.run(serve(state, outer, inner, token, keys))

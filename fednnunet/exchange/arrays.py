@@ -16,8 +16,8 @@ import ml_dtypes
 import numpy as np
 from pydantic import Field, ValidationError
 
-from fednnunet.errors import ProtocolError
-from fednnunet.exchange.messages import Body, LayerName, Shape
+from fednnunet.errors import ProtocolError, one_line
+from fednnunet.exchange.messages import MAX_DIMENSIONS, MAX_LENGTH, Body, LayerName, Shape
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 """float32 without its last 16 bits; numpy has none of its own, and files it as two bytes of no type."""
@@ -52,17 +52,26 @@ class Layout(Body):
         """Validate what ``where`` sent.
 
         Raises:
-            ProtocolError: malformed, unknown dtype, or an array that reaches beyond ``size``.
+            ProtocolError: malformed, unknown dtype, an array that reaches beyond ``size``, or more bytes in all.
         """
         try:
             layout = cls.model_validate_json(text)
         except ValidationError as error:
             raise ProtocolError(f"{where} sent a malformed layout: {error.errors()[0]['msg']}") from None
+        total = 0
         for name, array in layout.arrays.items():
             if array.dtype not in DTYPES:
-                raise ProtocolError(f"{where} sent array {name} of type {array.dtype}")
-            if array.offset % ALIGNMENT or array.offset + num_bytes(array.shape, array.dtype) > layout.size:
+                raise ProtocolError(f"{where} sent array {name} of type {one_line(array.dtype)}")
+            size = num_bytes(array.shape, array.dtype)
+            if (
+                array.offset % ALIGNMENT
+                or array.offset + size > layout.size
+                or not is_possible(array.shape, array.dtype)
+            ):
                 raise ProtocolError(f"{where} sent array {name} outside of its memory")
+            total += size
+        if total > layout.size:  # each may lie within, but copies of all of them would not
+            raise ProtocolError(f"{where} sent arrays that overlap")
         return layout
 
 
@@ -72,6 +81,15 @@ def num_bytes(shape: list[int] | tuple[int, ...], dtype: Any) -> int:
     for length in shape:
         size *= length
     return size
+
+
+def is_possible(shape: list[int] | tuple[int, ...], dtype: Any) -> bool:
+    """Whether an array of this shape can be had; a length of zero does not make the others harmless."""
+    return (
+        len(shape) <= MAX_DIMENSIONS
+        and all(0 <= length <= MAX_LENGTH for length in shape)
+        and num_bytes([length or 1 for length in shape], dtype) <= MAX_BYTES
+    )
 
 
 class SharedArrays:
@@ -103,7 +121,7 @@ class SharedArrays:
         Raises:
             ProtocolError: the memory is smaller than the layout says.
         """
-        if os.fstat(fd).st_size < layout.size:
+        if os.fstat(fd).st_size < max(layout.size, 1):  # an empty file can not be mapped at all
             os.close(fd)
             raise ProtocolError(f"{where} sent less memory than its layout needs")
         return cls(fd, layout, writeable=False)

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 MAX_ADDRESS_BYTES = 107
 HANDSHAKE_SECONDS = 10.0
 BACKLOG = 16
+MAX_HEAD_BYTES = 4096
 
 
 class WorkerFailure(FednnUNetError):
@@ -230,20 +231,31 @@ def _send(connection: Connection, head: dict[str, Any], body: str, arrays: Share
 
 def _receive(connection: Connection, where: str) -> tuple[dict[str, Any], bytes, SharedArrays | None]:
     try:
-        head = json.loads(connection.recv_bytes(4096))
-    except ValueError:
+        head = json.loads(_receive_part(connection, MAX_HEAD_BYTES, where))
+    except (ValueError, RecursionError):
         raise ProtocolError(f"{where} sent a head that is not JSON") from None
     if not isinstance(head, dict):
         raise ProtocolError(f"{where} sent a head that is not an object")
-    body = connection.recv_bytes(MAX_BODY_BYTES)
+    body = _receive_part(connection, MAX_BODY_BYTES, where)
     if not head.get("arrays"):
         return head, body, None
-    layout = Layout.parse(connection.recv_bytes(MAX_BODY_BYTES), where)
+    layout = Layout.parse(_receive_part(connection, MAX_BODY_BYTES, where), where)
     with socket.fromfd(connection.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as raw:
         _, descriptors, _, _ = socket.recv_fds(raw, 1, 1)
     if len(descriptors) != 1:
         raise ProtocolError(f"{where} announced arrays and sent none")
     return head, body, SharedArrays.attach(descriptors[0], layout, where)
+
+
+def _receive_part(connection: Connection, limit: int, where: str) -> bytes:
+    """The next part of a message; of one that is too long not a byte is read."""
+    try:
+        return connection.recv_bytes(limit)
+    except OSError:
+        if connection.closed or connection.readable:
+            raise
+        # multiprocessing reads no more from a connection that announced a length beyond the limit.
+        raise ProtocolError(f"{where} sent more than the {limit} bytes that are taken at once") from None
 
 
 def _limit_time(connection: Connection, seconds: float) -> None:

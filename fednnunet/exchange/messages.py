@@ -27,7 +27,10 @@ Fold = Annotated[int, Field(ge=0, le=4)] | Literal["all"]
 """nnU-Net's: a held-out fifth of the cases, or ``all`` to train on every case."""
 ExchangeDtype = Literal["float32", "float16", "bfloat16"]
 """What the values of exchanged layers are rounded to while they travel."""
-Shape = Annotated[list[Annotated[int, Field(ge=0, le=2**31)]], Field(max_length=8)]
+MAX_DIMENSIONS = 8
+MAX_LENGTH = 2**31
+Shape = Annotated[list[Annotated[int, Field(ge=0, le=MAX_LENGTH)]], Field(max_length=MAX_DIMENSIONS)]
+Axes = list[Annotated[int, Field(ge=0, le=2)]]
 
 
 class Kind(StrEnum):
@@ -215,7 +218,7 @@ class Model(Body):
     node: NodeName
     fold: Fold
     plans: dict[str, Any]
-    mirror_axes: list[Annotated[int, Field(ge=0, le=2)]] | None
+    mirror_axes: Axes | None
 
 
 class EvaluateRequest(Body):
@@ -280,7 +283,7 @@ class EvaluateReply(Body):
     """
 
     cases: list[CaseScore] = []
-    mirror_axes: list[int] | None = None
+    mirror_axes: Axes | None = None
     seconds: float = Field(ge=0)
 
 

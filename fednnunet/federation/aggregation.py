@@ -6,11 +6,14 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Generic, TypeVar
 
 import numpy as np
+from flwr.app import ArrayRecord
 
 from fednnunet.errors import ProtocolError
 from fednnunet.exchange.arrays import BLOCK, check_finite
+from fednnunet.exchange.records import from_array_record
 from fednnunet.exchange.rounding import is_rounded
 from fednnunet.federation.matching import Matching, Share, match_layers
+from fednnunet.federation.updates import RoundStart
 
 Node = TypeVar("Node", bound=Hashable)
 
@@ -63,6 +66,35 @@ def _shapes(state: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
     return {name: array.shape for name, array in state.items()}
 
 
+def check_layers(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[int]], where: str) -> None:
+    """Refuse other layers than those of ``shapes``.
+
+    Raises:
+        ProtocolError: names ``where`` and the layer that is missing, was not asked for or has another shape.
+    """
+    for layer in shapes:
+        if layer not in arrays:
+            raise ProtocolError(f"{where} did not send layer {layer}")
+    for layer, array in arrays.items():
+        if layer not in shapes:
+            raise ProtocolError(f"{where} sent layer {layer}, which it was not asked for")
+        if tuple(array.shape) != tuple(shapes[layer]):
+            raise ProtocolError(
+                f"{where} sent layer {layer} with shape {tuple(array.shape)} instead of {tuple(shapes[layer])}"
+            )
+
+
+def check_model(record: ArrayRecord, shapes: Mapping[str, Sequence[int]], where: str) -> None:
+    """Refuse arrays that are not just the layers of ``shapes``, with values that are finite.
+
+    Raises:
+        ProtocolError: names ``where`` and the layer.
+    """
+    arrays = from_array_record(record, where)
+    check_layers(arrays, shapes, where)
+    check_finite(arrays, where)
+
+
 class StreamingAverage(Generic[Node]):
     """Weighted mean of every group of layers; arrays are added as they arrive and can then be forgotten.
 
@@ -87,13 +119,18 @@ class StreamingAverage(Generic[Node]):
         self._sums: dict[str, np.ndarray] = {}
         self.reset()
 
-    def reset(self) -> None:
-        """Start a new round in the same memory."""
+    def reset(self, dtypes: Mapping[str, np.dtype] | None = None) -> None:
+        """Start a new round in the same memory.
+
+        Args:
+            dtypes: that layers of a group must have; of other groups the first node's decide.
+        """
         self._early: dict[Node, tuple[Mapping[str, np.ndarray], float]] = {}
+        self._last: dict[Node, tuple[Mapping[str, np.ndarray], float]] = {}
         self._seen: set[Node] = set()
         self._next = 0
         self._weights: dict[str, float] = {}
-        self._dtypes: dict[str, np.dtype] = {}
+        self._dtypes = dict(dtypes or {})
 
     def add(self, node: Node, arrays: Mapping[str, np.ndarray], weight: float = 1.0, name: str | None = None) -> None:
         """Add the shared layers of ``node``.
@@ -102,20 +139,36 @@ class StreamingAverage(Generic[Node]):
             ProtocolError: unknown node, sent twice, missing or unknown layer, other shape or dtype, or values
                 that are not finite; names node and layer, and leaves the sums as they were.
         """
-        where = f"node {name if name is not None else node}"
-        self.check(node, arrays, weight, where)
+        self.check(node, arrays, weight, f"node {name if name is not None else node}")
+        self.add_checked(node, arrays, weight)
+
+    def add_checked(self, node: Node, arrays: Mapping[str, np.ndarray], weight: float) -> None:
+        """Add what :meth:`check` has passed; of a node that was skipped, after all others."""
+        if node in self._seen:
+            self._last[node] = (arrays, weight)
+            return
         self._seen.add(node)
         self._early[node] = (arrays, weight)
         self._add_in_turn()
 
     def skip(self, node: Node) -> None:
-        """Don't wait for ``node``: it was refused or is absent."""
+        """Don't wait for ``node``: it was refused or is absent, or may yet be added after the others."""
         self._seen.add(node)
         self._early[node] = ({}, 0.0)
         self._add_in_turn()
 
-    def check(self, node: Node, arrays: Mapping[str, np.ndarray], weight: float, where: str) -> None:
+    def check(
+        self,
+        node: Node,
+        arrays: Mapping[str, np.ndarray],
+        weight: float,
+        where: str,
+        start: RoundStart | None = None,
+    ) -> float | None:
         """Whether ``arrays`` can be added.
+
+        Returns:
+            How far they are from ``start``: :meth:`~fednnunet.federation.updates.RoundStart.update_norm`.
 
         Raises:
             ProtocolError: as :meth:`add`.
@@ -127,35 +180,35 @@ class StreamingAverage(Generic[Node]):
         if not np.isfinite(weight) or weight <= 0:
             raise ProtocolError(f"{where} sent the weight {weight}; it must be positive")
         expected = self._groups[node]
-        for layer in expected.keys() - arrays.keys():
-            raise ProtocolError(f"{where} did not send layer {layer}")
+        check_layers(arrays, {layer: self._shapes[node][layer] for layer in expected}, where)
         for layer, array in arrays.items():
-            if layer not in expected:
-                raise ProtocolError(f"{where} sent layer {layer}, which it was not asked for")
-            if tuple(array.shape) != self._shapes[node][layer]:
-                raise ProtocolError(
-                    f"{where} sent layer {layer} with shape {tuple(array.shape)} instead of {self._shapes[node][layer]}"
-                )
             dtype = self._dtypes.get(expected[layer], array.dtype)
             if array.dtype != dtype:
                 raise ProtocolError(f"{where} sent layer {layer} as {array.dtype} instead of {dtype}")
-        check_finite(arrays, where)
+        norm = None
+        if start is None:
+            check_finite(arrays, where)
+        else:
+            norm = start.update_norm(arrays, expected, where)
         for layer, array in arrays.items():
             self._dtypes.setdefault(expected[layer], array.dtype)
+        return norm
 
     def _add_in_turn(self) -> None:
         while self._next < len(self._order) and self._order[self._next] in self._early:
             node = self._order[self._next]
-            arrays, weight = self._early.pop(node)
-            for layer, array in arrays.items():
-                group = self._groups[node][layer]
-                first = group not in self._weights
-                precision = np.float32 if is_rounded(array.dtype) else np.float64
-                if group not in self._sums or self._sums[group].dtype != precision:
-                    self._sums[group] = np.empty(array.shape, dtype=precision)
-                _accumulate(self._sums[group], array, weight, first)
-                self._weights[group] = self._weights.get(group, 0.0) + weight
+            self._add(node, *self._early.pop(node))
             self._next += 1
+
+    def _add(self, node: Node, arrays: Mapping[str, np.ndarray], weight: float) -> None:
+        for layer, array in arrays.items():
+            group = self._groups[node][layer]
+            first = group not in self._weights
+            precision = np.float32 if is_rounded(array.dtype) else np.float64
+            if group not in self._sums or self._sums[group].dtype != precision:
+                self._sums[group] = np.empty(array.shape, dtype=precision)
+            _accumulate(self._sums[group], array, weight, first)
+            self._weights[group] = self._weights.get(group, 0.0) + weight
 
     def result(self) -> dict[str, np.ndarray]:
         """Means by group, in the dtype that was sent, float32 for float16 and bfloat16; integers are rounded.
@@ -166,6 +219,9 @@ class StreamingAverage(Generic[Node]):
         for node in self._order:
             if node not in self._seen:
                 self.skip(node)
+        for node in self._order:
+            if node in self._last:
+                self._add(node, *self._last.pop(node))
         return {group: self._mean(group, weight) for group, weight in self._weights.items()}
 
     def _mean(self, group: str, weight: float) -> np.ndarray:

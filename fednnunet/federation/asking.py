@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
-from fednnunet.errors import ConfigError, NodeError, ProtocolError
+from fednnunet.errors import ConfigError, FednnUNetError, NodeError, ProtocolError
 from fednnunet.exchange import messages
 from fednnunet.exchange.messages import Body, Kind, parse_body
 from fednnunet.federation.contact import Contact, is_unreachable
@@ -18,6 +19,8 @@ from fednnunet.federation.journal import Journal
 
 if TYPE_CHECKING:
     from fednnunet.federation.server_app import Federation, ServerSettings
+
+log = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Body)
 Answer = tuple[int, Any, ArrayRecord]
@@ -33,8 +36,12 @@ def ask(
     journal: Journal | None = None,
     arrays: Mapping[int, ArrayRecord] | None = None,
     at_least: int | None = None,
+    wait: bool = False,
 ) -> list[Answer]:
     """Send one request a node, wait for all replies; the first error ends the run, unless enough nodes are in.
+
+    With ``wait``, nodes that are away and come back are waited for even where enough are in: what they are asked comes
+    only once.
 
     Returns:
         Of every node, in the order of ``requests``; with ``at_least``, of those that did not fail.
@@ -42,13 +49,14 @@ def ask(
     payloads = arrays or {}
     outgoing = [_message(kind, node, body, payloads.get(node)) for node, body in requests.items()]
     answered: dict[int, Answer] = {}
-    failed: dict[int, NodeError] = {}
+    failed: dict[int, FednnUNetError] = {}
     # Where nodes are waited for, the time-out is a round's deadline: a stage takes each node as long as it takes.
-    for reply in contact.stream(outgoing, None if contact.patient else settings.timeout, at_least):
+    timeout = None if contact.patient else settings.timeout
+    for reply in contact.stream(outgoing, timeout, None if wait else at_least):
         node = reply.metadata.src_node_id
         try:
             answered[node] = _answer(kind, node, reply, federation, journal)
-        except NodeError as error:
+        except (NodeError, ProtocolError) as error:
             if at_least is None:
                 raise
             failed[node] = error
@@ -84,7 +92,7 @@ def ask_as_they_join(
     asked: set[int] = set()
     waiting: dict[str, int] = {}
     answered: dict[int, Answer] = {}
-    failed: list[NodeError] = []
+    failed: list[FednnUNetError] = []
     told_absent = 0
     while len(answered) < nodes and time.monotonic() < deadline:
         new = sorted(set(contact.grid.get_node_ids()) - asked)
@@ -97,13 +105,15 @@ def ask_as_they_join(
         told_absent = absent
         wait_a_moment(contact.grid, waiting, deadline - time.monotonic())
         for reply in contact.grid.pull_messages(list(waiting)) if waiting else ():
-            node = waiting.pop(reply.metadata.reply_to_message_id)
+            node = waiting.pop(reply.metadata.reply_to_message_id, None)
+            if node is None:  # it replied twice
+                continue
             if contact.patient and is_unreachable(reply):
                 asked.discard(node)  # it is asked again when it is back
                 continue
             try:
                 answered[node] = _answer(Kind.FINGERPRINT, node, reply, federation, journal)
-            except NodeError as error:
+            except (NodeError, ProtocolError) as error:
                 if settings.min_nodes is None:
                     raise
                 failed.append(error)
@@ -129,17 +139,20 @@ def _missing(missing: int, nodes: int, silent: int) -> str:
     return f"; {missing} of {nodes} nodes are missing{unanswered}" if missing else ""
 
 
-def check_enough(failed: Sequence[NodeError], left: int, at_least: int | None, journal: Journal | None) -> None:
+def check_enough(failed: Sequence[FednnUNetError], left: int, at_least: int | None, journal: Journal | None) -> None:
     """Go on without the nodes that failed, and say so, where enough are left.
 
     Raises:
-        NodeError: the first failure; too few are left, or none may be missing.
+        NodeError, ProtocolError: the first failure; too few are left, or none may be missing.
     """
     if failed and (at_least is None or left < at_least):
         raise failed[0]
     for error in failed:
-        if journal is not None:
-            journal.message(f"{error}; the federation goes on without it")
+        said = f"{error}; the federation goes on without it"
+        if journal is None:
+            log.warning("%s", said)
+        else:
+            journal.message(said)
 
 
 def _message(kind: Kind, node: int, body: Body, arrays: ArrayRecord | None = None) -> Message:

@@ -131,7 +131,10 @@ class Contact:
         replies = 0
         while waiting or away:
             for reply in self._pull(waiting):
-                node = waiting.pop(reply.metadata.reply_to_message_id)
+                node = waiting.pop(reply.metadata.reply_to_message_id, None)
+                if node is None:
+                    log.warning("node %d replied twice; its second reply is not read", reply.metadata.src_node_id)
+                    continue
                 needed = enough is None or replies + len(waiting) < enough
                 if self.patient and needed and is_unreachable(reply):
                     pause = PAUSES[min(failures[node], len(PAUSES) - 1)]
@@ -169,7 +172,7 @@ class Contact:
 
     def _drop_late(self) -> None:
         for reply in self.grid.pull_messages(list(self._late)) if self._late else ():
-            node = self._late.pop(reply.metadata.reply_to_message_id)
+            node = self._late.pop(reply.metadata.reply_to_message_id, reply.metadata.src_node_id)
             log.warning("the reply of node %s comes too late; it is not used", self.name(node))
 
 

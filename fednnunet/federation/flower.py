@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from fednnunet.errors import ConfigError
 from fednnunet.exchange.messages import ExchangeDtype
 from fednnunet.exchange.records import from_array_record, to_array_record
 from fednnunet.exchange.rounding import decode
-from fednnunet.federation.strategy import AsymFedAvg
+from fednnunet.federation.strategy import AsymFedAvg, Update, same_metrics
 
 
 class FlowerStrategy(AsymFedAvg):
@@ -30,12 +30,20 @@ class FlowerStrategy(AsymFedAvg):
         keep_local: see :class:`~fednnunet.federation.strategy.AsymFedAvg`.
         fraction_train: likewise; the strategy's own is not used.
         seed: likewise.
+        max_update_norm: likewise.
     """
 
     def __init__(
-        self, strategy: Strategy, keep_local: Sequence[str] = (), fraction_train: float = 1.0, seed: int = 0
+        self,
+        strategy: Strategy,
+        keep_local: Sequence[str] = (),
+        fraction_train: float = 1.0,
+        seed: int = 0,
+        max_update_norm: float | None = 10.0,
     ) -> None:
-        super().__init__(keep_local=keep_local, fraction_train=fraction_train, seed=seed)
+        super().__init__(
+            keep_local=keep_local, fraction_train=fraction_train, seed=seed, max_update_norm=max_update_norm
+        )
         self._as_made = copy.deepcopy(strategy)
         self.strategy = strategy
 
@@ -63,9 +71,9 @@ class FlowerStrategy(AsymFedAvg):
                     "model, or use strategy=asym"
                 )
 
-    def begin_fold(self, trained: Mapping[int, int]) -> None:
+    def begin_fold(self, trained: Mapping[int, int], update_norms: Iterable[Collection[float]] = ()) -> None:
         """As AsymFedAvg's; the strategy forgets its momenta, too."""
-        super().begin_fold(trained)
+        super().begin_fold(trained, update_norms)
         self.strategy = copy.deepcopy(self._as_made)
 
     def configure_train(
@@ -85,19 +93,23 @@ class FlowerStrategy(AsymFedAvg):
         valid: dict[int, Message] = {}
         dtypes: dict[str, str] = {}
 
-        def keep(reply: Message, name: str, metrics: MetricRecord, arrays: ArrayRecord) -> None:
-            node = reply.metadata.src_node_id
-            average.check(node, self._received(arrays, name), 1.0, f"node {name}")
-            average.skip(node)  # a second reply is refused
-            given = self._in_order(arrays)
+        def keep(update: Update) -> None:
+            average.skip(update.node)  # a second reply is refused
+            given = self._in_order(update.reply.content.array_records.get("arrays", ArrayRecord()))
             dtypes.update({layer: array.dtype for layer, array in given.items()})
-            reply.content = RecordDict({"arrays": given, "metrics": metrics})
-            valid[node] = reply
+            update.reply.content = RecordDict({"arrays": given, "metrics": update.metrics})
+            valid[update.node] = update.reply
 
-        self._take(server_round, replies, keep)
+        self._take(server_round, replies, average, keep)
         if not valid:
             return None, None
-        aggregated, metrics_mean = self.strategy.aggregate_train(server_round, [valid[n] for n in sorted(valid)])
+        given = [valid[node] for node in sorted(valid)]
+        # It aggregates nothing where one node has a metric that another lacks.
+        for reply, metrics in zip(
+            given, same_metrics([r.content.metric_records["metrics"] for r in given]), strict=True
+        ):
+            reply.content["metrics"] = metrics
+        aggregated, metrics_mean = self.strategy.aggregate_train(server_round, given)
         if aggregated is None:
             return None, metrics_mean
         means = {layer: array.numpy().astype(dtypes[layer], copy=False) for layer, array in aggregated.items()}

@@ -26,6 +26,7 @@ ROUND_COLUMNS = (
     "seconds_exchange",
     "bytes_up",
     "bytes_down",
+    "update_norm",
 )
 CASE_COLUMNS = (
     *("strategy", "node", "model", "fold", "case", "label"),
@@ -101,6 +102,14 @@ class Journal:
             if row.get("fold", str(fold)) == str(fold):
                 nodes.setdefault(int(row["round"]), set()).add(row["node"])
         return nodes
+
+    def update_norms_of(self, fold: Fold) -> list[list[float]]:
+        """Norms of the updates that were averaged in the rounds of a fold that are written down, in their order."""
+        norms: dict[int, list[float]] = {}
+        for row in _read_rows(self.rounds):
+            if row.get("fold", str(fold)) == str(fold):
+                norms.setdefault(int(row["round"]), []).extend(float(n) for n in [row.get("update_norm")] if n)
+        return [norms[server_round] for server_round in sorted(norms)]
 
     def stage(self, name: str) -> None:
         """Tell that a stage began."""

@@ -9,7 +9,8 @@ from flwr.app import ArrayRecord
 
 from fednnunet.errors import ProtocolError
 from fednnunet.exchange.messages import ENSEMBLE, CaseScore, EvaluateRequest, Fold, Kind, Model
-from fednnunet.federation.asking import ask
+from fednnunet.federation.aggregation import check_model
+from fednnunet.federation.asking import ask, check_enough
 from fednnunet.federation.contact import Contact
 from fednnunet.federation.journal import Journal
 from fednnunet.federation.strategy import AsymFedAvg, NoExchange
@@ -44,7 +45,15 @@ def evaluate_nodes(
     replies = ask(
         contact, Kind.EVALUATE, requests, federation, settings, journal, averages, at_least=settings.min_nodes
     )
-    own = {node: _as_of(reply.cases, federation.name(node)) for node, reply, _ in replies}
+    own: dict[int, list[CaseScore]] = {}
+    refused: list[ProtocolError] = []
+    for node, reply, _ in replies:
+        try:
+            _check_centres(federation, node, reply.cases)
+            own[node] = _as_of(reply.cases, federation.name(node))
+        except ProtocolError as error:
+            refused.append(error)
+    check_enough(refused, len(own), settings.min_nodes, journal)
     scores = [score for cases in own.values() for score in cases]
     if settings.cross_centre and fold != "all":
         others = {
@@ -127,6 +136,12 @@ def _score_elsewhere(
             lost.add(node)
             continue
         ((_, reply, arrays),) = replies
+        try:
+            check_model(arrays, planned.layers, f"node {name}")
+        except ProtocolError as error:
+            check_enough([error], 0, at_least, journal)
+            lost.add(node)
+            continue
         model = Model(node=name, fold=of_fold, plans=planned.plans, mirror_axes=reply.mirror_axes)
         keep = dict.fromkeys(nodes, EvaluateRequest(keep=model))
         ask(contact, Kind.EVALUATE, keep, federation, settings, None, dict.fromkeys(nodes, arrays), at_least)
@@ -137,11 +152,29 @@ def _score_elsewhere(
     requests = {user: EvaluateRequest(fold=fold, score=models) for user, models in sent.items() if models}
     scores: list[CaseScore] = []
     for user, reply, _ in ask(contact, Kind.EVALUATE, requests, federation, settings, journal, at_least=at_least):
-        others = [score.model for score in reply.cases if score.model not in (*sent[user], ENSEMBLE)]
-        if others:
-            raise ProtocolError(f"node {federation.name(user)} sent scores of model {others[0]}, which it was not sent")
+        try:
+            _check_centres(federation, user, reply.cases)
+            others = [score.model for score in reply.cases if score.model not in (*sent[user], ENSEMBLE)]
+            if others:
+                name = federation.name(user)
+                raise ProtocolError(f"node {name} sent scores of model {others[0]}, which it was not sent")
+        except ProtocolError as error:
+            check_enough([error], 0, at_least, journal)
+            continue
         scores += reply.cases
     return scores
+
+
+def _check_centres(federation: Federation, node: int, scores: Iterable[CaseScore]) -> None:
+    """A node scores its own cases; the centres of a pooled dataset are no nodes.
+
+    Raises:
+        ProtocolError: scores in the name of another node.
+    """
+    others = {federation.name(other) for other in federation.described} - {federation.name(node)}
+    for score in scores:
+        if score.centre in others:
+            raise ProtocolError(f"node {federation.name(node)} sent scores of cases of node {score.centre}")
 
 
 def _end_as_one(federation: Federation, strategy: AsymFedAvg | NoExchange, nodes: Sequence[int]) -> bool:

@@ -11,26 +11,29 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from pydantic import ValidationError
 
 from fednnunet import __version__
-from fednnunet.errors import ConfigError, DataError, NodeError, ProtocolError, first_problem
+from fednnunet.errors import ConfigError, DataError, NodeError, ProtocolError, first_problem, one_line
 from fednnunet.exchange import messages
 from fednnunet.exchange.messages import ExchangeDtype, Fold, Kind
+from fednnunet.federation.aggregation import check_model
 from fednnunet.federation.asking import ask, ask_as_they_join, check_enough, num_bytes, parse_reply
 from fednnunet.federation.contact import Contact
 from fednnunet.federation.journal import Journal
 from fednnunet.federation.scoring import evaluate_nodes, score_external_centres
-from fednnunet.federation.strategy import AsymFedAvg, NoExchange
+from fednnunet.federation.strategy import WEIGHT_KEY, AsymFedAvg, NoExchange
 from fednnunet.files import write_atomically
 from fednnunet.fingerprint.local import IntensityRange, LocalFingerprint, common_ranges
 from fednnunet.fingerprint.merge import merge_fingerprints
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,12 @@ class Federation:
     def name(self, node_id: int) -> str:
         """The node's own name; its id before it is known."""
         return self.described[node_id].node if node_id in self.described else str(node_id)
+
+    def leave_out(self, nodes: Iterable[int]) -> None:
+        """Go on without these nodes."""
+        for node in nodes:
+            for told in (self.described, self.planned, self.preprocessed):
+                told.pop(node, None)
 
     @property
     def training(self) -> list[int]:
@@ -251,35 +260,100 @@ def plan_networks(contact: Contact, federation: Federation, settings: ServerSett
     journal.stage("plan")
     request = messages.PlanRequest(fingerprint=None)
     if settings.fingerprint is not None:
-        merged = federated_fingerprint(contact, federation, settings)
+        merged = federated_fingerprint(contact, federation, settings, journal)
         write_atomically(journal.folder / "federated_fingerprint.json", json.dumps(merged, indent=1))
         request = messages.PlanRequest(fingerprint=merged, num_training=federation.num_training)
-    replies = ask(contact, Kind.PLAN, dict.fromkeys(federation.training, request), federation, settings, journal)
-    federation.planned = {node: reply for node, reply, _ in replies}
+    federation.planned = _ask_training_nodes(contact, Kind.PLAN, request, federation, settings, journal)
     if settings.fingerprint is not None:
         _check_same_network(federation)
     journal.write_plans({federation.name(node): federation.planned[node].plans for node in federation.training})
 
 
-def federated_fingerprint(contact: Contact, federation: Federation, settings: ServerSettings) -> dict[str, Any]:
+def _ask_training_nodes(
+    contact: Contact,
+    kind: Kind,
+    request: messages.Body,
+    federation: Federation,
+    settings: ServerSettings,
+    journal: Journal,
+) -> dict[int, Any]:
+    """Replies of the training nodes; one that fails is left out from here on, where nodes may be missing."""
+    asked = federation.training
+    replies = ask(
+        contact,
+        kind,
+        dict.fromkeys(asked, request),
+        federation,
+        settings,
+        journal,
+        at_least=settings.min_nodes,
+        wait=True,
+    )
+    answered = {node: reply for node, reply, _ in replies}
+    federation.leave_out(set(asked) - set(answered))
+    return answered
+
+
+def federated_fingerprint(
+    contact: Contact, federation: Federation, settings: ServerSettings, journal: Journal
+) -> dict[str, Any]:
     """nnU-Net's fingerprint of all nodes' cases, from what each tells of its own.
 
+    Where nodes may be missing, one whose contribution can not be used is left out, and the others are asked anew: what
+    they tell depends on how many cases there are in all, and on the range of their intensities.
+
     Raises:
+        NodeError: a node failed that can not be missing.
         ProtocolError: a malformed contribution, or not the one asked for; names the node.
         DataError: no node has foreground in a channel.
+    """
+    while True:
+        parts = _contributions(contact, federation, settings, journal)
+        unusable = set(federation.training) - set(parts)
+        if not unusable:
+            return merge_fingerprints(list(parts.values()))
+        federation.leave_out(unusable)
+
+
+def _contributions(
+    contact: Contact, federation: Federation, settings: ServerSettings, journal: Journal
+) -> dict[int, LocalFingerprint]:
+    """Of the training nodes; of fewer, where some can not be used and may be missing.
+
+    Those whose ranges can not be used are left out before the others are asked.
     """
     described = {node: federation.described[node] for node in federation.training}
     bins: dict[str, Any] = {}
     if settings.fingerprint == "histogram":
-        ranges = [_ranges_of(reply) for reply in described.values()]
-        bins = {channel: b.model_dump() for channel, b in common_ranges(ranges).items()}
-        unlabelled = sorted(set(described[federation.training[0]].channel_names) - set(bins))
+        ranges = _usable(described, _ranges_of, settings, journal)
+        federation.leave_out(set(described) - set(ranges))
+        bins = {channel: b.model_dump() for channel, b in common_ranges(list(ranges.values())).items()}
+        unlabelled = sorted(set(federation.described[federation.training[0]].channel_names) - set(bins))
         if unlabelled:
             raise DataError(f"no node has foreground in channel {unlabelled[0]}: every label map is empty")
         request = settings.fingerprint_request(tell="contribution", total_cases=federation.num_training, bins=bins)
-        replies = ask(contact, Kind.FINGERPRINT, dict.fromkeys(described, request), federation, settings)
+        asked = dict.fromkeys(federation.training, request)
+        replies = ask(contact, Kind.FINGERPRINT, asked, federation, settings, at_least=settings.min_nodes, wait=True)
         described = {node: reply for node, reply, _ in replies}
-    return merge_fingerprints([_fingerprint_of(reply, bins) for reply in described.values()])
+    return _usable(described, lambda reply: _fingerprint_of(reply, bins), settings, journal)
+
+
+def _usable(
+    replies: Mapping[int, messages.FingerprintReply],
+    read: Callable[[messages.FingerprintReply], T],
+    settings: ServerSettings,
+    journal: Journal,
+) -> dict[int, T]:
+    """What ``read`` makes of every reply; without those that it refuses, where nodes may be missing."""
+    usable: dict[int, T] = {}
+    refused: list[ProtocolError] = []
+    for node, reply in replies.items():
+        try:
+            usable[node] = read(reply)
+        except ProtocolError as error:
+            refused.append(error)
+    check_enough(refused, len(usable), settings.min_nodes, journal)
+    return usable
 
 
 def _fingerprint_of(reply: messages.FingerprintReply, bins: Mapping[str, Any]) -> LocalFingerprint:
@@ -293,12 +367,16 @@ def _fingerprint_of(reply: messages.FingerprintReply, bins: Mapping[str, Any]) -
     ):
         if ours != theirs:
             raise ProtocolError(
-                f"node {reply.node} sent a fingerprint of other {what} than were asked for: {theirs} instead of {ours}"
+                f"node {reply.node} sent a fingerprint of other {what} than were asked for: "
+                f"{one_line(str(theirs))} instead of {ours}"
             )
     return told
 
 
 def _ranges_of(reply: messages.FingerprintReply) -> dict[str, IntensityRange]:
+    unknown = sorted(set(reply.intensity_ranges or {}) - set(reply.channel_names))
+    if unknown:
+        raise ProtocolError(f"node {reply.node} sent ranges of a channel that it does not have: {one_line(unknown[0])}")
     try:
         return {channel: IntensityRange.model_validate(r) for channel, r in (reply.intensity_ranges or {}).items()}
     except ValidationError as error:
@@ -326,8 +404,7 @@ def preprocess_images(contact: Contact, federation: Federation, settings: Server
     """
     journal.stage("preprocess")
     request = messages.PreprocessRequest(fold=settings.folds[0])
-    replies = ask(contact, Kind.PREPROCESS, dict.fromkeys(federation.training, request), federation, settings, journal)
-    federation.preprocessed = {node: reply for node, reply, _ in replies}
+    federation.preprocessed = _ask_training_nodes(contact, Kind.PREPROCESS, request, federation, settings, journal)
     first, *others = federation.training
     for other in others:
         ours, theirs = federation.preprocessed[first].epochs, federation.preprocessed[other].epochs
@@ -358,14 +435,17 @@ def train_rounds(
         federation, fold, journal, lambda finished: strategy.remembers(journal.folder, fold, finished)
     )
     journal.begin_fold(fold, federation.rounds, start)
-    strategy.begin_fold({node: _last_round(federation, node, fold, start) for node in federation.training})
+    strategy.begin_fold(
+        {node: _last_round(federation, node, fold, start) for node in federation.training},
+        journal.update_norms_of(fold),
+    )
     if start:
         log.info("fold %s goes on from round %d", fold, start)
         arrays = strategy.restore(journal.folder, fold, start) or ArrayRecord()
         if not arrays:
             arrays, _ = _train_round(contact, federation, strategy, fold, start, arrays, settings, nodes=members)
     else:
-        arrays = _initial_arrays(contact, federation, strategy, fold, settings)
+        arrays = _initial_arrays(contact, federation, strategy, fold, settings, journal)
     for server_round in range(start + 1, federation.rounds + 1):
         arrays, rows = _train_round(contact, federation, strategy, fold, server_round, arrays, settings, journal)
         strategy.save(journal.folder, fold, server_round, arrays)
@@ -392,9 +472,18 @@ def _last_round(federation: Federation, node: int, fold: Fold, until: int) -> in
 
 
 def _initial_arrays(
-    contact: Contact, federation: Federation, strategy: AsymFedAvg | NoExchange, fold: Fold, settings: ServerSettings
+    contact: Contact,
+    federation: Federation,
+    strategy: AsymFedAvg | NoExchange,
+    fold: Fold,
+    settings: ServerSettings,
+    journal: Journal,
 ) -> ArrayRecord:
-    """Shared layers start equal everywhere: as the first node that has them initialised them, pretrained ones first."""
+    """Shared layers start equal everywhere: as the first node that has them initialised them, pretrained ones first.
+
+    Where nodes may be missing, the next one is asked for layers that a node does not send as it should.
+    """
+    at_least = None if settings.min_nodes is None else 0
     missing = set(strategy.groups)
     initial = ArrayRecord()
     for node in sorted(federation.training, key=lambda node: not federation.preprocessed[node].pretrained):
@@ -402,8 +491,15 @@ def _initial_arrays(
         if not wanted:
             continue
         request = messages.TrainRequest(fold=fold, server_round=0, layers=wanted)
-        (reply,) = ask(contact, Kind.TRAIN, {node: request}, federation, settings)
-        for layer, array in reply[2].items():
+        shapes = {layer: federation.planned[node].layers[layer] for layer in wanted}
+        sent = ArrayRecord()
+        for _, _, sent in ask(contact, Kind.TRAIN, {node: request}, federation, settings, at_least=at_least, wait=True):
+            try:
+                check_model(sent, shapes, f"node {federation.name(node)}")
+            except ProtocolError as error:
+                check_enough([error], 0, at_least, journal)
+                sent = ArrayRecord()
+        for layer, array in sent.items():
             group = strategy.group_of(node, layer)
             initial[group] = array
             missing.discard(group)
@@ -422,6 +518,7 @@ def _train_round(
     nodes: Sequence[int] = (),
 ) -> tuple[ArrayRecord, list[dict[str, Any]]]:
     rows: dict[int, dict[str, Any]] = {}
+    refused: dict[int, str] = {}
     wanted = nodes or strategy.sample(fold, server_round)
     enough = _enough(settings.min_nodes, len(federation.training) - len(wanted))
     there = contact.present(wanted, enough)
@@ -433,7 +530,12 @@ def _train_round(
         for reply in replies:
             node = reply.metadata.src_node_id
             if reply.has_content():
-                body = parse_reply(messages.TrainReply, reply, federation.name(node))
+                try:
+                    body = _figures_of_round(reply, federation, fold, server_round)
+                except ProtocolError as error:
+                    log.warning("round %d: %s", server_round, error)
+                    refused[node] = str(error)
+                    continue
                 rows[node] = {
                     "node": federation.name(node),
                     **body.model_dump(include=set(ROUND_METRICS)),
@@ -447,10 +549,34 @@ def _train_round(
     replies = contact.stream(requests, settings.timeout, enough)
     aggregated, _ = strategy.aggregate_train(server_round, passing_by(replies))
     late = {node: f"round {server_round}: no reply within {settings.timeout} s" for node in sent if node not in rows}
-    out = [NodeError(federation.name(node), reason) for node, reason in (late | strategy.failures).items()]
+    failures = late | strategy.failures | refused
+    out = [NodeError(federation.name(node), reason) for node, reason in failures.items()]
     check_enough(out, len(federation.training) - len(out), settings.min_nodes, journal)
+    used = [node for node in federation.training if node in rows and node not in failures]
     # Groups of layers that no node of this round has keep their last average.
-    return ArrayRecord({**arrays, **(aggregated or {})}), [rows[node] for node in federation.training if node in rows]
+    return ArrayRecord({**arrays, **(aggregated or {})}), [
+        {**rows[node], "update_norm": strategy.update_norms.get(node)} for node in used
+    ]
+
+
+def _figures_of_round(reply: Message, federation: Federation, fold: Fold, server_round: int) -> messages.TrainReply:
+    """What a node tells of the round it was asked to train.
+
+    Raises:
+        ProtocolError: malformed, of another round or fold, or of a number of cases that the node does not have.
+    """
+    node = reply.metadata.src_node_id
+    name = federation.name(node)
+    body = parse_reply(messages.TrainReply, reply, name)
+    if (body.fold, body.server_round) != (fold, server_round):
+        raise ProtocolError(
+            f"node {name} sent round {body.server_round} of fold {body.fold} instead of round {server_round} of {fold}"
+        )
+    weighed = reply.content.metric_records.get("metrics", MetricRecord()).get(WEIGHT_KEY)
+    cases = federation.described[node].num_training
+    if body.num_examples > cases or weighed != body.num_examples:
+        raise ProtocolError(f"node {name} sent {weighed} training cases of the fold; it has told of {cases} in all")
+    return body
 
 
 def _enough(min_nodes: int | None, not_drawn: int) -> int | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from math import prod
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite, prod
 from pathlib import Path
 from typing import Literal
 
@@ -14,19 +15,43 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
-from fednnunet.errors import ConfigError, ProtocolError
+from fednnunet.errors import ConfigError, ProtocolError, one_line
 from fednnunet.exchange.messages import EvaluateRequest, ExchangeDtype, Fold, Kind, TrainRequest
 from fednnunet.exchange.records import from_array_record, to_array_record
 from fednnunet.exchange.rounding import ErrorFeedback, check_dtypes
 from fednnunet.federation.aggregation import StreamingAverage
 from fednnunet.federation.matching import Matching, Share, match_layers
 from fednnunet.federation.state import read_state, state_file, write_state
+from fednnunet.federation.updates import RoundStart, UpdateLimit
 
 log = logging.getLogger(__name__)
 
 WEIGHT_KEY = "num-examples"
 MIN_SAMPLED = 2
 """Nodes of a round, however small the fraction: one alone is no federation."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """A node's reply of a round, checked.
+
+    Attributes:
+        reply: as it came.
+        node: its Flower id.
+        name: of the node.
+        metrics: single finite numbers, the number of training cases among them.
+        arrays: its layers.
+        weight: in a mean.
+        norm: see :meth:`~fednnunet.federation.updates.RoundStart.update_norm`.
+    """
+
+    reply: Message
+    node: int
+    name: str
+    metrics: MetricRecord
+    arrays: dict[str, np.ndarray]
+    weight: float
+    norm: float | None
 
 
 class AsymFedAvg(Strategy):
@@ -47,9 +72,12 @@ class AsymFedAvg(Strategy):
         fraction_train: of the nodes that train in a round, drawn anew for each, at least two (FedAvg's client
             fraction, McMahan et al. 2017).
         seed: of what is drawn.
+        max_update_norm: refuse a node's layers when they have changed so many times as much as is usual in the last
+            rounds; see :class:`~fednnunet.federation.updates.UpdateLimit`. None for no limit.
 
     Attributes:
         failures: node id to reason, for the replies of the last round that could not be used.
+        update_norms: node id to the norm of its update, relative to the weights, of those that were used.
     """
 
     def __init__(
@@ -61,6 +89,7 @@ class AsymFedAvg(Strategy):
         proximal_mu: float = 0.0,
         fraction_train: float = 1.0,
         seed: int = 0,
+        max_update_norm: float | None = 10.0,
     ) -> None:
         if weighting not in ("uniform", "num_cases"):
             raise ValueError(f"weighting={weighting}: must be uniform or num_cases")
@@ -72,6 +101,9 @@ class AsymFedAvg(Strategy):
         self.fraction_train = fraction_train
         self.seed = seed
         self.failures: dict[int, str] = {}
+        self.update_norms: dict[int, float] = {}
+        self._limit = UpdateLimit(max_update_norm)
+        self._start = RoundStart({})
         self._names: Mapping[int, str] = {}
         self._layers: Mapping[int, Mapping[str, Sequence[int]]] = {}
         self._groups: dict[int, dict[str, str]] = {}
@@ -126,13 +158,15 @@ class AsymFedAvg(Strategy):
         mine = self._groups[nodes[0]]
         return all(self._groups[node] == mine and len(mine) == len(self._layers[node]) for node in nodes)
 
-    def begin_fold(self, trained: Mapping[int, int]) -> None:
+    def begin_fold(self, trained: Mapping[int, int], update_norms: Iterable[Collection[float]] = ()) -> None:
         """A fold is trained; what the rounds of another have left is forgotten.
 
         Args:
             trained: node id to the last round of it that the node was in; 0 where there is none.
+            update_norms: of the rounds that an interrupted run has behind it, in their order.
         """
         self._trained = dict(trained)
+        self._limit.begin_fold(update_norms)
         self._feedback = ErrorFeedback(self._feedback.dtype)
 
     def trained(self, node: int) -> int:
@@ -176,6 +210,7 @@ class AsymFedAvg(Strategy):
         """
         nodes: list[int] = config.get("nodes") or self.sample(fold_of(config), server_round)  # type: ignore[assignment]
         self._asked = set(nodes)
+        self._start = RoundStart(from_array_record(arrays, "the server"))
         return [
             _message(
                 Kind.TRAIN,
@@ -199,23 +234,10 @@ class AsymFedAvg(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Add replies to the running sums as they come; the averages keyed by group, and mean metrics."""
         average = self._new_average()
-        used: list[RecordDict] = []
-
-        def add(reply: Message, name: str, metrics: MetricRecord, arrays: ArrayRecord) -> None:
-            weight = float(metrics[WEIGHT_KEY]) if self.weighting == "num_cases" else 1.0  # type: ignore[arg-type]
-            average.add(reply.metadata.src_node_id, self._received(arrays, name), weight, name)
-            used.append(RecordDict({"metrics": metrics}))
-
-        self._take(server_round, replies, add)
+        used = self._take(server_round, replies, average, lambda u: average.add_checked(u.node, u.arrays, u.weight))
         if not used:
             return None, None
         return self._rounded(average.result()), _mean_metrics(used)
-
-    def _received(self, arrays: ArrayRecord, name: str) -> dict[str, np.ndarray]:
-        """The arrays that node ``name`` sent, of the dtype that it was asked for."""
-        received = from_array_record(arrays, f"node {name}")
-        check_dtypes(received, self._feedback.dtype, f"node {name}")
-        return received
 
     def _rounded(self, means: Mapping[str, np.ndarray]) -> ArrayRecord:
         """What nodes are sent of ``means``; layer by layer, so that hardly more than that is in memory."""
@@ -229,7 +251,13 @@ class AsymFedAvg(Strategy):
     def _new_average(self) -> StreamingAverage[int]:
         """The sums, empty for a new round."""
         assert self._average is not None, "prepare() comes before the first round"
-        self._average.reset()
+        feedback = self._feedback
+        self._average.reset(
+            {
+                group: feedback.dtype_of(dtype) if feedback.rounds else dtype
+                for group, dtype in self._start.dtypes.items()
+            }
+        )
         for node in self._groups.keys() - self._asked:
             self._average.skip(node)
         return self._average
@@ -238,22 +266,73 @@ class AsymFedAvg(Strategy):
         self,
         server_round: int,
         replies: Iterable[Message],
-        take: Callable[[Message, str, MetricRecord, ArrayRecord], None],
-    ) -> None:
-        """Give ``take`` every reply, its node's name, metrics and arrays; note in ``failures`` what is refused."""
-        self.failures = {}
+        average: StreamingAverage[int],
+        take: Callable[[Update], None],
+    ) -> list[MetricRecord]:
+        """Give ``take`` every reply that can be used, and note in ``failures`` what is refused.
+
+        Updates that may be too large come last, in the order of the nodes.
+
+        Returns:
+            Metrics of the replies that are used.
+        """
+        self.failures, self.update_norms = {}, {}
+        used: list[MetricRecord] = []
+        doubtful: dict[int, Update] = {}
+        norms: dict[int, float] = {}
+
+        def use(update: Update) -> None:
+            take(update)
+            used.append(update.metrics)
+            self._trained[update.node] = server_round
+            if update.norm is not None and isfinite(update.norm):
+                self.update_norms[update.node] = update.norm
+
+        def refuse(node: int, problem: str) -> None:
+            log.warning("round %d: %s", server_round, problem)
+            self.failures[node] = problem
+
         for reply in replies:
             node = reply.metadata.src_node_id
-            name = self._names.get(node, str(node))
             try:
-                if node in self._groups and node not in self._asked:
-                    raise ProtocolError(f"node {name} was not asked to train in this round")
-                metrics = _checked_content(reply, name)
-                take(reply, name, metrics, reply.content.array_records.get("arrays", ArrayRecord()))
-                self._trained[node] = server_round
+                update = self._checked(reply, average)
             except ProtocolError as error:
-                log.warning("round %d: %s", server_round, error)
-                self.failures[node] = str(error)
+                refuse(node, str(error))
+                continue
+            if update.norm is not None:
+                norms[node] = update.norm
+            if self._limit.may_be_too_large(update.norm):
+                average.skip(node)
+                doubtful[node] = update
+            else:
+                use(update)
+        for node in sorted(doubtful):
+            problem = self._limit.problem(norms[node], norms.values())
+            if problem is None:
+                use(doubtful[node])
+            else:
+                refuse(node, f"node {doubtful[node].name} {problem}")
+        self._limit.end_round(self.update_norms.values())
+        self._start = RoundStart({})  # its arrays are the size of a model
+        return used
+
+    def _checked(self, reply: Message, average: StreamingAverage[int]) -> Update:
+        """What ``reply`` holds.
+
+        Raises:
+            ProtocolError: an error reply, or one that can not be averaged; names the node.
+        """
+        node = reply.metadata.src_node_id
+        name = self._names.get(node, str(node))
+        where = f"node {name}"
+        if node in self._groups and node not in self._asked:
+            raise ProtocolError(f"{where} was not asked to train in this round")
+        metrics = _checked_metrics(reply, name)
+        weight = float(metrics[WEIGHT_KEY]) if self.weighting == "num_cases" else 1.0  # type: ignore[arg-type]
+        arrays = from_array_record(reply.content.array_records.get("arrays", ArrayRecord()), where)
+        check_dtypes(arrays, self._feedback.dtype, where)
+        norm = average.check(node, arrays, weight, where, self._start)
+        return Update(reply, node, name, metrics, arrays, weight, norm)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -354,25 +433,28 @@ def _message(kind: Kind, node: int, body: TrainRequest | EvaluateRequest, arrays
     return Message(content, dst_node_id=node, message_type=kind.value)
 
 
-def _checked_content(reply: Message, name: str) -> MetricRecord:
-    """The reply's metrics.
+def _checked_metrics(reply: Message, name: str) -> MetricRecord:
+    """The reply's metrics that are single finite numbers.
 
     Raises:
-        ProtocolError: an error reply, or one without metrics.
+        ProtocolError: an error reply, or one without a number of cases.
     """
     if reply.has_error():
-        raise ProtocolError(reply.error.reason or f"node {name} failed without a reason")
-    metrics = reply.content.metric_records.get("metrics")
-    if metrics is None or WEIGHT_KEY not in metrics:
+        raise ProtocolError(one_line(reply.error.reason or f"node {name} failed without a reason"))
+    metrics = reply.content.metric_records.get("metrics", MetricRecord())
+    cases = metrics.get(WEIGHT_KEY)
+    if not isinstance(cases, int) or cases < 1:
         raise ProtocolError(f"node {name} sent a reply without its number of cases")
-    return metrics
+    return MetricRecord({k: v for k, v in metrics.items() if isinstance(v, int | float) and isfinite(v)})
 
 
-def _mean_metrics(replies: list[RecordDict]) -> MetricRecord:
+def same_metrics(replies: Sequence[MetricRecord]) -> list[MetricRecord]:
+    """Of every reply the metrics that all have: a pseudo-Dice may be undefined at one node."""
+    common = set.intersection(*(set(metrics) for metrics in replies))
+    return [MetricRecord({key: metrics[key] for key in sorted(common)}) for metrics in replies]
+
+
+def _mean_metrics(replies: Sequence[MetricRecord]) -> MetricRecord:
     """Mean by training cases of the metrics that every node has."""
-    common = set.intersection(*(set(reply.metric_records["metrics"]) for reply in replies))
-    same = [
-        RecordDict({"metrics": MetricRecord({key: reply.metric_records["metrics"][key] for key in sorted(common)})})
-        for reply in replies
-    ]
-    return aggregate_metricrecords(same, WEIGHT_KEY)
+    records = [RecordDict({"metrics": metrics}) for metrics in same_metrics(replies)]
+    return aggregate_metricrecords(records, WEIGHT_KEY)

@@ -37,6 +37,13 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+LARGEST = float(np.finfo(np.float32).max)
+"""Of intensities: images are read as float32."""
+MAX_COUNT = 2**53
+"""Of sampled voxels: what a float can count."""
+Intensity = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
+
+
 class IntensityRange(Strict):
     """Foreground intensities of one channel at one node, or at all.
 
@@ -46,8 +53,8 @@ class IntensityRange(Strict):
         integer: all values are integers.
     """
 
-    low: float
-    high: float
+    low: Intensity
+    high: Intensity
     integer: bool
 
     @model_validator(mode="after")
@@ -103,11 +110,11 @@ class ChannelIntensities(Strict):
         histogram: voxels in each bin.
     """
 
-    count: int = Field(ge=0)
-    mean: float
-    squared_deviations: float = Field(ge=0)
-    low: float
-    high: float
+    count: int = Field(ge=0, le=MAX_COUNT)
+    mean: Intensity
+    squared_deviations: float = Field(ge=0, le=MAX_COUNT * LARGEST**2)
+    low: Intensity
+    high: Intensity
     bins: IntensityBins
     histogram: list[Annotated[int, Field(ge=0)]]
 

@@ -24,6 +24,8 @@ ROUND_COLUMNS = [
     *("strategy", "round", "node", "train_loss", "val_loss", "pseudo_dice"),
     *("seconds_train", "seconds_exchange", "bytes_up", "bytes_down"),
 ]
+_NEWER = ("update_norm",)
+"""Columns that tables of earlier versions do not have."""
 _TEXT = ["strategy", "node", "model", "fold", "label", "empty"]
 _NOT_A_SETUP = (
     "strategy",
@@ -186,7 +188,7 @@ def read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
             path,
             dtype=dict.fromkeys(_TEXT, str),
             keep_default_na=False,
-            na_values={name: ["", "nan"] for name in columns if name not in _TEXT},
+            na_values={name: ["", "nan"] for name in (*columns, *_NEWER) if name not in _TEXT},
         )
     except (ValueError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not a readable table: {error}") from None

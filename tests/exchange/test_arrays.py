@@ -87,6 +87,11 @@ def test_memory_smaller_than_its_layout_is_refused() -> None:
         SharedArrays.attach(os.dup(shared.fd), shared.layout, "node B")
 
 
+def test_no_memory_for_no_arrays_is_refused() -> None:
+    with pytest.raises(ProtocolError, match="less memory"):
+        SharedArrays.attach(os.memfd_create("empty"), Layout(arrays={}, size=0), "node B")
+
+
 @pytest.mark.parametrize(
     "array",
     [

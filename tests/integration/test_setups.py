@@ -39,7 +39,9 @@ def test_every_setup_writes_its_tables_and_checkpoints(finished: Callable[[str],
         "seconds_exchange",
         "bytes_up",
         "bytes_down",
+        "update_norm",
     ]
+    assert (rounds.update_norm > 0).all() == (strategy in ("asym", "ffe"))
     assert sorted(zip(rounds["round"], rounds.node, strict=True)) == sorted((r, n) for r in (1, 2) for n in nodes)
     assert np.isfinite(rounds[["train_loss", "val_loss"]]).all(axis=None)
     assert (rounds.bytes_up > 0).all() == (strategy in ("asym", "ffe"))

@@ -1,0 +1,161 @@
+"""Norms of updates against numpy's, and which are too large."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import ml_dtypes  # noqa: F401  numpy learns of bfloat16
+import numpy as np
+import pytest
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from fednnunet.errors import ProtocolError
+from fednnunet.exchange.records import from_array_record, to_array_record
+from fednnunet.federation.grid import LocalGrid
+from fednnunet.federation.journal import Journal
+from fednnunet.federation.strategy import AsymFedAvg
+from fednnunet.federation.updates import RoundStart, UpdateLimit
+
+GROUPS = {"a": "a", "b": "b@2", "count": "count"}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
+def test_norm_is_numpys_of_the_change_over_the_start(dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    start = {"a": rng.standard_normal((300, 500)).astype(dtype), "b@2": rng.standard_normal(70_000).astype(dtype)}
+    sent = {"a": rng.standard_normal((300, 500)).astype(dtype), "b": rng.standard_normal(70_000).astype(dtype)}
+    pairs = [(sent[layer].astype(float), start[GROUPS[layer]].astype(float)) for layer in sent]
+    expected = np.sqrt(sum(((x - y) ** 2).sum() for x, y in pairs) / sum((y**2).sum() for _, y in pairs))
+    begun = RoundStart({**start, "count": np.array(7)})
+    assert begun.update_norm({**sent, "count": np.array(10**9)}, GROUPS, "") == pytest.approx(expected, rel=1e-5)
+
+
+def test_layers_that_were_not_sent_do_not_count() -> None:
+    begun = RoundStart({"a": np.ones(4, dtype=np.float32)})
+    sent = {"a": np.full(4, 3, dtype=np.float32), "b": np.full(9, 1e9, dtype=np.float32)}
+    assert begun.update_norm(sent, GROUPS, "") == 2
+    assert RoundStart({}).update_norm(sent, GROUPS, "") is None
+    assert RoundStart({"a": np.zeros(4, dtype=np.float32)}).update_norm(sent, GROUPS, "") is None
+
+
+@pytest.mark.parametrize("layer", ["a", "b"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_refused_and_what_is_beyond_squaring_is_infinite(layer: str, value: float) -> None:
+    begun = RoundStart({"a": np.ones(100_000, dtype=np.float32)})
+    sent = {"a": np.ones(100_000, dtype=np.float32), "b": np.ones(100_000, dtype=np.float32)}
+    sent[layer][-1] = value
+    with pytest.raises(ProtocolError, match=f"node B sent layer {layer} with values that are not finite"):
+        begun.update_norm(sent, GROUPS, "node B")
+    sent[layer][-1] = 3e38
+    assert begun.update_norm(sent, GROUPS, "node B") == (np.inf if layer == "a" else 0)
+
+
+def after(*rounds: Sequence[float], times: float | None = 10) -> UpdateLimit:
+    limit = UpdateLimit(times)
+    limit.begin_fold(rounds)
+    return limit
+
+
+def refused(limit: UpdateLimit, norm: float, others: Sequence[float] = ()) -> bool:
+    return limit.may_be_too_large(norm) and limit.problem(norm, [norm, *others]) is not None
+
+
+USUAL = (0.1, 0.12, 0.09)
+
+
+@pytest.mark.parametrize(
+    ("rounds", "norm", "others", "expected"),
+    [
+        ([USUAL], 0.99, [0.1, 0.1], False),
+        ([USUAL], 1.0, [0.1, 0.1], True),
+        ([USUAL], 1.0, [], True),
+        ([USUAL], 1.0, [0.9, 1.1], False),
+        ([USUAL], 1.0, [0.1, 1.0, 0.1], True),
+        ([USUAL, (0.01, 0.01, 0.01), (0.01, 0.01, 0.01)], 0.1, [0.01, 0.01], True),
+        ([(9, 9, 9), *[USUAL] * 5], 1.0, [0.1, 0.1], True),
+        ([(0.2, 5.0)], 2.0, [0.1], True),
+        ([(0, 0, 0)], 0.0005, [0, 0], False),
+        ([(0, 0, 0)], 0.5, [0, 0], True),
+        ([], 0.99, [0.01, 0.01], False),
+        ([], 1.01, [0.1, 0.1], True),
+        ([], 1.01, [0.9, 0.5], False),
+        ([], 9.0, [0.1], False),
+        ([], 10.0, [0.1], True),
+        ([], np.inf, [0.1], True),
+    ],
+    ids=[
+        *("less", "ten times", "alone", "all at once", "two of four", "last rounds", "long ago", "lower of two"),
+        *("harmless", "after standing still", "first, small", "first, large", "first, all", "first of two"),
+        *("first, ten times the weights", "infinite"),
+    ],
+)
+def test_too_large_is_what_is_so_beside_the_last_rounds_and_its_own(
+    rounds: list[Sequence[float]], norm: float, others: list[float], expected: bool
+) -> None:
+    assert refused(after(*rounds), norm, others) == expected
+
+
+def test_without_a_limit_nothing_is_too_large() -> None:
+    assert not after(USUAL, times=None).may_be_too_large(np.inf)
+    assert not after(USUAL).may_be_too_large(None)
+
+
+def test_a_fold_begins_without_the_norms_of_another() -> None:
+    limit = after(USUAL)
+    limit.begin_fold()
+    assert not limit.may_be_too_large(0.99)
+
+
+def test_limits_that_refuse_everything_are_refused() -> None:
+    with pytest.raises(ValueError, match="max_update_norm=1: must be more than 1, or null"):
+        AsymFedAvg(max_update_norm=1)
+
+
+def test_nothing_depends_on_the_order_of_arrival_where_updates_are_too_large() -> None:
+    """Nodes 2 and 5 wait until all are in; 5 is refused, 2 is as far as the others and is averaged."""
+    grid = LocalGrid(ClientApp(), {}, 1)  # Flower's messages want one
+    start = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
+    far = {1: 1.5, 2: 1.6, 3: 1.4, 4: 0.9, 5: 30.0}
+    results = set()
+    for order in itertools.permutations(far):
+        strategy = AsymFedAvg()
+        strategy.prepare({node: {"w": [1000]} for node in far}, {node: f"node{node}" for node in far})
+        strategy.begin_fold({}, [[0.14, 0.16, 0.15]])
+        list(strategy.configure_train(1, to_array_record({"w": start}), ConfigRecord(), grid))
+        aggregated, _ = strategy.aggregate_train(1, [reply(node, start * (1 + far[node])) for node in order])
+        assert aggregated is not None
+        assert strategy.failures.keys() == {5}
+        assert "sent an update 30 times as large as the weights, where 1.5 is usual" in strategy.failures[5]
+        assert strategy.update_norms == pytest.approx({node: far[node] for node in (1, 2, 3, 4)}, rel=1e-5)
+        mean = from_array_record(aggregated, "")["w"]
+        np.testing.assert_allclose(mean, start * (1 + np.mean([1.5, 1.6, 1.4, 0.9])), rtol=1e-6)
+        results.add(mean.tobytes())
+    assert len(results) == 1
+    grid.close()
+
+
+def test_the_journal_knows_the_norms_of_a_folds_rounds(tmp_path: Path) -> None:
+    def row(node: str, norm: float | None) -> dict[str, object]:
+        return {"node": node, "update_norm": norm}
+
+    journal = Journal(tmp_path, "asym", [0, 1])
+    for fold, factor in ((0, 1.0), (1, 10.0)):
+        journal.begin_fold(fold, 2, 0)
+        journal.write_round(1, [row("A", 0.1 * factor), row("B", 1 / 3 * factor)])
+        journal.write_round(2, [row("A", None), row("B", 0.2 * factor)])
+    again = Journal(tmp_path, "asym", [0, 1])
+    assert again.update_norms_of(0) == [[0.1, 1 / 3], [0.2]]
+    assert again.update_norms_of(1) == [[1.0, 1 / 3 * 10], [2.0]]
+    again.begin_fold(1, 2, 1)
+    assert again.update_norms_of(1) == [[1.0, 1 / 3 * 10]]
+
+
+def reply(node: int, weights: np.ndarray) -> Message:
+    question = Message(RecordDict(), dst_node_id=node, message_type="train")
+    arrays: ArrayRecord = to_array_record({"w": weights})
+    answer = Message(RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 1})}), reply_to=question)
+    answer.metadata.__dict__["_src_node_id"] = node
+    return answer
