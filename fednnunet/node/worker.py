@@ -80,6 +80,7 @@ class NodeWorker:
         self.channel = channel
         self.on_other_run = on_other_run
         self.asked = Asked(settings.folder / "asked.json")
+        self.done: dict[Kind, tuple[Body, BaseModel]] = {}
         self.stages = NodeStages(settings)
         self.outgoing = Outgoing()
         self.waiting: tuple[Request, TrainRequest] | None = None
@@ -125,9 +126,20 @@ class NodeWorker:
             Kind.PLAN: self.stages.plan,
             Kind.PREPROCESS: self.stages.preprocess,
         }
+        if self._is_done(kind, body):  # the server was started again; networks and rounds stay as they are
+            return self.done[kind][1]
+        if kind is not Kind.FINGERPRINT:  # other plans, or a new trainer: nothing of before is left
+            self.done.pop(Kind.PREPROCESS, None)
+            self.stages.trainer = None
+            self._forget_rounds()
         reply = stages[kind](body)
+        self.done[kind] = body, reply
         self.asked.done(kind, body)
         return reply
+
+    def _is_done(self, kind: Kind, body: Body) -> bool:
+        """Whether the same was asked before, and the reply is still true; a fingerprint tells of rounds, too."""
+        return kind in (Kind.PLAN, Kind.PREPROCESS) and kind in self.done and self.done[kind][0] == body
 
     def _failure(self, kind: Kind, error: Exception) -> Failure:
         """Log ``error`` here in full, and put into one line what the server may know."""
@@ -305,12 +317,13 @@ class NodeWorker:
                 self.stages.ranks.end_fit()
                 return False
 
-    def _next_round(self, request: Request, fold: Fold) -> TrainRequest | EvaluateRequest | None:
+    def _next_round(self, request: Request, fold: Fold) -> Body | None:
         """The body of a request to train a later round, or that ends the fit; any other request is answered here."""
         try:
-            if request.kind in (Kind.TRAIN, Kind.EVALUATE):
-                body = parse_body(REQUESTS[request.kind], request.body, "the server")
-                assert isinstance(body, TrainRequest | EvaluateRequest)
+            body = parse_body(REQUESTS[request.kind], request.body, "the server")
+            if request.kind in (Kind.PLAN, Kind.PREPROCESS) and not self._is_done(request.kind, body):
+                return body
+            if isinstance(body, TrainRequest | EvaluateRequest):
                 ahead = body.server_round - self.finished_round if body.fold == fold else -1
                 if isinstance(body, EvaluateRequest) and ahead >= 0 and body.of_own_model:
                     return body

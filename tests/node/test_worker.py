@@ -225,6 +225,31 @@ def test_a_server_that_has_lost_a_round_finds_it_again(server: Server) -> None:
     assert same(third, server.train(3, layers, second, trained=2)[1])
 
 
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_a_server_that_is_started_again_finds_the_round_as_it_was(server: Server, rounds: int) -> None:
+    """It asks for all stages anew, while the node's fit waits between two rounds."""
+    layers = layers_of(server)
+    _, state = server.train(0, layers)
+    sent = {0: state}
+    for server_round in range(1, rounds + 1):
+        _, sent[server_round] = server.train(server_round, layers, sent[server_round - 1], trained=server_round - 1)
+    assert layers_of(server) == layers
+    assert same(sent[1], server.train(1, layers, trained=1)[1])
+    _, second = server.train(2, layers, sent[1], trained=1)
+    assert same(second, sent.get(2, second))
+    assert not same(second, sent[1])
+
+
+def test_other_plans_end_the_training_of_before(settings: NodeSettings, server: Server) -> None:
+    layers = layers_of(server)
+    server.train(1, layers, server.train(0, layers)[1])
+    server.ask(Kind.PLAN, '{"fingerprint": null, "num_training": 100}')
+    with pytest.raises(WorkerFailure, match="training was asked for before preprocessing"):
+        server.train(2, layers, trained=1)
+    server.ask(Kind.PREPROCESS)
+    assert server.train(1, layers, server.train(0, layers)[1])[0].server_round == 1
+
+
 @pytest.mark.parametrize("damage", ["a bit flipped", "the end missing"])
 def test_a_damaged_checkpoint_is_not_offered_to_go_on_from(settings: NodeSettings, tmp_path: Path, damage: str) -> None:
     write_boxes(tmp_path / "raw")
