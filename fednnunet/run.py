@@ -26,7 +26,8 @@ from fednnunet.errors import ConfigError
 from fednnunet.federation.client_app import app as client_app
 from fednnunet.federation.grid import LocalGrid
 from fednnunet.federation.journal import Journal
-from fednnunet.federation.server_app import ServerSettings, build_server_app
+from fednnunet.federation.members import ServerSettings
+from fednnunet.federation.server_app import build_server_app
 from fednnunet.federation.strategy import AsymFedAvg, NoExchange
 from fednnunet.files import DISK_FULL, write_atomically
 from fednnunet.lock import locked
@@ -158,7 +159,11 @@ def run_across(app: ServerApp, config: RunConfig, journal: Journal) -> float:
         config.federation.server, config.paths.run, strategy=config.strategy.name, dataset=config.dataset.name
     )
     journal.observers = [*journal.observers, status]
-    run_across_machines(config.federation.server, app, journal.message)
+    try:
+        run_across_machines(config.federation.server, app, journal.message)
+    except BaseException as error:
+        status.finish(error)
+        raise
     status.finish()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # of KiB
 

@@ -246,7 +246,7 @@ def check_key(site: SiteConfig) -> Finding:
     """Whether ``key`` is one that Flower takes, and nobody but its owner can read it; the value is the key."""
     if site.key is None:
         return Finding("good", "none, as insecure is true")
-    key, _ = read_key(site)
+    key, _ = read_key(site.key)
     mode = stat.S_IMODE(site.key.stat().st_mode)
     if mode & OTHERS:
         return Finding(

@@ -68,7 +68,7 @@ def make_keys(folder: Path, servers: Sequence[str], nodes: Sequence[str], days: 
     authority, key = _authority(folder, made)
     server = _server(folder, names, days, authority, key, made)
     for node in nodes:
-        _node(folder / "nodes" / node, made)
+        make_node_key(folder / "nodes" / node, made)
     return Made(made.written, made.kept, server.not_valid_after_utc)
 
 
@@ -178,8 +178,14 @@ def _certificate(
     )
 
 
-def _node(folder: Path, made: Made) -> None:
-    """A key pair in OpenSSH's format, which Flower's SuperNode and ``flwr supernode register`` read."""
+def make_node_key(folder: Path, made: Made | None = None) -> None:
+    """A node's key pair, ``node.key`` and ``node.pub``, in OpenSSH's format; what is there stays.
+
+    Args:
+        folder: takes the files.
+        made: takes note of them.
+    """
+    made = made or Made([], [], datetime.now(UTC))
     private, public = folder / "node.key", folder / "node.pub"
     if private.is_file() and public.is_file():
         made.kept.extend((private, public))

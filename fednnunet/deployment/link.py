@@ -49,11 +49,12 @@ from flwr.supercore.inflatable.inflatable_utils import (
     push_objects,
 )
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
-from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from fednnunet.deployment.keys import make_node_key
 from fednnunet.deployment.node_config import SiteConfig
 from fednnunet.deployment.processes import end_with_parent, log_to, terminal
 from fednnunet.errors import ConfigError, ProtocolError
@@ -66,8 +67,10 @@ from fednnunet.files import write_atomically
 log = logging.getLogger(__name__)
 
 LOG_FILE = "link.log"
-POLL_SECONDS = 0.5
-"""Between two questions for messages; while one is worked on none are asked."""
+POLL_SECONDS = (0.1, 1.0)
+"""Between two questions for messages: at first, and at most; while one is worked on none are asked."""
+POLL_GROWS = 1.1
+"""Each pause is so much longer than the one before: a server that is quick gets a quick node."""
 RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0, 20.0)
 """Between attempts to reach a server that does not answer; the last for all further ones."""
 OWN_TASK = 1
@@ -97,7 +100,7 @@ class Link:
         self._id_file = site.folder / "node_id"
         self._quiet = threading.Event()  # never set: waits on it end by time alone
         self._down = False
-        keys = generate_key_pairs() if site.insecure else read_key(site)
+        keys = read_key(own_key(site))
         self._public_key = public_key_to_bytes(keys[1])
         self._client = FleetHttpClient.from_server_address(
             site.server,
@@ -110,10 +113,14 @@ class Link:
         """Join, and hand messages to the ClientApp until the process ends."""
         self._join()
         HeartbeatSender(self._heartbeat).start()
+        pause = POLL_SECONDS[0]
         while True:
             try:
-                if not self._serve_one():
-                    time.sleep(POLL_SECONDS)
+                if self._serve_one():
+                    pause = POLL_SECONDS[0]
+                else:
+                    time.sleep(pause)
+                    pause = min(pause * POLL_GROWS, POLL_SECONDS[1])
             except Refused as refused:
                 self.tell(f"the server refused: {refused}; joining again")
                 time.sleep(RETRY_SECONDS[-1])
@@ -188,7 +195,7 @@ class Link:
             return content
 
         contents = pull_objects(
-            [part.object_id for part in iterate_object_tree(tree)], pull_some, initial_backoff=POLL_SECONDS
+            [part.object_id for part in iterate_object_tree(tree)], pull_some, initial_backoff=POLL_SECONDS[0]
         )
         self._call(
             self._client.ConfirmMessageReceived,
@@ -255,19 +262,27 @@ class Link:
             attempts += 1
 
 
-def read_key(site: SiteConfig) -> tuple[ec.EllipticCurvePrivateKey, ec.EllipticCurvePublicKey]:
-    """The node's key pair.
+def own_key(site: SiteConfig) -> Path:
+    """File of the node's private key; without keys one is made, so that the server knows the node again."""
+    if site.key is not None:
+        return site.key
+    if not (site.folder / "node.key").is_file():
+        make_node_key(site.folder)
+    return site.folder / "node.key"
+
+
+def read_key(path: Path) -> tuple[ec.EllipticCurvePrivateKey, ec.EllipticCurvePublicKey]:
+    """A node's key pair.
 
     Raises:
         ConfigError: the file can not be read, or holds another kind of key.
     """
-    assert site.key is not None
     try:
-        key = load_ssh_private_key(site.key.read_bytes(), None)
+        key = load_ssh_private_key(path.read_bytes(), None)
     except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"key: {site.key} holds no private key that can be read: {error}") from None
+        raise ConfigError(f"key: {path} holds no private key that can be read: {error}") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ConfigError(f"key: {site.key} is of another kind; `fednnunet keys` makes ECDSA keys")
+        raise ConfigError(f"key: {path} is of another kind; `fednnunet keys` makes ECDSA keys")
     return key, key.public_key()
 
 

@@ -32,8 +32,8 @@ def serve(site: SiteConfig) -> None:
         DataError: there are no data where the configuration says.
     """
     find_dataset(site.data, site.raw_folder, site.name)
-    if not site.insecure:
-        read_key(site)
+    if site.key is not None:
+        read_key(site.key)
     ended = ended_by_signal()
     tell = terminal()
     os.environ.setdefault("nnUNet_def_n_proc", "1")  # nnU-Net reads it when it is imported

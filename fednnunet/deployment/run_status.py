@@ -63,9 +63,12 @@ class RunStatus:
     def round_done(self, server_round: int, rows: Sequence[Mapping[str, Any]]) -> None:
         self._write(round=server_round)
 
-    def finish(self) -> None:
-        """The run is over."""
-        self._write(stage="finished", finished=True)
+    def finish(self, error: BaseException | None = None) -> None:
+        """The run is over; with ``error`` it failed, or was interrupted, and can go on."""
+        if error is None:
+            self._write(stage="finished", finished=True, waiting_for=[])
+        else:
+            self._write(stage="stopped", message=f"{type(error).__name__}: {error}", waiting_for=[])
 
     def _write(self, **changes: Any) -> None:
         self._status |= {**changes, "updated": _now()}

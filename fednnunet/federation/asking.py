@@ -18,7 +18,7 @@ from fednnunet.federation.grid import wait_a_moment
 from fednnunet.federation.journal import Journal
 
 if TYPE_CHECKING:
-    from fednnunet.federation.server_app import Federation, ServerSettings
+    from fednnunet.federation.members import Federation, ServerSettings
 
 log = logging.getLogger(__name__)
 

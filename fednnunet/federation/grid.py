@@ -23,7 +23,7 @@ RUN_ID = 1
 SERVER_NODE_ID = 0
 CLIENT_APP_RAISED_EXCEPTION = 2
 """Flower's ErrorCode for an exception in a ClientApp."""
-POLL_SECONDS = 0.5
+POLL_SECONDS = 0.25
 """Between two looks for replies at a SuperLink, or for nodes at any grid."""
 
 

@@ -16,7 +16,7 @@ from fednnunet.federation.journal import Journal
 from fednnunet.federation.strategy import AsymFedAvg, NoExchange
 
 if TYPE_CHECKING:
-    from fednnunet.federation.server_app import Federation, ServerSettings
+    from fednnunet.federation.members import Federation, ServerSettings
 
 FoldsOf = Mapping[int, Sequence[Fold]]
 """Models: the folds of each node."""

@@ -16,8 +16,10 @@ from fednnunet.errors import ProtocolError
 from fednnunet.exchange.messages import FingerprintReply, FingerprintRequest, PlanReply, PlanRequest
 from fednnunet.federation.contact import Contact
 from fednnunet.federation.grid import LocalGrid
+from fednnunet.federation.joining import describe_nodes
 from fednnunet.federation.journal import Journal
-from fednnunet.federation.server_app import ServerSettings, describe_nodes, plan_networks
+from fednnunet.federation.members import ServerSettings
+from fednnunet.federation.preparing import plan_networks
 from fednnunet.fingerprint.local import ChannelIntensities, IntensityBins, LocalFingerprint
 
 CASES = {"Oslo": 3, "Porto": 5, "Riga": 0}

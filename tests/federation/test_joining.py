@@ -17,8 +17,9 @@ from fednnunet.exchange.messages import Failure, FingerprintReply
 from fednnunet.federation.client_app import app
 from fednnunet.federation.contact import Contact
 from fednnunet.federation.grid import LocalGrid
+from fednnunet.federation.joining import describe_nodes
 from fednnunet.federation.journal import Journal
-from fednnunet.federation.server_app import Federation, ServerSettings, describe_nodes
+from fednnunet.federation.members import Federation, ServerSettings
 
 KEY = b"k" * 32
 NAMES = ("Oslo", "Porto", "Lund", "Riga")

@@ -48,7 +48,8 @@ from fednnunet.federation.client_app import relay
 from fednnunet.federation.flower import FlowerStrategy
 from fednnunet.federation.grid import LocalGrid
 from fednnunet.federation.journal import Journal
-from fednnunet.federation.server_app import ServerSettings, build_server_app
+from fednnunet.federation.members import ServerSettings
+from fednnunet.federation.server_app import build_server_app
 from fednnunet.federation.strategy import AsymFedAvg
 from fednnunet.fingerprint.local import IntensityBins, LocalFingerprint
 from fednnunet.fingerprint.merge import merge_fingerprints

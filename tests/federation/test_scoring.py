@@ -30,8 +30,8 @@ from fednnunet.federation.client_app import app
 from fednnunet.federation.contact import Contact
 from fednnunet.federation.grid import LocalGrid
 from fednnunet.federation.journal import Journal
+from fednnunet.federation.members import Federation, ServerSettings
 from fednnunet.federation.scoring import score_external_centres
-from fednnunet.federation.server_app import Federation, ServerSettings
 from fednnunet.federation.strategy import AsymFedAvg, NoExchange
 
 KEY = b"k" * 32
