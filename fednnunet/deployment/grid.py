@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode, SubStatus
 from flwr.common.serde import run_from_proto
 from flwr.proto.runtime_pb2 import PullTaskInputRequest, PushTaskOutputRequest, SendTaskHeartbeatRequest
-from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp import ServerApp
 from flwr.supercore.heartbeat import HeartbeatSender
 from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor
 from flwr.supercore.retry import RetryInvoker, exponential
@@ -26,6 +26,7 @@ from flwr.superlink.grid import HttpGrid
 from fednnunet.deployment.operator import Operator, read_server
 from fednnunet.errors import ConfigError, FednnUNetError, ProtocolError
 from fednnunet.exchange.packing import pack, unpack
+from fednnunet.federation.grid import NodeGrid
 
 log = logging.getLogger(__name__)
 
@@ -48,14 +49,16 @@ class Outgoing:
         message: as it was given.
         flower_id: under which the SuperLink knows it; changes when it is sent again.
         polls: how often its node had asked for messages when it was sent; None where that is not known.
+        abandoned: nobody waits for its reply any more.
     """
 
     message: Message
     flower_id: str
     polls: int | None
+    abandoned: bool = False
 
 
-class SuperLinkGrid(Grid):
+class SuperLinkGrid(NodeGrid):
     """A run of Flower's, as whose ServerApp this process acts.
 
     Arrays are packed into one, replies carry the node that the message was for, and a message that its node has lost
@@ -170,7 +173,7 @@ class SuperLinkGrid(Grid):
         asked = {self._out[id_].flower_id: id_ for id_ in message_ids if id_ in self._out}
         if not asked:
             return []
-        lost = self._lost(asked.values())  # before the look for replies: one that comes in between is not lost
+        lost = self._lost()  # before the look for replies: one that comes in between is not lost
         replies = []
         for reply in self._reaching(lambda: list(self._flower.pull_messages(asked))):
             id_ = asked[reply.metadata.reply_to_message_id]
@@ -178,9 +181,28 @@ class SuperLinkGrid(Grid):
             replies.append(self._as_of(reply, sent, id_))
         for id_ in lost:
             if id_ in self._out:
-                self._out[id_] = again = self._send(self._out[id_].message, self._polls())
-                log.warning("message %s is sent to node %d again", id_, again.message.metadata.dst_node_id)
+                replies += self._mend(id_)
         return replies
+
+    def _mend(self, id_: str) -> list[Message]:
+        """Send a lost message again, or, where nobody waits for its reply, say that there will be none."""
+        sent = self._out[id_]
+        node = sent.message.metadata.dst_node_id
+        if sent.abandoned:
+            del self._out[id_]
+            reply = Message(
+                Error(ErrorCode.MESSAGE_UNAVAILABLE, "the node has lost the message"), reply_to=sent.message
+            )
+            return [self._as_of(reply, sent, id_)]
+        log.warning("message %s is sent to node %d again", id_, node)
+        self._out[id_] = self._send(sent.message, self._polls())
+        return []
+
+    def abandon(self, message_ids: Iterable[str]) -> None:
+        """A message that its node has lost is not sent again; it counts as replied to."""
+        for id_ in message_ids:
+            if id_ in self._out:
+                self._out[id_].abandoned = True
 
     def _as_of(self, reply: Message, sent: Outgoing, id_: str) -> Message:
         """The reply as the one to the message that was given."""
@@ -204,15 +226,14 @@ class SuperLinkGrid(Grid):
         counts = self._reaching(self._operator.polls)
         return {node: counts.get(key, 0) for node, key in self._keys.items()}
 
-    def _lost(self, ids: Iterable[str]) -> list[str]:
+    def _lost(self) -> list[str]:
         """Messages whose nodes have asked twice for another since, which a node at work does not do."""
         if time.monotonic() - self._looked < LOOK_FOR_LOST_SECONDS:
             return []
         self._looked = time.monotonic()
         counts = self._polls()
         lost = []
-        for id_ in ids:
-            sent = self._out[id_]
+        for id_, sent in self._out.items():
             count = counts.get(sent.message.metadata.dst_node_id)
             if count is None or sent.polls is None:
                 continue
@@ -278,12 +299,3 @@ class SuperLinkGrid(Grid):
         if self._silent:
             self._silent = False
             self._tell("the server answers again")
-
-
-UNREACHABLE = {
-    ErrorCode.MESSAGE_UNAVAILABLE,
-    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
-    ErrorCode.NODE_UNAVAILABLE,
-    ErrorCode.CLIENT_APP_CRASHED,
-}
-"""Flower's errors that say nothing of the node's work, only that its reply did not come."""

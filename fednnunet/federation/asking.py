@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
@@ -88,21 +88,24 @@ def ask_as_they_join(
         ConfigError: too few have answered in time; says who is in, how many are missing, what to do.
     """
     deadline = math.inf if settings.timeout is None else time.monotonic() + settings.timeout
-    at_first = set(contact.grid.get_node_ids())
+    at_first = set(contact.candidates(settings.centres))
     asked: set[int] = set()
     waiting: dict[str, int] = {}
     answered: dict[int, Answer] = {}
     failed: list[FednnUNetError] = []
-    told_absent = 0
+    told = ""
     while len(answered) < nodes and time.monotonic() < deadline:
-        new = sorted(set(contact.grid.get_node_ids()) - asked)
+        new = [node for node in contact.candidates(settings.centres) if node not in asked]
         asked.update(new)
         pushed = contact.grid.push_messages([_message(Kind.FINGERPRINT, node, request) for node in new])
         waiting.update(zip(pushed, new, strict=True))
         absent = nodes + len(failed) - len(asked)
-        if absent > 0 and absent != told_absent:
-            journal.message(f"{absent} of {nodes} nodes are not there yet; the federation waits for them")
-        told_absent = absent
+        names = _not_there(contact, asked, settings) if absent > 0 else []
+        contact.wait_for(names)
+        text = f"{absent} of {nodes} nodes are not there yet{': ' if names else ''}{', '.join(names)}"
+        if absent > 0 and text != told:
+            journal.message(f"{text}; the federation waits for them")
+        told = text
         wait_a_moment(contact.grid, waiting, deadline - time.monotonic())
         for reply in contact.grid.pull_messages(list(waiting)) if waiting else ():
             node = waiting.pop(reply.metadata.reply_to_message_id, None)
@@ -131,6 +134,13 @@ def ask_as_they_join(
     if len(answered) < nodes or not at_first.issuperset(answered):
         journal.message(said)
     return [answered[node] for node in sorted(answered)]
+
+
+def _not_there(contact: Contact, there: Collection[int], settings: ServerSettings) -> list[str]:
+    """Names of centres of which no node is there, where keys tell names."""
+    if settings.centres is None or not contact.names:
+        return []
+    return sorted(set(settings.centres) - {contact.name(node) for node in there})
 
 
 def _missing(missing: int, nodes: int, silent: int) -> str:

@@ -10,11 +10,10 @@ from typing import Protocol
 
 from flwr.app import Message
 from flwr.common.constant import ErrorCode
-from flwr.serverapp import Grid
 
 from fednnunet.errors import NodeError
 from fednnunet.federation.client_app import ERROR_CODES
-from fednnunet.federation.grid import LocalGrid, wait_a_moment
+from fednnunet.federation.grid import LocalGrid, NodeGrid, wait_a_moment
 
 log = logging.getLogger(__name__)
 
@@ -64,11 +63,10 @@ class Contact:
         patient: whether nodes come back.
     """
 
-    def __init__(self, grid: Grid, watcher: Watcher | None = None, patient: bool = False) -> None:
+    def __init__(self, grid: NodeGrid, watcher: Watcher | None = None, patient: bool = False) -> None:
         self.grid = grid
         self.patient = patient
-        # At a SuperLink a node's key is registered under its name; elsewhere nodes are known once they have told.
-        self.names: dict[int, str] = dict(getattr(grid, "names", dict)())
+        self.names = grid.names()
         self._watcher = watcher or Unwatched()
         self._late: dict[str, int] = {}
         self._absent: set[int] = set()
@@ -76,6 +74,17 @@ class Contact:
     def name(self, node: int) -> str:
         """The node's name; its id before it is known."""
         return self.names.get(node, str(node))
+
+    def candidates(self, names: Collection[str] | None) -> list[int]:
+        """Nodes that are connected, without those whose keys stand for other names than ``names`` (None takes any)."""
+        online = self.grid.get_node_ids()
+        if not self.names.keys() >= set(online):
+            self.names = self.grid.names() | self.names
+        return sorted(n for n in online if names is None or self.names.get(n) is None or self.names[n] in names)
+
+    def wait_for(self, nodes: Collection[str]) -> None:
+        """Tell that the federation waits for these nodes; none when it goes on."""
+        self._watcher.waiting(nodes)
 
     def present(self, nodes: Collection[int], enough: int | None) -> list[int]:
         """Of ``nodes`` those that can be asked; waits until they are ``enough``.
@@ -154,6 +163,7 @@ class Contact:
             over = deadline is not None and time.monotonic() >= deadline
             if over and (not self.patient or (enough is not None and replies >= enough)):
                 self._late.update(waiting)
+                self.grid.abandon(waiting)
                 break
             if over and self.patient:
                 absences.note({self.name(node): "has not replied in time" for node in waiting.values()})

@@ -27,7 +27,18 @@ POLL_SECONDS = 0.25
 """Between two looks for replies at a SuperLink, or for nodes at any grid."""
 
 
-class LocalGrid(Grid):
+class NodeGrid(Grid):
+    """A Flower grid, and what the server app asks of one beyond Flower's interface."""
+
+    def names(self) -> dict[int, str]:
+        """Node id to the name that a node's key stands for; empty where nodes have no keys."""
+        return {}
+
+    def abandon(self, message_ids: Iterable[str]) -> None:
+        """Nobody waits for these replies any more; they may still be pulled, to see that the nodes are free."""
+
+
+class LocalGrid(NodeGrid):
     """Hands messages to a ClientApp in threads of this process.
 
     Args:

@@ -11,6 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fednnunet.exchange.messages import Fold
 from fednnunet.federation.contact import Contact
+from fednnunet.federation.grid import NodeGrid
 from fednnunet.federation.joining import check_agreement, describe_nodes
 from fednnunet.federation.journal import Journal
 from fednnunet.federation.members import ServerSettings
@@ -26,6 +27,7 @@ def build_server_app(settings: ServerSettings, strategy: AsymFedAvg | NoExchange
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
+        assert isinstance(grid, NodeGrid), "the embedded one, or that of a SuperLink"
         contact = Contact(grid, journal, settings.patient)
         federation = describe_nodes(contact, settings, journal)
         check_agreement(federation, settings.heterogeneous_tasks)
