@@ -190,10 +190,8 @@ class SuperLinkGrid(NodeGrid):
         node = sent.message.metadata.dst_node_id
         if sent.abandoned:
             del self._out[id_]
-            reply = Message(
-                Error(ErrorCode.MESSAGE_UNAVAILABLE, "the node has lost the message"), reply_to=sent.message
-            )
-            return [self._as_of(reply, sent, id_)]
+            error = Error(ErrorCode.MESSAGE_UNAVAILABLE, "the node has lost the message")
+            return [self._as_of(Message(error, reply_to=sent.message), sent, id_)]
         log.warning("message %s is sent to node %d again", id_, node)
         self._out[id_] = self._send(sent.message, self._polls())
         return []

@@ -123,6 +123,7 @@ def ask_as_they_join(
                 journal.message(f"{error}; it is left out")
             if len(answered) == nodes:
                 break
+    contact.wait_for([])
     silent = len(asked) - len(answered) - len(failed)
     here = ", ".join(sorted(body.node for _, body, _ in answered.values())) or "none"
     said = f"in are {here}" + _missing(nodes - len(answered), nodes, silent)

@@ -1,0 +1,151 @@
+"""Nodes that come back are waited for, or done without: over an embedded grid whose nodes fail as they are told."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Iterator
+
+import pytest
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from fednnunet.federation import contact
+from fednnunet.federation.client_app import ERROR_CODES
+from fednnunet.federation.contact import Contact
+from fednnunet.federation.grid import LocalGrid
+
+NODES = {1: "Oslo", 2: "Porto", 3: "Lund"}
+
+
+class Grid(LocalGrid):
+    """Nodes can be away; their keys stand for names; ``faults`` says how often a node fails before it replies."""
+
+    def __init__(self) -> None:
+        self.away: set[int] = set()
+        self.faults: dict[int, int] = {}
+        self.asked: list[int] = []
+        self.free = threading.Event()
+        self.free.set()
+        app = ClientApp()
+        app.train()(self.reply)
+        super().__init__(app, {node: {} for node in NODES}, max_parallel_nodes=3)
+
+    def reply(self, message: Message, context: Context) -> Message:
+        self.asked.append(context.node_id)
+        if context.node_id == 2:
+            self.free.wait(20)
+        if self.faults.get(context.node_id, 0) > 0:
+            self.faults[context.node_id] -= 1
+            return Message(Error(ERROR_CODES["unavailable"], "its disk is full"), reply_to=message)
+        return Message(RecordDict({"config": ConfigRecord({"node": context.node_id})}), reply_to=message)
+
+    def get_node_ids(self) -> list[int]:
+        return [node for node in NODES if node not in self.away]
+
+    def names(self) -> dict[int, str]:
+        return dict(NODES)
+
+
+class Watcher:
+    """Notes what it is told, and may do something about it."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self.waited_for: list[list[str]] = []
+        self.react: Callable[[], None] = lambda: None
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+    def waiting(self, nodes: Collection[str]) -> None:
+        self.waited_for.append(sorted(nodes))
+        if nodes:
+            self.react()
+
+
+@pytest.fixture
+def grid() -> Iterator[Grid]:
+    grid = Grid()
+    yield grid
+    grid.free.set()
+    grid.close()
+
+
+@pytest.fixture
+def watcher() -> Watcher:
+    return Watcher()
+
+
+@pytest.fixture
+def patient(grid: Grid, watcher: Watcher, monkeypatch: pytest.MonkeyPatch) -> Contact:
+    monkeypatch.setattr(contact, "PAUSES", (0.0, 0.05))
+    return Contact(grid, watcher, patient=True)
+
+
+def requests(*nodes: int) -> list[Message]:
+    return [Message(RecordDict(), dst_node_id=node, message_type="train") for node in nodes]
+
+
+def repliers(replies: Iterator[Message]) -> list[int]:
+    return sorted(int(reply.metadata.src_node_id) for reply in replies if reply.has_content())
+
+
+def test_a_node_that_can_not_reply_now_is_asked_again(grid: Grid, watcher: Watcher, patient: Contact) -> None:
+    grid.faults = {3: 3}
+    assert repliers(patient.stream(requests(1, 3), None)) == [1, 3]
+    assert grid.asked.count(3) == 4
+    assert watcher.messages == ["node Lund: its disk is full; the federation waits for it"]
+    assert watcher.waited_for[-1] == []
+
+
+def test_where_nodes_do_not_come_back_it_is_a_failure(grid: Grid) -> None:
+    grid.faults = {3: 1}
+    assert repliers(Contact(grid).stream(requests(1, 3), None)) == [1]
+    assert grid.asked.count(3) == 1
+
+
+def test_a_round_with_enough_nodes_goes_on_without_it(grid: Grid, watcher: Watcher, patient: Contact) -> None:
+    grid.faults = {3: 1}
+    replies = list(patient.stream(requests(1, 3), None, enough=1))
+    assert sorted(reply.has_error() for reply in replies) == [False, True]
+    assert grid.asked.count(3) == 1
+    assert watcher.waited_for == []
+
+
+def test_a_node_that_is_away_is_waited_for_before_it_is_asked(grid: Grid, watcher: Watcher, patient: Contact) -> None:
+    grid.away = {3}
+    watcher.react = grid.away.clear
+    assert patient.present([1, 3], None) == [1, 3]
+    assert watcher.messages == ["node Lund: not connected; the federation waits for it"]
+
+
+def test_who_is_away_and_who_is_in_again_is_told_once(grid: Grid, watcher: Watcher, patient: Contact) -> None:
+    grid.away = {3}
+    for _ in range(3):
+        assert patient.present([1, 2, 3], 2) == [1, 2]
+    grid.away.clear()
+    for _ in range(2):
+        assert patient.present([1, 2, 3], 2) == [1, 2, 3]
+    assert watcher.messages == ["node Lund is away; the federation goes on without it", "node Lund is in again"]
+
+
+def test_who_is_late_is_not_asked_before_it_is_free(grid: Grid, patient: Contact) -> None:
+    grid.free.clear()
+    assert repliers(patient.stream(requests(1, 2), timeout=0.2, enough=1)) == [1]
+    assert patient.present([1, 2], 1) == [1]
+    grid.free.set()
+    while patient.present([1, 2], 1) != [1, 2]:
+        pass
+    assert repliers(patient.stream(requests(1, 2), timeout=20, enough=1)) == [1, 2], "and the late reply is not read"
+
+
+def test_a_deadline_without_enough_replies_is_not_kept(grid: Grid, watcher: Watcher, patient: Contact) -> None:
+    grid.free.clear()
+    watcher.react = grid.free.set
+    assert repliers(patient.stream(requests(1, 2), timeout=0.1, enough=2)) == [1, 2]
+    assert watcher.messages == ["node Porto: has not replied in time; the federation waits for it"]
+
+
+def test_only_nodes_of_the_run_are_asked(patient: Contact) -> None:
+    assert patient.candidates(["Oslo", "Lund"]) == [1, 3]
+    assert patient.candidates(None) == [1, 2, 3]
