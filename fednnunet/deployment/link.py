@@ -178,7 +178,7 @@ class Link:
         except (Refused, ObjectPullError, ObjectPushError, ProtocolError, ValueError) as error:
             # The run is over, or the server has gone meanwhile: it asks again, and gets the stored reply.
             log.warning("message %s is dropped: %s: %s", metadata.message_id, type(error).__name__, error)
-        except Exception:  # noqa: BLE001  whatever a server sends, the link lives on
+        except Exception:  # whatever a server sends, the link lives on
             log.exception("message %s is dropped", metadata.message_id)
         return True
 
