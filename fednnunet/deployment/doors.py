@@ -19,6 +19,8 @@ from importlib.metadata import version
 from typing import Any
 
 from flwr.proto.fleet_pb2 import PushMessagesRequest
+from flwr.supercore.error import ApiErrorCode, FlowerError
+from flwr.supercore.error.catalog import API_ERROR_MAP
 from google.protobuf.message import DecodeError
 
 from fednnunet import __version__
@@ -76,10 +78,12 @@ def fleet_only(app: App, polls: Counter[str], signatures: Signatures | None = No
             return
         if signatures is not None:
             problem = await asyncio.to_thread(signatures.problem, scope["headers"])
-            # To a key that it does not know Flower says so itself, when it asks to be let in.
-            if problem is not None and not (problem == NOT_REGISTERED and path == ACTIVATE_PATH):
+            if problem is not None:
                 _note_refused(scope, problem)
-                await _answer(send, 401, {"detail": problem})
+                if problem == NOT_REGISTERED and path == ACTIVATE_PATH:
+                    await _answer(send, *_unknown_node())
+                else:
+                    await _answer(send, 401, {"detail": problem})
                 return
         try:
             body = await _read(scope, receive, limits[path])
@@ -95,6 +99,13 @@ def fleet_only(app: App, polls: Counter[str], signatures: Signatures | None = No
         await app(scope, _again(body, receive), counting)
 
     return door
+
+
+def _unknown_node() -> tuple[int, dict[str, Any]]:
+    """What Flower answers to a node that it does not know, when it asks to be let in; it would log each."""
+    error = FlowerError(ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED, NOT_REGISTERED)
+    told = API_ERROR_MAP[error.code]
+    return told.http_status_code, error.to_json(told.public_message)
 
 
 class _Refused(Exception):

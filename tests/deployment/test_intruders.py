@@ -40,6 +40,7 @@ from fednnunet.deployment.link import Link, Refused
 from fednnunet.deployment.node_config import SiteConfig, read_site
 from fednnunet.deployment.operator import POLLS_PATH, TOKEN_FILE, TOKEN_HEADER, Operator
 from fednnunet.errors import ConfigError
+from tests.conftest import write_boxes
 from tests.deployment.federation import Federation, free_port
 from tests.deployment.outer_door import flower_server, register
 
@@ -100,9 +101,9 @@ def porto(federation: Federation) -> Iterator[Link]:
     link.leave()
 
 
-def signed(federation: Federation, name: str) -> dict[str, str]:
+def signed(keys: Path, name: str) -> dict[str, str]:
     """Headers of a genuine request of a node, that was not sent."""
-    key = load_ssh_private_key((federation.keys / "nodes" / name / "node.key").read_bytes(), None)
+    key = load_ssh_private_key((keys / "nodes" / name / "node.key").read_bytes(), None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     request = httpx.Request("POST", "https://nowhere")
 
@@ -209,6 +210,23 @@ def test_a_key_that_is_not_registered_gets_nothing(federation: Federation, oslo:
     assert not stranger._heartbeat()
 
 
+def test_strangers_do_not_fill_the_log(federation: Federation, tmp_path: Path) -> None:
+    log = federation.state / "server.log"
+    make_keys(tmp_path, ["127.0.0.1"], ["Mallory"])
+    stranger = link_of(federation, "Oslo", key=str(tmp_path / "nodes" / "Mallory" / "node.key"))
+
+    def knock_often() -> int:
+        before = log.stat().st_size
+        for _ in range(100):
+            with pytest.raises(httpx.HTTPStatusError):
+                activate(stranger)
+        return log.stat().st_size - before
+
+    knock_often()
+    assert "/v1/fleet/activate-node from 127.0.0.1: the key is not registered" in log.read_text()
+    assert knock_often() < 1000
+
+
 def test_a_node_that_was_removed_gets_nothing_from_then_on(federation: Federation) -> None:
     make_keys(federation.keys, ["127.0.0.1"], ["Riga"])
     federation.wait_for(lambda: "node Riga may join" in federation.output("server"), "registration")
@@ -229,7 +247,7 @@ def test_a_node_that_was_removed_gets_nothing_from_then_on(federation: Federatio
 
 
 def test_a_recorded_request_is_taken_once(federation: Federation, oslo: Link, porto: Link) -> None:
-    headers = signed(federation, "Oslo")
+    headers = signed(federation.keys, "Oslo")
     body = PullMessagesRequest(node=oslo.node).SerializeToString()
     assert knock(federation, PULL, headers, body) == 200
     assert knock(federation, PULL, headers, body) == 401
@@ -241,9 +259,9 @@ def test_a_recorded_request_is_taken_once(federation: Federation, oslo: Link, po
 
 def test_a_signature_speaks_for_its_own_node(federation: Federation, oslo: Link, porto: Link) -> None:
     body = PullMessagesRequest(node=porto.node).SerializeToString()
-    assert knock(federation, PULL, signed(federation, "Oslo"), body) == 401
-    with_key_of_porto = signed(federation, "Oslo") | {
-        name: value for name, value in signed(federation, "Porto").items() if name == "flwr-public-key"
+    assert knock(federation, PULL, signed(federation.keys, "Oslo"), body) == 401
+    with_key_of_porto = signed(federation.keys, "Oslo") | {
+        name: value for name, value in signed(federation.keys, "Porto").items() if name == "flwr-public-key"
     }
     assert knock(federation, PULL, with_key_of_porto, body) == 401
 
@@ -254,7 +272,7 @@ def test_a_signature_of_another_time_is_refused(
 ) -> None:
     with monkeypatch.context() as clock:
         clock.setattr(node_auth_http_interceptor, "now", lambda: now() + timedelta(seconds=shift))
-        headers = signed(federation, "Oslo")
+        headers = signed(federation.keys, "Oslo")
     body = PullMessagesRequest(node=oslo.node).SerializeToString()
     assert knock(federation, PULL, headers, body) == 401
 
@@ -353,7 +371,7 @@ def test_from_outside_nothing_is_reached_but_what_a_node_needs(federation: Feder
     assert flower > NEEDED, "Flower's paths have changed"
     others = (flower - NEEDED) | {"/", "/docs", "/openapi.json", "/health", "/v1/runtime/ready", POLLS_PATH}
     for path in sorted(others):
-        assert knock(federation, path, signed(federation, "Oslo")) == 404, path
+        assert knock(federation, path, signed(federation.keys, "Oslo")) == 404, path
         assert knock(federation, path, method="GET") == 404, path
 
 
@@ -375,7 +393,7 @@ def test_from_outside_nothing_is_reached_but_what_a_node_needs(federation: Feder
     ],
 )
 def test_no_spelling_of_a_path_leads_round_the_door(federation: Federation, path: str) -> None:
-    assert knock(federation, path, signed(federation, "Oslo")) in (400, 404)
+    assert knock(federation, path, signed(federation.keys, "Oslo")) in (400, 404)
 
 
 def test_no_host_and_no_forwarding_header_leads_round_the_door(federation: Federation, porto: Link) -> None:
@@ -431,6 +449,21 @@ def test_what_the_server_writes_is_its_owners(federation: Federation) -> None:
     assert {path.name for path in written if stat.S_IMODE(path.stat().st_mode) & 0o077} == set()
 
 
+def test_what_a_node_writes_is_its_owners(federation: Federation) -> None:
+    write_boxes(federation.raw, "Dataset201_Oslo")
+    try:
+        federation.start_node("Oslo")
+        federation.wait_for(lambda: "connected to" in federation.output("Oslo"), "connection")
+        work = federation.work_folder("Oslo")
+        written = [work, *work.rglob("*")]
+        assert {"link.log", "node_id"} <= {path.name for path in written}
+        assert {path.name for path in written if stat.S_IMODE(path.stat().st_mode) & 0o077} == set()
+    finally:
+        node = federation.processes.pop("Oslo")
+        node.terminate()
+        node.wait(60)
+
+
 # floods ------------------------------------------------------------------------------------------------
 
 
@@ -446,13 +479,13 @@ def test_of_who_is_no_node_nothing_is_read(federation: Federation) -> None:
 
 def test_no_request_is_longer_than_its_path_may_have(federation: Federation, oslo: Link) -> None:
     too_long = {"content-length": str(doors.LIMITS[PUSH_OBJECT] + 1)}
-    assert knock(federation, PUSH_OBJECT, signed(federation, "Oslo") | too_long) == 413
+    assert knock(federation, PUSH_OBJECT, signed(federation.keys, "Oslo") | too_long) == 413
     small = {"content-length": str(doors.MAX_SMALL_BYTES + 1)}
-    assert knock(federation, PULL, signed(federation, "Oslo") | small) == 413
-    flood(federation, PUSH_OBJECT, signed(federation, "Oslo"), 100)
+    assert knock(federation, PULL, signed(federation.keys, "Oslo") | small) == 413
+    flood(federation, PUSH_OBJECT, signed(federation.keys, "Oslo"), 100)
     before = memory(federation)
     for _ in range(5):
-        sent = flood(federation, PUSH_OBJECT, signed(federation, "Oslo"), 100)
+        sent = flood(federation, PUSH_OBJECT, signed(federation.keys, "Oslo"), 100)
         assert sent < 90, "it was cut off"
     assert memory(federation) - before < 100
 
@@ -516,7 +549,7 @@ def test_a_connection_that_asks_for_nothing_is_closed(short_patience: tuple[str,
 def test_a_request_that_never_ends_is_given_up(short_patience: tuple[str, Path]) -> None:
     with connected(*short_patience) as slow:
         slow.sendall(b"POST /v1/fleet/activate-node HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n")
-        headers = {"flwr-public-key": "AAAA", "flwr-signature": "AAAA", "flwr-timestamp": now().isoformat()}
+        headers = signed(short_patience[1], "Oslo")
         slow.sendall("".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode() + b"\r\n12345")
         assert slow.recv(100).startswith(b"HTTP/1.1 408 ")
 
