@@ -57,7 +57,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from fednnunet.deployment.keys import make_node_key
 from fednnunet.deployment.node_config import SiteConfig
 from fednnunet.deployment.processes import end_with_parent, log_to, terminal
-from fednnunet.errors import ConfigError, ProtocolError
+from fednnunet.errors import ConfigError, ProtocolError, one_line
 from fednnunet.exchange.arrays import MAX_BYTES
 from fednnunet.exchange.messages import MAX_BODY_BYTES
 from fednnunet.exchange.packing import pack, unpack
@@ -73,6 +73,8 @@ POLL_GROWS = 1.1
 """Each pause is so much longer than the one before: a server that is quick gets a quick node."""
 RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0, 20.0)
 """Between attempts to reach a server that does not answer; the last for all further ones."""
+MAX_RESPONSE_BYTES = MAX_BODY_BYTES + 2**20
+"""The longest is an object of a message: its body, or 5 MiB of its arrays."""
 OWN_TASK = 1
 """Flower wants an id of the task that sends; the server looks at the node's alone."""
 
@@ -108,6 +110,9 @@ class Link:
             None if site.certificate is None else site.certificate.read_bytes(),
             interceptors=[RuntimeVersionHttpInterceptor(component_name="SuperNode"), NodeAuthHttpInterceptor(*keys)],
         )
+        # A server must not send this node elsewhere in the hospital's network, nor answer without an end.
+        self._client._client.follow_redirects = False
+        self._client._client.event_hooks = {"response": [_check_size]}
 
     def serve(self) -> None:
         """Join, and hand messages to the ClientApp until the process ends."""
@@ -128,7 +133,7 @@ class Link:
 
     def leave(self) -> None:
         """Tell the server, which would only notice after a minute otherwise."""
-        with contextlib.suppress(httpx.HTTPError):
+        with contextlib.suppress(httpx.HTTPError, Refused):
             self._client.DeactivateNode(DeactivateNodeRequest(node_id=self.node.node_id))
 
     def _join(self) -> None:
@@ -161,7 +166,7 @@ class Link:
         request = SendNodeHeartbeatRequest(node=self.node, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
         try:
             return bool(self._client.SendNodeHeartbeat(request).success)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, Refused, ValueError) as error:
             log.info("no heartbeat: %s", error)
             return False
 
@@ -180,6 +185,8 @@ class Link:
         except (Refused, ObjectPullError, ObjectPushError, ProtocolError, ValueError) as error:
             # The run is over, or the server has gone meanwhile: it asks again, and gets the stored reply.
             log.warning("message %s is dropped: %s: %s", metadata.message_id, type(error).__name__, error)
+        except Exception:  # whatever a server sends, the link lives on
+            log.exception("message %s is dropped", metadata.message_id)
         return True
 
     def _receive(self, run_id: int, message_id: str, tree: ObjectTree) -> Message:
@@ -247,6 +254,8 @@ class Link:
                 if error.response.status_code < 500:
                     raise Refused(_said(error.response)) from None
                 problem = _said(error.response)
+            except ValueError as error:
+                raise Refused(f"an answer that can not be read ({error})") from None
             except httpx.TransportError as error:
                 problem = f"{type(error).__name__}: {error}"
             else:
@@ -288,7 +297,19 @@ def read_key(path: Path) -> tuple[ec.EllipticCurvePrivateKey, ec.EllipticCurvePu
 
 def _said(response: httpx.Response) -> str:
     error = FlowerError.from_json(response.text)
-    return f"{response.status_code}: {error.message}" if error else f"{response.status_code}: {response.text[:200]}"
+    return f"{response.status_code}: {one_line(error.message if error else response.text[:200])}"
+
+
+def _check_size(response: httpx.Response) -> None:
+    """Whether a response says how long it is, and is no longer than it may be; nothing of it is read before.
+
+    Raises:
+        Refused: it does not, or is.
+    """
+    length = response.headers.get("content-length", "")
+    open_ended = "transfer-encoding" in response.headers or "content-encoding" in response.headers
+    if open_ended or not length.isdigit() or int(length) > MAX_RESPONSE_BYTES:
+        raise Refused(f"an answer of {length[:20] if not open_ended else 'untold'} bytes")
 
 
 def run_link(site: SiteConfig, node_config: dict[str, str], log_file: Path) -> None:

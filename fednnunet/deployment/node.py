@@ -31,6 +31,7 @@ def serve(site: SiteConfig) -> None:
         ConfigError: the key can not be read, or another process uses the work folder.
         DataError: there are no data where the configuration says.
     """
+    os.umask(0o077)  # the work folder holds what was made of the images
     find_dataset(site.data, site.raw_folder, site.name)
     if site.key is not None:
         read_key(site.key)

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.request import getproxies
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -113,8 +114,7 @@ class Operator:
 
     def __init__(self, state: Path) -> None:
         self.server = read_server(state)
-        # The inner door is on this machine; a proxy for the way out knows nothing of it.
-        os.environ["NO_PROXY"] = ",".join(filter(None, (os.environ.get("NO_PROXY"), "127.0.0.1")))
+        _take_no_proxy("127.0.0.1")
         try:
             self._token = (state / TOKEN_FILE).read_text(encoding="utf-8").strip()
         except OSError as error:
@@ -186,6 +186,14 @@ class Operator:
                 if acquired.task.run_id == run_id and acquired.token:
                     return run_id, acquired.token
         raise ConfigError(f"the server at {self.server.control} does not hand out run {run_id}; see its log")
+
+
+def _take_no_proxy(host: str) -> None:
+    """The inner door is on this machine: a proxy for the way out does not know it, and must not see the token."""
+    exempt = getproxies().get("no", "")
+    if host not in exempt.split(","):
+        # Of the two spellings the small one counts where both are there.
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, (exempt, host)))
 
 
 def _public_key(path: Path) -> bytes:

@@ -41,6 +41,7 @@ def serve(keys: Path | None, address: str, state: Path, insecure: bool) -> None:
         ConfigError: keys are missing, the address is taken, or plain HTTP was asked for beyond this machine.
     """
     check_keys(keys, address, insecure)
+    os.umask(0o077)  # the database holds models, server.json tells where the inner door is
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
     ended = ended_by_signal()
     with locked(state), bound(address) as outer, bound("127.0.0.1:0") as inner:

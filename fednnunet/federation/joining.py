@@ -42,10 +42,6 @@ def describe_nodes(contact: Contact, settings: ServerSettings, journal: Journal)
     else:
         replies = ask_as_they_join(contact, request, settings.nodes, federation, settings, journal)
     federation.described = {node: reply for node, reply, _ in replies}
-    names = [reply.node for reply in federation.described.values()]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ConfigError(f"two nodes call themselves {twice[0]}; give each its own name")
     for node, reply in federation.described.items():
         _check_centre(reply, contact.names.get(node), settings.centres)
         contact.names[node] = reply.node
@@ -54,6 +50,10 @@ def describe_nodes(contact: Contact, settings: ServerSettings, journal: Journal)
                 reply.node,
                 f"runs fednnunet {reply.version}, the server {__version__}; install the same version",
             )
+    names = [reply.node for reply in federation.described.values()]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"two nodes call themselves {twice[0]}; give each its own name")
     return federation
 
 

@@ -15,7 +15,10 @@ from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID
 from flwr.server.superlink.linkstate import LinkState
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
-from fednnunet.deployment.superlink import fleet_only, flower_app
+from fednnunet.deployment.connections import WatchedConnection
+from fednnunet.deployment.doors import fleet_only
+from fednnunet.deployment.signatures import Signatures
+from fednnunet.deployment.superlink import flower_app
 
 
 @contextmanager
@@ -29,8 +32,10 @@ def flower_server(keys: Path, state: Path, plain: bool = False) -> Iterator[tupl
     """
     state.mkdir()
     app = flower_app(state, auth=True)
+    known = app.state.linkstate_factory.state()
     config = uvicorn.Config(
-        app if plain else fleet_only(app, Counter()),
+        app if plain else fleet_only(app, Counter(), Signatures(known.get_node_id_by_public_key)),
+        http="auto" if plain else WatchedConnection,
         ssl_certfile=keys / "server.crt",
         ssl_keyfile=keys / "server.key",
         lifespan="off",
@@ -41,7 +46,7 @@ def flower_server(keys: Path, state: Path, plain: bool = False) -> Iterator[tupl
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:
-            yield listener.getsockname()[1], app.state.linkstate_factory.state()
+            yield listener.getsockname()[1], known
         finally:
             server.should_exit = True
             thread.join()

@@ -25,8 +25,8 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from fednnunet.cli import main
 from fednnunet.config import ModelConfig
 from fednnunet.datasets.raw import estimate_size, read_dataset, stage_dataset
+from fednnunet.deployment import doors
 from fednnunet.deployment import keys as keys_module
-from fednnunet.deployment import superlink
 from fednnunet.deployment.check import check_device, check_node
 from fednnunet.deployment.findings import Finding
 from fednnunet.deployment.keys import make_keys
@@ -172,7 +172,7 @@ def test_a_key_that_the_server_does_not_know_is_named(write_site: WriteSite, key
 def test_another_version_at_the_server_is_to_be_mended_and_the_rest_is_tested(
     write_site: WriteSite, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(superlink, "__version__", "0.0.1")
+    monkeypatch.setattr(doors, "__version__", "0.0.1")
     with flower_server(keys, tmp_path / "state") as (port, state):
         register(state, keys / "nodes" / NODE / "node.pub")
         found = findings(write_site(server=f"127.0.0.1:{port}"))

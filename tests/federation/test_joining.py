@@ -209,3 +209,12 @@ def test_another_takes_the_place_of_one_that_fails(describe: Describe, journal: 
 def test_a_failure_ends_the_run_where_all_are_needed(describe: Describe, nodes: int | None) -> None:
     with pytest.raises(NodeError, match=r"^node Porto: Dataset202_Porto has no images$"):
         describe([0, 0, 0], {"Porto": fail}, nodes=nodes)
+
+
+@pytest.mark.parametrize("called", ["Lund", "Oslo"])
+def test_a_node_has_the_name_that_its_key_was_registered_under(
+    describe: Describe, monkeypatch: pytest.MonkeyPatch, called: str
+) -> None:
+    monkeypatch.setattr(GrowingGrid, "names", lambda _: {1: "Oslo", 2: "Porto"}, raising=False)
+    with pytest.raises(NodeError, match=f"^node Porto: calls itself {called}; its key was registered as Porto$"):
+        describe([0, 0], {"Porto": introduce(called)}, nodes=2)

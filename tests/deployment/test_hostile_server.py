@@ -1,0 +1,261 @@
+"""What a node does not do, whatever its server asks: with the real link, and the real worker of a hospital."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import multiprocessing
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fednnunet.deployment import link as link_module
+from fednnunet.deployment.keys import make_keys
+from fednnunet.deployment.link import Link, Refused
+from fednnunet.deployment.node_config import SiteConfig, read_site
+from fednnunet.deployment.processes import OTHER_RUN
+from fednnunet.deployment.worker import assignment_of, run_site_worker
+from fednnunet.errors import ConfigError, NodeError, ProtocolError
+from fednnunet.exchange.channel import WorkerFailure, WorkerUnreachable, call_worker
+from fednnunet.exchange.messages import FingerprintRequest, Kind
+from tests.conftest import write_boxes
+
+KEY = b"k" * 32
+TASK: dict[str, Any] = {
+    "seed": 0,
+    "fold": 0,
+    "dataset": {"name": "boxes", "configuration": "2d", "hd95_unit": "mm"},
+    "share": "full",
+    "trainer": {"class": "nnUNetTrainer", "epochs": 1},
+    "model": {"planner": "ExperimentPlanner"},
+    "gpu_memory": None,
+    "cap_memory": True,
+}
+Answer = Callable[[BaseHTTPRequestHandler], None]
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> SiteConfig:
+    path = tmp_path / "node.yaml"
+    content = {"name": "Oslo", "data": 101, "raw_folder": "raw", "server": "127.0.0.1:1", "folder": "work"}
+    path.write_text(yaml.safe_dump(content | {"insecure": True, "classes": ["our.trainers.OurTrainer"], "threads": 1}))
+    return read_site(path)
+
+
+# the connection ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def link_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answer], Link]]:
+    """A node's link to a server with the right certificate, which answers as it is told."""
+    monkeypatch.setenv("no_proxy", "*")
+    make_keys(tmp_path / "keys", ["127.0.0.1"], ["Oslo"])
+    servers = []
+
+    def serving(answer: Answer) -> Link:
+        class Handler(BaseHTTPRequestHandler):
+            do_GET = do_POST = answer  # type: ignore[assignment]
+
+            def log_message(self, *_: Any) -> None:
+                """Be quiet."""
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(tmp_path / "keys" / "server.crt", tmp_path / "keys" / "server.key")
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        site = SiteConfig(
+            name="Oslo",
+            data=101,
+            server=f"127.0.0.1:{server.server_port}",
+            certificate=tmp_path / "keys" / "ca.crt",
+            key=tmp_path / "keys" / "nodes" / "Oslo" / "node.key",
+            folder=tmp_path / "work",
+        )
+        return Link(site, {}, lambda _: None)
+
+    yield serving
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_node_is_sent_nowhere_else(link_to: Callable[[Answer], Link], status: int) -> None:
+    asked: list[str] = []
+
+    def intranet(request: BaseHTTPRequestHandler) -> None:
+        asked.append(request.path)
+        _say(request, 200, b"secret")
+
+    elsewhere = link_to(intranet).site.server
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        _say(request, status, b"", location=f"https://{elsewhere}/printer/erase")
+
+    with pytest.raises(Refused, match=str(status)):
+        link_to(answer)._serve_one()
+    assert asked == []
+
+
+def _say(request: BaseHTTPRequestHandler, status: int, body: bytes, **headers: str) -> None:
+    request.send_response(status)
+    for name, value in ({"content-length": str(len(body))} | headers).items():
+        request.send_header(name.replace("_", "-"), value)
+    request.end_headers()
+    request.wfile.write(body)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"content-length": str(2**40)},
+        {"content-length": ""},
+        {"content_encoding": "gzip"},
+        {"transfer_encoding": "chunked"},
+    ],
+)
+def test_an_answer_without_an_end_is_not_read(link_to: Callable[[Answer], Link], headers: dict[str, str]) -> None:
+    bomb = gzip.compress(bytes(2**26))
+    with pytest.raises((Refused, link_module.httpx.TransportError)) as refused:
+        link_to(lambda request: _say(request, 200, bomb, **headers))._client.PullMessages(
+            link_module.PullMessagesRequest()
+        )
+    assert isinstance(refused.value, Refused) or "content-length" in str(refused.value).lower()
+
+
+def test_an_answer_that_can_not_be_read_does_not_end_the_link(link_to: Callable[[Answer], Link]) -> None:
+    link = link_to(lambda request: _say(request, 200, b"\xff" * 100))
+    with pytest.raises(Refused, match="can not be read"):
+        link._serve_one()
+    assert link._heartbeat() is False
+
+
+def test_what_others_say_can_not_steer_a_terminal(link_to: Callable[[Answer], Link]) -> None:
+    link = link_to(lambda request: _say(request, 403, b"\x1b[2J\x1b]0;owned\x07\nnode Porto has ended"))
+    with pytest.raises(Refused) as refused:
+        link._serve_one()
+    assert str(refused.value) == "403:  [2J ]0;owned  node Porto has ended"
+    assert str(NodeError("Oslo", "\x1b[31mall\nis well")) == "node Oslo:  [31mall is well"
+
+
+# the task ----------------------------------------------------------------------------------------------
+
+
+def changed(**changes: Any) -> dict[str, Any]:
+    """The task with other values; ``a__b`` is ``b`` in ``a``."""
+    task = json.loads(json.dumps(TASK))
+    for key, value in changes.items():
+        *groups, last = key.split("__")
+        part = task
+        for group in groups:
+            part = part[group]
+        part[last] = value
+    return task
+
+
+@pytest.mark.parametrize(
+    ("task", "problem"),
+    [
+        (changed(paths={"cache": "/etc"}), "paths"),
+        (changed(node={"device": "cpu"}), "node"),
+        (changed(trainer__pretrained="/etc/passwd"), "trainer.pretrained"),
+        (changed(trainer__previous_stage="/"), "trainer.previous_stage"),
+        (changed(model__plans="/etc/passwd"), "model.plans"),
+        (changed(dataset__raw_folder="/data"), "dataset.raw_folder"),
+        (changed(dataset__generator={"_target_": "os.system"}), "dataset.generator"),
+        (changed(model__plans_name="../../elsewhere"), "model.plans_name"),
+        (changed(model__overrides={"dataset_name": "/etc"}), "numbers only"),
+        (changed(model__overrides={"plans_identifier": ["x"]}), "numbers only"),
+        (changed(model__overrides={"__class__": 1}), "numbers only"),
+        (changed(model__overrides={"UNet_class": {"a": 1}}), "numbers only"),
+        (changed(fold="../0"), "fold"),
+        (changed(fold=7), "fold"),
+        (changed(share="everything"), "share"),
+        (changed(dataset__configuration="../2d"), "dataset.configuration"),
+        (changed(trainer__epochs=0), "trainer.epochs"),
+        (changed(seed=-1), "seed"),
+    ],
+)
+def test_a_task_is_of_the_published_schema(site: SiteConfig, task: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ProtocolError, match=f"the server sent a task that is none: .*{problem}"):
+        assignment_of(site, FingerprintRequest(run="r1", task=task))
+
+
+@pytest.mark.parametrize("key", ["trainer.class", "model.planner", "model.preprocessor"])
+@pytest.mark.parametrize("name", ["os.system", "subprocess.Popen", "our.trainers.Other", ".", "a..b", "../x.Trainer"])
+def test_a_server_names_no_class_that_the_node_does_not_list(site: SiteConfig, key: str, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"is not allowed here; its node\.yaml lists"):
+        assignment_of(site, FingerprintRequest(run="r1", task=changed(**{key.replace(".", "__"): name})))
+
+
+def test_what_the_node_allows_is_taken(site: SiteConfig) -> None:
+    task = changed(trainer__class="our.trainers.OurTrainer", model__overrides={"UNet_base_num_features": 4})
+    assert assignment_of(site, FingerprintRequest(run="r1", task=task)).run == "r1"
+
+
+@pytest.mark.parametrize("run", ["../r", "", "a/b", "a" * 65, "r\n", "."])
+def test_a_run_is_no_path(run: str) -> None:
+    with pytest.raises(ValueError, match="run"):
+        FingerprintRequest(run=run, task=TASK)
+
+
+# the worker --------------------------------------------------------------------------------------------
+
+
+def test_a_worker_begins_another_run_only_when_it_is_told_a_whole_one(
+    site: SiteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # AF_UNIX paths are short
+    write_boxes(tmp_path / "raw")
+    noted = site.folder / "assignment.json"
+
+    def started() -> multiprocessing.process.BaseProcess:
+        process = multiprocessing.get_context("spawn").Process(target=run_site_worker, args=(site, "s", KEY))
+        process.start()
+        return process
+
+    def ask(process: multiprocessing.process.BaseProcess, run: str | None, task: Any, kind: Kind = Kind.FINGERPRINT):  # type: ignore[no-untyped-def]
+        body = FingerprintRequest(run=run, task=task).model_dump_json() if kind is Kind.FINGERPRINT else "{}"
+        while True:
+            try:
+                return call_worker("s", KEY, kind, body)
+            except WorkerUnreachable as error:
+                if error.begun or not process.is_alive():
+                    raise
+                process.join(0.1)  # it does not listen yet
+
+    worker = started()
+    try:
+        for kind in set(Kind) - {Kind.FINGERPRINT}:
+            with pytest.raises(WorkerFailure, match="before it told what the run is"):
+                ask(worker, None, None, kind)
+        for run, task in ((None, None), (None, TASK), ("r1", None), ("r1", changed(paths={"run": "/"}))):
+            with pytest.raises(WorkerFailure, match="the server"):
+                ask(worker, run, task)
+        assert not noted.exists()
+        ask(worker, "r1", TASK)
+        assert json.loads(noted.read_text())["run"] == "r1"
+
+        for run, task in (("r2", None), (None, TASK), ("r2", changed(trainer__class="os.system")), ("r2", {"seed": 0})):
+            with pytest.raises(WorkerFailure):
+                ask(worker, run, task)
+        assert worker.is_alive()
+        assert json.loads(noted.read_text())["run"] == "r1"
+        assert sorted(path.name for path in (site.folder / "runs").iterdir()) == ["r1"]
+
+        with pytest.raises(WorkerUnreachable):
+            ask(worker, "r2", TASK)
+        worker.join(60)
+        assert worker.exitcode == OTHER_RUN
+        assert json.loads(noted.read_text())["run"] == "r2"
+    finally:
+        worker.kill()
+        worker.join()
