@@ -30,11 +30,10 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from fednnunet import __version__
 from fednnunet.deployment.findings import Finding
-from fednnunet.deployment.node_config import SiteConfig, split_address
+from fednnunet.deployment.node_config import VERSION_PATH, SiteConfig, split_address
 
 TIMEOUT = 10.0
 """Seconds for a connection and for an answer."""
-VERSION_PATH = "/v1/fleet/fednnunet"
 EXPIRES_SOON = timedelta(days=30)
 CLOCKS_AGREE = 2.0
 """Seconds; the server tells whole ones, and the answer takes its time."""

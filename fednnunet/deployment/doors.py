@@ -24,6 +24,7 @@ from flwr.supercore.error.catalog import API_ERROR_MAP
 from google.protobuf.message import DecodeError
 
 from fednnunet import __version__
+from fednnunet.deployment.node_config import VERSION_PATH
 from fednnunet.deployment.operator import POLLS_PATH, TOKEN_HEADER
 from fednnunet.deployment.signatures import NOT_REGISTERED, Signatures, public_key_of
 from fednnunet.exchange.messages import MAX_BODY_BYTES
@@ -31,8 +32,6 @@ from fednnunet.exchange.messages import MAX_BODY_BYTES
 log = logging.getLogger(__name__)
 
 POLL_PATH = "/v1/fleet/pull-messages"
-VERSION_PATH = "/v1/fleet/fednnunet"
-"""Tells versions and time, before a node joins."""
 REGISTER_PATH = "/v1/fleet/register-node"
 ACTIVATE_PATH = "/v1/fleet/activate-node"
 PUSH_PATH = "/v1/fleet/push-messages"

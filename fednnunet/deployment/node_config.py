@@ -14,6 +14,8 @@ from fednnunet.errors import ConfigError, first_problem
 from fednnunet.exchange.messages import NodeName
 
 ADDRESS = re.compile(r"^(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9._-]+):(\d{1,5})$")
+VERSION_PATH = "/v1/fleet/fednnunet"
+"""Where a server tells its versions and time, to whom is not in yet."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
