@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,20 +153,20 @@ class SuperLinkGrid(NodeGrid):
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Send messages, each for one node; ids to ask for their replies by."""
-        ids, polls = [], self._polls()
+        ids = []
         for message in messages:  # one at a time: together they need the memory of all
-            sent = self._send(message, polls)
+            sent = self._send(message)
             self._out[sent.flower_id] = sent
             ids.append(sent.flower_id)
         return ids
 
-    def _send(self, message: Message, polls: Mapping[int, int]) -> Outgoing:
+    def _send(self, message: Message) -> Outgoing:
         metadata = message.metadata
         packed = Message(pack(message.content), metadata.dst_node_id, metadata.message_type, ttl=MESSAGE_SECONDS)
         (flower_id,) = self._reaching(lambda: list(self._flower.push_messages([packed])))
         if not flower_id:
             raise ConfigError(f"the server takes no message for node {metadata.dst_node_id}; see its log")
-        return Outgoing(message, flower_id, polls.get(metadata.dst_node_id))
+        return Outgoing(message, flower_id, self._polls().get(metadata.dst_node_id))
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Replies that have come in, each once."""
@@ -193,7 +193,7 @@ class SuperLinkGrid(NodeGrid):
             error = Error(ErrorCode.MESSAGE_UNAVAILABLE, "the node has lost the message")
             return [self._as_of(Message(error, reply_to=sent.message), sent, id_)]
         log.warning("message %s is sent to node %d again", id_, node)
-        self._out[id_] = self._send(sent.message, self._polls())
+        self._out[id_] = self._send(sent.message)
         return []
 
     def abandon(self, message_ids: Iterable[str]) -> None:
