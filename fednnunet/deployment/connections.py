@@ -11,7 +11,7 @@ import asyncio
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MAX_CONNECTIONS = 900
-"""At once; a node has four. Below the 1,024 files that a process may have open on many systems."""
+"""At once; a node has four."""
 MAX_OF_ONE_ADDRESS = 100
 PATIENCE_SECONDS = 20.0
 

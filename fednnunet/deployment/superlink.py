@@ -23,13 +23,15 @@ from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
 from flwr.superlink.config_loader import SuperLinkLifespanConfig, load_control_authn_plugin
 from flwr.superlink.main import create_app
 
-from fednnunet.deployment.connections import WatchedConnection
+from fednnunet.deployment.connections import MAX_CONNECTIONS, WatchedConnection
 from fednnunet.deployment.doors import fleet_only, with_token
 from fednnunet.deployment.operator import TOKEN_FILE
 from fednnunet.deployment.processes import end_with_parent, log_to
 from fednnunet.deployment.signatures import Signatures
 
 DATABASE = "state.db"
+FILES = 4 * MAX_CONNECTIONS
+"""That may be open at once: each connection is one, those that have not finished TLS too."""
 
 
 def flower_app(state: Path, auth: bool) -> FastAPI:
@@ -110,7 +112,7 @@ def run_superlink(state: Path, outer: socket.socket, inner: socket.socket, keys:
     for chatty in ("httpx", "flwr"):  # several lines a request
         logging.getLogger(chatty).setLevel(logging.WARNING)
     end_with_parent()
-    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))  # each connection is one
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(FILES, hard)), hard))
     token = (state / TOKEN_FILE).read_text(encoding="utf-8").strip()
     asyncio.run(serve(state, outer, inner, token, keys))
