@@ -227,7 +227,7 @@ def _as_flower_says(response: httpx.Response, site: SiteConfig) -> Finding:
         return Finding(
             "bad",
             f"the server does not know the key {site.key}",
-            f"its operator must put its node.pub into nodes/{site.name} of the server's keys, and restart the server",
+            f"its operator must put its node.pub into nodes/{site.name} of the server's keys; no restart is needed",
         )
     if response.status_code == httpx.codes.UNAUTHORIZED:
         return Finding("bad", f"the server does not accept what {site.key} signs", "look at the clock; then try again")

@@ -55,7 +55,7 @@ def ask(
     for reply in contact.stream(outgoing, timeout, None if wait else at_least):
         node = reply.metadata.src_node_id
         try:
-            answered[node] = _answer(kind, node, reply, federation, journal)
+            answered[node] = _answer(contact, kind, node, reply, federation, journal)
         except (NodeError, ProtocolError) as error:
             if at_least is None:
                 raise
@@ -115,7 +115,7 @@ def ask_as_they_join(
                 asked.discard(node)  # it is asked again when it is back
                 continue
             try:
-                answered[node] = _answer(Kind.FINGERPRINT, node, reply, federation, journal)
+                answered[node] = _answer(contact, Kind.FINGERPRINT, node, reply, federation, journal)
             except (NodeError, ProtocolError) as error:
                 if settings.min_nodes is None:
                     raise
@@ -173,7 +173,9 @@ def _message(kind: Kind, node: int, body: Body, arrays: ArrayRecord | None = Non
     return Message(content, dst_node_id=node, message_type=kind.value)
 
 
-def _answer(kind: Kind, node: int, reply: Message, federation: Federation, journal: Journal | None) -> Answer:
+def _answer(
+    contact: Contact, kind: Kind, node: int, reply: Message, federation: Federation, journal: Journal | None
+) -> Answer:
     """What ``reply`` of ``node`` holds.
 
     Raises:
@@ -181,7 +183,7 @@ def _answer(kind: Kind, node: int, reply: Message, federation: Federation, journ
         ProtocolError: a malformed reply; names the node.
     """
     if reply.has_error():
-        raise _node_error(federation, node, reply.error.reason or "failed without a reason")
+        raise _node_error(federation, node, contact.names.get(node), reply.error.reason or "failed without a reason")
     name = federation.name(node)
     body = parse_reply(messages.REPLIES[kind], reply, name)
     if journal is not None:
@@ -189,7 +191,9 @@ def _answer(kind: Kind, node: int, reply: Message, federation: Federation, journ
     return node, body, reply.content.array_records.get("arrays", ArrayRecord())
 
 
-def _node_error(federation: Federation, node: int, reason: str) -> NodeError:
+def _node_error(federation: Federation, node: int, registered: str | None, reason: str) -> NodeError:
+    if registered is not None:
+        return NodeError(registered, reason)
     if node not in federation.described and reason.startswith("node "):
         # It failed before it could introduce itself; its reason begins with its name.
         name, _, reason = reason.removeprefix("node ").partition(": ")
