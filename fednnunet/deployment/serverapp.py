@@ -11,6 +11,7 @@ from pathlib import Path
 from flwr.serverapp import ServerApp
 
 from fednnunet.deployment.grid import RunLost, SuperLinkGrid
+from fednnunet.deployment.operator import read_server
 from fednnunet.errors import ConfigError
 from fednnunet.lock import locked
 
@@ -31,19 +32,30 @@ def run_across_machines(state: Path, app: ServerApp, tell: Callable[[str], None]
         ConfigError: there is no server, or another run is using it.
         FednnUNetError: what ``app`` raises.
     """
-    begun = False
+    read_server(state)
+    told = ""
     with locked(state / "run"):
         while True:
             try:
-                with contextlib.closing(SuperLinkGrid(state, tell)) as grid:
-                    begun = True
+                with contextlib.closing(_connected(state, tell)) as grid:
+                    told = ""
                     grid.run_server(app)
                     return
             except RunLost as lost:
                 log.warning("%s", lost, exc_info=True)
-                tell(f"{lost}; it goes on from the last finished round as soon as the server can be reached")
-            except ConfigError:
-                if not begun:
-                    raise
-            begun = True
+                if str(lost) != told:
+                    told = str(lost)
+                    tell(f"{lost}; the run goes on from its last finished round as soon as the server can be reached")
             threading.Event().wait(RETRY_SECONDS)
+
+
+def _connected(state: Path, tell: Callable[[str], None]) -> SuperLinkGrid:
+    """A new run of Flower's at the server.
+
+    Raises:
+        RunLost: the server is not there now.
+    """
+    try:
+        return SuperLinkGrid(state, tell)
+    except ConfigError as error:
+        raise RunLost(str(error)) from error
