@@ -11,7 +11,7 @@ from pathlib import Path
 from flwr.serverapp import ServerApp
 
 from fednnunet.deployment.grid import RunLost, SuperLinkGrid
-from fednnunet.deployment.operator import read_server
+from fednnunet.deployment.operator import Operator
 from fednnunet.errors import ConfigError
 from fednnunet.lock import locked
 
@@ -32,7 +32,7 @@ def run_across_machines(state: Path, app: ServerApp, tell: Callable[[str], None]
         ConfigError: there is no server, or another run is using it.
         FednnUNetError: what ``app`` raises.
     """
-    read_server(state)
+    Operator(state)  # now, an error is the operator's; later, the server may be away
     told = ""
     with locked(state / "run"):
         while True:

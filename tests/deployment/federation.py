@@ -164,6 +164,12 @@ class Federation:
         assert code == 0, self.everything()
         return self.output("train")
 
+    def fail_train(self, seconds: float = WAIT_SECONDS) -> str:
+        """Wait until train.py ends with an error that the user can mend; what it printed."""
+        code = self.processes.pop("train").wait(seconds)
+        assert code == 2, self.everything()
+        return self.output("train")
+
     def everything(self) -> str:
         """All outputs and logs, for the failure of a test."""
         logs = [*self.folder.glob("*.out"), *self.folder.glob("nodes/*/work/*.log")]

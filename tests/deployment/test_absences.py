@@ -43,6 +43,15 @@ def wait_for_round_of(federation: Federation, run: Path, nodes: set[str]) -> int
     return federation.wait_for(there, f"a round of {nodes}")
 
 
+def test_nodes_that_are_not_what_the_run_takes_them_for_end_it_by_name(federation: Federation, tmp_path: Path) -> None:
+    federation.start_train(tmp_path / "run", *OPTIONS, "dataset.centres=[{name: Oslo}, {name: Porto, external: true}]")
+    assert (
+        "error: node Porto: is a training node by its own configuration, and external by dataset.centres"
+        in federation.fail_train()
+    )
+    assert federation.status()["stage"] == "stopped"
+
+
 def test_a_node_that_leaves_and_comes_back_joins_the_next_round(federation: Federation, tmp_path: Path) -> None:
     run = tmp_path / "run"
     federation.start_train(run, *OPTIONS)
