@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,12 @@ def write_atomically(path: Path, text: str) -> None:
 
 def append_whole(path: Path, text: str) -> None:
     """Add ``text`` to a file, or nothing of it where the disk is full."""
-    with path.open("ab") as file:
+    with path.open("ab", buffering=0) as file:  # a buffer would try again, with the rest, when the file is closed
         before = file.tell()
         try:
-            file.write(text.encode())
-            file.flush()
+            rest = text.encode()
+            while rest:
+                rest = rest[file.write(rest) :]
         except OSError:
             os.truncate(file.fileno(), before)
             raise
@@ -38,6 +40,18 @@ def write_arrays(path: Path, arrays: Mapping[str, Any], *, compressed: bool = Fa
     save = np.savez_compressed if compressed else np.savez
     with _partial(path) as partial, partial.open("wb") as file:
         save(file, **arrays)
+
+
+def has_room(folder: Path, size: int = 2**20) -> bool:
+    """Whether so many bytes can be written in ``folder`` now."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"\1" * size)
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            return False
+        raise
+    return True
 
 
 @contextlib.contextmanager

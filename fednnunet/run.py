@@ -8,6 +8,7 @@ import json
 import logging
 import platform
 import resource
+import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -160,7 +161,7 @@ def run_across(app: ServerApp, config: RunConfig, journal: Journal) -> float:
     )
     journal.observers = [*journal.observers, status]
     try:
-        run_across_machines(config.federation.server, app, journal.message)
+        run_across_machines(config.federation.server, config.paths.run, app, journal.message)
     except BaseException as error:
         status.finish(error)
         raise
@@ -301,11 +302,21 @@ def describe_run(config: RunConfig, command: str, sweep: str | None) -> dict[str
     }
 
 
+class LogFile(logging.FileHandler):
+    """A log that waits for room on a full disk, and does not fill the terminal with that."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Logging's hook, called while the error is handled."""
+        error = sys.exception()
+        if not (isinstance(error, OSError) and error.errno in DISK_FULL):
+            super().handleError(record)
+
+
 @contextlib.contextmanager
 def log_file(path: Path) -> Iterator[None]:
     """Log of this process and its libraries into ``path``; warnings of this package also on the terminal."""
     root, flower = logging.getLogger(), logging.getLogger("flwr")
-    handler = logging.FileHandler(path)
+    handler = LogFile(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     before = root.level, flower.handlers, flower.propagate
     root.addHandler(handler)

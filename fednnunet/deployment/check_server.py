@@ -72,7 +72,7 @@ def check_tls(site: SiteConfig, _certificate: None, _connection: None) -> Findin
         with _connected(site) as connection:
             der = connection.sock.getpeercert(binary_form=True)
     except ssl.SSLCertVerificationError as error:
-        return Finding("bad", *_why_not_trusted(error, site))
+        return Finding("bad", *why_not_trusted(error, site))
     except ssl.SSLError as error:
         if error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
             return Finding(
@@ -93,7 +93,7 @@ def check_tls(site: SiteConfig, _certificate: None, _connection: None) -> Findin
 _INSPECTED = "where a firewall or proxy opens TLS, ask IT to exempt the server's address"
 
 
-def _why_not_trusted(error: ssl.SSLCertVerificationError, site: SiteConfig) -> tuple[str, str]:
+def why_not_trusted(error: ssl.SSLCertVerificationError, site: SiteConfig) -> tuple[str, str]:
     """What is wrong with the server's certificate, and what to do; by OpenSSL's ``X509_V_ERR_…`` numbers."""
     host = split_address(site.server)[0]
     match error.verify_code:

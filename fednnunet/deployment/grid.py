@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from flwr.common.serde import run_from_proto
 from flwr.proto.runtime_pb2 import PullTaskInputRequest, PushTaskOutputRequest, SendTaskHeartbeatRequest
 from flwr.serverapp import ServerApp
 from flwr.supercore.heartbeat import HeartbeatSender
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor
 from flwr.supercore.retry import RetryInvoker, exponential
 from flwr.supercore.run import Run
@@ -24,6 +26,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
 from fednnunet.deployment.operator import Operator, read_server
+from fednnunet.deployment.outages import said
 from fednnunet.errors import ConfigError, FednnUNetError, ProtocolError
 from fednnunet.exchange.packing import pack, unpack
 from fednnunet.federation.grid import NodeGrid
@@ -48,7 +51,7 @@ class Outgoing:
     Attributes:
         message: as it was given.
         flower_id: under which the SuperLink knows it; changes when it is sent again.
-        polls: how often its node had asked for messages when it was sent; None where that is not known.
+        polls: how often its node had asked for messages when it was there; None where that is not known.
         abandoned: nobody waits for its reply any more.
     """
 
@@ -88,11 +91,11 @@ class SuperLinkGrid(NodeGrid):
             raise RunLost(f"the server does not answer: {error}") from None
         self._again = RetryInvoker(
             lambda: exponential(max_delay=MAX_PAUSE_SECONDS),
-            (httpx.TransportError, httpx.HTTPStatusError),
+            (httpx.TransportError, httpx.HTTPStatusError, ObjectPushError),
             max_tries=None,
             max_time=None,
             on_success=lambda _: self._answers(),
-            on_backoff=lambda state: self._does_not_answer(state.exception),
+            on_backoff=lambda state: self._does_not_answer(state.exception, state.tries),
             should_giveup=self._is_lost,
         )
         self._client = RuntimeHttpClient.from_server_address(
@@ -166,6 +169,7 @@ class SuperLinkGrid(NodeGrid):
         (flower_id,) = self._reaching(lambda: list(self._flower.push_messages([packed])))
         if not flower_id:
             raise ConfigError(f"the server takes no message for node {metadata.dst_node_id}; see its log")
+        # Counted now: until the message was there, its node could only ask in vain.
         return Outgoing(message, flower_id, self._polls().get(metadata.dst_node_id))
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
@@ -288,10 +292,18 @@ class SuperLinkGrid(NodeGrid):
         except ConfigError:
             return True
 
-    def _does_not_answer(self, error: Exception | None) -> None:
-        if not self._silent:
+    def _does_not_answer(self, error: Exception | None, tries: int) -> None:
+        if not self._silent and tries > 1:
             self._silent = True
-            self._tell(f"the server does not answer ({type(error).__name__}: {error}); waiting for it")
+            self._tell(f"{self._problem(error)}; waiting for it")
+
+    def _problem(self, error: Exception | None) -> str:
+        if isinstance(error, httpx.HTTPStatusError):
+            return f"the server answers {said(error.response)}"
+        if isinstance(error, ObjectPushError):  # Flower does not tell why
+            free = shutil.disk_usage(self._state).free
+            return f"the server does not store a message; {free / 1e6:.0f} MB are free at {self._state}"
+        return f"the server does not answer ({type(error).__name__}: {error})"
 
     def _answers(self) -> None:
         if self._silent:

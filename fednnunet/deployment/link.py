@@ -34,7 +34,6 @@ from flwr.proto.fleet_pb2 import (
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
 from flwr.proto.node_pb2 import Node
-from flwr.supercore.error import FlowerError
 from flwr.supercore.heartbeat import HeartbeatSender
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, iterate_object_tree
 from flwr.supercore.inflatable.inflatable_protobuf_utils import (
@@ -56,8 +55,9 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from fednnunet.deployment.keys import make_node_key
 from fednnunet.deployment.node_config import SiteConfig
+from fednnunet.deployment.outages import said, why_not_let_in, why_unreachable
 from fednnunet.deployment.processes import end_with_parent, log_to, terminal
-from fednnunet.errors import ConfigError, ProtocolError, one_line
+from fednnunet.errors import ConfigError, ProtocolError
 from fednnunet.exchange.arrays import MAX_BYTES
 from fednnunet.exchange.messages import MAX_BODY_BYTES
 from fednnunet.exchange.packing import pack, unpack
@@ -150,17 +150,21 @@ class Link:
                     with contextlib.suppress(Refused):  # known from before
                         self._call(self._client.RegisterNode, RegisterNodeFleetRequest(public_key=self._public_key))
                 self.node = Node(node_id=self._call(self._client.ActivateNode, asked).node_id)
-                write_atomically(self._id_file, str(self.node.node_id))
+                self._note_id()
                 break
             except Refused as refused:
                 if str(refused) != told:
                     told = str(refused)
-                    self.tell(
-                        f"the server does not let this node in ({told}); its key may not be registered there, or the "
-                        "clocks differ: fednnunet node check; the node goes on trying"
-                    )
+                    why = why_not_let_in(told, self.site)
+                    self.tell(f"the server does not let this node in: {why}; the node goes on trying")
                 time.sleep(RETRY_SECONDS[-1])
         self.tell(f"connected to {self.site.server}")
+
+    def _note_id(self) -> None:
+        try:
+            write_atomically(self._id_file, str(self.node.node_id))
+        except OSError as error:  # the disk is full, say; it is needed after a kill alone
+            log.warning("%s can not be written: %s", self._id_file, error)
 
     def _heartbeat(self) -> bool:
         request = SendNodeHeartbeatRequest(node=self.node, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
@@ -252,12 +256,12 @@ class Link:
                 answer = call(request)
             except httpx.HTTPStatusError as error:
                 if error.response.status_code < 500:
-                    raise Refused(_said(error.response)) from None
-                problem = _said(error.response)
+                    raise Refused(said(error.response)) from None
+                problem = said(error.response)
             except ValueError as error:
                 raise Refused(f"an answer that can not be read ({error})") from None
             except httpx.TransportError as error:
-                problem = f"{type(error).__name__}: {error}"
+                problem = why_unreachable(error, self.site)
             else:
                 if self._down:
                     self._down = False
@@ -293,11 +297,6 @@ def read_key(path: Path) -> tuple[ec.EllipticCurvePrivateKey, ec.EllipticCurvePu
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ConfigError(f"key: {path} is of another kind; `fednnunet keys` makes ECDSA keys")
     return key, key.public_key()
-
-
-def _said(response: httpx.Response) -> str:
-    error = FlowerError.from_json(response.text)
-    return f"{response.status_code}: {one_line(error.message if error else response.text[:200])}"
 
 
 def _check_size(response: httpx.Response) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from fednnunet.exchange.messages import Fold
-from fednnunet.files import write_atomically
+from fednnunet.files import DISK_FULL, write_atomically
+
+log = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
 
@@ -72,7 +75,12 @@ class RunStatus:
 
     def _write(self, **changes: Any) -> None:
         self._status |= {**changes, "updated": _now()}
-        write_atomically(self._path, json.dumps(self._status, indent=1))
+        try:
+            write_atomically(self._path, json.dumps(self._status, indent=1))
+        except OSError as error:  # it shows where the run stands, the run does without
+            if error.errno not in DISK_FULL:
+                raise
+            log.warning("%s can not be written: %s", self._path, error.strerror)
 
 
 def _now() -> str:

@@ -13,6 +13,7 @@ from flwr.serverapp import ServerApp
 from fednnunet.deployment.grid import RunLost, SuperLinkGrid
 from fednnunet.deployment.operator import Operator
 from fednnunet.errors import ConfigError
+from fednnunet.files import DISK_FULL, has_room
 from fednnunet.lock import locked
 
 log = logging.getLogger(__name__)
@@ -20,11 +21,14 @@ log = logging.getLogger(__name__)
 RETRY_SECONDS = 5.0
 
 
-def run_across_machines(state: Path, app: ServerApp, tell: Callable[[str], None]) -> None:
+def run_across_machines(state: Path, folder: Path, app: ServerApp, tell: Callable[[str], None]) -> None:
     """Run ``app`` at the server with this state folder; where Flower's run is lost, begin another and go on.
+
+    So it does when the disk is full, as soon as there is room.
 
     Args:
         state: folder of the server's state (``fednnunet server up``).
+        folder: that ``app`` writes to.
         app: can be called again: it goes on from its last finished round.
         tell: gets a line for the operator.
 
@@ -46,6 +50,13 @@ def run_across_machines(state: Path, app: ServerApp, tell: Callable[[str], None]
                 if str(lost) != told:
                     told = str(lost)
                     tell(f"{lost}; the run goes on from its last finished round as soon as the server can be reached")
+            except OSError as error:
+                if error.errno not in DISK_FULL:
+                    raise
+                log.warning("%s", error, exc_info=True)
+                tell(f"the disk of {folder} is full; when there is room the run goes on from its last finished round")
+                while not has_room(folder):
+                    threading.Event().wait(RETRY_SECONDS)
             threading.Event().wait(RETRY_SECONDS)
 
 

@@ -24,7 +24,7 @@ from fednnunet.deployment.processes import OTHER_RUN
 from fednnunet.errors import ConfigError, FednnUNetError, ProtocolError, first_problem
 from fednnunet.exchange.channel import Request, WorkerChannel
 from fednnunet.exchange.messages import Failure, FingerprintRequest, Kind, RunId, parse_body
-from fednnunet.files import write_atomically
+from fednnunet.files import DISK_FULL, write_atomically
 from fednnunet.node.audit import AUDIT_LOG, AuditLog
 from fednnunet.node.process import set_up_process
 from fednnunet.node.settings import NodeSettings, cores
@@ -77,6 +77,13 @@ class SiteWorker:
             except FednnUNetError as error:
                 log.error("%s: %s", request.kind, error)
                 request.fail(Failure(reason=f"node {self.site.name}: {error}", error="protocol"))
+                continue
+            except OSError as error:
+                if error.errno not in DISK_FULL:
+                    raise
+                log.error("%s: %s", request.kind, error)
+                reason = f"node {self.site.name}: its disk is full; make room there"
+                request.fail(Failure(reason=reason, error="unavailable"))
                 continue
             self._work_on(assignment, request)
 

@@ -172,11 +172,12 @@ class Journal:
             fold: that the models were trained on, or ``ensemble`` where several were averaged.
             scores: each names its model.
         """
-        self._case_rows += [
+        rows = self._case_rows + [
             {"strategy": self.strategy, "node": score.centre, "fold": fold, **score.model_dump(exclude={"centre"})}
             for score in scores
         ]
-        _write_rows(self.cases, CASE_COLUMNS, self._case_rows)
+        _write_rows(self.cases, CASE_COLUMNS, rows)
+        self._case_rows = rows  # what could not be written is asked for again
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:

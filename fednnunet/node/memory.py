@@ -11,7 +11,7 @@ CPU_OUT_OF_MEMORY = "can't allocate memory"
 """torch's words; it raises a plain RuntimeError."""
 AUGMENTATION_DIED = "background workers are no longer alive"
 """batchgenerators' words."""
-CHECKPOINT_NOT_WRITTEN = "PytorchStreamWriter failed writing"
+CHECKPOINT_NOT_WRITTEN = ("PytorchStreamWriter failed writing", "iostream error", "inline_container.cc")
 """torch's words for a checkpoint that the disk did not take; it hides the number of the error."""
 
 
@@ -39,4 +39,5 @@ def lack_of_disk(error: BaseException | None) -> bool:
     if error is None:
         return False
     full = isinstance(error, OSError) and error.errno in DISK_FULL
-    return full or CHECKPOINT_NOT_WRITTEN in str(error) or lack_of_disk(error.__cause__ or error.__context__)
+    by_torch = isinstance(error, RuntimeError) and any(words in str(error) for words in CHECKPOINT_NOT_WRITTEN)
+    return full or by_torch or lack_of_disk(error.__cause__ or error.__context__)

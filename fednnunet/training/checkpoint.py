@@ -69,9 +69,10 @@ def save_round(trainer: nnUNetTrainer, reply: dict[str, Any], residuals: Mapping
     trainer.current_epoch -= 1  # nnU-Net saves before it counts the epoch
     try:
         trainer.save_checkpoint(str(partial))
+        os.replace(partial, checkpoint)
     finally:
         trainer.current_epoch += 1
-    os.replace(partial, checkpoint)
+        partial.unlink(missing_ok=True)  # half of it, where the disk is full: what is left there is needed
     if residuals:
         write_arrays(_residuals_of(checkpoint), residuals)
     # The .json goes last: where it is, its checkpoint is whole.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -16,10 +18,24 @@ import psutil
 import pytest
 import torch
 
-from tests.integration.conftest import CENTRES, ROOT, Train, command, final_weights
+from tests.integration.conftest import CENTRES, ROOT, Train, command, final_weights, result_folder
 
 pytestmark = pytest.mark.slow
 LONGER = ("strategy=asym", "trainer.epochs=5")
+Whole = Callable[[tuple[str, ...]], Path]
+
+
+@pytest.fixture(scope="module")
+def whole(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """Folder of an undisturbed run with these options; each is trained once."""
+
+    @functools.cache
+    def of(options: tuple[str, ...]) -> Path:
+        run = tmp_path_factory.mktemp("whole") / "run"
+        assert train(run, *options).returncode == 0
+        return run
+
+    return of
 
 
 def start_and_wait_for_round(
@@ -64,7 +80,7 @@ INTERRUPTED = {
 
 @pytest.mark.parametrize("options", INTERRUPTED.values(), ids=INTERRUPTED)
 def test_interrupted_run_leaves_no_process_and_goes_on_to_the_same_result(
-    raw: Path, train: Train, tmp_path: Path, options: tuple[str, ...]
+    raw: Path, whole: Whole, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
     process = start_and_wait_for_round(raw, tmp_path / "run", 2, options)
     children = psutil.Process(process.pid).children(recursive=True)
@@ -81,11 +97,10 @@ def test_interrupted_run_leaves_no_process_and_goes_on_to_the_same_result(
 
     go_on = [sys.executable, "train.py", f"continue={tmp_path / 'run'}"]
     subprocess.run(go_on, cwd=ROOT, check=True, capture_output=True, timeout=300)
-    assert train(tmp_path / "whole", *options).returncode == 0
-    pd.testing.assert_frame_equal(losses(tmp_path / "run"), losses(tmp_path / "whole"))
-    assert (tmp_path / "run" / "cases.csv").read_text() == (tmp_path / "whole" / "cases.csv").read_text()
+    pd.testing.assert_frame_equal(losses(tmp_path / "run"), losses(whole(options)))
+    assert (tmp_path / "run" / "cases.csv").read_text() == (whole(options) / "cases.csv").read_text()
     for node in CENTRES:
-        ours, theirs = final_weights(tmp_path / "run", node), final_weights(tmp_path / "whole", node)
+        ours, theirs = final_weights(tmp_path / "run", node), final_weights(whole(options), node)
         assert all(torch.equal(ours[name], value) for name, value in theirs.items()), node
     assert not list((tmp_path / "run").glob("strategy_fold_*"))
 
@@ -105,6 +120,36 @@ def test_killed_worker_ends_the_run_by_name_and_it_can_go_on(raw: Path, train: T
     assert not alive
     assert train(run, *LONGER).returncode == 0
     assert sorted(losses(run)["round"].unique()) == [1, 2, 3, 4, 5]
+
+
+def test_after_a_kill_of_everything_a_damaged_checkpoint_costs_a_round(
+    raw: Path, train: Train, whole: Whole, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    process = start_and_wait_for_round(raw, run, 3)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    damage(newest_checkpoint(run, "Oslo"))
+    assert train(run, *LONGER).returncode == 0
+    assert "is damaged" in (run / "nodes" / "Oslo" / "node.log").read_text()
+    pd.testing.assert_frame_equal(losses(run), losses(whole(LONGER)))
+    assert (run / "cases.csv").read_text() == (whole(LONGER) / "cases.csv").read_text()
+
+
+def newest_checkpoint(run: Path, node: str) -> Path:
+    """Of the last round that the node has finished."""
+    folder = result_folder(run, node)
+    return max(folder.glob("checkpoint_round_*.json"), key=lambda path: int(path.stem.rpartition("_")[2])).with_suffix(
+        ".pth"
+    )
+
+
+def damage(path: Path) -> None:
+    """Turn over some bits in the middle of a file, as a disk does."""
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 64] = bytes(byte ^ 0xFF for byte in content[middle : middle + 64])
+    path.write_bytes(content)
 
 
 def _open_files(process: psutil.Process) -> list[psutil._common.popenfile]:

@@ -1,0 +1,42 @@
+"""Files of which a crash, or a full disk, leaves no half."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from fednnunet.files import append_whole, write_atomically
+
+
+@contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """No file of this process can grow beyond ``size`` bytes."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+
+
+def test_what_there_is_no_room_for_is_not_appended_by_half(tmp_path: Path) -> None:
+    file = tmp_path / "rounds.csv"
+    append_whole(file, "round,loss\n")
+    with room_for(20), pytest.raises(OSError, match="large"):
+        append_whole(file, "1,0.123456789\n2,0.123456789\n")
+    assert file.read_text() == "round,loss\n"
+    append_whole(file, "1,0.5\n")
+    assert file.read_text() == "round,loss\n1,0.5\n"
+
+
+def test_what_there_is_no_room_for_leaves_the_old_file_alone(tmp_path: Path) -> None:
+    file = tmp_path / "plans.json"
+    write_atomically(file, "{}")
+    with room_for(20), pytest.raises(OSError, match="large"):
+        write_atomically(file, "x" * 100)
+    assert file.read_text() == "{}"
+    assert list(tmp_path.iterdir()) == [file]
