@@ -1,12 +1,15 @@
 """Seconds and bytes that a round costs outside training: one machine, our deployment, bare Flower.
 
     python benchmarks/deployment_overhead.py [--nodes 2] [--rounds 4]
+    python benchmarks/deployment_overhead.py --large 2.2
 
 The same exchange three times, of a network of 33 M random parameters that every node changes every round: on the
 embedded grid; through our server and nodes; and through Flower's SuperLink and SuperNodes with Flower's FedAvg and
 nothing of ours (``benchmarks/bare_flower``). The last two use TLS, node keys and a database on disk, over loopback.
 What goes between nodes and server passes a process that counts it, for both alike. A round is from the request's
 making to the average; the first, which starts processes, is not counted.
+
+``--large`` measures time and memory of one message instead; it needs eight times its size.
 """
 
 from __future__ import annotations
@@ -23,8 +26,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -34,14 +38,23 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]  # for the next imports, however this script is started
 
+import numpy as np  # noqa: E402
 import psutil  # noqa: E402
 import round_overhead  # noqa: E402
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict  # noqa: E402
 
 from fednnunet.deployment.grid import RunLost, SuperLinkGrid  # noqa: E402
 from fednnunet.deployment.keys import make_keys  # noqa: E402
 from fednnunet.deployment.link import run_link  # noqa: E402
 from fednnunet.deployment.node_config import SiteConfig  # noqa: E402
 from fednnunet.errors import ConfigError  # noqa: E402
+from fednnunet.exchange.arrays import SharedArrays  # noqa: E402
+from fednnunet.exchange.channel import WorkerChannel  # noqa: E402
+from fednnunet.exchange.messages import Kind, TrainReply, TrainRequest  # noqa: E402
+from fednnunet.exchange.records import to_array_record  # noqa: E402
+from fednnunet.federation.asking import num_bytes  # noqa: E402
+from fednnunet.federation.grid import wait_a_moment  # noqa: E402
+from fednnunet.node.audit import AuditLog  # noqa: E402
 from tests.deployment.network import Link  # noqa: E402
 
 NODES = 2
@@ -51,6 +64,7 @@ TARGET_RATIO = 1.0
 BARE_APP = ROOT / "benchmarks" / "bare_flower"
 START_SECONDS = 120
 ROUND_SECONDS = 300
+TENSOR_BYTES = 64 * 2**20
 END_SECONDS = 10
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -189,7 +203,24 @@ def local_grid(shapes: Shapes, nodes: int, rounds: int) -> Exchange:
 
 def deployment(shapes: Shapes, nodes: int, rounds: int) -> Exchange:
     """Our server and the links of our nodes; the workers are those of the embedded grid."""
-    names = [f"node{number}" for number in range(1, nodes + 1)]
+    with round_overhead.workers(dict(shapes), nodes) as configs, deployed(list(configs.values())) as (grid, count):
+        known = grid.names()
+        rows, counts = [], []
+        for row in round_overhead.exchange(grid, known, dict(shapes), WARM_UP + rounds):
+            rows.append(row["overhead"])
+            counts.append(count())
+        up_bytes, down_bytes = (_a_round([pair[direction] for pair in counts]) for direction in (0, 1))
+        return Exchange("deployment", rows[WARM_UP:], up_bytes, down_bytes, on_wire=True)
+
+
+@contextlib.contextmanager
+def deployed(configs: Sequence[Mapping[str, str]]) -> Iterator[tuple[SuperLinkGrid, Callable[[], tuple[int, int]]]]:
+    """Our server, and a link to each worker: the grid, and what tells the bytes up and down so far.
+
+    Args:
+        configs: of the workers' relays.
+    """
+    names = [f"node{number}" for number in range(1, len(configs) + 1)]
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fednnunet-")))
         made, state = folder / "keys", folder / "server"
@@ -199,8 +230,7 @@ def deployment(shapes: Shapes, nodes: int, rounds: int) -> Exchange:
         processes = stack.enter_context(Processes(folder, {}))
         up = ("server", "up", str(made), "--address", f"127.0.0.1:{port}", "--state", str(state))
         processes.start("server", sys.executable, "-m", "fednnunet.cli", *up)
-        configs = stack.enter_context(round_overhead.workers(dict(shapes), nodes))
-        for name, config in zip(names, configs.values(), strict=True):
+        for name, config in zip(names, configs, strict=True):
             site = SiteConfig(
                 name=name,
                 data=1,  # never read: the workers hold random values
@@ -209,15 +239,9 @@ def deployment(shapes: Shapes, nodes: int, rounds: int) -> Exchange:
                 key=made / "nodes" / name / "node.key",
                 folder=folder / name,
             )
-            stack.enter_context(link(site, config, folder / f"{name}.log"))
-        grid = stack.enter_context(contextlib.closing(_connected_grid(state, nodes, processes)))
-        known = grid.names()
-        rows, counts = [], []
-        for row in round_overhead.exchange(grid, known, dict(shapes), WARM_UP + rounds):
-            rows.append(row["overhead"])
-            counts.append(count())
-        up_bytes, down_bytes = (_a_round([pair[direction] for pair in counts]) for direction in (0, 1))
-        return Exchange("deployment", rows[WARM_UP:], up_bytes, down_bytes, on_wire=True)
+            stack.enter_context(link(site, dict(config), folder / f"{name}.log"))
+        grid = stack.enter_context(contextlib.closing(_connected_grid(state, len(names), processes)))
+        yield grid, count
 
 
 @contextlib.contextmanager
@@ -317,6 +341,100 @@ def _a_round(counts: list[int]) -> float:
     return (counts[-1] - counts[WARM_UP - 1]) / (len(counts) - WARM_UP)
 
 
+# one large message ---------------------------------------------------------------------------------------
+
+
+def large_message(gigabytes: float) -> dict[str, float]:
+    """A message of so many GB to a node, then one from it: seconds, and the most memory of each process, in GB.
+
+    Nothing is averaged. Where the memory of this machine is short, the processes of this script are the first to go.
+    """
+    Path("/proc/self/oom_score_adj").write_text("1000")
+    tensors = max(1, round(gigabytes * 1e9 / TENSOR_BYTES))
+    with tempfile.TemporaryDirectory(prefix="fednnunet-") as folder:
+        config = {"socket": f"{folder}/s", "key-file": f"{folder}/key"}
+        Path(config["key-file"]).write_bytes(round_overhead.KEY)
+        context = multiprocessing.get_context("spawn")
+        worker = context.Process(target=_answer_twice, args=(config["socket"], tensors), daemon=True)
+        worker.start()
+        with deployed([config]) as (grid, _), most_memory() as memory:
+            seconds_down, none = _ask(grid, 1, to_array_record(large_arrays(tensors)))
+            seconds_up, sent = _ask(grid, 2, ArrayRecord())
+        worker.terminate()
+    assert (none, sent >= tensors * TENSOR_BYTES) == (0, True)
+    return {"seconds_down": seconds_down, "seconds_up": seconds_up, **memory}
+
+
+def _ask(grid: SuperLinkGrid, server_round: int, arrays: ArrayRecord) -> tuple[float, int]:
+    """Seconds until the node has replied, and the bytes of arrays in its reply."""
+    (node,) = grid.get_node_ids()
+    body = TrainRequest(server_round=server_round, layers=[]).model_dump_json()
+    content = RecordDict({"config": ConfigRecord({"body": body}), "arrays": arrays})
+    begun = time.monotonic()
+    asked = grid.push_messages([Message(content, node, Kind.TRAIN.value)])
+    while not (replies := grid.pull_messages(asked)):
+        wait_a_moment(grid, asked, 1.0)
+    (reply,) = replies
+    assert reply.has_content(), reply.error.reason
+    return time.monotonic() - begun, num_bytes(reply)
+
+
+def large_arrays(tensors: int) -> dict[str, np.ndarray]:
+    """So many random tensors; no two are the same, in any process: Flower stores equal bytes once."""
+    rng = np.random.default_rng()
+    return {f"layer{n}": rng.random(TENSOR_BYTES // 4, dtype=np.float32) for n in range(tensors)}
+
+
+def _answer_twice(address: str, tensors: int) -> None:
+    """A worker that leaves what it gets, and then sends as much."""
+    channel = WorkerChannel(address, round_overhead.KEY, AuditLog(Path(f"{address}.jsonl"), "node1").record)
+    for server_round in (1, 2):
+        while (request := channel.receive()) is None:
+            pass
+        outgoing = None
+        if server_round == 2:
+            spec = dict.fromkeys((f"layer{n}" for n in range(tensors)), ((TENSOR_BYTES // 4,), np.dtype("float32")))
+            outgoing = SharedArrays.allocate(spec)
+            for view in outgoing.views().values():
+                np.random.default_rng().random(out=view, dtype=np.float32)
+        request.reply(TrainReply(server_round=server_round, num_examples=10).model_dump_json(), outgoing)
+        del request
+
+
+@contextlib.contextmanager
+def most_memory() -> Iterator[dict[str, float]]:
+    """Most GB that this process and each that it started has held by itself; filled when it ends."""
+    most: dict[str, float] = {}
+    done = threading.Event()
+    me = psutil.Process()
+    known = {process.pid: "server_app" if process == me else _part(process) for process in (me, *me.children(True))}
+
+    def look() -> None:
+        while not done.wait(0.1):
+            for pid, name in known.items():
+                with contextlib.suppress(psutil.Error):
+                    held = psutil.Process(pid).memory_info()
+                    most[f"GB_{name}"] = max(most.get(f"GB_{name}", 0.0), (held.rss - held.shared) / 1e9)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield most
+    finally:
+        done.set()
+        thread.join()
+
+
+def _part(process: psutil.Process) -> str:
+    """By the log that it writes to."""
+    logs = {"server.log": "superlink", "node1.log": "link"}
+    with contextlib.suppress(psutil.Error):
+        for file in process.open_files():
+            if name := logs.get(Path(file.path).name):
+                return name
+    return "others"
+
+
 # report --------------------------------------------------------------------------------------------------
 
 EXCHANGES = (local_grid, deployment, bare_flower)
@@ -327,9 +445,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--nodes", type=int, default=NODES)
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"counted, after {WARM_UP} that is not")
+    parser.add_argument(
+        "--large", type=float, metavar="GB", help="instead, one message of this size to a node and one from it"
+    )
     options = parser.parse_args()
     # However this process is asked to end, what it started ends with it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    if options.large:
+        for name, value in large_message(options.large).items():
+            print(
+                json.dumps({"metric": f"large_message_{name}", "value": round(value, 2), "message_GB": options.large})
+            )
+        return
     shapes = round_overhead.unet_shapes()
     values = sum(math.prod(shape) for shape in shapes.values())
     print(f"{options.nodes} nodes, {len(shapes)} tensors, {values / 1e6:.1f} M parameters, {values * 4 / 1e6:.0f} MB")

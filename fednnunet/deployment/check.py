@@ -34,8 +34,8 @@ GIGABYTE = 2**30
 RESAMPLED = 2
 """Preprocessed images are taken to be so many times larger than the originals: the spacing they are resampled to is
 not known before the federation has planned."""
-CHECKPOINTS = 5 * 4 * 0.25 * GIGABYTE
-"""Five folds; each keeps the last two rounds, the best and the final one; each of these holds the weights and the
+CHECKPOINTS = 5 * 5 * 0.25 * GIGABYTE
+"""Five folds; each keeps the last three rounds, the best and the final one; each of these holds the weights and the
 momentum of nnU-Net's default network (31 million values of 4 bytes)."""
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
 GPU_DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/dxg"))

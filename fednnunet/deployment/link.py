@@ -75,6 +75,8 @@ RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0, 20.0)
 """Between attempts to reach a server that does not answer; the last for all further ones."""
 MAX_RESPONSE_BYTES = MAX_BODY_BYTES + 2**20
 """The longest is an object of a message: its body, or 5 MiB of its arrays."""
+AT_ONCE = 16
+"""Objects of a message, of at most 5 MiB but for its body, that are in memory a second time while they are sent."""
 OWN_TASK = 1
 """Flower wants an id of the task that sends; the server looks at the node's alone."""
 
@@ -224,6 +226,7 @@ class Link:
         message.content = unpack(message.content, "the server")
         context = Context(run_id, node_id, node_config=dict(self.node_config), state=RecordDict(), run_config={})
         reply = app(message, context)
+        message.content = RecordDict()  # a reply can be as large: not both at once
         if reply.has_content():
             reply.content = pack(reply.content)
         return reply
@@ -242,7 +245,9 @@ class Link:
             reply.metadata.run_id,
             response.session_id,
         )
-        push_objects(objects, push, object_ids_to_push=set(response.objects_to_push))
+        wanted = [id_ for id_ in response.objects_to_push if id_ in objects]
+        for start in range(0, len(wanted), AT_ONCE):  # Flower makes a copy of all that it is given
+            push_objects({id_: objects.pop(id_) for id_ in wanted[start : start + AT_ONCE]}, push)
 
     def _call(self, call: Callable[..., T], request: object) -> T:
         """Until the server answers: it, or the network, may be away for days.

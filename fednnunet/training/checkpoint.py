@@ -2,8 +2,8 @@
 
 After every round, before its state leaves the node, ``checkpoint_round_<n>.pth`` is written: it holds what is sent.
 Where that is rounded, ``checkpoint_round_<n>.npz`` holds what the rounds before had left over.
-The last two are kept, so whatever a crash interrupts, or a disk damages, all nodes have one round in common that can be
-asked for again.
+The last three are kept: a crash can find some nodes a round ahead of others, and a disk can damage one of theirs; all
+have a round in common still that can be asked for again.
 ``checkpoint_latest.pth`` is the newest of them under nnU-Net's name.
 """
 
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 FINAL = "checkpoint_final.pth"
 LATEST = "checkpoint_latest.pth"
 ROUND = re.compile(r"checkpoint_round_(\d+)\.json")
-KEPT_ROUNDS = 2
+KEPT_ROUNDS = 3
 _SCALAR, _RECONSTRUCT = np.float64(0).__reduce__()[0], np.empty(0).__reduce__()[0]
 NUMBERS: list[Any] = [
     np.dtype,

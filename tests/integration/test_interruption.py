@@ -132,6 +132,7 @@ def test_after_a_kill_of_everything_a_damaged_checkpoint_costs_a_round(
     damage(newest_checkpoint(run, "Oslo"))
     assert train(run, *LONGER).returncode == 0
     assert "is damaged" in (run / "nodes" / "Oslo" / "node.log").read_text()
+    assert re.search(r"goes on from round [2-4]", (run / "train.log").read_text())
     pd.testing.assert_frame_equal(losses(run), losses(whole(LONGER)))
     assert (run / "cases.csv").read_text() == (whole(LONGER) / "cases.csv").read_text()
 
