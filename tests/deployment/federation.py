@@ -245,6 +245,22 @@ def running(federation: Federation) -> Iterator[Federation]:
         federation.end()
 
 
+def reached(federation: Federation, run: Path, stage: str) -> bool:
+    """Whether ``run`` is at a stage, or has finished a round (``round 2``)."""
+    status = federation.status()
+    if status.get("run") != str(run):
+        return False
+    if stage.startswith("round"):
+        return bool(status["round"] >= int(stage.split()[1]))
+    return bool(status["stage"] == stage)
+
+
+def check_result(run: Path, undisturbed: Path) -> None:
+    """Whether two runs came to the same losses and scores, to the last digit."""
+    pd.testing.assert_frame_equal(losses(run), losses(undisturbed))
+    assert (run / "cases.csv").read_text() == (undisturbed / "cases.csv").read_text()
+
+
 def losses(run: Path) -> pd.DataFrame:
     """What the nodes' training came to, round by round."""
     return pd.read_csv(run / "rounds.csv")[["round", "node", "train_loss", "val_loss", "pseudo_dice"]]

@@ -4,27 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
-from tests.deployment.federation import CENTRES, Federation, losses, running, train_locally, write_centres
+from tests.deployment.federation import CENTRES, Federation, check_result, running, train_locally
 from tests.deployment.network import Link, Trouble, machines
 
 pytestmark = pytest.mark.slow
 PORT = 9092
 OPTIONS = ("trainer.epochs=3",)
-
-
-@pytest.fixture(scope="module")
-def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    raw = tmp_path_factory.mktemp("data") / "raw"
-    write_centres(raw)
-    return raw
-
-
-def check_result(run: Path, undisturbed: Path) -> None:
-    pd.testing.assert_frame_equal(losses(run), losses(undisturbed))
-    assert (run / "cases.csv").read_text() == (undisturbed / "cases.csv").read_text()
 
 
 def test_four_machines_come_to_the_result_of_one(raw: Path, tmp_path: Path) -> None:

@@ -10,8 +10,7 @@ import pytest
 
 from fednnunet.deployment.keys import make_keys
 from tests.deployment.disks import disk_at, filled
-from tests.deployment.federation import Federation, running, train_locally, write_centres
-from tests.deployment.test_faults import check_result, reached
+from tests.deployment.federation import Federation, check_result, reached, running, train_locally, write_centres
 
 pytestmark = pytest.mark.slow
 NODES = ("Oslo", "Porto")

@@ -1,0 +1,35 @@
+"""A federation of real processes, and the training that it must come to the same result as."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.deployment.federation import Federation, running, train_locally, write_centres
+
+OPTIONS = ("strategy=ffe", "trainer.epochs=4")
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the centres' datasets."""
+    raw = tmp_path_factory.mktemp("data") / "raw"
+    write_centres(raw)
+    return raw
+
+
+@pytest.fixture(scope="module")
+def undisturbed(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the training with ``OPTIONS`` on the embedded grid."""
+    run = tmp_path_factory.mktemp("local") / "run"
+    train_locally(raw, run, *OPTIONS)
+    return run
+
+
+@pytest.fixture(scope="module")
+def federation(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    """Server and all nodes, up."""
+    with running(Federation(tmp_path_factory.mktemp("federation"), raw)) as federation:
+        yield federation
