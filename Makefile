@@ -7,8 +7,8 @@ SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
-# Tests mostly wait for processes to start: two files at a time, also on two cores.
-PARALLEL := -n 2 --dist loadfile
+# Tests mostly wait for processes to start: two files at a time, also on two cores; the longest are not the last.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
 # Packages from outside the environment must not hide one that is missing in it.
 unexport PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX

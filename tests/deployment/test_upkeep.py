@@ -76,7 +76,7 @@ def test_a_certificate_that_expires_is_named_on_both_sides_and_a_new_one_is_take
     wait_for_stage(federation, run, "round 1")
     renew_certificate(federation, days=2 * SECOND)
     wait_for_words(federation, "server", "has expired")
-    federation.kill("server", "superlink")  # connections that were open live on
+    federation.kill("server", "superlink")  # what is open is not looked at again
     wait_for_words(federation, "Porto", "certificate has expired")
     assert "tell the server's operator" in federation.output("Porto")
     renew_certificate(federation, days=20)
