@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 
 MESSAGE_SECONDS = 30 * 24 * 3600.0
 """A message that has waited so long is thrown away by the SuperLink."""
+PUSHES = 3
 LOOK_FOR_LOST_SECONDS = 5.0
 MAX_PAUSE_SECONDS = 5
 """Between attempts to reach a server that does not answer."""
@@ -164,13 +166,19 @@ class SuperLinkGrid(NodeGrid):
         return ids
 
     def _send(self, message: Message) -> Outgoing:
-        metadata = message.metadata
-        packed = Message(pack(message.content), metadata.dst_node_id, metadata.message_type, ttl=MESSAGE_SECONDS)
-        (flower_id,) = self._reaching(lambda: list(self._flower.push_messages([packed])))
-        if not flower_id:
-            raise ConfigError(f"the server takes no message for node {metadata.dst_node_id}; see its log")
+        node, content = message.metadata.dst_node_id, pack(message.content)
+        for _ in range(PUSHES):  # one that was pushed when the server died is not taken twice
+            packed = Message(content, node, message.metadata.message_type, ttl=MESSAGE_SECONDS)
+            (flower_id,) = self._reaching(partial(self._pushed, packed))
+            if flower_id:
+                break
+        else:
+            raise RunLost(f"the server takes no message for node {node}; see its log")
         # Counted now: until the message was there, its node could only ask in vain.
-        return Outgoing(message, flower_id, self._polls().get(metadata.dst_node_id))
+        return Outgoing(message, flower_id, self._polls().get(node))
+
+    def _pushed(self, message: Message) -> list[str]:
+        return list(self._flower.push_messages([message]))
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Replies that have come in, each once."""

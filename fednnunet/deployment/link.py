@@ -77,6 +77,8 @@ MAX_RESPONSE_BYTES = MAX_BODY_BYTES + 2**20
 """The longest is an object of a message: its body, or 5 MiB of its arrays."""
 AT_ONCE = 16
 """Objects of a message, of at most 5 MiB but for its body, that are in memory a second time while they are sent."""
+ANY_SESSION = ""
+"""Flower takes an object without the session that it belongs to, if one waits for it."""
 OWN_TASK = 1
 """Flower wants an id of the task that sends; the server looks at the node's alone."""
 
@@ -239,13 +241,17 @@ class Link:
             node=self.node, messages_list=[head], message_object_trees=[tree], clientapp_runtime_list=[seconds]
         )
         response = self._call(self._client.PushMessages, request)
-        push = make_push_object_fn_protobuf(
-            lambda asked: self._call(self._client.PushObject, asked),
-            self.node,
-            reply.metadata.run_id,
-            response.session_id,
-        )
         wanted = [id_ for id_ in response.objects_to_push if id_ in objects]
+        # Nothing is: the server has taken the message before, and its answer was lost. Then it waits for objects still.
+        session = response.session_id if wanted else ANY_SESSION
+        push = make_push_object_fn_protobuf(
+            lambda asked: self._call(self._client.PushObject, asked), self.node, reply.metadata.run_id, session
+        )
+        if not wanted:
+            for id_, one in objects.items():
+                with contextlib.suppress(ObjectPushError):  # it has this one
+                    push(id_, one.deflate())
+            return
         for start in range(0, len(wanted), AT_ONCE):  # Flower makes a copy of all that it is given
             push_objects({id_: objects.pop(id_) for id_ in wanted[start : start + AT_ONCE]}, push)
 

@@ -1,0 +1,174 @@
+"""Messages between the server's grid and a node's link, over the real SuperLink, when some of the way fails."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL, SUPERLINK_NODE_ID
+from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest, PushMessagesRequest, PushMessagesResponse
+from flwr.proto.node_pb2 import Node
+from flwr.supercore.task_identity import TaskIdentity
+
+from fednnunet.deployment import grid as grid_module
+from fednnunet.deployment.grid import SuperLinkGrid
+from fednnunet.deployment.link import Link
+from fednnunet.deployment.node_config import read_site
+from fednnunet.exchange.packing import pack, unpack
+from fednnunet.exchange.records import from_array_record, to_array_record
+from fednnunet.federation.contact import is_unreachable
+from tests.deployment.federation import Federation
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    """A server, and the key of a node; no node runs."""
+    folder = tmp_path_factory.mktemp("federation")
+    federation = Federation(folder, folder / "raw", nodes=("Oslo",))
+    try:
+        federation.start_server()
+        federation.wait_for(lambda: "node Oslo may join" in federation.output("server"), "registration")
+        yield federation
+    finally:
+        federation.end()
+
+
+@pytest.fixture
+def link(federation: Federation) -> Iterator[Link]:
+    """Joined, and asking for nothing by itself."""
+    link = Link(read_site(federation.write_site("Oslo")), {}, lambda _: None)
+    asked = ActivateNodeRequest(public_key=link._public_key, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
+    link.node = Node(node_id=link._client.ActivateNode(asked).node_id)
+    yield link
+    link.leave()
+
+
+@pytest.fixture
+def grid(federation: Federation, monkeypatch: pytest.MonkeyPatch) -> Iterator[SuperLinkGrid]:
+    monkeypatch.setattr(grid_module, "LOOK_FOR_LOST_SECONDS", 0.0)
+    grid = SuperLinkGrid(federation.state, lambda _: None)
+    yield grid
+    grid.close()
+
+
+def as_server(grid: SuperLinkGrid) -> None:
+    """Messages that are made from now on are the server's: Flower keeps it in the process."""
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, grid.run_id, SUPERLINK_NODE_ID
+
+
+def as_node(link: Link, grid: SuperLinkGrid) -> None:
+    """From now on they are the node's."""
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, grid.run_id, link.node.node_id
+
+
+ARRAYS = {"weight": np.arange(600_000, dtype=np.float32).reshape(600, 1000), "bias": np.ones(3, dtype=np.float16)}
+
+
+def send(grid: SuperLinkGrid, link: Link) -> str:
+    as_server(grid)
+    content = RecordDict({"config": ConfigRecord({"body": "{}"}), "arrays": to_array_record(ARRAYS)})
+    (id_,) = grid.push_messages([Message(content, link.node.node_id, "train")])
+    return id_
+
+
+def receive(link: Link) -> Message | None:
+    """The next message, if one is there."""
+    asked = link._client.PullMessages(PullMessagesRequest(node=link.node))
+    if not asked.messages_list:
+        return None
+    metadata = asked.messages_list[0].metadata
+    return link._receive(metadata.run_id, metadata.message_id, asked.message_object_trees[0])
+
+
+def reply_to(message: Message, link: Link, grid: SuperLinkGrid) -> None:
+    """What it held goes back."""
+    as_node(link, grid)
+    link._send(Message(pack(unpack(message.content, "the server")), reply_to=message), 0.0)
+
+
+def check_reply(replies: list[Message], id_: str, link: Link) -> None:
+    (reply,) = replies
+    assert (reply.metadata.reply_to_message_id, reply.metadata.src_node_id) == (id_, link.node.node_id)
+    arrays = from_array_record(reply.content.array_records["arrays"], "the node")
+    assert all(np.array_equal(arrays[name], array) for name, array in ARRAYS.items())
+
+
+def test_arrays_there_and_back(grid: SuperLinkGrid, link: Link) -> None:
+    id_ = send(grid, link)
+    message = receive(link)
+    assert message is not None
+    reply_to(message, link, grid)
+    check_reply(grid.pull_messages([id_]), id_, link)
+    assert grid.pull_messages([id_]) == []
+
+
+def test_a_message_that_its_node_has_lost_is_sent_again(grid: SuperLinkGrid, link: Link) -> None:
+    id_ = send(grid, link)
+    assert receive(link) is not None  # and the link is killed
+    for _ in range(2):
+        assert grid.pull_messages([id_]) == []
+        assert receive(link) is None
+    assert grid.pull_messages([id_]) == []
+    message = receive(link)
+    assert message is not None
+    reply_to(message, link, grid)
+    check_reply(grid.pull_messages([id_]), id_, link)
+
+
+def test_a_message_that_is_worked_on_is_not_sent_again(grid: SuperLinkGrid, link: Link) -> None:
+    for _ in range(5):
+        assert receive(link) is None
+    id_ = send(grid, link)
+    message = receive(link)
+    assert message is not None
+    for _ in range(5):
+        assert grid.pull_messages([id_]) == []
+    reply_to(message, link, grid)
+    check_reply(grid.pull_messages([id_]), id_, link)
+    assert receive(link) is None
+
+
+def test_a_lost_message_whose_reply_nobody_waits_for_leaves_its_node_free(grid: SuperLinkGrid, link: Link) -> None:
+    id_ = send(grid, link)
+    grid.abandon([id_])
+    assert receive(link) is not None  # and the link is killed
+    for _ in range(3):
+        assert receive(link) is None
+    (reply,) = grid.pull_messages([id_])
+    assert is_unreachable(reply)
+    assert reply.metadata.src_node_id == link.node.node_id
+    assert receive(link) is None
+
+
+def test_a_reply_arrives_whose_acknowledgement_was_lost(
+    grid: SuperLinkGrid, link: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server takes note of the reply, and waits for what is in it; the node does not know that."""
+    id_ = send(grid, link)
+    message = receive(link)
+    assert message is not None
+    replies: list[Message] = []
+    pulling = threading.Thread(target=lambda: replies.extend(grid.pull_messages([id_])))
+    push = link._client.PushMessages
+
+    def push_and_lose_the_answer_once(request: PushMessagesRequest) -> PushMessagesResponse:
+        answer = push(request)
+        if not pulling.ident:
+            pulling.start()
+            raise httpx.ReadError("the connection was cut")
+        return answer
+
+    monkeypatch.setattr(link._client, "PushMessages", push_and_lose_the_answer_once)
+    reply_to(message, link, grid)
+    pulling.join(60)
+    check_reply(replies, id_, link)
+
+
+def test_a_state_folder_without_a_server_is_named(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="is no server's state folder; start the server"):
+        SuperLinkGrid(tmp_path, lambda _: None)
