@@ -13,13 +13,16 @@ from tests.deployment.federation import Federation, check_result, reached
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("machine", ["train", "server"])
+KILLED = {"plan": "train", "preprocess": "server", "train": "train", "round 2": "server", "evaluate": "train"}
+"""What dies of the server's machine: ``train.py``, or ``fednnunet server up`` with all it started."""
+
+
 def test_a_server_machine_that_dies_goes_on_where_it_was(
-    federation: Federation, undisturbed: Path, tmp_path: Path, machine: str
+    federation: Federation, undisturbed: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     federation.start_train(run, *OPTIONS)
-    for stage in ("plan", "train", "round 2", "evaluate"):
+    for stage, machine in KILLED.items():
         federation.wait_for(partial(reached, federation, run, stage), f"stage {stage}")
         federation.kill_all_of(machine)
         federation.start_train(run, *OPTIONS) if machine == "train" else federation.start_server()
