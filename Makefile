@@ -1,7 +1,7 @@
 # Everything a newcomer or CI runs. Set-up steps live here and nowhere else.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo experiment-phantom test test-fast check format benchmarks soak clean
+.PHONY: help setup demo experiment-phantom test test-long test-fast check format benchmarks soak clean
 SHELL := /bin/bash
 
 VENV := .venv
@@ -30,8 +30,11 @@ experiment-phantom: $(READY) ## the paper's comparison on generated data, five f
 	@$(PY) train.py experiment=phantom
 	@$(PY) experiments/phantom/claims.py outputs/phantom-experiment
 
-test: check ## checks and all tests, as CI runs them
-	@$(PY) -m pytest $(PARALLEL)
+test: check ## checks and tests, as CI runs them: all but a few that take minutes each
+	@$(PY) -m pytest $(PARALLEL) -m "not long"
+
+test-long: $(READY) ## the few: full disks, expiring certificates, nodes that are away or late
+	@$(PY) -m pytest $(PARALLEL) -m long
 
 test-fast: $(READY) ## tests without those marked slow
 	@$(PY) -m pytest $(PARALLEL) -m "not slow"
