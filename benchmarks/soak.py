@@ -388,7 +388,8 @@ def main() -> int:
         print(f"{verdict.measure:<12} {verdict.slope:10.4f} {verdict.limit:8.3f}  {told}")
     print("\n".join(problems) or "the books agree")
     for metric, value, unit, target in figures(soak, verdicts, problems):
-        print(json.dumps({"metric": metric, "value": round(value, 4), "unit": unit, "target": target}))
+        told_value = None if np.isnan(value) else round(value, 4)
+        print(json.dumps({"metric": metric, "value": told_value, "unit": unit, "target": target}))
     return 0 if not problems and all(verdict.holds for verdict in verdicts) else 1
 
 
