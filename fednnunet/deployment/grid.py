@@ -185,7 +185,9 @@ class SuperLinkGrid(NodeGrid):
         asked = {self._out[id_].flower_id: id_ for id_ in message_ids if id_ in self._out}
         if not asked:
             return []
-        lost = self._lost()  # before the look for replies: one that comes in between is not lost
+        # Before the look for replies: one that comes in between is not lost. Nor is one that waits at the SuperLink
+        # because it was not asked for yet, though its node asks for more: so of these messages alone.
+        lost = self._lost(asked.values())
         replies = []
         for reply in self._reaching(lambda: list(self._flower.pull_messages(asked))):
             id_ = asked[reply.metadata.reply_to_message_id]
@@ -236,14 +238,15 @@ class SuperLinkGrid(NodeGrid):
         counts = self._reaching(self._operator.polls)
         return {node: counts.get(key, 0) for node, key in self._keys.items()}
 
-    def _lost(self) -> list[str]:
+    def _lost(self, ids: Iterable[str]) -> list[str]:
         """Messages whose nodes have asked twice for another since, which a node at work does not do."""
         if time.monotonic() - self._looked < LOOK_FOR_LOST_SECONDS:
             return []
         self._looked = time.monotonic()
         counts = self._polls()
         lost = []
-        for id_, sent in self._out.items():
+        for id_ in ids:
+            sent = self._out[id_]
             count = counts.get(sent.message.metadata.dst_node_id)
             if count is None or sent.polls is None:
                 continue

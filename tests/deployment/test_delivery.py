@@ -133,6 +133,20 @@ def test_a_message_that_is_worked_on_is_not_sent_again(grid: SuperLinkGrid, link
     assert receive(link) is None
 
 
+def test_a_reply_that_waits_to_be_asked_for_is_not_lost(grid: SuperLinkGrid, link: Link) -> None:
+    """The server takes replies in order: those that are early wait, while their nodes ask for more."""
+    first, second = send(grid, link), send(grid, link)
+    for _ in range(2):
+        message = receive(link)
+        assert message is not None
+        reply_to(message, link, grid)
+    for _ in range(5):
+        assert receive(link) is None
+    check_reply(grid.pull_messages([first]), first, link)
+    assert receive(link) is None, "nothing was sent again"
+    check_reply(grid.pull_messages([second]), second, link)
+
+
 def test_a_lost_message_whose_reply_nobody_waits_for_leaves_its_node_free(grid: SuperLinkGrid, link: Link) -> None:
     id_ = send(grid, link)
     grid.abandon([id_])
