@@ -56,13 +56,14 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from fednnunet.deployment.keys import make_node_key
 from fednnunet.deployment.node_config import SiteConfig
 from fednnunet.deployment.outages import said, why_not_let_in, why_unreachable
-from fednnunet.deployment.processes import end_with_parent, log_to, terminal
+from fednnunet.deployment.processes import log_to, terminal
 from fednnunet.errors import ConfigError, ProtocolError
 from fednnunet.exchange.arrays import MAX_BYTES
 from fednnunet.exchange.messages import MAX_BODY_BYTES
 from fednnunet.exchange.packing import pack, unpack
 from fednnunet.federation.client_app import app
 from fednnunet.files import write_atomically
+from fednnunet.processes import end_with_parent
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import multiprocessing
 import os
 import signal
 import sys
@@ -17,6 +16,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import psutil
+
+from fednnunet.processes import redirect_output
 
 log = logging.getLogger(__name__)
 
@@ -109,19 +110,6 @@ def ended_by_signal() -> threading.Event:
     return ended
 
 
-def end_with_parent() -> None:
-    """End this process when the one that started it has died: it is started again, and this one is in its way."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def watch() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
-
-
 def terminal() -> Callable[[str], None]:
     """Writes a line where this process's output goes now, also after :func:`log_to`."""
     kept = os.dup(1)
@@ -135,13 +123,7 @@ def terminal() -> Callable[[str], None]:
 
 def log_to(path: Path) -> None:
     """All that this process logs and prints goes to the end of a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    os.close(file)
+    redirect_output(path, 0o600)
     logging.basicConfig(level=logging.INFO, format=LINE, stream=sys.stderr, force=True)
 
 

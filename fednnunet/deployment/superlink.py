@@ -31,8 +31,9 @@ from fednnunet.deployment.certificate import keep_current
 from fednnunet.deployment.connections import MAX_CONNECTIONS, WatchedConnection
 from fednnunet.deployment.doors import fleet_only, with_token
 from fednnunet.deployment.operator import TOKEN_FILE
-from fednnunet.deployment.processes import end_with_parent, log_to, terminal
+from fednnunet.deployment.processes import log_to, terminal
 from fednnunet.deployment.signatures import Signatures
+from fednnunet.processes import end_with_parent
 
 log = logging.getLogger(__name__)
 

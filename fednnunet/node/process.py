@@ -10,11 +10,12 @@ import signal
 import sys
 import threading
 import warnings
-from multiprocessing.connection import wait
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
+
+from fednnunet.processes import end_with_parent, redirect_output
 
 PR_SET_PDEATHSIG = 1
 """``prctl``: the signal that a process gets when its parent dies."""
@@ -30,9 +31,8 @@ def set_up_process(log: Path, threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
     # Lightning waits for the end of a batch on SIGTERM, which between rounds never comes; files are whole at any time.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
-    log.parent.mkdir(parents=True, exist_ok=True)
-    _redirect_output(log)
-    _end_with_parent()
+    _log_to(log)
+    end_with_parent()
     if sys.platform == "linux":
         # As in nnU-Net's own command: its augmentation forks. (This process inherits forkserver as its default.)
         multiprocessing.set_start_method("fork", force=True)
@@ -42,13 +42,8 @@ def set_up_process(log: Path, threads: int) -> None:
     tqdm.set_lock(threading.RLock())
 
 
-def _redirect_output(path: Path) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    os.close(file)
+def _log_to(path: Path) -> None:
+    redirect_output(path, 0o644)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     logging.basicConfig(
         level=logging.INFO,
@@ -57,18 +52,6 @@ def _redirect_output(path: Path) -> None:
         force=True,
     )
     warnings.simplefilter("default")
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def watch() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
 def _die_with_parent() -> None:
