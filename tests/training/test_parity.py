@@ -11,6 +11,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from fednnunet.classes import nnunet_classes
@@ -21,7 +22,7 @@ from fednnunet.fingerprint.extract import extract_fingerprint
 from fednnunet.planning import make_plans
 from fednnunet.preprocessing import cache_key, preprocess
 from fednnunet.training import build
-from fednnunet.training.build import build_lightning_trainer, build_nnunet_trainer
+from fednnunet.training.build import build_lightning_trainer, build_nnunet_trainer, nested_transforms
 from fednnunet.training.data import NNUNetDataModule
 from fednnunet.training.module import GRADIENT_CLIP_NORM, NNUNetModule
 from fednnunet.training.state import named_tensors
@@ -217,6 +218,15 @@ def test_losses_follow_run_training_bit_for_bit(pair: Pair) -> None:
 def test_figures_of_every_epoch(pair: Pair, name: str) -> None:
     assert len(pair.ours.logged(name)) == TRAINER.epochs
     assert pair.ours.logged(name) == pair.theirs.logged(name)
+
+
+def test_no_augmentation_follows_the_clock(make: Build) -> None:
+    train, _ = make("2d", "untimed", VARIANT).get_dataloaders()
+    blurs = [
+        part for part in nested_transforms(train.data_loader.transforms) if isinstance(part, GaussianBlurTransform)
+    ]
+    assert blurs
+    assert not any(blur.benchmark for blur in blurs)
 
 
 def test_learning_rate_falls(pair: Pair) -> None:
