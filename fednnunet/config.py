@@ -25,11 +25,13 @@ class CentreConfig(Config):
         dataset: nnU-Net dataset id, name (``Dataset101_X``), or a folder; not looked at where nodes are other machines,
             which know their own.
         external: has no training cases; serves for testing only.
+        studies: how many it has in the paper; `fednnunet convert` compares.
     """
 
     name: NodeName
     dataset: int | str | None = None
     external: bool = False
+    studies: int | None = Field(default=None, ge=1)
 
 
 class DatasetConfig(TaskDataset):
@@ -38,10 +40,12 @@ class DatasetConfig(TaskDataset):
     Attributes:
         raw_folder: where dataset ids and names are looked up; None for the variable ``nnUNet_raw``.
         centres: whose images they are.
+        labels: label name to value, where `fednnunet convert` writes them; None where ``dataset.json`` alone says.
         generator: makes the dataset when it is not there (a Hydra ``_target_``), or None.
     """
 
     raw_folder: str | None
+    labels: dict[str, int] | None = None
     centres: list[CentreConfig] = Field(min_length=1)
     generator: dict[str, Any] | None = None
 

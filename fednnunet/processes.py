@@ -1,4 +1,4 @@
-"""What processes that serve have in common: they end with who started them, and write to a file."""
+"""What processes have in common: the cores they may use, an end with who started them, a file for what they print."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ import sys
 import threading
 from multiprocessing.connection import wait
 from pathlib import Path
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def end_with_parent() -> None:

@@ -33,7 +33,8 @@ from fednnunet.federation.strategy import AsymFedAvg, NoExchange
 from fednnunet.files import DISK_FULL, write_atomically
 from fednnunet.lock import locked
 from fednnunet.node.launch import NodeProcesses
-from fednnunet.node.settings import NodeSettings, cores
+from fednnunet.node.settings import NodeSettings
+from fednnunet.processes import cores
 from fednnunet.reporting.follower import Follower
 from fednnunet.reporting.progress import RunProgress
 from fednnunet.reporting.sweep import Result, finish_run

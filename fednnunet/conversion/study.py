@@ -67,6 +67,11 @@ class Remark:
     reason: str
     centre: str = ""
 
+    @property
+    def line(self) -> str:
+        """Centre, study and reason."""
+        return ": ".join(filter(None, (self.centre, self.study, self.reason)))
+
 
 @dataclass(frozen=True)
 class Survey:

@@ -51,6 +51,19 @@ def crossval_splits(case_names: Sequence[str]) -> list[Split]:
     return [{part: [str(name) for name in names] for part, names in split.items()} for split in splits]
 
 
+def splits_by_patient(patients: Mapping[str, str]) -> list[Split]:
+    """Five folds as nnU-Net makes them, of patients: all cases of one are in the same part.
+
+    Args:
+        patients: case name to patient.
+    """
+    folds = crossval_splits(sorted(set(patients.values())))
+    return [
+        {part: sorted(case for case, patient in patients.items() if patient in names) for part, names in fold.items()}
+        for fold in folds
+    ]
+
+
 def pooled_splits(splits: Mapping[str, Sequence[Split]]) -> list[Split]:
     """Fold n is the union of the centres' folds n (paper), by pooled case names."""
     return [

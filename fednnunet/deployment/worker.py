@@ -27,8 +27,9 @@ from fednnunet.exchange.messages import Failure, FingerprintRequest, Kind, RunId
 from fednnunet.files import DISK_FULL, write_atomically
 from fednnunet.node.audit import AUDIT_LOG, AuditLog
 from fednnunet.node.process import set_up_process
-from fednnunet.node.settings import NodeSettings, cores
+from fednnunet.node.settings import NodeSettings
 from fednnunet.node.worker import NodeWorker
+from fednnunet.processes import cores
 from fednnunet.task import TaskConfig
 
 log = logging.getLogger(__name__)

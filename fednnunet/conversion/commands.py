@@ -1,0 +1,142 @@
+"""``fednnunet convert``: one command a dataset, made from the signature of its reader."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+
+from fednnunet.conversion.options import Files, Headers, OnError, Options
+from fednnunet.conversion.study import Survey
+
+convert = typer.Typer(
+    no_args_is_help=True,
+    help="From a dataset as it is published to nnU-Net's raw format, one dataset a centre.",
+)
+
+
+@dataclass(frozen=True)
+class Converter:
+    """A dataset that can be converted.
+
+    Attributes:
+        name: of the command.
+        read: takes the source's folder or file; every keyword is an option of the command, with the text in its
+            ``Annotated`` as help.
+        dataset: configuration in ``conf/dataset`` that names centres and labels; None where the source names them.
+        external: its centres there are the external ones; else the others.
+    """
+
+    name: str
+    read: Callable[..., Survey]
+    dataset: str | None = None
+    external: bool = False
+
+
+def run_conversion(
+    converter: Converter,
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="The dataset as it was downloaded; it is only read.")],
+    target: Annotated[
+        Path,
+        typer.Argument(metavar="DST", envvar="nnUNet_raw", help="Folder of nnU-Net raw datasets, made if not there."),
+    ],
+    *,
+    reader_options: Mapping[str, Any],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be written, and every problem; write nothing.")
+    ] = False,
+    on_error: Annotated[
+        OnError, typer.Option("--on-error", help="Stop at a study with a problem, or skip it and list it.")
+    ] = "stop",
+    files: Annotated[
+        Files, typer.Option("--files", help="What becomes of files that need no change; others are written anew.")
+    ] = "copy",
+    headers: Annotated[
+        Headers,
+        typer.Option(
+            "--headers",
+            help="strict: image and label must lie on one grid; image: a label with as many voxels gets the image's.",
+        ),
+    ] = "strict",
+    processes: Annotated[
+        int, typer.Option("--processes", help="Studies converted at a time; 0 for as many as there are cores.", min=0)
+    ] = 0,
+    name: Annotated[str, typer.Option("--name", help="Datasets are called DatasetXXX_NAME_Centre.")] = "Custom",
+    first_id: Annotated[
+        int, typer.Option("--first-id", help="XXX of the first centre; the others follow.", min=1, max=999)
+    ] = 601,
+    external: Annotated[
+        str, typer.Option("--external", help="Centres that only test, their names separated by commas.")
+    ] = "",
+) -> None:
+    """Read a source, show what is there, convert it, and say what came of it."""
+    from rich.console import Console
+
+    from fednnunet.conversion.convert import convert, plan_conversion
+    from fednnunet.conversion.tables import ConsoleProgress, show_plan, show_result
+    from fednnunet.conversion.targets import configured_targets, numbered_targets
+    from fednnunet.processes import cores
+
+    console = Console(highlight=False)
+    survey = converter.read(source, **reader_options)
+    if converter.dataset is None:
+        centres, labels = numbered_targets(survey, name, first_id, _listed(external)), survey.labels
+    else:
+        centres, labels = configured_targets(converter.dataset, converter.external)
+    plan = plan_conversion(survey, centres, labels)
+    show_plan(plan, console)
+    if dry_run:
+        return
+    options = Options(files, on_error, headers, processes or cores())
+    with ConsoleProgress(console) as progress:
+        done = convert(plan, target, f"convert {converter.name}", _as_settings(reader_options), options, progress)
+    show_result(plan, done, target, converter.dataset, console)
+
+
+NUMBERED = ("name", "first_id", "external")
+"""Options of datasets that no configuration names."""
+
+
+def command_of(converter: Converter) -> Callable[..., None]:
+    """The command that converts: its reader's options, and those of :func:`run_conversion`."""
+    shared = inspect.signature(run_conversion, eval_str=True).parameters
+    own = {key: p for key, p in inspect.signature(converter.read, eval_str=True).parameters.items() if key != "source"}
+    kept = {
+        key: parameter
+        for key, parameter in shared.items()
+        if key not in ("converter", "reader_options") and (converter.dataset is None or key not in NUMBERED)
+    }
+
+    def command(**given: Any) -> None:
+        run_conversion(
+            converter,
+            reader_options={key: given.pop(key) for key in own},
+            **given,
+        )
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    options = {key: parameter.replace(annotation=_as_option(parameter.annotation)) for key, parameter in own.items()}
+    parameters = {key: p.replace(kind=keyword) for key, p in (kept | options).items()}
+    command.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
+    command.__annotations__ = {key: parameter.annotation for key, parameter in parameters.items()}
+    command.__doc__ = inspect.getdoc(converter.read)
+    return command
+
+
+def _as_option(annotation: Any) -> Any:
+    """``Annotated[type, text]`` with the text as an option's help."""
+    kind, text = get_args(annotation)
+    return Annotated[kind, typer.Option(help=text)]
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _as_settings(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Fit for JSON."""
+    return {key: str(value.absolute()) if isinstance(value, Path) else value for key, value in options.items()}

@@ -1,0 +1,421 @@
+"""Write what a reader found as nnU-Net raw datasets, one a centre."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import re
+import shutil
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import SimpleITK as sitk
+
+from fednnunet.conversion import images
+from fednnunet.conversion.manifest import CaseRecord, Manifest, Missing, SourceFile, digest, read_manifest
+from fednnunet.conversion.options import Options
+from fednnunet.conversion.study import Remark, Study, Survey
+from fednnunet.conversion.targets import TargetCentre
+from fednnunet.datasets.splits import FOLDS, splits_by_patient
+from fednnunet.errors import ConfigError, DataError
+from fednnunet.files import DISK_FULL, write_atomically
+from fednnunet.processes import end_with_parent
+
+SECONDS_BETWEEN_SAVES = 5.0
+"""What was written after the last one is written again where a conversion is killed."""
+SAFE_NAME = re.compile(r"[A-Za-z0-9_-]+")
+
+
+@dataclass
+class Part:
+    """A centre's share of a survey."""
+
+    centre: TargetCentre
+    studies: list[Study] = field(default_factory=list)
+    problems: list[Remark] = field(default_factory=list)
+    left_out: list[Remark] = field(default_factory=list)
+
+    @property
+    def patients(self) -> int:
+        """How many the studies are of: what the paper counts."""
+        return len({study.patient or study.case for study in self.studies})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a conversion would write.
+
+    Attributes:
+        parts: one a centre.
+        problems: of no known centre.
+        left_out: likewise.
+        survey: what was found.
+        labels: name to value, as they are written.
+    """
+
+    parts: tuple[Part, ...]
+    problems: tuple[Remark, ...]
+    left_out: tuple[Remark, ...]
+    survey: Survey
+    labels: Mapping[str, int]
+
+    @property
+    def all_problems(self) -> list[Remark]:
+        """Of all centres and of none."""
+        return [*self.problems, *(remark for part in self.parts for remark in part.problems)]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A centre's dataset as it is there now.
+
+    Attributes:
+        centre: whose it is.
+        folder: of the dataset.
+        manifest: as it was written.
+        converted: cases that this conversion wrote; the others were there.
+    """
+
+    centre: TargetCentre
+    folder: Path
+    manifest: Manifest
+    converted: int
+
+
+def plan_conversion(survey: Survey, centres: Sequence[TargetCentre], labels: Mapping[str, int]) -> Plan:
+    """Sort studies by centre, and find what can be found without opening an image.
+
+    A centre that is not listed, a name that two studies of a centre share, a name that is none for a file, a label
+    that the dataset does not have, and a file that is not there are problems.
+
+    Raises:
+        DataError: the source holds no study.
+    """
+    if not survey.studies:
+        first = f"; the first problem: {survey.problems[0].line}" if survey.problems else ""
+        raise DataError(f"no study was found{first}")
+    parts = {centre.name: Part(centre) for centre in centres}
+    problems = []
+    names: Counter[tuple[str, str]] = Counter((study.centre, study.case) for study in survey.studies)
+    for study in survey.studies:
+        problem = _problem_of(study, parts, names, labels)
+        if problem is None:
+            parts[study.centre].studies.append(study)
+        elif study.centre in parts:
+            parts[study.centre].problems.append(Remark(study.case, problem, study.centre))
+        else:
+            problems.append(Remark(study.case, problem))
+    for remark in survey.problems:
+        (parts[remark.centre].problems if remark.centre in parts else problems).append(remark)
+    left_out: list[Remark] = []
+    for remark in survey.left_out:
+        (parts[remark.centre].left_out if remark.centre in parts else left_out).append(remark)
+    for part in parts.values():
+        part.studies.sort(key=lambda study: study.case)
+    return Plan(tuple(parts.values()), tuple(problems), tuple(left_out), survey, labels)
+
+
+def _problem_of(
+    study: Study, centres: Mapping[str, Part], names: Mapping[tuple[str, str], int], labels: Mapping[str, int]
+) -> str | None:
+    if study.centre not in centres:
+        return f"its centre {study.centre!r} is none of {', '.join(centres)}"
+    if not SAFE_NAME.fullmatch(study.case):
+        return "a case's name may hold letters, digits, _ and - only"
+    if names[study.centre, study.case] > 1:
+        return f"{names[study.centre, study.case]} studies of {study.centre} have this name"
+    unknown = sorted(set(study.label_values.values()) - set(labels))
+    if unknown:
+        return f"label {unknown[0]} is none of the dataset's: {', '.join(labels)}"
+    missing = [path for path in study.files if not path.is_file()]
+    return f"{missing[0]} is missing" if missing else None
+
+
+def convert(
+    plan: Plan, target: Path, made_by: str, source_settings: Mapping[str, Any], options: Options, progress: Progress
+) -> list[Done]:
+    """Write the datasets of a plan; what an earlier, interrupted conversion wrote stays, if it is whole.
+
+    A dataset has its ``dataset.json`` when all its studies were looked at. Case files appear when they are whole. The
+    source is only read.
+
+    Args:
+        plan: what to write.
+        target: folder of nnU-Net raw datasets.
+        made_by: for the manifest.
+        source_settings: for the manifest: what else the files depend on.
+        options: how.
+        progress: is told of every study.
+
+    Returns:
+        One entry a centre that has studies.
+
+    Raises:
+        DataError: a study has a problem and ``on_error`` is ``stop``; a folder is there that was not made by this
+            conversion, with these settings; too little room on the disk. What was written until then stays.
+    """
+    if options.on_error == "stop" and plan.all_problems:
+        first, *others = plan.all_problems
+        raise DataError(f"{first.line}{_and_more(others)}; mend it, or leave such studies out with --on-error skip")
+    settings = {
+        **source_settings,
+        "channel_names": list(plan.survey.channel_names),
+        "labels": dict(plan.labels),
+        "files": options.files,
+        "headers": options.headers,
+    }
+    books = {
+        part.centre.name: _Book.open(plan, part, target / part.centre.dataset, made_by, settings)
+        for part in plan.parts
+        if part.studies or part.problems
+    }
+    tasks = [task for book in books.values() for task in book.tasks(options)]
+    _check_room(target, tasks, options)
+    progress.start(sum(len(part.studies) for part in plan.parts), len(tasks))
+    for book in books.values():
+        book.save()
+    saved = time.monotonic()
+    try:
+        for task, result in _run(tasks, options.processes):
+            if isinstance(result, Remark) and options.on_error == "stop":
+                raise DataError(
+                    f"{result.line}; mend it, or leave such studies out with --on-error skip; what was converted is "
+                    "kept"
+                )
+            books[task.study.centre].note(task.study, result)
+            progress.advance(task.study)
+            if time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
+                books[task.study.centre].save()
+                saved = time.monotonic()
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise ConfigError(f"{error.strerror}: {target}; make room, and give the same command to go on") from None
+    finally:
+        for book in books.values():
+            book.save()
+    done = [book.finish() for book in books.values()]
+    if not any(entry.manifest.cases for entry in done):
+        raise DataError(f"no study could be converted; the first: {plan.all_problems[0].line}")
+    return done
+
+
+class Progress(Protocol):
+    """Is told how far a conversion is."""
+
+    def start(self, studies: int, to_do: int) -> None:
+        """``to_do`` of so many studies are not there yet."""
+
+    def advance(self, study: Study) -> None:
+        """One more was looked at."""
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One study to convert; all that a process needs."""
+
+    study: Study
+    folder: Path
+    images: str
+    labels: str
+    ending: str
+    values: Mapping[int, int]
+    options: Options
+
+    @property
+    def files(self) -> list[Path]:
+        """What is written: channels, then label map."""
+        case = self.study.case
+        channels = [self.folder / self.images / f"{case}_{n:04d}{self.ending}" for n in range(len(self.study.channels))]
+        return [*channels, self.folder / self.labels / f"{case}{self.ending}"]
+
+
+@dataclass
+class _Book:
+    """The manifest of a dataset under way."""
+
+    plan: Plan
+    part: Part
+    folder: Path
+    manifest: Manifest
+    converted: int = 0
+
+    @classmethod
+    def open(cls, plan: Plan, part: Part, folder: Path, made_by: str, settings: dict[str, Any]) -> _Book:
+        fresh = Manifest(made_by=made_by, settings=settings, centre=part.centre.name)
+        if not folder.exists() or not any(folder.iterdir()):
+            return cls(plan, part, folder, fresh)
+        before = read_manifest(folder)
+        differs = [key for key in {**before.settings, **settings} if before.settings.get(key) != settings.get(key)]
+        if (before.made_by, before.centre) != (made_by, part.centre.name):
+            differs.insert(0, f"source ({before.made_by}, {before.centre})")
+        if differs:
+            raise DataError(
+                f"{folder} was converted with another {', '.join(differs)}; choose another folder, or remove it first"
+            )
+        surplus = sorted(set(before.cases) - {study.case for study in part.studies})
+        if surplus:
+            raise DataError(
+                f"{folder} holds {surplus[0]}{_and_more(surplus[1:])}, which the source has no more; choose another "
+                "folder, or remove it first"
+            )
+        cases = {name: record for name, record in before.cases.items() if record.is_whole(folder)}
+        return cls(plan, part, folder, fresh.model_copy(update={"cases": cases}))
+
+    def tasks(self, options: Options) -> list[_Task]:
+        """The studies that are not there yet; half a case that a killed conversion left is removed."""
+        part, survey = "Ts" if self.part.centre.external else "Tr", self.plan.survey
+        tasks = [
+            _Task(
+                study,
+                self.folder,
+                f"images{part}",
+                f"labels{part}",
+                survey.file_ending,
+                {value: self.plan.labels[name] for value, name in study.label_values.items()},
+                options,
+            )
+            for study in self.part.studies
+            if study.case not in self.manifest.cases
+        ]
+        for task in tasks:
+            for path in task.files:
+                path.unlink(missing_ok=True)
+        return tasks
+
+    def note(self, study: Study, result: CaseRecord | Remark) -> None:
+        if isinstance(result, Remark):
+            self.part.problems.append(result)
+        else:
+            self.manifest.cases[study.case] = result
+            self.converted += 1
+
+    def save(self) -> None:
+        listed = self.manifest.model_copy(
+            update={
+                "cases": dict(sorted(self.manifest.cases.items())),
+                "skipped": _as_missing([*self.part.problems, *self.plan.problems]),
+                "left_out": _as_missing([*self.part.left_out, *self.plan.left_out]),
+            }
+        )
+        listed.write(self.folder)
+        self.manifest = listed
+
+    def finish(self) -> Done:
+        """Describe the dataset; from now on it can be trained on."""
+        cases, external = self.manifest.cases, self.part.centre.external
+        if cases:
+            self._write_splits()
+            description = {
+                "name": self.part.centre.dataset,
+                "channel_names": {str(number): name for number, name in enumerate(self.plan.survey.channel_names)},
+                "labels": dict(self.plan.labels),
+                "numTraining": 0 if external else len(cases),
+                "file_ending": self.plan.survey.file_ending,
+            }
+            write_atomically(self.folder / "dataset.json", json.dumps(description, indent=1))
+        self.manifest = self.manifest.model_copy(update={"finished": True})
+        self.manifest.write(self.folder)
+        return Done(self.part.centre, self.folder, self.manifest, self.converted)
+
+    def _write_splits(self) -> None:
+        """Only where nnU-Net's own would put cases of one patient into training and held-out part."""
+        patients = {case: record.patient for case, record in self.manifest.cases.items()}
+        different = len(set(patients.values()))
+        if not self.part.centre.external and FOLDS <= different < len(patients):
+            splits = splits_by_patient(patients)
+            write_atomically(self.folder / "splits_final.json", json.dumps(splits, indent=1))
+
+
+def _check_room(target: Path, tasks: Sequence[_Task], options: Options) -> None:
+    """Compressed images take about what they took, so the sizes of the source's files are a fair guess."""
+    files = {path for task in tasks for path in task.study.files} if options.files == "copy" else set()
+    needed = sum(path.stat().st_size for path in files)
+    there = next(folder for folder in (target.absolute(), *target.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise ConfigError(
+            f"about {needed / 2**30:.1f} GiB are needed in {there}, and {free / 2**30:.1f} are free; make room, or "
+            "link files that need no change: --files symlink"
+        )
+
+
+def _run(tasks: Sequence[_Task], processes: int) -> Iterator[tuple[_Task, CaseRecord | Remark]]:
+    if processes == 1 or len(tasks) < 2:
+        for task in tasks:
+            yield task, convert_study(task)
+        return
+    # Not forked: SimpleITK has threads.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(processes, len(tasks)), context, initializer=_set_up_process) as pool:
+        waiting = {pool.submit(convert_study, task): task for task in tasks}
+        try:
+            for future in as_completed(waiting):
+                yield waiting[future], future.result()
+        except BrokenProcessPool:
+            raise DataError(
+                "a process that converts was killed, perhaps for want of memory; the same command goes on where it "
+                "stopped; try --processes 1"
+            ) from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _set_up_process() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its processes
+    end_with_parent()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+
+
+def convert_study(task: _Task) -> CaseRecord | Remark:
+    """Check a study and write its case; a problem leaves no file."""
+    study = task.study
+    try:
+        channels = [images.read_image(source) for source in study.channels]
+        for image, source in zip(channels, study.channels, strict=True):
+            if source.frame is not None and image.GetDimension() == 2 and task.ending != ".png":
+                raise DataError(f"{source.path} has no frames; it is one volume")
+        label, label_is_same = images.read_label(study.label, task.values)
+        first_path = study.channels[0].path
+        for image, source in zip(channels[1:], study.channels[1:], strict=True):
+            images.check_grid(image, channels[0], source.path, first_path)
+        if task.options.headers == "image":
+            images.check_size(label, channels[0], study.label.path, first_path)
+            label_is_same = label_is_same and images.lies_on(label, channels[0])
+            label = images.with_header(label, channels[0])
+        else:
+            images.check_grid(label, channels[0], study.label.path, first_path)
+        sources = [*study.channels, study.label if label_is_same else None]
+        for path, image, origin in zip(task.files, [*channels, label], sources, strict=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if origin is not None and images.is_file_as_needed(origin, image, task.ending):
+                images.put_as_it_lies(origin.path, path, task.options.files)
+            else:
+                images.write(image, path)
+        return CaseRecord(
+            patient=study.patient or study.case,
+            sources={str(path.absolute()): SourceFile.of(path) for path in study.files},
+            files={str(path.relative_to(task.folder)): digest(path) for path in task.files},
+            remarks=[] if images.has_foreground(label) else ["the label map is empty"],
+        )
+    except (DataError, OSError) as error:
+        for path in task.files:
+            path.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            raise
+        return Remark(study.case, str(error), study.centre)
+
+
+def _as_missing(remarks: Sequence[Remark]) -> list[Missing]:
+    return [Missing(study=remark.study, reason=remark.reason) for remark in remarks]
+
+
+def _and_more(others: Sequence[object]) -> str:
+    return f" (and {len(others)} more)" if others else ""

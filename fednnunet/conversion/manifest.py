@@ -1,0 +1,122 @@
+"""What a converted dataset was made from: ``manifest.json`` beside ``dataset.json``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fednnunet.errors import DataError, first_problem
+from fednnunet.files import write_atomically
+
+NAME = "manifest.json"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SourceFile(_Part):
+    """A file that a case was made from.
+
+    Attributes:
+        sha256: of its bytes.
+        size: bytes.
+        modified: nanoseconds since 1970.
+    """
+
+    sha256: str
+    size: int
+    modified: int
+
+    @classmethod
+    def of(cls, path: Path) -> SourceFile:
+        """What is there now."""
+        status = path.stat()
+        return cls(sha256=digest(path), size=status.st_size, modified=status.st_mtime_ns)
+
+    def is_unchanged(self, path: Path) -> bool:
+        """Whether ``path`` still is this file, by size and time."""
+        if not path.is_file():
+            return False
+        status = path.stat()
+        return (status.st_size, status.st_mtime_ns) == (self.size, self.modified)
+
+
+class CaseRecord(_Part):
+    """A case that is there.
+
+    Attributes:
+        patient: whose it is.
+        sources: path to file.
+        files: path below the dataset's folder to the SHA-256 of its bytes.
+        remarks: what to know of it, such as an empty label map.
+    """
+
+    patient: str
+    sources: dict[str, SourceFile]
+    files: dict[str, str]
+    remarks: list[str] = []
+
+    def is_whole(self, folder: Path) -> bool:
+        """Whether sources are as they were, and files in ``folder`` what was written."""
+        return all(source.is_unchanged(Path(path)) for path, source in self.sources.items()) and all(
+            (folder / path).is_file() and digest(folder / path) == expected for path, expected in self.files.items()
+        )
+
+
+class Missing(_Part):
+    """A study that is no case."""
+
+    study: str
+    reason: str
+
+
+class Manifest(_Part):
+    """A dataset that was converted, or is being.
+
+    Attributes:
+        made_by: the command's name and the version of this package.
+        settings: what the files depend on; another conversion into the same folder must have the same.
+        centre: whose images they are.
+        cases: by name.
+        skipped: studies with a problem.
+        left_out: studies that a rule of the dataset leaves out.
+        finished: all studies were looked at.
+    """
+
+    made_by: str
+    settings: dict[str, Any]
+    centre: str
+    cases: dict[str, CaseRecord] = Field(default_factory=dict)
+    skipped: list[Missing] = Field(default_factory=list)
+    left_out: list[Missing] = Field(default_factory=list)
+    finished: bool = False
+
+    def write(self, folder: Path) -> None:
+        """Replace the folder's manifest."""
+        write_atomically(folder / NAME, json.dumps(self.model_dump(mode="json"), indent=1))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a dataset.
+
+    Raises:
+        DataError: there is none, or it is damaged.
+    """
+    path = folder / NAME
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise DataError(f"{folder} is there and has no {NAME}: it was not made by `fednnunet convert`") from None
+    except ValidationError as error:
+        raise DataError(f"{path} is no manifest: {first_problem(error, NAME)}") from None
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

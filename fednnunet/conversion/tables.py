@@ -1,0 +1,140 @@
+"""What a conversion shows: what was found, how far it is, what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fednnunet.conversion.convert import Done, Plan
+from fednnunet.conversion.study import Remark, Study
+
+SHOWN = 20
+"""Remarks of a kind that are printed; the manifest has all."""
+
+
+def show_plan(plan: Plan, console: Console) -> None:
+    """Centres, their datasets, and what was found; then every problem."""
+    table = Table(title="What was found")
+    table.add_column("centre")
+    table.add_column("dataset")
+    for column in ("studies", "of the paper's", "cases", "left out", "problems"):
+        table.add_column(column, justify="right")
+    for part in plan.parts:
+        paper = part.centre.studies
+        table.add_row(
+            part.centre.name + (" (external)" if part.centre.external else ""),
+            part.centre.dataset,
+            str(part.patients),
+            "" if paper is None else str(paper),
+            str(len(part.studies)),
+            str(len(part.left_out)),
+            str(len(part.problems)),
+        )
+    if plan.problems or plan.left_out:
+        table.add_row("(no centre)", "", "", "", "", str(len(plan.left_out)), str(len(plan.problems)))
+    console.print(table)
+    _show_remarks("problem", plan.all_problems, console)
+    _show_remarks("left out", [*plan.left_out, *(remark for part in plan.parts for remark in part.left_out)], console)
+    for part in plan.parts:
+        if part.centre.studies is not None and part.patients != part.centre.studies:
+            console.print(
+                f"note: {part.centre.name} has {part.patients} studies here, {part.centre.studies} in the paper",
+                markup=False,
+            )
+
+
+def show_result(plan: Plan, done: Sequence[Done], target: Path, dataset: str | None, console: Console) -> None:
+    """What is there now, what to know of it, and the command that trains on it."""
+    table = Table(title=f"In {target}")
+    table.add_column("dataset")
+    for column in ("cases", "of them new", "skipped", "left out"):
+        table.add_column(column, justify="right")
+    for entry in done:
+        manifest = entry.manifest
+        counts = (len(manifest.cases), entry.converted, len(manifest.skipped), len(manifest.left_out))
+        table.add_row(entry.folder.name, *map(str, counts))
+    console.print(table)
+    _show_remarks("skipped", [r for r in plan.all_problems if r.centre], console)
+    _show_remarks(
+        "note",
+        [
+            Remark(case, remark, entry.centre.name)
+            for entry in done
+            for case, record in entry.manifest.cases.items()
+            for remark in record.remarks
+        ],
+        console,
+    )
+    _show_remarks("note", _same_files(done), console)
+    console.print(f"\nTrain: {_training_command(done, target, dataset)}", markup=False, soft_wrap=True)
+
+
+def _training_command(done: Sequence[Done], target: Path, dataset: str | None) -> str:
+    if dataset is not None:
+        return f"python train.py strategy=asym dataset={dataset} dataset.raw_folder={target}"
+    centres = ", ".join(
+        "{"
+        + f"name: {entry.centre.name}, dataset: {entry.centre.dataset}"
+        + (", external: true" if entry.centre.external else "")
+        + "}"
+        for entry in done
+    )
+    return f"python train.py strategy=asym dataset=custom dataset.raw_folder={target} 'dataset.centres=[{centres}]'"
+
+
+def _same_files(done: Sequence[Done]) -> list[Remark]:
+    """Cases whose files hold the same bytes as another case's."""
+    first: dict[str, str] = {}
+    found = []
+    for entry in done:
+        for case, record in entry.manifest.cases.items():
+            image = next(iter(record.files.values()))
+            here = f"{entry.centre.name}: {case}"
+            if image in first:
+                found.append(Remark(case, f"its image is that of {first[image]}", entry.centre.name))
+            first.setdefault(image, here)
+    return found
+
+
+def _show_remarks(what: str, remarks: Sequence[Remark], console: Console) -> None:
+    for remark in remarks[:SHOWN]:
+        console.print(f"{what}: {remark.line}", markup=False, soft_wrap=True)
+    if len(remarks) > SHOWN:
+        console.print(f"{what}: … and {len(remarks) - SHOWN} more")
+
+
+class ConsoleProgress:
+    """A bar that tells which study was converted last, and how long the others take."""
+
+    def __init__(self, console: Console) -> None:
+        self._bar = Progress(
+            TextColumn("converting"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[study]}"),
+            console=console,
+        )
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def start(self, studies: int, to_do: int) -> None:
+        """``to_do`` of so many studies are not there yet."""
+        self._task = self._bar.add_task("convert", total=studies, completed=studies - to_do, study="")
+
+    def advance(self, study: Study) -> None:
+        """One more was looked at."""
+        self._bar.update(self._task, advance=1, study=study.case)
