@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from fednnunet.conversion.commands import convert
 from fednnunet.deployment.commands import node, server
 from fednnunet.errors import FednnUNetError
 
@@ -21,6 +22,7 @@ app = typer.Typer(
 
 app.add_typer(server, name="server")
 app.add_typer(node, name="node")
+app.add_typer(convert, name="convert")
 
 
 @app.command()

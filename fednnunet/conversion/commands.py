@@ -10,6 +10,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
+from fednnunet.conversion.mamamia import read_eucanimage, read_mamamia
 from fednnunet.conversion.options import Files, Headers, OnError, Options
 from fednnunet.conversion.study import Survey
 
@@ -91,10 +92,15 @@ def run_conversion(
     show_plan(plan, console)
     if dry_run:
         return
-    options = Options(files, on_error, headers, processes or cores())
-    with ConsoleProgress(console) as progress:
-        done = convert(plan, target, f"convert {converter.name}", _as_settings(reader_options), options, progress)
-    show_result(plan, done, target, converter.dataset, console)
+    options, known = Options(files, on_error, headers, processes or cores()), set(plan.all_problems)
+    try:
+        with ConsoleProgress(console) as progress:
+            done = convert(plan, target, f"convert {converter.name}", _as_settings(reader_options), options, progress)
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command goes on where it was")
+        raise
+    new_problems = [remark for remark in plan.all_problems if remark not in known]
+    show_result(done, new_problems, target, converter.dataset, console)
 
 
 NUMBERED = ("name", "first_id", "external")
@@ -123,7 +129,7 @@ def command_of(converter: Converter) -> Callable[..., None]:
     parameters = {key: p.replace(kind=keyword) for key, p in (kept | options).items()}
     command.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
     command.__annotations__ = {key: parameter.annotation for key, parameter in parameters.items()}
-    command.__doc__ = inspect.getdoc(converter.read)
+    command.__doc__ = (inspect.getdoc(converter.read) or "").partition("\n")[0]
     return command
 
 
@@ -140,3 +146,11 @@ def _listed(text: str) -> list[str]:
 def _as_settings(options: Mapping[str, Any]) -> dict[str, Any]:
     """Fit for JSON."""
     return {key: str(value.absolute()) if isinstance(value, Path) else value for key, value in options.items()}
+
+
+CONVERTERS = (
+    Converter("mamamia", read_mamamia, "mamamia"),
+    Converter("eucanimage", read_eucanimage, "mamamia", external=True),
+)
+for _converter in CONVERTERS:
+    convert.command(_converter.name)(command_of(_converter))

@@ -383,6 +383,11 @@ def convert_study(task: _Task) -> CaseRecord | Remark:
             if source.frame is not None and image.GetDimension() == 2 and task.ending != ".png":
                 raise DataError(f"{source.path} has no frames; it is one volume")
         label, label_is_same = images.read_label(study.label, task.values)
+        if study.label.frame is not None and not images.has_foreground(label):
+            labelled = ", ".join(map(str, images.labelled_frames(study.label.path))) or "none"
+            raise DataError(
+                f"frame {study.label.frame} of {study.label.path} has no label; the frames that have: {labelled}"
+            )
         first_path = study.channels[0].path
         for image, source in zip(channels[1:], study.channels[1:], strict=True):
             images.check_grid(image, channels[0], source.path, first_path)

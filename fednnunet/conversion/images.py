@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -114,7 +115,7 @@ def with_header(image: sitk.Image, reference: sitk.Image) -> sitk.Image:
 def is_file_as_needed(source: Source, image: sitk.Image, ending: str) -> bool:
     """Whether the file that ``image`` was read from can serve as it lies; else the image is written anew."""
     whole = source.frame is None and source.baseline is None and source.path.name.endswith(ending)
-    return whole and (ending != ".png" or _is_8_bit_grey(image))
+    return whole and _is_readable(source.path) and (ending != ".png" or _is_8_bit_grey(image))
 
 
 def has_foreground(label: sitk.Image) -> bool:
@@ -149,12 +150,51 @@ def write(image: sitk.Image, target: Path) -> None:
     os.replace(partial, target)
 
 
+def labelled_frames(path: Path) -> list[int]:
+    """Frames of a label map that are not empty, counted from 0."""
+    frames = sitk.GetArrayViewFromImage(_read(path))
+    return [number for number, frame in enumerate(frames) if frame.any()]
+
+
 def _read(path: Path) -> sitk.Image:
     try:
         return sitk.ReadImage(str(path))
     except RuntimeError as error:
+        if "orthonormal" in str(error):
+            return _read_sheared(path)
         cause = str(error).strip().splitlines()[-1] if path.is_file() else "there is no such file"
         raise DataError(f"{path} can not be read: {cause}") from None
+
+
+def _read_sheared(path: Path) -> sitk.Image:
+    """A NIfTI file whose axes are not quite at right angles, by rounding: with the nearest that are."""
+    import nibabel
+
+    file: Any = nibabel.load(path)
+    lps = np.diag([-1.0, -1.0, 1.0]) @ file.affine[:3]
+    spacing = np.linalg.norm(lps[:, :3], axis=0)
+    left, _, right = np.linalg.svd(lps[:, :3] / spacing)
+    direction, origin = left @ right, lps[:, 3]
+    values = np.asanyarray(file.dataobj)
+    image = sitk.GetImageFromArray(values.transpose(), isVector=False)
+    dimensions = image.GetDimension()
+    image.SetSpacing([*spacing, 1.0][:dimensions])
+    image.SetOrigin([*origin, 0.0][:dimensions])
+    axes = np.eye(dimensions)
+    axes[:3, :3] = direction
+    image.SetDirection(axes.flatten())
+    return image
+
+
+def _is_readable(path: Path) -> bool:
+    """Whether SimpleITK, and so nnU-Net, takes the file's header."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _frame(image: sitk.Image, source: Source) -> sitk.Image:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from fednnunet.conversion.convert import Done, Plan
 from fednnunet.conversion.study import Remark, Study
+from fednnunet.datasets.named import configured_dataset, dataset_names
 
 SHOWN = 20
 """Remarks of a kind that are printed; the manifest has all."""
@@ -22,8 +23,8 @@ def show_plan(plan: Plan, console: Console) -> None:
     """Centres, their datasets, and what was found; then every problem."""
     table = Table(title="What was found")
     table.add_column("centre")
-    table.add_column("dataset")
-    for column in ("studies", "of the paper's", "cases", "left out", "problems"):
+    table.add_column("dataset", no_wrap=True)
+    for column in ("studies", "paper", "cases", "left out", "problems"):
         table.add_column(column, justify="right")
     for part in plan.parts:
         paper = part.centre.studies
@@ -41,16 +42,23 @@ def show_plan(plan: Plan, console: Console) -> None:
     console.print(table)
     _show_remarks("problem", plan.all_problems, console)
     _show_remarks("left out", [*plan.left_out, *(remark for part in plan.parts for remark in part.left_out)], console)
-    for part in plan.parts:
-        if part.centre.studies is not None and part.patients != part.centre.studies:
-            console.print(
-                f"note: {part.centre.name} has {part.patients} studies here, {part.centre.studies} in the paper",
-                markup=False,
-            )
+    differing = [part.centre.name for part in plan.parts if part.centre.studies not in (None, part.patients)]
+    if differing:
+        console.print(f"note: not as many studies as in the paper: {', '.join(differing)}", markup=False)
 
 
-def show_result(plan: Plan, done: Sequence[Done], target: Path, dataset: str | None, console: Console) -> None:
-    """What is there now, what to know of it, and the command that trains on it."""
+def show_result(
+    done: Sequence[Done], new_problems: Sequence[Remark], target: Path, dataset: str | None, console: Console
+) -> None:
+    """What is there now, what to know of it, and the command that trains on it.
+
+    Args:
+        done: what was converted.
+        new_problems: that the plan could not tell.
+        target: folder of the datasets.
+        dataset: configuration that names the centres; None where there is none.
+        console: takes it.
+    """
     table = Table(title=f"In {target}")
     table.add_column("dataset")
     for column in ("cases", "of them new", "skipped", "left out"):
@@ -60,7 +68,7 @@ def show_result(plan: Plan, done: Sequence[Done], target: Path, dataset: str | N
         counts = (len(manifest.cases), entry.converted, len(manifest.skipped), len(manifest.left_out))
         table.add_row(entry.folder.name, *map(str, counts))
     console.print(table)
-    _show_remarks("skipped", [r for r in plan.all_problems if r.centre], console)
+    _show_remarks("skipped", new_problems, console)
     _show_remarks(
         "note",
         [
@@ -76,16 +84,25 @@ def show_result(plan: Plan, done: Sequence[Done], target: Path, dataset: str | N
 
 
 def _training_command(done: Sequence[Done], target: Path, dataset: str | None) -> str:
-    if dataset is not None:
-        return f"python train.py strategy=asym dataset={dataset} dataset.raw_folder={target}"
-    centres = ", ".join(
-        "{"
-        + f"name: {entry.centre.name}, dataset: {entry.centre.dataset}"
-        + (", external: true" if entry.centre.external else "")
-        + "}"
-        for entry in done
-    )
-    return f"python train.py strategy=asym dataset=custom dataset.raw_folder={target} 'dataset.centres=[{centres}]'"
+    start = "python train.py strategy=asym"
+    if dataset is None:
+        centres = ", ".join(
+            f"{{name: {entry.centre.name}, dataset: {entry.centre.dataset}"
+            f"{', external: true' if entry.centre.external else ''}}}"
+            for entry in done
+        )
+        return f"{start} dataset=custom dataset.raw_folder={target} 'dataset.centres=[{centres}]'"
+    names = [dataset, f"{dataset}_public"]
+    absent = {name: _absent(name, target) for name in names if name in dataset_names()}
+    ready = next((name for name, missing in absent.items() if not missing), dataset)
+    wanted = f"   (when {', '.join(absent[ready])} are there, too)" if absent[ready] else ""
+    return f"{start} dataset={ready} dataset.raw_folder={target}{wanted}"
+
+
+def _absent(dataset: str, target: Path) -> list[str]:
+    """Datasets of a configuration that are not in ``target`` yet."""
+    folders = [str(centre.dataset) for centre in configured_dataset(dataset).centres]
+    return [folder for folder in folders if not (target / folder / "dataset.json").is_file()]
 
 
 def _same_files(done: Sequence[Done]) -> list[Remark]:

@@ -16,13 +16,18 @@ from fednnunet.errors import ConfigError, first_problem
 CONF = Path(fednnunet.__file__).parents[1] / "conf"
 
 
+def dataset_names() -> list[str]:
+    """Names that ``train.py dataset=NAME`` takes."""
+    return sorted(path.stem for path in (CONF / "dataset").glob("*.yaml"))
+
+
 def configured_dataset(name: str) -> DatasetConfig:
     """The group ``dataset`` as ``train.py dataset=NAME`` has it.
 
     Raises:
         ConfigError: there is no such configuration, or it has a wrong value.
     """
-    names = sorted(path.stem for path in (CONF / "dataset").glob("*.yaml"))
+    names = dataset_names()
     if name not in names:
         raise ConfigError(f"there is no dataset {name} in {CONF / 'dataset'}; there are {', '.join(names) or 'none'}")
     try:

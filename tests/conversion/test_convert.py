@@ -227,7 +227,8 @@ def broken(source: Path, kind: str) -> Study:
     if kind == "NaN":
         return study(source, "bad", channels=(Source(write(source / "nan.mha", image * np.nan)),))
     if kind == "frame":
-        return study(source, "bad", channels=(Source(write(source / "cine.nii.gz", np.stack([image, image])), frame=4),))
+        cine = write(source / "cine.nii.gz", np.stack([image, image]))
+        return study(source, "bad", channels=(Source(cine, frame=4),))
     if kind == "no cine":
         return study(source, "bad", channels=(Source(write(source / "still.nii.gz", image), frame=1),))
     if kind == "name":

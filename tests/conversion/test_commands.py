@@ -1,0 +1,114 @@
+"""``fednnunet convert``: from a download to a dataset that trains."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from fednnunet.cli import main
+from fednnunet.conversion.commands import CONVERTERS, Converter, command_of
+from fednnunet.conversion.manifest import read_manifest
+from fednnunet.datasets.named import configured_dataset
+from fednnunet.datasets.raw import read_dataset
+from tests.conversion.test_convert import content
+from tests.conversion.test_mamamia import write_image, write_patient
+
+Convert = Callable[..., int]
+COHORTS = {"ISPY1": 501, "ISPY2": 502, "DUKE": 503, "NACT": 504}
+
+
+@pytest.fixture
+def convert(monkeypatch: pytest.MonkeyPatch) -> Convert:
+    """Call the command with arguments; returns its exit code."""
+
+    def call(*arguments: object) -> int:
+        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setattr(sys, "argv", ["fednnunet", "convert", *map(str, arguments)])
+        try:
+            return main()
+        except SystemExit as finished:
+            return int(finished.code or 0)
+
+    return call
+
+
+@pytest.fixture
+def download(tmp_path: Path) -> Path:
+    """MAMA-MIA with five patients a cohort, one of them without a mask."""
+    root = tmp_path / "mama_mia"
+    for cohort in COHORTS:
+        for number in range(5):
+            write_patient(root, f"{cohort}_{number:03d}")
+    write_patient(root, "DUKE_005")
+    (root / "segmentations/expert/DUKE_005.nii.gz").unlink()
+    return root
+
+
+def test_a_dry_run_shows_everything_and_writes_nothing(
+    convert: Convert, download: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = content(tmp_path)
+    assert convert("mamamia", download, tmp_path / "raw", "--dry-run") == 0
+    assert content(tmp_path) == before
+    printed = capsys.readouterr().out
+    for cohort, number in COHORTS.items():
+        assert f"Dataset{number}_MAMAMIA_{cohort}" in printed
+    assert "problem: DUKE: DUKE_005" in printed
+    assert "171" in printed  # of ISPY1 in the paper
+
+
+def test_a_problem_stops_the_command_and_skipping_it_is_told(
+    convert: Convert, download: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert convert("mamamia", download, tmp_path / "raw") == 2
+    assert "DUKE_005" in capsys.readouterr().err
+    assert convert("mamamia", download, tmp_path / "raw", "--on-error", "skip", "--processes", 2) == 0
+    printed = capsys.readouterr().out
+    raw = tmp_path / "raw"
+    assert f"Train: python train.py strategy=asym dataset=mamamia_public dataset.raw_folder={raw}" in printed
+    assert [entry.study for entry in read_manifest(raw / "Dataset503_MAMAMIA_DUKE").skipped] == ["DUKE_005"]
+    for cohort, number in COHORTS.items():
+        dataset = read_dataset(raw / f"Dataset{number}_MAMAMIA_{cohort}", cohort)
+        assert len(dataset.cases) == 5
+        assert dataset.labels == {"background": 0, "tumour": 1}
+
+
+def test_readers_options_are_the_commands(convert: Convert, download: Path, tmp_path: Path) -> None:
+    write_image(download / "segmentations/expert/DUKE_005.nii.gz", 1)
+    assert convert("mamamia", download, tmp_path / "raw", "--phases", "all", "--number-of-phases", 2) == 0
+    folder = tmp_path / "raw" / "Dataset501_MAMAMIA_ISPY1"
+    assert read_dataset(folder, "ISPY1").channel_names == {"0": "pre-contrast", "1": "post-contrast 1"}
+    assert read_manifest(folder).settings["number_of_phases"] == 2
+    assert convert("mamamia", download, tmp_path / "raw", "--phases", "second") == 2
+
+
+@pytest.mark.parametrize("converter", CONVERTERS, ids=lambda converter: converter.name)
+def test_every_converter_has_a_help_text_for_every_option(
+    converter: Converter, convert: Convert, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert convert(converter.name, "--help") == 0
+    assert f"convert {converter.name} [OPTIONS] SRC DST" in capsys.readouterr().out
+    assert command_of(converter).__doc__
+    for annotation in command_of(converter).__annotations__.values():
+        assert annotation.__metadata__[0].help
+
+
+LABELS = {"mamamia": ["tumour"], "mnms": ["LV", "MYO", "RV"], "aimix": ["abdomen"]}
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_configurations_say_what_the_paper_says(name: str) -> None:
+    tables = json.loads(resources.files("fednnunet.reporting").joinpath("paper_tables.json").read_text("utf-8"))
+    paper, config = tables["tables"][name], configured_dataset(name)
+    training = {centre.name: centre.studies for centre in config.centres if not centre.external}
+    external = {centre.name: centre.studies for centre in config.centres if centre.external}
+    assert training == paper["training"]
+    assert external == paper["external"]
+    assert config.configuration == paper["configuration"]
+    assert config.hd95_unit == paper["hd95_unit"]
+    assert config.labels == {"background": 0, **{label: value for value, label in enumerate(LABELS[name], start=1)}}
