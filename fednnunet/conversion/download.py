@@ -1,0 +1,75 @@
+"""What lies in a downloaded dataset: its folders, image files and tables."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from fednnunet.datasets.raw import IMAGE_ENDINGS
+from fednnunet.errors import DataError
+
+ENDINGS = (*IMAGE_ENDINGS, ".jpg", ".jpeg")
+
+
+def look_for(source: Path, name: str) -> Path | None:
+    """A file or folder in ``source`` or in one of its folders, such as the one that an archive unpacks to."""
+    inside = sorted(path for path in source.glob(f"*/{name}") if path.parent.name != "__MACOSX")
+    return next((path for path in (source / name, *inside) if path.exists()), None)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The images in ``folder``, sorted."""
+    return sorted(path for path in folder.iterdir() if is_image(path))
+
+
+def images_by_name(folder: Path) -> dict[str, Path]:
+    """The images in ``folder`` by name in small letters, without ending; none where there is no folder."""
+    return {name_of(path).lower(): path for path in image_files(folder)} if folder.is_dir() else {}
+
+
+def is_image(path: Path) -> bool:
+    """Whether it is a file with an image's ending, and not the hidden one that a Mac adds."""
+    return path.is_file() and not path.name.startswith(".") and path.name.lower().endswith(ENDINGS)
+
+
+def name_of(path: Path) -> str:
+    """The file's name without an image's ending; ``.nii.gz`` is one ending."""
+    ending = max((ending for ending in ENDINGS if path.name.lower().endswith(ending)), key=len, default="")
+    return path.name[: len(path.name) - len(ending)]
+
+
+def as_case_name(text: str) -> str:
+    """``text`` with a hyphen for whatever a case's name must not hold."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", text)
+
+
+def short_path(path: Path, folder: Path) -> str:
+    """``path`` as seen from ``folder``, where it lies in it."""
+    return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
+
+
+def read_rows(table: Path, columns: Iterable[str]) -> Iterator[tuple[int, Mapping[str, str]]]:
+    """Line number and fields of each row of a CSV, separated by comma or semicolon, stripped of blanks.
+
+    Args:
+        table: whose first line names the columns.
+        columns: that must be there.
+
+    Raises:
+        DataError: the table can not be read or lacks a column.
+    """
+    try:
+        lines = table.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{table} can not be read: {error}") from None
+    reader = csv.reader(lines, delimiter=";" if lines and ";" in lines[0] else ",")
+    names = [name.strip() for name in next(reader, [])]
+    lacking = [column for column in columns if column not in names]
+    if lacking:
+        raise DataError(f"{table} lacks the column {lacking[0]}; it has {', '.join(names) or 'none'}")
+    for fields in reader:
+        if any(value.strip() for value in fields):
+            row = dict.fromkeys(names, "") | {name: value.strip() for name, value in zip(names, fields, strict=False)}
+            yield reader.line_num, row
