@@ -10,6 +10,9 @@ from typing import Annotated, Any, get_args
 
 import typer
 
+from fednnunet.conversion.acouslic import read_acouslic
+from fednnunet.conversion.aimix import read_aimix
+from fednnunet.conversion.cardiac import read_acdc, read_mnms
 from fednnunet.conversion.mamamia import read_eucanimage, read_mamamia
 from fednnunet.conversion.options import Files, Headers, OnError, Options
 from fednnunet.conversion.study import Survey
@@ -151,6 +154,10 @@ def _as_settings(options: Mapping[str, Any]) -> dict[str, Any]:
 CONVERTERS = (
     Converter("mamamia", read_mamamia, "mamamia"),
     Converter("eucanimage", read_eucanimage, "mamamia", external=True),
+    Converter("mnms", read_mnms, "mnms"),
+    Converter("acdc", read_acdc, "mnms", external=True),
+    Converter("aimix", read_aimix, "aimix"),
+    Converter("acouslic", read_acouslic, "aimix", external=True),
 )
 for _converter in CONVERTERS:
     convert.command(_converter.name)(command_of(_converter))

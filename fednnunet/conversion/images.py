@@ -152,7 +152,8 @@ def write(image: sitk.Image, target: Path) -> None:
 
 def labelled_frames(path: Path) -> list[int]:
     """Frames of a label map that are not empty, counted from 0."""
-    frames = sitk.GetArrayViewFromImage(_read(path))
+    image = _read(path)  # a view does not keep it alive
+    frames = sitk.GetArrayViewFromImage(image)
     return [number for number, frame in enumerate(frames) if frame.any()]
 
 

@@ -42,7 +42,11 @@ def show_plan(plan: Plan, console: Console) -> None:
     console.print(table)
     _show_remarks("problem", plan.all_problems, console)
     _show_remarks("left out", [*plan.left_out, *(remark for part in plan.parts for remark in part.left_out)], console)
-    differing = [part.centre.name for part in plan.parts if part.centre.studies not in (None, part.patients)]
+    differing = [
+        part.centre.name
+        for part in plan.parts
+        if part.centre.studies not in (None, part.patients, len(part.studies))  # the paper's studies may be either
+    ]
     if differing:
         console.print(f"note: not as many studies as in the paper: {', '.join(differing)}", markup=False)
 

@@ -8,15 +8,21 @@ from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from fednnunet.cli import main
 from fednnunet.conversion.commands import CONVERTERS, Converter, command_of
 from fednnunet.conversion.manifest import read_manifest
 from fednnunet.datasets.named import configured_dataset
-from fednnunet.datasets.raw import read_dataset
+from fednnunet.datasets.raw import check_images, read_dataset
+from tests.conversion.test_cardiac import make_acdc, make_mnms1, make_mnms2
 from tests.conversion.test_convert import content
 from tests.conversion.test_mamamia import write_image, write_patient
+from tests.conversion.test_ultrasound import acouslic, aimix
+
+__all__ = ["acouslic", "aimix"]  # fixtures
 
 Convert = Callable[..., int]
 COHORTS = {"ISPY1": 501, "ISPY2": 502, "DUKE": 503, "NACT": 504}
@@ -96,6 +102,45 @@ def test_every_converter_has_a_help_text_for_every_option(
     assert command_of(converter).__doc__
     for annotation in command_of(converter).__annotations__.values():
         assert annotation.__metadata__[0].help
+
+
+def values_in(path: Path) -> set[int]:
+    return set(np.unique(sitk.GetArrayFromImage(sitk.ReadImage(str(path)))).tolist())
+
+
+def test_cardiac_datasets_share_labels_and_keep_patients_together(convert: Convert, tmp_path: Path) -> None:
+    make_mnms1(tmp_path / "mnms" / "OpenDataset")
+    make_mnms2(tmp_path / "mnms" / "MnM2")
+    make_acdc(tmp_path / "acdc")
+    raw = tmp_path / "raw"
+    assert convert("mnms", tmp_path / "mnms", raw, "--duplicates", "keep", "--on-error", "skip") == 0
+    assert convert("acdc", tmp_path / "acdc", raw) == 0
+    centres = {centre.name: centre for centre in configured_dataset("mnms").centres}
+    frames = read_manifest(raw / str(centres["Vall d'Hebron"].dataset)).cases
+    assert {record.patient for record in frames.values()} >= {"A0S9V9"}
+    assert {"A0S9V9_ED", "A0S9V9_ES"} <= set(frames)
+    label = raw / str(centres["Vall d'Hebron"].dataset) / "labelsTr" / "A0S9V9_ES.nii.gz"
+    assert values_in(label) == {0, 3}  # 3 is RV in M&Ms
+    acdc = read_dataset(raw / str(centres["ACDC"].dataset), "ACDC", external=True)
+    check_images(acdc, "ACDC")
+    assert values_in(acdc.cases[0].label) == {3}  # what ACDC numbers 1
+
+
+def test_fetal_ultrasound_becomes_grey_pngs(convert: Convert, aimix: Path, acouslic: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    assert convert("aimix", aimix, raw) == 0
+    assert convert("acouslic", acouslic, raw) == 0
+    for centre in configured_dataset("aimix").centres:
+        folder = raw / str(centre.dataset)
+        images = sorted((folder / ("imagesTs" if centre.external else "imagesTr")).iterdir())
+        assert images
+        for image in images:
+            header = sitk.ReadImage(str(image))
+            assert header.GetPixelID() == sitk.sitkUInt8
+            assert header.GetDimension() == 2
+        labels = (folder / ("labelsTs" if centre.external else "labelsTr")).iterdir()
+        assert set.union(*map(values_in, labels)) == {0, 1}
+    check_images(read_dataset(raw / "Dataset525_ACOUSLIC_SierraLeone", "Sierra Leone", external=True), "Sierra Leone")
 
 
 LABELS = {"mamamia": ["tumour"], "mnms": ["LV", "MYO", "RV"], "aimix": ["abdomen"]}

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -231,6 +232,9 @@ def broken(source: Path, kind: str) -> Study:
         return study(source, "bad", channels=(Source(cine, frame=4),))
     if kind == "no cine":
         return study(source, "bad", channels=(Source(write(source / "still.nii.gz", image), frame=1),))
+    if kind == "unlabelled frame":
+        masks = np.stack([mask, mask + np.uint8(1)])
+        return study(source, "bad", label=Source(write(source / "cine_gt.nii.gz", masks), frame=0))
     if kind == "name":
         return study(source, "bad case")
     if kind == "centre":
@@ -249,6 +253,7 @@ PROBLEMS = {
     "NaN": "nan.mha holds NaN or infinity",
     "frame": "cine.nii.gz has 2 frames; frame 4 (from 0) is not there",
     "no cine": "still.nii.gz has no frames",
+    "unlabelled frame": "cine_gt.nii.gz has no label; the frames that have: 1",
     "name": "a case's name may hold letters, digits, _ and - only",
     "centre": "its centre 'Bergen' is none of Oslo, Riga",
     "label": "label cyst is none of the dataset's: background, tumour, node",
@@ -281,6 +286,28 @@ def test_a_label_can_take_its_images_header(studies: list[Study], source: Path, 
     label = sitk.ReadImage(str(folder / "labelsTr" / "moved.nii.gz"))
     assert label.GetOrigin() == (0.0, 0.0, 0.0)
     assert (folder / "labelsTr" / "case0.nii.gz").read_bytes() == (source / "case0_seg.nii.gz").read_bytes()
+
+
+def test_axes_not_quite_at_right_angles_are_put_right(studies: list[Study], source: Path, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 900, (8, 8, 3)).astype(np.int16)
+    affine = np.diag([1.0, 1.0, 5.0, 1.0])
+    affine[0, 1] = 0.01
+    affine[:3, 3] = 7, 8, 9
+    for name, array in (("tilted", values), ("tilted_seg", np.ones((8, 8, 3), dtype=np.uint8))):
+        image = nibabel.Nifti1Image(array, affine)
+        image.set_qform(None, code=0)
+        nibabel.save(image, source / f"{name}.nii.gz")
+    with pytest.raises(RuntimeError, match="orthonormal"):  # nnU-Net's reader would meet the same
+        sitk.ReadImage(str(source / "tilted.nii.gz"))
+    studies[0] = Study(
+        "case0", "Oslo", (Source(source / "tilted.nii.gz"),), Source(source / "tilted_seg.nii.gz"), {1: "tumour"}
+    )
+    run(studies, tmp_path / "raw")
+    written = sitk.ReadImage(str(tmp_path / "raw" / "Dataset601_Oslo" / "imagesTr" / "case0_0000.nii.gz"))
+    assert np.array_equal(sitk.GetArrayFromImage(written), values.transpose())
+    assert written.GetSpacing() == pytest.approx((1, 1, 5), abs=1e-3)
+    assert written.GetOrigin() == pytest.approx((-7, -8, 9), abs=1e-6)  # ITK's x and y run the other way
+    assert written.GetDirection() == pytest.approx((-1, 0, 0, 0, -1, 0, 0, 0, 1), abs=0.01)
 
 
 def test_two_studies_of_one_name_are_both_refused(studies: list[Study], source: Path, tmp_path: Path) -> None:
