@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -141,19 +139,3 @@ def test_fetal_ultrasound_becomes_grey_pngs(convert: Convert, aimix: Path, acous
         labels = (folder / ("labelsTs" if centre.external else "labelsTr")).iterdir()
         assert set.union(*map(values_in, labels)) == {0, 1}
     check_images(read_dataset(raw / "Dataset525_ACOUSLIC_SierraLeone", "Sierra Leone", external=True), "Sierra Leone")
-
-
-LABELS = {"mamamia": ["tumour"], "mnms": ["LV", "MYO", "RV"], "aimix": ["abdomen"]}
-
-
-@pytest.mark.parametrize("name", LABELS)
-def test_configurations_say_what_the_paper_says(name: str) -> None:
-    tables = json.loads(resources.files("fednnunet.reporting").joinpath("paper_tables.json").read_text("utf-8"))
-    paper, config = tables["tables"][name], configured_dataset(name)
-    training = {centre.name: centre.studies for centre in config.centres if not centre.external}
-    external = {centre.name: centre.studies for centre in config.centres if centre.external}
-    assert training == paper["training"]
-    assert external == paper["external"]
-    assert config.configuration == paper["configuration"]
-    assert config.hd95_unit == paper["hd95_unit"]
-    assert config.labels == {"background": 0, **{label: value for value, label in enumerate(LABELS[name], start=1)}}
