@@ -1,0 +1,203 @@
+"""A task of the Medical Segmentation Decathlon, or another dataset in its layout.
+
+Layout, of the published ``dataset.json`` (release 1.0 of 04/05/2018) and as nnU-Net 2.8's ``convert_MSD_dataset.py``
+reads it; the data are Antonelli et al., Nature Communications 13, 4128, 2022, and Simpson et al., arXiv:1902.09063v1,
+2019, from http://medicaldecathlon.com::
+
+    Task05_Prostate/
+        dataset.json               name; modality: {"0": "T2", "1": "ADC"}; labels: {"0": "background", "1": "PZ", …};
+                                   training: [{"image": "./imagesTr/prostate_16.nii.gz",
+                                               "label": "./labelsTr/prostate_16.nii.gz"}, …];
+                                   test: ["./imagesTs/prostate_08.nii.gz", …]
+        imagesTr/, labelsTr/       .nii.gz; images of several modalities are 4D (X, Y, Z, modality), label maps 3D
+        imagesTs/                  without published label maps: left out
+
+Files ``._*``, which macOS puts into archives, are ignored. The layout names no centres: a CSV file with the columns
+``case`` (``prostate_16``) and ``centre``, and ``patient`` if one has several cases, does; without it all are of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from fednnunet.conversion.csv_tables import read_table
+from fednnunet.conversion.names import label_values, name_cases, number_labels, read_json
+from fednnunet.conversion.study import Remark, Source, Study, Survey
+from fednnunet.errors import DataError
+
+ENDINGS = (".nii.gz", ".nii")
+HIDDEN = "._"
+
+
+def read_msd(
+    source: Path,
+    *,
+    centres: Annotated[
+        Path | None, "CSV file with the columns case and centre (and patient); without it all cases are of one centre."
+    ] = None,
+) -> Survey:
+    """A task of the Medical Segmentation Decathlon: SRC is its folder, such as Task05_Prostate.
+
+    See the module for the layout. Headers of images are read.
+
+    Args:
+        source: the task's folder.
+        centres: table of centres.
+
+    Raises:
+        DataError: ``dataset.json`` or the table can not be read, or is not what it should be.
+    """
+    description = _read_description(source)
+    channels = _channel_names(description["modality"], source)
+    values = label_values(description["labels"], f"{source / 'dataset.json'}: labels")
+    origins = _read_origins(centres) if centres else None
+    whole = str(description.get("name") or "").strip() or source.resolve().name
+    pairs = _training(description["training"], source)
+    names = name_cases(pairs)
+    studies, problems = [], []
+    for case, (image, label) in pairs.items():
+        origin = _Origin(whole) if origins is None else origins.get(case, _Origin("", problem=f"is not in {centres}"))
+        try:
+            if origin.problem:
+                raise DataError(origin.problem)
+            if not label.is_file():
+                raise DataError(f"{label} is missing")
+            images = _channel_sources(image, len(channels))
+        except DataError as error:
+            problems.append(Remark(case, str(error), origin.centre))
+        else:
+            studies.append(Study(names[case], origin.centre, images, Source(label), values, origin.patient or case))
+    problems += [
+        Remark(case, origin.problem or f"is in {centres}, and not in training in dataset.json", origin.centre)
+        for case, origin in (origins or {}).items()
+        if case not in pairs
+    ]
+    return Survey(
+        tuple(studies),
+        channels,
+        tuple(problems),
+        tuple(_left_out(description, source, pairs)),
+        labels=number_labels([values]),
+    )
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """A line of the table of centres."""
+
+    centre: str
+    patient: str = ""
+    problem: str = ""
+
+
+def _read_description(source: Path) -> dict[str, Any]:
+    path = source / "dataset.json"
+    if not path.is_file():
+        tasks = ", ".join(sorted(folder.parent.name for folder in source.glob("*/dataset.json")))
+        instead = f" (it holds {tasks}: give one of them)" if tasks else ""
+        raise DataError(
+            f"{source} has no dataset.json{instead}; SRC is the folder of one task, such as Task05_Prostate, unpacked "
+            "from http://medicaldecathlon.com: dataset.json, imagesTr, labelsTr"
+        )
+    description = read_json(path)
+    for key, kind, what in (
+        ("modality", dict, "channel numbers and names"),
+        ("labels", dict, "label values and names"),
+        ("training", list, "pairs of image and label"),
+    ):
+        if not isinstance(description.get(key), kind):
+            raise DataError(f"{path} must have the field {key}: {what}, as in the Medical Segmentation Decathlon")
+    return description
+
+
+def _channel_names(modality: Mapping[str, Any], source: Path) -> tuple[str, ...]:
+    expected = [str(number) for number in range(len(modality))]
+    if not expected or sorted(modality) != sorted(expected):
+        raise DataError(f"{source / 'dataset.json'}: modality must have the keys 0, 1, …; it has {', '.join(modality)}")
+    return tuple(str(modality[key]) for key in expected)
+
+
+def _training(listed: list[Any], source: Path) -> dict[str, tuple[Path, Path]]:
+    """Case to image and label map."""
+    pairs: dict[str, tuple[Path, Path]] = {}
+    where = f"{source / 'dataset.json'}: training"
+    for item in listed:
+        files = (item.get("image"), item.get("label")) if isinstance(item, dict) else (None, None)
+        image, label = (source / file if isinstance(file, str) else None for file in files)
+        if image is None or label is None:
+            raise DataError(f"{where} must list pairs of image and label; it has {item!r}")
+        if image.name.startswith(HIDDEN):
+            continue
+        if _case(image) in pairs:
+            raise DataError(f"{where} lists {_case(image)} twice")
+        pairs[_case(image)] = image, label
+    if not pairs:
+        raise DataError(f"{where} is empty")
+    return pairs
+
+
+def _case(image: Path | str) -> str:
+    name = Path(image).name
+    return next((name.removesuffix(ending) for ending in ENDINGS if name.endswith(ending)), name)
+
+
+def _channel_sources(image: Path, channels: int) -> tuple[Source, ...]:
+    """One source a channel, which is a frame of a 4D image.
+
+    Raises:
+        DataError: the image is missing, can not be read, or has another number of channels.
+    """
+    import SimpleITK as sitk
+
+    if not image.is_file():
+        raise DataError(f"{image} is missing")
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(image))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise DataError(f"{image} can not be read: {str(error).strip().splitlines()[-1]}") from None
+    size = reader.GetSize()
+    if len(size) == 3 and channels == 1:
+        return (Source(image),)
+    if len(size) == 4 and size[3] == channels:
+        return tuple(Source(image, frame) for frame in range(channels))
+    raise DataError(
+        f"{image} has {' x '.join(map(str, size))} voxels; modality in dataset.json names {channels}, so it must be "
+        f"{'X x Y x Z' if channels == 1 else f'X x Y x Z x {channels}'}"
+    )
+
+
+def _read_origins(path: Path) -> dict[str, _Origin]:
+    """Case to its centre."""
+    table = read_table(path, ("case", "centre"), {"case": "case", "centre": "centre", "center": "centre"})
+    origins: dict[str, _Origin] = {}
+    for row in table.rows:
+        case, centre = _case(row.cells["case"]), row.cells["centre"]
+        problem = row.problem or ("" if case and centre else "case or centre is empty")
+        if problem:
+            origin = _Origin("", problem=f"{path}, line {row.line}: {problem}")
+        else:
+            origin = _Origin(centre, row.cells.get("patient", ""))
+        if origins.setdefault(case, origin) != origin:
+            origins[case] = _Origin("", problem=f"{path}, line {row.line}: {case} has two centres or patients")
+    return origins
+
+
+def _left_out(description: Mapping[str, Any], source: Path, pairs: Mapping[str, tuple[Path, Path]]) -> list[Remark]:
+    """Test images, and images that ``dataset.json`` does not list."""
+    test = [item.get("image", "") if isinstance(item, dict) else item for item in description.get("test") or []]
+    remarks = [
+        Remark(_case(str(image)), "no annotation: a test image, whose label map is not published")
+        for image in test
+        if not Path(str(image)).name.startswith(HIDDEN)
+    ]
+    listed = {image.name for image, _ in pairs.values()}
+    return remarks + [
+        Remark(f"imagesTr/{path.name}", "dataset.json does not list it")
+        for path in sorted((source / "imagesTr").glob("*.nii*"))
+        if not path.name.startswith(HIDDEN) and path.name not in listed
+    ]

@@ -1,0 +1,275 @@
+"""BIDS datasets, with the oddities of the standard and of published datasets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fednnunet.conversion.bids import read_bids
+from fednnunet.conversion.study import Remark, Source, Study
+from fednnunet.errors import ConfigError, DataError
+
+LOOKUP = "index\tname\tabbreviation\n0\tBackground\tBG\n100\tGray Matter\tGM\n102\tBrainstem\tBS\n"
+PARTICIPANTS = "participant_id\tage\tsite\nsub-01\t34\tOslo\nsub-02\t12\tBergen\nsub-03\t33\tOslo\n"
+
+
+def touch(root: Path, *files: str) -> Path:
+    """A dataset of empty files: the reader opens no image."""
+    for file in files:
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).touch()
+    return root
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    root = touch(
+        tmp_path / "ds000001",
+        "sub-01/anat/sub-01_T1w.nii.gz",
+        "sub-01/anat/sub-01_T1w.json",
+        "sub-01/anat/sub-01_T2w.nii.gz",
+        "sub-01/func/sub-01_task-rest_bold.nii.gz",
+        "sub-02/ses-1/anat/sub-02_ses-1_T1w.nii",
+        "sub-02/ses-1/anat/sub-02_ses-1_T2w.nii.gz",
+        "sub-02/ses-2/anat/sub-02_ses-2_T1w.nii.gz",
+        "sub-02/ses-2/anat/sub-02_ses-2_T2w.nii.gz",
+        "sub-03/anat/sub-03_T1w.nii.gz",
+        "derivatives/manual/sub-01/anat/sub-01_space-orig_dseg.nii.gz",
+        "derivatives/manual/sub-01/anat/sub-01_dseg.dlabel.nii",
+        "derivatives/manual/sub-02/ses-1/anat/sub-02_ses-1_dseg.nii.gz",
+        "derivatives/manual/sub-02/ses-2/anat/sub-02_ses-2_dseg.nii.gz",
+        "derivatives/masks/sub-01/anat/sub-01_label-tumor_mask.nii.gz",
+    )
+    (root / "derivatives" / "manual" / "dseg.tsv").write_text(LOOKUP)
+    (root / "participants.tsv").write_text(PARTICIPANTS)
+    return root
+
+
+def test_label_maps_meet_their_images_centres_and_names(dataset: Path) -> None:
+    survey = read_bids(dataset, channels="T1w,T2w")
+    manual, values = dataset / "derivatives" / "manual", {100: "Gray Matter", 102: "Brainstem"}
+
+    def study(case: str, centre: str, session: str, ending: str, label: str) -> Study:
+        anat = Path(*session.split("_")) / "anat"
+        channels = (Source(dataset / anat / f"{case}_T1w{ending}"), Source(dataset / anat / f"{case}_T2w.nii.gz"))
+        patient = case.split("_")[0]
+        return Study(case, centre, channels, Source(manual / anat / f"{case}_{label}.nii.gz"), values, patient)
+
+    assert survey.studies == (
+        study("sub-01", "Oslo", "sub-01", ".nii.gz", "space-orig_dseg"),
+        study("sub-02_ses-1", "Bergen", "sub-02_ses-1", ".nii", "dseg"),
+        study("sub-02_ses-2", "Bergen", "sub-02_ses-2", ".nii.gz", "dseg"),
+    )
+    assert survey.channel_names == ("T1w", "T2w")
+    assert survey.labels == {"background": 0, "Gray Matter": 1, "Brainstem": 2}
+    assert survey.left_out == (Remark("sub-03_T1w.nii.gz", "no annotation: there is no *_dseg of it", "Oslo"),)
+    assert survey.problems == ()
+
+
+def test_a_mask_has_the_name_of_its_label(dataset: Path) -> None:
+    survey = read_bids(dataset, label_maps="label-tumor_mask")
+    assert [(study.case, study.label_values) for study in survey.studies] == [("sub-01", {1: "tumor"})]
+    assert survey.labels == {"background": 0, "tumor": 1}
+    assert len(survey.left_out) == 3
+
+
+def test_the_nearest_lookup_table_names_the_values(dataset: Path) -> None:
+    folder = dataset / "derivatives" / "manual"
+    (folder / "sub-02" / "ses-2_dseg.tsv").write_text("index\tname\n1\tlesion\n")
+    beside = folder / "sub-02" / "ses-1" / "anat" / "sub-02_ses-1_dseg.tsv"
+    beside.write_text("index\tname\n7\tlesion\n")
+    assert [study.label_values for study in read_bids(dataset).studies] == [
+        {100: "Gray Matter", 102: "Brainstem"},
+        {7: "lesion"},
+        {1: "lesion"},
+    ]
+    assert read_bids(dataset).labels == {"background": 0, "lesion": 1, "Gray Matter": 2, "Brainstem": 3}
+    assert read_bids(dataset, labels="brain=100").labels == {"background": 0, "brain": 1}
+    beside.write_text("index\tname\nseven\tlesion\n")
+    with pytest.raises(DataError, match=r"sub-02_ses-1_dseg\.tsv: label lesion has value 'seven'"):
+        read_bids(dataset)
+
+
+def test_values_without_a_name_are_asked_for(dataset: Path) -> None:
+    (dataset / "derivatives" / "manual" / "dseg.tsv").unlink()
+    with pytest.raises(ConfigError, match=r"no table dseg.tsv .* --labels tumour=1,node=2"):
+        read_bids(dataset)
+
+
+def test_entities_say_which_of_several_images_is_meant(tmp_path: Path) -> None:
+    anat, manual = "sub-01/anat/sub-01", "derivatives/manual/sub-01/anat/sub-01"
+    root = touch(
+        tmp_path / "ds",
+        *(f"{anat}_{name}.nii.gz" for name in ("acq-ax_run-1_T2w", "acq-ax_run-2_T2w", "acq-sag_run-1_T2w", "T1w")),
+        *(f"{anat}_{name}.nii.gz" for name in ("run-1_FLAIR", "acq-fast_run-2_FLAIR")),
+        *(f"{manual}_{name}_mask.nii.gz" for name in ("acq-ax_run-1_label-L", "acq-ax_run-2_label-L_desc-T1lesion")),
+    )
+
+    def images(channels: str) -> list[list[str]]:
+        survey = read_bids(root, channels=channels, label_maps="label-L_mask")
+        return [[source.path.name.removeprefix("sub-01_") for source in study.channels] for study in survey.studies]
+
+    assert images("T2w") == [["acq-ax_run-1_T2w.nii.gz"], ["acq-ax_run-2_T2w.nii.gz"]]
+    assert images("T2w,acq-sag_T2w") == [["acq-ax_run-1_T2w.nii.gz", "acq-sag_run-1_T2w.nii.gz"]]
+    assert images("T2w,T1w")[1] == ["acq-ax_run-2_T2w.nii.gz", "T1w.nii.gz"]
+    assert images("T2w,FLAIR")[0] == ["acq-ax_run-1_T2w.nii.gz", "run-1_FLAIR.nii.gz"]
+    survey = read_bids(root, channels="T2w,FLAIR", label_maps="label-L_mask")
+    assert survey.problems == (
+        Remark(
+            "sub-01_acq-ax_run-2",
+            "no image fits sub-01_acq-ax_run-2_label-L_desc-T1lesion_mask.nii.gz: sub-01_acq-fast_run-2_FLAIR.nii.gz, "
+            "sub-01_run-1_FLAIR.nii.gz; choose with --channels, as in run-1_FLAIR",
+            "ds",
+        ),
+    )
+    assert survey.channel_names == ("T2w", "FLAIR")
+    assert read_bids(root, channels="acq-ax_T2w,acq-sag_T2w", label_maps="label-L_mask").channel_names == (
+        "acq-ax_T2w",
+        "acq-sag_T2w",
+    )
+
+
+def test_an_image_in_the_label_maps_space_is_preferred(tmp_path: Path) -> None:
+    root = touch(
+        tmp_path / "ds",
+        "sub-01/anat/sub-01_T1w.nii.gz",
+        "derivatives/prep/sub-01/anat/sub-01_desc-preproc_T1w.nii.gz",
+        "derivatives/prep/sub-01/anat/sub-01_space-MNI_T1w.nii.gz",
+        "derivatives/prep/sub-01/anat/sub-01_space-MNI_desc-preproc_T1w.nii.gz",
+        "derivatives/prep/sub-01/anat/sub-01_space-MNI_label-L_mask.nii.gz",
+    )
+
+    def image(**options: str) -> Path:
+        (study,) = read_bids(root, label_maps="mask", image_pipeline="prep", **options).studies
+        return study.channels[0].path
+
+    folder = root / "derivatives" / "prep" / "sub-01" / "anat"
+    assert image() == folder / "sub-01_space-MNI_T1w.nii.gz"
+    assert image(channels="desc-preproc_T1w") == folder / "sub-01_space-MNI_desc-preproc_T1w.nii.gz"
+
+
+def test_what_is_not_clear_is_a_problem_and_the_others_are_read(dataset: Path) -> None:
+    touch(
+        dataset,
+        "derivatives/manual/sub-01/anat/sub-01_desc-a_dseg.nii.gz",
+        "derivatives/manual/sub-02/ses-1/anat/sub-02_ses-1_desc-a_dseg.nii.gz",
+        "derivatives/manual/sub-02/ses-2/anat/sub-02_ses-2_run-1_dseg.nii.gz",
+        "derivatives/manual/sub-03/anat/sub-03_desc-a_dseg.nii.gz",
+        "derivatives/manual/sub-03/anat/sub-03_desc-b_dseg.nii.gz",
+        "derivatives/manual/sub-04/anat/sub-04_dseg.nii.gz",
+        "derivatives/manual/sub-05/anat/sub-05_dseg.nii.gz",
+        "sub-05/anat/sub-05_T1w.nii.gz",
+        "derivatives/manual/sub-06/anat/sub-06_dseg.nii.gz",
+        "derivatives/manual/sub-07/anat/sub-07_dseg.nii.gz",
+        "sub-07/anat/sub-07_T1w.nii.gz",
+        "derivatives/manual/sub-08/anat/sub-08_dseg.nii.gz",
+        "sub-08/anat/sub-08_T1w.nii.gz",
+    )
+    link = dataset / "sub-06" / "anat" / "sub-06_T1w.nii.gz"
+    link.parent.mkdir(parents=True)
+    link.symlink_to("../../.git/annex/objects/gone.nii.gz")
+    more = "sub-04\t1\tOslo\nsub-06\t1\tOslo\nsub-07\t1\tn/a\nsub-08\t1\tOslo\nsub-08\t2\tBergen\nsub-09\t1\tOslo\n"
+    (dataset / "participants.tsv").write_text(PARTICIPANTS + more)
+    survey = read_bids(dataset)
+    assert [study.label.path.name for study in survey.studies] == [
+        "sub-01_space-orig_dseg.nii.gz",  # nothing but what was asked for
+        "sub-02_ses-1_dseg.nii.gz",
+    ]
+    table = dataset / "participants.tsv"
+    twice = "sub-02_ses-2_T1w.nii.gz fits 2 label maps; choose one with --label-maps"
+    assert survey.problems == (
+        Remark(
+            "sub-03",
+            "several label maps: sub-03_desc-a_dseg.nii.gz, sub-03_desc-b_dseg.nii.gz; choose with --label-maps, as in "
+            "desc-manual_dseg",
+            "Oslo",
+        ),
+        Remark("sub-04", "there is no image *_T1w for sub-04_dseg.nii.gz", "Oslo"),
+        Remark(
+            "sub-06", f"{link} is a link to content that is not here; fetch it (datalad get, git annex get)", "Oslo"
+        ),
+        Remark("sub-02_ses-2", twice, "Bergen"),
+        Remark("sub-02_ses-2_run-1", twice, "Bergen"),
+        Remark("sub-05", f"sub-05 is not in {table}, so its centre is not known"),
+        Remark("sub-07", f"sub-07 has no centre in the column site of {table}"),
+        Remark("sub-08", f"sub-08 has the centres Bergen, Oslo in the column site of {table}"),
+    )
+    assert survey.left_out == (Remark("sub-09", "is in participants.tsv and has no file", "Oslo"),)
+
+
+def test_the_centre_is_where_the_user_says(dataset: Path) -> None:
+    def centres(**options: object) -> list[str]:
+        return [study.centre for study in read_bids(dataset, **options).studies]  # type: ignore[arg-type]
+
+    table = dataset / "participants.tsv"
+    table.write_text("participant_id\tinstitution_id\tSite\nsub-01\tamu\tA\nsub-02\tubc\tB\n")
+    assert centres() == ["A", "B", "B"]
+    assert centres(centre_column="institution_id") == ["amu", "ubc", "ubc"]
+    with pytest.raises(DataError, match=r"has no column hospital"):
+        centres(centre_column="hospital")
+    other = dataset.parent / "centre_ids.csv"
+    other.write_text("participant_id;centre\n01;C\n02;D\n")
+    assert centres(participants=other) == ["C", "D", "D"]
+    table.write_text("participant_id\tage\nsub-01\t1\nsub-02\t2\n")
+    assert centres() == ["ds000001"] * 3
+    table.unlink()
+    assert centres() == ["ds000001"] * 3
+    with pytest.raises(DataError, match=r"there is no file"):
+        centres(centre_column="site")
+
+
+def test_label_maps_are_found_without_a_pipelines_folder_and_beside_the_images(tmp_path: Path) -> None:
+    """The layouts of ISLES 2022 and ATLAS 2.0."""
+    case = "sub-strokecase0001_ses-0001"
+    isles = touch(
+        tmp_path / "ISLES-2022",
+        f"sub-strokecase0001/ses-0001/dwi/{case}_dwi.nii.gz",
+        f"sub-strokecase0001/ses-0001/dwi/{case}_adc.nii.gz",
+        f"derivatives/sub-strokecase0001/ses-0001/{case}_msk.nii.gz",
+    )
+    (study,) = read_bids(isles, channels="dwi,adc", label_maps="msk", labels="lesion=1").studies
+    assert study.case == case
+    assert [path.name for path in study.files] == [f"{case}_{suffix}.nii.gz" for suffix in ("dwi", "adc", "msk")]
+
+    case = "sub-r001s001_ses-1_space-MNI152NLin2009aSym"
+    atlas = touch(
+        tmp_path / "R001",
+        f"sub-r001s001/ses-1/anat/{case}_T1w.nii.gz",
+        f"sub-r001s001/ses-1/anat/{case}_label-L_desc-T1lesion_mask.nii.gz",
+    )
+    (study,) = read_bids(atlas, label_maps="label-L_desc-T1lesion_mask", pipeline=".", labels="lesion=1").studies
+    assert (study.case, study.centre, study.patient) == ("sub-r001s001_ses-1", "R001", "sub-r001s001")
+
+
+def test_names_with_the_images_suffix_are_told_apart(tmp_path: Path) -> None:
+    """The layout of the spine-generic datasets."""
+    root = touch(
+        tmp_path / "data-multi-subject",
+        *(f"sub-amu01/anat/sub-amu01_{suffix}.nii.gz" for suffix in ("T1w", "T2w")),
+        *(f"derivatives/labels/sub-amu01/anat/sub-amu01_{suffix}_seg-manual.nii.gz" for suffix in ("T1w", "T2w")),
+    )
+    (study,) = read_bids(root, channels="T2w", label_maps="T2w_seg-manual", labels="cord=1").studies
+    assert [path.name for path in study.files] == ["sub-amu01_T2w.nii.gz", "sub-amu01_T2w_seg-manual.nii.gz"]
+
+
+def test_a_source_that_is_none_says_what_is_wanted(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"is no BIDS dataset: it has no folder sub-"):
+        read_bids(dataset / "derivatives")
+    with pytest.raises(
+        DataError,
+        match=r"no label map \*_seg.nii.gz; it has \*_dseg \(3\), \*_mask \(1\); say how their names end",
+    ):
+        read_bids(dataset, label_maps="seg")
+    with pytest.raises(ConfigError, match=r"no pipeline .*auto; derivatives holds manual, masks"):
+        read_bids(dataset, pipeline="auto")
+    touch(dataset, "derivatives/auto/sub-01/anat/sub-01_dseg.nii.gz")
+    with pytest.raises(
+        ConfigError, match=r"several pipelines have label maps .*: auto, manual; choose one with --pipeline"
+    ):
+        read_bids(dataset)
+    assert len(read_bids(dataset, pipeline="manual").studies) == 3
+    with pytest.raises(ConfigError, match=r"must say how names end"):
+        read_bids(dataset, channels=" ,")
+    with pytest.raises(DataError, match=r"no label map .* it has no image"):
+        read_bids(touch(tmp_path / "raw", "sub-01/anat/sub-01_T1w.nii.gz"))
