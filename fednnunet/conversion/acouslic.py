@@ -17,7 +17,9 @@ from typing import Annotated, Literal
 import numpy as np
 import SimpleITK as sitk
 
-from fednnunet.conversion.download import as_case_name, image_files, look_for, read_rows
+from fednnunet.conversion.csv_tables import read_table
+from fednnunet.conversion.download import image_files, look_for
+from fednnunet.conversion.names import as_case_name
 from fednnunet.conversion.study import Remark, Source, Study, Survey
 from fednnunet.errors import DataError
 
@@ -75,7 +77,8 @@ def read_acouslic(
     table = root / CIRCUMFERENCES
     if not table.is_file():
         raise DataError(f"{table} is missing: {LAYOUT}")
-    subjects = {row["uuid"]: row["subject_id"] for _, row in read_rows(table, ("uuid", "subject_id")) if row["uuid"]}
+    rows = read_table(table, ("uuid", "subject_id")).rows
+    subjects = {row.cells["uuid"]: row.cells["subject_id"] for row in rows if row.cells["uuid"]}
     wanted = None if cases is None else _listed_cases(cases)
     problems, left_out = [], []
     found: dict[str, _Frame] = {}

@@ -14,20 +14,21 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
+from fednnunet.conversion.csv_tables import read_table
 from fednnunet.conversion.download import (
-    as_case_name,
     image_files,
     images_by_name,
     is_image,
     look_for,
     name_of,
-    read_rows,
     short_path,
 )
+from fednnunet.conversion.names import as_case_name
 from fednnunet.conversion.study import Remark, Source, Study, Survey
 from fednnunet.errors import DataError
 
@@ -150,9 +151,8 @@ def _read_planes(table: Path, name_column: str, centre_column: str | None, found
     """Add what a published table lists; without ``centre_column`` it is Spain's."""
     others: Counter[tuple[str, str]] = Counter()
     files: dict[Path, dict[str, Path]] = {}
-    for line, row in read_rows(
-        table, (name_column, "Patient_num", "Plane", *([centre_column] if centre_column else []))
-    ):
+    needed = (name_column, "Patient_num", "Plane", *([centre_column] if centre_column else []))
+    for line, row in _lines(table, needed, found):
         name, country = row[name_column], row[centre_column] if centre_column else "Spain"
         where = f"{table.name} line {line}: {name or 'no name'}"
         centre = AIMIX_CENTRES.get(country.lower(), "")
@@ -177,10 +177,19 @@ def _read_planes(table: Path, name_column: str, centre_column: str | None, found
         found.left_out.append(Remark(table.name, f"{number} images {what}", centre))
 
 
+def _lines(table: Path, needed: tuple[str, ...], found: _Found) -> Iterator[tuple[int, Mapping[str, str]]]:
+    """Number and cells of every line that is as it should be."""
+    for row in read_table(table, needed).rows:
+        if row.problem:
+            found.problems.append(Remark(f"{table.name} line {row.line}", row.problem))
+        else:
+            yield row.line, row.cells
+
+
 def _read_own_table(source: Path, table: Path, found: _Found) -> list[tuple[_Image, Path]]:
     """Images and their masks."""
     pairs = []
-    for line, row in read_rows(table, ("image", "mask", "centre")):
+    for line, row in _lines(table, ("image", "mask", "centre"), found):
         where = f"{table.name} line {line}: {row['image'] or 'no image'}"
         centre = AIMIX_CENTRES.get(row["centre"].lower(), "")
         missing = [text for text in (row["image"], row["mask"]) if text and not (source / text).is_file()]

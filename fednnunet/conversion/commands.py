@@ -12,8 +12,11 @@ import typer
 
 from fednnunet.conversion.acouslic import read_acouslic
 from fednnunet.conversion.aimix import read_aimix
+from fednnunet.conversion.bids import read_bids
 from fednnunet.conversion.cardiac import read_acdc, read_mnms
+from fednnunet.conversion.generic import read_generic
 from fednnunet.conversion.mamamia import read_eucanimage, read_mamamia
+from fednnunet.conversion.msd import read_msd
 from fednnunet.conversion.options import Files, Headers, OnError, Options
 from fednnunet.conversion.study import Survey
 
@@ -80,7 +83,8 @@ def run_conversion(
     """Read a source, show what is there, convert it, and say what came of it."""
     from rich.console import Console
 
-    from fednnunet.conversion.convert import convert, plan_conversion
+    from fednnunet.conversion.convert import convert
+    from fednnunet.conversion.plan import plan_conversion
     from fednnunet.conversion.tables import ConsoleProgress, show_plan, show_result
     from fednnunet.conversion.targets import configured_targets, numbered_targets
     from fednnunet.processes import cores
@@ -158,6 +162,9 @@ CONVERTERS = (
     Converter("acdc", read_acdc, "mnms", external=True),
     Converter("aimix", read_aimix, "aimix"),
     Converter("acouslic", read_acouslic, "aimix", external=True),
+    Converter("generic", read_generic),
+    Converter("bids", read_bids),
+    Converter("msd", read_msd),
 )
 for _converter in CONVERTERS:
     convert.command(_converter.name)(command_of(_converter))

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import re
 import shutil
 import signal
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +19,8 @@ import SimpleITK as sitk
 from fednnunet.conversion import images
 from fednnunet.conversion.manifest import CaseRecord, Manifest, Missing, SourceFile, digest, read_manifest
 from fednnunet.conversion.options import Options
-from fednnunet.conversion.study import Remark, Study, Survey
+from fednnunet.conversion.plan import Part, Plan
+from fednnunet.conversion.study import Remark, Study
 from fednnunet.conversion.targets import TargetCentre
 from fednnunet.datasets.splits import FOLDS, splits_by_patient
 from fednnunet.errors import ConfigError, DataError
@@ -30,46 +29,6 @@ from fednnunet.processes import end_with_parent
 
 SECONDS_BETWEEN_SAVES = 5.0
 """What was written after the last one is written again where a conversion is killed."""
-SAFE_NAME = re.compile(r"[A-Za-z0-9_-]+")
-
-
-@dataclass
-class Part:
-    """A centre's share of a survey."""
-
-    centre: TargetCentre
-    studies: list[Study] = field(default_factory=list)
-    problems: list[Remark] = field(default_factory=list)
-    left_out: list[Remark] = field(default_factory=list)
-
-    @property
-    def patients(self) -> int:
-        """How many the studies are of: what the paper counts."""
-        return len({study.patient or study.case for study in self.studies})
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a conversion would write.
-
-    Attributes:
-        parts: one a centre.
-        problems: of no known centre.
-        left_out: likewise.
-        survey: what was found.
-        labels: name to value, as they are written.
-    """
-
-    parts: tuple[Part, ...]
-    problems: tuple[Remark, ...]
-    left_out: tuple[Remark, ...]
-    survey: Survey
-    labels: Mapping[str, int]
-
-    @property
-    def all_problems(self) -> list[Remark]:
-        """Of all centres and of none."""
-        return [*self.problems, *(remark for part in self.parts for remark in part.problems)]
 
 
 @dataclass(frozen=True)
@@ -87,55 +46,6 @@ class Done:
     folder: Path
     manifest: Manifest
     converted: int
-
-
-def plan_conversion(survey: Survey, centres: Sequence[TargetCentre], labels: Mapping[str, int]) -> Plan:
-    """Sort studies by centre, and find what can be found without opening an image.
-
-    A centre that is not listed, a name that two studies of a centre share, a name that is none for a file, a label
-    that the dataset does not have, and a file that is not there are problems.
-
-    Raises:
-        DataError: the source holds no study.
-    """
-    if not survey.studies:
-        first = f"; the first problem: {survey.problems[0].line}" if survey.problems else ""
-        raise DataError(f"no study was found{first}")
-    parts = {centre.name: Part(centre) for centre in centres}
-    problems = []
-    names: Counter[tuple[str, str]] = Counter((study.centre, study.case) for study in survey.studies)
-    for study in survey.studies:
-        problem = _problem_of(study, parts, names, labels)
-        if problem is None:
-            parts[study.centre].studies.append(study)
-        elif study.centre in parts:
-            parts[study.centre].problems.append(Remark(study.case, problem, study.centre))
-        else:
-            problems.append(Remark(study.case, problem))
-    for remark in survey.problems:
-        (parts[remark.centre].problems if remark.centre in parts else problems).append(remark)
-    left_out: list[Remark] = []
-    for remark in survey.left_out:
-        (parts[remark.centre].left_out if remark.centre in parts else left_out).append(remark)
-    for part in parts.values():
-        part.studies.sort(key=lambda study: study.case)
-    return Plan(tuple(parts.values()), tuple(problems), tuple(left_out), survey, labels)
-
-
-def _problem_of(
-    study: Study, centres: Mapping[str, Part], names: Mapping[tuple[str, str], int], labels: Mapping[str, int]
-) -> str | None:
-    if study.centre not in centres:
-        return f"its centre {study.centre!r} is none of {', '.join(centres)}"
-    if not SAFE_NAME.fullmatch(study.case):
-        return "a case's name may hold letters, digits, _ and - only"
-    if names[study.centre, study.case] > 1:
-        return f"{names[study.centre, study.case]} studies of {study.centre} have this name"
-    unknown = sorted(set(study.label_values.values()) - set(labels))
-    if unknown:
-        return f"label {unknown[0]} is none of the dataset's: {', '.join(labels)}"
-    missing = [path for path in study.files if not path.is_file()]
-    return f"{missing[0]} is missing" if missing else None
 
 
 def convert(
@@ -301,7 +211,7 @@ class _Book:
         listed = self.manifest.model_copy(
             update={
                 "cases": dict(sorted(self.manifest.cases.items())),
-                "skipped": _as_missing([*self.part.problems, *self.plan.problems]),
+                "skipped": _as_missing([*sorted(self.part.problems, key=lambda r: r.study), *self.plan.problems]),
                 "left_out": _as_missing([*self.part.left_out, *self.plan.left_out]),
             }
         )

@@ -1,14 +1,10 @@
-"""What lies in a downloaded dataset: its folders, image files and tables."""
+"""What lies in a downloaded dataset: its folders and image files."""
 
 from __future__ import annotations
 
-import csv
-import re
-from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from fednnunet.datasets.raw import IMAGE_ENDINGS
-from fednnunet.errors import DataError
 
 ENDINGS = (*IMAGE_ENDINGS, ".jpg", ".jpeg")
 
@@ -40,36 +36,6 @@ def name_of(path: Path) -> str:
     return path.name[: len(path.name) - len(ending)]
 
 
-def as_case_name(text: str) -> str:
-    """``text`` with a hyphen for whatever a case's name must not hold."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", text)
-
-
 def short_path(path: Path, folder: Path) -> str:
     """``path`` as seen from ``folder``, where it lies in it."""
     return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
-
-
-def read_rows(table: Path, columns: Iterable[str]) -> Iterator[tuple[int, Mapping[str, str]]]:
-    """Line number and fields of each row of a CSV, separated by comma or semicolon, stripped of blanks.
-
-    Args:
-        table: whose first line names the columns.
-        columns: that must be there.
-
-    Raises:
-        DataError: the table can not be read or lacks a column.
-    """
-    try:
-        lines = table.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{table} can not be read: {error}") from None
-    reader = csv.reader(lines, delimiter=";" if lines and ";" in lines[0] else ",")
-    names = [name.strip() for name in next(reader, [])]
-    lacking = [column for column in columns if column not in names]
-    if lacking:
-        raise DataError(f"{table} lacks the column {lacking[0]}; it has {', '.join(names) or 'none'}")
-    for fields in reader:
-        if any(value.strip() for value in fields):
-            row = dict.fromkeys(names, "") | {name: value.strip() for name, value in zip(names, fields, strict=False)}
-            yield reader.line_num, row

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
+from fednnunet.conversion.csv_tables import read_table
 from fednnunet.conversion.study import Remark, Source, Study, Survey
 from fednnunet.errors import ConfigError, DataError
 
@@ -323,33 +322,19 @@ class _CentreTable:
 
     @classmethod
     def read(cls, path: Path) -> _CentreTable:
-        """Read a CSV of commas or semicolons (as spreadsheets write them where the comma is the decimal point).
+        """Read the CSV.
 
         Raises:
-            DataError: not there, no text in UTF-8, or without the two columns.
+            DataError: as :func:`~fednnunet.conversion.csv_tables.read_table`.
         """
-        try:
-            text = path.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path} can not be read as a CSV in UTF-8: {error}") from None
-        first = text.partition("\n")[0]
-        rows = csv.DictReader(
-            io.StringIO(text, newline=""), delimiter=";" if first.count(";") > first.count(",") else ",", restval=""
-        )
-        try:
-            rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or []]
-            for column in ("patient", "centre"):
-                if column not in rows.fieldnames:
-                    raise DataError(f"{path} has no column {column}; its first line must name patient and centre")
-            centres: dict[str, set[str]] = {}
-            nameless = []
-            for row in rows:
-                if patient := row["patient"].strip().upper():
-                    centres.setdefault(patient, set()).add(row["centre"].strip().upper())
-                else:
-                    nameless.append(rows.line_num)
-        except csv.Error as error:
-            raise DataError(f"{path}, line {rows.line_num}, is no CSV: {error}") from None
+        columns = ("patient", "centre")
+        centres: dict[str, set[str]] = {}
+        nameless = []
+        for row in read_table(path, columns, {column: column for column in columns}).rows:
+            if patient := row.cells["patient"].upper():
+                centres.setdefault(patient, set()).add(row.cells["centre"].upper())
+            else:
+                nameless.append(row.line)
         return cls(path, centres, nameless)
 
     def centre_of(self, patient: str) -> str:

@@ -22,12 +22,17 @@ def name_cases(originals: Iterable[str]) -> dict[str, str]:
     A name that has other signs gets ``_`` for them, and a digest of itself where that is another's name already: what
     a case is called does not hang on the order of the source.
     """
-    wanted = {name: re.sub(r"[^A-Za-z0-9_-]+", "_", name) for name in originals}
+    wanted = {name: as_case_name(name) for name in originals}
     spelt = Counter(wanted.values())
     return {
         name: safe if safe == name or spelt[safe] == 1 else f"{safe}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
         for name, safe in wanted.items()
     }
+
+
+def as_case_name(text: str) -> str:
+    """``text`` with ``_`` for whatever a case's name must not hold."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", text)
 
 
 def read_labels(text: str) -> dict[int, str]:

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fednnunet.conversion.convert import Done, Plan
+from fednnunet.conversion.convert import Done
+from fednnunet.conversion.plan import Plan
 from fednnunet.conversion.study import Remark, Study
 from fednnunet.datasets.named import configured_dataset, dataset_names
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -72,5 +73,6 @@ def numbered_targets(survey: Survey, name: str, first_id: int, external: Sequenc
 
 
 def _safe(name: str) -> str:
-    """Fit for a folder's name."""
-    return re.sub(r"[^A-Za-z0-9-]+", "", name) or "Centre"
+    """Fit for a folder's name: accents fall away, and what is neither letter nor digit."""
+    letters = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9-]+", "", letters) or "Centre"

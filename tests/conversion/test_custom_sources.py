@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from fednnunet.conversion.bids import read_bids
-from fednnunet.conversion.convert import convert, plan_conversion
+from fednnunet.conversion.convert import convert
 from fednnunet.conversion.generic import read_generic
 from fednnunet.conversion.msd import read_msd
 from fednnunet.conversion.options import Options
+from fednnunet.conversion.plan import plan_conversion
 from fednnunet.conversion.study import Survey
 from fednnunet.conversion.targets import numbered_targets
 from fednnunet.datasets.raw import RawDataset, check_images, read_dataset

@@ -355,9 +355,9 @@ def test_eucanimages_centres_may_stand_in_a_table(tmp_path: Path, separator: str
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "can not be read as a CSV in UTF-8"),
-        ("patient,centre\nS1,Łódź".encode("utf-16"), "can not be read as a CSV in UTF-8"),
-        (b"", "has no column patient"),
+        (None, "there is no file"),
+        ("patient,centre\nS1,Łódź".encode("utf-16"), "is no text in UTF-8"),
+        (b"", "is empty; its first line must name the columns patient, centre"),
         (b"patient,hospital\nS1,HCB", "has no column centre"),
     ],
 )
