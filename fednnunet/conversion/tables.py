@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -89,19 +91,19 @@ def show_result(
 
 
 def _training_command(done: Sequence[Done], target: Path, dataset: str | None) -> str:
-    start = "python train.py strategy=asym"
+    start, where = "python train.py strategy=asym", shlex.quote(f"dataset.raw_folder={target}")
     if dataset is None:
         centres = ", ".join(
-            f"{{name: {entry.centre.name}, dataset: {entry.centre.dataset}"
+            f"{{name: {json.dumps(entry.centre.node)}, dataset: {entry.centre.dataset}"
             f"{', external: true' if entry.centre.external else ''}}}"
             for entry in done
         )
-        return f"{start} dataset=custom dataset.raw_folder={target} 'dataset.centres=[{centres}]'"
+        return f"{start} dataset=custom {where} {shlex.quote(f'dataset.centres=[{centres}]')}"
     names = [dataset, f"{dataset}_public"]
     absent = {name: _absent(name, target) for name in names if name in dataset_names()}
     ready = next((name for name, missing in absent.items() if not missing), dataset)
     wanted = f"   (when {', '.join(absent[ready])} are there, too)" if absent[ready] else ""
-    return f"{start} dataset={ready} dataset.raw_folder={target}{wanted}"
+    return f"{start} dataset={ready} {where}{wanted}"
 
 
 def _absent(dataset: str, target: Path) -> list[str]:

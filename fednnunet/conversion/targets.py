@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,6 +28,11 @@ class TargetCentre:
     dataset: str
     external: bool = False
     studies: int | None = None
+
+    @property
+    def node(self) -> str:
+        """The name as nodes may have it: accents fall away, other signs become hyphens."""
+        return re.sub(r"[^A-Za-z0-9 _.'-]", "-", _without_accents(self.name)).lstrip(" _.'-")[:64] or "Centre"
 
 
 def configured_targets(dataset: str, external: bool) -> tuple[list[TargetCentre], Mapping[str, int]]:
@@ -66,13 +72,21 @@ def numbered_targets(survey: Survey, name: str, first_id: int, external: Sequenc
         raise ConfigError("--external: all centres only test; one at least must train")
     if first_id + len(names) > 1000:
         raise ConfigError(f"--first-id: {len(names)} centres do not fit between {first_id} and 999")
-    return [
+    centres = [
         TargetCentre(centre, f"Dataset{number:03d}_{_safe(name)}_{_safe(centre)}", centre in external)
         for number, centre in enumerate(names, start=first_id)
     ]
+    nodes = Counter(centre.node for centre in centres)
+    for centre in centres:
+        if nodes[centre.node] > 1:
+            raise ConfigError(f"centre {centre.name}: as a node's name it is {centre.node}, as another's; rename it")
+    return centres
 
 
 def _safe(name: str) -> str:
     """Fit for a folder's name: accents fall away, and what is neither letter nor digit."""
-    letters = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
-    return re.sub(r"[^A-Za-z0-9-]+", "", letters) or "Centre"
+    return re.sub(r"[^A-Za-z0-9-]+", "", _without_accents(name)) or "Centre"
+
+
+def _without_accents(name: str) -> str:
+    return unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()

@@ -1,0 +1,57 @@
+"""Which dataset takes a centre's cases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import TypeAdapter
+
+from fednnunet.conversion.study import Source, Study, Survey
+from fednnunet.conversion.targets import TargetCentre, configured_targets, numbered_targets
+from fednnunet.errors import ConfigError
+from fednnunet.exchange.messages import NodeName
+
+
+def survey(*centres: str) -> Survey:
+    image = Source(Path("image.nii.gz"))
+    return Survey(tuple(Study("case", centre, (image,), image, {1: "tumour"}) for centre in centres), ("MRI",))
+
+
+def test_centres_are_numbered_in_their_order() -> None:
+    assert numbered_targets(survey("Oslo", "Málaga", "Oslo"), "Liver CT", 620, ["Oslo"]) == [
+        TargetCentre("Málaga", "Dataset620_LiverCT_Malaga"),
+        TargetCentre("Oslo", "Dataset621_LiverCT_Oslo", external=True),
+    ]
+
+
+@pytest.mark.parametrize("name", ["Málaga", "São Paulo (São Luiz)", "東京", "_x", "a" * 99])
+def test_every_centre_has_a_name_that_a_node_may_have(name: str) -> None:
+    node = TargetCentre(name, "Dataset601_X").node
+    assert TypeAdapter(NodeName).validate_python(node) == node
+
+
+@pytest.mark.parametrize(
+    ("centres", "first", "external", "problem"),
+    [
+        (["A", "B"], 1, ["C"], "--external: C is none of the centres: A, B"),
+        (["A", "B"], 1, ["A", "B"], "all centres only test; one at least must train"),
+        (["A", "B"], 999, [], "2 centres do not fit between 999 and 999"),
+        (["Malaga", "Málaga"], 1, [], "as a node's name it is Malaga, as another's"),
+    ],
+)
+def test_what_can_not_be_numbered_is_refused(centres: list[str], first: int, external: list[str], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        numbered_targets(survey(*centres), "Custom", first, external)
+
+
+def test_external_centres_of_a_configuration_are_apart() -> None:
+    training, labels = configured_targets("mnms", external=False)
+    external, _ = configured_targets("mnms", external=True)
+    assert [centre.name for centre in external] == ["ACDC"]
+    assert len(training) == 5
+    assert labels == {"background": 0, "LV": 1, "MYO": 2, "RV": 3}
+    with pytest.raises(ConfigError, match="names no labels"):
+        configured_targets("phantom", external=False)
+    with pytest.raises(ConfigError, match=r"there is no dataset mnm in .* there are .*mnms"):
+        configured_targets("mnm", external=False)
