@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from fednnunet.data_commands import data
 from fednnunet.deployment.commands import node, server
 from fednnunet.errors import FednnUNetError
 
@@ -19,6 +20,7 @@ app = typer.Typer(
 )
 
 
+app.add_typer(data, name="data")
 app.add_typer(server, name="server")
 app.add_typer(node, name="node")
 
