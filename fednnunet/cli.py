@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from fednnunet.conversion.commands import convert
+from fednnunet.data_commands import data
 from fednnunet.deployment.commands import node, server
 from fednnunet.errors import FednnUNetError
 
@@ -20,9 +21,10 @@ app = typer.Typer(
 )
 
 
+app.add_typer(convert, name="convert")
+app.add_typer(data, name="data")
 app.add_typer(server, name="server")
 app.add_typer(node, name="node")
-app.add_typer(convert, name="convert")
 
 
 @app.command()

@@ -189,6 +189,7 @@ class FederationConfig(Config):
         min_nodes: go on without nodes that fail or do not reply while so many are in; null needs all.
         nodes: that the federation is to have; its first stage waits for so many, ``timeout`` seconds at most. Null
             means one a centre.
+        find_duplicates: compare salted digests of the nodes' images, and warn of those that two nodes hold.
     """
 
     grid: Literal["local", "deployment"]
@@ -197,6 +198,7 @@ class FederationConfig(Config):
     timeout: float | None = Field(gt=0)
     min_nodes: int | None = Field(default=None, ge=1)
     nodes: int | None = Field(default=None, ge=1)
+    find_duplicates: bool = False
 
     @model_validator(mode="after")
     def _enough_nodes(self) -> FederationConfig:

@@ -1,18 +1,58 @@
-"""What processes have in common: the cores they may use, an end with who started them, a file for what they print."""
+"""Processes: the cores they may use, work shared among them, an end with who started them, a file for their output."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import TypeVar
+
+from fednnunet.errors import DataError
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def map_in_processes(function: Callable[[T], R], items: Sequence[T], processes: int) -> Iterator[R]:
+    """What ``function`` makes of each item, in order.
+
+    Args:
+        function: can be pickled, where ``processes`` are several.
+        items: to work on.
+        processes: 1 works in this one: others cost seconds of imports.
+
+    Raises:
+        DataError: a process was ended from outside.
+    """
+    processes = min(processes, len(items))
+    if processes <= 1:
+        yield from map(function, items)
+        return
+    context = multiprocessing.get_context("forkserver")
+    try:
+        with ProcessPoolExecutor(processes, context, initializer=_begin) as pool:
+            yield from pool.map(function, items)
+    except BrokenProcessPool:
+        raise DataError(
+            f"one of {processes} processes that read images was ended, mostly for lack of memory; use fewer processes"
+        ) from None
+
+
+def _begin() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its processes
+    end_with_parent()
 
 
 def end_with_parent() -> None:

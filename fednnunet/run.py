@@ -120,6 +120,7 @@ def server_settings(config: RunConfig) -> ServerSettings:
         heterogeneous_tasks=config.strategy.heterogeneous_tasks,
         min_nodes=config.federation.min_nodes,
         nodes=config.federation.nodes,
+        find_duplicates=config.federation.find_duplicates,
     )
     if config.federation.grid == "local":
         return settings
@@ -268,6 +269,7 @@ def node_settings(config: RunConfig, folders: Mapping[str, Path]) -> list[NodeSe
             config=config,
             threads=threads,
             same_machine=True,
+            find_duplicates=config.federation.find_duplicates,
         )
         for name, datasets in nodes.items()
     ]

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import shutil
-import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
-
-import SimpleITK as sitk
 
 from fednnunet.conversion import images
 from fednnunet.conversion.manifest import CaseRecord, Manifest, Missing, SourceFile, digest, read_manifest
@@ -25,7 +19,7 @@ from fednnunet.conversion.targets import TargetCentre
 from fednnunet.datasets.splits import FOLDS, splits_by_patient
 from fednnunet.errors import ConfigError, DataError
 from fednnunet.files import DISK_FULL, write_atomically
-from fednnunet.processes import end_with_parent
+from fednnunet.processes import map_in_processes
 
 SECONDS_BETWEEN_SAVES = 5.0
 """What was written after the last one is written again where a conversion is killed."""
@@ -93,7 +87,7 @@ def convert(
         book.save()
     saved = time.monotonic()
     try:
-        for task, result in _run(tasks, options.processes):
+        for task, result in zip(tasks, map_in_processes(convert_study, tasks, options.processes), strict=True):
             if isinstance(result, Remark) and options.on_error == "stop":
                 raise DataError(
                     f"{result.line}; mend it, or leave such studies out with --on-error skip; what was converted is "
@@ -255,33 +249,6 @@ def _check_room(target: Path, tasks: Sequence[_Task], options: Options) -> None:
             f"about {needed / 2**30:.1f} GiB are needed in {there}, and {free / 2**30:.1f} are free; make room, or "
             "link files that need no change: --files symlink"
         )
-
-
-def _run(tasks: Sequence[_Task], processes: int) -> Iterator[tuple[_Task, CaseRecord | Remark]]:
-    if processes == 1 or len(tasks) < 2:
-        for task in tasks:
-            yield task, convert_study(task)
-        return
-    # Not forked: SimpleITK has threads.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(processes, len(tasks)), context, initializer=_set_up_process) as pool:
-        waiting = {pool.submit(convert_study, task): task for task in tasks}
-        try:
-            for future in as_completed(waiting):
-                yield waiting[future], future.result()
-        except BrokenProcessPool:
-            raise DataError(
-                "a process that converts was killed, perhaps for want of memory; the same command goes on where it "
-                "stopped; try --processes 1"
-            ) from None
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _set_up_process() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its processes
-    end_with_parent()
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
 
 
 def convert_study(task: _Task) -> CaseRecord | Remark:

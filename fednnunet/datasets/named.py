@@ -13,7 +13,9 @@ import fednnunet
 from fednnunet.config import DatasetConfig
 from fednnunet.errors import ConfigError, first_problem
 
-CONF = Path(fednnunet.__file__).parents[1] / "conf"
+PACKAGE = Path(fednnunet.__file__).parent
+CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+"""Beside the package in a clone, in it where it was installed."""
 
 
 def dataset_names() -> list[str]:

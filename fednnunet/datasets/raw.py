@@ -135,6 +135,25 @@ def read_dataset(folder: Path, centre: str, external: bool = False) -> RawDatase
     Raises:
         DataError: names centre, file or field, and what is wrong.
     """
+    dataset = list_cases(folder, centre, external)
+    for case in dataset.cases:
+        for path in (*case.images, case.label):
+            if not path.is_file():
+                raise DataError(f"centre {centre}: {path} is missing")
+    if not external and len(dataset.cases) < MIN_TRAINING_CASES:
+        raise DataError(
+            f"centre {centre}: {folder} holds {len(dataset.cases)} training cases; five-fold cross-validation needs "
+            f"{MIN_TRAINING_CASES} (a centre without enough can be external: true)"
+        )
+    return dataset
+
+
+def list_cases(folder: Path, centre: str, external: bool = False) -> RawDataset:
+    """As :func:`read_dataset`, also where files of a case are missing or the cases are too few to train on.
+
+    Raises:
+        DataError: names centre, file or field, and what is wrong.
+    """
     description = _read_description(folder, centre)
     ending = description["file_ending"]
     if "dataset" in description:
@@ -142,17 +161,8 @@ def read_dataset(folder: Path, centre: str, external: bool = False) -> RawDatase
     else:
         part = "Ts" if external and not (folder / "imagesTr").is_dir() else "Tr"
         cases = _cases_in_folders(folder, part, ending, len(description["channel_names"]), centre)
-    for case in cases:
-        for path in (*case.images, case.label):
-            if not path.is_file():
-                raise DataError(f"centre {centre}: {path} is missing")
     if not cases:
         raise DataError(f"centre {centre}: {folder} holds no case with file ending {ending}")
-    if not external and len(cases) < MIN_TRAINING_CASES:
-        raise DataError(
-            f"centre {centre}: {folder} holds {len(cases)} training cases; five-fold cross-validation needs "
-            f"{MIN_TRAINING_CASES} (a centre without enough can be external: true)"
-        )
     return RawDataset(folder, folder.name, description, tuple(sorted(cases, key=lambda case: case.name)))
 
 
@@ -189,7 +199,7 @@ def _problem_of_labels(description: dict[str, Any]) -> str | None:
         if not values or any(type(single) is not int for single in values):
             return f"label {name} has value {value!r}; it must be an integer, or for a region a list of integers"
     foreground = {name: value for name, value in labels.items() if name not in ("background", "ignore")}
-    named = {0} | _label_values(foreground)
+    named = {0} | label_values(foreground)
     if named != set(range(len(named))):
         return f"label values must be 0, 1, 2 … without a gap; they are {', '.join(map(str, sorted(named)))}"
     if "ignore" in labels and labels["ignore"] != len(named):
@@ -274,7 +284,7 @@ def check_images(dataset: RawDataset, centre: str, progress: Callable[[int], Non
         DataError: unreadable file, wrong number of channels, image and label of different shape or spacing, NaN or
             infinity in an image, or label values that ``dataset.json`` does not name.
     """
-    reader = _choose_reader(dataset, centre)
+    reader = choose_reader(dataset, dataset.cases[0], centre)()
     shifted: dict[str, list[str]] = {}
     for number, case in enumerate(dataset.cases, start=1):
         for what in _check_case(case, reader, dataset, centre):
@@ -292,13 +302,18 @@ def check_images(dataset: RawDataset, centre: str, progress: Callable[[int], Non
         )
 
 
-def _choose_reader(dataset: RawDataset, centre: str) -> Any:
+def choose_reader(dataset: RawDataset, example: Case, centre: str) -> type:
+    """The class that nnU-Net reads ``dataset`` with, going by the first image of ``example``.
+
+    Raises:
+        DataError: none can read it.
+    """
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
-    first = dataset.cases[0].images[0]
+    first = example.images[0]
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # it prints the traceback of every reader that fails
-            return determine_reader_writer_from_dataset_json(dataset.dataset_json, str(first), verbose=False)()
+            return determine_reader_writer_from_dataset_json(dataset.dataset_json, str(first), verbose=False)
     except RuntimeError:
         raise DataError(
             f"centre {centre}: {first} can not be read by any of nnU-Net's readers for {dataset.file_ending}"
@@ -307,19 +322,19 @@ def _choose_reader(dataset: RawDataset, centre: str) -> Any:
 
 def _check_case(case: Case, reader: Any, dataset: RawDataset, centre: str) -> list[str]:
     """What of the geometry differs between images and label without being an error."""
-    label, properties = _read(reader.read_seg, str(case.label), case.label, centre)
+    label, properties = read_file(reader.read_seg, str(case.label), case.label, centre)
     if len(label) != 1:
         raise DataError(f"centre {centre}: {case.label} has {len(label)} channels; a label map has one")
     values = np.unique(label)
-    unknown = values[~np.isin(values, list(_label_values(dataset.labels)))]
+    unknown = values[~np.isin(values, list(label_values(dataset.labels)))]
     if unknown.size:
         raise DataError(
             f"centre {centre}: {case.label} holds value {unknown[0]:g}, which labels in dataset.json does not name"
         )
-    spacing, geometry = properties["spacing"], _geometry(properties)
+    spacing, geometry = properties["spacing"], geometry_of(properties)
     channels, differs = 0, set()
     for path in case.images:
-        image, properties = _read(reader.read_images, [str(path)], path, centre)
+        image, properties = read_file(reader.read_images, [str(path)], path, centre)
         channels += len(image)
         if image.shape[1:] != label.shape[1:]:
             raise DataError(
@@ -335,7 +350,7 @@ def _check_case(case: Case, reader: Any, dataset: RawDataset, centre: str) -> li
             raise DataError(f"centre {centre}: {path} holds NaN or infinity")
         differs |= {
             what
-            for what, value in _geometry(properties).items()
+            for what, value in geometry_of(properties).items()
             if not np.allclose(value, geometry[what], atol=SPACING_TOLERANCE)
         }
     if channels != len(dataset.channel_names):
@@ -346,7 +361,7 @@ def _check_case(case: Case, reader: Any, dataset: RawDataset, centre: str) -> li
     return sorted(differs)
 
 
-def _geometry(properties: dict[str, Any]) -> dict[str, Any]:
+def geometry_of(properties: dict[str, Any]) -> dict[str, Any]:
     """Where the voxels lie besides their spacing, as far as nnU-Net's reader tells."""
     if "sitk_stuff" in properties:
         return {what: properties["sitk_stuff"][what] for what in ("origin", "direction")}
@@ -355,7 +370,12 @@ def _geometry(properties: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def _read(read: Any, argument: Any, path: Path, centre: str) -> tuple[np.ndarray, dict[str, Any]]:
+def read_file(read: Any, argument: Any, path: Path, centre: str) -> tuple[np.ndarray, dict[str, Any]]:
+    """What a method of nnU-Net's readers returns for ``argument``: voxels (C, Z, Y, X) and properties.
+
+    Raises:
+        DataError: it can not be read; names centre and ``path``.
+    """
     try:
         return read(argument)
     except Exception as error:
@@ -369,7 +389,8 @@ def _times(values: Any) -> str:
     return " x ".join(f"{value:g}" for value in values)
 
 
-def _label_values(labels: dict[str, Any]) -> set[int]:
+def label_values(labels: dict[str, Any]) -> set[int]:
+    """All values that ``labels`` of ``dataset.json`` name."""
     values = set()
     for value in labels.values():
         values.update(value if isinstance(value, list) else [value])
@@ -418,7 +439,9 @@ def estimate_size(dataset: RawDataset, centre: str) -> int:
     sizes = {case: sum(path.stat().st_size for path in _files(case)) for case in dataset.cases}
     largest = max(dataset.cases, key=lambda case: sizes[case])
     paths = [str(path) for path in largest.images]
-    image, _ = _read(_choose_reader(dataset, centre).read_images, paths, largest.images[0], centre)
+    image, _ = read_file(
+        choose_reader(dataset, dataset.cases[0], centre)().read_images, paths, largest.images[0], centre
+    )
     voxels = image[0].size
     return round((4 * len(image) + 1) * voxels * sum(sizes.values()) / max(sizes[largest], 1))
 

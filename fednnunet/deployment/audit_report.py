@@ -113,6 +113,11 @@ def sentences(told: Summary) -> list[str]:
         said.append(f"{what}, {replies} ×: {', '.join(listed)}.")
     if told.scores:
         said.append(f"Rows of scores: {told.scores:,}; cases are numbers in them, not names.")
+    if told.digests:
+        said.append(
+            f"Salted digests of images: {told.digests:,}; the server can test with them whether the node holds an "
+            "image that it has itself."
+        )
     said += [f"Text of an error: {reason}" for reason in told.reasons]
     if told.tensors:
         compared = told.tensors - told.uncompared

@@ -57,6 +57,7 @@ class Summary:
         fields: kind to the fields that left in bodies, to the largest number of numbers in one of each.
         reasons: texts of errors that left, each once.
         scores: rows of scores.
+        digests: salted digests of images.
         largest: field that was the largest single thing beside tensors; None where nothing left.
         largest_bytes: its size.
         tensors: that left.
@@ -70,6 +71,7 @@ class Summary:
     fields: dict[str, dict[str, int]]
     reasons: list[str]
     scores: int
+    digests: int
     largest: str | None
     largest_bytes: int
     tensors: int
@@ -139,12 +141,13 @@ def summarise(entries: Iterable[Entry]) -> Summary:
     planned: dict[str | None, dict[str, list[int]]] = {}
     reasons: dict[str, None] = {}
     unexpected: dict[str, None] = {}
-    scores = tensors = uncompared = withheld = largest_bytes = 0
+    scores = digests = tensors = uncompared = withheld = largest_bytes = 0
     largest = None
     for entry in entries:
         key = entry.run, entry.kind
         groups[key] = _add(groups.get(key), entry)
         scores += entry.scores or 0
+        digests += entry.digests or 0
         tensors += len(entry.tensors)
         withheld += entry.withheld
         if entry.reason is not None:
@@ -171,6 +174,7 @@ def summarise(entries: Iterable[Entry]) -> Summary:
         fields,
         list(reasons),
         scores,
+        digests,
         largest,
         largest_bytes,
         tensors,

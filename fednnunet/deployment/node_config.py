@@ -36,6 +36,7 @@ class SiteConfig(NodeConfig):
         folder: work folder: checkpoints, preprocessed images, logs, audit.
         gpu_memory: GB that plans aim at; None for what the server's configuration says.
         share: least that is done to what is told of the fingerprint; ``quantised`` hides single cases.
+        find_duplicates: tell salted digests of the images where the server asks for them (docs/security.md).
         classes: import paths of classes of your own that the server may name (trainers, planners, preprocessors).
         pretrained: checkpoint to start from.
         plans: a plans file to use instead of planning.
@@ -53,6 +54,7 @@ class SiteConfig(NodeConfig):
     folder: Path
     gpu_memory: PositiveFloat | None = None
     share: Literal["full", "quantised"] = "full"
+    find_duplicates: bool = False
     classes: list[str] = Field(default=[])
     pretrained: Path | None = None
     plans: Path | None = None

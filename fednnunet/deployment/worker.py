@@ -161,6 +161,7 @@ def settings_of(site: SiteConfig, assignment: Assignment) -> NodeSettings:
         config=config,
         threads=site.threads or cores(),
         same_machine=False,
+        find_duplicates=site.find_duplicates,
         run=assignment.run,
     )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fednnunet.errors import ProtocolError, first_problem
 
@@ -27,6 +27,12 @@ Fold = Annotated[int, Field(ge=0, le=4)] | Literal["all"]
 """nnU-Net's: a held-out fifth of the cases, or ``all`` to train on every case."""
 ExchangeDtype = Literal["float32", "float16", "bfloat16"]
 """What the values of exchanged layers are rounded to while they travel."""
+Salt = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+"""32 random bytes in hexadecimal, anew for each run."""
+SaltedDigest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+"""HMAC-SHA256, keyed with the salt, of an image's decoded voxels; see :mod:`fednnunet.exchange.digests`."""
+MAX_DIGESTS = 100_000
+"""Of a node's cases; those of an external node are not counted before."""
 MAX_DIMENSIONS = 8
 MAX_LENGTH = 2**31
 Shape = Annotated[list[Annotated[int, Field(ge=0, le=MAX_LENGTH)]], Field(max_length=MAX_DIMENSIONS)]
@@ -59,6 +65,7 @@ class FingerprintRequest(Body):
         bins: of every channel's histogram, for the contribution.
         run: id of the run, where the node is not started for it: one that is on another run begins this one.
         task: what the node is to do in it (:class:`~fednnunet.config.TaskConfig`).
+        salt: tell digests of the images, keyed with it, where the node's own configuration allows that.
     """
 
     tell: Literal["nothing", "ranges", "contribution", "statistics"] = "nothing"
@@ -66,6 +73,7 @@ class FingerprintRequest(Body):
     bins: dict[str, Any] | None = None
     run: RunId | None = None
     task: dict[str, Any] | None = None
+    salt: Salt | None = None
 
 
 class FingerprintReply(Body):
@@ -84,6 +92,8 @@ class FingerprintReply(Body):
         fingerprint: contribution or statistics; None where neither was asked for, and from an external node.
         intensity_ranges: channel to range of its foreground intensities, where asked for.
         resume_rounds: fold to finished rounds from whose checkpoint this node can go on.
+        image_digests: salted, of its cases' images, sorted and each once; None where they were not asked for, or the
+            node does not tell them.
     """
 
     node: NodeName
@@ -98,6 +108,16 @@ class FingerprintReply(Body):
     fingerprint: dict[str, Any] | None = None
     intensity_ranges: dict[str, Any] | None = None
     resume_rounds: dict[Fold, list[int]] = {}
+    image_digests: list[SaltedDigest] | None = Field(default=None, max_length=MAX_DIGESTS)
+
+    @model_validator(mode="after")
+    def _digests_are_of_cases(self) -> FingerprintReply:
+        digests = self.image_digests or []
+        if len(set(digests)) < len(digests):
+            raise ValueError("image_digests: one is there twice")
+        if not self.external and len(digests) > self.num_training:
+            raise ValueError(f"image_digests: {len(digests)} of {self.num_training} cases")
+        return self
 
 
 class PlanRequest(Body):

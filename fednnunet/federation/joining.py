@@ -8,9 +8,11 @@ from typing import Literal
 from fednnunet import __version__
 from fednnunet.errors import ConfigError, DataError, NodeError
 from fednnunet.exchange import messages
+from fednnunet.exchange.digests import make_salt
 from fednnunet.exchange.messages import Kind
 from fednnunet.federation.asking import ask, ask_as_they_join
 from fednnunet.federation.contact import Contact
+from fednnunet.federation.duplicates import find_duplicates
 from fednnunet.federation.journal import Journal
 from fednnunet.federation.members import TASK, Federation, ServerSettings
 
@@ -28,7 +30,8 @@ def describe_nodes(contact: Contact, settings: ServerSettings, journal: Journal)
         "histogram": "ranges",
         "weighted_mean": "statistics",
     }
-    request = settings.fingerprint_request(tell=tell[settings.fingerprint])
+    salt = make_salt() if settings.find_duplicates else None
+    request = settings.fingerprint_request(tell=tell[settings.fingerprint], salt=salt)
     federation = Federation({})
     if settings.nodes is None:
         asked = dict.fromkeys(sorted(contact.grid.get_node_ids()), request)
@@ -54,6 +57,8 @@ def describe_nodes(contact: Contact, settings: ServerSettings, journal: Journal)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigError(f"two nodes call themselves {twice[0]}; give each its own name")
+    if settings.find_duplicates:
+        find_duplicates(federation, journal)
     return federation
 
 

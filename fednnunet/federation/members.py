@@ -31,6 +31,7 @@ class ServerSettings:
         run: id of this run, where nodes are to be told of it; the same when it goes on.
         task: what nodes are told to do in it (:class:`~fednnunet.config.TaskConfig`).
         centres: names that nodes may have, and whether each only tests; None takes any.
+        find_duplicates: ask for salted digests of images, and warn of those that two nodes hold.
     """
 
     fingerprint: Literal["histogram", "weighted_mean"] | None
@@ -46,6 +47,7 @@ class ServerSettings:
     run: str | None = None
     task: Mapping[str, Any] | None = None
     centres: Mapping[str, bool] | None = None
+    find_duplicates: bool = False
 
     def fingerprint_request(self, **asked: Any) -> messages.FingerprintRequest:
         """A request for a fingerprint; the first of a run that a node gets tells it the task."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
@@ -15,6 +14,7 @@ from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from fednnunet.datasets.raw import Case, RawDataset
 from fednnunet.fingerprint.local import ChannelIntensities, IntensityBins, IntensityRange, LocalFingerprint
 from fednnunet.fingerprint.merge import PERCENTILES, percentile
+from fednnunet.processes import map_in_processes
 
 MAX_FOREGROUND_VOXELS = 10e7
 """Foreground voxels that nnU-Net samples from a whole dataset for its intensity statistics."""
@@ -23,8 +23,6 @@ SAMPLING_SEED = 1234
 CHUNK = 10**7
 """Samples drawn at a time."""
 
-R = TypeVar("R")
-
 
 def extract_fingerprint(dataset: RawDataset, workers: int = 1) -> dict[str, Any]:
     """nnU-Net's fingerprint of ``dataset``, JSON-ready.
@@ -32,7 +30,7 @@ def extract_fingerprint(dataset: RawDataset, workers: int = 1) -> dict[str, Any]
     The values of ``DatasetFingerprintExtractor.run``, to the bit, in about half its time and a third of its memory.
     ``workers=1`` works in this process: a pool costs seconds of imports a process.
     """
-    cases = list(_map(partial(_read, reader=_reader(dataset)), dataset, workers))
+    cases = list(map_in_processes(partial(_read, reader=_reader(dataset)), dataset.cases, workers))
     samples = samples_per_case(len(cases))
     random = [np.random.RandomState(SAMPLING_SEED) for _ in cases]
     channels = {}
@@ -81,7 +79,7 @@ def samples_per_case(cases: int) -> int:
 
 def intensity_ranges(dataset: RawDataset, workers: int = 1) -> dict[str, IntensityRange]:
     """Range of the foreground intensities of every channel that has any, by channel number."""
-    per_case = list(_map(partial(_ranges, reader=_reader(dataset)), dataset, workers))
+    per_case = list(map_in_processes(partial(_ranges, reader=_reader(dataset)), dataset.cases, workers))
     ranges = {}
     for channel in range(len(dataset.channel_names)):
         known = [case[channel] for case in per_case if case]
@@ -110,7 +108,7 @@ def extract_contribution(
     analyse = partial(_contribute, reader=_reader(dataset), samples=samples_per_case(total_cases), bins=channels)
     sums = [_Sum(channel) for channel in channels]
     spacings, shapes, relative_sizes = [], [], []
-    for case in _map(analyse, dataset, workers):
+    for case in map_in_processes(analyse, dataset.cases, workers):
         spacings.append(case.spacing)
         shapes.append(case.shape)
         relative_sizes.append(case.relative_size)
@@ -250,11 +248,3 @@ def _read(case: Case, reader: type) -> _Read:
 
 def _reader(dataset: RawDataset) -> type:
     return determine_reader_writer_from_dataset_json(dataset.dataset_json, str(dataset.cases[0].images[0]))
-
-
-def _map(function: Callable[[Case], R], dataset: RawDataset, workers: int) -> Iterator[R]:
-    if workers == 1:
-        yield from map(function, dataset.cases)
-        return
-    with multiprocessing.get_context("forkserver").Pool(workers) as pool:
-        yield from pool.imap(function, dataset.cases)

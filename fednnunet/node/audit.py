@@ -26,6 +26,7 @@ from fednnunet.exchange.messages import (
     Body,
     EvaluateRequest,
     Failure,
+    FingerprintRequest,
     Kind,
     PlanRequest,
     TrainRequest,
@@ -85,6 +86,7 @@ class Entry(BaseModel):
         previous: digest of the line before, without its end of line; None for the first.
         fields: of the body; ``fingerprint`` and ``intensity_ranges`` by their parts.
         scores: rows of scores, in an answer to ``evaluate``.
+        digests: salted digests of images, in an answer to ``query.fingerprint`` that has them.
         layers: of the network that the node planned, name to shape, in an answer to ``query.plan``.
         tensors: the arrays.
     """
@@ -106,6 +108,7 @@ class Entry(BaseModel):
     previous: str | None = None
     fields: dict[str, Told]
     scores: int | None = None
+    digests: int | None = None
     layers: dict[str, list[int]] | None = None
     tensors: dict[str, Tensor] = {}
 
@@ -204,6 +207,7 @@ def _described(request: Request, reply: Reply) -> dict[str, Any]:
         "arrays_sha256": None if reply.arrays is None else reply.arrays.sha256(),
         "fields": dict(_fields(content)),
         "scores": len(content["cases"]) if reply.ok and request.kind is Kind.EVALUATE else None,
+        "digests": len(content["image_digests"]) if content.get("image_digests") is not None else None,
         "layers": content["layers"] if reply.ok and request.kind is Kind.PLAN else None,
         "tensors": tensors,
     }
@@ -240,6 +244,8 @@ def _asked(request: Request) -> dict[str, bool | int | str]:
     except ProtocolError:
         return {"malformed": True}
     asked = body.model_dump(include={"tell", "fold", "server_round", "dtype"})
+    if isinstance(body, FingerprintRequest) and body.salt is not None:
+        asked["image_digests"] = True
     if isinstance(body, PlanRequest):
         asked["fingerprint"] = "own" if body.fingerprint is None else "federated"
     if isinstance(body, TrainRequest | EvaluateRequest) and body.layers:

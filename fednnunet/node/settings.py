@@ -23,6 +23,7 @@ class NodeSettings:
         same_machine: server and node are one machine: errors may name files, pictures may be kept for the
             report.
         run: id of the run, where the server tells it; None for a worker that is started for its run.
+        find_duplicates: tell salted digests of the images where the server asks for them.
     """
 
     name: str
@@ -33,6 +34,7 @@ class NodeSettings:
     threads: int
     same_machine: bool
     run: str | None = None
+    find_duplicates: bool = False
 
     @property
     def seed(self) -> int:

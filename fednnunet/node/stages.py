@@ -21,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 from torch import nn
 
 from fednnunet import __version__
+from fednnunet.datasets.measure import image_digests
 from fednnunet.datasets.pooled import pool_datasets, pooled_name
 from fednnunet.datasets.raw import RawDataset, check_images, raw_digest, read_dataset, stage_dataset
 from fednnunet.datasets.splits import pooled_splits, splits_of
@@ -30,6 +31,7 @@ from fednnunet.evaluation.held_out import held_out_segmenter
 from fednnunet.evaluation.score import HeldOutCase, score_cases
 from fednnunet.evaluation.summary import write_summary
 from fednnunet.exchange import messages
+from fednnunet.exchange.digests import DIGESTS_FILE, salted
 from fednnunet.files import write_atomically
 from fednnunet.fingerprint.extract import extract_contribution, extract_fingerprint, intensity_ranges
 from fednnunet.fingerprint.local import IntensityBins, IntensityRange, LocalFingerprint
@@ -112,7 +114,27 @@ class NodeStages:
             fingerprint=fingerprint,
             intensity_ranges=ranges,
             resume_rounds={} if external else self._resume_rounds(),
+            image_digests=self._image_digests(request.salt),
         )
+
+    def _image_digests(self, salt: str | None) -> list[str] | None:
+        """Digests of the images, if this node tells them; which case each is of stays here, in a file."""
+        if salt is None:
+            return None
+        if not self.settings.find_duplicates:
+            log.warning("the server asks for digests of the images; find_duplicates is false here, so none are told")
+            return None
+        assert self.dataset is not None
+        dataset, workers = self.dataset, self.config.node.preprocessing_workers
+        digests = self._cached("image_digests", lambda: image_digests(dataset, self.settings.name, workers))
+        cases: dict[str, list[str]] = {}
+        for case, digest in digests.items():
+            cases.setdefault(salted(digest, salt), []).append(case)
+        write_atomically(self.settings.folder / DIGESTS_FILE, json.dumps(dict(sorted(cases.items())), indent=1))
+        for copies in cases.values():
+            if len(copies) > 1:
+                log.warning("the same image: %s", ", ".join(copies))
+        return sorted(cases)
 
     def _tell(self, request: messages.FingerprintRequest) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
         """Intensity ranges and fingerprint, where they were asked for; ``fingerprint.share`` rounds what leaves."""

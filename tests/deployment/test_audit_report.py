@@ -58,6 +58,7 @@ ENTRIES = [
         Kind.FINGERPRINT,
         0,
         run="1",
+        digests=5,
         fields={
             "num_training": Told(bytes=1, numbers=1),
             "fingerprint.spacings": Told(bytes=90, numbers=18),
@@ -106,6 +107,7 @@ def test_people_read_what_left_and_that_the_log_is_whole(audit: Audit, tmp_path:
         "What left node Oslo",
         "run 1",
         "fingerprint.spacings (18 numbers), fingerprint.intensities.0.mean (1 number)",
+        "Salted digests of images: 5; the server can test with them whether the node holds an image",
         "Rows of scores: 12; cases are numbers in them, not names.",
         "Text of an error: no disk",
         "Tensors: 3. Each has the name and the shape of a layer of the network that the node planned.",

@@ -20,7 +20,7 @@ from fednnunet.deployment.keys import make_keys
 from fednnunet.deployment.link import Link, Refused
 from fednnunet.deployment.node_config import SiteConfig, read_site
 from fednnunet.deployment.processes import OTHER_RUN
-from fednnunet.deployment.worker import assignment_of, run_site_worker
+from fednnunet.deployment.worker import assignment_of, run_site_worker, settings_of
 from fednnunet.errors import ConfigError, NodeError, ProtocolError
 from fednnunet.exchange.channel import WorkerFailure, WorkerUnreachable, call_worker
 from fednnunet.exchange.messages import FingerprintRequest, Kind
@@ -199,6 +199,16 @@ def test_a_server_names_no_class_that_the_node_does_not_list(site: SiteConfig, k
 def test_what_the_node_allows_is_taken(site: SiteConfig) -> None:
     task = changed(trainer__class="our.trainers.OurTrainer", model__overrides={"UNet_base_num_features": 4})
     assert assignment_of(site, FingerprintRequest(run="r1", task=task)).run == "r1"
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_digests_of_images_are_for_the_node_to_allow(site: SiteConfig, tmp_path: Path, allowed: bool) -> None:
+    write_boxes(tmp_path / "raw")
+    with pytest.raises(ProtocolError, match="find_duplicates"):
+        assignment_of(site, FingerprintRequest(run="r1", task=changed(find_duplicates=True)))
+    assignment = assignment_of(site, FingerprintRequest(run="r1", task=TASK, salt="0" * 64))
+    own = site.model_copy(update={"find_duplicates": True}) if allowed else site
+    assert settings_of(own, assignment).find_duplicates is allowed
 
 
 @pytest.mark.parametrize("run", ["../r", "", "a/b", "a" * 65, "r\n", "."])

@@ -57,8 +57,8 @@ class Said(Journal):
 Answer = Callable[[Request], object]
 
 
-def introduce(name: str) -> Answer:
-    body = FingerprintReply(
+def introduction(name: str) -> FingerprintReply:
+    return FingerprintReply(
         node=name,
         version=__version__,
         external=False,
@@ -68,7 +68,10 @@ def introduce(name: str) -> Answer:
         labels={"background": 0, "tumour": 1},
         file_ending=".nii.gz",
     )
-    return lambda request: request.reply(body.model_dump_json())
+
+
+def introduce(name: str) -> Answer:
+    return lambda request: request.reply(introduction(name).model_dump_json())
 
 
 def fail(request: Request) -> None:

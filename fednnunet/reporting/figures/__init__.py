@@ -1,5 +1,6 @@
 """Figures of the report, by what they show; each function returns a matplotlib figure and writes nothing."""
 
+from fednnunet.reporting.figures.centres import centre_summaries
 from fednnunet.reporting.figures.overlays import Overlay, overlay_grid, overlay_panel, read_dsc, read_overlay
 from fednnunet.reporting.figures.rounds import learning_curves, round_costs
 from fednnunet.reporting.figures.scores import case_scores, cross_centre, forest
@@ -10,6 +11,7 @@ __all__ = [
     "as_data_uri",
     "as_png",
     "case_scores",
+    "centre_summaries",
     "cross_centre",
     "forest",
     "learning_curves",

@@ -12,19 +12,15 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from fednnunet.evaluation.statistics import Interval
-from fednnunet.reporting.figures.style import INK, clean, legend, new_figure, setup_colours
+from fednnunet.reporting.figures.style import INK, clean, draw_box, legend, new_figure, setup_colours
 from fednnunet.reporting.tables import order_setups
-
-FEWEST_FOR_A_BOX = 5
-MOST_DOTS = 40
-"""Cases of a centre that are drawn one by one; of more, only those beyond the whiskers."""
 
 
 def case_scores(scores: pd.DataFrame, training: Sequence[str], external: Sequence[str], hd95_unit: str) -> Figure:
     """Box plots of DSC and HD95, set-ups side by side at each centre.
 
     A box holds the middle half of the cases, its line is the median, its whiskers reach 1.5 times the box's length
-    at most; a dot is a case, a diamond the mean. Fewer than :data:`FEWEST_FOR_A_BOX` cases get no box.
+    at most; a dot is a case, a diamond the mean. Few cases get no box.
 
     Args:
         scores: one row a case (:func:`~fednnunet.reporting.tables.case_means`).
@@ -50,7 +46,7 @@ def case_scores(scores: pd.DataFrame, training: Sequence[str], external: Sequenc
             for node in nodes:
                 values = scores[(scores["strategy"] == setup) & (scores["node"] == node)][column].dropna()
                 x = centres[node] + (place - (len(setups) - 1) / 2) * width
-                _draw_box(axes, values.to_numpy(), x, width, colours[setup])
+                draw_box(axes, values.to_numpy(), x, width, colours[setup])
         if external:
             axes.axvspan(len(training) - 0.43, len(nodes) - 0.27, color="#f1f3f5", zorder=-5, lw=0)
         if column == "dsc":
@@ -62,30 +58,6 @@ def case_scores(scores: pd.DataFrame, training: Sequence[str], external: Sequenc
         axes.tick_params(axis="x", length=0)
     legend(figure, [Patch(color=colours[name], alpha=0.75, lw=0, label=name) for name in setups])
     return figure
-
-
-def _draw_box(axes: Axes, values: np.ndarray, x: float, width: float, colour: str) -> None:
-    if values.size == 0:
-        return
-    if values.size >= FEWEST_FOR_A_BOX:
-        line = {"color": colour, "lw": 1.1}
-        axes.boxplot(
-            [values],
-            positions=[x],
-            widths=width * 0.8,
-            patch_artist=True,
-            boxprops={"facecolor": f"{colour}33", "edgecolor": colour, "lw": 1.1},
-            medianprops={"color": colour, "lw": 2},
-            whiskerprops=line,
-            capprops=line,
-            showfliers=values.size > MOST_DOTS,
-            flierprops={"marker": "o", "ms": 2.5, "mfc": colour, "mec": "none"},
-            manage_ticks=False,
-        )
-    if values.size <= MOST_DOTS:
-        spread = (np.arange(values.size) * 0.618 % 1 - 0.5) * width * 0.5
-        axes.plot(x + spread, values, "o", ms=3, mfc=colour, mec="white", mew=0.3, alpha=0.85, label="case")
-    axes.plot(x, values.mean(), "D", ms=4.5, mfc="white", mec=INK, mew=1, zorder=5, label="mean")
 
 
 def forest(

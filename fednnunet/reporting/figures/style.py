@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -23,6 +24,9 @@ NODE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 NODE_DASHES = ("-", "--", "-.", ":")
 POOLED_COLOUR = "#333333"
 INK, FAINT = "#26313b", "#d9dee3"
+FEWEST_FOR_A_BOX = 5
+MOST_DOTS = 40
+"""Cases of a centre that are drawn one by one; of more, only those beyond the whiskers."""
 
 
 def setup_colours(setups: Sequence[str]) -> dict[str, str]:
@@ -53,6 +57,41 @@ def clean(axes: Axes) -> None:
     axes.tick_params(labelsize=8.5, color="#9aa5b1", labelcolor=INK)
     for label in (axes.xaxis.label, axes.yaxis.label):
         label.set_color(INK)
+
+
+def draw_box(axes: Axes, values: np.ndarray, x: float, width: float, colour: str, mean: bool = True) -> None:
+    """A box plot of a centre's cases, with dots and a diamond for the mean.
+
+    Args:
+        axes: to draw on.
+        values: one a case.
+        x: place.
+        width: of the place.
+        colour: as ``#rrggbb``.
+        mean: draw the diamond.
+    """
+    if values.size == 0:
+        return
+    if values.size >= FEWEST_FOR_A_BOX:
+        line = {"color": colour, "lw": 1.1}
+        axes.boxplot(
+            [values],
+            positions=[x],
+            widths=width * 0.8,
+            patch_artist=True,
+            boxprops={"facecolor": f"{colour}33", "edgecolor": colour, "lw": 1.1},
+            medianprops={"color": colour, "lw": 2},
+            whiskerprops=line,
+            capprops=line,
+            showfliers=values.size > MOST_DOTS,
+            flierprops={"marker": "o", "ms": 2.5, "mfc": colour, "mec": "none"},
+            manage_ticks=False,
+        )
+    if values.size <= MOST_DOTS:
+        spread = (np.arange(values.size) * 0.618 % 1 - 0.5) * width * 0.5
+        axes.plot(x + spread, values, "o", ms=3, mfc=colour, mec="white", mew=0.3, alpha=0.85, label="case")
+    if mean:
+        axes.plot(x, values.mean(), "D", ms=4.5, mfc="white", mec=INK, mew=1, zorder=5, label="mean")
 
 
 def legend(

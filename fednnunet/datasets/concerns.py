@@ -1,0 +1,230 @@
+"""What of the centres' cases will hurt training, by what was measured of them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from typing import Literal
+
+import numpy as np
+
+from fednnunet.datasets.raw import MIN_TRAINING_CASES
+from fednnunet.datasets.summary import SHARES, CaseMeasures, CentreSummary, Concern, commonest
+
+FEWEST_VOXELS = 10
+"""A label of fewer voxels in a case is called tiny; so is one that is less than one voxel at the median spacing."""
+SPACING_FACTOR = 2.0
+"""A case whose spacing is so many times the centre's median, or a fraction of it, is an outlier."""
+LEAST_OVERLAP = 0.2
+"""Intensity ranges that share less than this part of what they cover together differ strongly: a factor of five."""
+STOPS = {"shape", "spacing"}
+"""Differences of image and label that nnU-Net stops at; it ignores the others."""
+
+
+def find_concerns(centres: Sequence[CentreSummary]) -> list[Concern]:
+    """All that will hurt, centre by centre; what concerns several centres comes last."""
+    concerns: list[Concern] = []
+    for centre in centres:
+        for check in (
+            _unreadable,
+            _too_few,
+            _geometry,
+            _unknown_values,
+            _empty_masks,
+            _absent_labels,
+            _tiny_labels,
+            _orientations,
+            _spacings,
+            _copies,
+        ):
+            concerns += check(centre)
+    return [*concerns, *_planes(centres), *_intensities(centres), *_copies_across(centres)]
+
+
+def _concern(
+    severity: Literal["warning", "bad"],
+    centre: CentreSummary,
+    what: str,
+    cases: Sequence[CaseMeasures],
+    found: str,
+    todo: str,
+) -> Concern:
+    return Concern(severity, centre.name, what, found, tuple(case.name for case in cases), centre.number, todo)
+
+
+# one centre --------------------------------------------------------------------------------------------
+
+
+def _unreadable(centre: CentreSummary) -> Iterator[Concern]:
+    if centre.unreadable:
+        names = tuple(case.name for case in centre.unreadable)
+        found = "; ".join(case.reason for case in centre.unreadable[:3])
+        todo = "get the files again, or take the cases out"
+        yield Concern("bad", centre.name, "can not be read", found, names, centre.number, todo)
+
+
+def _too_few(centre: CentreSummary) -> Iterator[Concern]:
+    if not centre.external and centre.number < MIN_TRAINING_CASES:
+        found = f"there are {centre.number} training cases; five-fold cross-validation needs {MIN_TRAINING_CASES}"
+        yield _concern("bad", centre, "too few cases", (), found, "make the centre external: true, or add cases")
+
+
+def _geometry(centre: CentreSummary) -> Iterator[Concern]:
+    stopping = [case for case in centre.cases if STOPS & set(case.differs)]
+    others = [case for case in centre.cases if case.differs and case not in stopping]
+    if stopping:
+        what = sorted({what for case in stopping for what in case.differs})
+        todo = "resample the label to its image's grid, or take the case out; nnU-Net stops here"
+        yield _concern("bad", centre, "label does not fit", stopping, f"image and label differ in {_and(what)}", todo)
+    if others:
+        what = sorted({what for case in others for what in case.differs})
+        todo = "look whether they lie on each other; nnU-Net goes by voxels and ignores it"
+        yield _concern("warning", centre, "geometry", others, f"image and label differ in {_and(what)}", todo)
+
+
+def _unknown_values(centre: CentreSummary) -> Iterator[Concern]:
+    known = {value for values in centre.labels.values() for value in values} | {centre.ignored}
+    unknown = [case for case in centre.cases if set(case.label_voxels) - known]
+    if unknown:
+        values = sorted({value for case in unknown for value in case.label_voxels if value not in known})
+        found = f"labels hold {_and([f'{value:g}' for value in values])}, which dataset.json does not name"
+        yield _concern("bad", centre, "unknown label", unknown, found, "name the values in labels, or map them")
+
+
+def _empty_masks(centre: CentreSummary) -> Iterator[Concern]:
+    empty = [case for case in centre.cases if not set(case.label_voxels) - {centre.ignored}]
+    if empty:
+        found = "the label map holds background alone"
+        todo = "is the annotation missing? Such a case teaches that there is nothing, and its DSC is not defined"
+        yield _concern("warning", centre, "empty mask", empty, found, todo)
+
+
+def _absent_labels(centre: CentreSummary) -> Iterator[Concern]:
+    for label in centre.labels:
+        if centre.cases and not centre.voxels(label).any():
+            todo = "is it annotated under another value here? Without it the centre teaches that it is background"
+            yield _concern("warning", centre, "absent label", (), f"no case holds {label}", todo)
+
+
+def _tiny_labels(centre: CentreSummary) -> Iterator[Concern]:
+    spacings = centre.spacings
+    voxel = float(np.prod(np.median(spacings, axis=0))) if len(spacings) else 1.0
+    for label in centre.labels:
+        measured = zip(centre.cases, centre.voxels(label), centre.volumes(label), strict=True)
+        tiny = [case for case, number, volume in measured if number and (number < FEWEST_VOXELS or volume < voxel)]
+        if tiny:
+            found = f"{label} has fewer than {FEWEST_VOXELS} voxels, or less than one at the centre's median spacing"
+            todo = "look whether it is a stray voxel; resampling may lose it, and its DSC is all or nothing"
+            yield _concern("warning", centre, "tiny label", tiny, found, todo)
+
+
+def _orientations(centre: CentreSummary) -> Iterator[Concern]:
+    lies = centre.orientations
+    if len(lies) > 1:
+        most = commonest([case.lies for case in centre.cases if case.plane])
+        others = [case for case in centre.cases if case.plane and case.lies != most]
+        counted = [f"{number} {name}" for name, number in lies.most_common()]
+        todo = "turn them all one way (SimpleITK.DICOMOrient, images and labels): nnU-Net takes the axes as they are"
+        yield _concern("warning", centre, "mixed orientation", others, _and(counted), todo)
+
+
+def _spacings(centre: CentreSummary) -> Iterator[Concern]:
+    spacings = np.sort(centre.spacings, axis=1)  # by size: a turned image is no outlier
+    if not len(spacings):
+        return
+    cases = [case for case in centre.cases if len(case.spacing or ()) == spacings.shape[1]]
+    ratio = spacings / np.median(spacings, axis=0)
+    far = np.maximum(ratio, 1 / ratio).max(axis=1) > SPACING_FACTOR
+    outliers = [case for case, is_far in zip(cases, far, strict=True) if is_far]
+    if outliers:
+        first = " x ".join(f"{step:.3g}" for step in outliers[0].spacing or ())
+        median = " x ".join(f"{step:.3g}" for step in np.median(centre.spacings, axis=0))
+        found = f"spacing more than {SPACING_FACTOR:g} times off the median {median} mm, the first {first} mm (Z, Y, X)"
+        todo = "is the header right? nnU-Net resamples all cases to one spacing"
+        yield _concern("warning", centre, "spacing outlier", outliers, found, todo)
+
+
+def _copies(centre: CentreSummary) -> Iterator[Concern]:
+    groups = [cases for cases in _by_digest(centre.cases).values() if len(cases) > 1]
+    if groups:
+        found = "; ".join(" = ".join(case.name for case in cases) for cases in groups[:3])
+        copied = [case for cases in groups for case in cases]
+        todo = "keep one of each: one trained on while its copy is held out makes scores too good"
+        yield _concern("warning", centre, "duplicates", copied, f"the same image: {found}", todo)
+
+
+# all centres -------------------------------------------------------------------------------------------
+
+
+def _planes(centres: Sequence[CentreSummary]) -> Iterator[Concern]:
+    planes = {centre.name: centre.plane for centre in centres if centre.plane}
+    if len(set(planes.values())) < 2:
+        return
+    most = commonest(list(planes.values()))
+    others = ", ".join(name for name, plane in planes.items() if plane == most)
+    for centre in centres:
+        if centre.plane and centre.plane != most:
+            found = f"slices are {centre.plane}, those of {others} {most}"
+            todo = "turn one to the other where anatomy should lie alike for the shared layers"
+            yield _concern("warning", centre, "other orientation", (), found, todo)
+
+
+def _intensities(centres: Sequence[CentreSummary]) -> Iterator[Concern]:
+    with_cases = [centre for centre in centres if centre.cases]
+    if len({centre.channels for centre in with_cases}) != 1:
+        return
+    for channel, name in enumerate(with_cases[0].channels):
+        ranges = {
+            centre.name: tuple(np.median(centre.intensities(channel), axis=0)[[0, -1]].tolist())
+            for centre in with_cases
+        }
+        for centre in with_cases:
+            ours = ranges[centre.name]
+            others = [other for other_name, other in ranges.items() if other_name != centre.name]
+            far = [other for other in others if _overlap(ours, other) < LEAST_OVERLAP]
+            if 2 * len(far) > len(others):  # else it is the others that lie apart
+                low, high = np.median(far, axis=0)
+                found = (
+                    f"{name} runs from {ours[0]:,.5g} to {ours[1]:,.5g} ({SHARES.low:g} to {SHARES.high:g} % of a "
+                    f"case), at {'most' if len(far) < len(others) else 'all'} other centres from about {low:,.5g} to "
+                    f"{high:,.5g}"
+                )
+                todo = (
+                    "were images rescaled or cut to 8 bits here? nnU-Net scales each image by itself, but a channel "
+                    "named CT by one rule for all"
+                )
+                yield _concern("warning", centre, "intensities", (), found, todo)
+
+
+def _overlap(ours: tuple[float, ...], theirs: tuple[float, ...]) -> float:
+    """Length that two ranges share, over the length that they cover together."""
+    shared = min(ours[1], theirs[1]) - max(ours[0], theirs[0])
+    together = max(ours[1], theirs[1]) - min(ours[0], theirs[0])
+    return 1.0 if together == 0 else max(shared, 0.0) / together
+
+
+def _copies_across(centres: Sequence[CentreSummary]) -> Iterator[Concern]:
+    digests = {centre.name: _by_digest(centre.cases) for centre in centres}
+    for first, second in combinations(centres, 2):
+        shared = [digest for digest in digests[first.name] if digest in digests[second.name]]
+        if shared:
+            pairs = [
+                f"{digests[first.name][digest][0].name} = {second.name}'s {digests[second.name][digest][0].name}"
+                for digest in shared
+            ]
+            copied = [digests[first.name][digest][0] for digest in shared]
+            found = f"{second.name} holds the same image: {'; '.join(pairs[:3])}"
+            todo = "keep each at one centre: what one centre holds out, or tests, the other trains on"
+            yield _concern("warning", first, "duplicates across", copied, found, todo)
+
+
+def _by_digest(cases: Sequence[CaseMeasures]) -> dict[str, list[CaseMeasures]]:
+    groups: dict[str, list[CaseMeasures]] = defaultdict(list)
+    for case in cases:
+        groups[case.digest].append(case)
+    return groups
+
+
+def _and(texts: Sequence[str]) -> str:
+    return ", ".join(texts[:-1]) + (" and " if len(texts) > 1 else "") + texts[-1]

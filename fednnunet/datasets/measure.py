@@ -1,0 +1,258 @@
+"""Open the cases of a centre, and measure them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from fednnunet.datasets.raw import (
+    RGB_ENDINGS,
+    SPACING_TOLERANCE,
+    Case,
+    RawDataset,
+    choose_reader,
+    geometry_of,
+    read_file,
+)
+from fednnunet.datasets.summary import SHARES, CaseMeasures, CentreSummary, Percentiles, UnreadableCase
+from fednnunet.errors import DataError
+from fednnunet.processes import map_in_processes
+
+OBLIQUE_DEGREES = 30.0
+"""Slices that are turned further than this out of an anatomical plane are called oblique."""
+TIE = 1.01
+"""Spacings whose ratio is not larger are the same: then the file's last axis counts the slices."""
+LEAST_DETERMINANT = 1e-3
+"""Of the directions of a file's axes: 1 where they are at right angles, 0 where they lie in a plane."""
+TO_LPS = np.diag([-1.0, -1.0, 1.0])
+"""From nibabel's axes (right, anterior, superior) to those of DICOM and ITK (left, posterior, superior)."""
+PLANES = {"L": "sagittal", "R": "sagittal", "A": "coronal", "P": "coronal", "S": "axial", "I": "axial"}
+
+
+def measure_centre(
+    dataset: RawDataset,
+    centre: str,
+    external: bool = False,
+    workers: int = 1,
+    progress: Callable[[], object] = lambda: None,
+) -> CentreSummary:
+    """Open every case once; one that can not be read is named in the result and the others go on.
+
+    Args:
+        dataset: of the centre.
+        centre: its name.
+        external: its cases only test.
+        workers: processes that read; 1 reads in this one.
+        progress: called after every case.
+
+    Raises:
+        DataError: a process was ended from outside.
+    """
+    measured: list[CaseMeasures] = []
+    unreadable: list[UnreadableCase] = []
+    for result in map_in_processes(_measure_with(dataset, centre), dataset.cases, workers):
+        if isinstance(result, CaseMeasures):
+            measured.append(result)
+        else:
+            unreadable.append(result)
+        progress()
+    labels = {name: _values(value) for name, value in dataset.labels.items() if name not in ("background", "ignore")}
+    return CentreSummary(
+        name=centre,
+        dataset=dataset.name,
+        external=external,
+        channels=tuple(dataset.channel_names.values()),
+        labels=labels,
+        ignored=dataset.labels.get("ignore"),
+        cases=tuple(measured),
+        unreadable=tuple(unreadable),
+    )
+
+
+def image_digests(dataset: RawDataset, centre: str, workers: int = 1) -> dict[str, str]:
+    """Case name to the digest of its decoded images, by which copies are found.
+
+    Raises:
+        DataError: an image can not be read.
+    """
+    reader = choose_reader(dataset, dataset.cases[0], centre)
+    digests = map_in_processes(partial(_digest_case, reader=reader, centre=centre), dataset.cases, workers)
+    return {case.name: digest for case, digest in zip(dataset.cases, digests, strict=True)}
+
+
+def _digest_case(case: Case, reader: type, centre: str) -> str:
+    read = reader().read_images
+    return content_digest(read_file(read, [str(path)], path, centre)[0] for path in case.images)
+
+
+def content_digest(images: Iterable[np.ndarray]) -> str:
+    """SHA-256 of the decoded voxels (C, Z, Y, X) of a case's files, with shape and type; headers do not count."""
+    digest = hashlib.sha256()
+    for image in images:
+        little = np.ascontiguousarray(image, dtype=image.dtype.newbyteorder("<"))
+        digest.update(f"{little.dtype.str}{little.shape}".encode())
+        digest.update(little.data)
+    return digest.hexdigest()
+
+
+# one case ----------------------------------------------------------------------------------------------
+
+
+def _measure_with(dataset: RawDataset, centre: str) -> Callable[[Case], CaseMeasures | UnreadableCase]:
+    reader = None
+    for case in dataset.cases:  # the first may be the one that is broken
+        with contextlib.suppress(DataError, OSError):
+            reader = choose_reader(dataset, case, centre)
+            break
+    return partial(
+        measure_case,
+        centre=centre,
+        reader=reader,
+        ending=dataset.file_ending,
+        channels=len(dataset.channel_names),
+    )
+
+
+def measure_case(
+    case: Case, centre: str, reader: type | None, ending: str, channels: int
+) -> CaseMeasures | UnreadableCase:
+    """Measures of one case, or why there are none.
+
+    Args:
+        case: to open.
+        centre: for texts.
+        reader: nnU-Net's class; None where it has none for these files.
+        ending: of the files.
+        channels: that an image must have.
+    """
+    if reader is None:
+        return UnreadableCase(case.name, f"none of nnU-Net's readers for {ending} can read {case.images[0]}")
+    for path in (*case.images, case.label):
+        if not path.is_file():
+            return UnreadableCase(case.name, f"{path} is missing")
+    try:
+        return _measure(case, centre, reader(), ending in RGB_ENDINGS, channels)
+    except DataError as error:
+        return UnreadableCase(case.name, str(error).removeprefix(f"centre {centre}: "))
+    except MemoryError:
+        return UnreadableCase(case.name, f"{case.images[0]} does not fit into memory")
+
+
+def _measure(case: Case, centre: str, reader: Any, without_spacing: bool, channels: int) -> CaseMeasures:
+    images, differs = [], set()
+    label, of_label = read_file(reader.read_seg, str(case.label), case.label, centre)
+    for path in case.images:
+        image, properties = read_file(reader.read_images, [str(path)], path, centre)
+        if not np.isfinite(image).all():
+            raise DataError(f"centre {centre}: {path} holds NaN or infinity")
+        images.append(image)
+        differs |= _differences(image, properties, label, of_label)
+        if image.shape[1:] != images[0].shape[1:]:
+            raise DataError(f"centre {centre}: {path} has another shape than {case.images[0].name}")
+    if sum(len(image) for image in images) != channels:
+        raise DataError(
+            f"centre {centre}: {case.images[0]} has {sum(map(len, images))} channels, channel_names in dataset.json "
+            f"{channels}"
+        )
+    direction = direction_of(properties)
+    if direction is not None and not abs(np.linalg.det(direction)) > LEAST_DETERMINANT:
+        raise DataError(f"centre {centre}: the axes of {case.images[0]} are not three directions")
+    axes = 3 if direction is None or len(direction) == 3 else 2
+    spacing = None if without_spacing else tuple(float(step) for step in properties["spacing"][-axes:])
+    orientation, plane = "", ""
+    if direction is not None and axes == 3 and spacing is not None:
+        orientation, plane = anatomical_axes(direction), slice_plane(direction, spacing)
+    return CaseMeasures(
+        name=case.name,
+        shape=tuple(int(size) for size in images[0].shape[1:]),
+        spacing=spacing,
+        orientation=orientation,
+        plane=plane,
+        intensities=tuple(_percentiles(channel) for image in images for channel in image),
+        label_voxels=_count(label, case.label, centre),
+        digest=content_digest(images),
+        differs=tuple(sorted(differs)),
+    )
+
+
+def _differences(
+    image: np.ndarray, properties: dict[str, Any], label: np.ndarray, of_label: dict[str, Any]
+) -> set[str]:
+    """In what an image and its label differ."""
+    if image.shape[1:] != label.shape[1:]:
+        return {"shape"}  # all else follows from it
+    theirs = geometry_of(of_label) | {"spacing": of_label["spacing"]}
+    ours = geometry_of(properties) | {"spacing": properties["spacing"]}
+    return {
+        what
+        for what, value in ours.items()
+        if np.shape(value) != np.shape(theirs[what]) or not np.allclose(value, theirs[what], atol=SPACING_TOLERANCE)
+    }
+
+
+def _percentiles(channel: np.ndarray) -> Percentiles:
+    signal = channel[channel != 0]
+    return Percentiles(*(np.percentile(signal, SHARES).tolist() if signal.size else (0.0, 0.0, 0.0)))
+
+
+def _count(label: np.ndarray, path: Path, centre: str) -> dict[float, int]:
+    if not np.isfinite(label).all():
+        raise DataError(f"centre {centre}: {path} holds NaN or infinity")
+    values, counts = np.unique(label[label != 0], return_counts=True)
+    return {
+        int(value) if value == int(value) else float(value): int(count)
+        for value, count in zip(values, counts, strict=True)
+    }
+
+
+def _values(value: int | list[int]) -> tuple[int, ...]:
+    return tuple(value) if isinstance(value, list) else (value,)
+
+
+# how an image lies -------------------------------------------------------------------------------------
+
+
+def direction_of(properties: dict[str, Any]) -> np.ndarray | None:
+    """Directions of a file's axes X, Y, Z (columns) in left, posterior, superior; None where its format has none.
+
+    Args:
+        properties: as nnU-Net's readers give them.
+    """
+    geometry = geometry_of(properties)
+    if "direction" in geometry:
+        axes = round(len(geometry["direction"]) ** 0.5)
+        return np.reshape(geometry["direction"], (axes, axes))
+    if "affine matrix" in geometry:
+        columns = TO_LPS @ np.asarray(geometry["affine matrix"])[:3, :3]
+        return columns / np.linalg.norm(columns, axis=0)
+    return None
+
+
+def anatomical_axes(direction: np.ndarray) -> str:
+    """Where the axes X, Y, Z of a file run to, such as ``LPS``; of oblique axes the nearest.
+
+    Args:
+        direction: of the axes (columns), in left, posterior, superior.
+    """
+    return str(sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(direction.ravel().tolist()))
+
+
+def slice_plane(direction: np.ndarray, spacing: tuple[float, ...]) -> str:
+    """Plane of the slices, which lie across the axis of the largest spacing.
+
+    Args:
+        direction: of the axes X, Y, Z (columns).
+        spacing: mm (Z, Y, X).
+    """
+    steps = np.array(spacing[::-1])
+    across = 2 if steps.max() <= TIE * steps[2] else int(steps.argmax())
+    if np.abs(direction[:, across]).max() < np.cos(np.radians(OBLIQUE_DEGREES)):
+        return "oblique"
+    return PLANES[anatomical_axes(direction)[across]]

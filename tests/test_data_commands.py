@@ -1,0 +1,108 @@
+"""``fednnunet data summary``: what it takes, prints, writes, and ends with."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from fednnunet.cli import main
+from fednnunet.data_commands import choose_centres
+from fednnunet.datasets.named import configured_dataset
+from fednnunet.datasets.phantom import make_phantom
+from fednnunet.errors import ConfigError, DataError
+from tests.conftest import write_boxes
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def data_summary(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
+    """Call the command in an empty folder, reading in one process; exit code, output and errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        command = ["fednnunet", "data", "summary", *map(str, arguments), "--workers", "1"]
+        monkeypatch.setattr(sys, "argv", command)
+        try:
+            code = main()
+        except SystemExit as finished:  # how typer ends a command
+            code = int(finished.code or 0)
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return call
+
+
+def test_folders_are_summed_up_in_tables_and_a_figure(data_summary: Call, tmp_path: Path) -> None:
+    oslo = write_boxes(tmp_path, "Dataset201_Oslo")
+    porto = write_boxes(tmp_path, "Dataset202_Porto", shape=(5, 60, 80), spacing=(2.0, 0.5, 0.5), seed=2)
+    code, out, _ = data_summary(oslo, porto, "--out", "figures")
+    assert code == 0
+    for text in ("Oslo", "6×40×40", "3×1×1", "Porto", "5×60×80", "2×0.5×0.5", "axial LPS: 6", "6 of 6", "tumour"):
+        assert text in out
+    assert "Nothing found that will hurt." in out
+    assert out.endswith("figure: figures/summary.png\n")
+    assert Image.open(tmp_path / "figures" / "summary.png").width > 800
+    assert "<svg" in (tmp_path / "figures" / "summary.svg").read_text()
+
+
+def test_warnings_say_where_how_many_which_and_what_to_do(data_summary: Call, tmp_path: Path) -> None:
+    folder = write_boxes(tmp_path, "Dataset201_Oslo", cases=9)
+    for case in range(5):
+        (folder / "imagesTr" / f"case_{case:03d}_0000.nii.gz").write_bytes(b"no image")
+    code, out, _ = data_summary(folder)
+    assert code == 2
+    (line,) = [line for line in out.splitlines() if "Oslo, can not be read" in line]
+    assert "5 of 9 cases (case_000, case_001, case_002 …)" in line
+    assert "→ get the files again" in out
+
+
+def test_json_is_all_that_is_printed(data_summary: Call, tmp_path: Path) -> None:
+    write_boxes(tmp_path / "raw", "Dataset201_Oslo")
+    code, out, _ = data_summary(201, "--raw-folder", "raw", "--json")
+    assert code == 0
+    told = json.loads(out)
+    assert [centre["name"] for centre in told["centres"]] == ["Oslo"]
+    assert len(told["centres"][0]["cases"]) == 6
+    assert told["concerns"] == []
+
+
+def test_a_configured_dataset_brings_its_centres(data_summary: Call, tmp_path: Path) -> None:
+    centres = configured_dataset("phantom").generator["centres"]  # type: ignore[index]
+    few = {name: {**centres[name], "cases": 5} for name in ("ISPY1", "KAUNO")}
+    make_phantom(tmp_path / "data" / "phantom", few, seed=1)
+    code, out, _ = data_summary("phantom")
+    assert code == 2
+    assert "ISPY1" in out
+    assert "(external)" in out
+    for absent in ("ISPY2", "DUKE", "NACT"):
+        assert f"✗ {absent}, left out: dataset Dataset10" in out
+    assert "→ `python train.py dataset=phantom` makes it" in out
+
+
+def test_what_is_not_there_is_one_line(data_summary: Call) -> None:
+    code, out, err = data_summary("phantom")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: centre ISPY1: there is no raw folder data/phantom; `python train.py dataset=phantom`")
+    code, _, err = data_summary("mamamya")
+    assert code == 2
+    assert "there is no dataset mamamya" in err
+    assert "mamamia" in err
+
+
+def test_two_centres_of_one_name_are_refused(tmp_path: Path) -> None:
+    folders = [str(write_boxes(tmp_path / parent, "Dataset201_Oslo")) for parent in ("a", "b")]
+    with pytest.raises(ConfigError, match="two centres Oslo"):
+        choose_centres(folders, None)
+
+
+def test_a_folder_without_dataset_json_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "Dataset201_Oslo"
+    folder.mkdir()
+    with pytest.raises(DataError, match=r"centre .*Dataset201_Oslo: .*dataset.json is missing"):
+        choose_centres([str(folder)], None)
