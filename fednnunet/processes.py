@@ -14,6 +14,8 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TypeVar
 
+import psutil
+
 from fednnunet.errors import DataError
 
 T = TypeVar("T")
@@ -66,6 +68,14 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+def children_of(pid: int | None) -> list[psutil.Process]:
+    """All processes that a process has started, and those that they have; none where it has ended."""
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
 def redirect_output(path: Path, mode: int) -> None:

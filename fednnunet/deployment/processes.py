@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from fednnunet.processes import redirect_output
+from fednnunet.processes import children_of, redirect_output
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class KeptAlive:
         process, self._due = self.process, None
         if process is None:
             return
-        children = _children(process.pid)
+        children = children_of(process.pid)
         process.terminate()
         process.join(END_SECONDS)
         if process.is_alive():
@@ -132,10 +132,3 @@ def _said(code: int | None) -> str:
         with contextlib.suppress(ValueError):
             return f"killed by {signal.Signals(-code).name}"
     return f"exit code {code}"
-
-
-def _children(pid: int | None) -> list[psutil.Process]:
-    try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []

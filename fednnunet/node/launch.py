@@ -19,6 +19,7 @@ import psutil
 
 from fednnunet.errors import NodeError
 from fednnunet.node.settings import NodeSettings
+from fednnunet.processes import children_of
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ class NodeProcesses:
 
     def _end(self) -> None:
         self._stop.set()
-        children = [child for process in self._processes for child in _children(process.pid)]
+        children = [child for process in self._processes for child in children_of(process.pid)]
         for process in self._processes:
             process.terminate()
         _, alive = psutil.wait_procs(children, timeout=0)
@@ -113,7 +114,7 @@ class NodeProcesses:
         me = psutil.Process()
         while not self._stop.wait(MEMORY_SAMPLE_SECONDS):
             total = 0
-            for process in (me, *_children(me.pid)):
+            for process in (me, *children_of(me.pid)):
                 try:
                     # Proportional set size: pages that forked workers share count once.
                     total += process.memory_full_info().pss if psutil.LINUX else process.memory_info().rss
@@ -128,13 +129,6 @@ def _kill(process: psutil.Process) -> None:
         process.kill()
     except psutil.NoSuchProcess:
         log.debug("process %d had ended", process.pid)
-
-
-def _children(pid: int | None) -> list[psutil.Process]:
-    try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
 
 
 def _work(settings: NodeSettings, address: str, key: bytes, ready: Connection) -> None:

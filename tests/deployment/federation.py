@@ -234,6 +234,19 @@ def _group(pid: int) -> int | None:
 
 
 @contextlib.contextmanager
+def waiting_server(folder: Path, *nodes: str) -> Iterator[Federation]:
+    """A server that knows these nodes, of which none runs."""
+    federation = Federation(folder, folder / "raw", nodes=nodes)
+    try:
+        federation.start_server()
+        registered = [f"node {node} may join" for node in nodes]
+        federation.wait_for(lambda: all(line in federation.output("server") for line in registered), "registration")
+        yield federation
+    finally:
+        federation.end()
+
+
+@contextlib.contextmanager
 def running(federation: Federation) -> Iterator[Federation]:
     """Server and all nodes up; everything is ended afterwards."""
     try:

@@ -15,7 +15,7 @@ from flwr.supernode import node_auth_http_interceptor
 from fednnunet.deployment import check_server, link
 from fednnunet.deployment.link import Link
 from fednnunet.deployment.node_config import read_site
-from tests.deployment.federation import Federation
+from tests.deployment.federation import Federation, waiting_server
 
 pytestmark = pytest.mark.slow
 OFF = timedelta(minutes=10)
@@ -24,14 +24,8 @@ OFF = timedelta(minutes=10)
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     """A server that knows the node Oslo."""
-    folder = tmp_path_factory.mktemp("federation")
-    federation = Federation(folder, folder / "raw", nodes=("Oslo",))
-    try:
-        federation.start_server()
-        federation.wait_for(lambda: "may join" in federation.output("server"), "the node's registration")
+    with waiting_server(tmp_path_factory.mktemp("federation"), "Oslo") as federation:
         yield federation
-    finally:
-        federation.end()
 
 
 @pytest.mark.parametrize(("off", "said"), [(-OFF, "behind the server's"), (OFF, "ahead of the server's")])

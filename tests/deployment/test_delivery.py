@@ -22,20 +22,14 @@ from fednnunet.deployment.node_config import read_site
 from fednnunet.exchange.packing import pack, unpack
 from fednnunet.exchange.records import from_array_record, to_array_record
 from fednnunet.federation.contact import is_unreachable
-from tests.deployment.federation import Federation
+from tests.deployment.federation import Federation, waiting_server
 
 
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     """A server, and the key of a node; no node runs."""
-    folder = tmp_path_factory.mktemp("federation")
-    federation = Federation(folder, folder / "raw", nodes=("Oslo",))
-    try:
-        federation.start_server()
-        federation.wait_for(lambda: "node Oslo may join" in federation.output("server"), "registration")
+    with waiting_server(tmp_path_factory.mktemp("federation"), "Oslo") as federation:
         yield federation
-    finally:
-        federation.end()
 
 
 @pytest.fixture

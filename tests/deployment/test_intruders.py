@@ -41,7 +41,7 @@ from fednnunet.deployment.node_config import SiteConfig, read_site
 from fednnunet.deployment.operator import POLLS_PATH, TOKEN_FILE, TOKEN_HEADER, Operator
 from fednnunet.errors import ConfigError
 from tests.conftest import write_boxes
-from tests.deployment.federation import Federation, free_port
+from tests.deployment.federation import Federation, free_port, waiting_server
 from tests.deployment.outer_door import flower_server, register
 
 PULL = "/v1/fleet/pull-messages"
@@ -59,14 +59,9 @@ WriteSite = Callable[..., SiteConfig]
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     """A server, and keys of two nodes; no node runs."""
     folder = tmp_path_factory.mktemp("federation")
-    federation = Federation(folder, folder / "raw", nodes=("Oslo", "Porto"))
     (folder / "server").mkdir(mode=0o755)  # as a careless operator has made it
-    try:
-        federation.start_server()
-        federation.wait_for(lambda: "node Porto may join" in federation.output("server"), "registration")
+    with waiting_server(folder, "Oslo", "Porto") as federation:
         yield federation
-    finally:
-        federation.end()
 
 
 @pytest.fixture(autouse=True)
