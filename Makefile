@@ -49,10 +49,10 @@ format: $(READY) ## format the code and mend what the linter can mend
 	@$(VENV)/bin/ruff check --fix .
 	@$(VENV)/bin/ruff format .
 
-benchmarks: $(READY) ## run every script that stands behind a claimed figure (the soak takes an hour: make soak)
+benchmarks: $(READY) ## run every script that stands behind a claimed figure (but the soak)
 	@set -e; for script in $(filter-out benchmarks/soak.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(PY) "$$script"; done
 
-soak: $(READY) ## 200 rounds of four nodes under random kills: what leaks, and whether the books agree
+soak: $(READY) ## 200 rounds of four nodes under random kills: do the books agree, what leaks (20 minutes)
 	@$(PY) benchmarks/soak.py
 
 clean: ## remove caches and build products; keeps .venv, data and outputs

@@ -44,7 +44,7 @@ STALL_SECONDS = 900.0
 """Without a new round for so long, the federation hangs."""
 LOOK_SECONDS = 0.2
 MIB = 2**20
-LIMITS = {"memory_mib": 0.5, "handles": 0.05, "processes": 0.01, "state_mib": 0.2, "run_mib": 0.02, "nodes_mib": 0.1}
+LIMITS = {"memory_mib": 0.5, "handles": 0.05, "processes": 0.01, "state_mib": 0.02, "run_mib": 0.02, "nodes_mib": 0.1}
 """Most that each may grow a round. A tiny network is 0.1 MiB, a round's row 0.3 KiB and an audit line 10 KiB."""
 
 
