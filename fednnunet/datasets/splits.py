@@ -51,6 +51,18 @@ def crossval_splits(case_names: Sequence[str]) -> list[Split]:
     return [{part: [str(name) for name in names] for part, names in split.items()} for split in splits]
 
 
+def splits_by_patient(patients: Mapping[str, str]) -> list[Split]:
+    """nnU-Net's folds of the patients, with all cases of one on the same side.
+
+    Args:
+        patients: case to patient; at least five patients.
+    """
+    return [
+        {part: sorted(case for case, patient in patients.items() if patient in names) for part, names in fold.items()}
+        for fold in crossval_splits(sorted(set(patients.values())))
+    ]
+
+
 def pooled_splits(splits: Mapping[str, Sequence[Split]]) -> list[Split]:
     """Fold n is the union of the centres' folds n (paper), by pooled case names."""
     return [
