@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from flwr.serverapp import ServerApp
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from fednnunet import __version__
 from fednnunet.config import POOLED_NODE, RunConfig
 from fednnunet.datasets.raw import find_dataset, read_dataset
-from fednnunet.errors import ConfigError
+from fednnunet.errors import ConfigError, FednnUNetError
 from fednnunet.federation.client_app import app as client_app
 from fednnunet.federation.grid import LocalGrid
 from fednnunet.federation.journal import Journal
@@ -239,7 +240,12 @@ def prepare_centres(config: RunConfig) -> dict[str, Path]:
     """
     raw_folder = Path(config.dataset.raw_folder) if config.dataset.raw_folder else None
     if config.dataset.generator is not None:
-        instantiate(config.dataset.generator, folder=raw_folder, _convert_="all")
+        try:
+            instantiate(config.dataset.generator, folder=raw_folder, _convert_="all")
+        except InstantiationException as error:
+            if isinstance(error.__cause__, FednnUNetError):  # Hydra wraps what the generator has to say
+                raise error.__cause__ from None
+            raise
     folders = {}
     for centre in config.dataset.centres:
         assert centre.dataset is not None, "checked with the configuration"

@@ -10,7 +10,7 @@ import pytest
 from sklearn.model_selection import KFold
 
 from fednnunet.datasets.raw import RawDataset, read_dataset
-from fednnunet.datasets.splits import crossval_splits, pooled_splits, splits_of
+from fednnunet.datasets.splits import crossval_splits, pooled_splits, splits_by_patient, splits_of
 from fednnunet.errors import DataError
 from tests.conftest import MakeDataset
 
@@ -25,6 +25,16 @@ def test_folds_are_those_of_nnunets_seed_whatever_the_order_of_cases() -> None:
         for train, held_out in KFold(n_splits=5, shuffle=True, random_state=12345).split(NAMES)
     ]
     assert crossval_splits(shuffled) == expected
+
+
+def test_cases_of_a_patient_stay_on_one_side_in_nnunets_folds_of_the_patients() -> None:
+    patients = [f"patient{number:02d}" for number in range(13)]
+    by_case = {f"{patient}_{phase}": patient for phase in ("ES", "ED") for patient in patients[:12]}
+    by_case["patient12_ED"] = "patient12"
+    for split, of_patients in zip(splits_by_patient(by_case), crossval_splits(patients), strict=True):
+        for part in ("train", "val"):
+            assert {by_case[case] for case in split[part]} == set(of_patients[part])
+        assert sorted(split["train"] + split["val"]) == sorted(by_case)
 
 
 def test_pooled_folds_are_the_union_of_the_centres_folds() -> None:

@@ -1,0 +1,151 @@
+"""Writing generated datasets in nnU-Net's raw format: each case on its own, each dataset whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from fednnunet.datasets.splits import splits_by_patient
+from fednnunet.errors import DataError
+
+NOTE = "phantom.json"
+AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+"""Direction cosines in SimpleITK's order: x to the patient's left, y to the back, z to the head."""
+SAGITTAL = (0.0, 0.0, -1.0, 1.0, 0.0, 0.0, 0.0, -1.0, 0.0)
+"""x to the back, y to the feet, z, from slice to slice, to the right."""
+
+
+@dataclass(frozen=True)
+class PhantomCase:
+    """What becomes one image and its label map.
+
+    Attributes:
+        name: of the case.
+        image: (Z, Y, X), or (Y, X) of a 2D image.
+        label: of the same shape, uint8.
+        spacing: mm (Z, Y, X); None of an image that has none.
+        patient: cases of one patient stay together in the folds; the case's name if not given.
+        direction: cosines of volumes, as SimpleITK has them.
+    """
+
+    name: str
+    image: np.ndarray
+    label: np.ndarray
+    spacing: Sequence[float] | None
+    patient: str = ""
+    direction: tuple[float, ...] = AXIAL
+
+
+def case_rng(seed: int, centre: str, number: int) -> np.random.Generator:
+    """Random numbers of one case (or patient), which depend on no other."""
+    centre_seed = int.from_bytes(hashlib.sha256(centre.encode()).digest()[:4], "little")
+    return np.random.default_rng([seed, centre_seed, number])
+
+
+def case_name(centre: str, number: int) -> str:
+    """A name that nnU-Net's files can have, such as ``SierraLeone_007``."""
+    return f"{re.sub(r'[^A-Za-z0-9-]', '', centre)}_{number:03d}"
+
+
+def with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a frozen dataclass, from YAML, which knows lists alone."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+
+
+def write_dataset(
+    target: Path,
+    centre: str,
+    cases: Iterable[PhantomCase],
+    *,
+    note: str,
+    channel: str,
+    labels: Mapping[str, int],
+    external: bool,
+    file_ending: str = ".nii.gz",
+) -> None:
+    """Write a centre's dataset, unless it is there with the same note.
+
+    It appears under its name when it is whole.
+
+    Args:
+        target: ``DatasetXXX_Name``.
+        centre: for the error's text.
+        cases: are drawn only if they are written.
+        note: everything that the images depend on; lies beside them.
+        channel: name of the one channel.
+        labels: name to value.
+        external: cases go to ``imagesTs`` and ``labelsTs``.
+        file_ending: of images and labels.
+
+    Raises:
+        DataError: a folder of that name is there which was not made here; it is left alone.
+    """
+    if _is_there(target, note):
+        return
+    if target.exists() and not (target / NOTE).is_file():
+        raise DataError(
+            f"centre {centre}: {target} is there and is no phantom (it has no {NOTE}); choose another "
+            "dataset.raw_folder"
+        )
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    part = "Ts" if external else "Tr"
+    try:
+        for sub in ("images", "labels"):
+            (partial / f"{sub}{part}").mkdir(parents=True)
+        patients = {}
+        for case in cases:
+            _write(case.image, case, partial / f"images{part}" / f"{case.name}_0000{file_ending}")
+            _write(case.label, case, partial / f"labels{part}" / f"{case.name}{file_ending}")
+            patients[case.name] = case.patient or case.name
+        if len(set(patients.values())) < len(patients) and not external:
+            (partial / "splits_final.json").write_text(json.dumps(splits_by_patient(patients), indent=1))
+        description = {
+            "channel_names": {"0": channel},
+            "labels": dict(labels),
+            "numTraining": 0 if external else len(patients),
+            "file_ending": file_ending,
+        }
+        (partial / "dataset.json").write_text(json.dumps(description, indent=1))
+        (partial / NOTE).write_text(note)
+        _put_in_place(partial, target, note)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _is_there(target: Path, note: str) -> bool:
+    return (target / NOTE).is_file() and (target / NOTE).read_text() == note
+
+
+def _put_in_place(partial: Path, target: Path, note: str) -> None:
+    """``target`` becomes ``partial``, unless another run made the same meanwhile and may be reading it."""
+    if _is_there(target, note):
+        return
+    retired = partial.with_name(f"{partial.name}.old")
+    try:
+        if target.exists():
+            os.rename(target, retired)
+        os.rename(partial, target)
+    except OSError:
+        if not _is_there(target, note):
+            raise
+    finally:
+        shutil.rmtree(retired, ignore_errors=True)
+
+
+def _write(array: np.ndarray, case: PhantomCase, path: Path) -> None:
+    image = sitk.GetImageFromArray(array)
+    if case.spacing is not None:
+        image.SetSpacing([float(value) for value in case.spacing[::-1]])
+        image.SetDirection(case.direction)
+    sitk.WriteImage(image, str(path), useCompression=True, compressionLevel=1)
