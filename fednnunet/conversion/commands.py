@@ -90,7 +90,8 @@ def run_conversion(
     from fednnunet.processes import cores
 
     console = Console(highlight=False)
-    survey = converter.read(source, **reader_options)
+    with console.status(f"looking through {source}"):  # minutes, where frames or twins are searched for
+        survey = converter.read(source, **reader_options)
     if converter.dataset is None:
         centres, labels = numbered_targets(survey, name, first_id, _listed(external)), survey.labels
     else:
