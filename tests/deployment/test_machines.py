@@ -32,6 +32,7 @@ def test_four_machines_come_to_the_result_of_one(raw: Path, tmp_path: Path) -> N
         check_result(tmp_path / strategy, tmp_path / f"{strategy}-here")
 
 
+@pytest.mark.long
 def test_a_network_that_is_cut_slow_and_drops_connections_changes_nothing(raw: Path, tmp_path: Path) -> None:
     options = ("strategy=asym", "trainer.epochs=4")
     federation = Federation(tmp_path, raw, nodes=("Oslo", "Porto"))

@@ -78,7 +78,13 @@ INTERRUPTED = {
 }
 
 
-@pytest.mark.parametrize("options", INTERRUPTED.values(), ids=INTERRUPTED)
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(options, id=name, marks=() if name in ("asym", "fedadam") else pytest.mark.long)
+        for name, options in INTERRUPTED.items()
+    ],
+)
 def test_interrupted_run_leaves_no_process_and_goes_on_to_the_same_result(
     raw: Path, whole: Whole, tmp_path: Path, options: tuple[str, ...]
 ) -> None:

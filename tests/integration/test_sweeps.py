@@ -37,7 +37,7 @@ def sweep(raw: Path, tmp_path: Path) -> Sweep:
     return run
 
 
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+@pytest.mark.parametrize("launcher", ["joblib", pytest.param("submitit_local", marks=pytest.mark.long)])
 def test_jobs_in_other_processes_are_compared_and_failures_named(sweep: Sweep, tmp_path: Path, launcher: str) -> None:
     result = sweep(f"hydra/launcher={launcher}", "fold=0,7", "logger=[csv,tensorboard]")
     assert result.returncode == 2, result.stderr
