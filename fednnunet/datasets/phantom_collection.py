@@ -63,9 +63,9 @@ class Scale:
         shape = (max(1, round(slices * self.slice_scale)), self.pixels(y), self.pixels(x))
         return Grid(shape, (thickness * slices / shape[0], y_mm * y / shape[1], x_mm * x / shape[2]))
 
-    def studies(self, all_studies: int) -> int:
-        """How many of a centre's studies are made."""
-        return min(all_studies, max(MIN_TRAINING_CASES, round(all_studies * self.case_fraction)))
+    def studies(self, all_studies: int, part: float = 1.0) -> int:
+        """How many of a centre's studies are made; ``part`` is the centre's own."""
+        return min(all_studies, max(MIN_TRAINING_CASES, round(all_studies * self.case_fraction * part)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +76,13 @@ class Centre:
         dataset: ``DatasetXXX_Name``.
         studies: at full size.
         external: serves for testing only.
+        part: part of what the scale makes of its studies: every node's model is scored on each of an external centre.
     """
 
     dataset: str
     studies: int
     external: bool = False
+    part: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +196,7 @@ def write_collection(
     """
 
     def cases(name: str, centre: C) -> Iterator[PhantomCase]:
-        for number in range(scale.studies(centre.studies)):
+        for number in range(scale.studies(centre.studies, centre.part)):
             yield from draw(name, centre, number, case_rng(seed, name, number))
 
     for name, centre in centres.items():
