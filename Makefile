@@ -33,7 +33,7 @@ experiment-phantom: $(READY) ## the paper's comparison on generated data, five f
 test: check ## checks and tests, as CI runs them: all but a few that take minutes each
 	@$(PY) -m pytest $(PARALLEL) -m "not long"
 
-test-long: $(READY) ## the few: full disks, expiring certificates, bad networks, nodes that are away or late
+test-long: $(READY) ## the few: full disks, expiring certificates, bad networks, late nodes, killed sweeps
 	@$(PY) -m pytest $(PARALLEL) -m long
 
 test-fast: $(READY) ## tests without those marked slow

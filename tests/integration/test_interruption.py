@@ -81,7 +81,7 @@ INTERRUPTED = {
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param(options, id=name, marks=() if name in ("asym", "fedadam") else pytest.mark.long)
+        pytest.param(options, id=name, marks=() if name == "asym" else pytest.mark.long)
         for name, options in INTERRUPTED.items()
     ],
 )

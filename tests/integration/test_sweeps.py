@@ -51,6 +51,7 @@ def test_jobs_in_other_processes_are_compared_and_failures_named(sweep: Sweep, t
     assert list((tmp_path / "sweep" / "0_local_seed0" / "tensorboard" / "Oslo").glob("events.*"))
 
 
+@pytest.mark.long
 def test_a_killed_sweep_leaves_no_process_and_goes_on_with_what_is_left(raw: Path, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     finished, other = folder / "0_local_seed0", folder / "1_local_seed0"
@@ -78,6 +79,7 @@ def test_a_killed_sweep_leaves_no_process_and_goes_on_with_what_is_left(raw: Pat
     assert rounds["strategy"].nunique() == 2
 
 
+@pytest.mark.long
 def test_optuna_takes_the_best_and_repeats_no_trial(sweep: Sweep, tmp_path: Path) -> None:
     search = ("hydra/sweeper=optuna_dsc", "hydra.sweeper.n_trials=2", "trainer.initial_lr=interval(0.001,0.1)")
     result = sweep(*search)
