@@ -23,9 +23,9 @@ import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import nn
 
-from fednnunet.federation.aggregation import StreamingAverage
-from fednnunet.federation.matching import match_layers
-from fednnunet.federation.updates import RoundStart
+from fednnunet.server.strategy.averaging import StreamingAverage
+from fednnunet.server.strategy.layer_matching import match_layers
+from fednnunet.server.strategy.update_limit import RoundStart
 from fednnunet.training.state import layer_shapes
 
 TARGET_MODELS = 2.5

@@ -32,10 +32,10 @@ from torch import nn
 from fednnunet.exchange.messages import ExchangeDtype, TrainRequest
 from fednnunet.exchange.records import to_array_record
 from fednnunet.exchange.rounding import ErrorFeedback
-from fednnunet.federation.asking import num_bytes
-from fednnunet.federation.grid import LocalGrid
-from fednnunet.federation.matching import Matching, Share
-from fednnunet.federation.strategy import AsymFedAvg
+from fednnunet.server.local_grid import LocalGrid
+from fednnunet.server.node_requests import num_bytes
+from fednnunet.server.strategy.asym_fedavg import AsymFedAvg
+from fednnunet.server.strategy.layer_matching import Matching, Share
 from fednnunet.training.state import layer_shapes, load_state
 
 STAGES = {"ISPY1": 7, "ISPY2": 7, "DUKE": 8, "NACT": 7}

@@ -52,9 +52,9 @@ from fednnunet.exchange.arrays import SharedArrays  # noqa: E402
 from fednnunet.exchange.channel import WorkerChannel  # noqa: E402
 from fednnunet.exchange.messages import Kind, TrainReply, TrainRequest  # noqa: E402
 from fednnunet.exchange.records import to_array_record  # noqa: E402
-from fednnunet.federation.asking import num_bytes  # noqa: E402
-from fednnunet.federation.grid import wait_a_moment  # noqa: E402
 from fednnunet.node.audit import AuditLog  # noqa: E402
+from fednnunet.server.local_grid import wait_a_moment  # noqa: E402
+from fednnunet.server.node_requests import num_bytes  # noqa: E402
 from tests.deployment.network import Link  # noqa: E402
 
 NODES = 2

@@ -25,14 +25,14 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
 
+from fednnunet.client_app import app
 from fednnunet.exchange.arrays import SharedArrays
 from fednnunet.exchange.channel import WorkerChannel
 from fednnunet.exchange.messages import TrainReply, TrainRequest
-from fednnunet.federation.client_app import app
-from fednnunet.federation.contact import Contact
-from fednnunet.federation.grid import LocalGrid
-from fednnunet.federation.strategy import AsymFedAvg
 from fednnunet.node.audit import AuditLog
+from fednnunet.server.local_grid import LocalGrid
+from fednnunet.server.node_client import Contact
+from fednnunet.server.strategy.asym_fedavg import AsymFedAvg
 
 NODES = 4
 ROUNDS = 12

@@ -22,15 +22,10 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from fednnunet import __version__
+from fednnunet.client_app import app as client_app
 from fednnunet.config import POOLED_NODE, RunConfig
 from fednnunet.datasets.raw import find_dataset, read_dataset
 from fednnunet.errors import ConfigError, FednnUNetError
-from fednnunet.federation.client_app import app as client_app
-from fednnunet.federation.grid import LocalGrid
-from fednnunet.federation.journal import Journal
-from fednnunet.federation.members import ServerSettings
-from fednnunet.federation.server_app import build_server_app
-from fednnunet.federation.strategy import AsymFedAvg, NoExchange
 from fednnunet.files import DISK_FULL, write_atomically
 from fednnunet.lock import locked
 from fednnunet.node.launch import NodeProcesses
@@ -40,6 +35,11 @@ from fednnunet.reporting.follower import Follower
 from fednnunet.reporting.progress import RunProgress
 from fednnunet.reporting.sweep import Result, finish_run
 from fednnunet.reporting.tracking import Trackers
+from fednnunet.server.local_grid import LocalGrid
+from fednnunet.server.run_recorder import Journal
+from fednnunet.server.server_app import build_server_app
+from fednnunet.server.session import ServerSettings
+from fednnunet.server.strategy.asym_fedavg import AsymFedAvg, NoExchange
 
 log = logging.getLogger(__name__)
 

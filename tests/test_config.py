@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 from fednnunet.config import RunConfig, read_config
 from fednnunet.datasets.raw import DATASET_NAME
 from fednnunet.errors import ConfigError
-from fednnunet.federation.strategy import AsymFedAvg
 from fednnunet.reporting.paper import paper_tables
+from fednnunet.server.strategy.asym_fedavg import AsymFedAvg
 
 LABELS = {"mamamia": ["tumour"], "mnms": ["LV", "MYO", "RV"], "aimix": ["abdomen"]}
 CONF = Path(__file__).parents[1] / "conf"

@@ -27,7 +27,7 @@ print(merge_fingerprints(parts)["spacings"] == golden["merged"]["spacings"])
 AVERAGE = """
 import json
 import numpy as np
-from fednnunet.federation.aggregation import average_layers, common_layers
+from fednnunet.server.strategy.averaging import average_layers, common_layers
 golden = json.load(open(sys.argv[1] + "/aggregation.json"))
 states = [{name: np.array(values) for name, values in state.items()} for state in golden["states"]]
 averaged = average_layers(states)[0]

@@ -30,7 +30,7 @@ from fednnunet.deployment.operator import Operator, read_server
 from fednnunet.deployment.outages import said
 from fednnunet.errors import ConfigError, FednnUNetError, ProtocolError
 from fednnunet.exchange.packing import pack, unpack
-from fednnunet.federation.grid import NodeGrid
+from fednnunet.server.local_grid import NodeGrid
 
 log = logging.getLogger(__name__)
 

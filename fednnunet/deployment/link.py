@@ -53,6 +53,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from fednnunet.client_app import app
 from fednnunet.deployment.keys import make_node_key
 from fednnunet.deployment.node_config import SiteConfig
 from fednnunet.deployment.outages import said, why_not_let_in, why_unreachable
@@ -61,7 +62,6 @@ from fednnunet.errors import ConfigError, ProtocolError
 from fednnunet.exchange.arrays import MAX_BYTES
 from fednnunet.exchange.messages import MAX_BODY_BYTES
 from fednnunet.exchange.packing import pack, unpack
-from fednnunet.federation.client_app import app
 from fednnunet.files import write_atomically
 from fednnunet.processes import end_with_parent
 

@@ -21,7 +21,7 @@ from fednnunet.deployment.link import Link
 from fednnunet.deployment.node_config import read_site
 from fednnunet.exchange.packing import pack, unpack
 from fednnunet.exchange.records import from_array_record, to_array_record
-from fednnunet.federation.contact import is_unreachable
+from fednnunet.server.node_client import is_unreachable
 from tests.deployment.federation import Federation, waiting_server
 
 

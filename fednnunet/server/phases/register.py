@@ -10,11 +10,11 @@ from fednnunet.errors import ConfigError, DataError, NodeError
 from fednnunet.exchange import messages
 from fednnunet.exchange.digests import make_salt
 from fednnunet.exchange.messages import Kind
-from fednnunet.federation.asking import ask, ask_as_they_join
-from fednnunet.federation.contact import Contact
-from fednnunet.federation.duplicates import find_duplicates
-from fednnunet.federation.journal import Journal
-from fednnunet.federation.members import TASK, Federation, ServerSettings
+from fednnunet.server.node_client import Contact
+from fednnunet.server.node_requests import ask, ask_as_they_join
+from fednnunet.server.phases.duplicates import find_duplicates
+from fednnunet.server.run_recorder import Journal
+from fednnunet.server.session import TASK, Federation, ServerSettings
 
 
 def describe_nodes(contact: Contact, settings: ServerSettings, journal: Journal) -> Federation:

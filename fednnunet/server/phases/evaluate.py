@@ -9,14 +9,14 @@ from flwr.app import ArrayRecord
 
 from fednnunet.errors import ProtocolError
 from fednnunet.exchange.messages import ENSEMBLE, CaseScore, EvaluateRequest, Fold, Kind, Model
-from fednnunet.federation.aggregation import check_model
-from fednnunet.federation.asking import ask, check_enough
-from fednnunet.federation.contact import Contact
-from fednnunet.federation.journal import Journal
-from fednnunet.federation.strategy import AsymFedAvg, NoExchange
+from fednnunet.server.node_client import Contact
+from fednnunet.server.node_requests import ask, check_enough
+from fednnunet.server.run_recorder import Journal
+from fednnunet.server.strategy.asym_fedavg import AsymFedAvg, NoExchange
+from fednnunet.server.strategy.averaging import check_model
 
 if TYPE_CHECKING:
-    from fednnunet.federation.members import Federation, ServerSettings
+    from fednnunet.server.session import Federation, ServerSettings
 
 FoldsOf = Mapping[int, Sequence[Fold]]
 """Models: the folds of each node."""

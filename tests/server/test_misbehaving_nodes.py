@@ -26,6 +26,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
 from fednnunet import __version__
+from fednnunet.client_app import relay
 from fednnunet.errors import FednnUNetError, ProtocolError
 from fednnunet.exchange.arrays import Layout, SharedArrays
 from fednnunet.exchange.channel import Request, WorkerChannel
@@ -44,16 +45,15 @@ from fednnunet.exchange.messages import (
     TrainRequest,
 )
 from fednnunet.exchange.records import from_array_record, to_array_record
-from fednnunet.federation.client_app import relay
-from fednnunet.federation.flower import FlowerStrategy
-from fednnunet.federation.grid import LocalGrid
-from fednnunet.federation.journal import Journal
-from fednnunet.federation.members import ServerSettings
-from fednnunet.federation.server_app import build_server_app
-from fednnunet.federation.strategy import AsymFedAvg
 from fednnunet.fingerprint.local import IntensityBins, LocalFingerprint
 from fednnunet.fingerprint.merge import merge_fingerprints
-from tests.federation.test_federated_fingerprint import fingerprint
+from fednnunet.server.local_grid import LocalGrid
+from fednnunet.server.run_recorder import Journal
+from fednnunet.server.server_app import build_server_app
+from fednnunet.server.session import ServerSettings
+from fednnunet.server.strategy.asym_fedavg import AsymFedAvg
+from fednnunet.server.strategy.flower_adapter import FlowerStrategy
+from tests.server.phases.test_prepare import fingerprint
 
 KEY = b"k" * 32
 NODES = {1: "Riga", 2: "Porto", 3: "Turku"}

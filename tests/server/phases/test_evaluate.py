@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from fednnunet import __version__
+from fednnunet.client_app import app
 from fednnunet.errors import NodeError, ProtocolError
 from fednnunet.exchange.arrays import SharedArrays
 from fednnunet.exchange.channel import Request, WorkerChannel
@@ -26,13 +27,12 @@ from fednnunet.exchange.messages import (
     Fold,
     PlanReply,
 )
-from fednnunet.federation.client_app import app
-from fednnunet.federation.contact import Contact
-from fednnunet.federation.grid import LocalGrid
-from fednnunet.federation.journal import Journal
-from fednnunet.federation.members import Federation, ServerSettings
-from fednnunet.federation.scoring import score_external_centres
-from fednnunet.federation.strategy import AsymFedAvg, NoExchange
+from fednnunet.server.local_grid import LocalGrid
+from fednnunet.server.node_client import Contact
+from fednnunet.server.phases.evaluate import score_external_centres
+from fednnunet.server.run_recorder import Journal
+from fednnunet.server.session import Federation, ServerSettings
+from fednnunet.server.strategy.asym_fedavg import AsymFedAvg, NoExchange
 
 KEY = b"k" * 32
 NODES = {1: "Oslo", 2: "Porto", 3: "Riga"}

@@ -9,10 +9,10 @@ import pytest
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fednnunet.federation import contact
-from fednnunet.federation.client_app import ERROR_CODES
-from fednnunet.federation.contact import Contact
-from fednnunet.federation.grid import LocalGrid
+from fednnunet.client_app import ERROR_CODES
+from fednnunet.server import node_client as contact
+from fednnunet.server.local_grid import LocalGrid
+from fednnunet.server.node_client import Contact
 
 NODES = {1: "Oslo", 2: "Porto", 3: "Lund"}
 

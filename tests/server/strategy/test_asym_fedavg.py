@@ -12,8 +12,8 @@ from flwr.clientapp import ClientApp
 
 from fednnunet.exchange.messages import TrainRequest
 from fednnunet.exchange.records import from_array_record, to_array_record
-from fednnunet.federation.grid import LocalGrid
-from fednnunet.federation.strategy import AsymFedAvg, NoExchange
+from fednnunet.server.local_grid import LocalGrid
+from fednnunet.server.strategy.asym_fedavg import AsymFedAvg, NoExchange
 
 SHAPES = {
     1: {"encoder": [2, 3], "head": [2], "own": [4]},

@@ -1,6 +1,6 @@
 """The server: what happens in a federation, phase by phase.
 
-It runs on any Flower grid: the embedded :class:`~fednnunet.federation.grid.LocalGrid` or a SuperLink. It never
+It runs on any Flower grid: the embedded :class:`~fednnunet.server.local_grid.LocalGrid` or a SuperLink. It never
 sees an image; what it keeps of a round can be asked of the nodes again, so it has no state of its own to lose.
 """
 
@@ -10,15 +10,15 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fednnunet.exchange.messages import Fold
-from fednnunet.federation.contact import Contact
-from fednnunet.federation.grid import NodeGrid
-from fednnunet.federation.joining import check_agreement, describe_nodes
-from fednnunet.federation.journal import Journal
-from fednnunet.federation.members import ServerSettings
-from fednnunet.federation.preparing import plan_networks, preprocess_images
-from fednnunet.federation.rounds import train_rounds
-from fednnunet.federation.scoring import evaluate_nodes, score_external_centres
-from fednnunet.federation.strategy import AsymFedAvg, NoExchange
+from fednnunet.server.local_grid import NodeGrid
+from fednnunet.server.node_client import Contact
+from fednnunet.server.phases.evaluate import evaluate_nodes, score_external_centres
+from fednnunet.server.phases.prepare import plan_networks, preprocess_images
+from fednnunet.server.phases.register import check_agreement, describe_nodes
+from fednnunet.server.phases.train import train_rounds
+from fednnunet.server.run_recorder import Journal
+from fednnunet.server.session import ServerSettings
+from fednnunet.server.strategy.asym_fedavg import AsymFedAvg, NoExchange
 
 
 def build_server_app(settings: ServerSettings, strategy: AsymFedAvg | NoExchange, journal: Journal) -> ServerApp:

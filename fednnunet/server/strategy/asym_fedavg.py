@@ -19,10 +19,10 @@ from fednnunet.errors import ConfigError, ProtocolError, one_line
 from fednnunet.exchange.messages import EvaluateRequest, ExchangeDtype, Fold, Kind, TrainRequest
 from fednnunet.exchange.records import from_array_record, to_array_record
 from fednnunet.exchange.rounding import ErrorFeedback, check_dtypes
-from fednnunet.federation.aggregation import StreamingAverage
-from fednnunet.federation.matching import Matching, Share, match_layers
-from fednnunet.federation.state import read_state, state_file, write_state
-from fednnunet.federation.updates import RoundStart, UpdateLimit
+from fednnunet.server.strategy.averaging import StreamingAverage
+from fednnunet.server.strategy.checkpoint import read_state, state_file, write_state
+from fednnunet.server.strategy.layer_matching import Matching, Share, match_layers
+from fednnunet.server.strategy.update_limit import RoundStart, UpdateLimit
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Update:
         metrics: single finite numbers, the number of training cases among them.
         arrays: its layers.
         weight: in a mean.
-        norm: see :meth:`~fednnunet.federation.updates.RoundStart.update_norm`.
+        norm: see :meth:`~fednnunet.server.strategy.update_limit.RoundStart.update_norm`.
     """
 
     reply: Message
@@ -63,7 +63,7 @@ class AsymFedAvg(Strategy):
 
     Args:
         weighting: ``uniform`` (paper, eq. 3), or ``num_cases``: by training cases (FedAvg).
-        matching: see :func:`~fednnunet.federation.matching.match_layers`.
+        matching: see :func:`~fednnunet.server.strategy.layer_matching.match_layers`.
         share: likewise.
         keep_local: parts of layer names, such as ``seg_layers`` or ``norm``; layers with one of them between their
             dots stay their node's own (personalised federated learning).
@@ -73,7 +73,7 @@ class AsymFedAvg(Strategy):
             fraction, McMahan et al. 2017).
         seed: of what is drawn.
         max_update_norm: refuse a node's layers when they have changed so many times as much as is usual in the last
-            rounds; see :class:`~fednnunet.federation.updates.UpdateLimit`. None for no limit.
+            rounds; see :class:`~fednnunet.server.strategy.update_limit.UpdateLimit`. None for no limit.
 
     Attributes:
         failures: node id to reason, for the replies of the last round that could not be used.

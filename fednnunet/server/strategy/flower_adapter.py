@@ -15,7 +15,7 @@ from fednnunet.errors import ConfigError
 from fednnunet.exchange.messages import ExchangeDtype
 from fednnunet.exchange.records import from_array_record, to_array_record
 from fednnunet.exchange.rounding import decode
-from fednnunet.federation.strategy import AsymFedAvg, Update, same_metrics
+from fednnunet.server.strategy.asym_fedavg import AsymFedAvg, Update, same_metrics
 
 
 class FlowerStrategy(AsymFedAvg):
@@ -27,7 +27,7 @@ class FlowerStrategy(AsymFedAvg):
 
     Args:
         strategy: of Flower; Hydra makes it.
-        keep_local: see :class:`~fednnunet.federation.strategy.AsymFedAvg`.
+        keep_local: see :class:`~fednnunet.server.strategy.asym_fedavg.AsymFedAvg`.
         fraction_train: likewise; the strategy's own is not used.
         seed: likewise.
         max_update_norm: likewise.

@@ -9,8 +9,8 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from fednnunet.federation.contact import Contact
-from fednnunet.federation.grid import LocalGrid
+from fednnunet.server.local_grid import LocalGrid
+from fednnunet.server.node_client import Contact
 
 app = ClientApp()
 release = threading.Event()

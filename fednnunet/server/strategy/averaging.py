@@ -12,8 +12,8 @@ from fednnunet.errors import ProtocolError
 from fednnunet.exchange.arrays import BLOCK, check_finite
 from fednnunet.exchange.records import from_array_record
 from fednnunet.exchange.rounding import is_rounded
-from fednnunet.federation.matching import Matching, Share, match_layers
-from fednnunet.federation.updates import RoundStart
+from fednnunet.server.strategy.layer_matching import Matching, Share, match_layers
+from fednnunet.server.strategy.update_limit import RoundStart
 
 Node = TypeVar("Node", bound=Hashable)
 
@@ -45,7 +45,7 @@ def average_layers(
     Args:
         states: named arrays of every node.
         weights: of the nodes; None for equal ones (paper, eq. 3).
-        matching: see :func:`~fednnunet.federation.matching.match_layers`.
+        matching: see :func:`~fednnunet.server.strategy.layer_matching.match_layers`.
         share: likewise.
 
     Returns:
@@ -106,7 +106,7 @@ class StreamingAverage(Generic[Node]):
 
     Args:
         shapes: node to layer to something with a ``shape``, or a shape.
-        groups: node to layer to group (:func:`~fednnunet.federation.matching.match_layers`).
+        groups: node to layer to group (:func:`~fednnunet.server.strategy.layer_matching.match_layers`).
     """
 
     def __init__(self, shapes: Mapping[Node, Mapping[str, object]], groups: Mapping[Node, Mapping[str, str]]) -> None:
@@ -168,7 +168,7 @@ class StreamingAverage(Generic[Node]):
         """Whether ``arrays`` can be added.
 
         Returns:
-            How far they are from ``start``: :meth:`~fednnunet.federation.updates.RoundStart.update_norm`.
+            How far they are from ``start``: :meth:`~fednnunet.server.strategy.update_limit.RoundStart.update_norm`.
 
         Raises:
             ProtocolError: as :meth:`add`.

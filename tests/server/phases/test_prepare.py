@@ -14,13 +14,13 @@ from flwr.clientapp import ClientApp
 from fednnunet import __version__
 from fednnunet.errors import ProtocolError
 from fednnunet.exchange.messages import FingerprintReply, FingerprintRequest, PlanReply, PlanRequest
-from fednnunet.federation.contact import Contact
-from fednnunet.federation.grid import LocalGrid
-from fednnunet.federation.joining import describe_nodes
-from fednnunet.federation.journal import Journal
-from fednnunet.federation.members import ServerSettings
-from fednnunet.federation.preparing import plan_networks
 from fednnunet.fingerprint.local import ChannelIntensities, IntensityBins, LocalFingerprint
+from fednnunet.server.local_grid import LocalGrid
+from fednnunet.server.node_client import Contact
+from fednnunet.server.phases.prepare import plan_networks
+from fednnunet.server.phases.register import describe_nodes
+from fednnunet.server.run_recorder import Journal
+from fednnunet.server.session import ServerSettings
 
 CASES = {"Oslo": 3, "Porto": 5, "Riga": 0}
 """Riga is external."""

@@ -11,8 +11,8 @@ import pytest
 from fednnunet.errors import ProtocolError
 from fednnunet.exchange.channel import Request
 from fednnunet.exchange.messages import FingerprintReply, FingerprintRequest, parse_body
-from tests.federation import test_joining
-from tests.federation.test_joining import Describe, Said, names
+from tests.server.phases import test_register as test_joining
+from tests.server.phases.test_register import Describe, Said, names
 
 asked, describe, journal = test_joining.asked, test_joining.describe, test_joining.journal  # fixtures
 

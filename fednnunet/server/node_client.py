@@ -11,9 +11,9 @@ from typing import Protocol
 from flwr.app import Message
 from flwr.common.constant import ErrorCode
 
+from fednnunet.client_app import ERROR_CODES
 from fednnunet.errors import NodeError
-from fednnunet.federation.client_app import ERROR_CODES
-from fednnunet.federation.grid import LocalGrid, NodeGrid, wait_a_moment
+from fednnunet.server.local_grid import LocalGrid, NodeGrid, wait_a_moment
 
 log = logging.getLogger(__name__)
 

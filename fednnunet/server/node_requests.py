@@ -13,12 +13,12 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from fednnunet.errors import ConfigError, FednnUNetError, NodeError, ProtocolError
 from fednnunet.exchange import messages
 from fednnunet.exchange.messages import Body, Kind, parse_body
-from fednnunet.federation.contact import Contact, is_unreachable
-from fednnunet.federation.grid import wait_a_moment
-from fednnunet.federation.journal import Journal
+from fednnunet.server.local_grid import wait_a_moment
+from fednnunet.server.node_client import Contact, is_unreachable
+from fednnunet.server.run_recorder import Journal
 
 if TYPE_CHECKING:
-    from fednnunet.federation.members import Federation, ServerSettings
+    from fednnunet.server.session import Federation, ServerSettings
 
 log = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from fednnunet.errors import ProtocolError
 from fednnunet.exchange.rounding import ErrorFeedback
-from fednnunet.federation.aggregation import StreamingAverage, average_layers, common_layers
-from fednnunet.federation.matching import match_layers
+from fednnunet.server.strategy.averaging import StreamingAverage, average_layers, common_layers
+from fednnunet.server.strategy.layer_matching import match_layers
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "aggregation.json").read_text())
+GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "aggregation.json").read_text())
 STATES = [{name: np.array(values) for name, values in state.items()} for state in GOLDEN["states"]]
 
 

@@ -12,13 +12,13 @@ from pydantic import ValidationError
 from fednnunet.errors import ConfigError, DataError, ProtocolError, first_problem, one_line
 from fednnunet.exchange import messages
 from fednnunet.exchange.messages import Kind
-from fednnunet.federation.asking import ask, check_enough
-from fednnunet.federation.contact import Contact
-from fednnunet.federation.journal import Journal
-from fednnunet.federation.members import Federation, ServerSettings
 from fednnunet.files import write_atomically
 from fednnunet.fingerprint.local import IntensityRange, LocalFingerprint, common_ranges
 from fednnunet.fingerprint.merge import merge_fingerprints
+from fednnunet.server.node_client import Contact
+from fednnunet.server.node_requests import ask, check_enough
+from fednnunet.server.run_recorder import Journal
+from fednnunet.server.session import Federation, ServerSettings
 
 T = TypeVar("T")
 

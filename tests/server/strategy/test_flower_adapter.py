@@ -14,8 +14,8 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, FedMedian, FedTrim
 
 from fednnunet.errors import ConfigError
 from fednnunet.exchange.records import from_array_record, to_array_record
-from fednnunet.federation.flower import FlowerStrategy
-from fednnunet.federation.grid import LocalGrid
+from fednnunet.server.local_grid import LocalGrid
+from fednnunet.server.strategy.flower_adapter import FlowerStrategy
 
 SHAPES = {"encoder": [3, 2], "decoder": [4]}
 NODES = {1: "A", 2: "B", 3: "C"}

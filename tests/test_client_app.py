@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
+from fednnunet.client_app import ERROR_CODES, app
 from fednnunet.exchange.channel import Request, WorkerChannel
 from fednnunet.exchange.messages import Failure, Kind, PreprocessReply, TrainReply, TrainRequest
 from fednnunet.exchange.records import from_array_record, to_array_record
-from fednnunet.federation.client_app import ERROR_CODES, app
-from fednnunet.federation.grid import LocalGrid
+from fednnunet.server.local_grid import LocalGrid
 
 KEY = b"k" * 32
 
 
 def test_relay_imports_no_training_library() -> None:
     code = (
-        "import sys, fednnunet.federation.client_app\n"
+        "import sys, fednnunet.client_app\n"
         "print([name for name in ('torch', 'lightning', 'nnunetv2', 'monai', 'fednnunet.node') if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,9 +7,9 @@ from collections import Counter, defaultdict
 from itertools import combinations
 
 from fednnunet.exchange.digests import DIGESTS_FILE
-from fednnunet.federation.journal import Journal
-from fednnunet.federation.members import Federation
 from fednnunet.files import write_atomically
+from fednnunet.server.run_recorder import Journal
+from fednnunet.server.session import Federation
 
 DUPLICATES = "duplicates.json"
 """In the run's folder: each digest that several nodes told, and which nodes."""

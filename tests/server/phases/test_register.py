@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 from fednnunet import __version__
+from fednnunet.client_app import app
 from fednnunet.errors import ConfigError, NodeError
 from fednnunet.exchange.channel import Request, WorkerChannel
 from fednnunet.exchange.messages import Failure, FingerprintReply
-from fednnunet.federation.client_app import app
-from fednnunet.federation.contact import Contact
-from fednnunet.federation.grid import LocalGrid
-from fednnunet.federation.joining import describe_nodes
-from fednnunet.federation.journal import Journal
-from fednnunet.federation.members import Federation, ServerSettings
+from fednnunet.server.local_grid import LocalGrid
+from fednnunet.server.node_client import Contact
+from fednnunet.server.phases.register import describe_nodes
+from fednnunet.server.run_recorder import Journal
+from fednnunet.server.session import Federation, ServerSettings
 
 KEY = b"k" * 32
 NAMES = ("Oslo", "Porto", "Lund", "Riga")

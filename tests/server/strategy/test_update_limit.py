@@ -14,10 +14,10 @@ from flwr.clientapp import ClientApp
 
 from fednnunet.errors import ProtocolError
 from fednnunet.exchange.records import from_array_record, to_array_record
-from fednnunet.federation.grid import LocalGrid
-from fednnunet.federation.journal import Journal
-from fednnunet.federation.strategy import AsymFedAvg
-from fednnunet.federation.updates import RoundStart, UpdateLimit
+from fednnunet.server.local_grid import LocalGrid
+from fednnunet.server.run_recorder import Journal
+from fednnunet.server.strategy.asym_fedavg import AsymFedAvg
+from fednnunet.server.strategy.update_limit import RoundStart, UpdateLimit
 
 GROUPS = {"a": "a", "b": "b@2", "count": "count"}
 

@@ -11,12 +11,12 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from fednnunet.errors import NodeError, ProtocolError
 from fednnunet.exchange import messages
 from fednnunet.exchange.messages import Fold, Kind
-from fednnunet.federation.aggregation import check_model
-from fednnunet.federation.asking import ask, check_enough, num_bytes, parse_reply
-from fednnunet.federation.contact import Contact
-from fednnunet.federation.journal import Journal
-from fednnunet.federation.members import Federation, ServerSettings
-from fednnunet.federation.strategy import WEIGHT_KEY, AsymFedAvg, NoExchange
+from fednnunet.server.node_client import Contact
+from fednnunet.server.node_requests import ask, check_enough, num_bytes, parse_reply
+from fednnunet.server.run_recorder import Journal
+from fednnunet.server.session import Federation, ServerSettings
+from fednnunet.server.strategy.asym_fedavg import WEIGHT_KEY, AsymFedAvg, NoExchange
+from fednnunet.server.strategy.averaging import check_model
 
 log = logging.getLogger(__name__)
 
