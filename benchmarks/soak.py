@@ -263,7 +263,7 @@ class Soak:
 
     def __init__(self, folder: Path, options: argparse.Namespace) -> None:
         from tests.conftest import write_boxes
-        from tests.deployment.federation import Federation
+        from tests.support.deployed_federation import Federation
 
         self.rounds, self.run = options.rounds, folder / "run"
         self.nodes = {f"Node{number}": 300 + number for number in range(1, options.nodes + 1)}

@@ -155,8 +155,8 @@ def run_here(app: ServerApp, config: RunConfig, nodes: Sequence[NodeSettings]) -
 
 def run_across(app: ServerApp, config: RunConfig, journal: Journal) -> float:
     """Run the server of nodes on other machines; the largest memory of this process, in GiB."""
-    from fednnunet.deployment.run_status import RunStatus
-    from fednnunet.deployment.serverapp import run_across_machines
+    from fednnunet.deployment.server.run_server_app import run_across_machines
+    from fednnunet.deployment.server.run_status import RunStatus
 
     assert config.federation.server is not None, "checked with the configuration"
     status = RunStatus(

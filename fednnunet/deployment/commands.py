@@ -26,7 +26,7 @@ def server_up(
     insecure: Annotated[bool, typer.Option("--insecure", help="Without TLS and node keys; on this machine.")] = False,
 ) -> None:
     """Start the server, and keep it alive; Ctrl-C ends it."""
-    from fednnunet.deployment.server import serve
+    from fednnunet.deployment.server.supervisor import serve
 
     serve(keys, address, state, insecure)
 
@@ -40,7 +40,7 @@ def server_status(
     """Show the server, its nodes and the run; exit code 2 when the server does not answer."""
     from rich.console import Console
 
-    from fednnunet.deployment import status
+    from fednnunet.deployment.server.supervisor import status
 
     if watch and as_json:
         raise ConfigError("--watch shows a screen, --json is printed once: choose one of them")
@@ -57,7 +57,7 @@ def server_status(
 @node.command("up")
 def node_up(config: Annotated[Path, typer.Argument(help="The node's YAML file; see deploy/node.yaml.")]) -> None:
     """Join the federation, and keep worker and connection alive; Ctrl-C ends it."""
-    from fednnunet.deployment.node import serve
+    from fednnunet.deployment.node.supervisor import serve
     from fednnunet.deployment.node_config import read_site
 
     serve(read_site(config))
@@ -90,8 +90,8 @@ def node_check(
     """Test what the node needs before it joins; exit code 2 when something is to be mended."""
     from rich.console import Console
 
-    from fednnunet.deployment.check import check_node
-    from fednnunet.deployment.findings import show_findings
+    from fednnunet.deployment.node.preflight.checks import check_node
+    from fednnunet.deployment.node.preflight.results import show_findings
 
     console = Console(highlight=False)
     with console.status("testing …") as status:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.deployment.federation import Federation, running, train_locally, write_centres
+from tests.support.deployed_federation import Federation, running, train_locally, write_centres
 
 OPTIONS = ("strategy=ffe", "trainer.epochs=4")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.deployment.federation import Federation, running, write_centres
+from tests.support.deployed_federation import Federation, running, write_centres
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 ROUNDS = 12

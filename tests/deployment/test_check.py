@@ -25,17 +25,17 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from fednnunet.cli import main
 from fednnunet.config import ModelConfig
 from fednnunet.datasets.raw import estimate_size, read_dataset, stage_dataset
-from fednnunet.deployment import doors
 from fednnunet.deployment import keys as keys_module
-from fednnunet.deployment.check import check_device, check_node
-from fednnunet.deployment.findings import Finding
 from fednnunet.deployment.keys import make_keys
+from fednnunet.deployment.node.preflight.checks import check_device, check_node
+from fednnunet.deployment.node.preflight.results import Finding
 from fednnunet.deployment.node_config import read_site
+from fednnunet.deployment.server.supervisor import gateway as doors
 from fednnunet.fingerprint.extract import extract_fingerprint
 from fednnunet.planning import make_plans
 from fednnunet.preprocessing import preprocess
 from tests.conftest import MakeDataset
-from tests.deployment.outer_door import flower_server, register
+from tests.support.public_endpoint import flower_server, register
 
 NODE = "Oslo"
 WriteSite = Callable[..., Path]
@@ -368,7 +368,7 @@ def test_a_work_folder_that_can_not_be_written_is_told(write_site: WriteSite, tm
 
 
 def test_a_disk_without_room_is_told(write_site: WriteSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fednnunet.deployment.check.CHECKPOINTS", 2.0**60)
+    monkeypatch.setattr("fednnunet.deployment.node.preflight.checks.CHECKPOINTS", 2.0**60)
     (tmp_path / "work").mkdir()
     checkpoint = tmp_path / "work" / "checkpoint_round_1.pth"
     checkpoint.touch()

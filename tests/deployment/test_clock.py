@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 import pytest
+from fednnunet.deployment.node.supervisor.preflight import server_checks as check_server
 from flwr.supercore.date import now
 from flwr.supernode import node_auth_http_interceptor
 
-from fednnunet.deployment import check_server, link
-from fednnunet.deployment.link import Link
+from fednnunet.deployment.node.connection import Link
+from fednnunet.deployment.node.supervisor import connection as link
 from fednnunet.deployment.node_config import read_site
-from tests.deployment.federation import Federation, waiting_server
+from tests.support.deployed_federation import Federation, waiting_server
 
 pytestmark = pytest.mark.slow
 OFF = timedelta(minutes=10)

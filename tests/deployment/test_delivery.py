@@ -15,14 +15,14 @@ from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest, PushM
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.task_identity import TaskIdentity
 
-from fednnunet.deployment import grid as grid_module
-from fednnunet.deployment.grid import SuperLinkGrid
-from fednnunet.deployment.link import Link
+from fednnunet.deployment.node.connection import Link
 from fednnunet.deployment.node_config import read_site
+from fednnunet.deployment.server.superlink_grid import SuperLinkGrid
+from fednnunet.deployment.server.supervisor import superlink_grid as grid_module
 from fednnunet.exchange.packing import pack, unpack
 from fednnunet.exchange.records import from_array_record, to_array_record
 from fednnunet.server.node_client import is_unreachable
-from tests.deployment.federation import Federation, waiting_server
+from tests.support.deployed_federation import Federation, waiting_server
 
 
 @pytest.fixture(scope="module")

@@ -33,16 +33,19 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode import node_auth_http_interceptor
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from fednnunet.deployment import connections, doors, operator, signatures
-from fednnunet.deployment.grid import SuperLinkGrid
 from fednnunet.deployment.keys import make_keys
-from fednnunet.deployment.link import Link, Refused
+from fednnunet.deployment.node.connection import Link, Refused
 from fednnunet.deployment.node_config import SiteConfig, read_site
-from fednnunet.deployment.operator import POLLS_PATH, TOKEN_FILE, TOKEN_HEADER, Operator
+from fednnunet.deployment.server.operator_client import POLLS_PATH, TOKEN_FILE, TOKEN_HEADER, Operator
+from fednnunet.deployment.server.superlink_grid import SuperLinkGrid
+from fednnunet.deployment.server.supervisor import connection_limits as connections
+from fednnunet.deployment.server.supervisor import gateway as doors
+from fednnunet.deployment.server.supervisor import operator_client as operator
+from fednnunet.deployment.server.supervisor import signatures
 from fednnunet.errors import ConfigError
 from tests.conftest import write_boxes
-from tests.deployment.federation import Federation, free_port, waiting_server
-from tests.deployment.outer_door import flower_server, register
+from tests.support.deployed_federation import Federation, free_port, waiting_server
+from tests.support.public_endpoint import flower_server, register
 
 PULL = "/v1/fleet/pull-messages"
 PUSH_OBJECT = "/v1/fleet/push-object"

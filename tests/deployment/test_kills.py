@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.deployment.conftest import OPTIONS
-from tests.deployment.federation import Federation, check_result, reached
+from tests.support.deployed_federation import Federation, check_result, reached
 
 pytestmark = pytest.mark.slow
 STAGES = ("fingerprint", "plan", "preprocess", "train", "round 2", "evaluate", "external")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.deployment.federation import CENTRES, Federation, check_result, running, train_locally
-from tests.deployment.network import Link, Trouble, machines
+from tests.support.deployed_federation import CENTRES, Federation, check_result, running, train_locally
+from tests.support.network import Link, Trouble, machines
 
 pytestmark = pytest.mark.slow
 PORT = 9092

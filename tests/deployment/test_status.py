@@ -20,7 +20,7 @@ from rich.console import Console
 
 from fednnunet.cli import main
 from fednnunet.deployment.keys import make_keys
-from fednnunet.deployment.status import ago, as_json, read_status, render
+from fednnunet.deployment.server.status import ago, as_json, read_status, render
 from fednnunet.errors import ConfigError
 
 NOW = datetime(2030, 5, 1, 12, 0, 0, tzinfo=UTC)

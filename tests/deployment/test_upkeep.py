@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from fednnunet.deployment.keys import make_keys
-from tests.deployment.disks import disk_at, filled
-from tests.deployment.federation import Federation, check_result, reached, running, train_locally, write_centres
+from tests.support.deployed_federation import Federation, check_result, reached, running, train_locally, write_centres
+from tests.support.disks import disk_at, filled
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 NODES = ("Oslo", "Porto")

@@ -55,9 +55,9 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from fednnunet.client_app import app
 from fednnunet.deployment.keys import make_node_key
+from fednnunet.deployment.node.diagnosis import said, why_not_let_in, why_unreachable
 from fednnunet.deployment.node_config import SiteConfig
-from fednnunet.deployment.outages import said, why_not_let_in, why_unreachable
-from fednnunet.deployment.processes import log_to, terminal
+from fednnunet.deployment.supervision import log_to, terminal
 from fednnunet.errors import ConfigError, ProtocolError
 from fednnunet.exchange.arrays import MAX_BYTES
 from fednnunet.exchange.messages import MAX_BODY_BYTES

@@ -20,7 +20,7 @@ from fednnunet.config import (
 )
 from fednnunet.datasets.raw import find_dataset
 from fednnunet.deployment.node_config import SiteConfig
-from fednnunet.deployment.processes import OTHER_RUN
+from fednnunet.deployment.supervision import OTHER_RUN
 from fednnunet.errors import ConfigError, FednnUNetError, ProtocolError, first_problem
 from fednnunet.exchange.channel import Request, WorkerChannel
 from fednnunet.exchange.messages import Failure, FingerprintRequest, Kind, RunId, parse_body

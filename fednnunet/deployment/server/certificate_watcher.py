@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cryptography import x509
 
-from fednnunet.deployment.check_server import EXPIRES_SOON
+from fednnunet.deployment.node.preflight.server_checks import EXPIRES_SOON
 
 LOOK_SECONDS = 1.0
 REMIND = timedelta(days=1)

@@ -19,8 +19,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from fednnunet.deployment.operator import GONE_AWAY, Operator, ServerFacts, read_server
-from fednnunet.deployment.run_status import RUN_FILE
+from fednnunet.deployment.server.operator_client import GONE_AWAY, Operator, ServerFacts, read_server
+from fednnunet.deployment.server.run_status import RUN_FILE
 from fednnunet.errors import ConfigError, first_problem
 
 WATCH_SECONDS = 2.0

@@ -11,12 +11,12 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from fednnunet.datasets.raw import find_dataset
-from fednnunet.deployment.link import LOG_FILE, read_key, run_link
+from fednnunet.deployment.node.connection import LOG_FILE, read_key, run_link
 from fednnunet.deployment.node_config import SiteConfig
-from fednnunet.deployment.processes import OTHER_RUN, KeptAlive, ended_by_signal, keep_alive, terminal
+from fednnunet.deployment.supervision import OTHER_RUN, KeptAlive, ended_by_signal, keep_alive, terminal
 from fednnunet.lock import locked
 
-PRELOAD = ["fednnunet.deployment.worker"]
+PRELOAD = ["fednnunet.deployment.node.deployed_worker"]
 PATIENCE_SECONDS = 600.0
 """The link waits so long for a worker that is started again."""
 
@@ -76,6 +76,6 @@ def serve(site: SiteConfig) -> None:
 
 def _work(site: SiteConfig, address: str, key: bytes) -> None:
     # Imported here: this process needs no torch.
-    from fednnunet.deployment.worker import run_site_worker
+    from fednnunet.deployment.node.deployed_worker import run_site_worker
 
     run_site_worker(site, address, key)

@@ -27,12 +27,12 @@ from flwr.superlink.main import create_app
 from sqlalchemy import Engine, event
 from sqlalchemy.engine import ExceptionContext
 
-from fednnunet.deployment.certificate import keep_current
-from fednnunet.deployment.connections import MAX_CONNECTIONS, WatchedConnection
-from fednnunet.deployment.doors import fleet_only, with_token
-from fednnunet.deployment.operator import TOKEN_FILE
-from fednnunet.deployment.processes import log_to, terminal
-from fednnunet.deployment.signatures import Signatures
+from fednnunet.deployment.server.certificate_watcher import keep_current
+from fednnunet.deployment.server.connection_limits import MAX_CONNECTIONS, WatchedConnection
+from fednnunet.deployment.server.gateway import fleet_only, with_token
+from fednnunet.deployment.server.operator_client import TOKEN_FILE
+from fednnunet.deployment.server.signatures import Signatures
+from fednnunet.deployment.supervision import log_to, terminal
 from fednnunet.processes import end_with_parent
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ import ssl
 
 import httpx
 
-from fednnunet.deployment.check_server import check_clock, check_server, why_not_trusted
+from fednnunet.deployment.node.preflight.server_checks import check_clock, check_server, why_not_trusted
 from fednnunet.deployment.node_config import SiteConfig
 from fednnunet.errors import one_line
 

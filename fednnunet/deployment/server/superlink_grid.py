@@ -26,8 +26,8 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
-from fednnunet.deployment.operator import Operator, read_server
-from fednnunet.deployment.outages import said
+from fednnunet.deployment.node.diagnosis import said
+from fednnunet.deployment.server.operator_client import Operator, read_server
 from fednnunet.errors import ConfigError, FednnUNetError, ProtocolError
 from fednnunet.exchange.packing import pack, unpack
 from fednnunet.server.local_grid import NodeGrid

@@ -29,7 +29,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from fednnunet import __version__
-from fednnunet.deployment.findings import Finding
+from fednnunet.deployment.node.preflight.results import Finding
 from fednnunet.deployment.node_config import VERSION_PATH, SiteConfig, split_address
 
 TIMEOUT = 10.0

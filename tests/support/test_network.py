@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from fednnunet.deployment.keys import make_keys
-from tests.deployment.network import PREFIX, Link, Machine, Trouble, machines
+from tests.support.network import PREFIX, Link, Machine, Trouble, machines
 
 SECONDS = 20
 """After which what does not come is missing."""

@@ -15,10 +15,10 @@ from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID
 from flwr.server.superlink.linkstate import LinkState
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
-from fednnunet.deployment.connections import WatchedConnection
-from fednnunet.deployment.doors import fleet_only
-from fednnunet.deployment.signatures import Signatures
-from fednnunet.deployment.superlink import flower_app
+from fednnunet.deployment.server.connection_limits import WatchedConnection
+from fednnunet.deployment.server.gateway import fleet_only
+from fednnunet.deployment.server.signatures import Signatures
+from fednnunet.deployment.server.superlink import flower_app
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from flwr.serverapp import ServerApp
 
-from fednnunet.deployment.grid import RunLost, SuperLinkGrid
-from fednnunet.deployment.operator import Operator
+from fednnunet.deployment.server.operator_client import Operator
+from fednnunet.deployment.server.superlink_grid import RunLost, SuperLinkGrid
 from fednnunet.errors import ConfigError
 from fednnunet.files import DISK_FULL, has_room
 from fednnunet.lock import locked

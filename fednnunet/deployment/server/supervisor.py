@@ -16,8 +16,8 @@ from pathlib import Path
 from fednnunet import __version__
 from fednnunet.deployment.keys import node_keys
 from fednnunet.deployment.node_config import LOOPBACK, split_address
-from fednnunet.deployment.operator import GONE_AWAY, SERVER_FILE, Operator, ServerFacts, write_token
-from fednnunet.deployment.processes import KeptAlive, ended_by_signal, keep_alive
+from fednnunet.deployment.server.operator_client import GONE_AWAY, SERVER_FILE, Operator, ServerFacts, write_token
+from fednnunet.deployment.supervision import KeptAlive, ended_by_signal, keep_alive
 from fednnunet.errors import ConfigError
 from fednnunet.files import write_atomically
 from fednnunet.lock import locked
@@ -123,7 +123,7 @@ def _start(state: Path, outer: socket.socket, inner: socket.socket, keys: Path |
 
 
 def _superlink(state: Path, outer: socket.socket, inner: socket.socket, keys: Path | None) -> None:
-    from fednnunet.deployment.superlink import run_superlink
+    from fednnunet.deployment.server.superlink import run_superlink
 
     run_superlink(state, outer, inner, keys, state / LOG_FILE)
 

@@ -18,7 +18,9 @@ from cryptography import x509
 
 from fednnunet import __version__
 from fednnunet.datasets.raw import RawDataset, check_images, estimate_size, find_dataset, read_dataset
-from fednnunet.deployment.check_server import (
+from fednnunet.deployment.node.connection import read_key
+from fednnunet.deployment.node.preflight.results import Check, Finding, run_checks
+from fednnunet.deployment.node.preflight.server_checks import (
     EXPIRES_SOON,
     check_clock,
     check_connection,
@@ -26,8 +28,6 @@ from fednnunet.deployment.check_server import (
     check_server,
     check_tls,
 )
-from fednnunet.deployment.findings import Check, Finding, run_checks
-from fednnunet.deployment.link import read_key
 from fednnunet.deployment.node_config import SiteConfig, read_site
 
 GIGABYTE = 2**30
