@@ -43,6 +43,7 @@ import psutil  # noqa: E402
 import round_overhead  # noqa: E402
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict  # noqa: E402
 
+from fednnunet.audit.log import AuditLog  # noqa: E402
 from fednnunet.deployment.keys import make_keys  # noqa: E402
 from fednnunet.deployment.node.connection import run_link  # noqa: E402
 from fednnunet.deployment.node_config import SiteConfig  # noqa: E402
@@ -52,7 +53,6 @@ from fednnunet.exchange.arrays import SharedArrays  # noqa: E402
 from fednnunet.exchange.channel import WorkerChannel  # noqa: E402
 from fednnunet.exchange.messages import Kind, TrainReply, TrainRequest  # noqa: E402
 from fednnunet.exchange.records import to_array_record  # noqa: E402
-from fednnunet.node.audit import AuditLog  # noqa: E402
 from fednnunet.server.local_grid import wait_a_moment  # noqa: E402
 from fednnunet.server.node_requests import num_bytes  # noqa: E402
 from tests.support.network import Link  # noqa: E402

@@ -25,11 +25,11 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
 
+from fednnunet.audit.log import AuditLog
 from fednnunet.client_app import app
 from fednnunet.exchange.arrays import SharedArrays
 from fednnunet.exchange.channel import WorkerChannel
 from fednnunet.exchange.messages import TrainReply, TrainRequest
-from fednnunet.node.audit import AuditLog
 from fednnunet.server.local_grid import LocalGrid
 from fednnunet.server.node_client import Contact
 from fednnunet.server.strategy.asym_fedavg import AsymFedAvg

@@ -57,5 +57,5 @@ def test_layers_average_without_training_libraries() -> None:
 
 
 def test_an_audit_is_read_without_training_libraries() -> None:
-    result = run("import fednnunet.deployment.audit_report; print('flwr' in sys.modules)")
+    result = run("import fednnunet.audit.report; print('flwr' in sys.modules)")
     assert result.stdout == "False\n", result.stderr

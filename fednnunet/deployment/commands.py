@@ -75,8 +75,8 @@ def node_audit(
     """
     from rich.console import Console
 
-    from fednnunet.deployment.audit_report import show_audit
-    from fednnunet.deployment.audit_trail import find_logs
+    from fednnunet.audit.reader import find_logs
+    from fednnunet.audit.report import show_audit
 
     if not show_audit(find_logs(path), Console(), entries=entries, as_json=as_json):
         raise typer.Exit(2)

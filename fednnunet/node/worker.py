@@ -17,6 +17,7 @@ from typing import Any, Literal, NoReturn
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from pydantic import BaseModel
 
+from fednnunet.audit.log import AUDIT_LOG, AuditLog
 from fednnunet.errors import ConfigError, DataError, FednnUNetError, ProtocolError
 from fednnunet.exchange.arrays import SharedArrays
 from fednnunet.exchange.channel import Request, WorkerChannel
@@ -35,7 +36,6 @@ from fednnunet.exchange.messages import (
     parse_body,
 )
 from fednnunet.node.asked import Asked
-from fednnunet.node.audit import AUDIT_LOG, AuditLog
 from fednnunet.node.memory import lack_of_disk, lack_of_memory
 from fednnunet.node.outgoing import Outgoing
 from fednnunet.node.process import set_up_process

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from fednnunet.deployment.audit_trail import find_logs, read_trail, summarise
+from fednnunet.audit.reader import find_logs, read_trail, summarise
 from fednnunet.exchange.messages import Kind
 from tests.integration.conftest import CENTRES
 from tests.integration.test_exchange import HEADER

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from pydantic import BaseModel, ValidationError
 
+from fednnunet.audit.log import AUDIT_LOG, AuditLog
 from fednnunet.config import (
     CachePaths,
     FingerprintConfig,
@@ -25,7 +26,6 @@ from fednnunet.errors import ConfigError, FednnUNetError, ProtocolError, first_p
 from fednnunet.exchange.channel import Request, WorkerChannel
 from fednnunet.exchange.messages import Failure, FingerprintRequest, Kind, RunId, parse_body
 from fednnunet.files import DISK_FULL, write_atomically
-from fednnunet.node.audit import AUDIT_LOG, AuditLog
 from fednnunet.node.process import set_up_process
 from fednnunet.node.settings import NodeSettings
 from fednnunet.node.worker import NodeWorker

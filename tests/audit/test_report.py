@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fednnunet.audit.log import Entry, Tensor, Told, digest_of
+from fednnunet.audit.reader import read_trail, summarise
 from fednnunet.cli import main
-from fednnunet.deployment.audit_trail import read_trail, summarise
 from fednnunet.exchange.messages import Kind
-from fednnunet.node.audit import Entry, Tensor, Told, digest_of
 
 LAYERS = {"encoder.weight": [8, 1, 3, 3], "encoder.bias": [8]}
 Audit = Callable[..., tuple[int, str]]

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from fednnunet.deployment.audit_trail import read_trail
+from fednnunet.audit.log import BLOCK, AuditLog
+from fednnunet.audit.reader import read_trail
 from fednnunet.exchange.arrays import ALIGNMENT, SharedArrays
 from fednnunet.exchange.channel import Request, WorkerChannel, WorkerFailure, call_worker
 from fednnunet.exchange.messages import (
@@ -29,7 +30,6 @@ from fednnunet.exchange.messages import (
     TrainRequest,
 )
 from fednnunet.fingerprint.local import IntensityRange, common_ranges
-from fednnunet.node.audit import BLOCK, AuditLog
 from fednnunet.node.settings import NodeSettings
 from tests.conftest import write_boxes
 from tests.node.test_worker import Server, run_config, serving

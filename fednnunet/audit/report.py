@@ -1,4 +1,4 @@
-"""``fednnunet node audit``: what left a node, for people; :mod:`fednnunet.deployment.audit_trail` reads the log."""
+"""``fednnunet node audit``: what left a node, for people; :mod:`fednnunet.audit.reader` reads the log."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
-from fednnunet.deployment.audit_trail import Group, Summary, Trail, read_trail, summarise
+from fednnunet.audit.log import OPENED, Entry
+from fednnunet.audit.reader import Group, Summary, Trail, read_trail, summarise
 from fednnunet.exchange.messages import Kind
-from fednnunet.node.audit import OPENED, Entry
 
 WHAT = {
     Kind.FINGERPRINT: "Description of the data",
