@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from fednnunet.config import read_config
+from fednnunet.config.run import read_config
 from fednnunet.errors import FednnUNetError
 from fednnunet.jobs import NO_PLUGIN, go_on, note_failure, problem_of_launcher, report_failures
 from fednnunet.resume import with_continue

@@ -44,9 +44,9 @@ import round_overhead  # noqa: E402
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict  # noqa: E402
 
 from fednnunet.audit.log import AuditLog  # noqa: E402
+from fednnunet.config.node_file import SiteConfig  # noqa: E402
 from fednnunet.deployment.keys import make_keys  # noqa: E402
 from fednnunet.deployment.node.connection import run_link  # noqa: E402
-from fednnunet.deployment.node_config import SiteConfig  # noqa: E402
 from fednnunet.deployment.server.superlink_grid import RunLost, SuperLinkGrid  # noqa: E402
 from fednnunet.errors import ConfigError  # noqa: E402
 from fednnunet.exchange.arrays import SharedArrays  # noqa: E402

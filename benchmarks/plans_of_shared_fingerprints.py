@@ -27,7 +27,7 @@ import numpy as np
 import torch
 import yaml
 
-from fednnunet.config import ModelConfig
+from fednnunet.config.run import ModelConfig
 from fednnunet.datasets.phantom import make_phantom
 from fednnunet.datasets.raw import RawDataset, read_dataset
 from fednnunet.fingerprint import LocalFingerprint, merge_fingerprints

@@ -43,7 +43,7 @@ import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from fednnunet.config import ModelConfig, NodeConfig, TrainerConfig
+from fednnunet.config.run import ModelConfig, NodeConfig, TrainerConfig
 from fednnunet.datasets.phantom import make_phantom
 from fednnunet.datasets.raw import raw_digest, read_dataset, stage_dataset
 from fednnunet.fingerprint.extract import extract_fingerprint

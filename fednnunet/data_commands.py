@@ -11,8 +11,8 @@ from typing import Annotated
 
 import typer
 
-from fednnunet.config import CentreConfig
-from fednnunet.datasets.named import configured_dataset
+from fednnunet.config.hydra_datasets import configured_dataset
+from fednnunet.config.run import CentreConfig
 from fednnunet.datasets.raw import DATASET_NAME, RawDataset, find_dataset, list_cases
 from fednnunet.datasets.summary import Concern
 from fednnunet.errors import ConfigError, DataError

@@ -15,7 +15,7 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 
 from fednnunet.classes import find_class
-from fednnunet.config import ModelConfig
+from fednnunet.config.run import ModelConfig
 from fednnunet.errors import ConfigError
 from fednnunet.files import write_atomically
 

@@ -23,7 +23,7 @@ from hydra.utils import instantiate
 
 from fednnunet import __version__
 from fednnunet.client_app import app as client_app
-from fednnunet.config import POOLED_NODE, RunConfig
+from fednnunet.config.run import POOLED_NODE, RunConfig
 from fednnunet.datasets.raw import find_dataset, read_dataset
 from fednnunet.errors import ConfigError, FednnUNetError
 from fednnunet.files import DISK_FULL, write_atomically

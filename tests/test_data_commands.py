@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from fednnunet.cli import main
+from fednnunet.config.hydra_datasets import configured_dataset
 from fednnunet.data_commands import choose_centres
-from fednnunet.datasets.named import configured_dataset
 from fednnunet.datasets.phantom import make_phantom
 from fednnunet.errors import ConfigError, DataError
 from tests.conftest import write_boxes

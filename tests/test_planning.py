@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fednnunet.config import ModelConfig
+from fednnunet.config.run import ModelConfig
 from fednnunet.datasets.raw import read_dataset, stage_dataset
 from fednnunet.errors import ConfigError
 from fednnunet.fingerprint.extract import extract_fingerprint

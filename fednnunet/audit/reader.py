@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from fednnunet.audit.log import AUDIT_LOG, Entry, digest_of
-from fednnunet.deployment.node_config import read_site
+from fednnunet.config.node_file import read_site
 from fednnunet.errors import DataError, first_problem
 from fednnunet.exchange.messages import REPLIES, Failure, Kind
 

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from fednnunet.config.hydra_datasets import configured_dataset
 from fednnunet.conversion.study import Survey
-from fednnunet.datasets.named import configured_dataset
 from fednnunet.errors import ConfigError
 
 

@@ -57,8 +57,8 @@ def server_status(
 @node.command("up")
 def node_up(config: Annotated[Path, typer.Argument(help="The node's YAML file; see deploy/node.yaml.")]) -> None:
     """Join the federation, and keep worker and connection alive; Ctrl-C ends it."""
+    from fednnunet.config.node_file import read_site
     from fednnunet.deployment.node.supervisor import serve
-    from fednnunet.deployment.node_config import read_site
 
     serve(read_site(config))
 

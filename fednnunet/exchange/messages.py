@@ -64,7 +64,7 @@ class FingerprintRequest(Body):
         total_cases: training cases of all nodes, for the contribution.
         bins: of every channel's histogram, for the contribution.
         run: id of the run, where the node is not started for it: one that is on another run begins this one.
-        task: what the node is to do in it (:class:`~fednnunet.config.TaskConfig`).
+        task: what the node is to do in it (:class:`~fednnunet.config.run.TaskConfig`).
         salt: tell digests of the images, keyed with it, where the node's own configuration allows that.
     """
 

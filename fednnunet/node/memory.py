@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fednnunet.config import NodeRunConfig
+from fednnunet.config.run import NodeRunConfig
 from fednnunet.files import DISK_FULL
 
 CPU_OUT_OF_MEMORY = "can't allocate memory"

@@ -23,7 +23,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import distributed
 
-from fednnunet.config import TrainerConfig
+from fednnunet.config.run import TrainerConfig
 from fednnunet.node.process import set_up_process
 from fednnunet.node.settings import NodeSettings
 from fednnunet.training.build import build_lightning_trainer, build_nnunet_trainer, cap_memory, resolve_device

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from fednnunet.config import NodeRunConfig
+from fednnunet.config.run import NodeRunConfig
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from fednnunet.config import POOLED_NODE
+from fednnunet.config.run import POOLED_NODE
 from fednnunet.errors import DataError
 from fednnunet.exchange.messages import ENSEMBLE
 from fednnunet.files import write_atomically

@@ -29,7 +29,7 @@ class ServerSettings:
         nodes: of the federation, which the first stage waits for; None takes those that the grid has when it begins.
         patient: nodes that can not be reached come back, and are waited for.
         run: id of this run, where nodes are to be told of it; the same when it goes on.
-        task: what nodes are told to do in it (:class:`~fednnunet.config.TaskConfig`).
+        task: what nodes are told to do in it (:class:`~fednnunet.config.run.TaskConfig`).
         centres: names that nodes may have, and whether each only tests; None takes any.
         find_duplicates: ask for salted digests of images, and warn of those that two nodes hold.
     """

@@ -27,7 +27,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
 from fednnunet.classes import find_class, nnunet_classes
-from fednnunet.config import NodeConfig, TrainerConfig
+from fednnunet.config.run import NodeConfig, TrainerConfig
 from fednnunet.errors import ConfigError
 from fednnunet.training.module import NNUNetModule
 

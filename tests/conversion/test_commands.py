@@ -11,9 +11,9 @@ import pytest
 import SimpleITK as sitk
 
 from fednnunet.cli import main
+from fednnunet.config.hydra_datasets import configured_dataset
 from fednnunet.conversion.commands import CONVERTERS, Converter, command_of
 from fednnunet.conversion.manifest import read_manifest
-from fednnunet.datasets.named import configured_dataset
 from fednnunet.datasets.raw import check_images, read_dataset
 from tests.conversion.test_cardiac import make_acdc, make_mnms1, make_mnms2
 from tests.conversion.test_convert import content

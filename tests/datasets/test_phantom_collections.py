@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 
-from fednnunet.config import ModelConfig, RunConfig, read_config
+from fednnunet.config.run import ModelConfig, RunConfig, read_config
 from fednnunet.datasets.phantom_breast import BreastCentre
 from fednnunet.datasets.phantom_collection import Centre, Grid, MriCentre, Scale, draw_volume, read_centres
 from fednnunet.datasets.phantom_ultrasound import UltrasoundCentre, draw_resolution

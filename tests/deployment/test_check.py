@@ -23,13 +23,13 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from fednnunet.cli import main
-from fednnunet.config import ModelConfig
+from fednnunet.config.node_file import read_site
+from fednnunet.config.run import ModelConfig
 from fednnunet.datasets.raw import estimate_size, read_dataset, stage_dataset
 from fednnunet.deployment import keys as keys_module
 from fednnunet.deployment.keys import make_keys
 from fednnunet.deployment.node.preflight.checks import check_device, check_node
 from fednnunet.deployment.node.preflight.results import Finding
-from fednnunet.deployment.node_config import read_site
 from fednnunet.deployment.server.supervisor import gateway as doors
 from fednnunet.fingerprint.extract import extract_fingerprint
 from fednnunet.planning import make_plans

@@ -13,9 +13,9 @@ from fednnunet.deployment.node.supervisor.preflight import server_checks as chec
 from flwr.supercore.date import now
 from flwr.supernode import node_auth_http_interceptor
 
+from fednnunet.config.node_file import read_site
 from fednnunet.deployment.node.connection import Link
 from fednnunet.deployment.node.supervisor import connection as link
-from fednnunet.deployment.node_config import read_site
 from tests.support.deployed_federation import Federation, waiting_server
 
 pytestmark = pytest.mark.slow

@@ -15,8 +15,8 @@ from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest, PushM
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.task_identity import TaskIdentity
 
+from fednnunet.config.node_file import read_site
 from fednnunet.deployment.node.connection import Link
-from fednnunet.deployment.node_config import read_site
 from fednnunet.deployment.server.superlink_grid import SuperLinkGrid
 from fednnunet.deployment.server.supervisor import superlink_grid as grid_module
 from fednnunet.exchange.packing import pack, unpack

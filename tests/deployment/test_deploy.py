@@ -14,7 +14,7 @@ import yaml
 from typer.testing import CliRunner
 
 from fednnunet.cli import app
-from fednnunet.deployment.node_config import SiteConfig, read_site
+from fednnunet.config.node_file import SiteConfig, read_site
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))

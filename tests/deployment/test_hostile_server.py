@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import yaml
 
+from fednnunet.config.node_file import SiteConfig, read_site
 from fednnunet.deployment.keys import make_keys
 from fednnunet.deployment.node.connection import Link, Refused
 from fednnunet.deployment.node.deployed_worker import assignment_of, run_site_worker, settings_of
 from fednnunet.deployment.node.supervisor import connection as link_module
-from fednnunet.deployment.node_config import SiteConfig, read_site
 from fednnunet.deployment.supervision import OTHER_RUN
 from fednnunet.errors import ConfigError, NodeError, ProtocolError
 from fednnunet.exchange.channel import WorkerFailure, WorkerUnreachable, call_worker

@@ -33,9 +33,9 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode import node_auth_http_interceptor
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from fednnunet.config.node_file import SiteConfig, read_site
 from fednnunet.deployment.keys import make_keys
 from fednnunet.deployment.node.connection import Link, Refused
-from fednnunet.deployment.node_config import SiteConfig, read_site
 from fednnunet.deployment.server.operator_client import POLLS_PATH, TOKEN_FILE, TOKEN_HEADER, Operator
 from fednnunet.deployment.server.superlink_grid import SuperLinkGrid
 from fednnunet.deployment.server.supervisor import connection_limits as connections

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from fednnunet.config import RunConfig
+from fednnunet.config.run import RunConfig
 from fednnunet.exchange.channel import WorkerFailure, call_worker
 from fednnunet.exchange.messages import (
     EvaluateReply,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from fednnunet.config import NodeConfig
+from fednnunet.config.run import NodeConfig
 from fednnunet.errors import ConfigError
 from fednnunet.training.build import (
     build_lightning_trainer,

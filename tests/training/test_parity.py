@@ -15,7 +15,7 @@ from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransfo
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from fednnunet.classes import nnunet_classes
-from fednnunet.config import ModelConfig, NodeConfig, TrainerConfig
+from fednnunet.config.run import ModelConfig, NodeConfig, TrainerConfig
 from fednnunet.datasets.raw import raw_digest, read_dataset, stage_dataset
 from fednnunet.errors import ConfigError
 from fednnunet.fingerprint.extract import extract_fingerprint

@@ -54,9 +54,9 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from fednnunet.client_app import app
+from fednnunet.config.node_file import SiteConfig
 from fednnunet.deployment.keys import make_node_key
 from fednnunet.deployment.node.diagnosis import said, why_not_let_in, why_unreachable
-from fednnunet.deployment.node_config import SiteConfig
 from fednnunet.deployment.supervision import log_to, terminal
 from fednnunet.errors import ConfigError, ProtocolError
 from fednnunet.exchange.arrays import MAX_BYTES

@@ -10,7 +10,8 @@ from typing import Any, NoReturn
 from pydantic import BaseModel, ValidationError
 
 from fednnunet.audit.log import AUDIT_LOG, AuditLog
-from fednnunet.config import (
+from fednnunet.config.node_file import SiteConfig
+from fednnunet.config.run import (
     CachePaths,
     FingerprintConfig,
     GpuMemoryConfig,
@@ -19,8 +20,8 @@ from fednnunet.config import (
     NodeRunConfig,
     TrainerConfig,
 )
+from fednnunet.config.shared import TaskConfig
 from fednnunet.datasets.raw import find_dataset
-from fednnunet.deployment.node_config import SiteConfig
 from fednnunet.deployment.supervision import OTHER_RUN
 from fednnunet.errors import ConfigError, FednnUNetError, ProtocolError, first_problem
 from fednnunet.exchange.channel import Request, WorkerChannel
@@ -30,7 +31,6 @@ from fednnunet.node.process import set_up_process
 from fednnunet.node.settings import NodeSettings
 from fednnunet.node.worker import NodeWorker
 from fednnunet.processes import cores
-from fednnunet.task import TaskConfig
 
 log = logging.getLogger(__name__)
 

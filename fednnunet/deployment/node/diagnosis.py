@@ -7,8 +7,8 @@ import ssl
 
 import httpx
 
+from fednnunet.config.node_file import SiteConfig
 from fednnunet.deployment.node.preflight.server_checks import check_clock, check_server, why_not_trusted
-from fednnunet.deployment.node_config import SiteConfig
 from fednnunet.errors import one_line
 
 

@@ -10,9 +10,9 @@ import tempfile
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from fednnunet.config.node_file import SiteConfig
 from fednnunet.datasets.raw import find_dataset
 from fednnunet.deployment.node.connection import LOG_FILE, read_key, run_link
-from fednnunet.deployment.node_config import SiteConfig
 from fednnunet.deployment.supervision import OTHER_RUN, KeptAlive, ended_by_signal, keep_alive, terminal
 from fednnunet.lock import locked
 

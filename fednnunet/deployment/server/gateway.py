@@ -24,7 +24,7 @@ from flwr.supercore.error.catalog import API_ERROR_MAP
 from google.protobuf.message import DecodeError
 
 from fednnunet import __version__
-from fednnunet.deployment.node_config import VERSION_PATH
+from fednnunet.config.node_file import VERSION_PATH
 from fednnunet.deployment.server.operator_client import POLLS_PATH, TOKEN_HEADER
 from fednnunet.deployment.server.signatures import NOT_REGISTERED, Signatures, public_key_of
 from fednnunet.exchange.messages import MAX_BODY_BYTES

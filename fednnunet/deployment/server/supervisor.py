@@ -14,8 +14,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from fednnunet import __version__
+from fednnunet.config.node_file import LOOPBACK, split_address
 from fednnunet.deployment.keys import node_keys
-from fednnunet.deployment.node_config import LOOPBACK, split_address
 from fednnunet.deployment.server.operator_client import GONE_AWAY, SERVER_FILE, Operator, ServerFacts, write_token
 from fednnunet.deployment.supervision import KeptAlive, ended_by_signal, keep_alive
 from fednnunet.errors import ConfigError

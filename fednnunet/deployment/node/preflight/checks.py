@@ -17,6 +17,7 @@ from pathlib import Path
 from cryptography import x509
 
 from fednnunet import __version__
+from fednnunet.config.node_file import SiteConfig, read_site
 from fednnunet.datasets.raw import RawDataset, check_images, estimate_size, find_dataset, read_dataset
 from fednnunet.deployment.node.connection import read_key
 from fednnunet.deployment.node.preflight.results import Check, Finding, run_checks
@@ -28,7 +29,6 @@ from fednnunet.deployment.node.preflight.server_checks import (
     check_server,
     check_tls,
 )
-from fednnunet.deployment.node_config import SiteConfig, read_site
 
 GIGABYTE = 2**30
 RESAMPLED = 2

@@ -29,8 +29,8 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from fednnunet import __version__
+from fednnunet.config.node_file import VERSION_PATH, SiteConfig, split_address
 from fednnunet.deployment.node.preflight.results import Finding
-from fednnunet.deployment.node_config import VERSION_PATH, SiteConfig, split_address
 
 TIMEOUT = 10.0
 """Seconds for a connection and for an answer."""

@@ -9,14 +9,14 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from fednnunet.config import RunConfig, read_config
+from fednnunet.config.run import RunConfig, read_config
 from fednnunet.datasets.raw import DATASET_NAME
 from fednnunet.errors import ConfigError
 from fednnunet.reporting.paper import paper_tables
 from fednnunet.server.strategy.asym_fedavg import AsymFedAvg
 
 LABELS = {"mamamia": ["tumour"], "mnms": ["LV", "MYO", "RV"], "aimix": ["abdomen"]}
-CONF = Path(__file__).parents[1] / "conf"
+CONF = Path(__file__).parents[2] / "conf"
 TABLES = {"table7_mamamia": "mamamia", "table8_mnms": "mnms", "table9_aimix": "aimix"}
 """Experiments on data that is not generated."""
 CENTRES = "dataset.centres=[{name: Oslo, dataset: 201}, {name: Porto, dataset: /data/Dataset202_Porto}]"

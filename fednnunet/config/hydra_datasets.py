@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 import fednnunet
-from fednnunet.config import DatasetConfig
+from fednnunet.config.run import DatasetConfig
 from fednnunet.errors import ConfigError, first_problem
 
 PACKAGE = Path(fednnunet.__file__).parent

@@ -9,9 +9,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, PositiveFloat, ValidationError, model_validator
 
+from fednnunet.config.shared import Config, Folds, TaskConfig, TaskDataset, TaskModel, TaskTrainer
 from fednnunet.errors import ConfigError
 from fednnunet.exchange.messages import ENSEMBLE, ExchangeDtype, Fold, NodeName
-from fednnunet.task import Config, Folds, TaskConfig, TaskDataset, TaskModel, TaskTrainer
 
 POOLED_NODE = "centralized"
 """Name of the one node that holds all centres' cases."""

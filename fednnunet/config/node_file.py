@@ -9,7 +9,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, PositiveFloat, ValidationError, field_validator, model_validator
 
-from fednnunet.config import NodeConfig
+from fednnunet.config.run import NodeConfig
 from fednnunet.errors import ConfigError, first_problem
 from fednnunet.exchange.messages import NodeName
 
@@ -22,7 +22,7 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 class SiteConfig(NodeConfig):
     """What ``fednnunet node up`` is told; paths are relative to the file.
 
-    What the server may decide (:class:`~fednnunet.config.TaskConfig`) is not in here; what the machine and the data
+    What the server may decide (:class:`~fednnunet.config.run.TaskConfig`) is not in here; what the machine and the data
     of the hospital need is, and the server can not change it.
 
     Attributes:
