@@ -229,7 +229,7 @@ def deployed(configs: Sequence[Mapping[str, str]]) -> Iterator[tuple[SuperLinkGr
         outer, count = stack.enter_context(counted(port))
         processes = stack.enter_context(Processes(folder, {}))
         up = ("server", "up", str(made), "--address", f"127.0.0.1:{port}", "--state", str(state))
-        processes.start("server", sys.executable, "-m", "fednnunet.cli", *up)
+        processes.start("server", sys.executable, "-m", "fednnunet.cli.main", *up)
         for name, config in zip(names, configs, strict=True):
             site = SiteConfig(
                 name=name,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from fednnunet.audit.log import Entry, Tensor, Told, digest_of
 from fednnunet.audit.reader import read_trail, summarise
-from fednnunet.cli import main
+from fednnunet.cli.main import main
 from fednnunet.exchange.messages import Kind
 
 LAYERS = {"encoder.weight": [8, 1, 3, 3], "encoder.bias": [8]}

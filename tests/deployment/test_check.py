@@ -22,7 +22,7 @@ import yaml
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
-from fednnunet.cli import main
+from fednnunet.cli.main import main
 from fednnunet.config.node_file import read_site
 from fednnunet.config.run import ModelConfig
 from fednnunet.datasets.raw import estimate_size, read_dataset, stage_dataset

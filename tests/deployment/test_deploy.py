@@ -13,7 +13,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from fednnunet.cli import app
+from fednnunet.cli.main import app
 from fednnunet.config.node_file import SiteConfig, read_site
 
 DEPLOY = Path(__file__).parents[2] / "deploy"

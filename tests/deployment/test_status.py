@@ -18,7 +18,7 @@ import pytest
 from flwr.proto.node_pb2 import NodeInfo
 from rich.console import Console
 
-from fednnunet.cli import main
+from fednnunet.cli.main import main
 from fednnunet.deployment.keys import make_keys
 from fednnunet.deployment.server.status import ago, as_json, read_status, render
 from fednnunet.errors import ConfigError
@@ -211,7 +211,16 @@ def test_a_running_server_tells_of_its_nodes(
     make_keys(tmp_path / "keys", ["127.0.0.1"], ["Oslo", "Porto"])
     state = tmp_path / "server"
     monkeypatch.setattr(sys, "argv", ["fednnunet", "server", "status", "--state", str(state)])
-    command = [sys.executable, "-m", "fednnunet.cli", "server", "up", str(tmp_path / "keys"), "--state", str(state)]
+    command = [
+        sys.executable,
+        "-m",
+        "fednnunet.cli.main",
+        "server",
+        "up",
+        str(tmp_path / "keys"),
+        "--state",
+        str(state),
+    ]
     unbuffered = os.environ | {"PYTHONUNBUFFERED": "1"}
     command += ["--address", "127.0.0.1:0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=unbuffered) as server:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from fednnunet.cli import main
+from fednnunet.cli.main import main
 from tests.integration.conftest import ROOT, command, run_here
 
 pytestmark = pytest.mark.slow

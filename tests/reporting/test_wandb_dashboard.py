@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fednnunet import cli
+from fednnunet.cli.main import main as cli
 from fednnunet.reporting.wandb_tracker import WandbTracker
 from tests.reporting.conftest import track
 from tests.reporting.wandb_files import Logged, read_wandb

@@ -130,7 +130,7 @@ class Federation:
         self._spawn("train", [*self.inside.get("server", ()), *command])
 
     def _start(self, name: str, arguments: Sequence[str]) -> None:
-        command = [sys.executable, "-m", "fednnunet.cli", *arguments]
+        command = [sys.executable, "-m", "fednnunet.cli.main", *arguments]
         self._spawn(name, [*self.inside.get(name, ()), *command])
 
     def _spawn(self, name: str, command: Sequence[str]) -> None:

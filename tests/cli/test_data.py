@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fednnunet.cli import main
+from fednnunet.cli.data import choose_centres
+from fednnunet.cli.main import main
 from fednnunet.config.hydra_datasets import configured_dataset
-from fednnunet.data_commands import choose_centres
 from fednnunet.datasets.phantom import make_phantom
 from fednnunet.errors import ConfigError, DataError
 from tests.conftest import write_boxes

@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from fednnunet.conversion.commands import convert
-from fednnunet.data_commands import data
-from fednnunet.deployment.commands import node, server
+from fednnunet.cli.convert import convert
+from fednnunet.cli.data import data
+from fednnunet.cli.deployment import node, server
 from fednnunet.errors import FednnUNetError
 
 app = typer.Typer(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from fednnunet.cli import main
+from fednnunet.cli.main import main
 from tests.reporting.conftest import make_run, write_run
 
 __all__ = ["make_run", "write_run"]  # fixtures

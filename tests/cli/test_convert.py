@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from fednnunet.cli import main
+from fednnunet.cli.convert import CONVERTERS, Converter, command_of
+from fednnunet.cli.main import main
 from fednnunet.config.hydra_datasets import configured_dataset
-from fednnunet.conversion.commands import CONVERTERS, Converter, command_of
 from fednnunet.conversion.manifest import read_manifest
 from fednnunet.datasets.raw import check_images, read_dataset
 from tests.conversion.test_cardiac import make_acdc, make_mnms1, make_mnms2
