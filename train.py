@@ -20,8 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fednnunet.config.run import read_config
 from fednnunet.errors import FednnUNetError
-from fednnunet.jobs import NO_PLUGIN, go_on, note_failure, problem_of_launcher, report_failures
-from fednnunet.resume import with_continue
+from fednnunet.launch.resume import with_continue
+from fednnunet.launch.sweep_callback import NO_PLUGIN, go_on, note_failure, problem_of_launcher, report_failures
 
 COMMAND = shlex.join(["python", *sys.argv])
 mistakes: list[str] = []

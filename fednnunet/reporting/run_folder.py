@@ -14,7 +14,7 @@ from fednnunet.config.run import POOLED_NODE
 from fednnunet.errors import DataError
 from fednnunet.exchange.messages import ENSEMBLE
 from fednnunet.files import write_atomically
-from fednnunet.resume import ERROR
+from fednnunet.launch.resume import ERROR
 
 CASE_COLUMNS = [
     *("strategy", "node", "model", "fold", "case", "label"),

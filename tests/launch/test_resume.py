@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from fednnunet.errors import ConfigError
-from fednnunet.resume import with_continue
+from fednnunet.launch.resume import with_continue
 
 
 def write_run(folder: Path, overrides: list[str], *, age: float = 0, finished: bool = False) -> Path:

@@ -12,7 +12,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from fednnunet.errors import ConfigError
-from fednnunet.jobs import FollowJobs, note_failure, report_failures
+from fednnunet.launch.sweep_callback import FollowJobs, note_failure, report_failures
 
 MakeRun = Callable[..., Path]
 LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"

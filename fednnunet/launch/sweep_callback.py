@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fednnunet.errors import FednnUNetError
 from fednnunet.files import write_atomically
-from fednnunet.resume import ERROR, SWEEP
+from fednnunet.launch.resume import ERROR, SWEEP
 
 # conf/hydra has options of the plugins' names on purpose: they set what the plugins leave open.
 warnings.filterwarnings("ignore", r"\n'hydra/\w+/\w+' is validated against ConfigStore schema")
