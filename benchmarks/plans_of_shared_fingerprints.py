@@ -34,7 +34,7 @@ from fednnunet.fingerprint import LocalFingerprint, merge_fingerprints
 from fednnunet.fingerprint.extract import extract_contribution, extract_fingerprint, intensity_ranges
 from fednnunet.fingerprint.local import ChannelIntensities, IntensityBins, IntensityRange, common_ranges
 from fednnunet.fingerprint.merge import PERCENTILES
-from fednnunet.planning import make_plans
+from fednnunet.planning.plans import make_plans
 
 PHANTOM = Path(__file__).parents[1] / "conf" / "dataset" / "phantom.yaml"
 SHARED = ("quantised", "weighted_mean")

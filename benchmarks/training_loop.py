@@ -47,7 +47,7 @@ from fednnunet.config.run import ModelConfig, NodeConfig, TrainerConfig
 from fednnunet.datasets.phantom import make_phantom
 from fednnunet.datasets.raw import raw_digest, read_dataset, stage_dataset
 from fednnunet.fingerprint.extract import extract_fingerprint
-from fednnunet.planning import make_plans
+from fednnunet.planning.plans import make_plans
 from fednnunet.preprocessing import cache_key, preprocess
 from fednnunet.training.build import build_lightning_trainer, build_nnunet_trainer
 from fednnunet.training.callback import FederatedCallback

@@ -18,7 +18,7 @@ from fednnunet.evaluation.ensemble import FoldModels
 from fednnunet.evaluation.predict import Predictor
 from fednnunet.exchange.messages import Fold, Model
 from fednnunet.files import write_arrays, write_atomically
-from fednnunet.training.received_plans import check_received_plans
+from fednnunet.planning.received import check_received_plans
 from fednnunet.training.state import check_state, layer_shapes
 
 

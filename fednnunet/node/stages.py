@@ -38,7 +38,7 @@ from fednnunet.fingerprint.local import IntensityBins, IntensityRange, LocalFing
 from fednnunet.node.ranks import Ranks
 from fednnunet.node.received import ReceivedModels
 from fednnunet.node.settings import NodeSettings
-from fednnunet.planning import make_plans, take_plans
+from fednnunet.planning.plans import make_plans, take_plans
 from fednnunet.preprocessing import REFERENCES, cache_key, preprocess
 from fednnunet.training.build import (
     build_network,

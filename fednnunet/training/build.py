@@ -26,9 +26,9 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
-from fednnunet.classes import find_class, nnunet_classes
 from fednnunet.config.run import NodeConfig, TrainerConfig
 from fednnunet.errors import ConfigError
+from fednnunet.planning.class_lookup import find_class, nnunet_classes
 from fednnunet.training.module import NNUNetModule
 
 log = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from fednnunet.datasets.phantom_writer import case_rng
 from fednnunet.datasets.raw import MIN_TRAINING_CASES, check_images, read_dataset
 from fednnunet.datasets.splits import splits_of
 from fednnunet.errors import ConfigError
-from fednnunet.planning import make_plans
+from fednnunet.planning.plans import make_plans
 from fednnunet.reporting.paper import paper_tables
 from fednnunet.run import prepare_centres
 

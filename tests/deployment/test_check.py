@@ -32,7 +32,7 @@ from fednnunet.deployment.node.preflight.checks import check_device, check_node
 from fednnunet.deployment.node.preflight.results import Finding
 from fednnunet.deployment.server.supervisor import gateway as doors
 from fednnunet.fingerprint.extract import extract_fingerprint
-from fednnunet.planning import make_plans
+from fednnunet.planning.plans import make_plans
 from fednnunet.preprocessing import preprocess
 from tests.conftest import MakeDataset
 from tests.support.public_endpoint import flower_server, register

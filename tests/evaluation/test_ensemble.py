@@ -18,7 +18,7 @@ from fednnunet.datasets.raw import RawDataset, read_dataset
 from fednnunet.evaluation.ensemble import FoldModels, segment_with_each
 from fednnunet.evaluation.predict import Predictor
 from fednnunet.fingerprint.extract import extract_fingerprint
-from fednnunet.planning import make_plans
+from fednnunet.planning.plans import make_plans
 from fednnunet.training.build import build_network
 from fednnunet.training.state import layer_shapes, state_arrays
 from tests.conftest import write_boxes

@@ -20,7 +20,7 @@ from fednnunet.config.run import ModelConfig
 from fednnunet.datasets.raw import RawDataset, read_dataset, stage_dataset
 from fednnunet.fingerprint import LocalFingerprint, extract, merge_fingerprints
 from fednnunet.fingerprint.local import BINS, common_ranges
-from fednnunet.planning import make_plans
+from fednnunet.planning.plans import make_plans
 
 CASES = 20
 KINDS = ("integer MR", "real MR", "integer CT")

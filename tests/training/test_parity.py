@@ -14,12 +14,12 @@ import torch
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from fednnunet.classes import nnunet_classes
 from fednnunet.config.run import ModelConfig, NodeConfig, TrainerConfig
 from fednnunet.datasets.raw import raw_digest, read_dataset, stage_dataset
 from fednnunet.errors import ConfigError
 from fednnunet.fingerprint.extract import extract_fingerprint
-from fednnunet.planning import make_plans
+from fednnunet.planning.class_lookup import nnunet_classes
+from fednnunet.planning.plans import make_plans
 from fednnunet.preprocessing import cache_key, preprocess
 from fednnunet.training import build
 from fednnunet.training.build import build_lightning_trainer, build_nnunet_trainer, nested_transforms

@@ -14,10 +14,10 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 
-from fednnunet.classes import find_class
 from fednnunet.config.run import ModelConfig
 from fednnunet.errors import ConfigError
 from fednnunet.files import write_atomically
+from fednnunet.planning.class_lookup import find_class
 
 
 def find_planner(name: str) -> type[ExperimentPlanner]:

@@ -12,8 +12,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from fednnunet.errors import ProtocolError
+from fednnunet.planning.received import check_received_plans
 from fednnunet.training.build import build_network
-from fednnunet.training.received_plans import check_received_plans
 
 RESAMPLED = ("data", "seg", "probabilities")
 

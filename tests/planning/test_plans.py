@@ -13,7 +13,7 @@ from fednnunet.config.run import ModelConfig
 from fednnunet.datasets.raw import read_dataset, stage_dataset
 from fednnunet.errors import ConfigError
 from fednnunet.fingerprint.extract import extract_fingerprint
-from fednnunet.planning import make_plans, take_plans
+from fednnunet.planning.plans import make_plans, take_plans
 from tests.conftest import write_boxes
 
 Plan = Callable[..., dict[str, Any]]

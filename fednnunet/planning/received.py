@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from fednnunet.classes import nnunet_classes
 from fednnunet.errors import ProtocolError
+from fednnunet.planning.class_lookup import nnunet_classes
 
 NETWORK_CLASS = re.compile(r"dynamic_network_architectures\.architectures\.[a-z_]+\.[A-Za-z]+")
 TORCH_LAYER = re.compile(r"torch\.nn\.(modules\.[a-z]+\.)?[A-Z][A-Za-z0-9]+")
