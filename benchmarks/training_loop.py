@@ -44,9 +44,9 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from fednnunet.config.run import ModelConfig, NodeConfig, TrainerConfig
-from fednnunet.datasets.phantom import make_phantom
 from fednnunet.datasets.raw import raw_digest, read_dataset, stage_dataset
 from fednnunet.fingerprint.extract import extract_fingerprint
+from fednnunet.phantoms.breast_small import make_phantom
 from fednnunet.planning.plans import make_plans
 from fednnunet.preprocessing import cache_key, preprocess
 from fednnunet.training.build import build_lightning_trainer, build_nnunet_trainer

@@ -13,8 +13,8 @@ from PIL import Image
 from fednnunet.cli.data import choose_centres
 from fednnunet.cli.main import main
 from fednnunet.config.hydra_datasets import configured_dataset
-from fednnunet.datasets.phantom import make_phantom
 from fednnunet.errors import ConfigError, DataError
+from fednnunet.phantoms.breast_small import make_phantom
 from tests.conftest import write_boxes
 
 Call = Callable[..., tuple[int, str, str]]

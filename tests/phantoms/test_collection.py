@@ -15,13 +15,13 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 
 from fednnunet.config.run import ModelConfig, RunConfig, read_config
-from fednnunet.datasets.phantom_breast import BreastCentre
-from fednnunet.datasets.phantom_collection import Centre, Grid, MriCentre, Scale, draw_volume, read_centres
-from fednnunet.datasets.phantom_ultrasound import UltrasoundCentre, draw_resolution
-from fednnunet.datasets.phantom_writer import case_rng
 from fednnunet.datasets.raw import MIN_TRAINING_CASES, check_images, read_dataset
 from fednnunet.datasets.splits import splits_of
 from fednnunet.errors import ConfigError
+from fednnunet.phantoms.breast import BreastCentre
+from fednnunet.phantoms.collection import Centre, Grid, MriCentre, Scale, draw_volume, read_centres
+from fednnunet.phantoms.ultrasound import UltrasoundCentre, draw_resolution
+from fednnunet.phantoms.writer import case_rng
 from fednnunet.planning.plans import make_plans
 from fednnunet.reporting.paper import paper_tables
 from fednnunet.run import prepare_centres

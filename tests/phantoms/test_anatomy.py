@@ -112,7 +112,7 @@ def test_speckle_follows_rayleighs_law(tmp_path: Path) -> None:
     """Echoes of even tissue: the amplitude's mean is 1.91 standard deviations, before the logarithm."""
     smooth = {"gain": -10.0, "dynamic_range": 70.0, "attenuation": 0.0}
     centre = yaml.safe_load((CONF / "phantom_aimix.yaml").read_text())["dataset"]["generator"]["centres"]["Spain"]
-    target = "fednnunet.datasets.phantom_ultrasound.make_ultrasound_phantom"
+    target = "fednnunet.phantoms.ultrasound.make_ultrasound_phantom"
     (folder,) = instantiate(
         {"_target_": target, "folder": tmp_path, "seed": 1, "scale": 0.25, "case_fraction": 0.001},
         centres={"Even": centre | smooth},

@@ -8,7 +8,7 @@ What is assumed:
 * Small round foci and vessels are as bright as the tumour and are none; so is a part of the glands in some patients.
 * A scanner is a vendor's gain, contrast, bias field and noise; 3 T has less noise and a less even field.
 
-Geometry is drawn apart from images (:func:`fednnunet.datasets.phantom_collection.draw_volume`).
+Geometry is drawn apart from images (:func:`fednnunet.phantoms.collection.draw_volume`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import label as label_parts
 
-from fednnunet.datasets.phantom_collection import (
+from fednnunet.phantoms.collection import (
     Grid,
     MriCentre,
     Scale,
@@ -31,7 +31,7 @@ from fednnunet.datasets.phantom_collection import (
     read_scanners,
     write_collection,
 )
-from fednnunet.datasets.phantom_drawing import (
+from fednnunet.phantoms.drawing import (
     Scanner,
     coordinates,
     irregular_distance,
@@ -40,7 +40,7 @@ from fednnunet.datasets.phantom_drawing import (
     soft,
     vessel,
 )
-from fednnunet.datasets.phantom_writer import AXIAL, SAGITTAL, PhantomCase, case_name
+from fednnunet.phantoms.writer import AXIAL, SAGITTAL, PhantomCase, case_name
 
 BREAST_VERSION = 1
 """Raised when the same parameters give other images."""
@@ -74,7 +74,7 @@ def make_breast_phantom(
     Args:
         folder: of the raw datasets.
         centres: centre name to the fields of :class:`BreastCentre`.
-        vendors: vendor to the fields of :class:`fednnunet.datasets.phantom_drawing.Scanner`.
+        vendors: vendor to the fields of :class:`fednnunet.phantoms.drawing.Scanner`.
         seed: of everything.
         scale: factor on the pixels along a side; 1 is full size.
         slice_scale: factor on the number of slices.

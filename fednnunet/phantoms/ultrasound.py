@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from fednnunet.datasets.phantom_collection import Centre, Scale, read_centres, write_collection
-from fednnunet.datasets.phantom_drawing import smooth_noise, soft
-from fednnunet.datasets.phantom_writer import PhantomCase, case_name
+from fednnunet.phantoms.collection import Centre, Scale, read_centres, write_collection
+from fednnunet.phantoms.drawing import smooth_noise, soft
+from fednnunet.phantoms.writer import PhantomCase, case_name
 
 ULTRASOUND_VERSION = 1
 """Raised when the same parameters give other images."""

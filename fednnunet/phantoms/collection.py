@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from fednnunet.datasets.phantom_drawing import Scanner
-from fednnunet.datasets.phantom_writer import PhantomCase, case_rng, with_tuples, write_dataset
 from fednnunet.datasets.raw import MIN_TRAINING_CASES
 from fednnunet.errors import ConfigError
+from fednnunet.phantoms.drawing import Scanner
+from fednnunet.phantoms.writer import PhantomCase, case_rng, with_tuples, write_dataset
 
 OTHER_PROTOCOL = 0.25
 """Part of the studies whose field of view and matrix differ from what is usual at the centre."""

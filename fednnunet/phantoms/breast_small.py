@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from fednnunet.datasets.phantom_drawing import Scanner, coordinates, irregular_distance, scan, smooth_noise, vessel
-from fednnunet.datasets.phantom_writer import PhantomCase, case_rng, with_tuples, write_dataset
+from fednnunet.phantoms.drawing import Scanner, coordinates, irregular_distance, scan, smooth_noise, vessel
+from fednnunet.phantoms.writer import PhantomCase, case_rng, with_tuples, write_dataset
 
 GENERATOR_VERSION = 1
 """Part of a dataset's digest: raised when the same parameters give other images."""

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from fednnunet.datasets.phantom_collection import (
+from fednnunet.phantoms.collection import (
     Grid,
     MriCentre,
     Scale,
@@ -31,8 +31,8 @@ from fednnunet.datasets.phantom_collection import (
     read_scanners,
     write_collection,
 )
-from fednnunet.datasets.phantom_drawing import Scanner, coordinates, scan, smooth_noise, soft
-from fednnunet.datasets.phantom_writer import PhantomCase, case_name
+from fednnunet.phantoms.drawing import Scanner, coordinates, scan, smooth_noise, soft
+from fednnunet.phantoms.writer import PhantomCase, case_name
 
 CARDIAC_VERSION = 1
 """Raised when the same parameters give other images."""
@@ -57,8 +57,8 @@ def make_cardiac_phantom(
 
     Args:
         folder: of the raw datasets.
-        centres: centre name to the fields of :class:`fednnunet.datasets.phantom_collection.MriCentre`.
-        vendors: vendor to the fields of :class:`fednnunet.datasets.phantom_drawing.Scanner`.
+        centres: centre name to the fields of :class:`fednnunet.phantoms.collection.MriCentre`.
+        vendors: vendor to the fields of :class:`fednnunet.phantoms.drawing.Scanner`.
         seed: of everything.
         scale: factor on the pixels along a side; 1 is full size.
         slice_scale: factor on the number of slices.

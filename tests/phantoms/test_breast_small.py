@@ -11,10 +11,10 @@ import pytest
 import SimpleITK as sitk
 from omegaconf import OmegaConf
 
-from fednnunet.datasets import phantom
-from fednnunet.datasets.phantom import make_phantom
 from fednnunet.datasets.raw import check_images, read_dataset
 from fednnunet.errors import DataError
+from fednnunet.phantoms import breast_small as phantom
+from fednnunet.phantoms.breast_small import make_phantom
 
 EXPECTED_SUMS = {
     "ISPY1": (5273667, 1006),
