@@ -13,8 +13,8 @@ import typer
 
 from fednnunet.config.hydra_datasets import configured_dataset
 from fednnunet.config.run import CentreConfig
+from fednnunet.datasets.quality.summary import Concern
 from fednnunet.datasets.raw import DATASET_NAME, RawDataset, find_dataset, list_cases
-from fednnunet.datasets.summary import Concern
 from fednnunet.errors import ConfigError, DataError
 
 data = typer.Typer(no_args_is_help=True, help="Raw datasets, before training.")
@@ -56,11 +56,11 @@ def summary(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    from fednnunet.datasets.concerns import find_concerns
-    from fednnunet.datasets.measure import measure_centre
+    from fednnunet.datasets.quality.checks import find_concerns
+    from fednnunet.datasets.quality.console import as_json as to_json
+    from fednnunet.datasets.quality.console import show_summary
+    from fednnunet.datasets.quality.measure import measure_centre
     from fednnunet.processes import cores
-    from fednnunet.reporting.centre_tables import as_json as to_json
-    from fednnunet.reporting.centre_tables import show_summary
     from fednnunet.reporting.figures import centre_summaries, save_figure
 
     chosen, missing = choose_centres(datasets, raw_folder)

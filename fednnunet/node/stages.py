@@ -21,8 +21,8 @@ from pydantic import BaseModel, ValidationError
 from torch import nn
 
 from fednnunet import __version__
-from fednnunet.datasets.measure import image_digests
 from fednnunet.datasets.pooled import pool_datasets, pooled_name
+from fednnunet.datasets.quality.measure import image_digests
 from fednnunet.datasets.raw import RawDataset, check_images, raw_digest, read_dataset, stage_dataset
 from fednnunet.datasets.splits import pooled_splits, splits_of
 from fednnunet.errors import ConfigError, ProtocolError, first_problem

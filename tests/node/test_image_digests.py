@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fednnunet.audit.reader import read_trail, summarise
-from fednnunet.datasets.measure import image_digests
+from fednnunet.datasets.quality.measure import image_digests
 from fednnunet.datasets.raw import read_dataset
 from fednnunet.exchange.digests import make_salt, salted
 from fednnunet.exchange.messages import FingerprintReply, FingerprintRequest, Kind

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 
-from fednnunet.datasets.summary import CaseMeasures, CentreSummary, Concern, Percentiles
-from fednnunet.reporting.centre_tables import as_json, sentence
+from fednnunet.datasets.quality.console import as_json, sentence
+from fednnunet.datasets.quality.summary import CaseMeasures, CentreSummary, Concern, Percentiles
 from fednnunet.reporting.figures import centre_summaries
 
 

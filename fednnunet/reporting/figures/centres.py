@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from fednnunet.datasets.summary import CentreSummary
+from fednnunet.datasets.quality.summary import CentreSummary
 from fednnunet.reporting.figures.style import INK, clean, draw_box, new_figure, node_styles
 
 LOGARITHMIC = 8.0

@@ -9,8 +9,8 @@ from typing import Literal
 
 import numpy as np
 
+from fednnunet.datasets.quality.summary import SHARES, CaseMeasures, CentreSummary, Concern, commonest
 from fednnunet.datasets.raw import MIN_TRAINING_CASES
-from fednnunet.datasets.summary import SHARES, CaseMeasures, CentreSummary, Concern, commonest
 
 FEWEST_VOXELS = 10
 """A label of fewer voxels in a case is called tiny; so is one that is less than one voxel at the median spacing."""

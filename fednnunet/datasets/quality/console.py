@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fednnunet.datasets.summary import SHARES, CentreSummary, Concern
+from fednnunet.datasets.quality.summary import SHARES, CentreSummary, Concern
 
 T = TypeVar("T")
 

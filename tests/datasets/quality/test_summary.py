@@ -15,8 +15,8 @@ import pytest
 import SimpleITK as sitk
 from skimage.io import imsave
 
-from fednnunet.datasets.concerns import find_concerns
-from fednnunet.datasets.measure import (
+from fednnunet.datasets.quality.checks import find_concerns
+from fednnunet.datasets.quality.measure import (
     TO_LPS,
     anatomical_axes,
     content_digest,
@@ -25,8 +25,8 @@ from fednnunet.datasets.measure import (
     measure_centre,
     slice_plane,
 )
+from fednnunet.datasets.quality.summary import CentreSummary, Concern
 from fednnunet.datasets.raw import list_cases
-from fednnunet.datasets.summary import CentreSummary, Concern
 from tests.conftest import write_boxes
 
 Change = Callable[[sitk.Image], sitk.Image]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
+from fednnunet.datasets.quality.summary import SHARES, CaseMeasures, CentreSummary, Percentiles, UnreadableCase
 from fednnunet.datasets.raw import (
     RGB_ENDINGS,
     SPACING_TOLERANCE,
@@ -21,7 +22,6 @@ from fednnunet.datasets.raw import (
     geometry_of,
     read_file,
 )
-from fednnunet.datasets.summary import SHARES, CaseMeasures, CentreSummary, Percentiles, UnreadableCase
 from fednnunet.errors import DataError
 from fednnunet.processes import map_in_processes
 
