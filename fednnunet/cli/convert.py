@@ -10,14 +10,14 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from fednnunet.conversion.acouslic import read_acouslic
-from fednnunet.conversion.aimix import read_aimix
-from fednnunet.conversion.bids import read_bids
-from fednnunet.conversion.cardiac import read_acdc, read_mnms
-from fednnunet.conversion.generic import read_generic
-from fednnunet.conversion.mamamia import read_eucanimage, read_mamamia
-from fednnunet.conversion.msd import read_msd
 from fednnunet.conversion.options import Files, Headers, OnError, Options
+from fednnunet.conversion.readers.acouslic import read_acouslic
+from fednnunet.conversion.readers.aimix import read_aimix
+from fednnunet.conversion.readers.bids import read_bids
+from fednnunet.conversion.readers.cardiac import read_acdc, read_mnms
+from fednnunet.conversion.readers.generic import read_generic
+from fednnunet.conversion.readers.mamamia import read_eucanimage, read_mamamia
+from fednnunet.conversion.readers.msd import read_msd
 from fednnunet.conversion.study import Survey
 
 convert = typer.Typer(
@@ -83,10 +83,10 @@ def run_conversion(
     """Read a source, show what is there, convert it, and say what came of it."""
     from rich.console import Console
 
-    from fednnunet.conversion.convert import convert
+    from fednnunet.conversion.console import ConsoleProgress, show_plan, show_result
     from fednnunet.conversion.plan import plan_conversion
-    from fednnunet.conversion.tables import ConsoleProgress, show_plan, show_result
     from fednnunet.conversion.targets import configured_targets, numbered_targets
+    from fednnunet.conversion.writer import convert
     from fednnunet.processes import cores
 
     console = Console(highlight=False)

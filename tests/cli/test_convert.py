@@ -15,10 +15,10 @@ from fednnunet.cli.main import main
 from fednnunet.config.hydra_datasets import configured_dataset
 from fednnunet.conversion.manifest import read_manifest
 from fednnunet.datasets.raw import check_images, read_dataset
-from tests.conversion.test_cardiac import make_acdc, make_mnms1, make_mnms2
-from tests.conversion.test_convert import content
-from tests.conversion.test_mamamia import write_image, write_patient
-from tests.conversion.test_ultrasound import acouslic, aimix
+from tests.conversion.readers.test_cardiac import make_acdc, make_mnms1, make_mnms2
+from tests.conversion.readers.test_mamamia import write_image, write_patient
+from tests.conversion.readers.test_ultrasound import acouslic, aimix
+from tests.conversion.test_writer import content
 
 __all__ = ["acouslic", "aimix"]  # fixtures
 

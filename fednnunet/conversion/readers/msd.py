@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from fednnunet.conversion.csv_tables import read_table
 from fednnunet.conversion.names import label_values, name_cases, number_labels, read_json
+from fednnunet.conversion.readers.csv_table import read_table
 from fednnunet.conversion.study import Remark, Source, Study, Survey
 from fednnunet.errors import DataError
 

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
-from fednnunet.conversion.csv_tables import read_table
+from fednnunet.conversion.readers.csv_table import read_table
 from fednnunet.conversion.study import Remark, Source, Study, Survey
 from fednnunet.errors import ConfigError, DataError
 
@@ -325,7 +325,7 @@ class _CentreTable:
         """Read the CSV.
 
         Raises:
-            DataError: as :func:`~fednnunet.conversion.csv_tables.read_table`.
+            DataError: as :func:`~fednnunet.conversion.readers.csv_table.read_table`.
         """
         columns = ("patient", "centre")
         centres: dict[str, set[str]] = {}

@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 
-from fednnunet.conversion.csv_tables import read_table
+from fednnunet.conversion.readers.csv_table import read_table
 from fednnunet.errors import DataError
 
 OVERLAP_COLUMNS = ("mnms1", "mnms2")

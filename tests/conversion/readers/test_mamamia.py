@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 import yaml
 
-from fednnunet.conversion.mamamia import (
+from fednnunet.conversion.readers.mamamia import (
     EUCANIMAGE_CENTRES,
     MAMAMIA_CENTRES,
     read_eucanimage,
@@ -279,7 +279,7 @@ def test_reading_leaves_the_source_as_it_is(download: Path) -> None:
 
 
 def test_centres_are_named_as_in_the_configuration() -> None:
-    configured = yaml.safe_load((Path(__file__).parents[2] / "conf/dataset/mamamia.yaml").read_text())["centres"]
+    configured = yaml.safe_load((Path(__file__).parents[3] / "conf/dataset/mamamia.yaml").read_text())["centres"]
     assert tuple(centre["name"] for centre in configured if not centre.get("external")) == MAMAMIA_CENTRES
     assert tuple(centre["name"] for centre in configured if centre.get("external")) == EUCANIMAGE_CENTRES
 

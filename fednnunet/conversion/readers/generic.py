@@ -21,8 +21,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
-from fednnunet.conversion.csv_tables import Row, Table, read_table
 from fednnunet.conversion.names import name_cases, number_labels, read_labels
+from fednnunet.conversion.readers.csv_table import Row, Table, read_table
 from fednnunet.conversion.study import Remark, Source, Study, Survey
 from fednnunet.errors import ConfigError, DataError
 

@@ -14,9 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from fednnunet.config.hydra_datasets import configured_dataset, dataset_names
-from fednnunet.conversion.convert import Done
 from fednnunet.conversion.plan import Plan
 from fednnunet.conversion.study import Remark, Study
+from fednnunet.conversion.writer import Done
 
 SHOWN = 20
 """Remarks of a kind that are printed; the manifest has all."""

@@ -12,11 +12,11 @@ import pytest
 import SimpleITK as sitk
 from omegaconf import OmegaConf
 
-from fednnunet.conversion.cardiac import read_acdc, read_mnms
+from fednnunet.conversion.readers.cardiac import read_acdc, read_mnms
 from fednnunet.conversion.study import Remark, Source, Survey
 from fednnunet.errors import ConfigError, DataError
 
-CONF = Path(__file__).parents[2] / "conf" / "dataset" / "mnms.yaml"
+CONF = Path(__file__).parents[3] / "conf" / "dataset" / "mnms.yaml"
 SHAPE = (3, 8, 8)
 """Voxels (Z, Y, X)."""
 MNMS1_HEADER = ",External code,VendorName,Vendor,Centre,ED,ES,Age,Pathology,Sex,Height,Weight"

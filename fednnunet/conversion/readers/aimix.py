@@ -19,8 +19,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from fednnunet.conversion.csv_tables import read_table
-from fednnunet.conversion.download import (
+from fednnunet.conversion.names import as_case_name
+from fednnunet.conversion.readers.csv_table import read_table
+from fednnunet.conversion.readers.source_files import (
     image_files,
     images_by_name,
     is_image,
@@ -28,7 +29,6 @@ from fednnunet.conversion.download import (
     name_of,
     short_path,
 )
-from fednnunet.conversion.names import as_case_name
 from fednnunet.conversion.study import Remark, Source, Study, Survey
 from fednnunet.errors import DataError
 

@@ -17,9 +17,9 @@ from typing import Annotated, Literal
 import numpy as np
 import SimpleITK as sitk
 
-from fednnunet.conversion.csv_tables import read_table
-from fednnunet.conversion.download import image_files, look_for
 from fednnunet.conversion.names import as_case_name
+from fednnunet.conversion.readers.csv_table import read_table
+from fednnunet.conversion.readers.source_files import image_files, look_for
 from fednnunet.conversion.study import Remark, Source, Study, Survey
 from fednnunet.errors import DataError
 

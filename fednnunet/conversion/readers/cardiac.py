@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from fednnunet.conversion.csv_tables import Row, Table, read_table
-from fednnunet.conversion.mnms_overlap import SHARED_DIAGNOSES, find_same_images, read_overlap, subject_code
+from fednnunet.conversion.readers.csv_table import Row, Table, read_table
+from fednnunet.conversion.readers.mnms_overlap import SHARED_DIAGNOSES, find_same_images, read_overlap, subject_code
 from fednnunet.conversion.study import Remark, Source, Study, Survey
 from fednnunet.errors import ConfigError, DataError
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from fednnunet.conversion.msd import read_msd
+from fednnunet.conversion.readers.msd import read_msd
 from fednnunet.conversion.study import Remark, Source, Study
 from fednnunet.errors import DataError
 

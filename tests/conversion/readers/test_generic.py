@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fednnunet.conversion.generic import read_generic
+from fednnunet.conversion.readers.generic import read_generic
 from fednnunet.conversion.study import Remark, Source, Study
 from fednnunet.errors import ConfigError, DataError
 

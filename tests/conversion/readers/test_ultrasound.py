@@ -11,12 +11,12 @@ import pytest
 import SimpleITK as sitk
 from omegaconf import OmegaConf
 
-from fednnunet.conversion.acouslic import read_acouslic
-from fednnunet.conversion.aimix import read_aimix
+from fednnunet.conversion.readers.acouslic import read_acouslic
+from fednnunet.conversion.readers.aimix import read_aimix
 from fednnunet.conversion.study import Remark, Source, Study, Survey
 from fednnunet.errors import DataError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CODES = {"Algeria": "DZA", "Egypt": "EGY", "Ghana": "GHA", "Malawi": "MWI"}
 AFRICAN = ("Algeria", "Egypt", "Malawi")
 PLANES = ("Fetal abdomen", "Fetal brain", "Fetal femur", "Fetal thorax")

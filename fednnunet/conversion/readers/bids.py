@@ -31,8 +31,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
-from fednnunet.conversion.csv_tables import read_table
 from fednnunet.conversion.names import name_cases, name_values, number_labels, read_labels
+from fednnunet.conversion.readers.csv_table import read_table
 from fednnunet.conversion.study import Remark, Source, Study, Survey
 from fednnunet.errors import ConfigError, DataError
 

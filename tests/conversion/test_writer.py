@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from fednnunet.conversion import convert as module
-from fednnunet.conversion.convert import Done, convert
+from fednnunet.conversion import writer as module
 from fednnunet.conversion.manifest import read_manifest
 from fednnunet.conversion.options import Options
 from fednnunet.conversion.plan import plan_conversion
 from fednnunet.conversion.study import Remark, Source, Study, Survey
 from fednnunet.conversion.targets import TargetCentre
+from fednnunet.conversion.writer import Done, convert
 from fednnunet.datasets.raw import check_images, read_dataset
 from fednnunet.datasets.splits import splits_of
 from fednnunet.errors import ConfigError, DataError

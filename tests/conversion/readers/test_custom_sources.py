@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fednnunet.conversion.bids import read_bids
-from fednnunet.conversion.convert import convert
-from fednnunet.conversion.generic import read_generic
-from fednnunet.conversion.msd import read_msd
 from fednnunet.conversion.options import Options
 from fednnunet.conversion.plan import plan_conversion
+from fednnunet.conversion.readers.bids import read_bids
+from fednnunet.conversion.readers.generic import read_generic
+from fednnunet.conversion.readers.msd import read_msd
 from fednnunet.conversion.study import Survey
 from fednnunet.conversion.targets import numbered_targets
+from fednnunet.conversion.writer import convert
 from fednnunet.datasets.raw import RawDataset, check_images, read_dataset
-from tests.conversion.test_convert import Silent, read, write
+from tests.conversion.test_writer import Silent, read, write
 
 CASES = 5
 

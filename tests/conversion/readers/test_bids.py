@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fednnunet.conversion.bids import read_bids
+from fednnunet.conversion.readers.bids import read_bids
 from fednnunet.conversion.study import Remark, Source, Study
 from fednnunet.errors import ConfigError, DataError
 
