@@ -26,7 +26,7 @@ from torch import nn
 from fednnunet.server.strategy.averaging import StreamingAverage
 from fednnunet.server.strategy.layer_matching import match_layers
 from fednnunet.server.strategy.update_limit import RoundStart
-from fednnunet.training.state import layer_shapes
+from fednnunet.training.network_state import layer_shapes
 
 TARGET_MODELS = 2.5
 TARGET_NORMS = 1.25

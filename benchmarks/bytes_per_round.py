@@ -36,7 +36,7 @@ from fednnunet.server.local_grid import LocalGrid
 from fednnunet.server.node_requests import num_bytes
 from fednnunet.server.strategy.asym_fedavg import AsymFedAvg
 from fednnunet.server.strategy.layer_matching import Matching, Share
-from fednnunet.training.state import layer_shapes, load_state
+from fednnunet.training.network_state import layer_shapes, load_state
 
 STAGES = {"ISPY1": 7, "ISPY2": 7, "DUKE": 8, "NACT": 7}
 FFE_STAGES = 7

@@ -31,8 +31,8 @@ from fednnunet.config.run import ModelConfig
 from fednnunet.datasets.raw import RawDataset, read_dataset
 from fednnunet.fingerprint import LocalFingerprint, merge_fingerprints
 from fednnunet.fingerprint.extract import extract_contribution, extract_fingerprint, intensity_ranges
-from fednnunet.fingerprint.local import ChannelIntensities, IntensityBins, IntensityRange, common_ranges
 from fednnunet.fingerprint.merge import PERCENTILES
+from fednnunet.fingerprint.schema import ChannelIntensities, IntensityBins, IntensityRange, common_ranges
 from fednnunet.phantoms.breast_small import make_phantom
 from fednnunet.planning.plans import make_plans
 

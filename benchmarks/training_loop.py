@@ -49,11 +49,11 @@ from fednnunet.fingerprint.extract import extract_fingerprint
 from fednnunet.phantoms.breast_small import make_phantom
 from fednnunet.planning.plans import make_plans
 from fednnunet.preprocessing import cache_key, preprocess
-from fednnunet.training.build import build_lightning_trainer, build_nnunet_trainer
 from fednnunet.training.callback import FederatedCallback
 from fednnunet.training.data import NNUNetDataModule
 from fednnunet.training.module import NNUNetModule
-from fednnunet.training.state import layer_shapes, load_state, read_state, state_spec
+from fednnunet.training.network_state import layer_shapes, load_state, read_state, state_spec
+from fednnunet.training.trainer import build_lightning_trainer, build_nnunet_trainer
 
 TARGET_RATIO = 1.02
 CONFIGURATIONS = ("2d", "3d_fullres")

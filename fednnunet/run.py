@@ -28,7 +28,7 @@ from fednnunet.datasets.raw import find_dataset, read_dataset
 from fednnunet.errors import ConfigError, FednnUNetError
 from fednnunet.files import DISK_FULL, write_atomically
 from fednnunet.lock import locked
-from fednnunet.node.launch import NodeProcesses
+from fednnunet.node.launcher import NodeProcesses
 from fednnunet.node.settings import NodeSettings
 from fednnunet.processes import cores
 from fednnunet.reporting.follower import Follower

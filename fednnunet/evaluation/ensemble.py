@@ -11,7 +11,7 @@ import numpy as np
 
 from fednnunet.evaluation.predict import Predictor
 from fednnunet.exchange.messages import ENSEMBLE
-from fednnunet.training.state import load_state
+from fednnunet.training.network_state import load_state
 
 
 @dataclass(frozen=True)

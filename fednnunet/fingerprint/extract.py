@@ -12,8 +12,8 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 
 from fednnunet.datasets.raw import Case, RawDataset
-from fednnunet.fingerprint.local import ChannelIntensities, IntensityBins, IntensityRange, LocalFingerprint
 from fednnunet.fingerprint.merge import PERCENTILES, percentile
+from fednnunet.fingerprint.schema import ChannelIntensities, IntensityBins, IntensityRange, LocalFingerprint
 from fednnunet.processes import map_in_processes
 
 MAX_FOREGROUND_VOXELS = 10e7

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fednnunet.fingerprint.local import ChannelIntensities, IntensityBins, LocalFingerprint
+from fednnunet.fingerprint.schema import ChannelIntensities, IntensityBins, LocalFingerprint
 
 PERCENTILES = {"percentile_00_5": 0.5, "median": 50.0, "percentile_99_5": 99.5}
 

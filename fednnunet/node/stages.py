@@ -34,13 +34,17 @@ from fednnunet.exchange import messages
 from fednnunet.exchange.digests import DIGESTS_FILE, salted
 from fednnunet.files import write_atomically
 from fednnunet.fingerprint.extract import extract_contribution, extract_fingerprint, intensity_ranges
-from fednnunet.fingerprint.local import IntensityBins, IntensityRange, LocalFingerprint
-from fednnunet.node.ranks import Ranks
-from fednnunet.node.received import ReceivedModels
+from fednnunet.fingerprint.schema import IntensityBins, IntensityRange, LocalFingerprint
+from fednnunet.node.distributed import Ranks
+from fednnunet.node.received_models import ReceivedModels
 from fednnunet.node.settings import NodeSettings
 from fednnunet.planning.plans import make_plans, take_plans
 from fednnunet.preprocessing import REFERENCES, cache_key, preprocess
-from fednnunet.training.build import (
+from fednnunet.training.cascade import take_previous_stage
+from fednnunet.training.checkpoint import read_final, whole_rounds
+from fednnunet.training.network_state import layer_shapes
+from fednnunet.training.pretrained import find_checkpoint, load_pretrained
+from fednnunet.training.trainer import (
     build_network,
     build_nnunet_trainer,
     cap_memory,
@@ -48,10 +52,6 @@ from fednnunet.training.build import (
     find_trainer,
     resolve_device,
 )
-from fednnunet.training.cascade import take_previous_stage
-from fednnunet.training.checkpoint import read_final, whole_rounds
-from fednnunet.training.pretrained import find_checkpoint, load_pretrained
-from fednnunet.training.state import layer_shapes
 
 log = logging.getLogger(__name__)
 

@@ -35,13 +35,12 @@ from fednnunet.exchange.messages import (
     TrainRequest,
     parse_body,
 )
-from fednnunet.node.asked import Asked
-from fednnunet.node.memory import lack_of_disk, lack_of_memory
-from fednnunet.node.outgoing import Outgoing
-from fednnunet.node.process import set_up_process
+from fednnunet.node.layer_sender import Outgoing
+from fednnunet.node.process_setup import set_up_process
+from fednnunet.node.request_history import Asked
+from fednnunet.node.resource_errors import lack_of_disk, lack_of_memory
 from fednnunet.node.settings import NodeSettings
 from fednnunet.node.stages import NodeStages
-from fednnunet.training.build import build_lightning_trainer
 from fednnunet.training.callback import FederatedCallback
 from fednnunet.training.checkpoint import (
     checkpoint_of,
@@ -55,7 +54,8 @@ from fednnunet.training.checkpoint import (
 from fednnunet.training.data import NNUNetDataModule
 from fednnunet.training.epochs import skip_epochs
 from fednnunet.training.module import NNUNetModule
-from fednnunet.training.state import check_state, load_state, state_spec
+from fednnunet.training.network_state import check_state, load_state, state_spec
+from fednnunet.training.trainer import build_lightning_trainer
 
 log = logging.getLogger(__name__)
 

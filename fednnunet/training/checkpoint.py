@@ -31,7 +31,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from fednnunet.errors import ConfigError, ProtocolError
 from fednnunet.exchange.messages import Fold
 from fednnunet.files import write_arrays, write_atomically
-from fednnunet.training.build import plot_progress
+from fednnunet.training.trainer import plot_progress
 
 log = logging.getLogger(__name__)
 

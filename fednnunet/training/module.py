@@ -16,7 +16,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from fednnunet.errors import ConfigError
-from fednnunet.training.state import named_tensors
+from fednnunet.training.network_state import named_tensors
 
 GRADIENT_CLIP_NORM = 12.0
 """The norm at which ``nnUNetTrainer.train_step`` clips."""

@@ -14,7 +14,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from fednnunet.errors import ConfigError
 from fednnunet.exchange.messages import Fold
 from fednnunet.training.checkpoint import FINAL, NUMBERS
-from fednnunet.training.state import unwrap
+from fednnunet.training.network_state import unwrap
 
 log = logging.getLogger(__name__)
 

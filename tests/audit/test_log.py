@@ -29,7 +29,7 @@ from fednnunet.exchange.messages import (
     TrainReply,
     TrainRequest,
 )
-from fednnunet.fingerprint.local import IntensityRange, common_ranges
+from fednnunet.fingerprint.schema import IntensityRange, common_ranges
 from fednnunet.node.settings import NodeSettings
 from tests.conftest import write_boxes
 from tests.node.test_worker import Server, run_config, serving

@@ -19,8 +19,8 @@ from fednnunet.evaluation.ensemble import FoldModels, segment_with_each
 from fednnunet.evaluation.predict import Predictor
 from fednnunet.fingerprint.extract import extract_fingerprint
 from fednnunet.planning.plans import make_plans
-from fednnunet.training.build import build_network
-from fednnunet.training.state import layer_shapes, state_arrays
+from fednnunet.training.network_state import layer_shapes, state_arrays
+from fednnunet.training.trainer import build_network
 from tests.conftest import write_boxes
 
 SMALL = ModelConfig(planner="ExperimentPlanner", overrides={"UNet_base_num_features": 4, "UNet_max_features_2d": 8})

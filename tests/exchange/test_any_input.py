@@ -18,7 +18,7 @@ from fednnunet.errors import ProtocolError
 from fednnunet.exchange.arrays import DTYPES, Layout, SharedArrays
 from fednnunet.exchange.messages import REPLIES, REQUESTS, Body, Failure, parse_body
 from fednnunet.exchange.records import from_array_record, to_array_record
-from fednnunet.fingerprint.local import LocalFingerprint
+from fednnunet.fingerprint.schema import LocalFingerprint
 
 MODELS: list[type[Body]] = [*dict.fromkeys([*REQUESTS.values(), *REPLIES.values()]), Failure]
 NUMBERS = st.integers() | st.integers(-(2**70), 2**70) | st.floats() | st.sampled_from([0, 1, -1, 2**31, 2**40, 2**63])

@@ -9,7 +9,7 @@ import pytest
 
 from fednnunet.errors import ProtocolError
 from fednnunet.fingerprint import LocalFingerprint, merge_fingerprints
-from fednnunet.fingerprint.local import ChannelIntensities, IntensityBins
+from fednnunet.fingerprint.schema import ChannelIntensities, IntensityBins
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "fingerprints.json").read_text())
 

@@ -19,7 +19,7 @@ from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor impo
 from fednnunet.config.run import ModelConfig
 from fednnunet.datasets.raw import RawDataset, read_dataset, stage_dataset
 from fednnunet.fingerprint import LocalFingerprint, extract, merge_fingerprints
-from fednnunet.fingerprint.local import BINS, common_ranges
+from fednnunet.fingerprint.schema import BINS, common_ranges
 from fednnunet.planning.plans import make_plans
 
 CASES = 20

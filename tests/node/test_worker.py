@@ -26,8 +26,8 @@ from fednnunet.exchange.messages import (
     TrainReply,
     TrainRequest,
 )
-from fednnunet.node.launch import NodeProcesses
-from fednnunet.node.memory import lack_of_memory
+from fednnunet.node.launcher import NodeProcesses
+from fednnunet.node.resource_errors import lack_of_memory
 from fednnunet.node.settings import NodeSettings
 from tests.conftest import write_boxes
 

@@ -10,7 +10,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from fednnunet.errors import ConfigError
 from fednnunet.planning.plans import find_planner
-from fednnunet.training.build import find_trainer
+from fednnunet.training.trainer import find_trainer
 
 OWN_CLASSES = """
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner

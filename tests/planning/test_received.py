@@ -13,7 +13,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from fednnunet.errors import ProtocolError
 from fednnunet.planning.received import check_received_plans
-from fednnunet.training.build import build_network
+from fednnunet.training.trainer import build_network
 
 RESAMPLED = ("data", "seg", "probabilities")
 

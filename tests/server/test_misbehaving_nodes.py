@@ -45,8 +45,8 @@ from fednnunet.exchange.messages import (
     TrainRequest,
 )
 from fednnunet.exchange.records import from_array_record, to_array_record
-from fednnunet.fingerprint.local import IntensityBins, LocalFingerprint
 from fednnunet.fingerprint.merge import merge_fingerprints
+from fednnunet.fingerprint.schema import IntensityBins, LocalFingerprint
 from fednnunet.server.local_grid import LocalGrid
 from fednnunet.server.run_recorder import Journal
 from fednnunet.server.server_app import build_server_app

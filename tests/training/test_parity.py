@@ -21,11 +21,11 @@ from fednnunet.fingerprint.extract import extract_fingerprint
 from fednnunet.planning.class_lookup import nnunet_classes
 from fednnunet.planning.plans import make_plans
 from fednnunet.preprocessing import cache_key, preprocess
-from fednnunet.training import build
-from fednnunet.training.build import build_lightning_trainer, build_nnunet_trainer, nested_transforms
+from fednnunet.training import trainer as build
 from fednnunet.training.data import NNUNetDataModule
 from fednnunet.training.module import GRADIENT_CLIP_NORM, NNUNetModule
-from fednnunet.training.state import named_tensors
+from fednnunet.training.network_state import named_tensors
+from fednnunet.training.trainer import build_lightning_trainer, build_nnunet_trainer, nested_transforms
 from tests.conftest import write_boxes
 
 CONFIGURATIONS = ("2d", "3d_fullres")

@@ -27,7 +27,7 @@ from fednnunet.errors import ConfigError, FednnUNetError, ProtocolError, first_p
 from fednnunet.exchange.channel import Request, WorkerChannel
 from fednnunet.exchange.messages import Failure, FingerprintRequest, Kind, RunId, parse_body
 from fednnunet.files import DISK_FULL, write_atomically
-from fednnunet.node.process import set_up_process
+from fednnunet.node.process_setup import set_up_process
 from fednnunet.node.settings import NodeSettings
 from fednnunet.node.worker import NodeWorker
 from fednnunet.processes import cores

@@ -13,8 +13,8 @@ from fednnunet.errors import ConfigError, DataError, ProtocolError, first_proble
 from fednnunet.exchange import messages
 from fednnunet.exchange.messages import Kind
 from fednnunet.files import write_atomically
-from fednnunet.fingerprint.local import IntensityRange, LocalFingerprint, common_ranges
 from fednnunet.fingerprint.merge import merge_fingerprints
+from fednnunet.fingerprint.schema import IntensityRange, LocalFingerprint, common_ranges
 from fednnunet.server.node_client import Contact
 from fednnunet.server.node_requests import ask, check_enough
 from fednnunet.server.run_recorder import Journal

@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 from fednnunet import __version__
 from fednnunet.errors import ProtocolError
 from fednnunet.exchange.messages import FingerprintReply, FingerprintRequest, PlanReply, PlanRequest
-from fednnunet.fingerprint.local import ChannelIntensities, IntensityBins, LocalFingerprint
+from fednnunet.fingerprint.schema import ChannelIntensities, IntensityBins, LocalFingerprint
 from fednnunet.server.local_grid import LocalGrid
 from fednnunet.server.node_client import Contact
 from fednnunet.server.phases.prepare import plan_networks

@@ -12,7 +12,7 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet, Resi
 from torch import nn
 
 from fednnunet.server.strategy.layer_matching import Matching, Share, match_layers, places_by_resolution
-from fednnunet.training.state import layer_shapes
+from fednnunet.training.network_state import layer_shapes
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "matching.md"
 STAGES = {"ISPY1": 7, "ISPY2": 7, "DUKE": 8, "NACT": 7}

@@ -173,7 +173,7 @@ def check_device(site: SiteConfig, drivers: Sequence[Path] = GPU_DRIVERS) -> Fin
     """
     import torch
 
-    from fednnunet.training import build
+    from fednnunet.training import trainer as build
 
     device = build.resolve_device(site.device)
     build.check_device(site, device)

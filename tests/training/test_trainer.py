@@ -11,7 +11,7 @@ import torch
 
 from fednnunet.config.run import NodeConfig
 from fednnunet.errors import ConfigError
-from fednnunet.training.build import (
+from fednnunet.training.trainer import (
     build_lightning_trainer,
     check_device,
     memory_fraction,

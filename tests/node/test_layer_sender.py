@@ -9,7 +9,7 @@ from torch import nn
 
 from fednnunet.errors import ProtocolError
 from fednnunet.exchange.arrays import SharedArrays
-from fednnunet.node.outgoing import Outgoing
+from fednnunet.node.layer_sender import Outgoing
 
 WEIGHT = "0.weight"
 LAYERS = ["0.weight", "0.bias", "1.running_mean", "1.num_batches_tracked"]

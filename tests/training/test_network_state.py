@@ -9,7 +9,7 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import nn
 
 from fednnunet.errors import ProtocolError
-from fednnunet.training.state import check_state, layer_shapes, load_state, read_state, state_spec, unwrap
+from fednnunet.training.network_state import check_state, layer_shapes, load_state, read_state, state_spec, unwrap
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from fednnunet.errors import ProtocolError
 from fednnunet.exchange.arrays import SharedArrays, Spec
 from fednnunet.exchange.messages import ExchangeDtype
 from fednnunet.exchange.rounding import ErrorFeedback
-from fednnunet.training.state import read_state, state_arrays, state_spec
+from fednnunet.training.network_state import read_state, state_arrays, state_spec
 
 
 class Outgoing:

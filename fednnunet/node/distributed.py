@@ -24,14 +24,14 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import distributed
 
 from fednnunet.config.run import TrainerConfig
-from fednnunet.node.process import set_up_process
+from fednnunet.node.process_setup import set_up_process
 from fednnunet.node.settings import NodeSettings
-from fednnunet.training.build import build_lightning_trainer, build_nnunet_trainer, cap_memory, resolve_device
 from fednnunet.training.callback import FederatedCallback
 from fednnunet.training.data import NNUNetDataModule
 from fednnunet.training.epochs import skip_epochs
 from fednnunet.training.module import NNUNetModule
-from fednnunet.training.state import named_tensors
+from fednnunet.training.network_state import named_tensors
+from fednnunet.training.trainer import build_lightning_trainer, build_nnunet_trainer, cap_memory, resolve_device
 
 log = logging.getLogger(__name__)
 

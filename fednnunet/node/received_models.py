@@ -19,7 +19,7 @@ from fednnunet.evaluation.predict import Predictor
 from fednnunet.exchange.messages import Fold, Model
 from fednnunet.files import write_arrays, write_atomically
 from fednnunet.planning.received import check_received_plans
-from fednnunet.training.state import check_state, layer_shapes
+from fednnunet.training.network_state import check_state, layer_shapes
 
 
 class ReceivedModels:
