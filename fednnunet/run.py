@@ -31,15 +31,15 @@ from fednnunet.lock import locked
 from fednnunet.node.launcher import NodeProcesses
 from fednnunet.node.settings import NodeSettings
 from fednnunet.processes import cores
-from fednnunet.reporting.follower import Follower
-from fednnunet.reporting.progress import RunProgress
 from fednnunet.reporting.sweep import Result, finish_run
-from fednnunet.reporting.tracking import Trackers
 from fednnunet.server.local_grid import LocalGrid
 from fednnunet.server.run_recorder import Journal
 from fednnunet.server.server_app import build_server_app
 from fednnunet.server.session import ServerSettings
 from fednnunet.server.strategy.asym_fedavg import AsymFedAvg, NoExchange
+from fednnunet.tracking.base import Trackers
+from fednnunet.tracking.follower import Follower
+from fednnunet.tracking.terminal import RunProgress
 
 log = logging.getLogger(__name__)
 

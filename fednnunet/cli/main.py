@@ -68,7 +68,7 @@ def wandb_dashboard(
 ) -> None:
     """Build the comparison of runs in Weights & Biases: a workspace and a report."""
     from fednnunet.reporting.sweep import find_runs
-    from fednnunet.reporting.wandb_dashboard import make_dashboard, metrics_of
+    from fednnunet.tracking.wandb_dashboard import make_dashboard, metrics_of
 
     metrics = metrics_of(find_runs(runs or [Path("outputs")]))
     print("\n".join(make_dashboard(metrics, out, entity, project, sweep, offline=offline)))

@@ -151,7 +151,7 @@ class FollowJobs(Callback):
 
 def _track_comparison(loggers: DictConfig, folder: Path) -> None:
     """Hand the comparison in ``folder`` to the trackers of the sweep."""
-    from fednnunet.reporting.tracking import Trackers
+    from fednnunet.tracking.base import Trackers
 
     entries: Any = OmegaConf.to_container(loggers, resolve=False)
     trackers = [

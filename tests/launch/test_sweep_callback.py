@@ -111,7 +111,7 @@ def test_the_sweeps_command_is_kept_for_going_on(sweep: Path) -> None:
 def test_trackers_get_the_comparison(make_run: MakeRun, sweep: Path) -> None:
     run = make_run("asym")
     wandb = {
-        "_target_": "fednnunet.reporting.wandb_tracker.WandbTracker",
+        "_target_": "fednnunet.tracking.wandb_tracker.WandbTracker",
         "project": "x",
         "mode": "offline",
         "folder": "${paths.run}",  # there is none in a sweep

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from fednnunet.reporting.run_folder import read_run
-from fednnunet.reporting.tracking import Tracker
+from fednnunet.tracking.base import Tracker
 
 NODES = {"ISPY1": 12, "ISPY2": 36, "DUKE": 14, "NACT": 5}
 EXTERNAL = "KAUNO"

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from fednnunet.cli.main import main as cli
-from fednnunet.reporting.wandb_tracker import WandbTracker
+from fednnunet.tracking.wandb_tracker import WandbTracker
 from tests.reporting.conftest import track
-from tests.reporting.wandb_files import Logged, read_wandb
+from tests.support.wandb_files import Logged, read_wandb
 
 MakeRun = Callable[..., Path]
 

@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from fednnunet.exchange.messages import Fold
-from fednnunet.reporting.progress import RunProgress
-from fednnunet.reporting.tracking import Tracker
+from fednnunet.tracking.base import Tracker
+from fednnunet.tracking.terminal import RunProgress
 
 
 class Follower:

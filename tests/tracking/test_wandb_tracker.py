@@ -16,9 +16,9 @@ from fednnunet.errors import ConfigError
 from fednnunet.reporting.run_folder import read_run
 from fednnunet.reporting.sweep import compare_runs
 from fednnunet.reporting.tables import SUMMARY_COLUMNS, summarise
-from fednnunet.reporting.wandb_tracker import WandbTracker
+from fednnunet.tracking.wandb_tracker import WandbTracker
 from tests.reporting.conftest import track
-from tests.reporting.wandb_files import Logged, read_wandb
+from tests.support.wandb_files import Logged, read_wandb
 
 MakeRun = Callable[..., Path]
 

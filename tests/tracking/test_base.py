@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fednnunet.errors import ConfigError
-from fednnunet.reporting.tracking import CsvTracker, Tracker, Trackers
+from fednnunet.tracking.base import CsvTracker, Tracker, Trackers
 from tests.reporting.conftest import track
 
 MakeRun = Callable[..., Path]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fednnunet.errors import ConfigError
 from fednnunet.exchange.messages import Fold
 from fednnunet.reporting.run_folder import read_run
-from fednnunet.reporting.tracking import Tracker, fold_prefix, numbers_of, numbers_of_all, pictures_of, scores_of
+from fednnunet.tracking.base import Tracker, fold_prefix, numbers_of, numbers_of_all, pictures_of, scores_of
 
 if TYPE_CHECKING:
     from tensorboard.summary.writer.event_file_writer import EventFileWriter

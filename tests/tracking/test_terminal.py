@@ -8,7 +8,7 @@ import threading
 import pytest
 from rich.console import Console
 
-from fednnunet.reporting.progress import PLAIN_ROUND_LINES, RunProgress
+from fednnunet.tracking.terminal import PLAIN_ROUND_LINES, RunProgress
 
 NODES = ["ISPY1", "NACT"]
 STAGES = ("fingerprint", "plan", "preprocess", "train", "evaluate")

@@ -12,8 +12,8 @@ from fednnunet.errors import ConfigError, DataError
 from fednnunet.files import write_atomically
 from fednnunet.reporting.run_folder import node_order, read_runs
 from fednnunet.reporting.tables import MEAN
-from fednnunet.reporting.tracking import MEANS, SLOWEST, TOTALS, fold_prefix
-from fednnunet.reporting.wandb_tracker import COMPARISON, NODE, PICTURE, SERVER, check_account, connection_problem
+from fednnunet.tracking.base import MEANS, SLOWEST, TOTALS, fold_prefix
+from fednnunet.tracking.wandb_tracker import COMPARISON, NODE, PICTURE, SERVER, check_account, connection_problem
 
 if TYPE_CHECKING:
     import wandb_workspaces.reports.v2 as wr

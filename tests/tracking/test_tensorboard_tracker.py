@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fednnunet.reporting.run_folder import read_run
 from fednnunet.reporting.tables import summarise
-from fednnunet.reporting.tensorboard_tracker import TensorBoardTracker
+from fednnunet.tracking.tensorboard_tracker import TensorBoardTracker
 from tests.reporting.conftest import track
 
 MakeRun = Callable[..., Path]
@@ -58,7 +58,7 @@ def test_curves_of_several_folds_are_told_apart(tmp_path: Path) -> None:
 def test_it_loads_no_training_library(tmp_path: Path) -> None:
     code = f"""
 import sys
-from fednnunet.reporting.tensorboard_tracker import TensorBoardTracker
+from fednnunet.tracking.tensorboard_tracker import TensorBoardTracker
 tracker = TensorBoardTracker({str(tmp_path)!r})
 tracker.log_round([{{"node": "Oslo", "round": 1, "train_loss": 0.5}}])
 tracker.finish(ok=True)
