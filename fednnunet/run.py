@@ -31,7 +31,7 @@ from fednnunet.lock import locked
 from fednnunet.node.launcher import NodeProcesses
 from fednnunet.node.settings import NodeSettings
 from fednnunet.processes import cores
-from fednnunet.reporting.sweep import Result, finish_run
+from fednnunet.reporting.finish import Result, finish_run
 from fednnunet.server.local_grid import LocalGrid
 from fednnunet.server.run_recorder import Journal
 from fednnunet.server.server_app import build_server_app

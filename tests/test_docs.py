@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fednnunet.reporting.paper import paper_tables
+from fednnunet.reporting.paper_comparison import paper_tables
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("experiments/**/README.md"))]

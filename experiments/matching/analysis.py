@@ -16,7 +16,7 @@ from fednnunet.evaluation.statistics import Interval, fisher, holm, mean_interva
 from fednnunet.files import write_atomically
 from fednnunet.reporting.figures import forest, save_figure, setup_colours
 from fednnunet.reporting.run_folder import read_run
-from fednnunet.reporting.tables import case_means
+from fednnunet.reporting.tables.results_table import case_means
 
 PAPER = "asym name all"
 SETUPS = [

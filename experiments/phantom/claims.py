@@ -20,11 +20,11 @@ from fednnunet.evaluation.statistics import Interval, bootstrap, mean_of_means, 
 from fednnunet.files import write_atomically
 from fednnunet.reporting.comparison import ALL_CENTRES, compare_setups
 from fednnunet.reporting.figures import forest, save_figure, setup_colours
-from fednnunet.reporting.paper import paper_tables
+from fednnunet.reporting.finish import find_runs
+from fednnunet.reporting.paper_comparison import paper_tables
 from fednnunet.reporting.results import Results, gather_results
 from fednnunet.reporting.run_folder import read_runs
-from fednnunet.reporting.sweep import find_runs
-from fednnunet.reporting.tables import SETUP_ORDER
+from fednnunet.reporting.tables.results_table import SETUP_ORDER
 
 FEDERATED = ("asym", "ffe")
 NOTE = (

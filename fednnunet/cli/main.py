@@ -47,7 +47,7 @@ def report(
     """Compare runs: tables, tests, figures and one self-contained report.html."""
     from rich.console import Console
 
-    from fednnunet.reporting.sweep import compare_runs, find_runs
+    from fednnunet.reporting.finish import compare_runs, find_runs
 
     compare_runs(out, find_runs(runs), Console(), reference, external)
 
@@ -67,7 +67,7 @@ def wandb_dashboard(
     offline: Annotated[bool, typer.Option("--offline", help="Write the file, send nothing.")] = False,
 ) -> None:
     """Build the comparison of runs in Weights & Biases: a workspace and a report."""
-    from fednnunet.reporting.sweep import find_runs
+    from fednnunet.reporting.finish import find_runs
     from fednnunet.tracking.wandb_dashboard import make_dashboard, metrics_of
 
     metrics = metrics_of(find_runs(runs or [Path("outputs")]))

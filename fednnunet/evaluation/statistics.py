@@ -81,7 +81,7 @@ def paired_differences(cases: pd.DataFrame, setup: str, reference: str, metric: 
     """Score of ``setup`` less that of ``reference``, for every case (of a fold and seed) in which both have one.
 
     Args:
-        cases: one row a case (:func:`~fednnunet.reporting.tables.case_means`), with columns ``strategy``, ``node``,
+        cases: one row a case (:func:`~fednnunet.reporting.tables.results_table.case_means`), with columns ``strategy``, ``node``,
             ``fold``, ``seed``, ``case`` and ``metric``.
         setup: value of ``strategy``.
         reference: the other set-up.

@@ -136,7 +136,7 @@ class FollowJobs(Callback):
             return  # none has trained: there is nothing to compare
         from rich.console import Console
 
-        from fednnunet.reporting.sweep import compare_runs
+        from fednnunet.reporting.finish import compare_runs
 
         try:
             compare_runs(self.folder, runs, Console())

@@ -20,7 +20,7 @@ from fednnunet.evaluation.statistics import (
     show_p_value,
     wilcoxon,
 )
-from fednnunet.reporting.tables import MEAN, order_setups
+from fednnunet.reporting.tables.results_table import MEAN, order_setups
 
 DEFAULT_REFERENCE = "local"
 ALL_CENTRES = "all centres"
@@ -130,7 +130,7 @@ def compare_setups(
     seeds for the mean and the bootstrap, which draws cases.
 
     Args:
-        scores: one row a case (:func:`~fednnunet.reporting.tables.case_means`), with columns ``seed`` and ``fold``.
+        scores: one row a case (:func:`~fednnunet.reporting.tables.results_table.case_means`), with columns ``seed`` and ``fold``.
         reference: name of a set-up.
         training: centres; the row for all is the mean of their means, by Fisher's method, and has no value where one
             of them has no case in common.

@@ -15,12 +15,12 @@ from fednnunet.config.run import POOLED_NODE
 from fednnunet.evaluation.statistics import show_p_value
 from fednnunet.files import write_atomically
 from fednnunet.reporting import figures
+from fednnunet.reporting.case_selection import PicturedCase, choose_cases
 from fednnunet.reporting.comparison import LEVEL, show_points
 from fednnunet.reporting.figures.overlays import Overlay, show_dsc
-from fednnunet.reporting.pictured import PicturedCase, choose_cases
 from fednnunet.reporting.results import Results
 from fednnunet.reporting.run_folder import Run, brief_plans
-from fednnunet.reporting.tables import ONE_EMPTY, STAR, order_setups, own_scores
+from fednnunet.reporting.tables.results_table import ONE_EMPTY, STAR, order_setups, own_scores
 
 REPORT = "report.html"
 OVERLAY = "overlay"

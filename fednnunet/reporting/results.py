@@ -11,10 +11,10 @@ import pandas as pd
 from fednnunet.errors import ConfigError
 from fednnunet.evaluation.statistics import Interval, bootstrap
 from fednnunet.reporting.comparison import LEVEL, Comparison, choose_reference, compare_setups
-from fednnunet.reporting.coverage import check_comparable, missing_folds, repeated_folds
-from fednnunet.reporting.paper import PaperComparison, compare_with_paper
+from fednnunet.reporting.completeness import check_comparable, missing_folds, repeated_folds
+from fednnunet.reporting.paper_comparison import PaperComparison, compare_with_paper
 from fednnunet.reporting.run_folder import Run, merge, merge_rounds, node_order
-from fednnunet.reporting.tables import (
+from fednnunet.reporting.tables.results_table import (
     DAGGER,
     MEAN,
     STAR,
@@ -84,7 +84,7 @@ def gather_results(runs: Sequence[Run], reference: str | None = None, external_s
     Args:
         runs: of one dataset.
         reference: set-up that the others are compared with; None for ``local``, where it is there.
-        external_scores: which models count at external nodes (:func:`~fednnunet.reporting.tables.own_scores`).
+        external_scores: which models count at external nodes (:func:`~fednnunet.reporting.tables.results_table.own_scores`).
 
     Raises:
         DataError: the runs can not stand in one table.

@@ -12,7 +12,7 @@ from fednnunet.errors import FednnUNetError
 from fednnunet.exchange.messages import Fold
 from fednnunet.reporting import figures
 from fednnunet.reporting.run_folder import Run, node_order
-from fednnunet.reporting.tables import case_means, results_table
+from fednnunet.reporting.tables.results_table import case_means, results_table
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fednnunet.errors import ConfigError, DataError
 from fednnunet.files import write_atomically
 from fednnunet.reporting.run_folder import node_order, read_runs
-from fednnunet.reporting.tables import MEAN
+from fednnunet.reporting.tables.results_table import MEAN
 from fednnunet.tracking.base import MEANS, SLOWEST, TOTALS, fold_prefix
 from fednnunet.tracking.wandb_tracker import COMPARISON, NODE, PICTURE, SERVER, check_account, connection_problem
 

@@ -16,7 +16,7 @@ from fednnunet.exchange.messages import Fold
 from fednnunet.files import write_atomically
 from fednnunet.reporting.report import OVERLAY, REPORT
 from fednnunet.reporting.run_folder import Run, brief_plans, read_csv, read_run
-from fednnunet.reporting.tables import MEAN, SUMMARY_COLUMNS, summarise
+from fednnunet.reporting.tables.results_table import MEAN, SUMMARY_COLUMNS, summarise
 from fednnunet.tracking.base import Tracker, fold_prefix, numbers_of, numbers_of_all, pictures_of, scores_of
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from fednnunet.config.run import RunConfig, read_config
 from fednnunet.datasets.raw import DATASET_NAME
 from fednnunet.errors import ConfigError
-from fednnunet.reporting.paper import paper_tables
+from fednnunet.reporting.paper_comparison import paper_tables
 from fednnunet.server.strategy.asym_fedavg import AsymFedAvg
 
 LABELS = {"mamamia": ["tumour"], "mnms": ["LV", "MYO", "RV"], "aimix": ["abdomen"]}

@@ -23,7 +23,7 @@ from fednnunet.phantoms.collection import Centre, Grid, MriCentre, Scale, draw_v
 from fednnunet.phantoms.ultrasound import UltrasoundCentre, draw_resolution
 from fednnunet.phantoms.writer import case_rng
 from fednnunet.planning.plans import make_plans
-from fednnunet.reporting.paper import paper_tables
+from fednnunet.reporting.paper_comparison import paper_tables
 from fednnunet.run import prepare_centres
 
 ROOT = Path(__file__).parents[2]

@@ -18,7 +18,7 @@ from fednnunet.errors import DataError
 from fednnunet.evaluation.statistics import mean_interval
 from fednnunet.reporting import figures
 from fednnunet.reporting.run_folder import CASE_COLUMNS, merge, read_run
-from fednnunet.reporting.tables import case_means
+from fednnunet.reporting.tables.results_table import case_means
 
 MakeRun = Callable[..., Path]
 

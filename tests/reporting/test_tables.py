@@ -13,7 +13,7 @@ import pytest
 from fednnunet.errors import DataError
 from fednnunet.evaluation.statistics import Interval
 from fednnunet.reporting.run_folder import CASE_COLUMNS, read_csv, write_csv
-from fednnunet.reporting.tables import External, order_setups, own_scores, results_table, summarise
+from fednnunet.reporting.tables.results_table import External, order_setups, own_scores, results_table, summarise
 
 
 def case_rows(*rows: tuple[str, str, int, str, float, float]) -> pd.DataFrame:

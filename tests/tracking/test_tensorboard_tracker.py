@@ -11,7 +11,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fednnunet.reporting.run_folder import read_run
-from fednnunet.reporting.tables import summarise
+from fednnunet.reporting.tables.results_table import summarise
 from fednnunet.tracking.tensorboard_tracker import TensorBoardTracker
 from tests.reporting.conftest import track
 

@@ -13,9 +13,9 @@ import wandb
 from rich.console import Console
 
 from fednnunet.errors import ConfigError
+from fednnunet.reporting.finish import compare_runs
 from fednnunet.reporting.run_folder import read_run
-from fednnunet.reporting.sweep import compare_runs
-from fednnunet.reporting.tables import SUMMARY_COLUMNS, summarise
+from fednnunet.reporting.tables.results_table import SUMMARY_COLUMNS, summarise
 from fednnunet.tracking.wandb_tracker import WandbTracker
 from tests.reporting.conftest import track
 from tests.support.wandb_files import Logged, read_wandb

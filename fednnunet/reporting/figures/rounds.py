@@ -19,7 +19,7 @@ from fednnunet.reporting.figures.style import (
     node_styles,
     setup_colours,
 )
-from fednnunet.reporting.tables import order_setups
+from fednnunet.reporting.tables.results_table import order_setups
 
 CURVES = {"train_loss": "training loss", "val_loss": "validation loss", "pseudo_dice": "pseudo-Dice"}
 MB = 1e6

@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 
 from fednnunet.evaluation.statistics import Interval
 from fednnunet.reporting.figures.style import INK, clean, draw_box, legend, new_figure, setup_colours
-from fednnunet.reporting.tables import order_setups
+from fednnunet.reporting.tables.results_table import order_setups
 
 
 def case_scores(scores: pd.DataFrame, training: Sequence[str], external: Sequence[str], hd95_unit: str) -> Figure:
@@ -23,7 +23,7 @@ def case_scores(scores: pd.DataFrame, training: Sequence[str], external: Sequenc
     at most; a dot is a case, a diamond the mean. Few cases get no box.
 
     Args:
-        scores: one row a case (:func:`~fednnunet.reporting.tables.case_means`).
+        scores: one row a case (:func:`~fednnunet.reporting.tables.results_table.case_means`).
         training: nodes with training cases.
         external: nodes without, drawn apart.
         hd95_unit: ``mm`` or ``pixels``.

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from fednnunet.reporting.run_folder import Run
-from fednnunet.reporting.tables import MEAN, Metric, ResultsTable, order_setups
+from fednnunet.reporting.tables.results_table import MEAN, Metric, ResultsTable, order_setups
 
 
 @dataclass(frozen=True)

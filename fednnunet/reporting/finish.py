@@ -14,8 +14,8 @@ from fednnunet.errors import DataError
 from fednnunet.reporting.report import write_report
 from fednnunet.reporting.results import gather_results
 from fednnunet.reporting.run_folder import read_runs, write_csv
-from fednnunet.reporting.table_files import write_tables
-from fednnunet.reporting.tables import MEAN, External
+from fednnunet.reporting.tables.export import write_tables
+from fednnunet.reporting.tables.results_table import MEAN, External
 
 
 class Result(NamedTuple):
@@ -79,7 +79,7 @@ def compare_runs(
         run_folders: of the runs.
         console: takes the table.
         reference: set-up that the others are compared with; None for ``local``, where it is there.
-        external: which models count at external nodes (:func:`~fednnunet.reporting.tables.own_scores`).
+        external: which models count at external nodes (:func:`~fednnunet.reporting.tables.results_table.own_scores`).
 
     Returns:
         Path of the report.

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from fednnunet.errors import DataError
-from fednnunet.reporting.coverage import check_comparable, missing_folds, repeated_folds
+from fednnunet.reporting.completeness import check_comparable, missing_folds, repeated_folds
 from fednnunet.reporting.results import gather_results
 from fednnunet.reporting.run_folder import read_run, read_runs
 

@@ -10,12 +10,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from fednnunet.reporting.paper import PaperComparison, compare_with_paper, paper_tables
+from fednnunet.reporting.paper_comparison import PaperComparison, compare_with_paper, paper_tables
 from fednnunet.reporting.report import write_report
 from fednnunet.reporting.results import Results, gather_results
 from fednnunet.reporting.run_folder import read_runs
-from fednnunet.reporting.table_files import as_latex, as_markdown, as_rows, escape_latex
-from fednnunet.reporting.tables import ResultsTable, results_table
+from fednnunet.reporting.tables.export import as_latex, as_markdown, as_rows, escape_latex
+from fednnunet.reporting.tables.results_table import ResultsTable, results_table
 
 MakeRun = Callable[..., Path]
 Values = Mapping[tuple[str, str], tuple[float, float]]

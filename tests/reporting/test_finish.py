@@ -11,9 +11,9 @@ import pytest
 from rich.console import Console
 
 from fednnunet.reporting.comparison import COMPARISON_COLUMNS
+from fednnunet.reporting.finish import compare_runs, finish_run
 from fednnunet.reporting.run_folder import CASE_COLUMNS, ROUND_COLUMNS, read_runs
-from fednnunet.reporting.sweep import compare_runs, finish_run
-from fednnunet.reporting.tables import SUMMARY_COLUMNS
+from fednnunet.reporting.tables.results_table import SUMMARY_COLUMNS
 
 MakeRun = Callable[..., Path]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fednnunet.reporting.pictured import choose_cases
+from fednnunet.reporting.case_selection import choose_cases
 from fednnunet.reporting.run_folder import read_runs
 
 MakeRun = Callable[..., Path]

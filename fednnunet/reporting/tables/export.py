@@ -8,9 +8,9 @@ from pathlib import Path
 import pandas as pd
 
 from fednnunet.files import write_atomically
-from fednnunet.reporting.paper import PaperComparison
+from fednnunet.reporting.paper_comparison import PaperComparison
 from fednnunet.reporting.run_folder import write_csv
-from fednnunet.reporting.tables import MEAN, ResultsTable
+from fednnunet.reporting.tables.results_table import MEAN, ResultsTable
 
 LATEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
