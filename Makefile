@@ -45,7 +45,7 @@ check: $(READY) ## lint, format, types and the layers between modules
 	@$(PY) -m mypy
 	@$(VENV)/bin/lint-imports --no-logo
 
-format: $(READY) ## format the code and mend what the linter can mend
+format: $(READY) ## format the code and fix what the linter can fix
 	@$(VENV)/bin/ruff check --fix .
 	@$(VENV)/bin/ruff format .
 

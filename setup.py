@@ -1,4 +1,4 @@
-"""Only what pyproject.toml can not say: the top-level folder ``conf`` ships as ``fednnunet/conf``."""
+"""Only what pyproject.toml cannot say: the top-level folder ``conf`` ships as ``fednnunet/conf``."""
 
 from __future__ import annotations
 

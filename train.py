@@ -20,12 +20,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fednnunet.config.run import read_config
 from fednnunet.errors import FednnUNetError
-from fednnunet.launch.resume import with_continue
-from fednnunet.launch.sweep_callback import NO_PLUGIN, go_on, note_failure, problem_of_launcher, report_failures
+from fednnunet.launch.resume import expand_continue
+from fednnunet.launch.sweep_callback import NO_PLUGIN, go_on, launcher_error, record_failure, report_failures
 
 COMMAND = shlex.join(["python", *sys.argv])
 mistakes: list[str] = []
-"""What the user has to mend, where one run is asked for."""
+"""What the user has to fix, where one run is asked for."""
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -44,7 +44,7 @@ def main(cfg: DictConfig) -> float | None:
         result = run(config, COMMAND, sweep)
     except Exception as error:
         if sweep is not None:
-            note_failure(Path(job.runtime.output_dir), error)
+            record_failure(Path(job.runtime.output_dir), error)
         elif isinstance(error, FednnUNetError):
             mistakes.append(str(error))  # raised here, Hydra would say it in its own words, too
         else:
@@ -56,9 +56,9 @@ def main(cfg: DictConfig) -> float | None:
 
 
 def launch() -> int:
-    """Exit code: 0, 2 when the user has something to mend, 130 after Ctrl-C."""
+    """Exit code: 0, 2 when the user has something to fix, 130 after Ctrl-C."""
     try:
-        sys.argv[1:] = with_continue(sys.argv[1:])
+        sys.argv[1:] = expand_continue(sys.argv[1:])
         main()
     except FednnUNetError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -70,7 +70,7 @@ def launch() -> int:
         print(f"\ninterrupted; the last checkpoints are kept.{go_on()}", file=sys.stderr)
         return 130
     except Exception as error:
-        if not (problem := problem_of_launcher(error)):
+        if not (problem := launcher_error(error)):
             raise
         print(f"error: {problem}.{go_on()}", file=sys.stderr)
         return 2

@@ -25,7 +25,7 @@ from torch import nn
 
 from fednnunet.server.strategy.averaging import StreamingAverage
 from fednnunet.server.strategy.layer_matching import match_layers
-from fednnunet.server.strategy.update_limit import RoundStart
+from fednnunet.server.strategy.update_limit import RoundReference
 from fednnunet.training.network_state import layer_shapes
 
 TARGET_MODELS = 2.5
@@ -78,7 +78,7 @@ def aggregate(
 ) -> State:
     """One round; with ``start``, what it began with, the norm of every update is taken, too."""
     streaming.reset()
-    begun = None if start is None else RoundStart(start)
+    begun = None if start is None else RoundReference(start)
     for node in range(nodes):
         state = states[node % DISTINCT]
         streaming.check(node, state, 1.0, f"node {node}", begun)

@@ -162,7 +162,7 @@ def main() -> None:
     setups.append(("ffe", equal, "name", "all"))
     figures: list[tuple[str, float, str, float | None]] = []
     grid = LocalGrid(ClientApp(), {node: {} for node in NODES}, 1)
-    print("MB a round, down / up")
+    print("MB per round, down / up")
     print(f"{'':<32}" + "".join(f"{name:>16}" for name in STAGES) + "   of the original")
     for title, row in (("original, asym", original), ("original, ffe", dict.fromkeys(STAGES, same))):
         cells = "".join(f"{value / MB:8.1f}{value / MB:8.1f}" for value in row.values())

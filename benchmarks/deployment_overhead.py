@@ -44,7 +44,7 @@ import round_overhead  # noqa: E402
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict  # noqa: E402
 
 from fednnunet.audit.log import AuditLog  # noqa: E402
-from fednnunet.config.node_file import SiteConfig  # noqa: E402
+from fednnunet.config.node_file import NodeFile  # noqa: E402
 from fednnunet.deployment.keys import make_keys  # noqa: E402
 from fednnunet.deployment.node.connection import run_link  # noqa: E402
 from fednnunet.deployment.server.superlink_grid import RunLost, SuperLinkGrid  # noqa: E402
@@ -77,8 +77,8 @@ class Exchange:
     Attributes:
         name: of the row.
         seconds: a round outside training, without the first rounds.
-        up: bytes a round from all nodes to the server.
-        down: bytes a round from the server to all nodes.
+        up: bytes per round from all nodes to the server.
+        down: bytes per round from the server to all nodes.
         on_wire: whether the bytes were counted on the wire, and not as layers in messages.
     """
 
@@ -231,7 +231,7 @@ def deployed(configs: Sequence[Mapping[str, str]]) -> Iterator[tuple[SuperLinkGr
         up = ("server", "up", str(made), "--address", f"127.0.0.1:{port}", "--state", str(state))
         processes.start("server", sys.executable, "-m", "fednnunet.cli.main", *up)
         for name, config in zip(names, configs, strict=True):
-            site = SiteConfig(
+            site = NodeFile(
                 name=name,
                 data=1,  # never read: the workers hold random values
                 server=f"127.0.0.1:{outer}",
@@ -245,7 +245,7 @@ def deployed(configs: Sequence[Mapping[str, str]]) -> Iterator[tuple[SuperLinkGr
 
 
 @contextlib.contextmanager
-def link(site: SiteConfig, config: dict[str, str], log: Path) -> Iterator[None]:
+def link(site: NodeFile, config: dict[str, str], log: Path) -> Iterator[None]:
     """The link of a node, in a process of its own as ``fednnunet node up`` starts it."""
     process = multiprocessing.get_context("spawn").Process(target=run_link, args=(site, config, log), daemon=True)
     process.start()
@@ -460,7 +460,7 @@ def main() -> None:
     shapes = round_overhead.unet_shapes()
     values = sum(math.prod(shape) for shape in shapes.values())
     print(f"{options.nodes} nodes, {len(shapes)} tensors, {values / 1e6:.1f} M parameters, {values * 4 / 1e6:.0f} MB")
-    print(f"{'exchange':<16} {'s a round':>10} {'least':>8} {'most':>8} {'MB up':>9} {'MB down':>9}", flush=True)
+    print(f"{'exchange':<16} {'s per round':>10} {'least':>8} {'most':>8} {'MB up':>9} {'MB down':>9}", flush=True)
     found = {}
     for measure in EXCHANGES:
         exchange = measure(shapes, options.nodes, options.rounds)

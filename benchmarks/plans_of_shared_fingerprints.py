@@ -86,7 +86,7 @@ class ImageNode:
 
 @dataclass(frozen=True)
 class RandomNode:
-    """A node without images: geometry (Z, Y, X) a case, mm and voxels, and sampled intensities, a row a case."""
+    """A node without images: geometry (Z, Y, X) a case, mm and voxels, and sampled intensities, a row per case."""
 
     spacings: np.ndarray
     shapes: np.ndarray
@@ -255,7 +255,7 @@ def random_node(centre: Centre, channel: str, rng: np.random.Generator) -> Rando
 
 
 def sampled(channel: str, cases: int, rng: np.random.Generator) -> np.ndarray:
-    """Whole-numbered foreground intensities, a row a case; a scanner (CT: contrast phase) a centre."""
+    """Whole-numbered foreground intensities, a row per case; a scanner (CT: contrast phase) a centre."""
     if channel == "CT":
         usual, spread = rng.uniform(20, 120), rng.uniform(25, 60)
         return np.rint(rng.normal(usual + rng.normal(0, 15, (cases, 1)), spread, (cases, SAMPLES)))

@@ -31,7 +31,7 @@ from fednnunet.exchange.arrays import SharedArrays
 from fednnunet.exchange.channel import WorkerChannel
 from fednnunet.exchange.messages import TrainReply, TrainRequest
 from fednnunet.server.local_grid import LocalGrid
-from fednnunet.server.node_client import Contact
+from fednnunet.server.node_client import NodeClient
 from fednnunet.server.strategy.asym_fedavg import AsymFedAvg
 
 NODES = 4
@@ -123,7 +123,7 @@ def exchange(
         shapes: of the tensors of every node.
         rounds: how many.
     """
-    strategy, contact = AsymFedAvg(), Contact(grid)
+    strategy, contact = AsymFedAvg(), NodeClient(grid)
     strategy.prepare(dict.fromkeys(names, shapes), names)
     arrays = ArrayRecord()
     for server_round in range(1, rounds + 1):

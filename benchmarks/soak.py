@@ -42,7 +42,7 @@ SAMPLE_EVERY = 10
 PARTS = ("worker", "link", "node", "superlink", "server", "train")
 STALL_SECONDS = 900.0
 """Without a new round for so long, the federation hangs."""
-LOOK_SECONDS = 0.2
+POLL_SECONDS = 0.2
 MIB = 2**20
 LIMITS = {"memory_mib": 0.5, "handles": 0.05, "processes": 0.01, "state_mib": 0.02, "run_mib": 0.02, "nodes_mib": 0.1}
 """Most that each may grow a round. A tiny network is 0.1 MiB, a round's row 0.3 KiB and an audit line 10 KiB."""
@@ -158,7 +158,7 @@ class Verdict:
 
     Attributes:
         measure: field of :class:`Sample`.
-        slope: growth a round.
+        slope: growth per round.
         limit: of it.
     """
 
@@ -298,7 +298,7 @@ class Soak:
                 raise TimeoutError(f"nothing came after round {seen}: {self.federation.everything()}")
             if kills and done >= kills[0].after_round and now - since >= kills[0].wait * usual:
                 self.kill(kills.pop(0), done)
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)
 
     def _ended(self) -> bool:
         """Whether ``train.py`` has come to its end; one that failed is started again."""

@@ -9,7 +9,7 @@ between it and the next. Where its memory happens to lie makes a process some pe
 life, so several pairs are measured. With augmentation in the training process both loops do the same computation,
 bit for bit. The figure is the median over all epochs of our seconds over nnU-Net's; beside it the table has the same
 of CPU seconds, which tells noise from cost. Torch computes with one thread in both, and nnU-Net's ``progress.png``
-(0.7 s an epoch) is switched off in both. The same is measured in 2d with two background processes each for
+(0.7 s per epoch) is switched off in both. The same is measured in 2d with two background processes each for
 augmentation; those work on while their loop waits for its turn.
 
 **Rounds.** The seconds between the end of an epoch and the start of the next, where a round hands over all layers
@@ -297,7 +297,7 @@ def build_for_rounds(prepared: Prepared) -> nnUNetTrainer:
     return prepared.build("2d", epochs=ROUNDS + 1, iterations=2, val_iterations=1)
 
 
-def keep_alive(prepared: Prepared) -> tuple[list[float], Path]:
+def supervise(prepared: Prepared) -> tuple[list[float], Path]:
     """Seconds of each round in one living fit, and the checkpoint after the last."""
     with quiet():
         trainer = build_for_rounds(prepared)
@@ -328,8 +328,8 @@ def rebuild_in_new_process(prepared: Prepared, checkpoint: Path) -> float:
 
 
 def measure_rounds(prepared: Prepared) -> dict[str, float]:
-    """Metric to its median seconds a round."""
-    alive, checkpoint = keep_alive(prepared)
+    """Metric to its median seconds per round."""
+    alive, checkpoint = supervise(prepared)
     rebuilt = [rebuild(prepared, checkpoint)[0] for _ in range(REBUILDS)]
     started = [rebuild_in_new_process(prepared, checkpoint) for _ in range(NEW_PROCESSES)]
     return {

@@ -17,6 +17,7 @@ from flwr.clientapp import ClientApp
 from fednnunet.errors import ProtocolError
 from fednnunet.exchange.arrays import SharedArrays
 from fednnunet.exchange.channel import WorkerFailure, WorkerUnreachable, call_worker
+from fednnunet.exchange.error_codes import ERROR_CODES
 from fednnunet.exchange.messages import (
     REPLIES,
     REQUESTS,
@@ -27,9 +28,6 @@ from fednnunet.exchange.messages import (
     parse_body,
 )
 from fednnunet.exchange.records import from_array_record, to_array_record
-
-ERROR_CODES = {"internal": 0, "data": 101, "config": 102, "protocol": 103, "unreachable": 104, "unavailable": 105}
-"""Codes of Flower's ``Error``: what is the user's to mend, and what is not."""
 
 MAX_DEATHS = 3
 """A request that a worker died of so often is not given to another."""

@@ -1,4 +1,4 @@
-"""Errors that a user can mend: each says who, what, and what to do."""
+"""Errors that a user can fix: each says who, what, and what to do."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class FednnUNetError(Exception):
 
 
 class ConfigError(FednnUNetError):
-    """A configuration key, value or combination that can not work."""
+    """A configuration key, value or combination that cannot work."""
 
 
 class DataError(FednnUNetError):
-    """A dataset that can not be trained on. The text may name cases and files: it stays at its node
+    """A dataset that cannot be trained on. The text may name cases and files: it stays at its node
     unless server and node are one machine.
     """
 

@@ -22,7 +22,7 @@ def write_atomically(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def append_whole(path: Path, text: str) -> None:
+def append_atomically(path: Path, text: str) -> None:
     """Add ``text`` to a file, or nothing of it where the disk is full."""
     with path.open("ab", buffering=0) as file:  # a buffer would try again, with the rest, when the file is closed
         before = file.tell()
@@ -42,7 +42,7 @@ def write_arrays(path: Path, arrays: Mapping[str, Any], *, compressed: bool = Fa
         save(file, **arrays)
 
 
-def has_room(folder: Path, size: int = 2**20) -> bool:
+def has_free_space(folder: Path, size: int = 2**20) -> bool:
     """Whether so many bytes can be written in ``folder`` now."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:

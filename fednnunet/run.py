@@ -32,8 +32,9 @@ from fednnunet.node.launcher import NodeProcesses
 from fednnunet.node.settings import NodeSettings
 from fednnunet.processes import cores
 from fednnunet.reporting.finish import Result, finish_run
+from fednnunet.run_files import CONFIG_FILE, LOG_FILE, RUN_FILE, RUN_ID_FILE
 from fednnunet.server.local_grid import LocalGrid
-from fednnunet.server.run_recorder import Journal
+from fednnunet.server.run_recorder import RunRecorder
 from fednnunet.server.server_app import build_server_app
 from fednnunet.server.session import ServerSettings
 from fednnunet.server.strategy.asym_fedavg import AsymFedAvg, NoExchange
@@ -42,10 +43,6 @@ from fednnunet.tracking.follower import Follower
 from fednnunet.tracking.terminal import RunProgress
 
 log = logging.getLogger(__name__)
-
-RUN_FILE = "run.json"
-CONFIG_FILE = "config.json"
-RUN_ID_FILE = "run_id"
 
 
 def run(config: RunConfig, command: str, sweep: str | None = None) -> Result:
@@ -57,7 +54,7 @@ def run(config: RunConfig, command: str, sweep: str | None = None) -> Result:
         sweep: name of the sweep that this is a job of, if any.
 
     Raises:
-        FednnUNetError: configuration or data can not work; nothing was trained.
+        FednnUNetError: configuration or data cannot work; nothing was trained.
         KeyboardInterrupt: after every process was ended; the last checkpoints are there.
     """
     with locked(config.paths.run):
@@ -81,11 +78,11 @@ def _run(config: RunConfig, command: str, sweep: str | None) -> Result:
     started, begin = datetime.now(UTC), time.monotonic()
     here = config.federation.grid == "local"
     nodes = node_settings(config, prepare_centres(config)) if here else []
-    facts = describe_run(config, command, sweep)
-    write_atomically(folder / CONFIG_FILE, json.dumps(decisive(config), indent=1))
+    facts = run_metadata(config, command, sweep)
+    write_atomically(folder / CONFIG_FILE, json.dumps(result_settings(config), indent=1))
     strategy: AsymFedAvg | NoExchange = instantiate(config.strategy.aggregation)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(log_file(folder / "train.log"))
+        stack.enter_context(log_file(folder / LOG_FILE))
         progress = RunProgress(
             folder.name if sweep else config.strategy.name,
             [node.name for node in nodes] or [centre.name for centre in config.dataset.centres],
@@ -97,10 +94,10 @@ def _run(config: RunConfig, command: str, sweep: str | None) -> Result:
         tracker = Trackers([instantiate(entry) for entry in config.logger.values()], tell=progress.message)
         stack.callback(tracker.finish, ok=False)  # does nothing after a finish
         tracker.start(facts)
-        journal = Journal(folder, config.strategy.name, config.folds, [Follower(progress, tracker)])
+        journal = RunRecorder(folder, config.strategy.name, config.folds, [Follower(progress, tracker)])
         app = build_server_app(server_settings(config), strategy, journal)
-        peak_memory_gib = run_here(app, config, nodes) if here else run_across(app, config, journal)
-        facts |= finished_facts(journal, strategy, started, time.monotonic() - begin, peak_memory_gib)
+        peak_memory_gib = run_local(app, config, nodes) if here else run_deployed(app, config, journal)
+        facts |= final_metadata(journal, strategy, started, time.monotonic() - begin, peak_memory_gib)
         write_atomically(folder / RUN_FILE, json.dumps(facts, indent=1))
         result = finish_run(folder)
         tracker.log_result(folder)
@@ -143,7 +140,7 @@ def run_id(folder: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def run_here(app: ServerApp, config: RunConfig, nodes: Sequence[NodeSettings]) -> float:
+def run_local(app: ServerApp, config: RunConfig, nodes: Sequence[NodeSettings]) -> float:
     """Run server and nodes on this machine; the largest sum of their memory, in GiB."""
     with (
         NodeProcesses(nodes) as processes,
@@ -153,7 +150,7 @@ def run_here(app: ServerApp, config: RunConfig, nodes: Sequence[NodeSettings]) -
     return processes.peak_memory_gib
 
 
-def run_across(app: ServerApp, config: RunConfig, journal: Journal) -> float:
+def run_deployed(app: ServerApp, config: RunConfig, journal: RunRecorder) -> float:
     """Run the server of nodes on other machines; the largest memory of this process, in GiB."""
     from fednnunet.deployment.server.run_server_app import run_across_machines
     from fednnunet.deployment.server.run_status import RunStatus
@@ -172,8 +169,8 @@ def run_across(app: ServerApp, config: RunConfig, journal: Journal) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # of KiB
 
 
-def finished_facts(
-    journal: Journal,
+def final_metadata(
+    journal: RunRecorder,
     strategy: AsymFedAvg | NoExchange,
     started: datetime,
     seconds: float,
@@ -196,7 +193,7 @@ def check_folder(folder: Path, config: RunConfig) -> None:
     Raises:
         ConfigError: it holds a run of another configuration; names the first key that differs.
     """
-    ours = decisive(config)
+    ours = result_settings(config)
     note = folder / CONFIG_FILE
     if note.is_file():
         theirs = json.loads(note.read_text())
@@ -208,7 +205,7 @@ def check_folder(folder: Path, config: RunConfig) -> None:
                 )
 
 
-def decisive(config: RunConfig) -> dict[str, Any]:
+def result_settings(config: RunConfig) -> dict[str, Any]:
     """What results depend on, flat; not where files lie or who watches."""
     groups = {
         "seed",
@@ -282,7 +279,7 @@ def node_settings(config: RunConfig, folders: Mapping[str, Path]) -> list[NodeSe
 
 
 def parallel_nodes(config: RunConfig) -> int:
-    """Nodes that compute at the same time: as configured, else one a core, on a GPU one."""
+    """Nodes that compute at the same time: as configured, else one per core, on a GPU one."""
     if config.federation.max_parallel_nodes:
         return config.federation.max_parallel_nodes
     on_gpu = config.node.device in ("cuda", "mps") or (config.node.device == "auto" and Path("/dev/nvidia0").exists())
@@ -290,7 +287,7 @@ def parallel_nodes(config: RunConfig) -> int:
     return 1 if on_gpu or pooled else min(len(config.training_centres), cores())
 
 
-def describe_run(config: RunConfig, command: str, sweep: str | None) -> dict[str, Any]:
+def run_metadata(config: RunConfig, command: str, sweep: str | None) -> dict[str, Any]:
     """What the report says of a run: what was run, on what, with which versions."""
     return {
         "strategy": config.strategy.name,

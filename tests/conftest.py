@@ -16,6 +16,10 @@ import pytest
 import SimpleITK as sitk
 from hypothesis import settings
 
+from tests.support.run_folders import make_run, write_run
+
+__all__ = ["make_run", "write_run"]  # fixtures
+
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
 

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
-from fednnunet.client_app import ERROR_CODES, app
+from fednnunet.client_app import app
 from fednnunet.exchange.channel import Request, WorkerChannel
+from fednnunet.exchange.error_codes import ERROR_CODES
 from fednnunet.exchange.messages import Failure, Kind, PreprocessReply, TrainReply, TrainRequest
 from fednnunet.exchange.records import from_array_record, to_array_record
 from fednnunet.server.local_grid import LocalGrid

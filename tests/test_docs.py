@@ -10,7 +10,11 @@ import pytest
 from fednnunet.reporting.paper_comparison import paper_tables
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("experiments/**/README.md"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("**/*.md")),
+    *sorted(ROOT.glob("experiments/**/README.md")),
+]
 TEST = re.compile(r"`([\w/]+\.py)::(\w+)`")
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)[^)]*\)")
 
@@ -45,4 +49,4 @@ def test_experiments_quote_the_papers_numbers_and_the_folders(experiment: str, d
 
 
 def test_features_name_their_tests() -> None:
-    assert len(TEST.findall((ROOT / "docs" / "nnunet_features.md").read_text())) > 20
+    assert len(TEST.findall((ROOT / "docs" / "reference" / "nnunet_features.md").read_text())) > 20

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fednnunet.files import append_whole, write_atomically
+from fednnunet.files import append_atomically, write_atomically
 
 
 @contextmanager
@@ -25,11 +25,11 @@ def room_for(size: int) -> Iterator[None]:
 
 def test_what_there_is_no_room_for_is_not_appended_by_half(tmp_path: Path) -> None:
     file = tmp_path / "rounds.csv"
-    append_whole(file, "round,loss\n")
+    append_atomically(file, "round,loss\n")
     with room_for(20), pytest.raises(OSError, match="large"):
-        append_whole(file, "1,0.123456789\n2,0.123456789\n")
+        append_atomically(file, "1,0.123456789\n2,0.123456789\n")
     assert file.read_text() == "round,loss\n"
-    append_whole(file, "1,0.5\n")
+    append_atomically(file, "1,0.5\n")
     assert file.read_text() == "round,loss\n1,0.5\n"
 
 

@@ -32,7 +32,7 @@ SETUPS = [
 
 
 def read_cases(folder: Path) -> pd.DataFrame:
-    """One row a set-up, seed and held-out case, of all finished runs below ``folder``; only seeds that are complete."""
+    """One row per set-up, seed and held-out case of all finished runs below ``folder``; only complete seeds."""
     runs = [read_run(path.parent) for path in sorted(folder.rglob("run.json"))]
     cases = case_means(pd.concat([run.cases for run in runs], ignore_index=True))
     complete = cases.groupby("seed")["strategy"].nunique() == len(SETUPS)
@@ -70,7 +70,7 @@ def comparison(cases: pd.DataFrame) -> pd.DataFrame:
 
 
 def as_markdown(rows: pd.DataFrame, centres: list[str]) -> str:
-    """The comparison as a table for docs/matching.md."""
+    """The comparison as a table for docs/explanation/layer_matching.md."""
     head = ["set-up", *centres, "DSC ↑ [95 % CI]", "HD95 (mm) ↓", "to the paper's asym", "p (seeds)", "p (cases)"]
     lines = [f"| {' | '.join(head)} |", f"| --- |{' ---: |' * (len(head) - 1)}"]
     for row in rows.to_dict("records"):

@@ -1,4 +1,4 @@
-"""Does sharing more layers train better? Runs what docs/matching.md reports, and writes its tables and figure.
+"""Does sharing more layers train better? Runs what the docs on layer matching report; writes its tables and figure.
 
     python experiments/matching/run.py            about 70 minutes on two cores; started again, it goes on
     python experiments/matching/run.py --seeds 0  one seed, to see whether it works

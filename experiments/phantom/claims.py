@@ -22,7 +22,7 @@ from fednnunet.reporting.comparison import ALL_CENTRES, compare_setups
 from fednnunet.reporting.figures import forest, save_figure, setup_colours
 from fednnunet.reporting.finish import find_runs
 from fednnunet.reporting.paper_comparison import paper_tables
-from fednnunet.reporting.results import Results, gather_results
+from fednnunet.reporting.results import Results, collect_results
 from fednnunet.reporting.run_folder import read_runs
 from fednnunet.reporting.tables.results_table import SETUP_ORDER
 
@@ -35,7 +35,7 @@ NOTE = (
 
 
 @dataclass(frozen=True)
-class Study:
+class SourceCase:
     """What a finished comparison measured.
 
     Attributes:
@@ -58,13 +58,13 @@ class Study:
         return compared.rows.set_index(["strategy", "node"])
 
     def gains(self, setup: str, centre: str) -> np.ndarray:
-        """DSC of ``setup`` less that of ``local``, a value a case of ``centre``, its mean over seeds."""
+        """DSC of ``setup`` less that of ``local``, a value per case of ``centre``, its mean over seeds."""
         scores = self.results.scores
         dsc = scores[scores["node"] == centre].pivot_table(index="case", columns="strategy", values="dsc")
         return (dsc[setup] - dsc["local"]).dropna().to_numpy()
 
 
-def read_study(folder: Path) -> Study:
+def read_study(folder: Path) -> SourceCase:
     """Read the finished runs of a sweep.
 
     Raises:
@@ -74,12 +74,12 @@ def read_study(folder: Path) -> Study:
     missing = [setup for setup in SETUP_ORDER if setup not in {run.setup for run in runs}]
     if missing:
         raise DataError(f"{folder}: {', '.join(missing)} did not finish; the same command goes on")
-    results = gather_results(runs)
+    results = collect_results(runs)
     counts = {node: number for run in runs for node, number in run.info["num_training"].items()}
-    return Study(results, {node: counts[node] for node in results.training})
+    return SourceCase(results, {node: counts[node] for node in results.training})
 
 
-def claims(study: Study, margin: float) -> pd.DataFrame:
+def claims(study: SourceCase, margin: float) -> pd.DataFrame:
     """One row a claim: what it says, the difference, its interval, and what to make of it."""
     rows = []
     for setup, reference in (*((setup, "local") for setup in FEDERATED), ("ffe", "centralized")):
@@ -135,7 +135,7 @@ def judge_close(interval: Interval, margin: float) -> str:
     return "open: the interval is not within the margin"
 
 
-def centre_gains(study: Study) -> pd.DataFrame:
+def centre_gains(study: SourceCase) -> pd.DataFrame:
     """Gain of every centre by federated training, smallest training centre first, external centres last."""
     order = [*sorted(study.sizes, key=lambda centre: study.sizes[centre]), *study.results.external]
     return pd.DataFrame(

@@ -37,12 +37,12 @@ from fednnunet.files import DISK_FULL
 log = logging.getLogger(__name__)
 
 AUDIT_LOG = "audit.jsonl"
-OPENED = ("fingerprint", "intensity_ranges")
+EXPANDED_FIELDS = ("fingerprint", "intensity_ranges")
 """Fields of bodies whose parts are listed one by one: what is told of the images."""
 BLOCK = 1 << 16
 
 
-class Told(BaseModel):
+class FieldSize(BaseModel):
     """Size of a field that left.
 
     Attributes:
@@ -82,7 +82,7 @@ class Entry(BaseModel):
         arrays_sha256: of the arrays, each filled up to 64 bytes with zeros; None without arrays.
         withheld: replies kept back since the line before because the log could not be written; a
             :class:`~fednnunet.exchange.messages.Failure` of one fixed text went instead of each.
-        mended: bytes of a torn line that were cut off before this one was written.
+        repaired: bytes of a torn line that were cut off before this one was written.
         previous: digest of the line before, without its end of line; None for the first.
         fields: of the body; ``fingerprint`` and ``intensity_ranges`` by their parts.
         scores: rows of scores, in an answer to ``evaluate``.
@@ -104,9 +104,9 @@ class Entry(BaseModel):
     body_sha256: str
     arrays_sha256: str | None = None
     withheld: int = 0
-    mended: int = 0
+    repaired: int = 0
     previous: str | None = None
-    fields: dict[str, Told]
+    fields: dict[str, FieldSize]
     scores: int | None = None
     digests: int | None = None
     layers: dict[str, list[int]] | None = None
@@ -118,7 +118,7 @@ class AuditLog:
 
     A line reaches the disk before its reply leaves, so what left is in the log whatever happens. A crash, or a disk
     that is full, can tear the last line; the reply that it tells of has not left then. The next append cuts the torn
-    line off, says so in ``mended``, and goes on from the last whole line, so the chain holds.
+    line off, says so in ``repaired``, and goes on from the last whole line, so the chain holds.
 
     Args:
         path: of the file; made with mode 0600 where it is not there.
@@ -139,8 +139,8 @@ class AuditLog:
             self._append(_described(request, reply))
         except OSError as error:
             self._withheld += 1
-            log.error("%s can not be written (%s): a reply to %s is kept back", self.path, error, request.kind)
-            reason = f"the log of what leaves it can not be written ({error.strerror}); nothing does until it can"
+            log.error("%s cannot be written (%s): a reply to %s is kept back", self.path, error, request.kind)
+            reason = f"the log of what leaves it cannot be written ({error.strerror}); nothing does until it can"
             kind: Literal["unavailable", "config"] = "unavailable" if error.errno in DISK_FULL else "config"
             return Failure(reason=f"node {self.node}: {reason}, look at its disk", error=kind)
         return None
@@ -156,7 +156,7 @@ class AuditLog:
                 self._mended += torn
             # The line that this process wrote last, not the file's: that lines were cut off since then shows.
             previous = self._last or (digest_of(whole) if whole is not None else None)
-            described |= {"previous": previous, "withheld": self._withheld, "mended": self._mended}
+            described |= {"previous": previous, "withheld": self._withheld, "repaired": self._mended}
             entry = Entry(node=self.node, run=self.run, **described)
             line = entry.model_dump_json(exclude_defaults=True).encode()
             try:
@@ -222,14 +222,14 @@ def _tensors(arrays: SharedArrays | None) -> dict[str, Tensor]:
     }
 
 
-def _fields(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Told]]:
+def _fields(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, FieldSize]]:
     for name, value in content.items():
         path = prefix + name
-        if isinstance(value, dict) and (prefix or name in OPENED):
+        if isinstance(value, dict) and (prefix or name in EXPANDED_FIELDS):
             yield from _fields(value, f"{path}.")
         elif value is not None:
             text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
-            yield path, Told(bytes=len(text.encode()), numbers=_numbers(value))
+            yield path, FieldSize(bytes=len(text.encode()), numbers=_numbers(value))
 
 
 def _numbers(value: Any) -> int:

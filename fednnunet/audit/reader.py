@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from fednnunet.audit.log import AUDIT_LOG, Entry, digest_of
-from fednnunet.config.node_file import read_site
+from fednnunet.config.node_file import read_node_file
 from fednnunet.errors import DataError, first_problem
 from fednnunet.exchange.messages import REPLIES, Failure, Kind
 
@@ -88,7 +88,7 @@ def find_logs(path: Path) -> list[Path]:
         ConfigError: the YAML is not that of a node.
     """
     if path.is_file() and path.suffix in (".yaml", ".yml"):
-        path = read_site(path).folder
+        path = read_node_file(path).folder
     if path.is_file():
         return [path]
     own = path / AUDIT_LOG
@@ -104,7 +104,7 @@ def read_trail(path: Path) -> Trail:
     """Read a log and follow its chain.
 
     Raises:
-        DataError: the file can not be read.
+        DataError: the file cannot be read.
     """
     entries, breaks, head, torn = [], [], None, 0
     try:
@@ -124,7 +124,7 @@ def read_trail(path: Path) -> Trail:
                         breaks.append(_break(number))
                 head = digest_of(line)
     except OSError as error:
-        raise DataError(f"{path} can not be read: {error.strerror}") from None
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
     return Trail(path, entries, breaks, torn, head)
 
 

@@ -13,7 +13,7 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
-from fednnunet.audit.log import OPENED, Entry
+from fednnunet.audit.log import EXPANDED_FIELDS, Entry
 from fednnunet.audit.reader import Group, Summary, Trail, read_trail, summarise
 from fednnunet.exchange.messages import Kind
 
@@ -128,7 +128,7 @@ def sentences(told: Summary) -> list[str]:
                 "planned."
             )
         if told.uncompared:
-            said.append(f"Tensors that can not be compared, as the log has no plan before them: {told.uncompared:,}.")
+            said.append(f"Tensors that cannot be compared, as the log has no plan before them: {told.uncompared:,}.")
     if told.largest is not None:
         said.append(f"The largest single thing beside tensors: {told.largest}, {told.largest_bytes:,} bytes.")
     if told.withheld:
@@ -137,7 +137,7 @@ def sentences(told: Summary) -> list[str]:
 
 
 def _field(name: str, numbers: int) -> str:
-    if numbers == 0 or (numbers == 1 and not name.startswith(OPENED)):
+    if numbers == 0 or (numbers == 1 and not name.startswith(EXPANDED_FIELDS)):
         return name
     return f"{name} ({numbers:,} {'number' if numbers == 1 else 'numbers'})"
 

@@ -18,11 +18,11 @@ from fednnunet.conversion.readers.cardiac import read_acdc, read_mnms
 from fednnunet.conversion.readers.generic import read_generic
 from fednnunet.conversion.readers.mamamia import read_eucanimage, read_mamamia
 from fednnunet.conversion.readers.msd import read_msd
-from fednnunet.conversion.study import Survey
+from fednnunet.conversion.study import ScanResult
 
 convert = typer.Typer(
     no_args_is_help=True,
-    help="From a dataset as it is published to nnU-Net's raw format, one dataset a centre.",
+    help="From a dataset as it is published to nnU-Net's raw format, one dataset per centre.",
 )
 
 
@@ -39,7 +39,7 @@ class Converter:
     """
 
     name: str
-    read: Callable[..., Survey]
+    read: Callable[..., ScanResult]
     dataset: str | None = None
     external: bool = False
 

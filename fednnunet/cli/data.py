@@ -13,7 +13,7 @@ import typer
 
 from fednnunet.config.hydra_datasets import configured_dataset
 from fednnunet.config.run import CentreConfig
-from fednnunet.datasets.quality.summary import Concern
+from fednnunet.datasets.quality.summary import DataIssue
 from fednnunet.datasets.raw import DATASET_NAME, RawDataset, find_dataset, list_cases
 from fednnunet.errors import ConfigError, DataError
 
@@ -46,12 +46,12 @@ def summary(
     out: Annotated[Path, typer.Option(help="Folder for the figure, summary.png and summary.svg.")] = Path(
         "outputs/data"
     ),
-    workers: Annotated[int, typer.Option(help="Processes that read images; 0: one a core.", min=0)] = 0,
+    workers: Annotated[int, typer.Option(help="Processes that read images; 0: one per core.", min=0)] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="For programs: as JSON, with every case.")] = False,
 ) -> None:
     """Show what the images and labels of each centre are like, and warn of what will hurt training.
 
-    Exit code 2: training would stop at something, such as a file that can not be read.
+    Exit code 2: training would stop at something, such as a file that cannot be read.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -98,7 +98,7 @@ class ChosenCentre:
     dataset: RawDataset
 
 
-def choose_centres(datasets: Sequence[str], raw_folder: Path | None) -> tuple[list[ChosenCentre], list[Concern]]:
+def choose_centres(datasets: Sequence[str], raw_folder: Path | None) -> tuple[list[ChosenCentre], list[DataIssue]]:
     """The centres that arguments of the command stand for, and what is wrong with those that are not there.
 
     Args:
@@ -110,21 +110,21 @@ def choose_centres(datasets: Sequence[str], raw_folder: Path | None) -> tuple[li
         DataError: none of the centres is there.
     """
     chosen: list[ChosenCentre] = []
-    missing: list[Concern] = []
-    for centre, folder, todo in _named_centres(datasets, raw_folder):
+    missing: list[DataIssue] = []
+    for centre, folder, advice in _named_centres(datasets, raw_folder):
         try:
             assert centre.dataset is not None, "checked by configured_dataset"
             found = find_dataset(centre.dataset, folder, centre.name)
             name = centre.name if centre.name != centre.dataset else re.sub(r"^Dataset\d{3}_", "", found.name)
             dataset = list_cases(found, name, centre.external)
         except DataError as error:
-            missing.append(Concern("bad", centre.name, "left out", _without_centre(error), (), 0, todo))
+            missing.append(DataIssue("bad", centre.name, "left out", _without_centre(error), (), 0, advice))
             continue
         if name in {other.name for other in chosen}:
             raise ConfigError(f"there are two centres {name}; look at one dataset at a time")
         chosen.append(ChosenCentre(name, centre.external, dataset))
     if not chosen:
-        raise DataError(f"centre {missing[0].centre}: {missing[0].found}; {missing[0].todo}")
+        raise DataError(f"centre {missing[0].centre}: {missing[0].found}; {missing[0].advice}")
     return chosen, missing
 
 
@@ -140,9 +140,7 @@ def _named_centres(datasets: Sequence[str], raw_folder: Path | None) -> list[tup
     named: list[tuple[CentreConfig, Path | None, str]] = []
     for text in datasets:
         if _is_raw(text):
-            named.append(
-                (CentreConfig.model_construct(name=text, dataset=text), raw_folder, "mend it, or leave it out")
-            )
+            named.append((CentreConfig.model_construct(name=text, dataset=text), raw_folder, "fix it, or leave it out"))
             continue
         config = configured_dataset(text)
         folder = raw_folder or (Path(config.raw_folder) if config.raw_folder else None)

@@ -40,7 +40,7 @@ def server_status(
     """Show the server, its nodes and the run; exit code 2 when the server does not answer."""
     from rich.console import Console
 
-    from fednnunet.deployment.server.supervisor import status
+    from fednnunet.deployment.server import status
 
     if watch and as_json:
         raise ConfigError("--watch shows a screen, --json is printed once: choose one of them")
@@ -57,10 +57,10 @@ def server_status(
 @node.command("up")
 def node_up(config: Annotated[Path, typer.Argument(help="The node's YAML file; see deploy/node.yaml.")]) -> None:
     """Join the federation, and keep worker and connection alive; Ctrl-C ends it."""
-    from fednnunet.config.node_file import read_site
+    from fednnunet.config.node_file import read_node_file
     from fednnunet.deployment.node.supervisor import serve
 
-    serve(read_site(config))
+    serve(read_node_file(config))
 
 
 @node.command("audit")
@@ -87,7 +87,7 @@ def node_check(
     config: Annotated[Path, typer.Argument(help="The node's YAML file; see deploy/node.yaml.")],
     quick: Annotated[bool, typer.Option("--quick", help="Open one case instead of all.")] = False,
 ) -> None:
-    """Test what the node needs before it joins; exit code 2 when something is to be mended."""
+    """Test what the node needs before it joins; exit code 2 when something is to be repaired."""
     from rich.console import Console
 
     from fednnunet.deployment.node.preflight.checks import check_node

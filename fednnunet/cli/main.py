@@ -98,7 +98,7 @@ def keys(
 
 
 def main() -> int:
-    """Entry point; 2 when the user has something to mend."""
+    """Entry point; 2 when the user has something to fix."""
     try:
         app(standalone_mode=True)
     except FednnUNetError as error:

@@ -19,11 +19,11 @@ VERSION_PATH = "/v1/fleet/fednnunet"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
-class SiteConfig(NodeConfig):
+class NodeFile(NodeConfig):
     """What ``fednnunet node up`` is told; paths are relative to the file.
 
-    What the server may decide (:class:`~fednnunet.config.run.TaskConfig`) is not in here; what the machine and the data
-    of the hospital need is, and the server can not change it.
+    What the server may decide (:class:`~fednnunet.config.shared.SharedRunConfig`) is not in here; what the machine and
+    the data of the hospital need is, and the server cannot change it.
 
     Attributes:
         name: of the node; the one that its key was made for.
@@ -36,7 +36,8 @@ class SiteConfig(NodeConfig):
         folder: work folder: checkpoints, preprocessed images, logs, audit.
         gpu_memory: GB that plans aim at; None for what the server's configuration says.
         share: least that is done to what is told of the fingerprint; ``quantised`` hides single cases.
-        find_duplicates: tell salted digests of the images where the server asks for them (docs/security.md).
+        find_duplicates: tell salted digests of the images where the server asks for them; see
+            docs/explanation/security.md.
         classes: import paths of classes of your own that the server may name (trainers, planners, preprocessors).
         pretrained: checkpoint to start from.
         plans: a plans file to use instead of planning.
@@ -77,7 +78,7 @@ class SiteConfig(NodeConfig):
         return server
 
     @model_validator(mode="after")
-    def _is_authenticated(self) -> SiteConfig:
+    def _is_authenticated(self) -> NodeFile:
         if self.insecure:
             if split_address(self.server)[0] not in LOOPBACK:
                 raise ValueError("insecure=true is for a server on this machine (127.0.0.1) only")
@@ -100,7 +101,7 @@ def split_address(address: str) -> tuple[str, int]:
     return match[1].strip("[]"), int(match[2])
 
 
-def read_site(path: Path) -> SiteConfig:
+def read_node_file(path: Path) -> NodeFile:
     """Read and check a node's configuration.
 
     Raises:
@@ -109,19 +110,19 @@ def read_site(path: Path) -> SiteConfig:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path} can not be read: {error.strerror}") from None
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds no keys; see deploy/node.yaml for an example")
     try:
-        site = SiteConfig.model_validate(content)
+        site = NodeFile.model_validate(content)
     except ValidationError as error:
         raise ConfigError(f"{path}: {first_problem(error, 'file').replace('Value error, ', '')}") from None
     return site.model_copy(update=_resolved(site, path.resolve().parent))
 
 
-def _resolved(site: SiteConfig, base: Path) -> dict[str, Any]:
+def _resolved(site: NodeFile, base: Path) -> dict[str, Any]:
     """Paths of ``site`` as absolute ones."""
     names = ("raw_folder", "certificate", "key", "folder", "pretrained", "plans", "previous_stage")
     paths = {name: base / value.expanduser() for name in names if (value := getattr(site, name)) is not None}

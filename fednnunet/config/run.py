@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, PositiveFloat, ValidationError, model_validator
 
-from fednnunet.config.shared import Config, Folds, TaskConfig, TaskDataset, TaskModel, TaskTrainer
+from fednnunet.config.shared import Config, Folds, SharedDataset, SharedModel, SharedRunConfig, SharedTrainer
 from fednnunet.errors import ConfigError
 from fednnunet.exchange.messages import ENSEMBLE, ExchangeDtype, Fold, NodeName
 
@@ -34,7 +34,7 @@ class CentreConfig(Config):
     studies: int | None = Field(default=None, ge=1)
 
 
-class DatasetConfig(TaskDataset):
+class DatasetConfig(SharedDataset):
     """Which images: group ``dataset``.
 
     Attributes:
@@ -108,7 +108,7 @@ class StrategyConfig(Config):
         return self
 
 
-class TrainerConfig(TaskTrainer):
+class TrainerConfig(SharedTrainer):
     """What nnU-Net's trainer does in a run: group ``trainer``.
 
     Attributes:
@@ -125,7 +125,7 @@ class TrainerConfig(TaskTrainer):
         return self.pretrained.get(node) if isinstance(self.pretrained, dict) else self.pretrained
 
 
-class ModelConfig(TaskModel):
+class ModelConfig(SharedModel):
     """How nnU-Net plans the network and preprocesses for it: group ``model``.
 
     Attributes:
@@ -184,11 +184,11 @@ class FederationConfig(Config):
         grid: ``local`` runs server and nodes on this machine, without ports; ``deployment`` is the server of nodes
             on other machines.
         server: folder of the server's state (``fednnunet server up``), for ``deployment``.
-        max_parallel_nodes: nodes that compute at the same time; 0 for one a core (CPU) or one (GPU).
+        max_parallel_nodes: nodes that compute at the same time; 0 for one per core (CPU) or one (GPU).
         timeout: seconds to wait for a round's replies; null waits for ever.
         min_nodes: go on without nodes that fail or do not reply while so many are in; null needs all.
         nodes: that the federation is to have; its first stage waits for so many, ``timeout`` seconds at most. Null
-            means one a centre.
+            means one per centre.
         find_duplicates: compare salted digests of the nodes' images, and warn of those that two nodes hold.
     """
 
@@ -254,7 +254,7 @@ class NodeRunConfig(Config):
 
     seed: int = Field(ge=0)
     fold: Folds
-    dataset: TaskDataset
+    dataset: SharedDataset
     fingerprint: FingerprintConfig
     trainer: TrainerConfig
     model: ModelConfig
@@ -333,8 +333,8 @@ class RunConfig(NodeRunConfig):
                 raise ValueError(f"federation.nodes={self.federation.nodes}: dataset.centres names {started}")
         elif self.federation.nodes not in (None, started):
             raise ValueError(
-                f"federation.nodes={self.federation.nodes}: on this machine {started} nodes are started, one a centre; "
-                "name other dataset.centres, or leave federation.nodes=null"
+                f"federation.nodes={self.federation.nodes}: on this machine {started} nodes are started, one per "
+                "centre; name other dataset.centres, or leave federation.nodes=null"
             )
         return self
 
@@ -365,15 +365,15 @@ class RunConfig(NodeRunConfig):
         return [centre for centre in self.dataset.centres if centre.external and not cascade]
 
     @property
-    def task(self) -> TaskConfig:
+    def task(self) -> SharedRunConfig:
         """What nodes on other machines are told of this run."""
-        return TaskConfig(
+        return SharedRunConfig(
             seed=self.seed,
             fold=self.fold,
-            dataset=TaskDataset(**self.dataset.model_dump(include=set(TaskDataset.model_fields))),
+            dataset=SharedDataset(**self.dataset.model_dump(include=set(SharedDataset.model_fields))),
             share=self.fingerprint.share,
-            trainer=TaskTrainer(**self.trainer.model_dump(include=set(TaskTrainer.model_fields))),
-            model=TaskModel(**self.model.model_dump(include=set(TaskModel.model_fields))),
+            trainer=SharedTrainer(**self.trainer.model_dump(include=set(SharedTrainer.model_fields))),
+            model=SharedModel(**self.model.model_dump(include=set(SharedModel.model_fields))),
             gpu_memory=self.gpu_memory.default,
             cap_memory=self.gpu_memory.cap,
         )

@@ -21,7 +21,7 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
-class TaskDataset(Config):
+class SharedDataset(Config):
     """What a node is told of a dataset.
 
     Attributes:
@@ -37,14 +37,14 @@ class TaskDataset(Config):
     surface_tolerance: float = Field(default=2.0, gt=0)
 
 
-class TaskTrainer(Config):
+class SharedTrainer(Config):
     """What nnU-Net's trainer does. None leaves a value as the class sets it.
 
     Attributes:
         class_: key ``class``: an ``nnUNetTrainer`` class that nnU-Net finds, or an import path of one's own.
         epochs: epochs; with ``strategy.local_epochs=1`` also the number of rounds.
-        iterations: training iterations an epoch.
-        val_iterations: validation iterations an epoch.
+        iterations: training iterations per epoch.
+        val_iterations: validation iterations per epoch.
         initial_lr: initial learning rate.
         weight_decay: of the optimizer.
         oversample_foreground: fraction of a batch's patches that must hold foreground.
@@ -61,7 +61,7 @@ class TaskTrainer(Config):
     save_probabilities: bool = False
 
 
-class TaskModel(Config):
+class SharedModel(Config):
     """How nnU-Net plans the network and preprocesses for it.
 
     Attributes:
@@ -93,7 +93,7 @@ Folds = Annotated[Fold | list[Fold], BeforeValidator(_known_folds)]
 """One fold, or several that are trained one after another."""
 
 
-class TaskConfig(Config):
+class SharedRunConfig(Config):
     """What a node is told with the first message of a run; unknown keys are errors.
 
     Attributes:
@@ -109,16 +109,16 @@ class TaskConfig(Config):
 
     seed: int = Field(ge=0)
     fold: Folds
-    dataset: TaskDataset
+    dataset: SharedDataset
     share: Literal["full", "quantised"]
-    trainer: TaskTrainer
-    model: TaskModel
+    trainer: SharedTrainer
+    model: SharedModel
     gpu_memory: PositiveFloat | None
     cap_memory: bool
 
     @field_validator("model")
     @classmethod
-    def _overrides_are_numbers(cls, model: TaskModel) -> TaskModel:
+    def _overrides_are_numbers(cls, model: SharedModel) -> SharedModel:
         for name, value in model.overrides.items():
             values = value if isinstance(value, list) else [value]
             if name.startswith("_") or not all(isinstance(one, bool | int | float) for one in values):

@@ -1,1 +1,1 @@
-"""From datasets as they are published to nnU-Net's raw format, one dataset a centre."""
+"""From datasets as they are published to nnU-Net's raw format, one dataset per centre."""

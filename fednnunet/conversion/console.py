@@ -14,15 +14,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from fednnunet.config.hydra_datasets import configured_dataset, dataset_names
-from fednnunet.conversion.plan import Plan
-from fednnunet.conversion.study import Remark, Study
-from fednnunet.conversion.writer import Done
+from fednnunet.conversion.plan import ConversionPlan
+from fednnunet.conversion.study import ConversionIssue, SourceCase
+from fednnunet.conversion.writer import ConversionResult
 
 SHOWN = 20
 """Remarks of a kind that are printed; the manifest has all."""
 
 
-def show_plan(plan: Plan, console: Console) -> None:
+def show_plan(plan: ConversionPlan, console: Console) -> None:
     """Centres, their datasets, and what was found; then every problem."""
     table = Table(title="What was found")
     table.add_column("centre")
@@ -55,7 +55,11 @@ def show_plan(plan: Plan, console: Console) -> None:
 
 
 def show_result(
-    done: Sequence[Done], new_problems: Sequence[Remark], target: Path, dataset: str | None, console: Console
+    done: Sequence[ConversionResult],
+    new_problems: Sequence[ConversionIssue],
+    target: Path,
+    dataset: str | None,
+    console: Console,
 ) -> None:
     """What is there now, what to know of it, and the command that trains on it.
 
@@ -79,7 +83,7 @@ def show_result(
     _show_remarks(
         "note",
         [
-            Remark(case, remark, entry.centre.name)
+            ConversionIssue(case, remark, entry.centre.name)
             for entry in done
             for case, record in entry.manifest.cases.items()
             for remark in record.remarks
@@ -90,7 +94,7 @@ def show_result(
     console.print(f"\nTrain: {_training_command(done, target, dataset)}", markup=False, soft_wrap=True)
 
 
-def _training_command(done: Sequence[Done], target: Path, dataset: str | None) -> str:
+def _training_command(done: Sequence[ConversionResult], target: Path, dataset: str | None) -> str:
     start, where = "python train.py strategy=asym", shlex.quote(f"dataset.raw_folder={target}")
     if dataset is None:
         centres = ", ".join(
@@ -112,7 +116,7 @@ def _absent(dataset: str, target: Path) -> list[str]:
     return [folder for folder in folders if not (target / folder / "dataset.json").is_file()]
 
 
-def _same_files(done: Sequence[Done]) -> list[Remark]:
+def _same_files(done: Sequence[ConversionResult]) -> list[ConversionIssue]:
     """Cases whose files hold the same bytes as another case's."""
     first: dict[str, str] = {}
     found = []
@@ -121,12 +125,12 @@ def _same_files(done: Sequence[Done]) -> list[Remark]:
             image = next(iter(record.files.values()))
             here = f"{entry.centre.name}: {case}"
             if image in first:
-                found.append(Remark(case, f"its image is that of {first[image]}", entry.centre.name))
+                found.append(ConversionIssue(case, f"its image is that of {first[image]}", entry.centre.name))
             first.setdefault(image, here)
     return found
 
 
-def _show_remarks(what: str, remarks: Sequence[Remark], console: Console) -> None:
+def _show_remarks(what: str, remarks: Sequence[ConversionIssue], console: Console) -> None:
     for remark in remarks[:SHOWN]:
         console.print(f"{what}: {remark.line}", markup=False, soft_wrap=True)
     if len(remarks) > SHOWN:
@@ -159,6 +163,6 @@ class ConsoleProgress:
         """``to_do`` of so many studies are not there yet."""
         self._task = self._bar.add_task("convert", total=studies, completed=studies - to_do, study="")
 
-    def advance(self, study: Study) -> None:
+    def advance(self, study: SourceCase) -> None:
         """One more was looked at."""
         self._bar.update(self._task, advance=1, study=study.case)

@@ -33,7 +33,7 @@ def read_image(source: Source) -> sitk.Image:
     """
     image = _frame(_read(source.path), source)
     if image.GetDimension() > 2 and image.GetNumberOfComponentsPerPixel() > 1:
-        raise DataError(f"{source.path} has {image.GetNumberOfComponentsPerPixel()} values a voxel; it must have one")
+        raise DataError(f"{source.path} has {image.GetNumberOfComponentsPerPixel()} values per voxel; it must have one")
     if source.baseline is not None:
         baseline = _frame(_read(source.baseline), Source(source.baseline, source.frame))
         check_grid(baseline, image, source.baseline, source.path)
@@ -98,7 +98,7 @@ def check_size(image: sitk.Image, reference: sitk.Image, path: Path, reference_p
         raise DataError(f"{path} has {_times(one)} voxels, {reference_path.name} {_times(other)} (X, Y, Z)")
 
 
-def lies_on(image: sitk.Image, reference: sitk.Image) -> bool:
+def has_same_grid(image: sitk.Image, reference: sitk.Image) -> bool:
     """Whether both have the same grid, as :func:`check_grid` sees it."""
     try:
         check_grid(image, reference, Path(), Path())
@@ -112,7 +112,7 @@ def with_header(image: sitk.Image, reference: sitk.Image) -> sitk.Image:
     return _with_header_of(reference, sitk.GetArrayFromImage(image))
 
 
-def is_file_as_needed(source: Source, image: sitk.Image, ending: str) -> bool:
+def can_reuse_file(source: Source, image: sitk.Image, ending: str) -> bool:
     """Whether the file that ``image`` was read from can serve as it lies; else the image is written anew."""
     whole = source.frame is None and source.baseline is None and source.path.name.endswith(ending)
     return whole and _is_readable(source.path) and (ending != ".png" or _is_8_bit_grey(image))
@@ -123,7 +123,7 @@ def has_foreground(label: sitk.Image) -> bool:
     return bool(sitk.GetArrayViewFromImage(label).any())
 
 
-def put_as_it_lies(source: Path, target: Path, files: Files) -> None:
+def copy_or_link(source: Path, target: Path, files: Files) -> None:
     """Copy or link a file; ``target`` appears when it is whole."""
     partial = target.with_name(f".partial-{target.name}")
     partial.unlink(missing_ok=True)
@@ -164,7 +164,7 @@ def _read(path: Path) -> sitk.Image:
         if "orthonormal" in str(error):
             return _read_sheared(path)
         cause = str(error).strip().splitlines()[-1] if path.is_file() else "there is no such file"
-        raise DataError(f"{path} can not be read: {cause}") from None
+        raise DataError(f"{path} cannot be read: {cause}") from None
 
 
 def _read_sheared(path: Path) -> sitk.Image:

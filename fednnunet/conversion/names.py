@@ -43,7 +43,7 @@ def read_labels(text: str) -> dict[int, str]:
 
     Raises:
         ConfigError: it is neither; names what is wrong.
-        DataError: the JSON file can not be read, or holds something else.
+        DataError: the JSON file cannot be read, or holds something else.
     """
     if text.endswith(".json"):
         path = Path(text)

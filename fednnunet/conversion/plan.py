@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fednnunet.conversion.study import Remark, Study, Survey
+from fednnunet.conversion.study import ConversionIssue, ScanResult, SourceCase
 from fednnunet.conversion.targets import TargetCentre
 from fednnunet.errors import DataError
 
@@ -15,13 +15,13 @@ SAFE_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclass
-class Part:
+class CentrePlan:
     """A centre's share of a survey."""
 
     centre: TargetCentre
-    studies: list[Study] = field(default_factory=list)
-    problems: list[Remark] = field(default_factory=list)
-    left_out: list[Remark] = field(default_factory=list)
+    studies: list[SourceCase] = field(default_factory=list)
+    problems: list[ConversionIssue] = field(default_factory=list)
+    left_out: list[ConversionIssue] = field(default_factory=list)
 
     @property
     def patients(self) -> int:
@@ -30,30 +30,30 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ConversionPlan:
     """What a conversion would write.
 
     Attributes:
-        parts: one a centre.
+        parts: one per centre.
         problems: of no known centre.
         left_out: likewise.
         survey: what was found.
         labels: name to value, as they are written.
     """
 
-    parts: tuple[Part, ...]
-    problems: tuple[Remark, ...]
-    left_out: tuple[Remark, ...]
-    survey: Survey
+    parts: tuple[CentrePlan, ...]
+    problems: tuple[ConversionIssue, ...]
+    left_out: tuple[ConversionIssue, ...]
+    survey: ScanResult
     labels: Mapping[str, int]
 
     @property
-    def all_problems(self) -> list[Remark]:
+    def all_problems(self) -> list[ConversionIssue]:
         """Of all centres and of none."""
         return [*self.problems, *(remark for part in self.parts for remark in part.problems)]
 
 
-def plan_conversion(survey: Survey, centres: Sequence[TargetCentre], labels: Mapping[str, int]) -> Plan:
+def plan_conversion(survey: ScanResult, centres: Sequence[TargetCentre], labels: Mapping[str, int]) -> ConversionPlan:
     """Sort studies by centre, and find what can be found without opening an image.
 
     A centre that is not listed, a name that two studies of a centre share, a name that is none for a file, a label
@@ -65,7 +65,7 @@ def plan_conversion(survey: Survey, centres: Sequence[TargetCentre], labels: Map
     if not survey.studies:
         first = f"; the first problem: {survey.problems[0].line}" if survey.problems else ""
         raise DataError(f"no study was found{first}")
-    parts = {centre.name: Part(centre) for centre in centres}
+    parts = {centre.name: CentrePlan(centre) for centre in centres}
     problems = []
     names: Counter[tuple[str, str]] = Counter((study.centre, study.case) for study in survey.studies)
     for study in survey.studies:
@@ -73,21 +73,24 @@ def plan_conversion(survey: Survey, centres: Sequence[TargetCentre], labels: Map
         if problem is None:
             parts[study.centre].studies.append(study)
         elif study.centre in parts:
-            parts[study.centre].problems.append(Remark(study.case, problem, study.centre))
+            parts[study.centre].problems.append(ConversionIssue(study.case, problem, study.centre))
         else:
-            problems.append(Remark(study.case, problem))
+            problems.append(ConversionIssue(study.case, problem))
     for remark in survey.problems:
         (parts[remark.centre].problems if remark.centre in parts else problems).append(remark)
-    left_out: list[Remark] = []
+    left_out: list[ConversionIssue] = []
     for remark in survey.left_out:
         (parts[remark.centre].left_out if remark.centre in parts else left_out).append(remark)
     for part in parts.values():
         part.studies.sort(key=lambda study: study.case)
-    return Plan(tuple(parts.values()), tuple(problems), tuple(left_out), survey, labels)
+    return ConversionPlan(tuple(parts.values()), tuple(problems), tuple(left_out), survey, labels)
 
 
 def _problem_of(
-    study: Study, centres: Mapping[str, Part], names: Mapping[tuple[str, str], int], labels: Mapping[str, int]
+    study: SourceCase,
+    centres: Mapping[str, CentrePlan],
+    names: Mapping[tuple[str, str], int],
+    labels: Mapping[str, int],
 ) -> str | None:
     if study.centre not in centres:
         return f"its centre {study.centre!r} is none of {', '.join(centres)}"

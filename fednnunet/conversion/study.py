@@ -28,13 +28,13 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Study:
+class SourceCase:
     """What becomes one case.
 
     Attributes:
         case: its name in the dataset; letters, digits, ``_`` and ``-``.
         centre: as it is named in ``conf/dataset``.
-        channels: images of one grid, in the order of :attr:`Survey.channel_names`.
+        channels: images of one grid, in the order of :attr:`ScanResult.channel_names`.
         label: the label map.
         label_values: value in the source's label map to the name of the label; 0 is background and need not be named.
         patient: cases of one patient stay together in the folds of cross-validation; the case's name if not given.
@@ -54,7 +54,7 @@ class Study:
 
 
 @dataclass(frozen=True)
-class Remark:
+class ConversionIssue:
     """A study, or a part of the source, that becomes no case.
 
     Attributes:
@@ -74,21 +74,21 @@ class Remark:
 
 
 @dataclass(frozen=True)
-class Survey:
+class ScanResult:
     """All that a reader finds in a source.
 
     Attributes:
         studies: that become cases.
         channel_names: of their images.
-        problems: what should be a case and can not: a file that is missing or can not be read.
+        problems: what should be a case and cannot: a file that is missing or cannot be read.
         left_out: what is no case by a rule of the dataset: duplicates, studies without annotation.
         file_ending: of the dataset that is written, ``.nii.gz`` or ``.png`` (2D images without spacing).
         labels: label name to value, where the source says; else the dataset's configuration does.
     """
 
-    studies: tuple[Study, ...]
+    studies: tuple[SourceCase, ...]
     channel_names: tuple[str, ...]
-    problems: tuple[Remark, ...] = ()
-    left_out: tuple[Remark, ...] = ()
+    problems: tuple[ConversionIssue, ...] = ()
+    left_out: tuple[ConversionIssue, ...] = ()
     file_ending: str = ".nii.gz"
     labels: Mapping[str, int] = field(default_factory=dict)

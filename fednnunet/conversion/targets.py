@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fednnunet.config.hydra_datasets import configured_dataset
-from fednnunet.conversion.study import Survey
+from fednnunet.conversion.study import ScanResult
 from fednnunet.errors import ConfigError
 
 
@@ -52,7 +52,7 @@ def configured_targets(dataset: str, external: bool) -> tuple[list[TargetCentre]
     return centres, config.labels
 
 
-def numbered_targets(survey: Survey, name: str, first_id: int, external: Sequence[str]) -> list[TargetCentre]:
+def numbered_targets(survey: ScanResult, name: str, first_id: int, external: Sequence[str]) -> list[TargetCentre]:
     """One dataset for every centre that a survey names, in alphabetical order.
 
     Args:

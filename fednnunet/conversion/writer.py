@@ -1,4 +1,4 @@
-"""Write what a reader found as nnU-Net raw datasets, one a centre."""
+"""Write what a reader found as nnU-Net raw datasets, one per centre."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any, Protocol
 from fednnunet.conversion import images
 from fednnunet.conversion.manifest import CaseRecord, Manifest, Missing, SourceFile, digest, read_manifest
 from fednnunet.conversion.options import Options
-from fednnunet.conversion.plan import Part, Plan
-from fednnunet.conversion.study import Remark, Study
+from fednnunet.conversion.plan import CentrePlan, ConversionPlan
+from fednnunet.conversion.study import ConversionIssue, SourceCase
 from fednnunet.conversion.targets import TargetCentre
 from fednnunet.datasets.splits import FOLDS, splits_by_patient
 from fednnunet.errors import ConfigError, DataError
@@ -26,7 +26,7 @@ SECONDS_BETWEEN_SAVES = 5.0
 
 
 @dataclass(frozen=True)
-class Done:
+class ConversionResult:
     """A centre's dataset as it is there now.
 
     Attributes:
@@ -43,8 +43,13 @@ class Done:
 
 
 def convert(
-    plan: Plan, target: Path, made_by: str, source_settings: Mapping[str, Any], options: Options, progress: Progress
-) -> list[Done]:
+    plan: ConversionPlan,
+    target: Path,
+    made_by: str,
+    source_settings: Mapping[str, Any],
+    options: Options,
+    progress: Progress,
+) -> list[ConversionResult]:
     """Write the datasets of a plan; what an earlier, interrupted conversion wrote stays, if it is whole.
 
     A dataset has its ``dataset.json`` when all its studies were looked at. Case files appear when they are whole. The
@@ -59,7 +64,7 @@ def convert(
         progress: is told of every study.
 
     Returns:
-        One entry a centre that has studies.
+        One entry per centre that has studies.
 
     Raises:
         DataError: a study has a problem and ``on_error`` is ``stop``; a folder is there that was not made by this
@@ -67,7 +72,7 @@ def convert(
     """
     if options.on_error == "stop" and plan.all_problems:
         first, *others = plan.all_problems
-        raise DataError(f"{first.line}{_and_more(others)}; mend it, or leave such studies out with --on-error skip")
+        raise DataError(f"{first.line}{_and_more(others)}; fix it, or leave such studies out with --on-error skip")
     settings = {
         **source_settings,
         "channel_names": list(plan.survey.channel_names),
@@ -76,7 +81,7 @@ def convert(
         "headers": options.headers,
     }
     books = {
-        part.centre.name: _Book.open(plan, part, target / part.centre.dataset, made_by, settings)
+        part.centre.name: DatasetWriter.open(plan, part, target / part.centre.dataset, made_by, settings)
         for part in plan.parts
         if part.studies or part.problems
     }
@@ -88,10 +93,9 @@ def convert(
     saved = time.monotonic()
     try:
         for task, result in zip(tasks, map_in_processes(convert_study, tasks, options.processes), strict=True):
-            if isinstance(result, Remark) and options.on_error == "stop":
+            if isinstance(result, ConversionIssue) and options.on_error == "stop":
                 raise DataError(
-                    f"{result.line}; mend it, or leave such studies out with --on-error skip; what was converted is "
-                    "kept"
+                    f"{result.line}; fix it, or leave such studies out with --on-error skip; what was converted is kept"
                 )
             books[task.study.centre].note(task.study, result)
             progress.advance(task.study)
@@ -117,7 +121,7 @@ class Progress(Protocol):
     def start(self, studies: int, to_do: int) -> None:
         """``to_do`` of so many studies are not there yet."""
 
-    def advance(self, study: Study) -> None:
+    def advance(self, study: SourceCase) -> None:
         """One more was looked at."""
 
 
@@ -125,7 +129,7 @@ class Progress(Protocol):
 class _Task:
     """One study to convert; all that a process needs."""
 
-    study: Study
+    study: SourceCase
     folder: Path
     images: str
     labels: str
@@ -142,17 +146,19 @@ class _Task:
 
 
 @dataclass
-class _Book:
+class DatasetWriter:
     """The manifest of a dataset under way."""
 
-    plan: Plan
-    part: Part
+    plan: ConversionPlan
+    part: CentrePlan
     folder: Path
     manifest: Manifest
     converted: int = 0
 
     @classmethod
-    def open(cls, plan: Plan, part: Part, folder: Path, made_by: str, settings: dict[str, Any]) -> _Book:
+    def open(
+        cls, plan: ConversionPlan, part: CentrePlan, folder: Path, made_by: str, settings: dict[str, Any]
+    ) -> DatasetWriter:
         fresh = Manifest(made_by=made_by, settings=settings, centre=part.centre.name)
         if not folder.exists() or not any(folder.iterdir()):
             return cls(plan, part, folder, fresh)
@@ -194,8 +200,8 @@ class _Book:
                 path.unlink(missing_ok=True)
         return tasks
 
-    def note(self, study: Study, result: CaseRecord | Remark) -> None:
-        if isinstance(result, Remark):
+    def note(self, study: SourceCase, result: CaseRecord | ConversionIssue) -> None:
+        if isinstance(result, ConversionIssue):
             self.part.problems.append(result)
         else:
             self.manifest.cases[study.case] = result
@@ -212,7 +218,7 @@ class _Book:
         listed.write(self.folder)
         self.manifest = listed
 
-    def finish(self) -> Done:
+    def finish(self) -> ConversionResult:
         """Describe the dataset; from now on it can be trained on."""
         cases, external = self.manifest.cases, self.part.centre.external
         if cases:
@@ -227,7 +233,7 @@ class _Book:
             write_atomically(self.folder / "dataset.json", json.dumps(description, indent=1))
         self.manifest = self.manifest.model_copy(update={"finished": True})
         self.manifest.write(self.folder)
-        return Done(self.part.centre, self.folder, self.manifest, self.converted)
+        return ConversionResult(self.part.centre, self.folder, self.manifest, self.converted)
 
     def _write_splits(self) -> None:
         """Only where nnU-Net's own would put cases of one patient into training and held-out part."""
@@ -251,7 +257,7 @@ def _check_room(target: Path, tasks: Sequence[_Task], options: Options) -> None:
         )
 
 
-def convert_study(task: _Task) -> CaseRecord | Remark:
+def convert_study(task: _Task) -> CaseRecord | ConversionIssue:
     """Check a study and write its case; a problem leaves no file."""
     study = task.study
     try:
@@ -270,15 +276,15 @@ def convert_study(task: _Task) -> CaseRecord | Remark:
             images.check_grid(image, channels[0], source.path, first_path)
         if task.options.headers == "image":
             images.check_size(label, channels[0], study.label.path, first_path)
-            label_is_same = label_is_same and images.lies_on(label, channels[0])
+            label_is_same = label_is_same and images.has_same_grid(label, channels[0])
             label = images.with_header(label, channels[0])
         else:
             images.check_grid(label, channels[0], study.label.path, first_path)
         sources = [*study.channels, study.label if label_is_same else None]
         for path, image, origin in zip(task.files, [*channels, label], sources, strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
-            if origin is not None and images.is_file_as_needed(origin, image, task.ending):
-                images.put_as_it_lies(origin.path, path, task.options.files)
+            if origin is not None and images.can_reuse_file(origin, image, task.ending):
+                images.copy_or_link(origin.path, path, task.options.files)
             else:
                 images.write(image, path)
         return CaseRecord(
@@ -292,10 +298,10 @@ def convert_study(task: _Task) -> CaseRecord | Remark:
             path.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise
-        return Remark(study.case, str(error), study.centre)
+        return ConversionIssue(study.case, str(error), study.centre)
 
 
-def _as_missing(remarks: Sequence[Remark]) -> list[Missing]:
+def _as_missing(remarks: Sequence[ConversionIssue]) -> list[Missing]:
     return [Missing(study=remark.study, reason=remark.reason) for remark in remarks]
 
 

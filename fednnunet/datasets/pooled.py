@@ -35,7 +35,7 @@ def pool_datasets(datasets: Mapping[str, RawDataset], nnunet_raw: Path, name: st
     for centre in datasets:
         other_centre = spelt.setdefault(pooled_name(centre, ""), centre)
         if other_centre != centre:
-            raise DataError(f"centres {other_centre} and {centre} can not be told apart in file names; rename one")
+            raise DataError(f"centres {other_centre} and {centre} cannot be told apart in file names; rename one")
     for centre, other in others:
         for field in ("channel_names", "labels", "regions_class_order", "file_ending"):
             ours, theirs = first.dataset_json.get(field), other.dataset_json.get(field)

@@ -102,7 +102,7 @@ def _look_up(text: str, raw_folder: Path | None, centre: str) -> Path:
     if raw_folder is None:
         if "nnUNet_raw" not in os.environ:
             raise DataError(
-                f"centre {centre}: dataset {text} can not be looked up; set dataset.raw_folder, the environment "
+                f"centre {centre}: dataset {text} cannot be looked up; set dataset.raw_folder, the environment "
                 "variable nnUNet_raw, or give the folder's path"
             )
         raw_folder = Path(os.environ["nnUNet_raw"])
@@ -316,7 +316,7 @@ def choose_reader(dataset: RawDataset, example: Case, centre: str) -> type:
             return determine_reader_writer_from_dataset_json(dataset.dataset_json, str(first), verbose=False)
     except RuntimeError:
         raise DataError(
-            f"centre {centre}: {first} can not be read by any of nnU-Net's readers for {dataset.file_ending}"
+            f"centre {centre}: {first} cannot be read by any of nnU-Net's readers for {dataset.file_ending}"
         ) from None
 
 
@@ -374,14 +374,14 @@ def read_file(read: Any, argument: Any, path: Path, centre: str) -> tuple[np.nda
     """What a method of nnU-Net's readers returns for ``argument``: voxels (C, Z, Y, X) and properties.
 
     Raises:
-        DataError: it can not be read; names centre and ``path``.
+        DataError: it cannot be read; names centre and ``path``.
     """
     try:
         return read(argument)
     except Exception as error:
         cause = str(error).strip().splitlines()
         raise DataError(
-            f"centre {centre}: {path} can not be read: {cause[-1] if cause else type(error).__name__}"
+            f"centre {centre}: {path} cannot be read: {cause[-1] if cause else type(error).__name__}"
         ) from error
 
 
@@ -434,7 +434,7 @@ def estimate_size(dataset: RawDataset, centre: str) -> int:
     Opens the case with the largest files; the others are taken to be compressed as well as it.
 
     Raises:
-        DataError: that case can not be read.
+        DataError: that case cannot be read.
     """
     sizes = {case: sum(path.stat().st_size for path in _files(case)) for case in dataset.cases}
     largest = max(dataset.cases, key=lambda case: sizes[case])

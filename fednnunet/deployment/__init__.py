@@ -1,1 +1,1 @@
-"""A federation across machines: keys and certificates."""
+"""A federation across machines: keys, the server's machine, a node's machine."""

@@ -45,7 +45,7 @@ class Made:
 
 
 def make_keys(folder: Path, servers: Sequence[str], nodes: Sequence[str], days: int = 825) -> Made:
-    """Make what is not there yet of a certificate authority, the server's certificate, and a key pair a node.
+    """Make what is not there yet of a certificate authority, the server's certificate, and a key pair per node.
 
     Called again, with another node, say, it adds to what is there and changes nothing.
 

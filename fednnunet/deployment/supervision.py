@@ -25,14 +25,14 @@ PAUSES = (0.0, 1.0, 5.0, 15.0)
 """Seconds before a process is started again; the last for all further times."""
 STEADY_SECONDS = 60.0
 """One that lived so long starts from the first pause again."""
-LOOK_SECONDS = 1.0
+POLL_SECONDS = 1.0
 END_SECONDS = 8.0
 OTHER_RUN = 75
 """Exit code of a worker that is to be started again, for another run."""
 LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
-class KeptAlive:
+class SupervisedProcess:
     """One process, and those that take its place.
 
     Args:
@@ -83,7 +83,7 @@ class KeptAlive:
                 child.kill()
 
 
-def keep_alive(kept: Sequence[KeptAlive], ended: threading.Event, tell: Callable[[str], None]) -> Iterator[None]:
+def supervise(kept: Sequence[SupervisedProcess], ended: threading.Event, tell: Callable[[str], None]) -> Iterator[None]:
     """Look after processes until ``ended`` is set, then end them; yields after each look.
 
     Args:
@@ -96,7 +96,7 @@ def keep_alive(kept: Sequence[KeptAlive], ended: threading.Event, tell: Callable
             for one in kept:
                 one.look(tell)
             yield
-            wait([one.process.sentinel for one in kept if one.process is not None], LOOK_SECONDS)
+            wait([one.process.sentinel for one in kept if one.process is not None], POLL_SECONDS)
     finally:
         for one in reversed(kept):
             one.end()

@@ -207,7 +207,7 @@ _EMPTY: dict[tuple[bool, bool], Literal["prediction", "reference", "both"] | Non
 
 
 class _MeanOverCases(Metric):
-    """Mean of one value a case."""
+    """Mean of one value per case."""
 
     full_state_update = False
     total: torch.Tensor

@@ -90,7 +90,7 @@ class Predictor:
         )
 
     def load_files(self, images: list[str]) -> tuple[np.ndarray, dict[str, Any]]:
-        """The raw ``images``, one file a channel, preprocessed (C, Z, Y, X), and what exporting needs to know."""
+        """The raw ``images``, one file per channel, preprocessed (C, Z, Y, X), and what exporting needs to know."""
         preprocessor = self.configuration.preprocessor_class(verbose=False)
         data, _, properties = preprocessor.run_case(images, None, self.plans, self.configuration, self.dataset_json)
         return np.asarray(data, dtype=np.float32), properties

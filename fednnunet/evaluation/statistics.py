@@ -50,7 +50,7 @@ def bootstrap(
     Values are drawn with replacement within each sample, so that every centre keeps its number of cases.
 
     Args:
-        samples: one sequence of values a centre.
+        samples: one sequence of values per centre.
         statistic: of the samples, along ``axis``; the mean of their means, unless another is given.
         confidence: of the interval.
         seed: of the draws; the same values give the same interval.
@@ -81,8 +81,9 @@ def paired_differences(cases: pd.DataFrame, setup: str, reference: str, metric: 
     """Score of ``setup`` less that of ``reference``, for every case (of a fold and seed) in which both have one.
 
     Args:
-        cases: one row a case (:func:`~fednnunet.reporting.tables.results_table.case_means`), with columns ``strategy``, ``node``,
-            ``fold``, ``seed``, ``case`` and ``metric``.
+        cases: one row per case, as
+            :func:`~fednnunet.reporting.tables.results_table.case_means` gives them, with columns ``strategy``,
+            ``node``, ``fold``, ``seed``, ``case`` and ``metric``.
         setup: value of ``strategy``.
         reference: the other set-up.
         metric: column that is compared.

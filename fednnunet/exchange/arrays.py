@@ -121,7 +121,7 @@ class SharedArrays:
         Raises:
             ProtocolError: the memory is smaller than the layout says.
         """
-        if os.fstat(fd).st_size < max(layout.size, 1):  # an empty file can not be mapped at all
+        if os.fstat(fd).st_size < max(layout.size, 1):  # an empty file cannot be mapped at all
             os.close(fd)
             raise ProtocolError(f"{where} sent less memory than its layout needs")
         return cls(fd, layout, writeable=False)

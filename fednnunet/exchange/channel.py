@@ -45,7 +45,7 @@ class WorkerFailure(FednnUNetError):
 
 
 class WorkerUnreachable(FednnUNetError):
-    """The worker can not be reached, or ended before its reply.
+    """The worker cannot be reached, or ended before its reply.
 
     Attributes:
         begun: it had the request.
@@ -204,7 +204,7 @@ def call_worker(
             begun = True
             head, reply, received = _receive(connection, "the node worker")
     except (OSError, EOFError, multiprocessing.AuthenticationError) as error:
-        what = "ended" if begun else "can not be reached"
+        what = "ended" if begun else "cannot be reached"
         raise WorkerUnreachable(
             f"the node worker {what} ({type(error).__name__}); see the node's log", begun
         ) from error

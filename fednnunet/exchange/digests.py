@@ -1,7 +1,7 @@
 """Digests of images that two nodes can compare through a server that has neither image.
 
-HMAC-SHA256 (RFC 2104) with a salt of the run: digests of two runs can not be compared, and no table of known images can
-be made ahead. Who knows the salt and has an image can tell whether a node has it, too (docs/security.md).
+HMAC-SHA256 (RFC 2104) with a salt of the run: digests of two runs cannot be compared, and no table of known images can
+be made ahead. Who knows the salt and has an image can tell whether a node has it, too (docs/explanation/security.md).
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fednnunet.errors import ProtocolError, first_problem
 
 MAX_BODY_BYTES = 64 * 2**20
-"""Largest JSON body: fingerprints list two triples a case, so this is > 100,000 cases."""
+"""Largest JSON body: fingerprints list two triples per case, so this is > 100,000 cases."""
 
 NodeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.'-]{0,63}$")]
 ENSEMBLE = "ensemble"
@@ -64,7 +64,7 @@ class FingerprintRequest(Body):
         total_cases: training cases of all nodes, for the contribution.
         bins: of every channel's histogram, for the contribution.
         run: id of the run, where the node is not started for it: one that is on another run begins this one.
-        task: what the node is to do in it (:class:`~fednnunet.config.run.TaskConfig`).
+        task: what the node is to do in it (:class:`~fednnunet.config.run.SharedRunConfig`).
         salt: tell digests of the images, keyed with it, where the node's own configuration allows that.
     """
 
@@ -164,7 +164,7 @@ class PreprocessReply(Body):
         num_training: training cases of the fold.
         num_validation: held-out cases of the fold.
         epochs: that the node's trainer makes.
-        iterations: training iterations an epoch.
+        iterations: training iterations per epoch.
         pretrained: the node starts from given weights.
     """
 
@@ -297,7 +297,7 @@ class EvaluateReply(Body):
     """Scores of all held-out cases; none where a model is sent or kept.
 
     Attributes:
-        cases: one row a case, label and model.
+        cases: one row per case, label and model.
         mirror_axes: axes of test-time mirroring of the final model, where it was asked for; None without mirroring.
         seconds: that it took.
     """
@@ -308,11 +308,11 @@ class EvaluateReply(Body):
 
 
 class Failure(Body):
-    """A node's answer when it can not do what was asked.
+    """A node's answer when it cannot do what was asked.
 
     Attributes:
         reason: one line for the operator: who, what, what to do.
-        error: ``data`` and ``config`` are the user's to mend; ``internal`` is a bug; ``protocol`` a bad message;
+        error: ``data`` and ``config`` are the user's to fix; ``internal`` is a bug; ``protocol`` a bad message;
             ``unavailable`` passes: it can be asked again.
     """
 

@@ -1,4 +1,4 @@
-"""Layers in two bytes a value, and nothing lost over rounds: error feedback, the same at node and server.
+"""Layers in two bytes per value, and nothing lost over rounds: error feedback, the same at node and server.
 
 A sender rounds ``x + e`` instead of ``x`` and keeps what that took away as the next ``e`` (Seide et al. 2014, "1-bit
 stochastic gradient descent"; Karimireddy et al. 2019, "Error feedback fixes SignSGD"). What was sent and what is left

@@ -188,7 +188,7 @@ def _sample(values: np.ndarray, counts: np.ndarray, bins: IntensityBins) -> tupl
 
 
 class _Sum:
-    """Sampled intensities of one channel over cases; one histogram is held, not one a case."""
+    """Sampled intensities of one channel over cases; one histogram is held, not one per case."""
 
     def __init__(self, bins: IntensityBins) -> None:
         self.bins = bins

@@ -147,9 +147,9 @@ class LocalFingerprint(Strict):
     original FednnU-Net makes weighted means.
 
     Attributes:
-        spacings: mm, (Z, Y, X), one a case.
-        shapes_after_crop: voxels, (Z, Y, X), one a case.
-        relative_sizes: size after cropping to nonzero over size before, one a case.
+        spacings: mm, (Z, Y, X), one per case.
+        shapes_after_crop: voxels, (Z, Y, X), one per case.
+        relative_sizes: size after cropping to nonzero over size before, one per case.
         intensities: by channel number.
         foreground_intensity_properties_per_channel: nnU-Net's, by channel number.
         median_relative_size_after_cropping: nnU-Net's.

@@ -7,15 +7,12 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from fednnunet.errors import ConfigError
+from fednnunet.run_files import OVERRIDES_FILE, RUN_FILE, SWEEP_FILE
 
 KEY = "continue="
-OVERRIDES = Path(".hydra") / "overrides.yaml"
-SWEEP = "multirun.yaml"
-ERROR = "error.txt"
-"""In a run's folder: why it failed as a job of a sweep."""
 
 
-def with_continue(arguments: list[str], outputs: Path = Path("outputs")) -> list[str]:
+def expand_continue(arguments: list[str], outputs: Path = Path("outputs")) -> list[str]:
     """Replace ``continue=FOLDER`` in command-line arguments by those of the run in ``FOLDER``.
 
     ``continue=last`` takes the run below ``outputs`` that was started last and did not finish. Other arguments stay
@@ -36,23 +33,23 @@ def with_continue(arguments: list[str], outputs: Path = Path("outputs")) -> list
 
 
 def _arguments_of(folder: Path) -> list[str]:
-    if (folder / SWEEP).is_file():
-        overrides = OmegaConf.load(folder / SWEEP).hydra.overrides
+    if (folder / SWEEP_FILE).is_file():
+        overrides = OmegaConf.load(folder / SWEEP_FILE).hydra.overrides
         hydra = [text for text in overrides.hydra if not text.startswith(("hydra.sweep.dir=", "hydra.mode="))]
         return ["--multirun", *overrides.task, *hydra, f"hydra.sweep.dir={folder}"]
-    if (folder / OVERRIDES).is_file():
-        return [*OmegaConf.load(folder / OVERRIDES), f"hydra.run.dir={folder}"]
-    raise ConfigError(f"continue={folder}: there is no run or sweep in this folder (it lacks {OVERRIDES})")
+    if (folder / OVERRIDES_FILE).is_file():
+        return [*OmegaConf.load(folder / OVERRIDES_FILE), f"hydra.run.dir={folder}"]
+    raise ConfigError(f"continue={folder}: there is no run or sweep in this folder (it lacks {OVERRIDES_FILE})")
 
 
 def _last(outputs: Path) -> Path:
     unfinished = [
         path.parent.parent
-        for path in outputs.glob(f"**/{OVERRIDES}")
-        if not (path.parent.parent / "run.json").is_file()
+        for path in outputs.glob(f"**/{OVERRIDES_FILE}")
+        if not (path.parent.parent / RUN_FILE).is_file()
     ]
     if not unfinished:
         raise ConfigError(f"continue=last: there is no unfinished run below {outputs}")
-    newest = max(unfinished, key=lambda folder: (folder / OVERRIDES).stat().st_mtime)
-    sweeps = [folder for folder in newest.parents if (folder / SWEEP).is_file()]
+    newest = max(unfinished, key=lambda folder: (folder / OVERRIDES_FILE).stat().st_mtime)
+    sweeps = [folder for folder in newest.parents if (folder / SWEEP_FILE).is_file()]
     return sweeps[0] if sweeps else newest

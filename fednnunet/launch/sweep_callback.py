@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fednnunet.errors import FednnUNetError
 from fednnunet.files import write_atomically
-from fednnunet.launch.resume import ERROR, SWEEP
+from fednnunet.run_files import ERROR_FILE, ROUNDS_FILE, SWEEP_FILE
 
 # conf/hydra has options of the plugins' names on purpose: they set what the plugins leave open.
 warnings.filterwarnings("ignore", r"\n'hydra/\w+/\w+' is validated against ConfigStore schema")
@@ -37,18 +37,18 @@ END_SECONDS = 10.0
 NO_PLUGIN = "this launcher or sweeper is not installed: pip install 'fednnunet[sweeps]'"
 
 
-def note_failure(folder: Path, error: Exception) -> None:
+def record_failure(folder: Path, error: Exception) -> None:
     """Say why a job of a sweep failed, here and in its folder, where the end of the sweep finds it."""
     if not isinstance(error, FednnUNetError):
         traceback.print_exc()
     reason = str(error) if isinstance(error, FednnUNetError) else f"{type(error).__name__}: {error}"
-    write_atomically(folder / ERROR, reason)
+    write_atomically(folder / ERROR_FILE, reason)
     print(f"error: {folder.name}: {reason}", file=sys.stderr)
 
 
 def report_failures() -> int:
     """Name the jobs of this command's sweep that failed, if any; the exit code."""
-    jobs = FollowJobs.current
+    jobs = SweepCallback.current
     if jobs is None or not jobs.failed:
         return 0
     print(f"error: {len(jobs.failed)} of {jobs.jobs} jobs failed:", file=sys.stderr)
@@ -58,7 +58,7 @@ def report_failures() -> int:
     return 2
 
 
-def problem_of_launcher(error: Exception) -> str:
+def launcher_error(error: Exception) -> str:
     """What went wrong between this process and those of a sweep's jobs; empty for any other error."""
     if str(error).startswith("Unknown plugin class"):  # Hydra's
         return NO_PLUGIN
@@ -71,13 +71,13 @@ def problem_of_launcher(error: Exception) -> str:
 
 def go_on() -> str:
     """How to go on with the run, or sweep, that was interrupted."""
-    jobs = FollowJobs.current
+    jobs = SweepCallback.current
     if jobs is None or jobs.folder is None:
         return ""
     return f" To go on: {shlex.join(['python', sys.argv[0], f'continue={os.path.relpath(jobs.folder)}'])}"
 
 
-class FollowJobs(Callback):
+class SweepCallback(Callback):
     """Hydra callback: knows where the run or sweep lies, and compares a sweep's runs when it ends.
 
     Hydra calls ``on_job_start`` in the process of the job, on a copy of this object; all else in the one of the
@@ -90,7 +90,7 @@ class FollowJobs(Callback):
         failed: its jobs that failed, and why.
     """
 
-    current: ClassVar[FollowJobs | None] = None
+    current: ClassVar[SweepCallback | None] = None
 
     def __init__(self) -> None:
         self.folder: Path | None = None
@@ -98,7 +98,7 @@ class FollowJobs(Callback):
         self.failed: dict[str, str] = {}
         self._start = ""
         self._pid = os.getpid()
-        FollowJobs.current = self
+        SweepCallback.current = self
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Note the folder of the run."""
@@ -107,7 +107,7 @@ class FollowJobs(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Note the folder of the sweep and, for ``continue=``, its command, which not every sweeper does."""
         self.folder, self._start = Path(config.hydra.sweep.dir), uuid.uuid4().hex
-        write_atomically(self.folder / SWEEP, OmegaConf.to_yaml(config))
+        write_atomically(self.folder / SWEEP_FILE, OmegaConf.to_yaml(config))
         if "submitit" in config.hydra.launcher._target_:
             print(f"what the jobs print is in {os.path.relpath(self.folder)}/.submitit", flush=True)
         if "optuna" in config.hydra.sweeper._target_ and "max" not in str(config.hydra.sweeper.direction).lower():
@@ -116,7 +116,7 @@ class FollowJobs(Callback):
     def on_job_start(self, config: DictConfig, *, task_function: TaskFunction, **kwargs: Any) -> None:
         """Mark the run as one of this start of the sweep, whose end, but on SLURM, is the end of the job, too."""
         folder = Path(config.hydra.runtime.output_dir)
-        (folder / ERROR).unlink(missing_ok=True)
+        (folder / ERROR_FILE).unlink(missing_ok=True)
         if self._start:
             write_atomically(folder / MEMBER, self._start)
         if self._pid == os.getpid():
@@ -131,8 +131,8 @@ class FollowJobs(Callback):
         members = sorted(self.folder.rglob(str(MEMBER)))
         runs = [path.parent.parent for path in members if path.read_text() == self._start]
         self.jobs = len(runs)
-        self.failed = {run.name: (run / ERROR).read_text() for run in runs if (run / ERROR).is_file()}
-        if not any((run / "rounds.csv").is_file() for run in runs):
+        self.failed = {run.name: (run / ERROR_FILE).read_text() for run in runs if (run / ERROR_FILE).is_file()}
+        if not any((run / ROUNDS_FILE).is_file() for run in runs):
             return  # none has trained: there is nothing to compare
         from rich.console import Console
 

@@ -3,7 +3,7 @@
 nnU-Net decides by ``torch.distributed`` whether a trainer is one of several, and then divides the batch, gathers
 losses and wraps the network itself; so every rank joins the process group before it builds its trainer. The worker
 tells the helpers what to do by a pipe, in JSON; weights go from rank 0 to all at the start of every round, so a state
-is exchanged with the server once a node.
+is exchanged with the server once per node.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Ranks:
 
 
 def _end_with(processes: list[BaseProcess]) -> None:
-    """A node that lost one of its ranks can not go on, and would wait for it for ever."""
+    """A node that lost one of its ranks cannot go on, and would wait for it for ever."""
     wait([process.sentinel for process in processes])
     log.error("a process of this node ended (%s): see above for its reason", ", ".join(p.name for p in processes))
     os._exit(1)

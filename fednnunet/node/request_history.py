@@ -13,7 +13,7 @@ STAGES = (Kind.FINGERPRINT, Kind.PLAN, Kind.PREPROCESS)
 """Before training, in order."""
 
 
-class Asked:
+class RequestHistory:
     """Requests of the stages before training.
 
     Args:

@@ -15,7 +15,7 @@ CHECKPOINT_NOT_WRITTEN = ("PytorchStreamWriter failed writing", "iostream error"
 """torch's words for a checkpoint that the disk did not take; it hides the number of the error."""
 
 
-def lack_of_memory(error: Exception, node: str, config: NodeRunConfig) -> str | None:
+def explain_out_of_memory(error: Exception, node: str, config: NodeRunConfig) -> str | None:
     """What to lower where ``error`` says that memory was short; None for any other error."""
     if isinstance(error, torch.OutOfMemoryError):
         target = config.gpu_memory_of(node)

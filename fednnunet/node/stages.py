@@ -38,9 +38,9 @@ from fednnunet.fingerprint.schema import IntensityBins, IntensityRange, LocalFin
 from fednnunet.node.distributed import Ranks
 from fednnunet.node.received_models import ReceivedModels
 from fednnunet.node.settings import NodeSettings
-from fednnunet.planning.plans import make_plans, take_plans
+from fednnunet.planning.plans import import_plans, make_plans
 from fednnunet.preprocessing import REFERENCES, cache_key, preprocess
-from fednnunet.training.cascade import take_previous_stage
+from fednnunet.training.cascade import copy_previous_stage
 from fednnunet.training.checkpoint import read_final, whole_rounds
 from fednnunet.training.network_state import layer_shapes
 from fednnunet.training.pretrained import find_checkpoint, load_pretrained
@@ -61,7 +61,7 @@ POOLED_DATASET = "Dataset999_Pooled"
 class NodeStages:
     """A node's data and model, and what can be done with them.
 
-    nnU-Net's path variables are process-global: one instance a process.
+    nnU-Net's path variables are process-global: one instance per process.
     """
 
     def __init__(self, settings: NodeSettings) -> None:
@@ -218,7 +218,7 @@ class NodeStages:
         given = model.plans_of(name)
         if given is not None:
             channels = len(dataset.channel_names)
-            self.plans = take_plans(dataset.name, fingerprint, given.expanduser(), name, channels, model)
+            self.plans = import_plans(dataset.name, fingerprint, given.expanduser(), name, channels, model)
         else:
             memory = self.config.gpu_memory_of(name)
             self.plans = make_plans(dataset.name, fingerprint, model, memory, request.num_training)
@@ -283,7 +283,7 @@ class NodeStages:
         if source is not None:
             load_pretrained(trainer, find_checkpoint(source, name, fold))
         if settings.previous_stage is not None and trainer.is_cascaded:
-            take_previous_stage(trainer, name, settings.previous_stage, self._identifiers())
+            copy_previous_stage(trainer, name, settings.previous_stage, self._identifiers())
         self.trainer = trainer
         return trainer
 

@@ -37,8 +37,8 @@ from fednnunet.exchange.messages import (
 )
 from fednnunet.node.layer_sender import Outgoing
 from fednnunet.node.process_setup import set_up_process
-from fednnunet.node.request_history import Asked
-from fednnunet.node.resource_errors import lack_of_disk, lack_of_memory
+from fednnunet.node.request_history import RequestHistory
+from fednnunet.node.resource_errors import explain_out_of_memory, lack_of_disk
 from fednnunet.node.settings import NodeSettings
 from fednnunet.node.stages import NodeStages
 from fednnunet.training.callback import FederatedCallback
@@ -79,7 +79,7 @@ class NodeWorker:
         self.settings = settings
         self.channel = channel
         self.on_other_run = on_other_run
-        self.asked = Asked(settings.folder / "asked.json")
+        self.asked = RequestHistory(settings.folder / "asked.json")
         self.done: dict[Kind, tuple[Body, BaseModel]] = {}
         self.stages = NodeStages(settings)
         self.outgoing = Outgoing()
@@ -131,7 +131,7 @@ class NodeWorker:
         if kind is not Kind.FINGERPRINT:  # other plans, or a new trainer: nothing of before is left
             self.done.pop(Kind.PREPROCESS, None)
             self.stages.trainer = None
-            self._forget_rounds()
+            self._reset_rounds()
         reply = stages[kind](body)
         self.done[kind] = body, reply
         self.asked.done(kind, body)
@@ -150,7 +150,7 @@ class NodeWorker:
         log.exception("%s failed", kind, exc_info=error)
         if lack_of_disk(error):
             return Failure(reason=f"node {name}: its disk is full; make room there", error="unavailable")
-        lack = lack_of_memory(error, name, self.settings.config)
+        lack = explain_out_of_memory(error, name, self.settings.config)
         if lack is not None:
             return Failure(reason=f"node {name}: {lack}", error="config")
         reason = self._public(f"internal error in {kind}: {type(error).__name__}: {error}")
@@ -165,38 +165,38 @@ class NodeWorker:
     # training ------------------------------------------------------------------------------------------
 
     def _train(self, request: Request, body: TrainRequest) -> None:
-        trainer = self._enter_fold(body.fold)
+        trainer = self._switch_fold(body.fold)
         if body.server_round == 0:
             self.reply = TrainReply(fold=body.fold, server_round=0, num_examples=self._num_examples())
-            self._hand_over(request, body)
+            self._send_reply(request, body)
             return
-        if self.spoilt or self._goes_back(trainer, body):
-            trainer = self._begin_again(trainer)
-        self._go_on_from(trainer, body)
+        if self.spoilt or self._must_rewind(trainer, body):
+            trainer = self._restart_fold(trainer)
+        self._resume_from(trainer, body)
         if self.reply is not None and body.server_round == self.reply.server_round:
-            self._hand_over(request, body)
+            self._send_reply(request, body)
         elif body.server_round > self.finished_round:
             self._fit(request, body)
         else:
             raise ProtocolError(f"round {body.server_round} was asked for after round {self.finished_round}")
 
-    def _goes_back(self, trainer: nnUNetTrainer, body: TrainRequest) -> bool:
+    def _must_rewind(self, trainer: nnUNetTrainer, body: TrainRequest) -> bool:
         """Whether the server has lost rounds that this node has finished, and the node can go on from before them."""
         return body.server_round < self.finished_round and body.trained in finished_rounds(Path(trainer.output_folder))
 
-    def _begin_again(self, trainer: nnUNetTrainer) -> nnUNetTrainer:
+    def _restart_fold(self, trainer: nnUNetTrainer) -> nnUNetTrainer:
         """The fold as a worker that has just started has it."""
         log.warning("round %d is %s", self.finished_round + 1, "begun again" if self.spoilt else "trained again")
         end_loaders(trainer)
-        self._forget_rounds()
+        self._reset_rounds()
         return self.stages.begin_fold(trainer.fold)
 
-    def _forget_rounds(self) -> None:
+    def _reset_rounds(self) -> None:
         self.reply = self.evaluation = self.random_state = None
         self.finished_round, self.spoilt = 0, False
         self.outgoing.begin_fold()
 
-    def _go_on_from(self, trainer: nnUNetTrainer, body: TrainRequest | EvaluateRequest) -> None:
+    def _resume_from(self, trainer: nnUNetTrainer, body: TrainRequest | EvaluateRequest) -> None:
         """Where this worker has just started and the node has trained before: load the checkpoint of that round."""
         if self.finished_round or not body.trained:
             return
@@ -216,7 +216,7 @@ class NodeWorker:
             return max((done for done in rounds if body.trained < done < body.server_round), default=body.trained)
         return body.trained
 
-    def _enter_fold(self, fold: Fold) -> nnUNetTrainer:
+    def _switch_fold(self, fold: Fold) -> nnUNetTrainer:
         """The trainer of ``fold``; folds follow each other, each from its own beginning."""
         trainer = self.stages.trainer
         if trainer is None:
@@ -225,7 +225,7 @@ class NodeWorker:
             return trainer
         if self.fitting:
             raise ProtocolError(f"fold {fold} was asked for while fold {trainer.fold} is training")
-        self._forget_rounds()
+        self._reset_rounds()
         return self.stages.begin_fold(fold)
 
     def _fit(self, request: Request, body: TrainRequest) -> None:
@@ -233,7 +233,7 @@ class NodeWorker:
         trainer = self.stages.trainer
         assert trainer is not None
         self._check_round(request, body)
-        self._take_up(request, body)
+        self._start_round(request, body)
         self.stages.ranks.fit(trainer.current_epoch)
         trainer.on_train_start()
         if self.random_state is not None:
@@ -255,7 +255,7 @@ class NodeWorker:
         finally:
             self.fitting = False
 
-    def _take_up(self, request: Request, body: TrainRequest) -> None:
+    def _start_round(self, request: Request, body: TrainRequest) -> None:
         """This round is next; those before it that the node was not in are over."""
         trainer = self.stages.trainer
         assert trainer is not None
@@ -271,7 +271,7 @@ class NodeWorker:
             load_state(module.network, request.arrays)
         self.stages.ranks.begin_epoch(module.network, module.nnunet.current_epoch, self.first_epoch)
         if self.new_round:
-            module.pull_towards_present(request.arrays, body.proximal_mu)
+            module.set_proximal_term(request.arrays, body.proximal_mu)
             self.loaded = time.perf_counter()
         self.first_epoch = self.new_round = False
 
@@ -299,7 +299,7 @@ class NodeWorker:
         residuals = self.outgoing.finish_round(module.nnunet.network, body.layers, body.dtype)
         save_round(module.nnunet, self.reply.model_dump(), residuals)
         self.finished_round = body.server_round
-        self._hand_over(request, body)
+        self._send_reply(request, body)
         self.waiting = None
         if not more:
             self.stages.ranks.end_fit()
@@ -310,7 +310,7 @@ class NodeWorker:
                 continue
             asked = self._next_round(following, body.fold)
             if isinstance(asked, TrainRequest) and asked.server_round > self.finished_round:
-                self._take_up(following, asked)
+                self._start_round(following, asked)
                 return True
             if asked is not None:  # the rounds are over without this node, or an earlier one comes; after the fit
                 self.deferred = following
@@ -331,7 +331,12 @@ class NodeWorker:
                     self._check_round(request, body)
                     return body
                 trainer = self.stages.trainer
-                if isinstance(body, TrainRequest) and body.fold == fold and trainer and self._goes_back(trainer, body):
+                if (
+                    isinstance(body, TrainRequest)
+                    and body.fold == fold
+                    and trainer
+                    and self._must_rewind(trainer, body)
+                ):
                     return body
         except ProtocolError as error:
             request.fail(self._failure(request.kind, error))
@@ -340,7 +345,7 @@ class NodeWorker:
         return None
 
     def _check_round(self, request: Request, body: TrainRequest) -> None:
-        """Refuse what can not be loaded or sent before the epoch starts, not after it."""
+        """Refuse what cannot be loaded or sent before the epoch starts, not after it."""
         trainer = self.stages.trainer
         assert trainer is not None
         if _epochs_before(body) >= trainer.num_epochs:
@@ -348,19 +353,19 @@ class NodeWorker:
         check_state(trainer.network, request.arrays)
         state_spec(trainer.network, body.layers)
 
-    def _hand_over(self, request: Request, body: TrainRequest) -> None:
-        """Send the stored reply with the layers asked for; layers that can not be sent don't end the fit."""
+    def _send_reply(self, request: Request, body: TrainRequest) -> None:
+        """Send the stored reply with the layers asked for; layers that cannot be sent don't end the fit."""
         assert self.reply is not None
         start = time.perf_counter()
         try:
-            arrays = self._gather(body.layers, body.dtype if body.server_round else "float32")
+            arrays = self._collect_layers(body.layers, body.dtype if body.server_round else "float32")
         except ProtocolError as error:
             request.fail(self._failure(request.kind, error))
             return
         spent = self.reply.seconds_exchange + time.perf_counter() - start
         _reply(request, self.reply.model_copy(update={"seconds_exchange": spent}), arrays)
 
-    def _gather(self, layers: list[str], dtype: ExchangeDtype) -> SharedArrays | None:
+    def _collect_layers(self, layers: list[str], dtype: ExchangeDtype) -> SharedArrays | None:
         if not layers:
             return None
         trainer = self.stages.trainer
@@ -382,10 +387,10 @@ class NodeWorker:
             told, arrays = self._of_other_models(request, body)
             _reply(request, EvaluateReply(**told, seconds=time.perf_counter() - start), arrays)
             return
-        trainer = self._enter_fold(body.fold)
+        trainer = self._switch_fold(body.fold)
         if body.server_round == 0:
             raise ProtocolError("evaluation was asked for before training")
-        self._go_on_from(trainer, body)
+        self._resume_from(trainer, body)
         if body.server_round < self.finished_round:
             raise ProtocolError(
                 f"evaluation after round {body.server_round} was asked for; "

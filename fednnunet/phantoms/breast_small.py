@@ -65,7 +65,7 @@ class PhantomCentre:
 
 
 def make_phantom(folder: Path, centres: Mapping[str, Mapping[str, Any]], seed: int) -> list[Path]:
-    """Write one dataset a centre below ``folder``; what is there with the same parameters stays.
+    """Write one dataset per centre below ``folder``; what is there with the same parameters stays.
 
     A case depends on the seed, its centre and its number alone. A dataset appears under its name when it is whole.
 

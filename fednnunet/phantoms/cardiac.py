@@ -53,7 +53,7 @@ def make_cardiac_phantom(
     slice_scale: float,
     case_fraction: float,
 ) -> list[Path]:
-    """Write one dataset a centre below ``folder``; what is there with the same parameters stays.
+    """Write one dataset per centre below ``folder``; what is there with the same parameters stays.
 
     Args:
         folder: of the raw datasets.

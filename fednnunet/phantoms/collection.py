@@ -174,7 +174,7 @@ def write_collection(
     labels: Mapping[str, int],
     file_ending: str = ".nii.gz",
 ) -> list[Path]:
-    """Write one dataset a centre below ``folder``; what is there with the same parameters stays.
+    """Write one dataset per centre below ``folder``; what is there with the same parameters stays.
 
     Args:
         folder: of the raw datasets.

@@ -57,7 +57,7 @@ class UltrasoundCentre(Centre):
 def make_ultrasound_phantom(
     folder: Path, centres: Mapping[str, Mapping[str, Any]], seed: int, scale: float, case_fraction: float
 ) -> list[Path]:
-    """Write one dataset a centre below ``folder``; what is there with the same parameters stays.
+    """Write one dataset per centre below ``folder``; what is there with the same parameters stays.
 
     Args:
         folder: of the raw datasets.

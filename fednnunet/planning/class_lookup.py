@@ -47,7 +47,7 @@ def find_class(name: str, key: str, base: type[C], folder: str) -> type[C]:
     try:
         found = getattr(importlib.import_module(module), attribute, None)
     except ImportError as error:
-        raise ConfigError(f"{key}={name} can not be imported: {error}; set PYTHONPATH to where it lies") from error
+        raise ConfigError(f"{key}={name} cannot be imported: {error}; set PYTHONPATH to where it lies") from error
     if found is None:
         there = [other for other, value in vars(importlib.import_module(module)).items() if isinstance(value, type)]
         near = ", ".join(difflib.get_close_matches(attribute, there, n=3)) or "none"

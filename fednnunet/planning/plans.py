@@ -91,7 +91,7 @@ def _build_planner(dataset: str, model: ModelConfig, gpu_memory_gb: float | None
     return planner
 
 
-def take_plans(
+def import_plans(
     dataset: str, fingerprint: dict[str, Any], source: Path, node: str, channels: int, model: ModelConfig
 ) -> dict[str, Any]:
     """Plans made elsewhere, for ``dataset``: what ``nnUNetv2_move_plans_between_datasets`` does.
@@ -148,7 +148,7 @@ def _check_version(plans: Any, path: Path) -> None:
     """
     configurations = plans.get("configurations") if isinstance(plans, dict) else None
     if not isinstance(configurations, dict) or "foreground_intensity_properties_per_channel" not in plans:
-        raise ConfigError(f"model.plans: {path} are no plans of nnU-Net v2 (v1's plans.pkl can not be used)")
+        raise ConfigError(f"model.plans: {path} are no plans of nnU-Net v2 (v1's plans.pkl cannot be used)")
     for name, configuration in configurations.items():
         if "inherits_from" not in configuration and "architecture" not in configuration:
             raise ConfigError(

@@ -36,7 +36,7 @@ def choose_cases(runs: Sequence[Run], centre: str) -> list[PicturedCase]:
     each set-up shows its first.
 
     Raises:
-        DataError: a picture can not be read; names it.
+        DataError: a picture cannot be read; names it.
     """
     slices = _slices_by_case(runs, centre)
     most = max(map(len, slices.values()), default=0)

@@ -39,7 +39,7 @@ class Comparison:
 
     Attributes:
         reference: the set-up that others are compared with.
-        rows: columns of ``comparisons.csv``: a row a set-up and centre, and a row for all training centres.
+        rows: columns of ``comparisons.csv``: a row per set-up and centre, and a row for all training centres.
         external: centres whose cases nobody trained on; they stay out of the row for all.
     """
 
@@ -60,7 +60,7 @@ class Comparison:
         return set(zip(found["strategy"], columns, strict=True))
 
     def sentences(self) -> list[str]:
-        """A sentence a set-up in the paper's form: difference in points of DSC, and p before Holm's correction."""
+        """A sentence per set-up in the paper's form: difference in points of DSC, and p before Holm's correction."""
         sentences = []
         for setup in self.setups:
             rows = self.rows[self.rows["strategy"] == setup].dropna(subset=["difference"])
@@ -130,7 +130,8 @@ def compare_setups(
     seeds for the mean and the bootstrap, which draws cases.
 
     Args:
-        scores: one row a case (:func:`~fednnunet.reporting.tables.results_table.case_means`), with columns ``seed`` and ``fold``.
+        scores: one row per case, as
+            :func:`~fednnunet.reporting.tables.results_table.case_means` gives them, with columns ``seed`` and ``fold``.
         reference: name of a set-up.
         training: centres; the row for all is the mean of their means, by Fisher's method, and has no value where one
             of them has no case in common.

@@ -9,7 +9,7 @@ from fednnunet.reporting.run_folder import Run
 
 
 def check_comparable(runs: Sequence[Run]) -> None:
-    """Refuse runs whose scores can not stand in one table.
+    """Refuse runs whose scores cannot stand in one table.
 
     Raises:
         DataError: two runs are of different datasets, scored different labels at a node, or measured distances in

@@ -12,10 +12,11 @@ from rich.console import Console
 
 from fednnunet.errors import DataError
 from fednnunet.reporting.report import write_report
-from fednnunet.reporting.results import gather_results
+from fednnunet.reporting.results import collect_results
 from fednnunet.reporting.run_folder import read_runs, write_csv
 from fednnunet.reporting.tables.export import write_tables
 from fednnunet.reporting.tables.results_table import MEAN, External
+from fednnunet.run_files import CASES_FILE, ROUNDS_FILE, RUN_FILE, SUMMARY_FILE
 
 
 class Result(NamedTuple):
@@ -34,11 +35,11 @@ def finish_run(run_folder: Path) -> Result:
     """Write ``summary.csv`` and ``report.html`` of one run.
 
     Raises:
-        DataError: a file of the run can not be read; names it.
+        DataError: a file of the run cannot be read; names it.
     """
     (run,) = read_runs([run_folder])
-    results = gather_results([run])
-    write_csv(results.summary, run_folder / "summary.csv")
+    results = collect_results([run])
+    write_csv(results.summary, run_folder / SUMMARY_FILE)
     report = write_report(run_folder, results)
     table = results.table
     text = f"\n{table.as_text() if table else run.problem}\nreport: {os.path.relpath(report)}"
@@ -54,7 +55,7 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
     """
     found: list[Path] = []
     for folder in folders:
-        runs = [folder] if (folder / "run.json").is_file() else sorted(path.parent for path in folder.rglob(".hydra"))
+        runs = [folder] if (folder / RUN_FILE).is_file() else sorted(path.parent for path in folder.rglob(".hydra"))
         if not runs:
             raise DataError(f"{folder} holds no run of train.py; name the folder of a run, or of a sweep")
         found += [run for run in runs if run not in found]
@@ -85,13 +86,13 @@ def compare_runs(
         Path of the report.
 
     Raises:
-        DataError: a file of a run can not be read, or the runs can not stand in one report; names them.
+        DataError: a file of a run cannot be read, or the runs cannot stand in one report; names them.
         ConfigError: there is no such reference, or nothing that counts at external nodes.
     """
-    results = gather_results(read_runs(run_folders), reference, external)
-    write_csv(results.cases, folder / "cases.csv")
-    write_csv(results.summary, folder / "summary.csv")
-    write_csv(results.rounds, folder / "rounds.csv")
+    results = collect_results(read_runs(run_folders), reference, external)
+    write_csv(results.cases, folder / CASES_FILE)
+    write_csv(results.summary, folder / SUMMARY_FILE)
+    write_csv(results.rounds, folder / ROUNDS_FILE)
     if results.comparison is not None:
         write_csv(results.comparison.rows, folder / "comparisons.csv")
     else:
@@ -99,7 +100,7 @@ def compare_runs(
     report = write_report(folder, results)
     console.print()
     if results.table is not None:
-        write_tables(folder, results.table, results.beside_paper)
+        write_tables(folder, results.table, results.compare_with_paper)
         if console.is_terminal:
             console.print(results.table.as_rich())
             for note in results.table.notes:

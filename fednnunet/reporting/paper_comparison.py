@@ -28,7 +28,7 @@ class PaperTable:
         external: external centre to number of studies.
         values: ``dsc`` and ``hd95``; rows are set-ups, columns training, then external centres.
         folds: of the cross-validation.
-        rounds: aggregations, one an epoch.
+        rounds: aggregations, one per epoch.
         iterations: of a round.
     """
 

@@ -80,7 +80,7 @@ def write_report(folder: Path, results: Results) -> Path:
         Path of the report.
 
     Raises:
-        DataError: plans or a picture of a run can not be read; names it.
+        DataError: plans or a picture of a run cannot be read; names it.
     """
     path = folder / REPORT
     write_atomically(path, render_report(folder, results))
@@ -109,7 +109,7 @@ def render_report(folder: Path, results: Results) -> str:
         problems=results.problems,
         table=results.table,
         comparison=results.comparison,
-        beside_paper=results.beside_paper,
+        compare_with_paper=results.compare_with_paper,
         star=STAR,
         level=LEVEL,
         empty_masks=_empty_masks(results),
@@ -239,7 +239,7 @@ def _plan_value(value: Any) -> str:
 
 
 def _pictured(runs: Sequence[Run], nodes: Sequence[str], saved: Path) -> dict[str, list[PicturedCase]]:
-    """For each node its pictured cases; one figure a node is saved, too."""
+    """For each node its pictured cases; one figure per node is saved, too."""
     pictured = {}
     for node in nodes:
         if cases := choose_cases(runs, node):

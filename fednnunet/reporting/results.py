@@ -49,7 +49,7 @@ class Results:
         external: nodes without.
         rounds: ``rounds.csv`` of all runs.
         cases: ``cases.csv`` of all runs.
-        scores: one row a case, with columns ``fold`` and ``seed``.
+        scores: one row per case, with columns ``fold`` and ``seed``.
         summary: rows of ``summary.csv``.
         table: None where nothing was scored.
         comparison: with the reference; None where there is none.
@@ -73,21 +73,22 @@ class Results:
         return [*(run.problem for run in self.runs if run.problem), *repeated_folds(self.runs)]
 
     @cached_property
-    def beside_paper(self) -> PaperComparison | None:
+    def compare_with_paper(self) -> PaperComparison | None:
         """The table beside the paper's, where it has one of the dataset."""
         return None if self.table is None else compare_with_paper(self.table, self.runs)
 
 
-def gather_results(runs: Sequence[Run], reference: str | None = None, external_scores: External = "mean") -> Results:
+def collect_results(runs: Sequence[Run], reference: str | None = None, external_scores: External = "mean") -> Results:
     """Put the scores of runs together.
 
     Args:
         runs: of one dataset.
         reference: set-up that the others are compared with; None for ``local``, where it is there.
-        external_scores: which models count at external nodes (:func:`~fednnunet.reporting.tables.results_table.own_scores`).
+        external_scores: which models count at external nodes (see
+            :func:`~fednnunet.reporting.tables.results_table.own_scores`).
 
     Raises:
-        DataError: the runs can not stand in one table.
+        DataError: the runs cannot stand in one table.
         ConfigError: there is no such reference, or nothing that counts at external nodes.
     """
     check_comparable(runs)

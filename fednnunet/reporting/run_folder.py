@@ -14,18 +14,18 @@ from fednnunet.config.run import POOLED_NODE
 from fednnunet.errors import DataError
 from fednnunet.exchange.messages import ENSEMBLE
 from fednnunet.files import write_atomically
-from fednnunet.launch.resume import ERROR
+from fednnunet.run_files import (
+    CASE_COLUMNS,
+    CASES_FILE,
+    CONFIG_FILE,
+    ERROR_FILE,
+    OVERRIDES_FILE,
+    PLANS_FILE,
+    ROUND_COLUMNS,
+    ROUNDS_FILE,
+    RUN_FILE,
+)
 
-CASE_COLUMNS = [
-    *("strategy", "node", "model", "fold", "case", "label"),
-    *("dsc", "hd95", "surface_dsc", "volume_error", "empty"),
-]
-ROUND_COLUMNS = [
-    *("strategy", "round", "node", "train_loss", "val_loss", "pseudo_dice"),
-    *("seconds_train", "seconds_exchange", "bytes_up", "bytes_down"),
-]
-_NEWER = ("update_norm",)
-"""Columns that tables of earlier versions do not have."""
 _TEXT = ["strategy", "node", "model", "fold", "label", "empty"]
 _NOT_A_SETUP = (
     "strategy",
@@ -110,13 +110,13 @@ def read_run(folder: Path) -> Run:
     """Read a run folder; what is not there stays empty.
 
     Raises:
-        DataError: a file is there and can not be read; names it.
+        DataError: a file is there and cannot be read; names it.
     """
-    ending = _read_json(folder / "run.json")
-    info = ending or _as_asked(_read_json(folder / "config.json"))
+    ending = _read_json(folder / RUN_FILE)
+    info = ending or _as_asked(_read_json(folder / CONFIG_FILE))
     seed = int(info.get("seed", 0))
-    cases = read_csv(folder / "cases.csv", CASE_COLUMNS)
-    rounds = read_csv(folder / "rounds.csv", ROUND_COLUMNS)
+    cases = read_csv(folder / CASES_FILE, CASE_COLUMNS)
+    rounds = read_csv(folder / ROUNDS_FILE, ROUND_COLUMNS)
     asked = info.get("fold", 0)  # rounds.csv names the fold where there are several
     fold = rounds["fold"] if "fold" in rounds else str(asked[0] if isinstance(asked, list) else asked)
     strategies = [*cases["strategy"].unique(), *rounds["strategy"].unique()]
@@ -126,13 +126,13 @@ def read_run(folder: Path) -> Run:
         setup=str(info.get("strategy", strategies[0] if strategies else folder.name)),
         info=info,
         ended=bool(ending),
-        plans=_read_json(folder / "plans.json"),
+        plans=_read_json(folder / PLANS_FILE),
         cases=cases.assign(seed=seed),
         rounds=rounds.assign(fold=fold, seed=seed),
         overlays=_find_overlays(folder),
         config=config.read_text() if config.is_file() else "",
-        overrides=_read_overrides(folder / ".hydra" / "overrides.yaml"),
-        error=error.read_text() if (error := folder / ERROR).is_file() else "",
+        overrides=_read_overrides(folder / OVERRIDES_FILE),
+        error=error.read_text() if (error := folder / ERROR_FILE).is_file() else "",
     )
 
 
@@ -188,7 +188,7 @@ def read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
             path,
             dtype=dict.fromkeys(_TEXT, str),
             keep_default_na=False,
-            na_values={name: ["", "nan"] for name in (*columns, *_NEWER) if name not in _TEXT},
+            na_values={name: ["", "nan"] for name in columns if name not in _TEXT},
         )
     except (ValueError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not a readable table: {error}") from None

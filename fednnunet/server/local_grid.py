@@ -120,7 +120,7 @@ class LocalGrid(NodeGrid):
         """Block until a reply to one of ``message_ids`` is there, or ``timeout`` seconds passed."""
         ids = list(message_ids)
         with self._arrived:
-            # In slices: a wait without time-out can not be interrupted by Ctrl-C on every platform.
+            # In slices: a wait without time-out cannot be interrupted by Ctrl-C on every platform.
             deadline = None if timeout is None else time.monotonic() + timeout
             while not any(id_ in self._replies for id_ in ids):
                 if deadline is not None and time.monotonic() >= deadline:

@@ -11,8 +11,8 @@ from typing import Protocol
 from flwr.app import Message
 from flwr.common.constant import ErrorCode
 
-from fednnunet.client_app import ERROR_CODES
 from fednnunet.errors import NodeError
+from fednnunet.exchange.error_codes import ERROR_CODES
 from fednnunet.server.local_grid import LocalGrid, NodeGrid, wait_a_moment
 
 log = logging.getLogger(__name__)
@@ -51,10 +51,10 @@ class Unwatched:
     def waiting(self, nodes: Collection[str]) -> None: ...
 
 
-class Contact:
+class NodeClient:
     """Sends requests and hands out replies.
 
-    Where nodes are started again when they die (``patient``), one that can not be reached is no failure: a round that
+    Where nodes are started again when they die (``patient``), one that cannot be reached is no failure: a round that
     has enough nodes goes on without it, otherwise the federation waits, and asks it again when it is back.
 
     Args:
@@ -98,7 +98,7 @@ class Contact:
         """
         if not self.patient:
             return list(nodes)
-        absences = Absences(self._watcher)
+        absences = AbsenceReporter(self._watcher)
         while True:
             self._drop_late()
             online, late = set(self.grid.get_node_ids()), set(self._late.values())
@@ -126,17 +126,17 @@ class Contact:
         """Send ``messages`` and yield each reply when it is there.
 
         Args:
-            messages: one a node.
+            messages: one per node.
             timeout: seconds; replies that come later are absent and thrown away. None waits for ever. A patient
                 federation that has not enough replies by then goes on waiting.
-            enough: so many replies will do, and nodes that can not be reached are left out; None wants all.
+            enough: so many replies will do, and nodes that cannot be reached are left out; None wants all.
         """
         sent = {message.metadata.dst_node_id: message for message in messages}
         waiting = dict(zip(self.grid.push_messages(messages), sent, strict=True))
         away: dict[int, tuple[str, float]] = {}
         failures: Counter[int] = Counter()
         deadline = None if timeout is None else time.monotonic() + timeout
-        absences = Absences(self._watcher)
+        absences = AbsenceReporter(self._watcher)
         replies = 0
         while waiting or away:
             for reply in self._pull(waiting):
@@ -186,7 +186,7 @@ class Contact:
             log.warning("the reply of node %s comes too late; it is not used", self.name(node))
 
 
-class Absences:
+class AbsenceReporter:
     """Tells of nodes that are waited for, once each, and again after a while."""
 
     def __init__(self, watcher: Watcher) -> None:

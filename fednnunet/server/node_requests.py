@@ -14,8 +14,8 @@ from fednnunet.errors import ConfigError, FednnUNetError, NodeError, ProtocolErr
 from fednnunet.exchange import messages
 from fednnunet.exchange.messages import Body, Kind, parse_body
 from fednnunet.server.local_grid import wait_a_moment
-from fednnunet.server.node_client import Contact, is_unreachable
-from fednnunet.server.run_recorder import Journal
+from fednnunet.server.node_client import NodeClient, is_unreachable
+from fednnunet.server.run_recorder import RunRecorder
 
 if TYPE_CHECKING:
     from fednnunet.server.session import Federation, ServerSettings
@@ -28,23 +28,23 @@ Answer = tuple[int, Any, ArrayRecord]
 
 
 def ask(
-    contact: Contact,
+    contact: NodeClient,
     kind: Kind,
     requests: Mapping[int, Body],
     federation: Federation,
     settings: ServerSettings,
-    journal: Journal | None = None,
+    journal: RunRecorder | None = None,
     arrays: Mapping[int, ArrayRecord] | None = None,
-    at_least: int | None = None,
+    min_replies: int | None = None,
     wait: bool = False,
 ) -> list[Answer]:
-    """Send one request a node, wait for all replies; the first error ends the run, unless enough nodes are in.
+    """Send one request per node, wait for all replies; the first error ends the run, unless enough nodes are in.
 
     With ``wait``, nodes that are away and come back are waited for even where enough are in: what they are asked comes
     only once.
 
     Returns:
-        Of every node, in the order of ``requests``; with ``at_least``, of those that did not fail.
+        Of every node, in the order of ``requests``; with ``min_replies``, of those that did not fail.
     """
     payloads = arrays or {}
     outgoing = [_message(kind, node, body, payloads.get(node)) for node, body in requests.items()]
@@ -52,28 +52,28 @@ def ask(
     failed: dict[int, FednnUNetError] = {}
     # Where nodes are waited for, the time-out is a round's deadline: a stage takes each node as long as it takes.
     timeout = None if contact.patient else settings.timeout
-    for reply in contact.stream(outgoing, timeout, None if wait else at_least):
+    for reply in contact.stream(outgoing, timeout, None if wait else min_replies):
         node = reply.metadata.src_node_id
         try:
             answered[node] = _answer(contact, kind, node, reply, federation, journal)
         except (NodeError, ProtocolError) as error:
-            if at_least is None:
+            if min_replies is None:
                 raise
             failed[node] = error
     for node in requests:
         if node not in answered and node not in failed:
             failed[node] = NodeError(federation.name(node), f"{kind.value}: no reply within {settings.timeout} s")
-    check_enough(list(failed.values()), len(answered), at_least, journal)
+    check_enough(list(failed.values()), len(answered), min_replies, journal)
     return [answered[node] for node in requests if node in answered]
 
 
-def ask_as_they_join(
-    contact: Contact,
+def request_as_nodes_join(
+    contact: NodeClient,
     request: messages.FingerprintRequest,
     nodes: int,
     federation: Federation,
     settings: ServerSettings,
-    journal: Journal,
+    journal: RunRecorder,
 ) -> list[Answer]:
     """Ask each node to describe itself as soon as it is on the grid, until ``nodes`` have or the time is over.
 
@@ -137,7 +137,7 @@ def ask_as_they_join(
     return [answered[node] for node in sorted(answered)]
 
 
-def _not_there(contact: Contact, there: Collection[int], settings: ServerSettings) -> list[str]:
+def _not_there(contact: NodeClient, there: Collection[int], settings: ServerSettings) -> list[str]:
     """Names of centres of which no node is there, where keys tell names."""
     if settings.centres is None or not contact.names:
         return []
@@ -150,13 +150,15 @@ def _missing(missing: int, nodes: int, silent: int) -> str:
     return f"; {missing} of {nodes} nodes are missing{unanswered}" if missing else ""
 
 
-def check_enough(failed: Sequence[FednnUNetError], left: int, at_least: int | None, journal: Journal | None) -> None:
+def check_enough(
+    failed: Sequence[FednnUNetError], left: int, min_replies: int | None, journal: RunRecorder | None
+) -> None:
     """Go on without the nodes that failed, and say so, where enough are left.
 
     Raises:
         NodeError, ProtocolError: the first failure; too few are left, or none may be missing.
     """
-    if failed and (at_least is None or left < at_least):
+    if failed and (min_replies is None or left < min_replies):
         raise failed[0]
     for error in failed:
         said = f"{error}; the federation goes on without it"
@@ -174,7 +176,7 @@ def _message(kind: Kind, node: int, body: Body, arrays: ArrayRecord | None = Non
 
 
 def _answer(
-    contact: Contact, kind: Kind, node: int, reply: Message, federation: Federation, journal: Journal | None
+    contact: NodeClient, kind: Kind, node: int, reply: Message, federation: Federation, journal: RunRecorder | None
 ) -> Answer:
     """What ``reply`` of ``node`` holds.
 

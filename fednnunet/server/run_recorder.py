@@ -1,4 +1,4 @@
-"""What the server writes down: plans, a row a node and round, a row a scored label."""
+"""What the server writes down: plans, a row per node and round, a row a scored label."""
 
 from __future__ import annotations
 
@@ -11,27 +11,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fednnunet.exchange.messages import CaseScore, Fold
-from fednnunet.files import append_whole, write_atomically
+from fednnunet.files import append_atomically, write_atomically
+from fednnunet.run_files import CASE_COLUMNS, CASES_FILE, PLANS_FILE, ROUND_COLUMNS, ROUNDS_FILE
 
 log = logging.getLogger(__name__)
-
-ROUND_COLUMNS = (
-    "strategy",
-    "round",
-    "node",
-    "train_loss",
-    "val_loss",
-    "pseudo_dice",
-    "seconds_train",
-    "seconds_exchange",
-    "bytes_up",
-    "bytes_down",
-    "update_norm",
-)
-CASE_COLUMNS = (
-    *("strategy", "node", "model", "fold", "case", "label"),
-    *("dsc", "hd95", "surface_dsc", "volume_error", "empty"),
-)
 
 
 class Observer(Protocol):
@@ -59,7 +42,7 @@ class Observer(Protocol):
         """All replies of a round are aggregated."""
 
 
-class Journal:
+class RunRecorder:
     """Files of a run, written by the server; every file is whole at any moment.
 
     Args:
@@ -79,8 +62,8 @@ class Journal:
         self.folder = folder
         self.strategy = strategy
         self.observers = observers
-        self.rounds = folder / "rounds.csv"
-        self.cases = folder / "cases.csv"
+        self.rounds = folder / ROUNDS_FILE
+        self.cases = folder / CASES_FILE
         self.num_training: dict[str, int] = {}
         self.training: dict[str, int] = {}
         self._round_columns = ROUND_COLUMNS if len(folds) == 1 else (*ROUND_COLUMNS, "fold")
@@ -136,7 +119,7 @@ class Journal:
 
     def write_plans(self, plans: Mapping[str, Any]) -> None:
         """``plans.json``: nnU-Net's plans of every node."""
-        write_atomically(self.folder / "plans.json", json.dumps(plans, indent=1))
+        write_atomically(self.folder / PLANS_FILE, json.dumps(plans, indent=1))
         for observer in self.observers:
             observer.plans(plans)
 
@@ -154,19 +137,19 @@ class Journal:
         _write_rows(self.rounds, self._round_columns, rows)
 
     def write_round(self, server_round: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Append a finished round, one row a node."""
+        """Append a finished round, one row per node."""
         fold = {"fold": self._fold} if "fold" in self._round_columns else {}
         text = io.StringIO()
         writer = csv.DictWriter(text, self._round_columns, lineterminator="\n")
         writer.writerows({"strategy": self.strategy, "round": server_round, **row, **fold} for row in rows)
-        append_whole(self.rounds, text.getvalue())
+        append_atomically(self.rounds, text.getvalue())
         for row in rows:
             log.info("fold %s, round %d: %s", self._fold, server_round, row)
         for observer in self.observers:
             observer.round_done(server_round, rows)
 
     def write_cases(self, fold: Fold | str, scores: Sequence[CaseScore]) -> None:
-        """Add scores to ``cases.csv``: one row a model, case and label; what is not defined stays empty.
+        """Add scores to ``cases.csv``: one row per model, case and label; what is not defined stays empty.
 
         Args:
             fold: that the models were trained on, or ``ensemble`` where several were averaged.

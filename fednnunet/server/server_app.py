@@ -11,24 +11,24 @@ from flwr.serverapp import Grid, ServerApp
 
 from fednnunet.exchange.messages import Fold
 from fednnunet.server.local_grid import NodeGrid
-from fednnunet.server.node_client import Contact
+from fednnunet.server.node_client import NodeClient
 from fednnunet.server.phases.evaluate import evaluate_nodes, score_external_centres
 from fednnunet.server.phases.prepare import plan_networks, preprocess_images
 from fednnunet.server.phases.register import check_agreement, describe_nodes
 from fednnunet.server.phases.train import train_rounds
-from fednnunet.server.run_recorder import Journal
+from fednnunet.server.run_recorder import RunRecorder
 from fednnunet.server.session import ServerSettings
 from fednnunet.server.strategy.asym_fedavg import AsymFedAvg, NoExchange
 
 
-def build_server_app(settings: ServerSettings, strategy: AsymFedAvg | NoExchange, journal: Journal) -> ServerApp:
+def build_server_app(settings: ServerSettings, strategy: AsymFedAvg | NoExchange, journal: RunRecorder) -> ServerApp:
     """A Flower ServerApp that runs the whole federation."""
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         assert isinstance(grid, NodeGrid), "the embedded one, or that of a SuperLink"
-        contact = Contact(grid, journal, settings.patient)
+        contact = NodeClient(grid, journal, settings.patient)
         federation = describe_nodes(contact, settings, journal)
         check_agreement(federation, settings.heterogeneous_tasks)
         journal.num_training = {federation.name(n): federation.described[n].num_training for n in federation.training}

@@ -27,9 +27,9 @@ class ServerSettings:
         dtype: that layers are rounded to while they travel in training.
         cross_centre: score every node's model on every other node's held-out cases, too.
         nodes: of the federation, which the first stage waits for; None takes those that the grid has when it begins.
-        patient: nodes that can not be reached come back, and are waited for.
+        patient: nodes that cannot be reached come back, and are waited for.
         run: id of this run, where nodes are to be told of it; the same when it goes on.
-        task: what nodes are told to do in it (:class:`~fednnunet.config.run.TaskConfig`).
+        task: what nodes are told to do in it (:class:`~fednnunet.config.run.SharedRunConfig`).
         centres: names that nodes may have, and whether each only tests; None takes any.
         find_duplicates: ask for salted digests of images, and warn of those that two nodes hold.
     """

@@ -47,7 +47,7 @@ class Tracker:
         """The rounds that follow are of this fold."""
 
     def log_round(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """A round is over; rows as in ``rounds.csv``, one a node."""
+        """A round is over; rows as in ``rounds.csv``, one per node."""
 
     def log_result(self, run_folder: Path) -> None:
         """The run was scored; its folder holds all files."""
@@ -126,12 +126,12 @@ class Trackers(Tracker):
             self.tell(f"{type(tracker).__name__} failed and is left out from here on: {reason}")
 
 
-def numbers_of(row: Mapping[str, Any]) -> dict[str, float]:
+def node_metrics(row: Mapping[str, Any]) -> dict[str, float]:
     """What there is to plot of a node's round: the numbers of its row, but for the round itself."""
     return {key: float(value) for key, value in row.items() if key != "round" and _is_number(value)}
 
 
-def numbers_of_all(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def round_metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """What there is to plot of a round of all nodes, such as ``train_loss/mean`` and ``pseudo_dice/<node>``."""
     totals: dict[str, float] = {}
     for columns, name, gather in ((MEANS, "mean", _mean), (SLOWEST, "slowest", max), (TOTALS, "total", sum)):
@@ -160,11 +160,11 @@ def scores_of(run: Run) -> dict[str, dict[str, float]]:
     }
 
 
-def pictures_of(run: Run) -> Iterator[tuple[str, int, bytes]]:
+def overlay_images(run: Run) -> Iterator[tuple[str, int, bytes]]:
     """Centre, number of a held-out case, and its overlay as PNG; one case a centre.
 
     Raises:
-        DataError: an overlay can not be read; names it.
+        DataError: an overlay cannot be read; names it.
     """
     for centre, cases in run.overlays.items():
         case = min(cases)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fednnunet.errors import ConfigError
 from fednnunet.exchange.messages import Fold
 from fednnunet.reporting.run_folder import read_run
-from fednnunet.tracking.base import Tracker, fold_prefix, numbers_of, numbers_of_all, pictures_of, scores_of
+from fednnunet.tracking.base import Tracker, fold_prefix, node_metrics, overlay_images, round_metrics, scores_of
 
 if TYPE_CHECKING:
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -22,7 +22,7 @@ _RGBA = 4
 
 
 class TensorBoardTracker(Tracker):
-    """Curves, scores and pictures for ``tensorboard --logdir <folder>``: a subfolder a node, and ``server``.
+    """Curves, scores and pictures for ``tensorboard --logdir <folder>``: a subfolder per node, and ``server``.
 
     Args:
         folder: of the run; its subfolder ``tensorboard`` takes the files.
@@ -59,21 +59,21 @@ class TensorBoardTracker(Tracker):
             return
         self._round = int(rows[0]["round"])
         for row in rows:
-            self._write_numbers(str(row["node"]), numbers_of(row), self._prefix)
-        self._write_numbers(SERVER, numbers_of_all(rows), self._prefix)
+            self._write_numbers(str(row["node"]), node_metrics(row), self._prefix)
+        self._write_numbers(SERVER, round_metrics(rows), self._prefix)
         for writer in self._writers.values():
             writer.flush()
 
     def log_result(self, run_folder: Path) -> None:
-        """Final scores, and one picture a node.
+        """Final scores, and one picture per node.
 
         Raises:
-            DataError: a file of the run can not be read; names it.
+            DataError: a file of the run cannot be read; names it.
         """
         run = read_run(run_folder)
         for metric, by_node in scores_of(run).items():
             self._write_numbers(SERVER, {f"{metric}/{node}": value for node, value in by_node.items()})
-        for centre, _, png in pictures_of(run) if self.pictures else ():
+        for centre, _, png in overlay_images(run) if self.pictures else ():
             self._write_picture(centre, png)
 
     def finish(self, ok: bool) -> None:

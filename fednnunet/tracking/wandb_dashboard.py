@@ -48,7 +48,7 @@ def metrics_of(run_folders: Sequence[Path]) -> Metrics:
     """What the tracker logs of these runs.
 
     Raises:
-        DataError: none of them is finished, or a file can not be read.
+        DataError: none of them is finished, or a file cannot be read.
     """
     runs = [run for run in read_runs(run_folders) if run.finished]
     if not runs:

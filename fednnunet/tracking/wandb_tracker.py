@@ -17,7 +17,8 @@ from fednnunet.files import write_atomically
 from fednnunet.reporting.report import OVERLAY, REPORT
 from fednnunet.reporting.run_folder import Run, brief_plans, read_csv, read_run
 from fednnunet.reporting.tables.results_table import MEAN, SUMMARY_COLUMNS, summarise
-from fednnunet.tracking.base import Tracker, fold_prefix, numbers_of, numbers_of_all, pictures_of, scores_of
+from fednnunet.run_files import CASES_FILE, ROUNDS_FILE, SUMMARY_FILE
+from fednnunet.tracking.base import Tracker, fold_prefix, node_metrics, overlay_images, round_metrics, scores_of
 
 if TYPE_CHECKING:
     import wandb
@@ -34,13 +35,13 @@ _SERVER = ""
 
 
 class WandbTracker(Tracker):
-    """A W&B group for the run of the federation, in it a W&B run for the server and one a node.
+    """A W&B group for the run of the federation, in it a W&B run for the server and one per node.
 
     Runs compare by those of job type ``server``: their config has ``strategy``, ``dataset``, ``configuration``,
     ``seed``, ``fold``, ``sweep`` and what the command line changed (``overrides``), their summary ``dsc/<node>``,
     ``dsc/mean`` and likewise HD95. Where a run trains several folds, its curves are named by fold:
     ``fold_1/train_loss``. A run that was interrupted goes on under the ids it had, which ``<folder>/wandb/runs.json``
-    keeps. Where W&B can not be reached, a run goes on offline.
+    keeps. Where W&B cannot be reached, a run goes on offline.
 
     Args:
         project: W&B project.
@@ -114,18 +115,18 @@ class WandbTracker(Tracker):
         server_round = int(rows[0]["round"])
         self._step = self._folds_before + server_round
         for row in rows:
-            self._log(str(row["node"]), numbers_of(row), server_round)
-        self._log(_SERVER, numbers_of_all(rows), server_round)
+            self._log(str(row["node"]), node_metrics(row), server_round)
+        self._log(_SERVER, round_metrics(rows), server_round)
 
     def _log(self, node: str, numbers: Mapping[str, float], server_round: int) -> None:
         named = {f"{self._prefix}{key}": value for key, value in numbers.items()}
         self._run_of(node).log({**named, "round": server_round}, step=self._step)
 
     def log_result(self, run_folder: Path) -> None:
-        """Tables of nodes and of cases, final scores as summaries, one picture a node.
+        """Tables of nodes and of cases, final scores as summaries, one picture per node.
 
         Raises:
-            DataError: a file of the run can not be read; names it.
+            DataError: a file of the run cannot be read; names it.
         """
         import wandb
 
@@ -153,7 +154,7 @@ class WandbTracker(Tracker):
 
         Raises:
             ConfigError: as :meth:`start`.
-            DataError: the table can not be read.
+            DataError: the table cannot be read.
         """
         import wandb
 
@@ -164,8 +165,8 @@ class WandbTracker(Tracker):
         self._read_note(folder.name)
         run = self._open(COMPARISON, COMPARISON, self._name)
         self._runs[COMPARISON] = run
-        run.log({"results": wandb.Table(dataframe=read_csv(folder / "summary.csv", SUMMARY_COLUMNS))})
-        files = [folder / name for name in ("cases.csv", "summary.csv", "rounds.csv")]
+        run.log({"results": wandb.Table(dataframe=read_csv(folder / SUMMARY_FILE, SUMMARY_COLUMNS))})
+        files = [folder / name for name in (CASES_FILE, SUMMARY_FILE, ROUNDS_FILE)]
         if self.pictures:
             run.log({"report": wandb.Html(str(folder / REPORT), inject=False)})
             files.append(folder / REPORT)
@@ -219,7 +220,7 @@ class WandbTracker(Tracker):
         import wandb
         from PIL import Image
 
-        for centre, case, png in pictures_of(run):
+        for centre, case, png in overlay_images(run):
             with Image.open(io.BytesIO(png)) as picture:
                 image = wandb.Image(picture, caption=f"{centre}, held-out case {case}")
             self._run_of(centre).log({PICTURE: image}, step=step)
@@ -231,7 +232,7 @@ class WandbTracker(Tracker):
         return self._runs[node]
 
     def _check_connection(self) -> None:
-        """Go offline where W&B can not be reached: its own library would try for minutes.
+        """Go offline where W&B cannot be reached: its own library would try for minutes.
 
         Raises:
             ConfigError: no account on this machine.
@@ -291,7 +292,7 @@ def check_account() -> None:
     """Whether this machine has an account to send to.
 
     Raises:
-        ConfigError: none, or its key can not be one.
+        ConfigError: none, or its key cannot be one.
     """
     import wandb
 
@@ -305,7 +306,7 @@ def check_account() -> None:
 
 
 def connection_problem() -> str:
-    """Why W&B can not be reached, found within seconds; empty where it answers."""
+    """Why W&B cannot be reached, found within seconds; empty where it answers."""
     import requests
     import wandb
 
@@ -313,7 +314,7 @@ def connection_problem() -> str:
     try:
         requests.head(address, timeout=CONNECT_SECONDS)
     except requests.RequestException as error:
-        return f"W&B can not be reached at {address} ({type(error).__name__})"
+        return f"W&B cannot be reached at {address} ({type(error).__name__})"
     return ""
 
 

@@ -58,7 +58,7 @@ def save_for_next_stages(
         )
 
 
-def take_previous_stage(trainer: nnUNetTrainer, node: str, source: Path, identifiers: Sequence[str]) -> None:
+def copy_previous_stage(trainer: nnUNetTrainer, node: str, source: Path, identifiers: Sequence[str]) -> None:
     """Copy the previous stage's segmentations of all cases to where nnU-Net reads them.
 
     Args:

@@ -2,7 +2,7 @@
 
 After every round, before its state leaves the node, ``checkpoint_round_<n>.pth`` is written: it holds what is sent.
 Where that is rounded, ``checkpoint_round_<n>.npz`` holds what the rounds before had left over.
-The last three are kept: a crash can find some nodes a round ahead of others, and a disk can damage one of theirs; all
+The last three are kept: a crash can find some nodes per round ahead of others, and a disk can damage one of theirs; all
 have a round in common still that can be asked for again.
 ``checkpoint_latest.pth`` is the newest of them under nnU-Net's name.
 """

@@ -13,7 +13,7 @@ FIRST_MOVING_AVERAGE = 0.0
 def skip_epochs(trainer: nnUNetTrainer, until: int) -> None:
     """Let ``trainer`` train epoch ``until`` next, so that its schedule keeps to the federation's rounds.
 
-    nnU-Net logs one value an epoch. Of the epochs skipped they are NaN; time stamps and the moving average of the
+    nnU-Net logs one value per epoch. Of the epochs skipped they are NaN; time stamps and the moving average of the
     pseudo-Dice, which later values build on, stay as they were.
 
     Args:

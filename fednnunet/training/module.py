@@ -50,7 +50,7 @@ class NNUNetModule(L.LightningModule):
         """The trainer's optimizer; its schedule is stepped by the trainer's own epoch hook."""
         return self.nnunet.optimizer
 
-    def pull_towards_present(self, layers: Iterable[str], weight: float) -> None:
+    def set_proximal_term(self, layers: Iterable[str], weight: float) -> None:
         """Add FedProx's proximal term (Li et al. 2020) to every step from now on.
 
         Args:
@@ -58,7 +58,7 @@ class NNUNetModule(L.LightningModule):
             weight: mu; 0 for no term.
 
         Raises:
-            ConfigError: the trainer has a training step of its own, which can not be added to.
+            ConfigError: the trainer has a training step of its own, which cannot be added to.
         """
         if weight and not self.automatic_optimization:
             raise ConfigError(f"{type(self.nnunet).__name__} has its own train_step, without FedProx's proximal term")

@@ -89,7 +89,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"trainer.pretrained: there is no file {path}") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"trainer.pretrained={path} can not be read as a checkpoint: {cause[:200]}") from None
+        raise ConfigError(f"trainer.pretrained={path} cannot be read as a checkpoint: {cause[:200]}") from None
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("network_weights"), dict):
         raise ConfigError(f"trainer.pretrained={path} is no checkpoint of nnU-Net: it has no network_weights")
     return checkpoint

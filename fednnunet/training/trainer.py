@@ -95,7 +95,7 @@ def find_trainer(name: str) -> type[nnUNetTrainer]:
     if any(parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) for parameter in parameters):
         raise ConfigError(
             f"trainer.class={name}: its __init__ must name its parameters as nnUNetTrainer's does; nnU-Net stores them "
-            "by name and can not do with *args or **kwargs"
+            "by name and cannot do with *args or **kwargs"
         )
     return found
 
@@ -137,7 +137,7 @@ def build_nnunet_trainer(
     ):
         if value is not None:
             setattr(trainer, attribute, value)
-    trainer.get_training_transforms = _untimed(trainer.get_training_transforms)
+    trainer.get_training_transforms = _disable_blur_benchmark(trainer.get_training_transforms)
     with _distributed_on_cpu(trainer, device):
         trainer.initialize()
     if precision == "16-mixed" and trainer.grad_scaler is None:
@@ -147,7 +147,7 @@ def build_nnunet_trainer(
     return trainer
 
 
-def _untimed(get_transforms: Callable[..., BasicTransform]) -> Callable[..., BasicTransform]:
+def _disable_blur_benchmark(get_transforms: Callable[..., BasicTransform]) -> Callable[..., BasicTransform]:
     """Augmentation that does not depend on how busy the machine is.
 
     nnU-Net's blurs are timed once a shape, directly and by FFT, and then done in the faster way: their last bits, and

@@ -114,9 +114,7 @@ def test_digests_are_those_of_what_the_relay_got(tmp_path: Path, node: Node) -> 
 
 @pytest.mark.parametrize("torn", ["{", "half", "all but its end of line"])
 @pytest.mark.parametrize("lines", [0, 1, 2])
-def test_a_line_torn_by_a_crash_is_mended_and_the_chain_holds(
-    tmp_path: Path, node: Node, torn: str, lines: int
-) -> None:
+def test_a_line_torn_by_a_crash_is_fixed_and_the_chain_holds(tmp_path: Path, node: Node, torn: str, lines: int) -> None:
     path = tmp_path / "audit.jsonl"
     with node(AuditLog(path, "Oslo")) as ask:
         for _ in range(lines + 1):
@@ -130,7 +128,7 @@ def test_a_line_torn_by_a_crash_is_mended_and_the_chain_holds(
         ask(trained)
     trail = read_trail(path)
     assert (trail.breaks, trail.torn, len(trail.entries)) == ([], 0, lines + 1)
-    assert trail.entries[-1].mended == len(left)
+    assert trail.entries[-1].repaired == len(left)
     assert path.read_bytes().splitlines(keepends=True)[:-1] == content[:-1]
 
 
@@ -170,9 +168,7 @@ def test_lines_that_are_removed_while_the_worker_runs_show_at_its_next_one(
 def test_nothing_leaves_a_node_that_can_not_log_it(node: Node) -> None:
     with node(AuditLog(Path("/dev/full"), "Oslo")) as ask:
         for answer in (trained, fail):
-            with pytest.raises(
-                WorkerFailure, match="node Oslo: the log of what leaves it can not be written"
-            ) as caught:
+            with pytest.raises(WorkerFailure, match="node Oslo: the log of what leaves it cannot be written") as caught:
                 ask(answer)
             assert "No space left on device" in str(caught.value)
             assert "no disk" not in str(caught.value)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fednnunet.audit.log import Entry, Tensor, Told, digest_of
+from fednnunet.audit.log import Entry, FieldSize, Tensor, digest_of
 from fednnunet.audit.reader import read_trail, summarise
 from fednnunet.cli.main import main
 from fednnunet.exchange.messages import Kind
@@ -60,16 +60,16 @@ ENTRIES = [
         run="1",
         digests=5,
         fields={
-            "num_training": Told(bytes=1, numbers=1),
-            "fingerprint.spacings": Told(bytes=90, numbers=18),
-            "fingerprint.intensities.0.mean": Told(bytes=9, numbers=1),
+            "num_training": FieldSize(bytes=1, numbers=1),
+            "fingerprint.spacings": FieldSize(bytes=90, numbers=18),
+            "fingerprint.intensities.0.mean": FieldSize(bytes=9, numbers=1),
         },
     ),
-    entry(Kind.PLAN, 1, run="1", fields={"plans": Told(bytes=3000, numbers=99)}, layers=LAYERS),
+    entry(Kind.PLAN, 1, run="1", fields={"plans": FieldSize(bytes=3000, numbers=99)}, layers=LAYERS),
     entry(Kind.TRAIN, 2, run="1", tensors=tensors(encoder_weight=[8, 1, 3, 3], encoder_bias=[8])),
-    entry(Kind.TRAIN, 3, run="1", ok=False, reason="no disk", fields={"reason": Told(bytes=9, numbers=0)}),
+    entry(Kind.TRAIN, 3, run="1", ok=False, reason="no disk", fields={"reason": FieldSize(bytes=9, numbers=0)}),
     entry(Kind.TRAIN, 4, run="1", tensors=tensors(encoder_bias=[8]), withheld=2, asked={"fold": 0, "server_round": 7}),
-    entry(Kind.EVALUATE, 5, run="1", scores=12, fields={"cases": Told(bytes=700, numbers=60)}),
+    entry(Kind.EVALUATE, 5, run="1", scores=12, fields={"cases": FieldSize(bytes=700, numbers=60)}),
 ]
 
 
@@ -174,7 +174,7 @@ def test_any_changed_bit_before_the_last_line_is_found(
     [
         ({"tensors": tensors(scan=[512, 512, 30])}, "tensor scan of shape (512, 512, 30)"),
         ({"tensors": tensors(encoder_weight=[512, 512, 30])}, "tensor encoder.weight of shape (512, 512, 30)"),
-        ({"fields": {"scan": Told(bytes=10**6, numbers=10**5)}}, "field scan of train"),
+        ({"fields": {"scan": FieldSize(bytes=10**6, numbers=10**5)}}, "field scan of train"),
     ],
 )
 def test_what_is_no_layer_of_the_plan_is_pointed_out(
@@ -192,7 +192,7 @@ def test_tensors_without_a_plan_before_them_are_not_said_to_be_layers(audit: Aud
     code, printed = audit(write_log(tmp_path / "audit.jsonl", [*ENTRIES, other_run]))
     assert code == 0
     assert "Tensors: 4. 3 of them have the name and the shape" in printed
-    assert "can not be compared, as the log has no plan before them: 1." in printed
+    assert "cannot be compared, as the log has no plan before them: 1." in printed
 
 
 def test_a_torn_last_line_is_no_break(audit: Audit, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_warnings_say_where_how_many_which_and_what_to_do(data_summary: Call, tm
         (folder / "imagesTr" / f"case_{case:03d}_0000.nii.gz").write_bytes(b"no image")
     code, out, _ = data_summary(folder)
     assert code == 2
-    (line,) = [line for line in out.splitlines() if "Oslo, can not be read" in line]
+    (line,) = [line for line in out.splitlines() if "Oslo, cannot be read" in line]
     assert "5 of 9 cases (case_000, case_001, case_002 …)" in line
     assert "→ get the files again" in out
 

@@ -10,9 +10,6 @@ import pandas as pd
 import pytest
 
 from fednnunet.cli.main import main
-from tests.reporting.conftest import make_run, write_run
-
-__all__ = ["make_run", "write_run"]  # fixtures
 
 MakeRun = Callable[..., Path]
 

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter
 
-from fednnunet.conversion.study import Source, Study, Survey
+from fednnunet.conversion.study import ScanResult, Source, SourceCase
 from fednnunet.conversion.targets import TargetCentre, configured_targets, numbered_targets
 from fednnunet.errors import ConfigError
 from fednnunet.exchange.messages import NodeName
 
 
-def survey(*centres: str) -> Survey:
+def survey(*centres: str) -> ScanResult:
     image = Source(Path("image.nii.gz"))
-    return Survey(tuple(Study("case", centre, (image,), image, {1: "tumour"}) for centre in centres), ("MRI",))
+    return ScanResult(tuple(SourceCase("case", centre, (image,), image, {1: "tumour"}) for centre in centres), ("MRI",))
 
 
 def test_centres_are_numbered_in_their_order() -> None:

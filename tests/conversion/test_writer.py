@@ -18,9 +18,9 @@ from fednnunet.conversion import writer as module
 from fednnunet.conversion.manifest import read_manifest
 from fednnunet.conversion.options import Options
 from fednnunet.conversion.plan import plan_conversion
-from fednnunet.conversion.study import Remark, Source, Study, Survey
+from fednnunet.conversion.study import ConversionIssue, ScanResult, Source, SourceCase
 from fednnunet.conversion.targets import TargetCentre
-from fednnunet.conversion.writer import Done, convert
+from fednnunet.conversion.writer import ConversionResult, convert
 from fednnunet.datasets.raw import check_images, read_dataset
 from fednnunet.datasets.splits import splits_of
 from fednnunet.errors import ConfigError, DataError
@@ -32,14 +32,14 @@ COPY = Options()
 
 
 class Silent:
-    def __init__(self, at: Callable[[Study], None] = lambda study: None) -> None:
+    def __init__(self, at: Callable[[SourceCase], None] = lambda study: None) -> None:
         self.at = at
         self.seen: list[str] = []
 
     def start(self, studies: int, to_do: int) -> None:
         self.to_do = to_do
 
-    def advance(self, study: Study) -> None:
+    def advance(self, study: SourceCase) -> None:
         self.seen.append(study.case)
         self.at(study)
 
@@ -57,7 +57,7 @@ def read(path: Path) -> np.ndarray:
     return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
 
 
-def study(folder: Path, case: str, centre: str = "Oslo", seed: int = 0, **changes: Any) -> Study:
+def study(folder: Path, case: str, centre: str = "Oslo", seed: int = 0, **changes: Any) -> SourceCase:
     rng = np.random.default_rng([seed, len(case), *case.encode()])
     label = np.zeros((3, 8, 8), dtype=np.uint8)
     label[1, 2:5, 2:5] = 1
@@ -68,7 +68,7 @@ def study(folder: Path, case: str, centre: str = "Oslo", seed: int = 0, **change
         "label": Source(write(folder / f"{case}_seg.nii.gz", label)),
         "label_values": {1: "tumour"},
     }
-    return Study(**{**fields, **changes})
+    return SourceCase(**{**fields, **changes})
 
 
 @pytest.fixture
@@ -77,14 +77,14 @@ def source(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def studies(source: Path) -> list[Study]:
+def studies(source: Path) -> list[SourceCase]:
     return [study(source, f"case{number}") for number in range(5)] + [study(source, "far", "Riga")]
 
 
 def run(
-    studies: Sequence[Study], target: Path, options: Options = COPY, progress: Silent | None = None, **survey: Any
-) -> list[Done]:
-    plan = plan_conversion(Survey(tuple(studies), ("MRI",), **survey), CENTRES, LABELS)
+    studies: Sequence[SourceCase], target: Path, options: Options = COPY, progress: Silent | None = None, **survey: Any
+) -> list[ConversionResult]:
+    plan = plan_conversion(ScanResult(tuple(studies), ("MRI",), **survey), CENTRES, LABELS)
     return convert(plan, target, "convert test", {}, options, progress or Silent())
 
 
@@ -97,7 +97,7 @@ def content(folder: Path) -> dict[str, str]:
 
 
 def test_cases_lie_as_nnunet_wants_them_and_the_source_is_as_it_was(
-    studies: list[Study], source: Path, tmp_path: Path
+    studies: list[SourceCase], source: Path, tmp_path: Path
 ) -> None:
     before = content(source)
     done = run(studies, tmp_path / "raw")
@@ -114,7 +114,7 @@ def test_cases_lie_as_nnunet_wants_them_and_the_source_is_as_it_was(
 
 
 def test_the_manifest_tells_sources_and_files_by_their_checksums(
-    studies: list[Study], source: Path, tmp_path: Path
+    studies: list[SourceCase], source: Path, tmp_path: Path
 ) -> None:
     run(studies, tmp_path / "raw")
     folder = tmp_path / "raw" / "Dataset601_Oslo"
@@ -129,7 +129,7 @@ def test_the_manifest_tells_sources_and_files_by_their_checksums(
 
 @pytest.mark.parametrize("files", ["symlink", "hardlink"])
 def test_files_that_need_no_change_can_be_linked(
-    studies: list[Study], source: Path, tmp_path: Path, files: Any
+    studies: list[SourceCase], source: Path, tmp_path: Path, files: Any
 ) -> None:
     studies[0] = study(source, "case0", label_values={1: "node"})
     run(studies, tmp_path / "raw", Options(files=files))
@@ -142,7 +142,7 @@ def test_files_that_need_no_change_can_be_linked(
     check_images(read_dataset(folder, "Oslo"), "Oslo")
 
 
-def test_a_frame_of_a_cine_becomes_an_image(studies: list[Study], source: Path, tmp_path: Path) -> None:
+def test_a_frame_of_a_cine_becomes_an_image(studies: list[SourceCase], source: Path, tmp_path: Path) -> None:
     cine = np.random.default_rng(0).integers(0, 900, (4, 3, 8, 8)).astype(np.int16)
     masks = np.zeros((4, 3, 8, 8), dtype=np.uint8)
     masks[2, 1, 3:5, 3:5] = 3
@@ -161,7 +161,7 @@ def test_a_frame_of_a_cine_becomes_an_image(studies: list[Study], source: Path, 
     assert sitk.ReadImage(str(folder / "imagesTr" / "case1_0000.nii.gz")).GetSpacing() == SPACING
 
 
-def test_a_baseline_is_subtracted(studies: list[Study], source: Path, tmp_path: Path) -> None:
+def test_a_baseline_is_subtracted(studies: list[SourceCase], source: Path, tmp_path: Path) -> None:
     before = write(source / "pre.nii.gz", np.full((3, 8, 8), 1000, dtype=np.int16))
     after = studies[0].channels[0].path
     studies[0] = study(source, "case0", channels=(Source(after, baseline=before),))
@@ -172,14 +172,14 @@ def test_a_baseline_is_subtracted(studies: list[Study], source: Path, tmp_path: 
 
 
 def test_colour_images_become_grey_in_png(source: Path, tmp_path: Path) -> None:
-    def drawing(number: int) -> Study:
+    def drawing(number: int) -> SourceCase:
         colours = np.random.default_rng(number).integers(0, 255, (8, 9, 3)).astype(np.uint8)
         mask = np.zeros((8, 9), dtype=np.uint8)
         mask[2:4] = 255
         source.mkdir(exist_ok=True)
         sitk.WriteImage(sitk.GetImageFromArray(colours, isVector=True), str(source / f"{number}.png"))
         sitk.WriteImage(sitk.GetImageFromArray(mask), str(source / f"{number}_mask.png"))
-        return Study(
+        return SourceCase(
             f"us{number}",
             "Oslo",
             (Source(source / f"{number}.png"),),
@@ -206,7 +206,7 @@ def test_cases_of_one_patient_stay_in_one_part_of_a_fold(source: Path, tmp_path:
     assert sorted(case for fold in folds for case in fold["val"]) == sorted(entry.case for entry in heart)
 
 
-def broken(source: Path, kind: str) -> Study:
+def broken(source: Path, kind: str) -> SourceCase:
     mask = np.zeros((3, 8, 8), dtype=np.uint8)
     image = np.ones((3, 8, 8), dtype=np.float32)
     if kind == "no image":
@@ -245,7 +245,7 @@ def broken(source: Path, kind: str) -> Study:
 
 PROBLEMS = {
     "no image": "nowhere.nii.gz is missing",
-    "unreadable": "bad.nii.gz can not be read",
+    "unreadable": "bad.nii.gz cannot be read",
     "size": "small.nii.gz has 8 x 8 x 2 voxels, bad.nii.gz 8 x 8 x 3",
     "spacing": "wide.nii.gz and bad.nii.gz differ in spacing: (0.6, 0.5, 3) and (0.5, 0.5, 3)",
     "origin": "moved.nii.gz and bad.nii.gz differ in origin",
@@ -263,7 +263,7 @@ PROBLEMS = {
 
 @pytest.mark.parametrize("kind", PROBLEMS)
 def test_a_study_with_a_problem_is_named_and_stops_or_is_listed(
-    studies: list[Study], source: Path, tmp_path: Path, kind: str
+    studies: list[SourceCase], source: Path, tmp_path: Path, kind: str
 ) -> None:
     studies.append(broken(source, kind))
     with pytest.raises(DataError) as stopped:
@@ -279,7 +279,7 @@ def test_a_study_with_a_problem_is_named_and_stops_or_is_listed(
     assert not [path for path in folder.rglob("*") if "bad" in path.name]
 
 
-def test_a_label_can_take_its_images_header(studies: list[Study], source: Path, tmp_path: Path) -> None:
+def test_a_label_can_take_its_images_header(studies: list[SourceCase], source: Path, tmp_path: Path) -> None:
     mask = np.ones((3, 8, 8), dtype=np.uint8)
     studies.append(study(source, "moved", label=Source(write(source / "moved_seg.nii.gz", mask, origin=5.0))))
     run(studies, tmp_path / "raw", Options(headers="image"))
@@ -289,7 +289,7 @@ def test_a_label_can_take_its_images_header(studies: list[Study], source: Path, 
     assert (folder / "labelsTr" / "case0.nii.gz").read_bytes() == (source / "case0_seg.nii.gz").read_bytes()
 
 
-def test_axes_not_quite_at_right_angles_are_put_right(studies: list[Study], source: Path, tmp_path: Path) -> None:
+def test_axes_not_quite_at_right_angles_are_put_right(studies: list[SourceCase], source: Path, tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 900, (8, 8, 3)).astype(np.int16)
     affine = np.diag([1.0, 1.0, 5.0, 1.0])
     affine[0, 1] = 0.01
@@ -300,7 +300,7 @@ def test_axes_not_quite_at_right_angles_are_put_right(studies: list[Study], sour
         nibabel.save(image, source / f"{name}.nii.gz")
     with pytest.raises(RuntimeError, match="orthonormal"):  # nnU-Net's reader would meet the same
         sitk.ReadImage(str(source / "tilted.nii.gz"))
-    studies[0] = Study(
+    studies[0] = SourceCase(
         "case0", "Oslo", (Source(source / "tilted.nii.gz"),), Source(source / "tilted_seg.nii.gz"), {1: "tumour"}
     )
     run(studies, tmp_path / "raw")
@@ -311,18 +311,18 @@ def test_axes_not_quite_at_right_angles_are_put_right(studies: list[Study], sour
     assert written.GetDirection() == pytest.approx((-1, 0, 0, 0, -1, 0, 0, 0, 1), abs=0.01)
 
 
-def test_two_studies_of_one_name_are_both_refused(studies: list[Study], source: Path, tmp_path: Path) -> None:
-    plan = plan_conversion(Survey((*studies, studies[0]), ("MRI",)), CENTRES, LABELS)
+def test_two_studies_of_one_name_are_both_refused(studies: list[SourceCase], source: Path, tmp_path: Path) -> None:
+    plan = plan_conversion(ScanResult((*studies, studies[0]), ("MRI",)), CENTRES, LABELS)
     assert [remark.line for remark in plan.all_problems] == ["Oslo: case0: 2 studies of Oslo have this name"] * 2
 
 
-def test_what_a_reader_remarks_is_in_the_manifest(studies: list[Study], tmp_path: Path) -> None:
+def test_what_a_reader_remarks_is_in_the_manifest(studies: list[SourceCase], tmp_path: Path) -> None:
     run(
         studies,
         tmp_path / "raw",
         Options(on_error="skip"),
-        problems=(Remark("p9", "its mask is missing", "Oslo"), Remark("stray", "no centre is known")),
-        left_out=(Remark("p7", "not annotated", "Oslo"),),
+        problems=(ConversionIssue("p9", "its mask is missing", "Oslo"), ConversionIssue("stray", "no centre is known")),
+        left_out=(ConversionIssue("p7", "not annotated", "Oslo"),),
     )
     manifest = read_manifest(tmp_path / "raw" / "Dataset601_Oslo")
     assert [(entry.study, entry.reason) for entry in manifest.skipped] == [
@@ -332,15 +332,15 @@ def test_what_a_reader_remarks_is_in_the_manifest(studies: list[Study], tmp_path
     assert [entry.study for entry in manifest.left_out] == ["p7"]
 
 
-def test_an_empty_label_map_is_remarked(studies: list[Study], source: Path, tmp_path: Path) -> None:
+def test_an_empty_label_map_is_remarked(studies: list[SourceCase], source: Path, tmp_path: Path) -> None:
     empty = write(source / "empty.nii.gz", np.zeros((3, 8, 8), dtype=np.uint8))
     studies[2] = study(source, "case2", label=Source(empty))
     run(studies, tmp_path / "raw")
     assert read_manifest(tmp_path / "raw" / "Dataset601_Oslo").cases["case2"].remarks == ["the label map is empty"]
 
 
-def test_an_interrupted_conversion_goes_on_where_it_was(studies: list[Study], tmp_path: Path) -> None:
-    def interrupt(study: Study) -> None:
+def test_an_interrupted_conversion_goes_on_where_it_was(studies: list[SourceCase], tmp_path: Path) -> None:
+    def interrupt(study: SourceCase) -> None:
         if study.case == "case2":
             raise KeyboardInterrupt
 
@@ -359,7 +359,7 @@ def test_an_interrupted_conversion_goes_on_where_it_was(studies: list[Study], tm
 
 
 def test_damaged_files_and_changed_sources_are_converted_again(
-    studies: list[Study], source: Path, tmp_path: Path
+    studies: list[SourceCase], source: Path, tmp_path: Path
 ) -> None:
     run(studies, tmp_path / "raw")
     folder = tmp_path / "raw" / "Dataset601_Oslo"
@@ -373,7 +373,7 @@ def test_damaged_files_and_changed_sources_are_converted_again(
     assert read(folder / "labelsTr" / "case3.nii.gz").all()
 
 
-def test_folders_of_others_are_left_alone(studies: list[Study], tmp_path: Path) -> None:
+def test_folders_of_others_are_left_alone(studies: list[SourceCase], tmp_path: Path) -> None:
     folder = tmp_path / "raw" / "Dataset601_Oslo"
     folder.mkdir(parents=True)
     (folder / "mine.txt").write_text("mine")
@@ -382,7 +382,7 @@ def test_folders_of_others_are_left_alone(studies: list[Study], tmp_path: Path) 
     assert [path.name for path in (tmp_path / "raw").rglob("*")] == ["Dataset601_Oslo", "mine.txt"]
 
 
-def test_other_settings_need_another_folder(studies: list[Study], tmp_path: Path) -> None:
+def test_other_settings_need_another_folder(studies: list[SourceCase], tmp_path: Path) -> None:
     run(studies, tmp_path / "raw")
     with pytest.raises(DataError, match="was converted with another files; choose another folder"):
         run(studies, tmp_path / "raw", Options(files="symlink"))
@@ -390,7 +390,7 @@ def test_other_settings_need_another_folder(studies: list[Study], tmp_path: Path
         run(studies[1:], tmp_path / "raw")
 
 
-def test_several_processes_write_the_same(studies: list[Study], source: Path, tmp_path: Path) -> None:
+def test_several_processes_write_the_same(studies: list[SourceCase], source: Path, tmp_path: Path) -> None:
     studies.append(study(source, "bad", label=Source(source / "case0.nii.gz")))
     one = run(studies, tmp_path / "one", Options(on_error="skip"))
     two = run(studies, tmp_path / "two", Options(on_error="skip", processes=2))
@@ -399,7 +399,7 @@ def test_several_processes_write_the_same(studies: list[Study], source: Path, tm
 
 
 def test_too_small_a_disk_is_seen_before_anything_is_written(
-    studies: list[Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    studies: list[SourceCase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = module.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: real._replace(free=100))
@@ -411,10 +411,12 @@ def test_too_small_a_disk_is_seen_before_anything_is_written(
 
 def test_nothing_found_is_an_error() -> None:
     with pytest.raises(DataError, match="no study was found; the first problem: a: its mask is missing"):
-        plan_conversion(Survey((), ("MRI",), problems=(Remark("a", "its mask is missing"),)), CENTRES, LABELS)
+        plan_conversion(
+            ScanResult((), ("MRI",), problems=(ConversionIssue("a", "its mask is missing"),)), CENTRES, LABELS
+        )
 
 
-def test_the_manifest_of_a_killed_conversion_lets_it_go_on(studies: list[Study], tmp_path: Path) -> None:
+def test_the_manifest_of_a_killed_conversion_lets_it_go_on(studies: list[SourceCase], tmp_path: Path) -> None:
     child = os.fork()
     if child == 0:
         run(studies, tmp_path / "raw", progress=Silent(lambda study: os._exit(9) if study.case == "case2" else None))

@@ -38,7 +38,7 @@ def test_centres_that_disagree_are_not_pooled(make_dataset: Callable[..., Path],
 
 def test_centres_with_one_name_in_files_are_not_pooled(make_dataset: Callable[..., Path], tmp_path: Path) -> None:
     centres = {name: read_dataset(make_dataset(), name) for name in ("St. Pau", "St  Pau")}
-    with pytest.raises(DataError, match=r"St. Pau and St  Pau can not be told apart"):
+    with pytest.raises(DataError, match=r"St. Pau and St  Pau cannot be told apart"):
         pool_datasets(centres, tmp_path / "pool", "Dataset999_Pooled")
 
 

@@ -286,7 +286,7 @@ def test_unreadable_image_is_named(
 ) -> None:
     folder = make_dataset()
     (folder / file).write_bytes(b"not an image")
-    with pytest.raises(DataError, match=rf"centre Oslo: .*{file} can not be read"):
+    with pytest.raises(DataError, match=rf"centre Oslo: .*{file} cannot be read"):
         check_images(read_dataset(folder, "Oslo"), "Oslo")
     assert "Traceback" not in capsys.readouterr().err
 

@@ -23,14 +23,14 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from fednnunet.cli.main import main
-from fednnunet.config.node_file import read_site
+from fednnunet.config.node_file import read_node_file
 from fednnunet.config.run import ModelConfig
 from fednnunet.datasets.raw import estimate_size, read_dataset, stage_dataset
 from fednnunet.deployment import keys as keys_module
 from fednnunet.deployment.keys import make_keys
 from fednnunet.deployment.node.preflight.checks import check_device, check_node
-from fednnunet.deployment.node.preflight.results import Finding
-from fednnunet.deployment.server.supervisor import gateway as doors
+from fednnunet.deployment.node.preflight.results import CheckResult
+from fednnunet.deployment.server import gateway
 from fednnunet.fingerprint.extract import extract_fingerprint
 from fednnunet.planning.plans import make_plans
 from fednnunet.preprocessing import preprocess
@@ -77,7 +77,7 @@ def write_site(tmp_path: Path, make_dataset: MakeDataset, keys: Path) -> WriteSi
     return write
 
 
-def findings(file: Path) -> dict[str, Finding]:
+def findings(file: Path) -> dict[str, CheckResult]:
     return dict(check_node(file, quick=True))
 
 
@@ -166,13 +166,13 @@ def test_a_key_that_the_server_does_not_know_is_named(write_site: WriteSite, key
         found = findings(write_site(server=f"127.0.0.1:{port}"))["registration"]
         assert found.state == "bad"
         assert f"does not know the key {keys / 'nodes' / NODE / 'node.key'}" in found.found
-        assert f"nodes/{NODE}" in found.todo
+        assert f"nodes/{NODE}" in found.advice
 
 
-def test_another_version_at_the_server_is_to_be_mended_and_the_rest_is_tested(
+def test_another_version_at_the_server_is_to_be_fixed_and_the_rest_is_tested(
     write_site: WriteSite, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doors, "__version__", "0.0.1")
+    monkeypatch.setattr(gateway, "__version__", "0.0.1")
     with flower_server(keys, tmp_path / "state") as (port, state):
         register(state, keys / "nodes" / NODE / "node.pub")
         found = findings(write_site(server=f"127.0.0.1:{port}"))
@@ -237,7 +237,7 @@ def test_a_server_certificate_for_another_name_is_refused(write_site: WriteSite,
         found = findings(write_site(server=address))["TLS"]
     assert found.state == "bad"
     assert found.found == "the server's certificate is not for 127.0.0.1"
-    assert "--server 127.0.0.1" in found.todo
+    assert "--server 127.0.0.1" in found.advice
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_a_server_certificate_at_its_end_is_told(
         found = findings(write_site(server=address))["TLS"]
     assert found.state == state
     assert says in found.found
-    assert "server.crt" in found.todo
+    assert "server.crt" in found.advice
 
 
 def test_a_server_without_tls_is_told(write_site: WriteSite) -> None:
@@ -342,7 +342,7 @@ def test_data_that_is_not_there_or_can_not_be_read_is_told(write_site: WriteSite
     found = dict(check_node(write_site(data=str(data))))
     assert found["data"].state == "good"
     assert found["images"].state == "bad"
-    assert "case_003_0000.nii.gz can not be read" in found["images"].found
+    assert "case_003_0000.nii.gz cannot be read" in found["images"].found
 
 
 def test_images_that_lie_elsewhere_than_their_labels_are_worth_a_look(
@@ -398,19 +398,19 @@ def test_a_device_that_is_not_there_or_not_used_is_told(
     write_site: WriteSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    automatic = read_site(write_site(device="auto"))
+    automatic = read_node_file(write_site(device="auto"))
     driver = tmp_path / "nvidiactl"
     assert check_device(automatic, [driver]).found.endswith("torch sees no GPU")
     driver.touch()
-    assert "the driver of a GPU is here, but this torch can not use it" in check_device(automatic, [driver]).found
-    assert check_device(read_site(write_site(device="cpu")), [driver]).state == "good"
+    assert "the driver of a GPU is here, but this torch cannot use it" in check_device(automatic, [driver]).found
+    assert check_device(read_node_file(write_site(device="cpu")), [driver]).state == "good"
     assert findings(write_site(device="cuda"))["device"].found.startswith(
         "node.device=cuda, but torch sees no CUDA GPU"
     )
 
 
 @pytest.mark.parametrize(
-    ("gpu_memory", "free", "state", "todo"),
+    ("gpu_memory", "free", "state", "advice"),
     [
         (8, 10, "good", ""),
         (8, 6, "warning", "end what else uses the GPU"),
@@ -422,7 +422,7 @@ def test_a_gpu_is_measured_against_the_memory_that_plans_aim_at(
     gpu_memory: float | None,
     free: int,
     state: str,
-    todo: str,
+    advice: str,
     write_site: WriteSite,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -430,10 +430,10 @@ def test_a_gpu_is_measured_against_the_memory_that_plans_aim_at(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free * 2**30, 11 * 2**30))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "GeForce")
-    found = check_device(read_site(write_site(device="auto", gpu_memory=gpu_memory)))
+    found = check_device(read_node_file(write_site(device="auto", gpu_memory=gpu_memory)))
     assert found.state == state
     assert found.found.startswith(f"GeForce with 11.0 GB, {free}.0 free")
-    assert todo in found.todo
+    assert advice in found.advice
 
 
 def test_a_certificate_of_no_authority_is_refused(write_site: WriteSite, keys: Path) -> None:
@@ -452,7 +452,7 @@ def test_an_authority_at_its_end_is_told(
     make_keys(tmp_path / "old", ["127.0.0.1"], [])
     found = findings(write_site(certificate=str(tmp_path / "old" / "ca.crt")))["certificate"]
     assert found.state == state
-    assert "new ca.crt" in found.todo
+    assert "new ca.crt" in found.advice
 
 
 def test_a_key_that_others_can_read_is_refused_with_the_command_that_mends_it(
@@ -464,7 +464,7 @@ def test_a_key_that_others_can_read_is_refused_with_the_command_that_mends_it(
         register(state, key.with_suffix(".pub"))
         found = findings(write_site(server=f"127.0.0.1:{port}"))
     assert found["key"].state == "bad"
-    assert f"chmod 600 '{key}'" in found["key"].todo
+    assert f"chmod 600 '{key}'" in found["key"].advice
     assert found["registration"].state == "good"
 
 
@@ -487,7 +487,7 @@ def test_without_tls_and_keys_the_server_is_still_asked(write_site: WriteSite) -
     }
 
 
-def test_what_is_to_be_mended_ends_with_code_2(
+def test_what_is_to_be_fixed_ends_with_code_2(
     write_site: WriteSite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = write_site(server="no.such.host.invalid:9092")
@@ -499,4 +499,4 @@ def test_what_is_to_be_mended_ends_with_code_2(
     assert not [line for line in lines if "images" in line.split()[:2]]
     (number,) = [number for number, line in enumerate(lines) if line.startswith("✗")]
     assert lines[number + 1].split()[0] == "→"
-    assert lines[-1] == "1 to mend before this node can join."
+    assert lines[-1] == "1 to fix before this node can join."

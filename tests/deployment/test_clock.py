@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 import pytest
-from fednnunet.deployment.node.supervisor.preflight import server_checks as check_server
 from flwr.supercore.date import now
 from flwr.supernode import node_auth_http_interceptor
 
-from fednnunet.config.node_file import read_site
+from fednnunet.config.node_file import read_node_file
+from fednnunet.deployment.node import connection
 from fednnunet.deployment.node.connection import Link
-from fednnunet.deployment.node.supervisor import connection as link
+from fednnunet.deployment.node.preflight import server_checks
 from tests.support.deployed_federation import Federation, waiting_server
 
 pytestmark = pytest.mark.slow
@@ -36,10 +36,10 @@ def test_a_clock_that_is_wrong_is_named_and_the_node_joins_when_it_is_right(
     clock = Clock(off)
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(node_auth_http_interceptor, "now", clock.now)
-    monkeypatch.setattr(check_server, "time", clock)
-    monkeypatch.setattr(link, "RETRY_SECONDS", (0.1,))
+    monkeypatch.setattr(server_checks, "time", clock)
+    monkeypatch.setattr(connection, "RETRY_SECONDS", (0.1,))
     told: list[str] = []
-    node = Link(read_site(federation.write_site("Oslo")), {}, told.append)
+    node = Link(read_node_file(federation.write_site("Oslo")), {}, told.append)
     joining = threading.Thread(target=node._join, daemon=True)
     joining.start()
     federation.wait_for(lambda: told, "the reason")

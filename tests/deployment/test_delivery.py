@@ -15,10 +15,10 @@ from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest, PushM
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.task_identity import TaskIdentity
 
-from fednnunet.config.node_file import read_site
+from fednnunet.config.node_file import read_node_file
 from fednnunet.deployment.node.connection import Link
+from fednnunet.deployment.server import superlink_grid
 from fednnunet.deployment.server.superlink_grid import SuperLinkGrid
-from fednnunet.deployment.server.supervisor import superlink_grid as grid_module
 from fednnunet.exchange.packing import pack, unpack
 from fednnunet.exchange.records import from_array_record, to_array_record
 from fednnunet.server.node_client import is_unreachable
@@ -35,7 +35,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
 @pytest.fixture
 def link(federation: Federation) -> Iterator[Link]:
     """Joined, and asking for nothing by itself."""
-    link = Link(read_site(federation.write_site("Oslo")), {}, lambda _: None)
+    link = Link(read_node_file(federation.write_site("Oslo")), {}, lambda _: None)
     asked = ActivateNodeRequest(public_key=link._public_key, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
     link.node = Node(node_id=link._client.ActivateNode(asked).node_id)
     yield link
@@ -44,7 +44,7 @@ def link(federation: Federation) -> Iterator[Link]:
 
 @pytest.fixture
 def grid(federation: Federation, monkeypatch: pytest.MonkeyPatch) -> Iterator[SuperLinkGrid]:
-    monkeypatch.setattr(grid_module, "LOOK_FOR_LOST_SECONDS", 0.0)
+    monkeypatch.setattr(superlink_grid, "LOOK_FOR_LOST_SECONDS", 0.0)
     grid = SuperLinkGrid(federation.state, lambda _: None)
     yield grid
     grid.close()

@@ -14,7 +14,7 @@ import yaml
 from typer.testing import CliRunner
 
 from fednnunet.cli.main import app
-from fednnunet.config.node_file import SiteConfig, read_site
+from fednnunet.config.node_file import NodeFile, read_node_file
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
@@ -29,9 +29,9 @@ def services(file: Path) -> dict[str, Any]:
 
 def test_the_example_names_every_key_and_those_not_to_be_filled_in_have_their_defaults() -> None:
     values = yaml.safe_load((DEPLOY / "node.yaml").read_text())
-    assert set(values) == set(SiteConfig.model_fields)
-    site = read_site(DEPLOY / "node.yaml")
-    for key, field in SiteConfig.model_fields.items():
+    assert set(values) == set(NodeFile.model_fields)
+    site = read_node_file(DEPLOY / "node.yaml")
+    for key, field in NodeFile.model_fields.items():
         if key not in TO_FILL_IN:
             assert getattr(site, key) == field.default, key
     assert site.certificate == DEPLOY / "ca.crt"

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import yaml
 
-from fednnunet.config.node_file import SiteConfig, read_site
+from fednnunet.config.node_file import NodeFile, read_node_file
 from fednnunet.deployment.keys import make_keys
+from fednnunet.deployment.node import connection
 from fednnunet.deployment.node.connection import Link, Refused
 from fednnunet.deployment.node.deployed_worker import assignment_of, run_site_worker, settings_of
-from fednnunet.deployment.node.supervisor import connection as link_module
 from fednnunet.deployment.supervision import OTHER_RUN
 from fednnunet.errors import ConfigError, NodeError, ProtocolError
 from fednnunet.exchange.channel import WorkerFailure, WorkerUnreachable, call_worker
@@ -41,11 +41,11 @@ Answer = Callable[[BaseHTTPRequestHandler], None]
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> SiteConfig:
+def site(tmp_path: Path) -> NodeFile:
     path = tmp_path / "node.yaml"
     content = {"name": "Oslo", "data": 101, "raw_folder": "raw", "server": "127.0.0.1:1", "folder": "work"}
     path.write_text(yaml.safe_dump(content | {"insecure": True, "classes": ["our.trainers.OurTrainer"], "threads": 1}))
-    return read_site(path)
+    return read_node_file(path)
 
 
 # the connection ----------------------------------------------------------------------------------------
@@ -71,7 +71,7 @@ def link_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         server.socket = context.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         servers.append(server)
-        site = SiteConfig(
+        site = NodeFile(
             name="Oslo",
             data=101,
             server=f"127.0.0.1:{server.server_port}",
@@ -124,16 +124,16 @@ def _say(request: BaseHTTPRequestHandler, status: int, body: bytes, **headers: s
 )
 def test_an_answer_without_an_end_is_not_read(link_to: Callable[[Answer], Link], headers: dict[str, str]) -> None:
     bomb = gzip.compress(bytes(2**26))
-    with pytest.raises((Refused, link_module.httpx.TransportError)) as refused:
+    with pytest.raises((Refused, connection.httpx.TransportError)) as refused:
         link_to(lambda request: _say(request, 200, bomb, **headers))._client.PullMessages(
-            link_module.PullMessagesRequest()
+            connection.PullMessagesRequest()
         )
     assert isinstance(refused.value, Refused) or "content-length" in str(refused.value).lower()
 
 
 def test_an_answer_that_can_not_be_read_does_not_end_the_link(link_to: Callable[[Answer], Link]) -> None:
     link = link_to(lambda request: _say(request, 200, b"\xff" * 100))
-    with pytest.raises(Refused, match="can not be read"):
+    with pytest.raises(Refused, match="cannot be read"):
         link._serve_one()
     assert link._heartbeat() is False
 
@@ -184,25 +184,25 @@ def changed(**changes: Any) -> dict[str, Any]:
         (changed(seed=-1), "seed"),
     ],
 )
-def test_a_task_is_of_the_published_schema(site: SiteConfig, task: dict[str, Any], problem: str) -> None:
+def test_a_task_is_of_the_published_schema(site: NodeFile, task: dict[str, Any], problem: str) -> None:
     with pytest.raises(ProtocolError, match=f"the server sent a task that is none: .*{problem}"):
         assignment_of(site, FingerprintRequest(run="r1", task=task))
 
 
 @pytest.mark.parametrize("key", ["trainer.class", "model.planner", "model.preprocessor"])
 @pytest.mark.parametrize("name", ["os.system", "subprocess.Popen", "our.trainers.Other", ".", "a..b", "../x.Trainer"])
-def test_a_server_names_no_class_that_the_node_does_not_list(site: SiteConfig, key: str, name: str) -> None:
+def test_a_server_names_no_class_that_the_node_does_not_list(site: NodeFile, key: str, name: str) -> None:
     with pytest.raises(ConfigError, match=r"is not allowed here; its node\.yaml lists"):
         assignment_of(site, FingerprintRequest(run="r1", task=changed(**{key.replace(".", "__"): name})))
 
 
-def test_what_the_node_allows_is_taken(site: SiteConfig) -> None:
+def test_what_the_node_allows_is_taken(site: NodeFile) -> None:
     task = changed(trainer__class="our.trainers.OurTrainer", model__overrides={"UNet_base_num_features": 4})
     assert assignment_of(site, FingerprintRequest(run="r1", task=task)).run == "r1"
 
 
 @pytest.mark.parametrize("allowed", [False, True])
-def test_digests_of_images_are_for_the_node_to_allow(site: SiteConfig, tmp_path: Path, allowed: bool) -> None:
+def test_digests_of_images_are_for_the_node_to_allow(site: NodeFile, tmp_path: Path, allowed: bool) -> None:
     write_boxes(tmp_path / "raw")
     with pytest.raises(ProtocolError, match="find_duplicates"):
         assignment_of(site, FingerprintRequest(run="r1", task=changed(find_duplicates=True)))
@@ -221,7 +221,7 @@ def test_a_run_is_no_path(run: str) -> None:
 
 
 def test_a_worker_begins_another_run_only_when_it_is_told_a_whole_one(
-    site: SiteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    site: NodeFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # AF_UNIX paths are short
     write_boxes(tmp_path / "raw")

@@ -33,15 +33,12 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode import node_auth_http_interceptor
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from fednnunet.config.node_file import SiteConfig, read_site
+from fednnunet.config.node_file import NodeFile, read_node_file
 from fednnunet.deployment.keys import make_keys
 from fednnunet.deployment.node.connection import Link, Refused
+from fednnunet.deployment.server import connection_limits, gateway, operator_client, signatures
 from fednnunet.deployment.server.operator_client import POLLS_PATH, TOKEN_FILE, TOKEN_HEADER, Operator
 from fednnunet.deployment.server.superlink_grid import SuperLinkGrid
-from fednnunet.deployment.server.supervisor import connection_limits as connections
-from fednnunet.deployment.server.supervisor import gateway as doors
-from fednnunet.deployment.server.supervisor import operator_client as operator
-from fednnunet.deployment.server.supervisor import signatures
 from fednnunet.errors import ConfigError
 from tests.conftest import write_boxes
 from tests.support.deployed_federation import Federation, free_port, waiting_server
@@ -55,7 +52,7 @@ NEEDED = {f"/v1/fleet/{name}" for name in ("activate-node", "deactivate-node", "
 }
 PROTOBUF = {"content-type": "application/protobuf"}
 MEBIBYTE = 2**20
-WriteSite = Callable[..., SiteConfig]
+WriteSite = Callable[..., NodeFile]
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +70,7 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def link_of(federation: Federation, name: str, **changes: Any) -> Link:
-    return Link(read_site(federation.write_site(name, **changes)), {}, lambda _: None)
+    return Link(read_node_file(federation.write_site(name, **changes)), {}, lambda _: None)
 
 
 def activate(link: Link) -> Node:
@@ -144,7 +141,7 @@ def memory(federation: Federation) -> float:
 
 def test_without_the_authority_there_is_no_connection(federation: Federation, tmp_path: Path) -> None:
     with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
-        httpx.get(f"https://{federation.address}{doors.VERSION_PATH}")
+        httpx.get(f"https://{federation.address}{gateway.VERSION_PATH}")
     with pytest.raises(ConfigError, match="certificate: is missing"):
         link_of(federation, "Oslo", certificate=None)
     make_keys(tmp_path, ["127.0.0.1"], [])
@@ -169,7 +166,7 @@ def test_a_server_whose_certificate_has_expired_gets_no_node(federation: Federat
 
 def test_plain_http_and_garbage_get_no_answer(federation: Federation, oslo: Link) -> None:
     with pytest.raises(httpx.TransportError):
-        httpx.get(f"http://{federation.address}{doors.VERSION_PATH}")
+        httpx.get(f"http://{federation.address}{gateway.VERSION_PATH}")
     host, _, port = federation.address.rpartition(":")
     with socket.create_connection((host, int(port)), timeout=30) as connection:
         connection.sendall(os.urandom(4096))
@@ -476,9 +473,9 @@ def test_of_who_is_no_node_nothing_is_read(federation: Federation) -> None:
 
 
 def test_no_request_is_longer_than_its_path_may_have(federation: Federation, oslo: Link) -> None:
-    too_long = {"content-length": str(doors.LIMITS[PUSH_OBJECT] + 1)}
+    too_long = {"content-length": str(gateway.LIMITS[PUSH_OBJECT] + 1)}
     assert knock(federation, PUSH_OBJECT, signed(federation.keys, "Oslo") | too_long) == 413
-    small = {"content-length": str(doors.MAX_SMALL_BYTES + 1)}
+    small = {"content-length": str(gateway.MAX_SMALL_BYTES + 1)}
     assert knock(federation, PULL, signed(federation.keys, "Oslo") | small) == 413
     flood(federation, PUSH_OBJECT, signed(federation.keys, "Oslo"), 100)
     before = memory(federation)
@@ -522,9 +519,9 @@ def flood(
 @pytest.fixture
 def short_patience(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Path]]:
     """Address and keys of a server that waits for half a second."""
-    monkeypatch.setattr(connections, "PATIENCE_SECONDS", 0.25)
-    monkeypatch.setattr(connections, "MAX_OF_ONE_ADDRESS", 3)
-    monkeypatch.setattr(doors, "REQUEST_SECONDS", 0.5)
+    monkeypatch.setattr(connection_limits, "RETRY_TIMEOUT_S", 0.25)
+    monkeypatch.setattr(connection_limits, "MAX_OF_ONE_ADDRESS", 3)
+    monkeypatch.setattr(gateway, "REQUEST_SECONDS", 0.5)
     make_keys(tmp_path / "keys", ["127.0.0.1"], ["Oslo"])
     with flower_server(tmp_path / "keys", tmp_path / "state") as (port, known):
         register(known, tmp_path / "keys" / "nodes" / "Oslo" / "node.pub")
@@ -555,7 +552,7 @@ def test_a_request_that_never_ends_is_given_up(short_patience: tuple[str, Path])
 def test_one_address_has_so_many_connections(short_patience: tuple[str, Path]) -> None:
     held = [connected(*short_patience) for _ in range(3)]
     with connected(*short_patience) as another:
-        another.sendall(f"GET {doors.VERSION_PATH} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+        another.sendall(f"GET {gateway.VERSION_PATH} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
         assert not _answered(another)
     for one in held:
         one.close()
@@ -590,12 +587,12 @@ def test_the_app_that_a_run_brings_is_neither_fetched_nor_run(
 ) -> None:
     home, trace = tmp_path / "flower", tmp_path / "executed"
     monkeypatch.setenv("FLWR_HOME", str(home))
-    genuine = operator.build_fab_from_files
+    genuine = operator_client.build_fab_from_files
 
     def with_code(files: Mapping[str, bytes]) -> Any:
         return genuine({**files, "fednnunet_app.py": f"open({str(trace)!r}, 'w').close()\napp = None\n".encode()})
 
-    monkeypatch.setattr(operator, "build_fab_from_files", with_code)
+    monkeypatch.setattr(operator_client, "build_fab_from_files", with_code)
     (tmp_path / "key").write_bytes(b"k" * 32)
     oslo.node_config = {"socket": str(tmp_path / "no.worker"), "key-file": str(tmp_path / "key")}
     asked: list[str] = []
@@ -607,7 +604,7 @@ def test_the_app_that_a_run_brings_is_neither_fetched_nor_run(
         (reply,) = grid.pull_messages([id_])
     finally:
         grid.close()
-    assert "the node worker can not be reached" in reply.error.reason, "the installed app has answered"
+    assert "the node worker cannot be reached" in reply.error.reason, "the installed app has answered"
     assert set(asked) <= NEEDED
     assert not trace.exists()
     assert not (home / "apps").exists()

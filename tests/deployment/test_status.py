@@ -47,7 +47,7 @@ def write_state(tmp_path: Path) -> WriteState:
         state.mkdir(exist_ok=True)
         (state / "server.json").write_text(json.dumps(facts))
         if run is not None:
-            (state / "run.json").write_text(json.dumps(RUN | run))
+            (state / "run_status.json").write_text(json.dumps(RUN | run))
         return state
 
     return write
@@ -180,7 +180,7 @@ def test_no_server_and_damaged_files_are_errors_that_name_them(tmp_path: Path, w
     with pytest.raises(ConfigError, match=str(tmp_path / "nowhere")):
         read_status(tmp_path / "nowhere", known)
     state = write_state({"updated": "yesterday"})
-    with pytest.raises(ConfigError, match=r"run\.json is not what a run writes: updated: "):
+    with pytest.raises(ConfigError, match=r"run_status\.json is not what a run writes: updated: "):
         read_status(state, known)
 
 

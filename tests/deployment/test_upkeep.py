@@ -1,4 +1,4 @@
-"""What an operator has to mend, named and waited for: disks without room, a certificate at its end."""
+"""What an operator has to fix, named and waited for: disks without room, a certificate at its end."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(federation:
         assert not list(work.rglob("*.partial"))
     wait_for_stage(federation, run, "round 2")
     with filled(folder / "audit"):
-        wait_for_words(federation, "train", "the log of what leaves it can not be written")
+        wait_for_words(federation, "train", "the log of what leaves it cannot be written")
     wait_for_stage(federation, run, "round 3")
     with filled(run):
         wait_for_words(federation, "train", f"the disk of {run} is full")
@@ -87,7 +87,7 @@ def test_a_certificate_that_expires_is_named_on_both_sides_and_a_new_one_is_take
 
 
 def renew_certificate(federation: Federation, days: float) -> None:
-    """As docs/deployment.md says."""
+    """As docs/how-to/deployment.md says."""
     before = federation.output("server").count("is new, and in use")
     for name in ("server.crt", "server.key"):
         (federation.keys / name).unlink()

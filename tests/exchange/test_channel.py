@@ -81,7 +81,7 @@ def test_failure_of_the_worker_reaches_the_relay(channel: WorkerChannel) -> None
 
 
 def test_absent_worker_is_named_as_such(tmp_path: Path) -> None:
-    with pytest.raises(WorkerUnreachable, match="can not be reached"):
+    with pytest.raises(WorkerUnreachable, match="cannot be reached"):
         call_worker(tmp_path / "nobody", KEY, Kind.PLAN, "{}")
 
 

@@ -69,7 +69,7 @@ def final_weights(run: Path, node: str, fold: int | str = 0) -> dict[str, torch.
 Train = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def run_here(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+def run_local(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     """A ``python train.py …`` in this process: the same script, arguments, output and exit code.
 
     What it takes seconds to import, here and for the nodes, is imported once for all tests.
@@ -105,7 +105,7 @@ def train(raw: Path) -> Train:
     """
 
     def run(folder: Path, *overrides: str, raw: Path = raw, apart: bool = False) -> subprocess.CompletedProcess[str]:
-        return (run_apart if apart else run_here)(command(raw, folder, *overrides))
+        return (run_apart if apart else run_local)(command(raw, folder, *overrides))
 
     return run
 

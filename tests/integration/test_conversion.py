@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from fednnunet.cli.main import main
-from tests.integration.conftest import ROOT, command, run_here
+from tests.integration.conftest import ROOT, command, run_local
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +36,7 @@ def test_the_command_that_a_conversion_prints_trains_on_its_datasets(
         for override in command(raw, tmp_path / "run")[2:]
         if not override.startswith(("dataset", "paths.cache"))  # of the test's own federation
     ]
-    finished = run_here([sys.executable, str(ROOT / script), *train, *small, f"paths.cache={tmp_path / 'cache'}"])
+    finished = run_local([sys.executable, str(ROOT / script), *train, *small, f"paths.cache={tmp_path / 'cache'}"])
     assert finished.returncode == 0, finished.stderr
     scored = pd.read_csv(tmp_path / "run" / "cases.csv")
     assert set(scored["node"]) == {"Oslo", "Malaga", "Riga"}

@@ -112,7 +112,7 @@ KINDS = {
 
 
 def draw_label(kind: Kind, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Boxes inside each other, one a value; of the last columns nobody knows where there is an ignore label."""
+    """Boxes inside each other, one per value; of the last columns nobody knows where there is an ignore label."""
     label = np.zeros(shape, dtype=np.uint8)
     plane = shape[-2:]
     start = [int(rng.integers(0, size // 3)) for size in plane]

@@ -1,4 +1,4 @@
-"""Federations whose layers travel in two bytes a value."""
+"""Federations whose layers travel in two bytes per value."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ def test_different_tasks_train_together(train: Train, two_tasks: Path, tmp_path:
 
 
 def test_several_epochs_a_round(train: Train, tmp_path: Path) -> None:
-    """Five epochs, two a round: three rounds, the last of one epoch."""
+    """Five epochs, two per round: three rounds, the last of one epoch."""
     run = tmp_path / "run"
     options = ("strategy=ffe", "strategy.local_epochs=2", "trainer.epochs=5", *TWO_NODES)
     result = train(run, *options)

@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from fednnunet.errors import ConfigError
-from fednnunet.launch.resume import with_continue
+from fednnunet.launch.resume import expand_continue
 
 
 def write_run(folder: Path, overrides: list[str], *, age: float = 0, finished: bool = False) -> Path:
@@ -23,12 +23,12 @@ def write_run(folder: Path, overrides: list[str], *, age: float = 0, finished: b
 
 
 def test_other_arguments_stay_as_they_are() -> None:
-    assert with_continue(["strategy=ffe", "-m"]) == ["strategy=ffe", "-m"]
+    assert expand_continue(["strategy=ffe", "-m"]) == ["strategy=ffe", "-m"]
 
 
 def test_a_run_goes_on_in_its_folder(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", ["strategy=ffe", "fold=[0,1]"])
-    assert with_continue([f"continue={run}", "logger=wandb"]) == [
+    assert expand_continue([f"continue={run}", "logger=wandb"]) == [
         "strategy=ffe",
         "fold=[0,1]",
         f"hydra.run.dir={run}",
@@ -45,7 +45,7 @@ def write_sweep(folder: Path) -> Path:
 
 def test_a_sweep_goes_on_in_its_folder(tmp_path: Path) -> None:
     sweep = write_sweep(tmp_path / "sweep")
-    assert with_continue([f"continue={sweep}"]) == [
+    assert expand_continue([f"continue={sweep}"]) == [
         "--multirun",
         "experiment=demo",
         "seed=0,1",
@@ -57,10 +57,10 @@ def test_last_is_the_newest_unfinished_run_or_its_sweep(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a" / "run", ["seed=1"], age=10)
     write_run(tmp_path / "a" / "older", ["seed=2"], age=99)
     write_run(tmp_path / "a" / "finished", ["seed=3"], finished=True)
-    assert with_continue(["continue=last"], tmp_path) == ["seed=1", f"hydra.run.dir={run}"]
+    assert expand_continue(["continue=last"], tmp_path) == ["seed=1", f"hydra.run.dir={run}"]
     sweep = write_sweep(tmp_path / "sweep")
     write_run(sweep / "job", ["seed=1"], age=5)
-    assert with_continue(["continue=last"], tmp_path)[-1] == f"hydra.sweep.dir={sweep}"
+    assert expand_continue(["continue=last"], tmp_path)[-1] == f"hydra.sweep.dir={sweep}"
 
 
 @pytest.mark.parametrize(
@@ -73,4 +73,4 @@ def test_last_is_the_newest_unfinished_run_or_its_sweep(tmp_path: Path) -> None:
 )
 def test_nothing_to_go_on_with(tmp_path: Path, arguments: list[str], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
-        with_continue(arguments, tmp_path)
+        expand_continue(arguments, tmp_path)

@@ -12,7 +12,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from fednnunet.errors import ConfigError
-from fednnunet.launch.sweep_callback import FollowJobs, note_failure, report_failures
+from fednnunet.launch.sweep_callback import SweepCallback, record_failure, report_failures
 
 MakeRun = Callable[..., Path]
 LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
@@ -29,9 +29,9 @@ def config(sweep: Path, run: Path | None = None, **logger: Any) -> DictConfig:
     return OmegaConf.create({"hydra": hydra, "logger": logger})
 
 
-def start(sweep: Path, *runs: Path) -> FollowJobs:
+def start(sweep: Path, *runs: Path) -> SweepCallback:
     """Begin a sweep of these runs, each told to a copy, as a process of its own has it."""
-    jobs = FollowJobs()
+    jobs = SweepCallback()
     jobs.on_multirun_start(config=config(sweep))
     for run in runs:
         copy.deepcopy(jobs).on_job_start(config=config(sweep, run), task_function=lambda _: None)
@@ -58,7 +58,7 @@ def test_a_job_that_failed_is_named_with_its_reason(
     for name in ("run.json", "cases.csv", "rounds.csv"):
         (failed / name).unlink()
     jobs = start(sweep, run, failed)
-    note_failure(failed, ConfigError("networks differ"))
+    record_failure(failed, ConfigError("networks differ"))
     jobs.on_multirun_end(config=config(sweep))
     assert (jobs.jobs, jobs.failed) == (2, {failed.name: "networks differ"})
     printed = capsys.readouterr()
@@ -76,7 +76,7 @@ def test_jobs_that_failed_for_one_reason_are_named_together_and_nothing_is_compa
             (run / name).unlink()
     jobs = start(sweep, *runs)
     for run in runs:
-        note_failure(run, ConfigError("no data"))
+        record_failure(run, ConfigError("no data"))
     jobs.on_multirun_end(config=config(sweep))
     assert report_failures() == 2
     printed = capsys.readouterr()
@@ -89,7 +89,7 @@ def test_a_bug_in_one_job_shows_its_traceback(make_run: MakeRun, capsys: pytest.
     try:
         raise ZeroDivisionError("no node")
     except ZeroDivisionError as error:
-        note_failure(make_run("ffe"), error)
+        record_failure(make_run("ffe"), error)
     printed = capsys.readouterr().err
     assert "Traceback" in printed
     assert printed.splitlines()[-1].endswith("ZeroDivisionError: no node")
@@ -97,7 +97,7 @@ def test_a_bug_in_one_job_shows_its_traceback(make_run: MakeRun, capsys: pytest.
 
 def test_a_job_that_is_tried_again_forgets_its_failure(make_run: MakeRun, sweep: Path) -> None:
     run = make_run("asym")
-    note_failure(run, ConfigError("no disk"))
+    record_failure(run, ConfigError("no disk"))
     jobs = start(sweep, run)
     jobs.on_multirun_end(config=config(sweep))
     assert jobs.failed == {}

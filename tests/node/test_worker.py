@@ -27,7 +27,7 @@ from fednnunet.exchange.messages import (
     TrainRequest,
 )
 from fednnunet.node.launcher import NodeProcesses
-from fednnunet.node.resource_errors import lack_of_memory
+from fednnunet.node.resource_errors import explain_out_of_memory
 from fednnunet.node.settings import NodeSettings
 from tests.conftest import write_boxes
 
@@ -329,11 +329,11 @@ def multiply_out_of_memory() -> None:
 def test_lack_of_memory_says_what_to_lower(settings: NodeSettings, fail: Callable[[], None], parts: list[str]) -> None:
     with pytest.raises(RuntimeError) as caught:
         fail()
-    reason = lack_of_memory(caught.value, "Oslo", settings.config)
+    reason = explain_out_of_memory(caught.value, "Oslo", settings.config)
     assert reason is not None
     for part in parts:
         assert part in reason
-    assert lack_of_memory(RuntimeError("anything else"), "Oslo", settings.config) is None
+    assert explain_out_of_memory(RuntimeError("anything else"), "Oslo", settings.config) is None
 
 
 def test_errors_of_the_data_stay_at_a_node_of_another_machine(server: Server, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_trainers_in_nnunets_own_folder_for_extensions_are_found(
     ("name", "problem"),
     [
         ("nnUNetTrainerNoMiroring", r"trainer.class=nnUNetTrainerNoMiroring .*near it: nnUNetTrainerNoMirroring"),
-        ("no_such_package.Trainer", r"trainer.class=no_such_package.Trainer can not be imported"),
+        ("no_such_package.Trainer", r"trainer.class=no_such_package.Trainer cannot be imported"),
         ("my_trainers.PatientTrainr", r"my_trainers has no PatientTrainr; near it: PatientTrainer"),
         ("my_trainers.Careless", r"trainer.class=my_trainers.Careless: its __init__ must name its parameters"),
         ("my_trainers.CarefulPlanner", r"is not derived from nnUNetTrainer"),

@@ -13,7 +13,7 @@ from fednnunet.config.run import ModelConfig
 from fednnunet.datasets.raw import read_dataset, stage_dataset
 from fednnunet.errors import ConfigError
 from fednnunet.fingerprint.extract import extract_fingerprint
-from fednnunet.planning.plans import make_plans, take_plans
+from fednnunet.planning.plans import import_plans, make_plans
 from tests.conftest import write_boxes
 
 Plan = Callable[..., dict[str, Any]]
@@ -82,7 +82,7 @@ def test_the_federations_number_of_cases_caps_the_batch(staged: tuple[Path, str,
 
 def take(staged: tuple[Path, str, dict[str, Any]], source: Path, node: str = "Oslo", **options: Any) -> dict[str, Any]:
     _, name, fingerprint = staged
-    return take_plans(name, fingerprint, source, node, 1, ModelConfig(planner="ExperimentPlanner", **options))
+    return import_plans(name, fingerprint, source, node, 1, ModelConfig(planner="ExperimentPlanner", **options))
 
 
 def test_plans_of_another_dataset_are_taken_as_nnunet_moves_them(

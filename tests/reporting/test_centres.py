@@ -10,7 +10,7 @@ import pytest
 from matplotlib.axes import Axes
 
 from fednnunet.datasets.quality.console import as_json, sentence
-from fednnunet.datasets.quality.summary import CaseMeasures, CentreSummary, Concern, Percentiles
+from fednnunet.datasets.quality.summary import CaseMeasures, CentreSummary, DataIssue, Percentiles
 from fednnunet.reporting.figures import centre_summaries
 
 
@@ -90,7 +90,7 @@ def test_images_without_spacing_have_neither_spacing_nor_orientation(centres: li
 
 
 def test_a_warning_names_three_cases_at_most() -> None:
-    concern = Concern("warning", "Oslo", "empty mask", "nothing there", ("a", "b", "c", "d"), 9, "look")
+    concern = DataIssue("warning", "Oslo", "empty mask", "nothing there", ("a", "b", "c", "d"), 9, "look")
     assert sentence(concern) == "Oslo, empty mask: 4 of 9 cases (a, b, c …); nothing there"
     assert sentence(replace(concern, cases=())) == "Oslo, empty mask: nothing there"
 

@@ -1,4 +1,4 @@
-"""Runs that can not stand in one report are refused; what others lack is named."""
+"""Runs that cannot stand in one report are refused; what others lack is named."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from fednnunet.errors import DataError
 from fednnunet.reporting.completeness import check_comparable, missing_folds, repeated_folds
-from fednnunet.reporting.results import gather_results
+from fednnunet.reporting.results import collect_results
 from fednnunet.reporting.run_folder import read_run, read_runs
 
 MakeRun = Callable[..., Path]
@@ -90,7 +90,7 @@ def test_the_folds_that_an_interrupted_run_did_not_reach_are_missing(make_run: M
 
 def test_missing_folds_mark_the_table_and_tests_use_common_cases(make_run: MakeRun) -> None:
     runs = [make_run("local", fold=FIVE), interrupt(make_run("ffe", fold=FIVE), scored=[0, 1])]
-    results = gather_results(read_runs(runs))
+    results = collect_results(read_runs(runs))
     assert results.table is not None
     assert [results.table.row(name) for name in results.table.setups] == ["local", "ffe †"]
     (note,) = [note for note in results.table.notes if note.startswith("†")]

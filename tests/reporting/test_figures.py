@@ -17,8 +17,9 @@ from PIL import Image
 from fednnunet.errors import DataError
 from fednnunet.evaluation.statistics import mean_interval
 from fednnunet.reporting import figures
-from fednnunet.reporting.run_folder import CASE_COLUMNS, merge, read_run
+from fednnunet.reporting.run_folder import merge, read_run
 from fednnunet.reporting.tables.results_table import case_means
+from fednnunet.run_files import CASE_COLUMNS
 
 MakeRun = Callable[..., Path]
 
@@ -160,7 +161,7 @@ def test_cross_centre_matrix_shows_each_model_at_each_centre() -> None:
         for node, model, value in (("A", "A", 0.6), ("A", "B", 0.1), ("B", "A", 0.3), ("B", "B", 0.7), ("X", "A", 0.2))
         for case in range(2)
     ]
-    cases = pd.DataFrame(rows, columns=CASE_COLUMNS)
+    cases = pd.DataFrame(rows, columns=list(CASE_COLUMNS))
     figure = figures.cross_centre(cases, ["A", "B"], ["X"])
     assert figure is not None
     (axes,) = figure.axes

@@ -12,8 +12,9 @@ from rich.console import Console
 
 from fednnunet.reporting.comparison import COMPARISON_COLUMNS
 from fednnunet.reporting.finish import compare_runs, finish_run
-from fednnunet.reporting.run_folder import CASE_COLUMNS, ROUND_COLUMNS, read_runs
+from fednnunet.reporting.run_folder import read_runs
 from fednnunet.reporting.tables.results_table import SUMMARY_COLUMNS
+from fednnunet.run_files import CASE_COLUMNS, ROUND_COLUMNS
 
 MakeRun = Callable[..., Path]
 
@@ -49,8 +50,8 @@ def test_merged_tables_hold_the_rows_of_all_runs(make_run: MakeRun, tmp_path: Pa
     printed = compare(tmp_path / "sweep", runs)
     cases = pd.read_csv(tmp_path / "sweep" / "cases.csv")
     pd.testing.assert_frame_equal(cases, pd.concat([pd.read_csv(run / "cases.csv") for run in runs], ignore_index=True))
-    assert list(cases.columns) == CASE_COLUMNS
-    assert list(pd.read_csv(tmp_path / "sweep" / "rounds.csv").columns) == ROUND_COLUMNS
+    assert list(cases.columns) == list(CASE_COLUMNS)
+    assert list(pd.read_csv(tmp_path / "sweep" / "rounds.csv").columns) == list(ROUND_COLUMNS)
     assert list(pd.read_csv(tmp_path / "sweep" / "summary.csv").columns) == SUMMARY_COLUMNS
     rows = [line for line in printed.splitlines() if "│" in line]
     assert [row.split("│")[1].strip() for row in rows] == ["local", "asym"] * 2

@@ -12,7 +12,7 @@ import pytest
 
 from fednnunet.reporting.paper_comparison import PaperComparison, compare_with_paper, paper_tables
 from fednnunet.reporting.report import write_report
-from fednnunet.reporting.results import Results, gather_results
+from fednnunet.reporting.results import Results, collect_results
 from fednnunet.reporting.run_folder import read_runs
 from fednnunet.reporting.tables.export import as_latex, as_markdown, as_rows, escape_latex
 from fednnunet.reporting.tables.results_table import ResultsTable, results_table
@@ -36,16 +36,16 @@ def paper_run(make_run: MakeRun, strategy: str, **changes: Any) -> Path:
 
 
 def compared(folders: list[Path]) -> PaperComparison:
-    comparison = beside_paper(gathered(folders))
+    comparison = compare_results(gathered(folders))
     assert comparison is not None
     return comparison
 
 
 def gathered(folders: list[Path]) -> Results:
-    return gather_results(read_runs(folders))
+    return collect_results(read_runs(folders))
 
 
-def beside_paper(results: Results) -> PaperComparison | None:
+def compare_results(results: Results) -> PaperComparison | None:
     assert results.table is not None
     return compare_with_paper(results.table, results.runs)
 
@@ -153,7 +153,7 @@ def test_folds_may_be_spread_over_runs(make_run: MakeRun, tmp_path: Path) -> Non
 
 
 def test_no_table_of_the_paper_for_other_data(make_run: MakeRun) -> None:
-    assert beside_paper(gathered([make_run("asym")])) is None
+    assert compare_results(gathered([make_run("asym")])) is None
 
 
 def test_the_report_shows_the_papers_numbers_where_there_are_some(make_run: MakeRun, tmp_path: Path) -> None:

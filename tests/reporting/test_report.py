@@ -12,7 +12,7 @@ import pytest
 
 from fednnunet.errors import DataError
 from fednnunet.reporting.report import duration, write_report
-from fednnunet.reporting.results import gather_results
+from fednnunet.reporting.results import collect_results
 from fednnunet.reporting.run_folder import read_runs
 
 MakeRun = Callable[..., Path]
@@ -27,7 +27,7 @@ def parse(report: Path) -> ElementTree.Element:
 
 
 def report_of(folder: Path, runs: list[Path], **options: Any) -> ElementTree.Element:
-    return parse(write_report(folder, gather_results(read_runs(runs), **options)))
+    return parse(write_report(folder, collect_results(read_runs(runs), **options)))
 
 
 def texts(page: ElementTree.Element, path: str) -> list[str]:

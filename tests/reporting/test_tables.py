@@ -12,13 +12,14 @@ import pytest
 
 from fednnunet.errors import DataError
 from fednnunet.evaluation.statistics import Interval
-from fednnunet.reporting.run_folder import CASE_COLUMNS, read_csv, write_csv
+from fednnunet.reporting.run_folder import read_csv, write_csv
 from fednnunet.reporting.tables.results_table import External, order_setups, own_scores, results_table, summarise
+from fednnunet.run_files import CASE_COLUMNS
 
 
 def case_rows(*rows: tuple[str, str, int, str, float, float]) -> pd.DataFrame:
     filled = [(s, n, n, 0, c, label, dsc, hd95, 0.5, -0.1, "") for s, n, c, label, dsc, hd95 in rows]
-    return pd.DataFrame(filled, columns=CASE_COLUMNS)
+    return pd.DataFrame(filled, columns=list(CASE_COLUMNS))
 
 
 def scored(values: dict[tuple[str, str], tuple[float, float]], fold: str = "0", case: int = 0) -> pd.DataFrame:
@@ -51,7 +52,7 @@ def test_what_is_not_defined_is_left_out_of_the_mean() -> None:
 
 
 def test_summary_of_no_cases_is_an_empty_table() -> None:
-    assert list(summarise(pd.DataFrame(columns=CASE_COLUMNS)).columns) == [
+    assert list(summarise(pd.DataFrame(columns=list(CASE_COLUMNS))).columns) == [
         *("strategy", "node", "fold", "n_cases", "dsc", "hd95", "surface_dsc", "volume_error", "n_empty")
     ]
 
@@ -63,7 +64,7 @@ def test_training_centres_count_with_their_own_model_and_external_ones_with_all(
         *(("centralized", "A", "centralized", 0.8, ""), ("centralized", "X", "centralized", 0.5, "")),
     ]
     filled = [(s, n, model, 0, 0, "x", dsc, 1.0, 0.5, 0.2, empty) for s, n, model, dsc, empty in rows]
-    summary = summarise(pd.DataFrame(filled, columns=CASE_COLUMNS)).set_index(["strategy", "node"])
+    summary = summarise(pd.DataFrame(filled, columns=list(CASE_COLUMNS))).set_index(["strategy", "node"])
     assert summary["dsc"].to_dict() == pytest.approx(
         {
             ("asym", "A"): 0.6,
@@ -89,7 +90,7 @@ def external_rows() -> pd.DataFrame:
         ("centralized", n, "centralized", "0", 0, "x", dsc, 1.0, 0.5, 0, "")
         for n, dsc in (("A", 0.9), ("B", 0.8), ("X", 0.7))
     ]
-    return pd.DataFrame(filled + pooled, columns=CASE_COLUMNS)
+    return pd.DataFrame(filled + pooled, columns=list(CASE_COLUMNS))
 
 
 @pytest.mark.parametrize(("external", "dsc"), [("mean", 0.41), ("best", 0.31), ("ensemble", 0.61)])

@@ -14,7 +14,7 @@ import pytest
 
 from fednnunet.errors import DataError
 from fednnunet.evaluation.statistics import Interval
-from fednnunet.reporting.run_folder import CASE_COLUMNS
+from fednnunet.run_files import CASE_COLUMNS
 
 SCRIPT = Path(__file__).parents[2] / "experiments/phantom/claims.py"
 SIZES = {"Small": 6, "Large": 40}
@@ -53,7 +53,7 @@ def write_run(folder: Path, setup: str) -> None:
             for case, dsc in enumerate(scores)
         ]
     (folder / ".hydra").mkdir(parents=True)
-    pd.DataFrame(rows, columns=CASE_COLUMNS).to_csv(folder / "cases.csv", index=False)
+    pd.DataFrame(rows, columns=list(CASE_COLUMNS)).to_csv(folder / "cases.csv", index=False)
     counts = SIZES if setup != "centralized" else {"centralized": sum(SIZES.values())}
     info = {"strategy": setup, "fold": [0, 1, 2, 3, 4], "nodes": list(SIZES), "external": ["Outside"]}
     (folder / "run.json").write_text(json.dumps(info | {"num_training": counts}))

@@ -50,7 +50,7 @@ def test_kills_are_those_of_the_seed_and_reach_every_part_of_every_node(soak: Mo
 
 
 def samples(soak: ModuleType, **slopes: float) -> list[Any]:
-    """Twenty samples with noise, a start that grows anyway, kills that show, and growth a round of what is named."""
+    """Twenty samples with noise, a start that grows anyway, kills that show, and growth per round of what is named."""
     rng = np.random.default_rng(0)
     found = []
     for server_round in range(10, 210, 10):

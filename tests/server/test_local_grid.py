@@ -10,7 +10,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fednnunet.server.local_grid import LocalGrid
-from fednnunet.server.node_client import Contact
+from fednnunet.server.node_client import NodeClient
 
 app = ClientApp()
 release = threading.Event()
@@ -86,7 +86,7 @@ def test_replies_are_streamed_as_they_come(grid: LocalGrid) -> None:
     release.clear()
     first, *rest = to_all(grid, "train")
     quick = Message(RecordDict(), dst_node_id=2, message_type="query.name")
-    stream = Contact(grid).stream([first, quick], timeout=20)
+    stream = NodeClient(grid).stream([first, quick], timeout=20)
     assert next(stream).metadata.src_node_id == 2
     release.set()
     assert next(stream).metadata.src_node_id == 1

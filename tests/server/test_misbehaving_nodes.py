@@ -48,7 +48,7 @@ from fednnunet.exchange.records import from_array_record, to_array_record
 from fednnunet.fingerprint.merge import merge_fingerprints
 from fednnunet.fingerprint.schema import IntensityBins, LocalFingerprint
 from fednnunet.server.local_grid import LocalGrid
-from fednnunet.server.run_recorder import Journal
+from fednnunet.server.run_recorder import RunRecorder
 from fednnunet.server.server_app import build_server_app
 from fednnunet.server.session import ServerSettings
 from fednnunet.server.strategy.asym_fedavg import AsymFedAvg
@@ -224,7 +224,7 @@ def tampering_app(fault: Fault | None) -> ClientApp:
 # the federation ----------------------------------------------------------------------------------------
 
 
-class Said(Journal):
+class Said(RunRecorder):
     """The real journal, and what it told the operator."""
 
     def __init__(self, folder: Path) -> None:

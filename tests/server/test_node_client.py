@@ -9,10 +9,10 @@ import pytest
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fednnunet.client_app import ERROR_CODES
+from fednnunet.exchange.error_codes import ERROR_CODES
 from fednnunet.server import node_client as contact
 from fednnunet.server.local_grid import LocalGrid
-from fednnunet.server.node_client import Contact
+from fednnunet.server.node_client import NodeClient
 
 NODES = {1: "Oslo", 2: "Porto", 3: "Lund"}
 
@@ -77,9 +77,9 @@ def watcher() -> Watcher:
 
 
 @pytest.fixture
-def patient(grid: Grid, watcher: Watcher, monkeypatch: pytest.MonkeyPatch) -> Contact:
+def patient(grid: Grid, watcher: Watcher, monkeypatch: pytest.MonkeyPatch) -> NodeClient:
     monkeypatch.setattr(contact, "PAUSES", (0.0, 0.05))
-    return Contact(grid, watcher, patient=True)
+    return NodeClient(grid, watcher, patient=True)
 
 
 def requests(*nodes: int) -> list[Message]:
@@ -90,7 +90,7 @@ def repliers(replies: Iterator[Message]) -> list[int]:
     return sorted(int(reply.metadata.src_node_id) for reply in replies if reply.has_content())
 
 
-def test_a_node_that_can_not_reply_now_is_asked_again(grid: Grid, watcher: Watcher, patient: Contact) -> None:
+def test_a_node_that_can_not_reply_now_is_asked_again(grid: Grid, watcher: Watcher, patient: NodeClient) -> None:
     grid.faults = {3: 3}
     assert repliers(patient.stream(requests(1, 3), None)) == [1, 3]
     assert grid.asked.count(3) == 4
@@ -100,11 +100,11 @@ def test_a_node_that_can_not_reply_now_is_asked_again(grid: Grid, watcher: Watch
 
 def test_where_nodes_do_not_come_back_it_is_a_failure(grid: Grid) -> None:
     grid.faults = {3: 1}
-    assert repliers(Contact(grid).stream(requests(1, 3), None)) == [1]
+    assert repliers(NodeClient(grid).stream(requests(1, 3), None)) == [1]
     assert grid.asked.count(3) == 1
 
 
-def test_a_round_with_enough_nodes_goes_on_without_it(grid: Grid, watcher: Watcher, patient: Contact) -> None:
+def test_a_round_with_enough_nodes_goes_on_without_it(grid: Grid, watcher: Watcher, patient: NodeClient) -> None:
     grid.faults = {3: 1}
     replies = list(patient.stream(requests(1, 3), None, enough=1))
     assert sorted(reply.has_error() for reply in replies) == [False, True]
@@ -112,14 +112,16 @@ def test_a_round_with_enough_nodes_goes_on_without_it(grid: Grid, watcher: Watch
     assert watcher.waited_for == []
 
 
-def test_a_node_that_is_away_is_waited_for_before_it_is_asked(grid: Grid, watcher: Watcher, patient: Contact) -> None:
+def test_a_node_that_is_away_is_waited_for_before_it_is_asked(
+    grid: Grid, watcher: Watcher, patient: NodeClient
+) -> None:
     grid.away = {3}
     watcher.react = grid.away.clear
     assert patient.present([1, 3], None) == [1, 3]
     assert watcher.messages == ["node Lund: not connected; the federation waits for it"]
 
 
-def test_who_is_away_and_who_is_in_again_is_told_once(grid: Grid, watcher: Watcher, patient: Contact) -> None:
+def test_who_is_away_and_who_is_in_again_is_told_once(grid: Grid, watcher: Watcher, patient: NodeClient) -> None:
     grid.away = {3}
     for _ in range(3):
         assert patient.present([1, 2, 3], 2) == [1, 2]
@@ -129,7 +131,7 @@ def test_who_is_away_and_who_is_in_again_is_told_once(grid: Grid, watcher: Watch
     assert watcher.messages == ["node Lund is away; the federation goes on without it", "node Lund is in again"]
 
 
-def test_who_is_late_is_not_asked_before_it_is_free(grid: Grid, patient: Contact) -> None:
+def test_who_is_late_is_not_asked_before_it_is_free(grid: Grid, patient: NodeClient) -> None:
     grid.free.clear()
     assert repliers(patient.stream(requests(1, 2), timeout=0.2, enough=1)) == [1]
     assert patient.present([1, 2], 1) == [1]
@@ -139,13 +141,13 @@ def test_who_is_late_is_not_asked_before_it_is_free(grid: Grid, patient: Contact
     assert repliers(patient.stream(requests(1, 2), timeout=20, enough=1)) == [1, 2], "and the late reply is not read"
 
 
-def test_a_deadline_without_enough_replies_is_not_kept(grid: Grid, watcher: Watcher, patient: Contact) -> None:
+def test_a_deadline_without_enough_replies_is_not_kept(grid: Grid, watcher: Watcher, patient: NodeClient) -> None:
     grid.free.clear()
     watcher.react = grid.free.set
     assert repliers(patient.stream(requests(1, 2), timeout=0.1, enough=2)) == [1, 2]
     assert watcher.messages == ["node Porto: has not replied in time; the federation waits for it"]
 
 
-def test_only_nodes_of_the_run_are_asked(patient: Contact) -> None:
+def test_only_nodes_of_the_run_are_asked(patient: NodeClient) -> None:
     assert patient.candidates(["Oslo", "Lund"]) == [1, 3]
     assert patient.candidates(None) == [1, 2, 3]

@@ -165,7 +165,7 @@ class Federation:
         return self.output("train")
 
     def fail_train(self, seconds: float = WAIT_SECONDS) -> str:
-        """Wait until train.py ends with an error that the user can mend; what it printed."""
+        """Wait until train.py ends with an error that the user can fix; what it printed."""
         code = self.processes.pop("train").wait(seconds)
         assert code == 2, self.everything()
         return self.output("train")
@@ -177,7 +177,7 @@ class Federation:
 
     def status(self) -> dict[str, Any]:
         """Where the run stands; empty before it has begun."""
-        path = self.state / "run.json"
+        path = self.state / "run_status.json"
         return json.loads(path.read_text()) if path.is_file() else {}
 
     # faults --------------------------------------------------------------------------------------------

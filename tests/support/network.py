@@ -212,7 +212,7 @@ class Link:
         host: of the server, IPv4.
         port: of the server.
         delay: seconds that bytes need, one way.
-        bandwidth: bytes a second, each way, of all connections together; None for what the machine can do.
+        bandwidth: bytes per second, each way, of all connections together; None for what the machine can do.
         trouble: random faults.
         namespace: network namespace in which the link listens and reaches the server.
         listen: IPv4 address at which clients find it.

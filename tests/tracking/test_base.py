@@ -10,7 +10,7 @@ import pytest
 
 from fednnunet.errors import ConfigError
 from fednnunet.tracking.base import CsvTracker, Tracker, Trackers
-from tests.reporting.conftest import track
+from tests.support.run_folders import track
 
 MakeRun = Callable[..., Path]
 

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from fednnunet.reporting.run_folder import read_run
 from fednnunet.reporting.tables.results_table import summarise
 from fednnunet.tracking.tensorboard_tracker import TensorBoardTracker
-from tests.reporting.conftest import track
+from tests.support.run_folders import track
 
 MakeRun = Callable[..., Path]
 

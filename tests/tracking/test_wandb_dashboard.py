@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from fednnunet.cli.main import main as cli
+from fednnunet.cli.main import main
 from fednnunet.tracking.wandb_tracker import WandbTracker
-from tests.reporting.conftest import track
+from tests.support.run_folders import track
 from tests.support.wandb_files import Logged, read_wandb
 
 MakeRun = Callable[..., Path]
@@ -37,7 +37,7 @@ def sent(make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         run = make_run("asym", folder=tmp_path / "asym", overlays=True)
         monkeypatch.setattr("sys.argv", ["fednnunet", "wandb-dashboard", str(run), "--out", str(out), *options])
         with pytest.raises(SystemExit) as end:
-            cli.main()
+            main()
         assert not end.value.code
         content: dict[str, Any] = json.loads(out.read_text())
         return content
@@ -106,5 +106,5 @@ def test_runs_that_are_not_there_are_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.argv", ["fednnunet", "wandb-dashboard", str(tmp_path)])
-    assert cli.main() == 2
+    assert main() == 2
     assert "holds no run of train.py" in capsys.readouterr().err

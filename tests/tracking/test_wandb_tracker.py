@@ -17,7 +17,7 @@ from fednnunet.reporting.finish import compare_runs
 from fednnunet.reporting.run_folder import read_run
 from fednnunet.reporting.tables.results_table import SUMMARY_COLUMNS, summarise
 from fednnunet.tracking.wandb_tracker import WandbTracker
-from tests.reporting.conftest import track
+from tests.support.run_folders import track
 from tests.support.wandb_files import Logged, read_wandb
 
 MakeRun = Callable[..., Path]
@@ -183,7 +183,7 @@ def test_without_a_network_a_run_goes_on_offline_within_seconds(
     tracker.tell = told.append
     track(tracker, folder)
     (line,) = told
-    assert "W&B can not be reached at http://127.0.0.1:9" in line
+    assert "W&B cannot be reached at http://127.0.0.1:9" in line
     assert f"wandb sync {folder}/wandb/offline-run-*" in line
     server = by_node(read_wandb(folder))["server"]
     assert server.exit_code == 0

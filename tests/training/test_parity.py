@@ -60,7 +60,7 @@ EXCLUDED = {
     "nnUNetTrainerBenchmark_5epochs_noDataLoading": "asserts a GPU, and trains on no data",
     "primus_trainers": "Primus needs torchvision",
 }
-"""Files of nnU-Net whose trainers can not run here, and why."""
+"""Files of nnU-Net whose trainers cannot run here, and why."""
 
 MODULES = nnunet_classes("training/nnUNetTrainer")
 """Every trainer class that ``trainer.class`` can name, with its module."""
@@ -313,7 +313,7 @@ class Pull(L.Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self.origin = {name: tensor.detach().clone() for name, tensor in named_tensors(pl_module.network)}
-        pl_module.pull_towards_present(self.origin, self.weight)
+        pl_module.set_proximal_term(self.origin, self.weight)
 
 
 def distance_after_epoch(trainer: nnUNetTrainer, weight: float) -> float:
@@ -336,6 +336,6 @@ def test_the_proximal_term_holds_layers_near_what_the_round_began_with(make: Bui
 def test_the_proximal_term_is_refused_where_it_can_not_be_added(make: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "find_trainer", {"OwnStep": OwnStep}.__getitem__)
     module = NNUNetModule(make("2d", "pull", TRAINER.model_copy(update={"class_": "OwnStep"})))
-    module.pull_towards_present([], 0.0)
+    module.set_proximal_term([], 0.0)
     with pytest.raises(ConfigError, match="OwnStep has its own train_step"):
-        module.pull_towards_present([], 0.1)
+        module.set_proximal_term([], 0.1)

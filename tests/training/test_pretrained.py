@@ -79,9 +79,9 @@ class Harmful:
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"no checkpoint", "can not be read as a checkpoint"),
-        (b"", "can not be read as a checkpoint"),
-        (pickle.dumps({"network_weights": Harmful()}), "can not be read as a checkpoint"),
+        (b"no checkpoint", "cannot be read as a checkpoint"),
+        (b"", "cannot be read as a checkpoint"),
+        (pickle.dumps({"network_weights": Harmful()}), "cannot be read as a checkpoint"),
     ],
 )
 def test_files_that_are_none_are_refused(
@@ -98,7 +98,7 @@ def test_files_that_are_none_are_refused(
 def test_a_checkpoint_with_anything_but_numbers_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = save(tmp_path / "x.pth", network(), extra=Harmful())
-    with pytest.raises(ConfigError, match="can not be read as a checkpoint"):
+    with pytest.raises(ConfigError, match="cannot be read as a checkpoint"):
         load_pretrained(trainer(network()), path)
     assert not Path("harm-was-done").exists()
 

@@ -20,7 +20,7 @@ class TimedFedAvg(FedAvg):
     """FedAvg that writes down how long each round took.
 
     Args:
-        record: file that takes a JSON line a round.
+        record: file that takes a JSON line per round.
         options: of FedAvg.
     """
 

@@ -20,7 +20,7 @@ import SimpleITK as sitk
 from fednnunet.conversion.names import as_case_name
 from fednnunet.conversion.readers.csv_table import read_table
 from fednnunet.conversion.readers.source_files import image_files, look_for
-from fednnunet.conversion.study import Remark, Source, Study, Survey
+from fednnunet.conversion.study import ConversionIssue, ScanResult, Source, SourceCase
 from fednnunet.errors import DataError
 
 CENTRE = "Sierra Leone"
@@ -53,8 +53,8 @@ def read_acouslic(
         "the optimal plane or else of the suboptimal one, or of either",
     ] = "optimal",
     one_per: Annotated[Literal["subject", "case"], "take one image of each subject, or of each case"] = "subject",
-    cases: Annotated[Path | None, "file of the uuids to take, one a line; default: all"] = None,
-) -> Survey:
+    cases: Annotated[Path | None, "file of the uuids to take, one per line; default: all"] = None,
+) -> ScanResult:
     """ACOUSLIC-AI fetal ultrasound of Sierra Leone: one frame of each subject's blind sweeps.
 
     ``source`` (or a folder in it, such as ``acouslic-ai-train-set``) holds ``images/stacked_fetal_ultrasound/UUID.mha``
@@ -69,7 +69,7 @@ def read_acouslic(
     Every mask is read, some 350 MB of memory at a time; of the images only the headers.
 
     Raises:
-        DataError: a folder or the table is missing, or ``cases`` can not be read.
+        DataError: a folder or the table is missing, or ``cases`` cannot be read.
     """
     root = look_for(source, "images")
     root = source if root is None else root.parent
@@ -84,18 +84,18 @@ def read_acouslic(
     found: dict[str, _Frame] = {}
     for uuid in sorted({*images, *masks, *subjects, *(wanted or ())}):
         if wanted is not None and uuid not in wanted:
-            left_out.append(Remark(uuid, f"not in {cases}", CENTRE))
+            left_out.append(ConversionIssue(uuid, f"not in {cases}", CENTRE))
         elif uuid not in images or uuid not in masks:
             missing = [folder for folder, there in ((STACKS, images), (MASK_STACKS, masks)) if uuid not in there]
-            problems.append(Remark(uuid, f"there is no {uuid}.mha in {' and '.join(missing)}", CENTRE))
+            problems.append(ConversionIssue(uuid, f"there is no {uuid}.mha in {' and '.join(missing)}", CENTRE))
         else:
             try:
                 frame = _choose_frame(_areas(images[uuid], masks[uuid]), planes)
             except DataError as error:
-                problems.append(Remark(uuid, str(error), CENTRE))
+                problems.append(ConversionIssue(uuid, str(error), CENTRE))
                 continue
             if isinstance(frame, str):
-                left_out.append(Remark(uuid, frame, CENTRE))
+                left_out.append(ConversionIssue(uuid, frame, CENTRE))
             else:
                 found[uuid] = frame
     patients = {uuid: as_case_name(subjects.get(uuid) or uuid) for uuid in found}
@@ -107,11 +107,11 @@ def read_acouslic(
     for uuid, frame in found.items():
         chosen = best[patients[uuid]]
         if one_per == "subject" and uuid != chosen:
-            left_out.append(Remark(uuid, f"subject {patients[uuid]} has a better frame in {chosen}", CENTRE))
+            left_out.append(ConversionIssue(uuid, f"subject {patients[uuid]} has a better frame in {chosen}", CENTRE))
         else:
             image, label = (Source(stacks[uuid], frame=frame.number) for stacks in (images, masks))
-            studies.append(Study(as_case_name(uuid), CENTRE, (image,), label, MASK_VALUES, patients[uuid]))
-    return Survey(tuple(studies), ("ultrasound",), tuple(problems), tuple(left_out), file_ending=".png")
+            studies.append(SourceCase(as_case_name(uuid), CENTRE, (image,), label, MASK_VALUES, patients[uuid]))
+    return ScanResult(tuple(studies), ("ultrasound",), tuple(problems), tuple(left_out), file_ending=".png")
 
 
 def _files_by_name(root: Path, folder: str) -> dict[str, Path]:
@@ -127,14 +127,14 @@ def _listed_cases(path: Path) -> set[str]:
     try:
         return {line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()}
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cases: {path} can not be read: {error}") from None
+        raise DataError(f"cases: {path} cannot be read: {error}") from None
 
 
 def _areas(image: Path, mask: Path) -> np.ndarray:
     """Pixels of the optimal and of the suboptimal plane in each frame's mask, (frames, 2).
 
     Raises:
-        DataError: a file can not be read, or they are no stacks of one size.
+        DataError: a file cannot be read, or they are no stacks of one size.
     """
     for path in (image, mask):
         if path.suffix != ".mha":
@@ -146,7 +146,7 @@ def _areas(image: Path, mask: Path) -> np.ndarray:
         path = mask
         stack = sitk.ReadImage(str(mask))
     except RuntimeError as error:
-        raise DataError(f"{path} can not be read: {str(error).strip().splitlines()[-1]}") from None
+        raise DataError(f"{path} cannot be read: {str(error).strip().splitlines()[-1]}") from None
     if header.GetSize() != stack.GetSize() or stack.GetDimension() != 3:
         sizes = [" x ".join(map(str, size)) for size in (header.GetSize(), stack.GetSize())]
         raise DataError(

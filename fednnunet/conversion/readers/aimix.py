@@ -29,7 +29,7 @@ from fednnunet.conversion.readers.source_files import (
     name_of,
     short_path,
 )
-from fednnunet.conversion.study import Remark, Source, Study, Survey
+from fednnunet.conversion.study import ConversionIssue, ScanResult, Source, SourceCase
 from fednnunet.errors import DataError
 
 CHANNELS = ("ultrasound",)
@@ -62,13 +62,13 @@ class _Image:
 
 
 @dataclass
-class _Found:
+class Collector:
     """What has been read of a source so far."""
 
     images: list[_Image] = field(default_factory=list)
     other: set[Where] = field(default_factory=set)  # images of other planes and countries
-    problems: list[Remark] = field(default_factory=list)
-    left_out: list[Remark] = field(default_factory=list)
+    problems: list[ConversionIssue] = field(default_factory=list)
+    left_out: list[ConversionIssue] = field(default_factory=list)
 
 
 def read_aimix(
@@ -86,7 +86,7 @@ def read_aimix(
         Literal["keep", "drop"],
         "images that are the same file under two names: keep them, as cases of one patient, or drop all but the first",
     ] = "keep",
-) -> Survey:
+) -> ScanResult:
     """AIMIX fetal ultrasound: abdominal planes of Algeria, Egypt, Malawi and Spain.
 
     Without ``table``, ``source`` (or a folder in it) holds any of
@@ -107,7 +107,7 @@ def read_aimix(
     source = source.absolute()
     if not source.is_dir():
         raise DataError(f"there is no folder {source}")
-    found = _Found()
+    found = Collector()
     if table is not None:
         pairs = _read_own_table(source, table, found)
     else:
@@ -115,7 +115,7 @@ def read_aimix(
         _read_published(source, folder, found)
         pairs = _add_masks(source, folder, found)
     studies = _join_duplicates(_studies_of(pairs, found), duplicates == "drop", found)
-    return Survey(
+    return ScanResult(
         studies=tuple(studies),
         channel_names=CHANNELS,
         problems=tuple(found.problems),
@@ -124,7 +124,7 @@ def read_aimix(
     )
 
 
-def _read_published(source: Path, masks: Path, found: _Found) -> None:
+def _read_published(source: Path, masks: Path, found: Collector) -> None:
     african, spanish = look_for(source, AFRICAN_TABLE), look_for(source, SPANISH_TABLE)
     if african is not None:
         _read_planes(african, "Filename", "Center", found)
@@ -147,7 +147,7 @@ def _read_published(source: Path, masks: Path, found: _Found) -> None:
         )
 
 
-def _read_planes(table: Path, name_column: str, centre_column: str | None, found: _Found) -> None:
+def _read_planes(table: Path, name_column: str, centre_column: str | None, found: Collector) -> None:
     """Add what a published table lists; without ``centre_column`` it is Spain's."""
     others: Counter[tuple[str, str]] = Counter()
     files: dict[Path, dict[str, Path]] = {}
@@ -157,9 +157,9 @@ def _read_planes(table: Path, name_column: str, centre_column: str | None, found
         where = f"{table.name} line {line}: {name or 'no name'}"
         centre = AIMIX_CENTRES.get(country.lower(), "")
         if not name or not row["Plane"]:
-            found.problems.append(Remark(where, f"{name_column} or Plane is empty", centre))
+            found.problems.append(ConversionIssue(where, f"{name_column} or Plane is empty", centre))
         elif not centre and country.lower() not in OTHER_COUNTRIES:
-            found.problems.append(Remark(where, f"Center {country!r} is no centre of AIMIX"))
+            found.problems.append(ConversionIssue(where, f"Center {country!r} is no centre of AIMIX"))
         elif not centre or row["Plane"].lower() != PLANE:
             others[centre, f"of {country}, not in the paper" if not centre else f"of the plane {row['Plane']}"] += 1
             found.other.add((centre or country.lower(), name.lower()))
@@ -169,24 +169,24 @@ def _read_planes(table: Path, name_column: str, centre_column: str | None, found
                 files[folder] = images_by_name(folder)
             path = files[folder].get(name_of(Path(name)).lower())
             if path is None:
-                found.problems.append(Remark(where, f"there is no image {name}.png in {folder}", centre))
+                found.problems.append(ConversionIssue(where, f"there is no image {name}.png in {folder}", centre))
                 found.other.add((centre, name.lower()))  # its mask, if any, is not one without a listed image
             else:
                 found.images.append(_Image(path, centre, f"{centre}_{row['Patient_num'] or name}"))
     for (centre, what), number in others.items():
-        found.left_out.append(Remark(table.name, f"{number} images {what}", centre))
+        found.left_out.append(ConversionIssue(table.name, f"{number} images {what}", centre))
 
 
-def _lines(table: Path, needed: tuple[str, ...], found: _Found) -> Iterator[tuple[int, Mapping[str, str]]]:
+def _lines(table: Path, needed: tuple[str, ...], found: Collector) -> Iterator[tuple[int, Mapping[str, str]]]:
     """Number and cells of every line that is as it should be."""
     for row in read_table(table, needed).rows:
         if row.problem:
-            found.problems.append(Remark(f"{table.name} line {row.line}", row.problem))
+            found.problems.append(ConversionIssue(f"{table.name} line {row.line}", row.problem))
         else:
             yield row.line, row.cells
 
 
-def _read_own_table(source: Path, table: Path, found: _Found) -> list[tuple[_Image, Path]]:
+def _read_own_table(source: Path, table: Path, found: Collector) -> list[tuple[_Image, Path]]:
     """Images and their masks."""
     pairs = []
     for line, row in _lines(table, ("image", "mask", "centre"), found):
@@ -194,16 +194,16 @@ def _read_own_table(source: Path, table: Path, found: _Found) -> list[tuple[_Ima
         centre = AIMIX_CENTRES.get(row["centre"].lower(), "")
         missing = [text for text in (row["image"], row["mask"]) if text and not (source / text).is_file()]
         if not row["image"]:
-            found.problems.append(Remark(where, "image is empty", centre))
+            found.problems.append(ConversionIssue(where, "image is empty", centre))
         elif not centre:
             known = ", ".join(dict.fromkeys(AIMIX_CENTRES.values()))
-            found.problems.append(Remark(where, f"centre {row['centre']!r} is none of {known}"))
+            found.problems.append(ConversionIssue(where, f"centre {row['centre']!r} is none of {known}"))
         elif row.get("plane") and row["plane"].lower() not in (PLANE, ABDOMEN):
-            found.left_out.append(Remark(where, f"image of the plane {row['plane']}", centre))
+            found.left_out.append(ConversionIssue(where, f"image of the plane {row['plane']}", centre))
         elif missing:
-            found.problems.append(Remark(where, f"there is no file {source / missing[0]}", centre))
+            found.problems.append(ConversionIssue(where, f"there is no file {source / missing[0]}", centre))
         elif not row["mask"]:
-            found.left_out.append(Remark(where, "it has no mask", centre))
+            found.left_out.append(ConversionIssue(where, "it has no mask", centre))
         else:
             path = source / row["image"]
             patient = f"{centre}_{row.get('patient') or name_of(path)}"
@@ -211,7 +211,7 @@ def _read_own_table(source: Path, table: Path, found: _Found) -> list[tuple[_Ima
     return pairs
 
 
-def _add_masks(source: Path, masks: Path, found: _Found) -> list[tuple[_Image, Path]]:
+def _add_masks(source: Path, masks: Path, found: Collector) -> list[tuple[_Image, Path]]:
     """Images and their masks; images without are left out, masks without image are problems."""
     if not masks.is_dir():
         raise DataError(
@@ -228,7 +228,7 @@ def _add_masks(source: Path, masks: Path, found: _Found) -> list[tuple[_Image, P
         first = there.setdefault(where, path)
         if first is not path and where[1] not in others:
             found.problems.append(
-                Remark(short_path(path, masks), f"a second mask beside {short_path(first, masks)}", where[0])
+                ConversionIssue(short_path(path, masks), f"a second mask beside {short_path(first, masks)}", where[0])
             )
     pairs = []
     of_image = {}
@@ -238,10 +238,12 @@ def _add_masks(source: Path, masks: Path, found: _Found) -> list[tuple[_Image, P
     used = Counter(of_image.values())
     for image, where in of_image.items():
         if where not in there:
-            found.left_out.append(Remark(short_path(image.path, source), f"it has no mask in {masks}", image.centre))
+            found.left_out.append(
+                ConversionIssue(short_path(image.path, source), f"it has no mask in {masks}", image.centre)
+            )
         elif used[where] > 1:
             reason = f"the mask {short_path(there[where], masks)} could be of {used[where]} images"
-            found.problems.append(Remark(short_path(image.path, source), reason, image.centre))
+            found.problems.append(ConversionIssue(short_path(image.path, source), reason, image.centre))
         else:
             pairs.append((image, there[where]))
     if images and not used.keys() & there.keys():
@@ -252,26 +254,28 @@ def _add_masks(source: Path, masks: Path, found: _Found) -> list[tuple[_Image, P
         )
     for (centre, name), path in there.items():
         if (centre, name) not in used and name not in others:
-            found.problems.append(Remark(short_path(path, masks), f"mask without an image in {source}", centre))
+            found.problems.append(
+                ConversionIssue(short_path(path, masks), f"mask without an image in {source}", centre)
+            )
     return pairs
 
 
-def _studies_of(pairs: list[tuple[_Image, Path]], found: _Found) -> list[Study]:
-    studies: dict[tuple[str, str], Study] = {}
+def _studies_of(pairs: list[tuple[_Image, Path]], found: Collector) -> list[SourceCase]:
+    studies: dict[tuple[str, str], SourceCase] = {}
     for image, mask in pairs:
         case, patient = as_case_name(name_of(image.path)), as_case_name(image.patient)
-        study = Study(case, image.centre, (Source(image.path),), Source(mask), MASK_VALUES, patient)
+        study = SourceCase(case, image.centre, (Source(image.path),), Source(mask), MASK_VALUES, patient)
         first = studies.setdefault((image.centre, case), study)
         if first is not study:
             reason = f"it has the case name {case} of {first.channels[0].path}"
-            found.problems.append(Remark(str(image.path), reason, image.centre))
+            found.problems.append(ConversionIssue(str(image.path), reason, image.centre))
     return list(studies.values())
 
 
-def _join_duplicates(studies: list[Study], drop: bool, found: _Found) -> list[Study]:
+def _join_duplicates(studies: list[SourceCase], drop: bool, found: Collector) -> list[SourceCase]:
     """The studies, those of the same image (by its bytes) as cases of one patient, or only the first of them."""
-    first: dict[str, Study] = {}
-    kept: list[Study] = []
+    first: dict[str, SourceCase] = {}
+    kept: list[SourceCase] = []
     same: dict[str, str] = {}  # patient to another number of the same patient
 
     def number(patient: str) -> str:
@@ -284,7 +288,7 @@ def _join_duplicates(studies: list[Study], drop: bool, found: _Found) -> list[St
         twin = first.setdefault(digest, study)
         if twin is not study and drop:
             reason = f"the same image as {twin.case}" + (f" of {twin.centre}" if twin.centre != study.centre else "")
-            found.left_out.append(Remark(study.case, reason, study.centre))
+            found.left_out.append(ConversionIssue(study.case, reason, study.centre))
             continue
         if number(study.patient) != number(twin.patient):
             same[number(study.patient)] = number(twin.patient)

@@ -33,7 +33,7 @@ from typing import Annotated
 
 from fednnunet.conversion.names import name_cases, name_values, number_labels, read_labels
 from fednnunet.conversion.readers.csv_table import read_table
-from fednnunet.conversion.study import Remark, Source, Study, Survey
+from fednnunet.conversion.study import ConversionIssue, ScanResult, Source, SourceCase
 from fednnunet.errors import ConfigError, DataError
 
 ENDINGS = (".nii.gz", ".nii")
@@ -110,11 +110,11 @@ class _Participants:
         given = f"has the centres {', '.join(sorted(found))}" if found else "has no centre"
         return f"sub-{file.subject} {given} in the column {self.column} of {self.path}"
 
-    def without_files(self, files: Iterable[_File]) -> list[Remark]:
+    def without_files(self, files: Iterable[_File]) -> list[ConversionIssue]:
         """Subjects that are listed, and have neither an image nor a label map."""
         there = {file.subject for file in files}
         return [
-            Remark(
+            ConversionIssue(
                 f"sub-{subject}", f"is in {self.path.name} and has no file", "".join(found) if len(found) == 1 else ""
             )
             for subject, found in self.centres.items()
@@ -151,7 +151,7 @@ def read_bids(
     participants: Annotated[
         Path | None, "Table with the columns participant_id and the centre's, in place of participants.tsv in SRC."
     ] = None,
-) -> Survey:
+) -> ScanResult:
     """A segmentation dataset in BIDS: SRC holds sub-* folders, participants.tsv and derivatives.
 
     See the module for the layout. No image is opened.
@@ -168,7 +168,7 @@ def read_bids(
 
     Raises:
         ConfigError: an option that names what is not there, or one that is needed.
-        DataError: the folder is no BIDS dataset, or a table in it can not be read.
+        DataError: the folder is no BIDS dataset, or a table in it cannot be read.
     """
     wanted = tuple(channel.strip() for channel in channels.split(",") if channel.strip())
     if not wanted or not label_maps:
@@ -186,14 +186,14 @@ def read_bids(
     tables: dict[Path, dict[int, str]] = {}
     names = name_cases(pairs)
     studies = []
-    problems = [Remark(scan, reason, origins.centre_of(maps[scan][0])) for scan, reason in unclear.items()]
+    problems = [ConversionIssue(scan, reason, origins.centre_of(maps[scan][0])) for scan, reason in unclear.items()]
     for scan, (label_map, channel_images) in pairs.items():
         centre = origins.centre_of(label_map)
         if not centre:
-            problems.append(Remark(scan, origins.problem_of(label_map)))
+            problems.append(ConversionIssue(scan, origins.problem_of(label_map)))
             continue
         studies.append(
-            Study(
+            SourceCase(
                 names[scan],
                 centre,
                 tuple(Source(image.path) for image in channel_images),
@@ -205,12 +205,12 @@ def read_bids(
     used = {images_of[0] for _, images_of in pairs.values()}
     maybe = {maps[scan][0].session for scan in unclear}  # a problem is told there already
     left_out = [
-        Remark(image.path.name, f"no annotation: there is no *_{label_maps} of it", origins.centre_of(image))
+        ConversionIssue(image.path.name, f"no annotation: there is no *_{label_maps} of it", origins.centre_of(image))
         for image in images
         if image.is_a(wanted[0]) and image not in used and image.session not in maybe
     ]
     suffixes = tuple(channel.split("_")[-1] for channel in wanted)
-    return Survey(
+    return ScanResult(
         tuple(studies),
         suffixes if len(set(suffixes)) == len(suffixes) else wanted,
         tuple(problems),

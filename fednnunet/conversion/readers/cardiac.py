@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from fednnunet.conversion.readers.csv_table import Row, Table, read_table
 from fednnunet.conversion.readers.mnms_overlap import SHARED_DIAGNOSES, find_same_images, read_overlap, subject_code
-from fednnunet.conversion.study import Remark, Source, Study, Survey
+from fednnunet.conversion.study import ConversionIssue, ScanResult, Source, SourceCase
 from fednnunet.errors import ConfigError, DataError
 
 CHANNEL_NAMES = ("cineMRI",)
@@ -33,7 +33,7 @@ MERGED_COLUMNS = ("ID", "Centre")
 MNMS_HOLDS = (
     "it should hold M&Ms-1 (https://www.ub.edu/mnms/: OpenDataset with its CSV and Training, Validation, Testing) and "
     "M&Ms-2 (https://www.ub.edu/mnms-2/: MnM2 with dataset_information.csv and dataset), each unpacked, or the merged "
-    "collection of the paper (a CSV with columns ID and Centre, and a folder a patient)"
+    "collection of the paper (a CSV with columns ID and Centre, and a folder per patient)"
 )
 ACDC_HOLDS = (
     "it should hold training (patient001 to patient100) and testing (patient101 to patient150), or database with both; "
@@ -42,12 +42,12 @@ ACDC_HOLDS = (
 
 
 @dataclass
-class _Found:
+class Collector:
     """Studies of each patient, by id in the source, what is said of others, and all ids that were seen."""
 
-    patients: dict[str, tuple[Study, ...]] = field(default_factory=dict)
-    problems: list[Remark] = field(default_factory=list)
-    left_out: list[Remark] = field(default_factory=list)
+    patients: dict[str, tuple[SourceCase, ...]] = field(default_factory=dict)
+    problems: list[ConversionIssue] = field(default_factory=list)
+    left_out: list[ConversionIssue] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)
 
     def add(
@@ -59,20 +59,20 @@ class _Found:
             self.problem(patient, f"missing: {', '.join(map(str, missing))}; unpack the download again", centre)
             return
         self.patients[patient] = tuple(
-            Study(f"{patient}_{phase}", centre, (image,), label, labels, patient)
+            SourceCase(f"{patient}_{phase}", centre, (image,), label, labels, patient)
             for phase, (image, label) in pairs.items()
         )
 
     def problem(self, study: str, reason: str, centre: str = "") -> None:
-        self.problems.append(Remark(study, reason, centre))
+        self.problems.append(ConversionIssue(study, reason, centre))
 
     def leave_out(self, study: str, reason: str, centre: str = "") -> None:
-        self.left_out.append(Remark(study, reason, centre))
+        self.left_out.append(ConversionIssue(study, reason, centre))
 
-    def survey(self) -> Survey:
+    def survey(self) -> ScanResult:
         """All of it, by id."""
         studies = tuple(study for _, studies in sorted(self.patients.items()) for study in studies)
-        return Survey(studies, CHANNEL_NAMES, tuple(self.problems), tuple(self.left_out))
+        return ScanResult(studies, CHANNEL_NAMES, tuple(self.problems), tuple(self.left_out))
 
 
 # ---------------------------------------------------------------------------------------------------- M&Ms
@@ -98,7 +98,7 @@ def read_mnms(
         "CSV with columns subject and centre (name or number), where the hospital is another than M&Ms-1's CSV or "
         "M&Ms-2's vendor says",
     ] = None,
-) -> Survey:
+) -> ScanResult:
     """Short-axis cine MRI of M&Ms-1 and M&Ms-2 merged: five hospitals, each patient once, ED and ES.
 
     M&Ms-1 (Campello et al., IEEE TMI 40(12), 2021): the release ``OpenDataset`` with its CSV of 2021-12-30 or of
@@ -119,8 +119,8 @@ def read_mnms(
         centres: hospitals of subjects.
 
     Raises:
-        DataError: ``source`` holds neither release, a folder of one is missing, or a CSV can not be read.
-        ConfigError: options that can not go together.
+        DataError: ``source`` holds neither release, a folder of one is missing, or a CSV cannot be read.
+        ConfigError: options that cannot go together.
     """
     for folder in (source, mnms2 or source):
         if not folder.is_dir():
@@ -135,8 +135,8 @@ def read_mnms(
     tables = _find_table(source, MNMS1_COLUMNS), _find_table(mnms2 or source, MNMS2_COLUMNS)
     if tables == (None, None):
         raise DataError(f"{source} holds no CSV of M&Ms-1 or M&Ms-2; {MNMS_HOLDS}")
-    first = _Found() if tables[0] is None else _read_mnms1(tables[0], given)
-    second = _Found() if tables[1] is None else _read_mnms2(tables[1], given)
+    first = Collector() if tables[0] is None else _read_mnms1(tables[0], given)
+    second = Collector() if tables[1] is None else _read_mnms2(tables[1], given)
     for name, table, folder in (("M&Ms-1", tables[0], source), ("M&Ms-2", tables[1], mnms2 or source)):
         if table is None:
             first.problem(name, f"{folder} holds no CSV of {name}; {MNMS_HOLDS}")
@@ -157,8 +157,8 @@ def read_mnms(
     return first.survey()
 
 
-def _read_mnms1(table: Table, given: Mapping[str, str]) -> _Found:
-    root, found = table.path.parent, _Found()
+def _read_mnms1(table: Table, given: Mapping[str, str]) -> Collector:
+    root, found = table.path.parent, Collector()
     folders = {path.name: path for part in MNMS1_ANNOTATED for path in _folders(root / part, MNMS_HOLDS)}
     bare = root / MNMS1_UNANNOTATED
     unannotated = {path.name for path in _folders(bare, MNMS_HOLDS)} if bare.is_dir() else set()
@@ -193,8 +193,8 @@ def _read_mnms1(table: Table, given: Mapping[str, str]) -> _Found:
     return found
 
 
-def _read_mnms2(table: Table, given: Mapping[str, str]) -> _Found:
-    found = _Found()
+def _read_mnms2(table: Table, given: Mapping[str, str]) -> Collector:
+    found = Collector()
     folders = {path.name: path for path in _folders(table.path.parent / "dataset", MNMS_HOLDS)}
     rows = {subject_code(code): row for code, row in _by_id(table, "SUBJECT_CODE", found).items()}
     found.seen |= {*rows, *folders}
@@ -216,8 +216,8 @@ def _read_mnms2(table: Table, given: Mapping[str, str]) -> _Found:
     return found
 
 
-def _read_merged(table: Table, given: Mapping[str, str]) -> _Found:
-    found = _Found()
+def _read_merged(table: Table, given: Mapping[str, str]) -> Collector:
+    found = Collector()
     for code, row in sorted(_by_id(table, "ID", found).items()):
         patient, number = subject_code(code), row.cells["Centre"]
         centre = given.get(patient) or _centre_of_number(number)
@@ -232,14 +232,14 @@ def _read_merged(table: Table, given: Mapping[str, str]) -> _Found:
     return found
 
 
-def _check_overlap(pairs: Mapping[str, str], first: _Found, second: _Found) -> None:
+def _check_overlap(pairs: Mapping[str, str], first: Collector, second: Collector) -> None:
     for code, patient in sorted(pairs.items()):
         for release, name, seen in (("M&Ms-1", patient, first.seen), ("M&Ms-2", code, second.seen)):
             if name not in seen:
                 first.problem(name, f"the overlap list has it, {release} has not; look for a misspelt id")
 
 
-def _pair_by_images(first: _Found, second: _Found) -> dict[str, str]:
+def _pair_by_images(first: Collector, second: Collector) -> dict[str, str]:
     cines = {patient: studies[0].channels[0].path for patient, studies in first.patients.items()}
     frames = {code: [study.channels[0].path for study in studies] for code, studies in second.patients.items()}
     pairs = find_same_images(cines, frames)
@@ -252,7 +252,7 @@ def _pair_by_images(first: _Found, second: _Found) -> dict[str, str]:
     return pairs
 
 
-def _leave_out_by_diagnosis(second: _Found, table: Table) -> None:
+def _leave_out_by_diagnosis(second: Collector, table: Table) -> None:
     if "DISEASE" not in table.columns:
         raise DataError(f"{table.path} has no column DISEASE, which --duplicates diagnosis needs")
     for row in table.rows:
@@ -262,7 +262,9 @@ def _leave_out_by_diagnosis(second: _Found, table: Table) -> None:
             second.leave_out(patient, f"may be in M&Ms-1, by its diagnosis {disease}", centre)
 
 
-def _remove_twins(first: _Found, second: _Found, pairs: Mapping[str, str], prefer: Literal["mnms1", "mnms2"]) -> None:
+def _remove_twins(
+    first: Collector, second: Collector, pairs: Mapping[str, str], prefer: Literal["mnms1", "mnms2"]
+) -> None:
     """Take one of each pair, where both would become cases."""
     for code, patient in sorted(pairs.items()):
         if code not in second.patients or patient not in first.patients:
@@ -297,7 +299,7 @@ def _find_table(folder: Path, needed: tuple[str, ...]) -> Table | None:
     return None
 
 
-def _by_id(table: Table, column: str, found: _Found) -> dict[str, Row]:
+def _by_id(table: Table, column: str, found: Collector) -> dict[str, Row]:
     rows: dict[str, Row] = {}
     for row in table.rows:
         patient = row.cells[column]
@@ -318,7 +320,7 @@ def _centre_of_number(text: str) -> str | None:
 # ---------------------------------------------------------------------------------------------------- ACDC
 
 
-def read_acdc(source: Path) -> Survey:
+def read_acdc(source: Path) -> ScanResult:
     """Short-axis cine MRI of ACDC: 150 patients of Dijon's University Hospital, ED and ES, which only test.
 
     The layout is that of nnU-Net 2.8.1 (``Dataset027_ACDC.py``) and CineMA 4e352ac (``cinema/data/acdc``), for the
@@ -332,7 +334,7 @@ def read_acdc(source: Path) -> Survey:
         DataError: ``source`` is no whole download: says which folder is missing.
     """
     root = source / "database" if (source / "database").is_dir() else source
-    found = _Found()
+    found = Collector()
     for part in ("training", "testing"):
         for folder in _folders(root / part, ACDC_HOLDS):
             try:
@@ -355,7 +357,7 @@ def _read_info(path: Path) -> dict[str, int]:
     except FileNotFoundError:
         raise DataError(f"{path} is missing; unpack the download again") from None
     except (UnicodeDecodeError, OSError) as error:
-        raise DataError(f"{path} can not be read: {error}") from None
+        raise DataError(f"{path} cannot be read: {error}") from None
     values = dict(re.findall(r"^[ \t]*(\w+)[ \t]*:[ \t]*(\S*)", text, re.MULTILINE))
     frames = {phase: _whole_number(values.get(phase, "")) for phase in PHASES}
     known = {phase: frame for phase, frame in frames.items() if frame is not None}

@@ -1,14 +1,14 @@
-"""Any multi-centre dataset, listed in a CSV file: one line a case.
+"""Any multi-centre dataset, listed in a CSV file: one line per case.
 
 ======================  ===========================================================================================
 column                  what it holds
 ======================  ===========================================================================================
 ``image``               path of the image, relative to the CSV's folder or absolute
-``image_<channel>``     instead of ``image``: one column a channel, in nnU-Net's order; nnU-Net chooses the
+``image_<channel>``     instead of ``image``: one column per channel, in nnU-Net's order; nnU-Net chooses the
                         normalisation by the channel's name, so CT wants ``image_CT``
 ``label``               path of the label map
 ``centre``              name of the centre (``center`` is read as well)
-``case``                not needed: name of the case, once a centre; the image's file name if not given
+``case``                not needed: name of the case, once per centre; the image's file name if not given
 ``patient``             not needed: cases of one patient stay together in cross-validation
 ======================  ===========================================================================================
 
@@ -23,7 +23,7 @@ from typing import Annotated
 
 from fednnunet.conversion.names import name_cases, number_labels, read_labels
 from fednnunet.conversion.readers.csv_table import Row, Table, read_table
-from fednnunet.conversion.study import Remark, Source, Study, Survey
+from fednnunet.conversion.study import ConversionIssue, ScanResult, Source, SourceCase
 from fednnunet.errors import ConfigError, DataError
 
 SPELLING = {"center": "centre"} | {name: name for name in ("image", "label", "centre", "case", "patient")}
@@ -43,7 +43,7 @@ def read_generic(
         "Names of the labels and their values in the label maps: tumour=1,node=2, or a JSON file. Two values may have "
         "one name. Background is 0.",
     ] = None,
-) -> Survey:
+) -> ScanResult:
     """Any dataset: SRC is a CSV file with the columns image, label and centre.
 
     See the module for the columns. No image is opened.
@@ -54,7 +54,7 @@ def read_generic(
 
     Raises:
         ConfigError: no labels, or labels that are none.
-        DataError: the file can not be read, lacks a column, or has no line.
+        DataError: the file cannot be read, lacks a column, or has no line.
     """
     if source.is_dir():
         raise DataError(f"{source} is a folder; SRC is a CSV file with the columns image, label and centre")
@@ -81,7 +81,7 @@ def read_generic(
             problems.append(_remark(row, columns, _shared(case, centre, good, columns)))
             continue
         studies.append(
-            Study(
+            SourceCase(
                 names[case],
                 centre,
                 tuple(Source(_path(row.cells[column], source.parent)) for column in columns),
@@ -90,7 +90,7 @@ def read_generic(
                 row.cells.get("patient") or case,
             )
         )
-    return Survey(
+    return ScanResult(
         tuple(studies),
         tuple(column.removeprefix(CHANNEL) for column in columns),
         tuple(problems),
@@ -155,7 +155,7 @@ def _shared(case: str, centre: str, rows: list[Row], columns: tuple[str, ...]) -
     return f"lines {', '.join(lines)} of centre {centre} have one case name; give a column case with different ones"
 
 
-def _remark(row: Row, columns: tuple[str, ...], reason: str) -> Remark:
+def _remark(row: Row, columns: tuple[str, ...], reason: str) -> ConversionIssue:
     if row.problem:  # its cells may stand under other columns
-        return Remark(f"line {row.line}", reason)
-    return Remark(_case(row, columns) or f"line {row.line}", f"line {row.line}: {reason}", row.cells["centre"])
+        return ConversionIssue(f"line {row.line}", reason)
+    return ConversionIssue(_case(row, columns) or f"line {row.line}", f"line {row.line}: {reason}", row.cells["centre"])

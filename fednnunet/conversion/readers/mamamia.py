@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 from fednnunet.conversion.readers.csv_table import read_table
-from fednnunet.conversion.study import Remark, Source, Study, Survey
+from fednnunet.conversion.study import ConversionIssue, ScanResult, Source, SourceCase
 from fednnunet.errors import ConfigError, DataError
 
 Phases = Literal["first", "all", "subtraction"]
@@ -52,7 +52,7 @@ def read_mamamia(
     segmentation: Annotated[
         Literal["expert", "automatic"], "label maps by experts, as in the paper, or by the authors' nnU-Net"
     ] = "expert",
-) -> Survey:
+) -> ScanResult:
     """Breast DCE-MRI of MAMA-MIA: ISPY1, ISPY2, DUKE and NACT.
 
     The layout is that of the figure and the readers in https://github.com/LidiaGarrucho/MAMA-MIA (commit bfc321a;
@@ -88,7 +88,7 @@ def read_eucanimage(
         Path | None,
         "CSV with columns patient and centre (GUMED, KAUNO, HCB); else the centre is that of the folder or the id",
     ] = None,
-) -> Survey:
+) -> ScanResult:
     """Breast DCE-MRI of EuCanImage (not public): GUMED, KAUNO and HCB.
 
     No layout is published. Read is MAMA-MIA's, which is of the same authors. Where ``segmentations`` has no folder
@@ -96,11 +96,11 @@ def read_eucanimage(
     https://github.com/LidiaGarrucho/MAMA-MIA (commit bfc321a), for the challenge's hidden European test set.
 
     Args:
-        source: folder with ``images`` and ``segmentations``, or with one such folder a centre.
+        source: folder with ``images`` and ``segmentations``, or with one such folder per centre.
         phases: what becomes the channels.
         number_of_phases: channels of ``phases="all"``.
         centres: table of patients and centres, separated by comma or semicolon. Without it the centre is the folder's
-            name where ``source`` has one a centre, else what the patient's id begins with (``GUMED_0001``).
+            name where ``source`` has one per centre, else what the patient's id begins with (``GUMED_0001``).
 
     Raises:
         DataError: ``source`` has not that layout, or ``centres`` is no such table: says what is missing.
@@ -113,7 +113,7 @@ def read_eucanimage(
     if table is not None:
         found = {remark.study for remark in survey.problems + survey.left_out} | {s.case for s in survey.studies}
         problems += table.problems(found)
-    return Survey(survey.studies, survey.channel_names, (*survey.problems, *problems), survey.left_out)
+    return ScanResult(survey.studies, survey.channel_names, (*survey.problems, *problems), survey.left_out)
 
 
 class _Channel(NamedTuple):
@@ -196,10 +196,10 @@ def _by_patient(found: Iterable[tuple[str, Path]]) -> dict[str, list[Path]]:
     return patients
 
 
-def _read_trees(trees: Sequence[_Tree], channels: Sequence[_Channel], fewest: int) -> Survey:
-    studies: list[Study] = []
-    problems: list[Remark] = []
-    left_out: list[Remark] = []
+def _read_trees(trees: Sequence[_Tree], channels: Sequence[_Channel], fewest: int) -> ScanResult:
+    studies: list[SourceCase] = []
+    problems: list[ConversionIssue] = []
+    left_out: list[ConversionIssue] = []
     for tree in trees:
         folders, masks = tree.list_patients()
         for patient in sorted({*folders, *masks}):
@@ -209,21 +209,22 @@ def _read_trees(trees: Sequence[_Tree], channels: Sequence[_Channel], fewest: in
                 folder = _only(folders.get(patient, []), f"{tree.images / patient} is missing, its label map is there")
                 phases, strangers = _list_phases(folder, patient)
                 left_out += [
-                    Remark(str(path), f"is not named {patient}_000N.nii.gz, N the phase", centre) for path in strangers
+                    ConversionIssue(str(path), f"is not named {patient}_000N.nii.gz, N the phase", centre)
+                    for path in strangers
                 ]
                 if shorter := _too_short(phases, folder, patient, channels, fewest):
-                    left_out.append(Remark(patient, shorter, centre))
+                    left_out.append(ConversionIssue(patient, shorter, centre))
                     continue
                 label = _only(masks.get(patient, []), f"{tree.masks / patient}.nii.gz is missing, its images are there")
             except (DataError, OSError) as error:
-                problems.append(Remark(patient, str(error), centre))
+                problems.append(ConversionIssue(patient, str(error), centre))
                 continue
             sources = tuple(
                 Source(phases[channel.phase], baseline=None if channel.baseline is None else phases[channel.baseline])
                 for channel in channels
             )
-            studies.append(Study(patient, centre, sources, Source(label), LABEL_VALUES))
-    return Survey(tuple(studies), tuple(channel.name for channel in channels), tuple(problems), tuple(left_out))
+            studies.append(SourceCase(patient, centre, sources, Source(label), LABEL_VALUES))
+    return ScanResult(tuple(studies), tuple(channel.name for channel in channels), tuple(problems), tuple(left_out))
 
 
 def _only(paths: Sequence[Path], missing: str) -> Path:
@@ -274,7 +275,7 @@ def _centre_by_folder(centre: str, _patient: str) -> str:
     return centre
 
 
-def _eucanimage_trees(source: Path, table: _CentreTable | None) -> tuple[list[_Tree], list[Remark]]:
+def _eucanimage_trees(source: Path, table: _CentreTable | None) -> tuple[list[_Tree], list[ConversionIssue]]:
     """Trees to read, and folders in the place of a centre's that are named like none."""
     if not source.is_dir():
         raise DataError(f"there is no folder {source}; {EUCANIMAGE_HOLDS}")
@@ -283,7 +284,7 @@ def _eucanimage_trees(source: Path, table: _CentreTable | None) -> tuple[list[_T
         by_id = partial(_centre_by_id, EUCANIMAGE_CENTRES, advice)
         return [_eucanimage_tree(source, by_id if table is None else table.centre_of)], []
     trees: list[_Tree] = []
-    problems: list[Remark] = []
+    problems: list[ConversionIssue] = []
     for folder in _visible(source):
         if not (folder / "images").is_dir():
             continue
@@ -292,7 +293,9 @@ def _eucanimage_trees(source: Path, table: _CentreTable | None) -> tuple[list[_T
         elif folder.name.upper() in EUCANIMAGE_CENTRES:
             trees.append(_eucanimage_tree(folder, partial(_centre_by_folder, folder.name.upper())))
         else:
-            problems.append(Remark(str(folder), f"its name is none of the centres {', '.join(EUCANIMAGE_CENTRES)}"))
+            problems.append(
+                ConversionIssue(str(folder), f"its name is none of the centres {', '.join(EUCANIMAGE_CENTRES)}")
+            )
     if not trees:
         first = f"; {problems[0].study}: {problems[0].reason}" if problems else ""
         raise DataError(
@@ -354,12 +357,12 @@ class _CentreTable:
             )
         return centre
 
-    def problems(self, found: set[str]) -> list[Remark]:
+    def problems(self, found: set[str]) -> list[ConversionIssue]:
         """Lines without a patient, and patients of whom nothing was ``found``."""
         return [
-            *(Remark(f"{self.path}, line {line}", "names no patient") for line in self.nameless),
+            *(ConversionIssue(f"{self.path}, line {line}", "names no patient") for line in self.nameless),
             *(
-                Remark(patient, f"{self.path} names it; there are neither images nor a label map of it")
+                ConversionIssue(patient, f"{self.path} names it; there are neither images nor a label map of it")
                 for patient in sorted(set(self.centres) - found)
             ),
         ]

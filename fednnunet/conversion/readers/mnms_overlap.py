@@ -31,7 +31,7 @@ def read_overlap(path: Path) -> dict[str, str]:
     """Id in M&Ms-2 to id in M&Ms-1, from a table with columns ``mnms1`` and ``mnms2``.
 
     Raises:
-        DataError: the table can not be read, a column is missing, or a line has not both ids.
+        DataError: the table cannot be read, a column is missing, or a line has not both ids.
     """
     pairs = {}
     for row in read_table(path, OVERLAP_COLUMNS).rows:
@@ -45,7 +45,7 @@ def read_overlap(path: Path) -> dict[str, str]:
 def find_same_images(cines: Mapping[str, Path], frames: Mapping[str, Iterable[Path]]) -> dict[str, str]:
     """Id in M&Ms-2 to id in M&Ms-1, of patients with a frame of the same voxel values, in whatever order.
 
-    The order is left out because the two releases may store one image along other axes. Files that can not be read
+    The order is left out because the two releases may store one image along other axes. Files that cannot be read
     are passed over; they are reported when they are converted.
 
     Args:

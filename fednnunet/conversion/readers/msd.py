@@ -25,7 +25,7 @@ from typing import Annotated, Any
 
 from fednnunet.conversion.names import label_values, name_cases, number_labels, read_json
 from fednnunet.conversion.readers.csv_table import read_table
-from fednnunet.conversion.study import Remark, Source, Study, Survey
+from fednnunet.conversion.study import ConversionIssue, ScanResult, Source, SourceCase
 from fednnunet.errors import DataError
 
 ENDINGS = (".nii.gz", ".nii")
@@ -38,7 +38,7 @@ def read_msd(
     centres: Annotated[
         Path | None, "CSV file with the columns case and centre (and patient); without it all cases are of one centre."
     ] = None,
-) -> Survey:
+) -> ScanResult:
     """A task of the Medical Segmentation Decathlon: SRC is its folder, such as Task05_Prostate.
 
     See the module for the layout. Headers of images are read.
@@ -48,7 +48,7 @@ def read_msd(
         centres: table of centres.
 
     Raises:
-        DataError: ``dataset.json`` or the table can not be read, or is not what it should be.
+        DataError: ``dataset.json`` or the table cannot be read, or is not what it should be.
     """
     description = _read_description(source)
     channels = _channel_names(description["modality"], source)
@@ -67,15 +67,17 @@ def read_msd(
                 raise DataError(f"{label} is missing")
             images = _channel_sources(image, len(channels))
         except DataError as error:
-            problems.append(Remark(case, str(error), origin.centre))
+            problems.append(ConversionIssue(case, str(error), origin.centre))
         else:
-            studies.append(Study(names[case], origin.centre, images, Source(label), values, origin.patient or case))
+            studies.append(
+                SourceCase(names[case], origin.centre, images, Source(label), values, origin.patient or case)
+            )
     problems += [
-        Remark(case, origin.problem or f"is in {centres}, and not in training in dataset.json", origin.centre)
+        ConversionIssue(case, origin.problem or f"is in {centres}, and not in training in dataset.json", origin.centre)
         for case, origin in (origins or {}).items()
         if case not in pairs
     ]
-    return Survey(
+    return ScanResult(
         tuple(studies),
         channels,
         tuple(problems),
@@ -145,10 +147,10 @@ def _case(image: Path | str) -> str:
 
 
 def _channel_sources(image: Path, channels: int) -> tuple[Source, ...]:
-    """One source a channel, which is a frame of a 4D image.
+    """One source per channel, which is a frame of a 4D image.
 
     Raises:
-        DataError: the image is missing, can not be read, or has another number of channels.
+        DataError: the image is missing, cannot be read, or has another number of channels.
     """
     import SimpleITK as sitk
 
@@ -159,7 +161,7 @@ def _channel_sources(image: Path, channels: int) -> tuple[Source, ...]:
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
-        raise DataError(f"{image} can not be read: {str(error).strip().splitlines()[-1]}") from None
+        raise DataError(f"{image} cannot be read: {str(error).strip().splitlines()[-1]}") from None
     size = reader.GetSize()
     if len(size) == 3 and channels == 1:
         return (Source(image),)
@@ -187,17 +189,19 @@ def _read_origins(path: Path) -> dict[str, _Origin]:
     return origins
 
 
-def _left_out(description: Mapping[str, Any], source: Path, pairs: Mapping[str, tuple[Path, Path]]) -> list[Remark]:
+def _left_out(
+    description: Mapping[str, Any], source: Path, pairs: Mapping[str, tuple[Path, Path]]
+) -> list[ConversionIssue]:
     """Test images, and images that ``dataset.json`` does not list."""
     test = [item.get("image", "") if isinstance(item, dict) else item for item in description.get("test") or []]
     remarks = [
-        Remark(_case(str(image)), "no annotation: a test image, whose label map is not published")
+        ConversionIssue(_case(str(image)), "no annotation: a test image, whose label map is not published")
         for image in test
         if not Path(str(image)).name.startswith(HIDDEN)
     ]
     listed = {image.name for image, _ in pairs.values()}
     return remarks + [
-        Remark(f"imagesTr/{path.name}", "dataset.json does not list it")
+        ConversionIssue(f"imagesTr/{path.name}", "dataset.json does not list it")
         for path in sorted((source / "imagesTr").glob("*.nii*"))
         if not path.name.startswith(HIDDEN) and path.name not in listed
     ]

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from fednnunet.datasets.quality.summary import SHARES, CaseMeasures, CentreSummary, Concern, commonest
+from fednnunet.datasets.quality.summary import SHARES, CaseMeasures, CentreSummary, DataIssue, commonest
 from fednnunet.datasets.raw import MIN_TRAINING_CASES
 
 FEWEST_VOXELS = 10
@@ -22,9 +22,9 @@ STOPS = {"shape", "spacing"}
 """Differences of image and label that nnU-Net stops at; it ignores the others."""
 
 
-def find_concerns(centres: Sequence[CentreSummary]) -> list[Concern]:
+def find_concerns(centres: Sequence[CentreSummary]) -> list[DataIssue]:
     """All that will hurt, centre by centre; what concerns several centres comes last."""
-    concerns: list[Concern] = []
+    concerns: list[DataIssue] = []
     for centre in centres:
         for check in (
             _unreadable,
@@ -48,42 +48,42 @@ def _concern(
     what: str,
     cases: Sequence[CaseMeasures],
     found: str,
-    todo: str,
-) -> Concern:
-    return Concern(severity, centre.name, what, found, tuple(case.name for case in cases), centre.number, todo)
+    advice: str,
+) -> DataIssue:
+    return DataIssue(severity, centre.name, what, found, tuple(case.name for case in cases), centre.number, advice)
 
 
 # one centre --------------------------------------------------------------------------------------------
 
 
-def _unreadable(centre: CentreSummary) -> Iterator[Concern]:
+def _unreadable(centre: CentreSummary) -> Iterator[DataIssue]:
     if centre.unreadable:
         names = tuple(case.name for case in centre.unreadable)
         found = "; ".join(case.reason for case in centre.unreadable[:3])
-        todo = "get the files again, or take the cases out"
-        yield Concern("bad", centre.name, "can not be read", found, names, centre.number, todo)
+        advice = "get the files again, or take the cases out"
+        yield DataIssue("bad", centre.name, "cannot be read", found, names, centre.number, advice)
 
 
-def _too_few(centre: CentreSummary) -> Iterator[Concern]:
+def _too_few(centre: CentreSummary) -> Iterator[DataIssue]:
     if not centre.external and centre.number < MIN_TRAINING_CASES:
         found = f"there are {centre.number} training cases; five-fold cross-validation needs {MIN_TRAINING_CASES}"
         yield _concern("bad", centre, "too few cases", (), found, "make the centre external: true, or add cases")
 
 
-def _geometry(centre: CentreSummary) -> Iterator[Concern]:
+def _geometry(centre: CentreSummary) -> Iterator[DataIssue]:
     stopping = [case for case in centre.cases if STOPS & set(case.differs)]
     others = [case for case in centre.cases if case.differs and case not in stopping]
     if stopping:
         what = sorted({what for case in stopping for what in case.differs})
-        todo = "resample the label to its image's grid, or take the case out; nnU-Net stops here"
-        yield _concern("bad", centre, "label does not fit", stopping, f"image and label differ in {_and(what)}", todo)
+        advice = "resample the label to its image's grid, or take the case out; nnU-Net stops here"
+        yield _concern("bad", centre, "label does not fit", stopping, f"image and label differ in {_and(what)}", advice)
     if others:
         what = sorted({what for case in others for what in case.differs})
-        todo = "look whether they lie on each other; nnU-Net goes by voxels and ignores it"
-        yield _concern("warning", centre, "geometry", others, f"image and label differ in {_and(what)}", todo)
+        advice = "look whether they lie on each other; nnU-Net goes by voxels and ignores it"
+        yield _concern("warning", centre, "geometry", others, f"image and label differ in {_and(what)}", advice)
 
 
-def _unknown_values(centre: CentreSummary) -> Iterator[Concern]:
+def _unknown_values(centre: CentreSummary) -> Iterator[DataIssue]:
     known = {value for values in centre.labels.values() for value in values} | {centre.ignored}
     unknown = [case for case in centre.cases if set(case.label_voxels) - known]
     if unknown:
@@ -92,22 +92,22 @@ def _unknown_values(centre: CentreSummary) -> Iterator[Concern]:
         yield _concern("bad", centre, "unknown label", unknown, found, "name the values in labels, or map them")
 
 
-def _empty_masks(centre: CentreSummary) -> Iterator[Concern]:
+def _empty_masks(centre: CentreSummary) -> Iterator[DataIssue]:
     empty = [case for case in centre.cases if not set(case.label_voxels) - {centre.ignored}]
     if empty:
         found = "the label map holds background alone"
-        todo = "is the annotation missing? Such a case teaches that there is nothing, and its DSC is not defined"
-        yield _concern("warning", centre, "empty mask", empty, found, todo)
+        advice = "is the annotation missing? Such a case teaches that there is nothing, and its DSC is not defined"
+        yield _concern("warning", centre, "empty mask", empty, found, advice)
 
 
-def _absent_labels(centre: CentreSummary) -> Iterator[Concern]:
+def _absent_labels(centre: CentreSummary) -> Iterator[DataIssue]:
     for label in centre.labels:
         if centre.cases and not centre.voxels(label).any():
-            todo = "is it annotated under another value here? Without it the centre teaches that it is background"
-            yield _concern("warning", centre, "absent label", (), f"no case holds {label}", todo)
+            advice = "is it annotated under another value here? Without it the centre teaches that it is background"
+            yield _concern("warning", centre, "absent label", (), f"no case holds {label}", advice)
 
 
-def _tiny_labels(centre: CentreSummary) -> Iterator[Concern]:
+def _tiny_labels(centre: CentreSummary) -> Iterator[DataIssue]:
     spacings = centre.spacings
     voxel = float(np.prod(np.median(spacings, axis=0))) if len(spacings) else 1.0
     for label in centre.labels:
@@ -115,21 +115,21 @@ def _tiny_labels(centre: CentreSummary) -> Iterator[Concern]:
         tiny = [case for case, number, volume in measured if number and (number < FEWEST_VOXELS or volume < voxel)]
         if tiny:
             found = f"{label} has fewer than {FEWEST_VOXELS} voxels, or less than one at the centre's median spacing"
-            todo = "look whether it is a stray voxel; resampling may lose it, and its DSC is all or nothing"
-            yield _concern("warning", centre, "tiny label", tiny, found, todo)
+            advice = "look whether it is a stray voxel; resampling may lose it, and its DSC is all or nothing"
+            yield _concern("warning", centre, "tiny label", tiny, found, advice)
 
 
-def _orientations(centre: CentreSummary) -> Iterator[Concern]:
+def _orientations(centre: CentreSummary) -> Iterator[DataIssue]:
     lies = centre.orientations
     if len(lies) > 1:
         most = commonest([case.lies for case in centre.cases if case.plane])
         others = [case for case in centre.cases if case.plane and case.lies != most]
         counted = [f"{number} {name}" for name, number in lies.most_common()]
-        todo = "turn them all one way (SimpleITK.DICOMOrient, images and labels): nnU-Net takes the axes as they are"
-        yield _concern("warning", centre, "mixed orientation", others, _and(counted), todo)
+        advice = "turn them all one way (SimpleITK.DICOMOrient, images and labels): nnU-Net takes the axes as they are"
+        yield _concern("warning", centre, "mixed orientation", others, _and(counted), advice)
 
 
-def _spacings(centre: CentreSummary) -> Iterator[Concern]:
+def _spacings(centre: CentreSummary) -> Iterator[DataIssue]:
     spacings = np.sort(centre.spacings, axis=1)  # by size: a turned image is no outlier
     if not len(spacings):
         return
@@ -141,23 +141,23 @@ def _spacings(centre: CentreSummary) -> Iterator[Concern]:
         first = " x ".join(f"{step:.3g}" for step in outliers[0].spacing or ())
         median = " x ".join(f"{step:.3g}" for step in np.median(centre.spacings, axis=0))
         found = f"spacing more than {SPACING_FACTOR:g} times off the median {median} mm, the first {first} mm (Z, Y, X)"
-        todo = "is the header right? nnU-Net resamples all cases to one spacing"
-        yield _concern("warning", centre, "spacing outlier", outliers, found, todo)
+        advice = "is the header right? nnU-Net resamples all cases to one spacing"
+        yield _concern("warning", centre, "spacing outlier", outliers, found, advice)
 
 
-def _copies(centre: CentreSummary) -> Iterator[Concern]:
+def _copies(centre: CentreSummary) -> Iterator[DataIssue]:
     groups = [cases for cases in _by_digest(centre.cases).values() if len(cases) > 1]
     if groups:
         found = "; ".join(" = ".join(case.name for case in cases) for cases in groups[:3])
         copied = [case for cases in groups for case in cases]
-        todo = "keep one of each: one trained on while its copy is held out makes scores too good"
-        yield _concern("warning", centre, "duplicates", copied, f"the same image: {found}", todo)
+        advice = "keep one of each: one trained on while its copy is held out makes scores too good"
+        yield _concern("warning", centre, "duplicates", copied, f"the same image: {found}", advice)
 
 
 # all centres -------------------------------------------------------------------------------------------
 
 
-def _planes(centres: Sequence[CentreSummary]) -> Iterator[Concern]:
+def _planes(centres: Sequence[CentreSummary]) -> Iterator[DataIssue]:
     planes = {centre.name: centre.plane for centre in centres if centre.plane}
     if len(set(planes.values())) < 2:
         return
@@ -166,11 +166,11 @@ def _planes(centres: Sequence[CentreSummary]) -> Iterator[Concern]:
     for centre in centres:
         if centre.plane and centre.plane != most:
             found = f"slices are {centre.plane}, those of {others} {most}"
-            todo = "turn one to the other where anatomy should lie alike for the shared layers"
-            yield _concern("warning", centre, "other orientation", (), found, todo)
+            advice = "turn one to the other where anatomy should lie alike for the shared layers"
+            yield _concern("warning", centre, "other orientation", (), found, advice)
 
 
-def _intensities(centres: Sequence[CentreSummary]) -> Iterator[Concern]:
+def _intensities(centres: Sequence[CentreSummary]) -> Iterator[DataIssue]:
     with_cases = [centre for centre in centres if centre.cases]
     if len({centre.channels for centre in with_cases}) != 1:
         return
@@ -190,11 +190,11 @@ def _intensities(centres: Sequence[CentreSummary]) -> Iterator[Concern]:
                     f"case), at {'most' if len(far) < len(others) else 'all'} other centres from about {low:,.5g} to "
                     f"{high:,.5g}"
                 )
-                todo = (
+                advice = (
                     "were images rescaled or cut to 8 bits here? nnU-Net scales each image by itself, but a channel "
                     "named CT by one rule for all"
                 )
-                yield _concern("warning", centre, "intensities", (), found, todo)
+                yield _concern("warning", centre, "intensities", (), found, advice)
 
 
 def _overlap(ours: tuple[float, ...], theirs: tuple[float, ...]) -> float:
@@ -204,7 +204,7 @@ def _overlap(ours: tuple[float, ...], theirs: tuple[float, ...]) -> float:
     return 1.0 if together == 0 else max(shared, 0.0) / together
 
 
-def _copies_across(centres: Sequence[CentreSummary]) -> Iterator[Concern]:
+def _copies_across(centres: Sequence[CentreSummary]) -> Iterator[DataIssue]:
     digests = {centre.name: _by_digest(centre.cases) for centre in centres}
     for first, second in combinations(centres, 2):
         shared = [digest for digest in digests[first.name] if digest in digests[second.name]]
@@ -215,8 +215,8 @@ def _copies_across(centres: Sequence[CentreSummary]) -> Iterator[Concern]:
             ]
             copied = [digests[first.name][digest][0] for digest in shared]
             found = f"{second.name} holds the same image: {'; '.join(pairs[:3])}"
-            todo = "keep each at one centre: what one centre holds out, or tests, the other trains on"
-            yield _concern("warning", first, "duplicates across", copied, found, todo)
+            advice = "keep each at one centre: what one centre holds out, or tests, the other trains on"
+            yield _concern("warning", first, "duplicates across", copied, found, advice)
 
 
 def _by_digest(cases: Sequence[CaseMeasures]) -> dict[str, list[CaseMeasures]]:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fednnunet.datasets.quality.summary import SHARES, CentreSummary, Concern
+from fednnunet.datasets.quality.summary import SHARES, CentreSummary, DataIssue
 
 T = TypeVar("T")
 
@@ -21,7 +21,7 @@ NAMES = 3
 NOTHING = "–"
 
 
-def show_summary(centres: Sequence[CentreSummary], concerns: Sequence[Concern], console: Console) -> None:
+def show_summary(centres: Sequence[CentreSummary], concerns: Sequence[DataIssue], console: Console) -> None:
     """Print the tables, and below them what will hurt."""
     for table in (images_table(centres), intensities_table(centres), labels_table(centres)):
         console.print(table)
@@ -30,16 +30,16 @@ def show_summary(centres: Sequence[CentreSummary], concerns: Sequence[Concern], 
     for concern in concerns:
         mark, colour = MARKS[concern.severity]
         console.print(Text.assemble((mark, colour), f" {sentence(concern)}"), soft_wrap=True)
-        console.print(Text(f"  → {concern.todo}", style=colour), soft_wrap=True)
+        console.print(Text(f"  → {concern.advice}", style=colour), soft_wrap=True)
 
 
-def sentence(concern: Concern) -> str:
+def sentence(concern: DataIssue) -> str:
     """Whose, how many cases, which, and what is found."""
     counted = f"{len(concern.cases)} of {concern.of} cases ({_some(concern.cases)}); " if concern.cases else ""
     return f"{concern.centre}, {concern.what}: {counted}{concern.found}"
 
 
-def as_json(centres: Sequence[CentreSummary], concerns: Sequence[Concern]) -> str:
+def as_json(centres: Sequence[CentreSummary], concerns: Sequence[DataIssue]) -> str:
     """All of it for programs: the summaries with every case, and what will hurt."""
     found = {
         "centres": [centre.as_dict() for centre in centres],
@@ -49,7 +49,7 @@ def as_json(centres: Sequence[CentreSummary], concerns: Sequence[Concern]) -> st
 
 
 def images_table(centres: Sequence[CentreSummary]) -> Table:
-    """Cases, shapes, spacings and orientations; three lines a centre."""
+    """Cases, shapes, spacings and orientations; three lines per centre."""
     table = _table("Images", "centre", "cases", "", "shape (Z, Y, X)", "spacing in mm", "orientation")
     for centre in centres:
         name = f"{centre.name}\n(external)" if centre.external else centre.name

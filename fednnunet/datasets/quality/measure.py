@@ -43,7 +43,7 @@ def measure_centre(
     workers: int = 1,
     progress: Callable[[], object] = lambda: None,
 ) -> CentreSummary:
-    """Open every case once; one that can not be read is named in the result and the others go on.
+    """Open every case once; one that cannot be read is named in the result and the others go on.
 
     Args:
         dataset: of the centre.
@@ -80,7 +80,7 @@ def image_digests(dataset: RawDataset, centre: str, workers: int = 1) -> dict[st
     """Case name to the digest of its decoded images, by which copies are found.
 
     Raises:
-        DataError: an image can not be read.
+        DataError: an image cannot be read.
     """
     reader = choose_reader(dataset, dataset.cases[0], centre)
     digests = map_in_processes(partial(_digest_case, reader=reader, centre=centre), dataset.cases, workers)

@@ -61,7 +61,7 @@ class CaseMeasures:
 
 @dataclass(frozen=True)
 class UnreadableCase:
-    """One case that can not be measured, and why."""
+    """One case that cannot be measured, and why."""
 
     name: str
     reason: str
@@ -170,7 +170,7 @@ class CentreSummary:
 
 
 @dataclass(frozen=True)
-class Concern:
+class DataIssue:
     """One thing that will hurt.
 
     Attributes:
@@ -180,7 +180,7 @@ class Concern:
         found: what is there.
         cases: that it concerns, sorted; empty where it is the centre as a whole.
         of: cases of the centre.
-        todo: what to do.
+        advice: what to do.
     """
 
     severity: Literal["warning", "bad"]
@@ -189,7 +189,7 @@ class Concern:
     found: str
     cases: tuple[str, ...]
     of: int
-    todo: str
+    advice: str
 
 
 def spread(values: np.ndarray) -> dict[str, Any] | None:

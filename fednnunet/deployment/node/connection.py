@@ -54,9 +54,9 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from fednnunet.client_app import app
-from fednnunet.config.node_file import SiteConfig
+from fednnunet.config.node_file import NodeFile
 from fednnunet.deployment.keys import make_node_key
-from fednnunet.deployment.node.diagnosis import said, why_not_let_in, why_unreachable
+from fednnunet.deployment.node.diagnosis import explain_rejection, explain_unreachable, said
 from fednnunet.deployment.supervision import log_to, terminal
 from fednnunet.errors import ConfigError, ProtocolError
 from fednnunet.exchange.arrays import MAX_BYTES
@@ -77,7 +77,7 @@ RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0, 20.0)
 MAX_RESPONSE_BYTES = MAX_BODY_BYTES + 2**20
 """The longest is an object of a message: its body, or 5 MiB of its arrays."""
 AT_ONCE = 16
-"""Objects of a message, of at most 5 MiB but for its body, that are in memory a second time while they are sent."""
+"""Objects of a message, of at most 5 MiB but for its body, that are in memory per second time while they are sent."""
 ANY_SESSION = ""
 """Flower takes an object without the session that it belongs to, if one waits for it."""
 OWN_TASK = 1
@@ -99,7 +99,7 @@ class Link:
         tell: gets a line for the operator.
     """
 
-    def __init__(self, site: SiteConfig, node_config: dict[str, str], tell: Callable[[str], None]) -> None:
+    def __init__(self, site: NodeFile, node_config: dict[str, str], tell: Callable[[str], None]) -> None:
         self.site = site
         self.node_config = node_config
         self.tell = tell
@@ -160,7 +160,7 @@ class Link:
             except Refused as refused:
                 if str(refused) != told:
                     told = str(refused)
-                    why = why_not_let_in(told, self.site)
+                    why = explain_rejection(told, self.site)
                     self.tell(f"the server does not let this node in: {why}; the node goes on trying")
                 time.sleep(RETRY_SECONDS[-1])
         self.tell(f"connected to {self.site.server}")
@@ -169,7 +169,7 @@ class Link:
         try:
             write_atomically(self._id_file, str(self.node.node_id))
         except OSError as error:  # the disk is full, say; it is needed after a kill alone
-            log.warning("%s can not be written: %s", self._id_file, error)
+            log.warning("%s cannot be written: %s", self._id_file, error)
 
     def _heartbeat(self) -> bool:
         request = SendNodeHeartbeatRequest(node=self.node, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
@@ -271,9 +271,9 @@ class Link:
                     raise Refused(said(error.response)) from None
                 problem = said(error.response)
             except ValueError as error:
-                raise Refused(f"an answer that can not be read ({error})") from None
+                raise Refused(f"an answer that cannot be read ({error})") from None
             except httpx.TransportError as error:
-                problem = why_unreachable(error, self.site)
+                problem = explain_unreachable(error, self.site)
             else:
                 if self._down:
                     self._down = False
@@ -287,7 +287,7 @@ class Link:
             attempts += 1
 
 
-def own_key(site: SiteConfig) -> Path:
+def own_key(site: NodeFile) -> Path:
     """File of the node's private key; without keys one is made, so that the server knows the node again."""
     if site.key is not None:
         return site.key
@@ -300,7 +300,7 @@ def read_key(path: Path) -> tuple[ec.EllipticCurvePrivateKey, ec.EllipticCurvePu
     """A node's key pair.
 
     Raises:
-        ConfigError: the file can not be read, or holds another kind of key.
+        ConfigError: the file cannot be read, or holds another kind of key.
     """
     try:
         key = load_ssh_private_key(path.read_bytes(), None)
@@ -323,7 +323,7 @@ def _check_size(response: httpx.Response) -> None:
         raise Refused(f"an answer of {length[:20] if not open_ended else 'untold'} bytes")
 
 
-def run_link(site: SiteConfig, node_config: dict[str, str], log_file: Path) -> None:
+def run_link(site: NodeFile, node_config: dict[str, str], log_file: Path) -> None:
     """Process entry: own log, ends with its parent.
 
     Args:

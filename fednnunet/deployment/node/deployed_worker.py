@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from pydantic import BaseModel, ValidationError
 
 from fednnunet.audit.log import AUDIT_LOG, AuditLog
-from fednnunet.config.node_file import SiteConfig
+from fednnunet.config.node_file import NodeFile
 from fednnunet.config.run import (
     CachePaths,
     FingerprintConfig,
@@ -20,7 +20,7 @@ from fednnunet.config.run import (
     NodeRunConfig,
     TrainerConfig,
 )
-from fednnunet.config.shared import TaskConfig
+from fednnunet.config.shared import SharedRunConfig
 from fednnunet.datasets.raw import find_dataset
 from fednnunet.deployment.supervision import OTHER_RUN
 from fednnunet.errors import ConfigError, FednnUNetError, ProtocolError, first_problem
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 LOG_FILE = "worker.log"
 
 
-class Assignment(BaseModel):
+class RunAssignment(BaseModel):
     """A run, and what this node is to do in it.
 
     Attributes:
@@ -46,10 +46,10 @@ class Assignment(BaseModel):
     """
 
     run: RunId
-    task: TaskConfig
+    task: SharedRunConfig
 
 
-class SiteWorker:
+class DeployedWorker:
     """Gets its run from the server, and keeps it on disk: a worker that is started again goes on with it.
 
     Args:
@@ -58,7 +58,7 @@ class SiteWorker:
         audit: log of what leaves the node; its entries name the run.
     """
 
-    def __init__(self, site: SiteConfig, channel: WorkerChannel, audit: AuditLog) -> None:
+    def __init__(self, site: NodeFile, channel: WorkerChannel, audit: AuditLog) -> None:
         self.site = site
         self.channel = channel
         self.audit = audit
@@ -67,7 +67,7 @@ class SiteWorker:
     def serve(self) -> None:
         """Answer requests until the process ends."""
         if self.file.is_file():
-            self._work_on(Assignment.model_validate_json(self.file.read_text(encoding="utf-8")), None)
+            self._work_on(RunAssignment.model_validate_json(self.file.read_text(encoding="utf-8")), None)
         while True:
             request = self.channel.receive()
             if request is None:
@@ -88,7 +88,7 @@ class SiteWorker:
                 continue
             self._work_on(assignment, request)
 
-    def _work_on(self, assignment: Assignment, first: Request | None) -> NoReturn:
+    def _work_on(self, assignment: RunAssignment, first: Request | None) -> NoReturn:
         log.info("run %s", assignment.run)
         self.audit.run = assignment.run
         worker = NodeWorker(settings_of(self.site, assignment), self.channel, self._begin_other_run)
@@ -96,7 +96,7 @@ class SiteWorker:
         worker.serve()
         raise AssertionError("a worker serves until its process ends")
 
-    def _assignment_of(self, request: Request) -> Assignment:
+    def _assignment_of(self, request: Request) -> RunAssignment:
         if request.kind is not Kind.FINGERPRINT:
             raise ProtocolError(f"the server asked for {request.kind} before it told what the run is")
         body = parse_body(FingerprintRequest, request.body, "the server")
@@ -108,11 +108,11 @@ class SiteWorker:
         log.warning("run %s begins; this worker ends", body.run)
         os._exit(OTHER_RUN)
 
-    def _note(self, assignment: Assignment) -> None:
+    def _note(self, assignment: RunAssignment) -> None:
         write_atomically(self.file, assignment.model_dump_json(by_alias=True))
 
 
-def assignment_of(site: SiteConfig, body: FingerprintRequest) -> Assignment:
+def assignment_of(site: NodeFile, body: FingerprintRequest) -> RunAssignment:
     """What the server wants of this node, if the node allows it.
 
     Raises:
@@ -122,16 +122,16 @@ def assignment_of(site: SiteConfig, body: FingerprintRequest) -> Assignment:
     if body.run is None or body.task is None:
         raise ProtocolError("the server did not tell what the run is; is it of the same version?")
     try:
-        task = TaskConfig.model_validate(body.task)
+        task = SharedRunConfig.model_validate(body.task)
     except ValidationError as error:
         raise ProtocolError(f"the server sent a task that is none: {first_problem(error, 'task')}") from None
     for key, name in task.classes.items():
         if name not in site.classes:
             raise ConfigError(f"{key}={name} is not allowed here; its node.yaml lists allowed classes under `classes`")
-    return Assignment(run=body.run, task=task)
+    return RunAssignment(run=body.run, task=task)
 
 
-def settings_of(site: SiteConfig, assignment: Assignment) -> NodeSettings:
+def settings_of(site: NodeFile, assignment: RunAssignment) -> NodeSettings:
     """What the worker is told: the server's task, and what the hospital's own configuration says.
 
     Raises:
@@ -166,7 +166,7 @@ def settings_of(site: SiteConfig, assignment: Assignment) -> NodeSettings:
     )
 
 
-def run_site_worker(site: SiteConfig, address: str, key: bytes) -> None:
+def run_site_worker(site: NodeFile, address: str, key: bytes) -> None:
     """Process entry: own log file, ends with its parent.
 
     Args:
@@ -177,4 +177,4 @@ def run_site_worker(site: SiteConfig, address: str, key: bytes) -> None:
     set_up_process(site.folder / LOG_FILE, site.threads or cores())
     Path(address).unlink(missing_ok=True)  # of a worker that was killed
     audit = AuditLog(site.folder / AUDIT_LOG, site.name)
-    SiteWorker(site, WorkerChannel(address, key, audit.record), audit).serve()
+    DeployedWorker(site, WorkerChannel(address, key, audit.record), audit).serve()

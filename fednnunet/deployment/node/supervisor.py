@@ -10,25 +10,25 @@ import tempfile
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from fednnunet.config.node_file import SiteConfig
+from fednnunet.config.node_file import NodeFile
 from fednnunet.datasets.raw import find_dataset
 from fednnunet.deployment.node.connection import LOG_FILE, read_key, run_link
-from fednnunet.deployment.supervision import OTHER_RUN, KeptAlive, ended_by_signal, keep_alive, terminal
+from fednnunet.deployment.supervision import OTHER_RUN, SupervisedProcess, ended_by_signal, supervise, terminal
 from fednnunet.lock import locked
 
 PRELOAD = ["fednnunet.deployment.node.deployed_worker"]
-PATIENCE_SECONDS = 600.0
+RETRY_TIMEOUT_S = 600.0
 """The link waits so long for a worker that is started again."""
 
 
-def serve(site: SiteConfig) -> None:
+def serve(site: NodeFile) -> None:
     """Keep the worker and the link alive until a signal ends them.
 
     Args:
         site: configuration of the node.
 
     Raises:
-        ConfigError: the key can not be read, or another process uses the work folder.
+        ConfigError: the key cannot be read, or another process uses the work folder.
         DataError: there are no data where the configuration says.
     """
     os.umask(0o077)  # the work folder holds what was made of the images
@@ -46,7 +46,7 @@ def serve(site: SiteConfig) -> None:
     key_file.write_bytes(key)
     address = str(sockets / "worker.sock")
     # Flower's node configuration: what the ClientApp needs to find the worker.
-    node_config = {"socket": address, "key-file": str(key_file), "patience": str(PATIENCE_SECONDS)}
+    node_config = {"socket": address, "key-file": str(key_file), "patience": str(RETRY_TIMEOUT_S)}
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
 
@@ -63,18 +63,18 @@ def serve(site: SiteConfig) -> None:
         process.start()
         return process
 
-    kept = [KeptAlive("worker", start_worker, meant=[OTHER_RUN]), KeptAlive("link", start_link)]
+    kept = [SupervisedProcess("worker", start_worker, meant=[OTHER_RUN]), SupervisedProcess("link", start_link)]
     try:
         with locked(site.folder):
             tell(f"node {site.name}: work folder {site.folder}; connecting to {site.server}")
-            for _ in keep_alive(kept, ended, tell):
+            for _ in supervise(kept, ended, tell):
                 pass
             tell(f"node {site.name} has ended; what it has finished is kept")
     finally:
         shutil.rmtree(sockets, ignore_errors=True)
 
 
-def _work(site: SiteConfig, address: str, key: bytes) -> None:
+def _work(site: NodeFile, address: str, key: bytes) -> None:
     # Imported here: this process needs no torch.
     from fednnunet.deployment.node.deployed_worker import run_site_worker
 

@@ -12,21 +12,21 @@ from cryptography import x509
 
 from fednnunet.deployment.node.preflight.server_checks import EXPIRES_SOON
 
-LOOK_SECONDS = 1.0
+POLL_SECONDS = 1.0
 REMIND = timedelta(days=1)
 """Between two lines on the same certificate."""
 
 
-def expiry_of(certificate: Path) -> datetime:
+def expiry_date(certificate: Path) -> datetime:
     """When a certificate (PEM) ends.
 
     Raises:
-        OSError, ValueError: it can not be read, or is none.
+        OSError, ValueError: it cannot be read, or is none.
     """
     return x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc
 
 
-async def keep_current(context: ssl.SSLContext, keys: Path, tell: Callable[[str], None]) -> None:
+async def watch_certificate(context: ssl.SSLContext, keys: Path, tell: Callable[[str], None]) -> None:
     """Watch ``server.crt`` until cancelled: new connections get what is there now, those that are open stay.
 
     Args:
@@ -35,21 +35,24 @@ async def keep_current(context: ssl.SSLContext, keys: Path, tell: Callable[[str]
         tell: gets a line for the operator.
     """
     certificate, key = keys / "server.crt", keys / "server.key"
-    expires, seen = expiry_of(certificate), _version(certificate)
+    expires, seen = expiry_date(certificate), _version(certificate)
     reminded = datetime.min.replace(tzinfo=UTC)
     while True:
         now = datetime.now(UTC)
         # Not there, or of another key: it is being made, and the old one is in use until then.
         if (there := _version(certificate)) not in (None, seen) and _is_pair(certificate, key):
             context.load_cert_chain(certificate, key)
-            expires, seen = expiry_of(certificate), there
+            expires, seen = expiry_date(certificate), there
             tell(f"the server's certificate is new, and in use from now on; it is valid until {expires:%Y-%m-%d}")
             reminded = datetime.min.replace(tzinfo=UTC)
         ends_soon = expires - now < EXPIRES_SOON and now - reminded >= REMIND
         if ends_soon or reminded < expires <= now:
             reminded = now
-            tell(f"{_how_long(expires, now)}; put a new server.crt and server.key into {keys} (docs/deployment.md)")
-        await asyncio.sleep(LOOK_SECONDS)
+            tell(
+                f"{_how_long(expires, now)}; put a new server.crt and server.key into {keys} "
+                "(docs/how-to/deployment.md)"
+            )
+        await asyncio.sleep(POLL_SECONDS)
 
 
 def _version(certificate: Path) -> tuple[int, int] | None:
@@ -70,6 +73,6 @@ def _is_pair(certificate: Path, key: Path) -> bool:
 
 def _how_long(expires: datetime, now: datetime) -> str:
     if expires <= now:
-        return f"warning: the server's certificate has expired on {expires:%Y-%m-%d}: nodes can not connect"
+        return f"warning: the server's certificate has expired on {expires:%Y-%m-%d}: nodes cannot connect"
     days = (expires - now) // timedelta(days=1)
     return f"warning: the server's certificate expires on {expires:%Y-%m-%d}, in {days} days"

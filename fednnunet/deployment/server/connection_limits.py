@@ -13,7 +13,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 MAX_CONNECTIONS = 900
 """At once; a node has four."""
 MAX_OF_ONE_ADDRESS = 100
-PATIENCE_SECONDS = 20.0
+RETRY_TIMEOUT_S = 20.0
 
 
 class WatchedConnection(H11Protocol):
@@ -31,7 +31,7 @@ class WatchedConnection(H11Protocol):
         self._watch()
 
     def _watch(self) -> None:
-        self._next_look = self.loop.call_later(PATIENCE_SECONDS, self._look)
+        self._next_look = self.loop.call_later(RETRY_TIMEOUT_S, self._look)
 
     def _look(self) -> None:
         nothing_new = self.cycle is self._cycle_before

@@ -161,7 +161,7 @@ def _check_sender(body: bytes) -> None:
     try:
         request = PushMessagesRequest.FromString(body)
     except DecodeError:
-        raise _Refused(400, "the request can not be read") from None
+        raise _Refused(400, "the request cannot be read") from None
     if any(message.metadata.src_node_id != request.node.node_id for message in request.messages_list):
         raise _Refused(403, "a node sends messages of its own only")
 

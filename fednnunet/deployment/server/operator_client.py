@@ -109,7 +109,7 @@ class Operator:
         state: folder of the server's state.
 
     Raises:
-        ConfigError: there is no server, or its token can not be read by this user.
+        ConfigError: there is no server, or its token cannot be read by this user.
     """
 
     def __init__(self, state: Path) -> None:
@@ -119,7 +119,7 @@ class Operator:
             self._token = (state / TOKEN_FILE).read_text(encoding="utf-8").strip()
         except OSError as error:
             raise ConfigError(
-                f"{state / TOKEN_FILE} can not be read ({error.strerror}); use the server's user"
+                f"{state / TOKEN_FILE} cannot be read ({error.strerror}); use the server's user"
             ) from None
 
     def interceptors(self, component: str) -> list[Any]:
@@ -223,7 +223,7 @@ publisher = "fednnunet"
 serverapp = "fednnunet_app:app"
 clientapp = "fednnunet_app:app"
 """
-    module = "from fednnunet.federation import client_app\n\napp = client_app.app\n"
+    module = "from fednnunet import client_app\n\napp = client_app.app\n"
     content, _ = build_fab_from_files({"pyproject.toml": project.encode(), "fednnunet_app.py": module.encode()})
     return content
 

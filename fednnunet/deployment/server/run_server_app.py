@@ -13,7 +13,7 @@ from flwr.serverapp import ServerApp
 from fednnunet.deployment.server.operator_client import Operator
 from fednnunet.deployment.server.superlink_grid import RunLost, SuperLinkGrid
 from fednnunet.errors import ConfigError
-from fednnunet.files import DISK_FULL, has_room
+from fednnunet.files import DISK_FULL, has_free_space
 from fednnunet.lock import locked
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def run_across_machines(state: Path, folder: Path, app: ServerApp, tell: Callabl
                     raise
                 log.warning("%s", error, exc_info=True)
                 tell(f"the disk of {folder} is full; when there is room the run goes on from its last finished round")
-                while not has_room(folder):
+                while not has_free_space(folder):
                     threading.Event().wait(RETRY_SECONDS)
             threading.Event().wait(RETRY_SECONDS)
 

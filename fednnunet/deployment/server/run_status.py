@@ -1,4 +1,4 @@
-"""``run.json`` in the server's folder: where the run stands, for ``fednnunet server status``."""
+"""``run_status.json`` in the server's folder: where the run stands, for ``fednnunet server status``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fednnunet.files import DISK_FULL, write_atomically
 
 log = logging.getLogger(__name__)
 
-RUN_FILE = "run.json"
+STATUS_FILE = "run_status.json"
 
 
 class RunStatus:
@@ -27,7 +27,7 @@ class RunStatus:
     """
 
     def __init__(self, state: Path, run: Path, **facts: str) -> None:
-        self._path = state / RUN_FILE
+        self._path = state / STATUS_FILE
         self._status: dict[str, Any] = {
             "run": str(run.resolve()),
             **facts,
@@ -80,7 +80,7 @@ class RunStatus:
         except OSError as error:  # it shows where the run stands, the run does without
             if error.errno not in DISK_FULL:
                 raise
-            log.warning("%s can not be written: %s", self._path, error.strerror)
+            log.warning("%s cannot be written: %s", self._path, error.strerror)
 
 
 def _now() -> str:

@@ -60,7 +60,7 @@ class Signatures:
             # Whoever has a signature (r, s) can make (r, -s), which is as good: r alone tells it from others.
             number, _ = decode_dss_signature(signed)
         except (ValueError, TypeError):
-            return "the signature can not be read"
+            return "the signature cannot be read"
         if not -SYSTEM_TIME_TOLERANCE < age < TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE:
             return "the signature is too old, or the clocks differ"
         return None if self._is_new(number) else "the request was sent before"

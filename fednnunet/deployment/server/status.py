@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fednnunet.deployment.server.operator_client import GONE_AWAY, Operator, ServerFacts, read_server
-from fednnunet.deployment.server.run_status import RUN_FILE
+from fednnunet.deployment.server.run_status import STATUS_FILE
 from fednnunet.errors import ConfigError, first_problem
 
 WATCH_SECONDS = 2.0
@@ -44,7 +44,7 @@ class NodeProgress(BaseModel):
 
 
 class RunState(BaseModel):
-    """``run.json`` of a server's state folder, which the run keeps up to date.
+    """``run_status.json`` of a server's state folder, which the run keeps up to date.
 
     Attributes:
         run: its folder.
@@ -117,7 +117,7 @@ def read_status(state: Path, ask: AskNodes = ask_nodes) -> Status:
         ask: for the nodes; called with ``state`` while the server runs.
 
     Raises:
-        ConfigError: no server was started there, or a file in it can not be read.
+        ConfigError: no server was started there, or a file in it cannot be read.
     """
     server, run = read_server(state), _read_run(state)
     expires = _expiry(Path(server.keys) / "server.crt") if server.keys is not None else None
@@ -138,7 +138,7 @@ def read_status(state: Path, ask: AskNodes = ask_nodes) -> Status:
 
 
 def _read_run(state: Path) -> RunState | None:
-    path = state / RUN_FILE
+    path = state / STATUS_FILE
     try:
         return RunState.model_validate_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -151,7 +151,7 @@ def _expiry(certificate: Path) -> datetime:
     try:
         return x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{certificate} can not be read: {error}") from None
+        raise ConfigError(f"{certificate} cannot be read: {error}") from None
 
 
 def _is_running(server: ServerFacts) -> bool:

@@ -27,7 +27,7 @@ from flwr.superlink.main import create_app
 from sqlalchemy import Engine, event
 from sqlalchemy.engine import ExceptionContext
 
-from fednnunet.deployment.server.certificate_watcher import keep_current
+from fednnunet.deployment.server.certificate_watcher import watch_certificate
 from fednnunet.deployment.server.connection_limits import MAX_CONNECTIONS, WatchedConnection
 from fednnunet.deployment.server.gateway import fleet_only, with_token
 from fednnunet.deployment.server.operator_client import TOKEN_FILE
@@ -125,7 +125,7 @@ async def serve(
     if keys is not None:
         fleet.config.load()
         assert fleet.config.ssl is not None
-        watch = asyncio.ensure_future(keep_current(fleet.config.ssl, keys, tell))
+        watch = asyncio.ensure_future(watch_certificate(fleet.config.ssl, keys, tell))
     # A signal ends the one that installed its handlers last; the other has nothing to go on for.
     await asyncio.wait(doors, return_when=asyncio.FIRST_COMPLETED)
     everything.should_exit = fleet.should_exit = True

@@ -192,7 +192,7 @@ class SuperLinkGrid(NodeGrid):
         for reply in self._reaching(lambda: list(self._flower.pull_messages(asked))):
             id_ = asked[reply.metadata.reply_to_message_id]
             sent = self._out.pop(id_)
-            replies.append(self._as_of(reply, sent, id_))
+            replies.append(self._relabel(reply, sent, id_))
         for id_ in lost:
             if id_ in self._out:
                 replies += self._mend(id_)
@@ -205,7 +205,7 @@ class SuperLinkGrid(NodeGrid):
         if sent.abandoned:
             del self._out[id_]
             error = Error(ErrorCode.MESSAGE_UNAVAILABLE, "the node has lost the message")
-            return [self._as_of(Message(error, reply_to=sent.message), sent, id_)]
+            return [self._relabel(Message(error, reply_to=sent.message), sent, id_)]
         log.warning("message %s is sent to node %d again", id_, node)
         self._out[id_] = self._send(sent.message)
         return []
@@ -216,7 +216,7 @@ class SuperLinkGrid(NodeGrid):
             if id_ in self._out:
                 self._out[id_].abandoned = True
 
-    def _as_of(self, reply: Message, sent: Outgoing, id_: str) -> Message:
+    def _relabel(self, reply: Message, sent: Outgoing, id_: str) -> Message:
         """The reply as the one to the message that was given."""
         node = sent.message.metadata.dst_node_id
         if reply.has_content() and reply.metadata.src_node_id != node:

@@ -17,7 +17,7 @@ from fednnunet import __version__
 from fednnunet.config.node_file import LOOPBACK, split_address
 from fednnunet.deployment.keys import node_keys
 from fednnunet.deployment.server.operator_client import GONE_AWAY, SERVER_FILE, Operator, ServerFacts, write_token
-from fednnunet.deployment.supervision import KeptAlive, ended_by_signal, keep_alive
+from fednnunet.deployment.supervision import SupervisedProcess, ended_by_signal, supervise
 from fednnunet.errors import ConfigError
 from fednnunet.files import write_atomically
 from fednnunet.lock import locked
@@ -59,10 +59,10 @@ def serve(keys: Path | None, address: str, state: Path, insecure: bool) -> None:
         if insecure:
             print("warning: plain HTTP and no node keys: whoever has an account on this machine can join", flush=True)
         print(f"the server listens at {address}{'' if insecure else ' (TLS, node keys)'}; log: {state / LOG_FILE}")
-        superlink = KeptAlive("SuperLink", lambda: _start(state, outer, inner, keys))
+        superlink = SupervisedProcess("SuperLink", lambda: _start(state, outer, inner, keys))
         registered: dict[str, Path] | None = None
         try:
-            for _ in keep_alive([superlink], ended, lambda text: print(text, flush=True)):
+            for _ in supervise([superlink], ended, lambda text: print(text, flush=True)):
                 if keys is not None and (there := node_keys(keys)) != registered:
                     with contextlib.suppress(*GONE_AWAY):  # it is still starting: at the next look
                         _tell_register(*Operator(state).register(there), total=len(there))
@@ -76,7 +76,7 @@ def check_keys(keys: Path | None, address: str, insecure: bool) -> None:
     """Whether this server is safe to start.
 
     Raises:
-        ConfigError: says what is missing, or why plain HTTP can not be had.
+        ConfigError: says what is missing, or why plain HTTP cannot be had.
     """
     host, _ = split_address(address)
     if insecure:
@@ -108,7 +108,7 @@ def bound(address: str) -> Iterator[socket.socket]:
         try:
             listening.bind((host, port))
         except OSError as error:
-            raise ConfigError(f"the server can not listen at {address}: {error.strerror}") from None
+            raise ConfigError(f"the server cannot listen at {address}: {error.strerror}") from None
         listening.listen(BACKLOG)
         yield listening
 

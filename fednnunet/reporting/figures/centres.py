@@ -23,7 +23,7 @@ Columns = Callable[[CentreSummary], np.ndarray]
 
 
 def centre_summaries(centres: Sequence[CentreSummary]) -> Figure:
-    """Sizes, spacings, intensities, label volumes and orientations; a column a centre.
+    """Sizes, spacings, intensities, label volumes and orientations; a column per centre.
 
     A box holds the middle half of the cases, its line is the median, its whiskers reach 1.5 times the box's length at
     most; a dot is a case. Few cases get no box. Three boxes of a centre stand for axes Z, Y, X, or for percentiles.

@@ -60,7 +60,7 @@ def read_overlay(path: Path) -> Overlay:
     """Read an overlay file.
 
     Raises:
-        DataError: an array is missing or the file can not be read; names it.
+        DataError: an array is missing or the file cannot be read; names it.
     """
     arrays = _read(path, ("image", "reference", "prediction", "spacing", "dsc"))
     return Overlay(**{**arrays, "dsc": float(arrays["dsc"])})

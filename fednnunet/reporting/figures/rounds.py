@@ -26,7 +26,7 @@ MB = 1e6
 
 
 def learning_curves(rounds: pd.DataFrame, nodes: Sequence[str]) -> Figure:
-    """Losses and pseudo-Dice of every node over rounds; a column a set-up.
+    """Losses and pseudo-Dice of every node over rounds; a column per set-up.
 
     With several folds or seeds the line is their mean and the band their range.
 
@@ -89,8 +89,8 @@ def round_costs(rounds: pd.DataFrame) -> Figure:
     figure = new_figure((10.5, 3.4))
     time_axes, bytes_axes = figure.subplots(1, 2)
     for axes, title, columns, gather in (
-        (time_axes, "seconds a round, slowest node", ("seconds_train", "seconds_exchange"), "max"),
-        (bytes_axes, "MB a round, all nodes", ("bytes_up", "bytes_down"), "sum"),
+        (time_axes, "seconds per round, slowest node", ("seconds_train", "seconds_exchange"), "max"),
+        (bytes_axes, "MB per round, all nodes", ("bytes_up", "bytes_down"), "sum"),
     ):
         clean(axes)
         axes.set_title(title, loc="left", fontsize=10, color=INK)

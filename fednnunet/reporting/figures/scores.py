@@ -23,7 +23,7 @@ def case_scores(scores: pd.DataFrame, training: Sequence[str], external: Sequenc
     at most; a dot is a case, a diamond the mean. Few cases get no box.
 
     Args:
-        scores: one row a case (:func:`~fednnunet.reporting.tables.results_table.case_means`).
+        scores: one row per case (:func:`~fednnunet.reporting.tables.results_table.case_means`).
         training: nodes with training cases.
         external: nodes without, drawn apart.
         hd95_unit: ``mm`` or ``pixels``.
@@ -99,7 +99,9 @@ def forest(
 
 
 def cross_centre(cases: pd.DataFrame, training: Sequence[str], external: Sequence[str]) -> Figure | None:
-    """Mean DSC of each node's model (rows) on each centre's held-out cases (columns), a panel a set-up (paper, Fig. 4).
+    """Mean DSC of each node's model (rows) on each centre's held-out cases (columns), a panel per set-up.
+
+    As in the paper's Fig. 4.
 
     Args:
         cases: columns of ``cases.csv``.

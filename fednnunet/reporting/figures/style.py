@@ -64,7 +64,7 @@ def draw_box(axes: Axes, values: np.ndarray, x: float, width: float, colour: str
 
     Args:
         axes: to draw on.
-        values: one a case.
+        values: one per case.
         x: place.
         width: of the place.
         colour: as ``#rrggbb``.

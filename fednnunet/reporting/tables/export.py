@@ -36,7 +36,7 @@ def write_tables(folder: Path, table: ResultsTable, comparison: PaperComparison 
 
 
 def as_markdown(table: ResultsTable, comparison: PaperComparison | None = None) -> str:
-    """The table; below it the paper's numbers, ours and the difference, three rows a set-up."""
+    """The table; below it the paper's numbers, ours and the difference, three rows per set-up."""
     text = table.as_markdown()
     if comparison is None:
         return text
@@ -70,7 +70,7 @@ def as_latex(table: ResultsTable, comparison: PaperComparison | None = None) -> 
 
 
 def as_rows(table: ResultsTable, comparison: PaperComparison | None = None) -> pd.DataFrame:
-    """One row a set-up, centre and metric, all digits kept; means over centres are left out.
+    """One row per set-up, centre and metric, all digits kept; means over centres are left out.
 
     Returns:
         Columns ``strategy``, ``node``, ``metric``, ``unit`` and ``value``; with a comparison also ``paper`` and

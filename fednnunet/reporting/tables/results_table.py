@@ -68,7 +68,7 @@ def _best_model(cases: pd.DataFrame) -> pd.Series:
 
 
 def case_means(cases: pd.DataFrame, external: External = "mean") -> pd.DataFrame:
-    """One row a case: scores averaged over its labels and models, leaving out those that are not defined.
+    """One row per case: scores averaged over its labels and models, leaving out those that are not defined.
 
     The volume error is taken by its size. ``n_empty`` counts labels of which just one mask was empty.
 

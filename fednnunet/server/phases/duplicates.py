@@ -8,14 +8,14 @@ from itertools import combinations
 
 from fednnunet.exchange.digests import DIGESTS_FILE
 from fednnunet.files import write_atomically
-from fednnunet.server.run_recorder import Journal
+from fednnunet.server.run_recorder import RunRecorder
 from fednnunet.server.session import Federation
 
 DUPLICATES = "duplicates.json"
 """In the run's folder: each digest that several nodes told, and which nodes."""
 
 
-def find_duplicates(federation: Federation, journal: Journal) -> None:
+def find_duplicates(federation: Federation, journal: RunRecorder) -> None:
     """Warn of images that two nodes hold, by how many they are, and write down their digests.
 
     Args:

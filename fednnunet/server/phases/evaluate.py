@@ -9,9 +9,9 @@ from flwr.app import ArrayRecord
 
 from fednnunet.errors import ProtocolError
 from fednnunet.exchange.messages import ENSEMBLE, CaseScore, EvaluateRequest, Fold, Kind, Model
-from fednnunet.server.node_client import Contact
+from fednnunet.server.node_client import NodeClient
 from fednnunet.server.node_requests import ask, check_enough
-from fednnunet.server.run_recorder import Journal
+from fednnunet.server.run_recorder import RunRecorder
 from fednnunet.server.strategy.asym_fedavg import AsymFedAvg, NoExchange
 from fednnunet.server.strategy.averaging import check_model
 
@@ -23,13 +23,13 @@ FoldsOf = Mapping[int, Sequence[Fold]]
 
 
 def evaluate_nodes(
-    contact: Contact,
+    contact: NodeClient,
     federation: Federation,
     strategy: AsymFedAvg | NoExchange,
     fold: Fold,
     arrays: ArrayRecord,
     settings: ServerSettings,
-    journal: Journal,
+    journal: RunRecorder,
 ) -> list[int]:
     """Nodes write the fold's final checkpoint and score its held-out cases; with ``cross_centre`` each other's, too.
 
@@ -43,14 +43,14 @@ def evaluate_nodes(
     }
     averages = {node: strategy.arrays_for(node, arrays) for node in federation.training}
     replies = ask(
-        contact, Kind.EVALUATE, requests, federation, settings, journal, averages, at_least=settings.min_nodes
+        contact, Kind.EVALUATE, requests, federation, settings, journal, averages, min_replies=settings.min_nodes
     )
     own: dict[int, list[CaseScore]] = {}
     refused: list[ProtocolError] = []
     for node, reply, _ in replies:
         try:
             _check_centres(federation, node, reply.cases)
-            own[node] = _as_of(reply.cases, federation.name(node))
+            own[node] = _relabel(reply.cases, federation.name(node))
         except ProtocolError as error:
             refused.append(error)
     check_enough(refused, len(own), settings.min_nodes, journal)
@@ -60,21 +60,21 @@ def evaluate_nodes(
             user: {node: [fold] for node in federation.of_same_task(user) if node in own and node != user}
             for user in own
         }
-        if _end_as_one(federation, strategy, list(own)):  # another node's model is a node's own
-            scores += [s for user in own for node in others[user] for s in _as_of(own[user], federation.name(node))]
+        if _share_final_model(federation, strategy, list(own)):  # another node's model is a node's own
+            scores += [s for user in own for node in others[user] for s in _relabel(own[user], federation.name(node))]
         else:
-            scores += _score_elsewhere(contact, federation, others, fold, settings, journal)
+            scores += _cross_evaluate(contact, federation, others, fold, settings, journal)
     journal.write_cases(fold, scores)
     return list(own)
 
 
 def score_external_centres(
-    contact: Contact,
+    contact: NodeClient,
     federation: Federation,
     strategy: AsymFedAvg | NoExchange,
     finished: Mapping[Fold, Sequence[int]],
     settings: ServerSettings,
-    journal: Journal,
+    journal: RunRecorder,
 ) -> None:
     """External centres score all of their cases with every node's models, folds averaged, and with all of them.
 
@@ -97,40 +97,40 @@ def score_external_centres(
         folds = {node: [f for f in finished if node in finished[f]] for node in federation.of_same_task(user)}
         users[user] = {node: of_node for node, of_node in folds.items() if of_node}
         nodes = sorted(users[user], key=lambda node: node not in last)  # first those that are still there
-        if len(nodes) > 1 and _end_as_one(federation, strategy, nodes):
+        if len(nodes) > 1 and _share_final_model(federation, strategy, nodes):
             users[user] = {nodes[0]: users[user][nodes[0]]}
             same[user] = nodes[1:]
-    scores = _score_elsewhere(contact, federation, users, first_fold, settings, journal)
+    scores = _cross_evaluate(contact, federation, users, first_fold, settings, journal)
     for user, others in same.items():
         # One model stands for all of them, and for the mean of their softmax outputs.
         of_one = [score for score in scores if score.centre == federation.name(user)]
-        scores += [score for name in (*map(federation.name, others), ENSEMBLE) for score in _as_of(of_one, name)]
+        scores += [score for name in (*map(federation.name, others), ENSEMBLE) for score in _relabel(of_one, name)]
     journal.write_cases(ENSEMBLE if len(finished) > 1 else first_fold, scores)
 
 
-def _score_elsewhere(
-    contact: Contact,
+def _cross_evaluate(
+    contact: NodeClient,
     federation: Federation,
     users: Mapping[int, FoldsOf],
     fold: Fold,
     settings: ServerSettings,
-    journal: Journal,
+    journal: RunRecorder,
 ) -> list[CaseScore]:
     """Send models to the nodes that use them; these score all of their cases, or those that ``fold`` holds out."""
-    takers: dict[tuple[int, Fold], list[int]] = {}
+    recipients: dict[tuple[int, Fold], list[int]] = {}
     for user, models in users.items():
         for node, folds in models.items():
             for of_fold in folds:
-                takers.setdefault((node, of_fold), []).append(user)
+                recipients.setdefault((node, of_fold), []).append(user)
     lost: set[int] = set()
-    at_least = None if settings.min_nodes is None else 0  # a federation that may lose nodes goes on without them
-    for (node, of_fold), nodes in takers.items():
+    min_replies = None if settings.min_nodes is None else 0  # a federation that may lose nodes goes on without them
+    for (node, of_fold), nodes in recipients.items():
         if node in lost:
             continue
         # One model at a time passes through: the server's memory stays that of one model.
         name, planned = federation.name(node), federation.planned[node]
         request = EvaluateRequest(fold=of_fold, layers=list(planned.layers))
-        replies = ask(contact, Kind.EVALUATE, {node: request}, federation, settings, at_least=at_least)
+        replies = ask(contact, Kind.EVALUATE, {node: request}, federation, settings, min_replies=min_replies)
         if not replies:
             journal.message(f"node {name} does not send its model of fold {of_fold}; its models are left out")
             lost.add(node)
@@ -139,19 +139,19 @@ def _score_elsewhere(
         try:
             check_model(arrays, planned.layers, f"node {name}")
         except ProtocolError as error:
-            check_enough([error], 0, at_least, journal)
+            check_enough([error], 0, min_replies, journal)
             lost.add(node)
             continue
         model = Model(node=name, fold=of_fold, plans=planned.plans, mirror_axes=reply.mirror_axes)
         keep = dict.fromkeys(nodes, EvaluateRequest(keep=model))
-        ask(contact, Kind.EVALUATE, keep, federation, settings, None, dict.fromkeys(nodes, arrays), at_least)
+        ask(contact, Kind.EVALUATE, keep, federation, settings, None, dict.fromkeys(nodes, arrays), min_replies)
     sent = {
         user: {federation.name(node): list(folds) for node, folds in models.items() if node not in lost}
         for user, models in users.items()
     }
     requests = {user: EvaluateRequest(fold=fold, score=models) for user, models in sent.items() if models}
     scores: list[CaseScore] = []
-    for user, reply, _ in ask(contact, Kind.EVALUATE, requests, federation, settings, journal, at_least=at_least):
+    for user, reply, _ in ask(contact, Kind.EVALUATE, requests, federation, settings, journal, min_replies=min_replies):
         try:
             _check_centres(federation, user, reply.cases)
             others = [score.model for score in reply.cases if score.model not in (*sent[user], ENSEMBLE)]
@@ -159,7 +159,7 @@ def _score_elsewhere(
                 name = federation.name(user)
                 raise ProtocolError(f"node {name} sent scores of model {others[0]}, which it was not sent")
         except ProtocolError as error:
-            check_enough([error], 0, at_least, journal)
+            check_enough([error], 0, min_replies, journal)
             continue
         scores += reply.cases
     return scores
@@ -177,12 +177,12 @@ def _check_centres(federation: Federation, node: int, scores: Iterable[CaseScore
             raise ProtocolError(f"node {federation.name(node)} sent scores of cases of node {score.centre}")
 
 
-def _end_as_one(federation: Federation, strategy: AsymFedAvg | NoExchange, nodes: Sequence[int]) -> bool:
+def _share_final_model(federation: Federation, strategy: AsymFedAvg | NoExchange, nodes: Sequence[int]) -> bool:
     """Whether one final model is that of all ``nodes``: same plans, and every layer averaged."""
     first, *others = ({**federation.planned[node].plans, "dataset_name": ""} for node in nodes)
     return all(plans == first for plans in others) and strategy.averages_all_layers(nodes)
 
 
-def _as_of(scores: Iterable[CaseScore], model: str) -> list[CaseScore]:
+def _relabel(scores: Iterable[CaseScore], model: str) -> list[CaseScore]:
     """The scores, as those of ``model``."""
     return [score.model_copy(update={"model": model}) for score in scores]

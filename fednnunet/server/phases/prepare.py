@@ -15,15 +15,15 @@ from fednnunet.exchange.messages import Kind
 from fednnunet.files import write_atomically
 from fednnunet.fingerprint.merge import merge_fingerprints
 from fednnunet.fingerprint.schema import IntensityRange, LocalFingerprint, common_ranges
-from fednnunet.server.node_client import Contact
+from fednnunet.server.node_client import NodeClient
 from fednnunet.server.node_requests import ask, check_enough
-from fednnunet.server.run_recorder import Journal
+from fednnunet.server.run_recorder import RunRecorder
 from fednnunet.server.session import Federation, ServerSettings
 
 T = TypeVar("T")
 
 
-def plan_networks(contact: Contact, federation: Federation, settings: ServerSettings, journal: Journal) -> None:
+def plan_networks(contact: NodeClient, federation: Federation, settings: ServerSettings, journal: RunRecorder) -> None:
     """Every node plans: from the federated fingerprint (FFE) or its own."""
     journal.stage("plan")
     request = messages.PlanRequest(fingerprint=None)
@@ -38,12 +38,12 @@ def plan_networks(contact: Contact, federation: Federation, settings: ServerSett
 
 
 def _ask_training_nodes(
-    contact: Contact,
+    contact: NodeClient,
     kind: Kind,
     request: messages.Body,
     federation: Federation,
     settings: ServerSettings,
-    journal: Journal,
+    journal: RunRecorder,
 ) -> dict[int, Any]:
     """Replies of the training nodes; one that fails is left out from here on, where nodes may be missing."""
     asked = federation.training
@@ -54,7 +54,7 @@ def _ask_training_nodes(
         federation,
         settings,
         journal,
-        at_least=settings.min_nodes,
+        min_replies=settings.min_nodes,
         wait=True,
     )
     answered = {node: reply for node, reply, _ in replies}
@@ -63,15 +63,15 @@ def _ask_training_nodes(
 
 
 def federated_fingerprint(
-    contact: Contact, federation: Federation, settings: ServerSettings, journal: Journal
+    contact: NodeClient, federation: Federation, settings: ServerSettings, journal: RunRecorder
 ) -> dict[str, Any]:
     """nnU-Net's fingerprint of all nodes' cases, from what each tells of its own.
 
-    Where nodes may be missing, one whose contribution can not be used is left out, and the others are asked anew: what
+    Where nodes may be missing, one whose contribution cannot be used is left out, and the others are asked anew: what
     they tell depends on how many cases there are in all, and on the range of their intensities.
 
     Raises:
-        NodeError: a node failed that can not be missing.
+        NodeError: a node failed that cannot be missing.
         ProtocolError: a malformed contribution, or not the one asked for; names the node.
         DataError: no node has foreground in a channel.
     """
@@ -84,11 +84,11 @@ def federated_fingerprint(
 
 
 def _contributions(
-    contact: Contact, federation: Federation, settings: ServerSettings, journal: Journal
+    contact: NodeClient, federation: Federation, settings: ServerSettings, journal: RunRecorder
 ) -> dict[int, LocalFingerprint]:
-    """Of the training nodes; of fewer, where some can not be used and may be missing.
+    """Of the training nodes; of fewer, where some cannot be used and may be missing.
 
-    Those whose ranges can not be used are left out before the others are asked.
+    Those whose ranges cannot be used are left out before the others are asked.
     """
     described = {node: federation.described[node] for node in federation.training}
     bins: dict[str, Any] = {}
@@ -101,7 +101,7 @@ def _contributions(
             raise DataError(f"no node has foreground in channel {unlabelled[0]}: every label map is empty")
         request = settings.fingerprint_request(tell="contribution", total_cases=federation.num_training, bins=bins)
         asked = dict.fromkeys(federation.training, request)
-        replies = ask(contact, Kind.FINGERPRINT, asked, federation, settings, at_least=settings.min_nodes, wait=True)
+        replies = ask(contact, Kind.FINGERPRINT, asked, federation, settings, min_replies=settings.min_nodes, wait=True)
         described = {node: reply for node, reply, _ in replies}
     return _usable(described, lambda reply: _fingerprint_of(reply, bins), settings, journal)
 
@@ -110,7 +110,7 @@ def _usable(
     replies: Mapping[int, messages.FingerprintReply],
     read: Callable[[messages.FingerprintReply], T],
     settings: ServerSettings,
-    journal: Journal,
+    journal: RunRecorder,
 ) -> dict[int, T]:
     """What ``read`` makes of every reply; without those that it refuses, where nodes may be missing."""
     usable: dict[int, T] = {}
@@ -164,7 +164,9 @@ def _check_same_network(federation: Federation) -> None:
             )
 
 
-def preprocess_images(contact: Contact, federation: Federation, settings: ServerSettings, journal: Journal) -> None:
+def preprocess_images(
+    contact: NodeClient, federation: Federation, settings: ServerSettings, journal: RunRecorder
+) -> None:
     """Every node preprocesses its images for its plans and builds its trainer; all must train as many epochs.
 
     Raises:

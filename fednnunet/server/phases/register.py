@@ -10,18 +10,18 @@ from fednnunet.errors import ConfigError, DataError, NodeError
 from fednnunet.exchange import messages
 from fednnunet.exchange.digests import make_salt
 from fednnunet.exchange.messages import Kind
-from fednnunet.server.node_client import Contact
-from fednnunet.server.node_requests import ask, ask_as_they_join
+from fednnunet.server.node_client import NodeClient
+from fednnunet.server.node_requests import ask, request_as_nodes_join
 from fednnunet.server.phases.duplicates import find_duplicates
-from fednnunet.server.run_recorder import Journal
+from fednnunet.server.run_recorder import RunRecorder
 from fednnunet.server.session import TASK, Federation, ServerSettings
 
 
-def describe_nodes(contact: Contact, settings: ServerSettings, journal: Journal) -> Federation:
+def describe_nodes(contact: NodeClient, settings: ServerSettings, journal: RunRecorder) -> Federation:
     """Ask every node for its labels and number of cases, and of its fingerprint what merging it begins with.
 
     Raises:
-        NodeError: a node failed that can not be missing, or runs another version.
+        NodeError: a node failed that cannot be missing, or runs another version.
         ConfigError: too few nodes came, or two have one name.
     """
     journal.stage("fingerprint")
@@ -39,11 +39,11 @@ def describe_nodes(contact: Contact, settings: ServerSettings, journal: Journal)
             raise ConfigError(
                 "no node is connected; start the nodes first, or set how many to wait for: federation.nodes"
             )
-        replies = ask(contact, Kind.FINGERPRINT, asked, federation, settings, journal, at_least=settings.min_nodes)
+        replies = ask(contact, Kind.FINGERPRINT, asked, federation, settings, journal, min_replies=settings.min_nodes)
         if len(replies) < len(asked):
             journal.message(f"in are {', '.join(sorted(reply.node for _, reply, _ in replies))}")
     else:
-        replies = ask_as_they_join(contact, request, settings.nodes, federation, settings, journal)
+        replies = request_as_nodes_join(contact, request, settings.nodes, federation, settings, journal)
     federation.described = {node: reply for node, reply, _ in replies}
     for node, reply in federation.described.items():
         _check_centre(reply, contact.names.get(node), settings.centres)

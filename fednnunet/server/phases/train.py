@@ -11,9 +11,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from fednnunet.errors import NodeError, ProtocolError
 from fednnunet.exchange import messages
 from fednnunet.exchange.messages import Fold, Kind
-from fednnunet.server.node_client import Contact
+from fednnunet.server.node_client import NodeClient
 from fednnunet.server.node_requests import ask, check_enough, num_bytes, parse_reply
-from fednnunet.server.run_recorder import Journal
+from fednnunet.server.run_recorder import RunRecorder
 from fednnunet.server.session import Federation, ServerSettings
 from fednnunet.server.strategy.asym_fedavg import WEIGHT_KEY, AsymFedAvg, NoExchange
 from fednnunet.server.strategy.averaging import check_model
@@ -22,12 +22,12 @@ log = logging.getLogger(__name__)
 
 
 def train_rounds(
-    contact: Contact,
+    contact: NodeClient,
     federation: Federation,
     strategy: AsymFedAvg | NoExchange,
     fold: Fold,
     settings: ServerSettings,
-    journal: Journal,
+    journal: RunRecorder,
 ) -> ArrayRecord:
     """Train and aggregate a fold, from the last round that can be had again.
 
@@ -57,7 +57,7 @@ def train_rounds(
 
 
 def _resume_point(
-    federation: Federation, fold: Fold, journal: Journal, remembered: Callable[[int], bool]
+    federation: Federation, fold: Fold, journal: RunRecorder, remembered: Callable[[int], bool]
 ) -> tuple[int, list[int]]:
     """The last round of which every node that was in it, and still is, has its checkpoint; and these nodes."""
     for server_round, names in sorted(journal.nodes_of_rounds(fold).items(), reverse=True):
@@ -75,18 +75,18 @@ def _last_round(federation: Federation, node: int, fold: Fold, until: int) -> in
 
 
 def _initial_arrays(
-    contact: Contact,
+    contact: NodeClient,
     federation: Federation,
     strategy: AsymFedAvg | NoExchange,
     fold: Fold,
     settings: ServerSettings,
-    journal: Journal,
+    journal: RunRecorder,
 ) -> ArrayRecord:
     """Shared layers start equal everywhere: as the first node that has them initialised them, pretrained ones first.
 
     Where nodes may be missing, the next one is asked for layers that a node does not send as it should.
     """
-    at_least = None if settings.min_nodes is None else 0
+    min_replies = None if settings.min_nodes is None else 0
     missing = set(strategy.groups)
     initial = ArrayRecord()
     for node in sorted(federation.training, key=lambda node: not federation.preprocessed[node].pretrained):
@@ -96,11 +96,13 @@ def _initial_arrays(
         request = messages.TrainRequest(fold=fold, server_round=0, layers=wanted)
         shapes = {layer: federation.planned[node].layers[layer] for layer in wanted}
         sent = ArrayRecord()
-        for _, _, sent in ask(contact, Kind.TRAIN, {node: request}, federation, settings, at_least=at_least, wait=True):
+        for _, _, sent in ask(
+            contact, Kind.TRAIN, {node: request}, federation, settings, min_replies=min_replies, wait=True
+        ):
             try:
                 check_model(sent, shapes, f"node {federation.name(node)}")
             except ProtocolError as error:
-                check_enough([error], 0, at_least, journal)
+                check_enough([error], 0, min_replies, journal)
                 sent = ArrayRecord()
         for layer, array in sent.items():
             group = strategy.group_of(node, layer)
@@ -110,14 +112,14 @@ def _initial_arrays(
 
 
 def _train_round(
-    contact: Contact,
+    contact: NodeClient,
     federation: Federation,
     strategy: AsymFedAvg | NoExchange,
     fold: Fold,
     server_round: int,
     arrays: ArrayRecord,
     settings: ServerSettings,
-    journal: Journal | None = None,
+    journal: RunRecorder | None = None,
     nodes: Sequence[int] = (),
 ) -> tuple[ArrayRecord, list[dict[str, Any]]]:
     rows: dict[int, dict[str, Any]] = {}
@@ -129,12 +131,12 @@ def _train_round(
     requests = list(strategy.configure_train(server_round, arrays, config, contact.grid))
     sent = {message.metadata.dst_node_id: num_bytes(message) for message in requests}
 
-    def passing_by(replies: Iterable[Message]) -> Iterable[Message]:
+    def record_replies(replies: Iterable[Message]) -> Iterable[Message]:
         for reply in replies:
             node = reply.metadata.src_node_id
             if reply.has_content():
                 try:
-                    body = _figures_of_round(reply, federation, fold, server_round)
+                    body = _parse_train_reply(reply, federation, fold, server_round)
                 except ProtocolError as error:
                     log.warning("round %d: %s", server_round, error)
                     refused[node] = str(error)
@@ -150,7 +152,7 @@ def _train_round(
             yield reply
 
     replies = contact.stream(requests, settings.timeout, enough)
-    aggregated, _ = strategy.aggregate_train(server_round, passing_by(replies))
+    aggregated, _ = strategy.aggregate_train(server_round, record_replies(replies))
     late = {node: f"round {server_round}: no reply within {settings.timeout} s" for node in sent if node not in rows}
     failures = late | strategy.failures | refused
     out = [NodeError(federation.name(node), reason) for node, reason in failures.items()]
@@ -162,7 +164,7 @@ def _train_round(
     ]
 
 
-def _figures_of_round(reply: Message, federation: Federation, fold: Fold, server_round: int) -> messages.TrainReply:
+def _parse_train_reply(reply: Message, federation: Federation, fold: Fold, server_round: int) -> messages.TrainReply:
     """What a node tells of the round it was asked to train.
 
     Raises:
@@ -183,7 +185,7 @@ def _figures_of_round(reply: Message, federation: Federation, fold: Fold, server
 
 
 def _enough(min_nodes: int | None, not_drawn: int) -> int | None:
-    """How many replies a round needs to which not all nodes were drawn."""
+    """How many replies per round needs to which not all nodes were drawn."""
     return None if min_nodes is None else max(1, min_nodes - not_drawn)
 
 

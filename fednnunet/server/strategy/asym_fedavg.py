@@ -22,7 +22,7 @@ from fednnunet.exchange.rounding import ErrorFeedback, check_dtypes
 from fednnunet.server.strategy.averaging import StreamingAverage
 from fednnunet.server.strategy.checkpoint import read_state, state_file, write_state
 from fednnunet.server.strategy.layer_matching import Matching, Share, match_layers
-from fednnunet.server.strategy.update_limit import RoundStart, UpdateLimit
+from fednnunet.server.strategy.update_limit import RoundReference, UpdateLimit
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Update:
         metrics: single finite numbers, the number of training cases among them.
         arrays: its layers.
         weight: in a mean.
-        norm: see :meth:`~fednnunet.server.strategy.update_limit.RoundStart.update_norm`.
+        norm: see :meth:`~fednnunet.server.strategy.update_limit.RoundReference.update_norm`.
     """
 
     reply: Message
@@ -103,7 +103,7 @@ class AsymFedAvg(Strategy):
         self.failures: dict[int, str] = {}
         self.update_norms: dict[int, float] = {}
         self._limit = UpdateLimit(max_update_norm)
-        self._start = RoundStart({})
+        self._start = RoundReference({})
         self._names: Mapping[int, str] = {}
         self._layers: Mapping[int, Mapping[str, Sequence[int]]] = {}
         self._groups: dict[int, dict[str, str]] = {}
@@ -204,13 +204,13 @@ class AsymFedAvg(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """One request a node drawn for this round, with the averages it shares in.
+        """One request per node drawn for this round, with the averages it shares in.
 
         ``config`` has the fold, ``epochs`` of a round, and ``nodes`` where certain ones are to be asked.
         """
         nodes: list[int] = config.get("nodes") or self.sample(fold_of(config), server_round)  # type: ignore[assignment]
         self._asked = set(nodes)
-        self._start = RoundStart(from_array_record(arrays, "the server"))
+        self._start = RoundReference(from_array_record(arrays, "the server"))
         return [
             _message(
                 Kind.TRAIN,
@@ -301,7 +301,7 @@ class AsymFedAvg(Strategy):
                 continue
             if update.norm is not None:
                 norms[node] = update.norm
-            if self._limit.may_be_too_large(update.norm):
+            if self._limit.is_suspicious(update.norm):
                 average.skip(node)
                 doubtful[node] = update
             else:
@@ -313,14 +313,14 @@ class AsymFedAvg(Strategy):
             else:
                 refuse(node, f"node {doubtful[node].name} {problem}")
         self._limit.end_round(self.update_norms.values())
-        self._start = RoundStart({})  # its arrays are the size of a model
+        self._start = RoundReference({})  # its arrays are the size of a model
         return used
 
     def _checked(self, reply: Message, average: StreamingAverage[int]) -> Update:
         """What ``reply`` holds.
 
         Raises:
-            ProtocolError: an error reply, or one that can not be averaged; names the node.
+            ProtocolError: an error reply, or one that cannot be averaged; names the node.
         """
         node = reply.metadata.src_node_id
         name = self._names.get(node, str(node))
@@ -337,7 +337,7 @@ class AsymFedAvg(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """One request a node to load the last averages, write the final checkpoint and score."""
+        """One request per node to load the last averages, write the final checkpoint and score."""
         return [
             _message(
                 Kind.EVALUATE,

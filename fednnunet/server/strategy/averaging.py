@@ -13,7 +13,7 @@ from fednnunet.exchange.arrays import BLOCK, check_finite
 from fednnunet.exchange.records import from_array_record
 from fednnunet.exchange.rounding import is_rounded
 from fednnunet.server.strategy.layer_matching import Matching, Share, match_layers
-from fednnunet.server.strategy.update_limit import RoundStart
+from fednnunet.server.strategy.update_limit import RoundReference
 
 Node = TypeVar("Node", bound=Hashable)
 
@@ -163,12 +163,12 @@ class StreamingAverage(Generic[Node]):
         arrays: Mapping[str, np.ndarray],
         weight: float,
         where: str,
-        start: RoundStart | None = None,
+        start: RoundReference | None = None,
     ) -> float | None:
         """Whether ``arrays`` can be added.
 
         Returns:
-            How far they are from ``start``: :meth:`~fednnunet.server.strategy.update_limit.RoundStart.update_norm`.
+            How far they are from ``start``: :meth:`~fednnunet.server.strategy.update_limit.RoundReference.update_norm`.
 
         Raises:
             ProtocolError: as :meth:`add`.

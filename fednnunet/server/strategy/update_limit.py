@@ -19,7 +19,7 @@ from fednnunet.exchange.arrays import BLOCK, FLOATS, check_finite
 ROUNDS_KNOWN = 5
 """Updates of so many rounds tell what is usual; learning rates change over more."""
 ENOUGH_TO_COMPARE = 3
-"""Replies of a round whose median one of them can not decide."""
+"""Replies of a round whose median one of them cannot decide."""
 WEIGHTS = 1.0
 """An update as large as the weights themselves."""
 FIRST_SUSPICION = WEIGHTS
@@ -28,7 +28,7 @@ HARMLESS = 1e-3
 """Of the weights: smaller updates are never too large, such as the rounding errors of a run that stands still."""
 
 
-class RoundStart:
+class RoundReference:
     """What nodes were sent at the start of a round.
 
     Args:
@@ -78,7 +78,7 @@ class RoundStart:
 
 
 def _squared_norm(array: np.ndarray, minus: np.ndarray | None = None) -> float:
-    """Of an array or a difference, over blocks that stay in the cache; of two bytes a value in float32."""
+    """Of an array or a difference, over blocks that stay in the cache; of two bytes per value in float32."""
     values, start = array.reshape(-1), None if minus is None else minus.reshape(-1)
     dtype = np.result_type(array.dtype.name if array.itemsize >= 4 else "float32")
     total = 0.0
@@ -121,7 +121,7 @@ class UpdateLimit:
         if norms:
             self._known.append(list(norms))
 
-    def may_be_too_large(self, norm: float | None) -> bool:
+    def is_suspicious(self, norm: float | None) -> bool:
         """Whether an update must be compared with the others of its round; tells without knowing them."""
         if self._times is None or norm is None:
             return False

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fednnunet.conversion.readers.bids import read_bids
-from fednnunet.conversion.study import Remark, Source, Study
+from fednnunet.conversion.study import ConversionIssue, Source, SourceCase
 from fednnunet.errors import ConfigError, DataError
 
 LOOKUP = "index\tname\tabbreviation\n0\tBackground\tBG\n100\tGray Matter\tGM\n102\tBrainstem\tBS\n"
@@ -50,11 +50,11 @@ def test_label_maps_meet_their_images_centres_and_names(dataset: Path) -> None:
     survey = read_bids(dataset, channels="T1w,T2w")
     manual, values = dataset / "derivatives" / "manual", {100: "Gray Matter", 102: "Brainstem"}
 
-    def study(case: str, centre: str, session: str, ending: str, label: str) -> Study:
+    def study(case: str, centre: str, session: str, ending: str, label: str) -> SourceCase:
         anat = Path(*session.split("_")) / "anat"
         channels = (Source(dataset / anat / f"{case}_T1w{ending}"), Source(dataset / anat / f"{case}_T2w.nii.gz"))
         patient = case.split("_")[0]
-        return Study(case, centre, channels, Source(manual / anat / f"{case}_{label}.nii.gz"), values, patient)
+        return SourceCase(case, centre, channels, Source(manual / anat / f"{case}_{label}.nii.gz"), values, patient)
 
     assert survey.studies == (
         study("sub-01", "Oslo", "sub-01", ".nii.gz", "space-orig_dseg"),
@@ -63,7 +63,7 @@ def test_label_maps_meet_their_images_centres_and_names(dataset: Path) -> None:
     )
     assert survey.channel_names == ("T1w", "T2w")
     assert survey.labels == {"background": 0, "Gray Matter": 1, "Brainstem": 2}
-    assert survey.left_out == (Remark("sub-03_T1w.nii.gz", "no annotation: there is no *_dseg of it", "Oslo"),)
+    assert survey.left_out == (ConversionIssue("sub-03_T1w.nii.gz", "no annotation: there is no *_dseg of it", "Oslo"),)
     assert survey.problems == ()
 
 
@@ -116,7 +116,7 @@ def test_entities_say_which_of_several_images_is_meant(tmp_path: Path) -> None:
     assert images("T2w,FLAIR")[0] == ["acq-ax_run-1_T2w.nii.gz", "run-1_FLAIR.nii.gz"]
     survey = read_bids(root, channels="T2w,FLAIR", label_maps="label-L_mask")
     assert survey.problems == (
-        Remark(
+        ConversionIssue(
             "sub-01_acq-ax_run-2",
             "no image fits sub-01_acq-ax_run-2_label-L_desc-T1lesion_mask.nii.gz: sub-01_acq-fast_run-2_FLAIR.nii.gz, "
             "sub-01_run-1_FLAIR.nii.gz; choose with --channels, as in run-1_FLAIR",
@@ -179,23 +179,23 @@ def test_what_is_not_clear_is_a_problem_and_the_others_are_read(dataset: Path) -
     table = dataset / "participants.tsv"
     twice = "sub-02_ses-2_T1w.nii.gz fits 2 label maps; choose one with --label-maps"
     assert survey.problems == (
-        Remark(
+        ConversionIssue(
             "sub-03",
             "several label maps: sub-03_desc-a_dseg.nii.gz, sub-03_desc-b_dseg.nii.gz; choose with --label-maps, as in "
             "desc-manual_dseg",
             "Oslo",
         ),
-        Remark("sub-04", "there is no image *_T1w for sub-04_dseg.nii.gz", "Oslo"),
-        Remark(
+        ConversionIssue("sub-04", "there is no image *_T1w for sub-04_dseg.nii.gz", "Oslo"),
+        ConversionIssue(
             "sub-06", f"{link} is a link to content that is not here; fetch it (datalad get, git annex get)", "Oslo"
         ),
-        Remark("sub-02_ses-2", twice, "Bergen"),
-        Remark("sub-02_ses-2_run-1", twice, "Bergen"),
-        Remark("sub-05", f"sub-05 is not in {table}, so its centre is not known"),
-        Remark("sub-07", f"sub-07 has no centre in the column site of {table}"),
-        Remark("sub-08", f"sub-08 has the centres Bergen, Oslo in the column site of {table}"),
+        ConversionIssue("sub-02_ses-2", twice, "Bergen"),
+        ConversionIssue("sub-02_ses-2_run-1", twice, "Bergen"),
+        ConversionIssue("sub-05", f"sub-05 is not in {table}, so its centre is not known"),
+        ConversionIssue("sub-07", f"sub-07 has no centre in the column site of {table}"),
+        ConversionIssue("sub-08", f"sub-08 has the centres Bergen, Oslo in the column site of {table}"),
     )
-    assert survey.left_out == (Remark("sub-09", "is in participants.tsv and has no file", "Oslo"),)
+    assert survey.left_out == (ConversionIssue("sub-09", "is in participants.tsv and has no file", "Oslo"),)
 
 
 def test_the_centre_is_where_the_user_says(dataset: Path) -> None:

@@ -13,7 +13,7 @@ import SimpleITK as sitk
 from omegaconf import OmegaConf
 
 from fednnunet.conversion.readers.cardiac import read_acdc, read_mnms
-from fednnunet.conversion.study import Remark, Source, Survey
+from fednnunet.conversion.study import ConversionIssue, ScanResult, Source
 from fednnunet.errors import ConfigError, DataError
 
 CONF = Path(__file__).parents[3] / "conf" / "dataset" / "mnms.yaml"
@@ -107,12 +107,12 @@ def mnms(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def patients(survey: Survey) -> dict[str, str]:
+def patients(survey: ScanResult) -> dict[str, str]:
     """Patient to centre."""
     return {study.patient: study.centre for study in survey.studies}
 
 
-def reason_of(survey: Survey, study: str) -> str:
+def reason_of(survey: ScanResult, study: str) -> str:
     [remark] = [remark for remark in survey.problems if remark.study == study]
     return remark.reason
 
@@ -128,7 +128,7 @@ EVERYBODY = {
     "172": "Sagrada Familia",
     "321": "Vall d'Hebron",
 }
-UNANNOTATED = Remark("C1K9Q8", "M&Ms-1 has no annotation of it (Training/Unlabeled)", "Dexeus")
+UNANNOTATED = ConversionIssue("C1K9Q8", "M&Ms-1 has no annotation of it (Training/Unlabeled)", "Dexeus")
 
 
 def test_each_annotated_patient_of_both_releases_gives_two_cases_at_its_hospital(mnms: Path) -> None:
@@ -185,7 +185,7 @@ def test_listed_patient_of_both_is_taken_once(mnms: Path) -> None:
     overlap = write_table(mnms / "lists" / "overlap.csv", ["mnms1,mnms2", "A0S9V9,41"])
     survey = read_mnms(mnms, overlap=overlap)
     assert patients(survey) == {patient: centre for patient, centre in EVERYBODY.items() if patient != "041"}
-    assert Remark("041", "is A0S9V9 of M&Ms-1", "Vall d'Hebron") in survey.left_out
+    assert ConversionIssue("041", "is A0S9V9 of M&Ms-1", "Vall d'Hebron") in survey.left_out
     assert survey.problems == ()
 
 
@@ -194,7 +194,7 @@ def test_preferred_release_keeps_the_patient_at_the_hospital_that_mnms1_names(mn
     survey = read_mnms(mnms, overlap=overlap, prefer="mnms2")
     assert "A5C2D2" not in patients(survey)
     assert patients(survey)["172"] == "Hamburg"
-    assert Remark("A5C2D2", "is 172 of M&Ms-2", "Hamburg") in survey.left_out
+    assert ConversionIssue("A5C2D2", "is 172 of M&Ms-2", "Hamburg") in survey.left_out
 
 
 def test_listed_patient_stays_where_only_one_release_can_give_it(mnms: Path) -> None:
@@ -234,7 +234,7 @@ def test_patient_of_both_is_found_by_the_voxels_of_any_frame_whatever_their_orde
             sitk.ReadImage(str(path))
     survey = read_mnms(mnms)
     assert set(patients(survey)) == set(EVERYBODY) - {"041"}
-    assert Remark("041", "is A0S9V9 of M&Ms-1", "Vall d'Hebron") in survey.left_out
+    assert ConversionIssue("041", "is A0S9V9 of M&Ms-1", "Vall d'Hebron") in survey.left_out
     assert survey.problems == ()
 
 
@@ -258,7 +258,7 @@ def test_finding_nobody_in_both_is_a_problem_that_names_the_ways_out(mnms: Path)
 def test_diagnoses_that_mnms1_has_too_can_be_left_out(mnms: Path) -> None:
     survey = read_mnms(mnms, duplicates="diagnosis")
     assert {patient for patient in patients(survey) if patient.isdigit()} == {"321"}
-    assert Remark("172", "may be in M&Ms-1, by its diagnosis HCM", "Sagrada Familia") in survey.left_out
+    assert ConversionIssue("172", "may be in M&Ms-1, by its diagnosis HCM", "Sagrada Familia") in survey.left_out
     with pytest.raises(ConfigError, match="prefer=mnms1"):
         read_mnms(mnms, duplicates="diagnosis", prefer="mnms2")
 
@@ -285,7 +285,7 @@ def test_unknown_centre_number_is_a_problem_and_mcgill_is_left_out(tmp_path: Pat
     assert not {"A0S9V9", "A1K2P5", "001"} & set(patients(survey))
     assert "line 2: unknown Centre '9'" in reason_of(survey, "A0S9V9")
     assert "line 2: unknown VENDOR 'HITACHI'" in reason_of(survey, "001")
-    assert Remark("A1K2P5", "McGill University Health Centre is no centre of the paper") in survey.left_out
+    assert ConversionIssue("A1K2P5", "McGill University Health Centre is no centre of the paper") in survey.left_out
 
 
 # ---------------------------------------------------------------- what is missing or wrong
@@ -318,8 +318,8 @@ def test_each_missing_file_is_named_once(mnms: Path) -> None:
     survey = read_mnms(mnms, duplicates="keep")
     assert set(patients(survey)) == set(EVERYBODY) - {"Z9Y8X7", "321"}
     assert survey.problems == (
-        Remark("Z9Y8X7", f"missing: {first}; unpack the download again", "Sant Pau"),
-        Remark("321", f"missing: {second}; unpack the download again", "Vall d'Hebron"),
+        ConversionIssue("Z9Y8X7", f"missing: {first}; unpack the download again", "Sant Pau"),
+        ConversionIssue("321", f"missing: {second}; unpack the download again", "Vall d'Hebron"),
     )
 
 
@@ -451,7 +451,7 @@ def test_missing_files_of_acdc_are_named(tmp_path: Path) -> None:
     survey = read_acdc(root)
     assert survey.studies == ()
     assert "Info.cfg is missing" in reason_of(survey, "patient001")
-    assert "Info.cfg can not be read" in reason_of(survey, "patient090")
+    assert "Info.cfg cannot be read" in reason_of(survey, "patient090")
     assert reason_of(survey, "patient101") == f"missing: {label}; unpack the download again"
 
 

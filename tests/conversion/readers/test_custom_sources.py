@@ -13,7 +13,7 @@ from fednnunet.conversion.plan import plan_conversion
 from fednnunet.conversion.readers.bids import read_bids
 from fednnunet.conversion.readers.generic import read_generic
 from fednnunet.conversion.readers.msd import read_msd
-from fednnunet.conversion.study import Survey
+from fednnunet.conversion.study import ScanResult
 from fednnunet.conversion.targets import numbered_targets
 from fednnunet.conversion.writer import convert
 from fednnunet.datasets.raw import RawDataset, check_images, read_dataset
@@ -34,7 +34,7 @@ def label(*values: int) -> np.ndarray:
     return array
 
 
-def converted(survey: Survey, target: Path, external: tuple[str, ...] = ()) -> dict[str, RawDataset]:
+def converted(survey: ScanResult, target: Path, external: tuple[str, ...] = ()) -> dict[str, RawDataset]:
     """Centre to its dataset, every image of it checked."""
     centres = numbered_targets(survey, "Mine", 601, external)
     plan = plan_conversion(survey, centres, survey.labels)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fednnunet.conversion.readers.generic import read_generic
-from fednnunet.conversion.study import Remark, Source, Study
+from fednnunet.conversion.study import ConversionIssue, Source, SourceCase
 from fednnunet.errors import ConfigError, DataError
 
 
@@ -33,8 +33,10 @@ def test_a_line_becomes_a_study_of_its_centre(tmp_path: Path) -> None:
     values = {1: "tumour", 2: "node"}
     scan, mask = tmp_path / "scans" / "a.nii.gz", tmp_path / "masks" / "a.nii.gz"
     assert survey.studies == (
-        Study("a1", "Oslo", (Source(scan),), Source(mask), values, "p1"),
-        Study("b", "Bergen", (Source(tmp_path / "b.nii.gz"),), Source(tmp_path / "masks" / "b.nii.gz"), values, "b"),
+        SourceCase("a1", "Oslo", (Source(scan),), Source(mask), values, "p1"),
+        SourceCase(
+            "b", "Bergen", (Source(tmp_path / "b.nii.gz"),), Source(tmp_path / "masks" / "b.nii.gz"), values, "b"
+        ),
     )
     assert survey.channel_names == ("image",)
     assert survey.labels == {"background": 0, "tumour": 1, "node": 2}
@@ -114,23 +116,23 @@ def test_what_is_wrong_with_a_line_is_told_and_the_others_are_read(tmp_path: Pat
     assert [(study.centre, study.case) for study in survey.studies] == [("A", "good"), ("C", "twice")]
     twice = "lines 7, 8 of centre B have one case name; give a column case with different ones"
     assert survey.problems == (
-        Remark("empty", "line 3: label and centre are empty", ""),
-        Remark("missing", f"line 4: image: {tmp_path}/gone.nii.gz is missing", "A"),
-        Remark(
+        ConversionIssue("empty", "line 3: label and centre are empty", ""),
+        ConversionIssue("missing", f"line 4: image: {tmp_path}/gone.nii.gz is missing", "A"),
+        ConversionIssue(
             "picture",
             f"line 5: label: {tmp_path}/m.png is a 2D image without spacing, most images are not; convert them from a "
             "CSV file of their own",
             "B",
         ),
-        Remark(
+        ConversionIssue(
             "dicom",
             f"line 6: image: {tmp_path}/a.dcm has none of the endings .nii.gz, .nii, .nrrd, .mha, .gipl, .png, .bmp",
             "B",
         ),
-        Remark("line 10", "5 cells under 4 columns; text with a delimiter needs quotation marks"),
-        Remark("gone", f"line 11: image: {tmp_path}/gone.nii.gz is missing", "A"),
-        Remark("twice", f"line 7: {twice}", "B"),
-        Remark("twice", f"line 8: {twice}", "B"),
+        ConversionIssue("line 10", "5 cells under 4 columns; text with a delimiter needs quotation marks"),
+        ConversionIssue("gone", f"line 11: image: {tmp_path}/gone.nii.gz is missing", "A"),
+        ConversionIssue("twice", f"line 7: {twice}", "B"),
+        ConversionIssue("twice", f"line 8: {twice}", "B"),
     )
 
 

@@ -16,7 +16,7 @@ from fednnunet.conversion.readers.mamamia import (
     read_eucanimage,
     read_mamamia,
 )
-from fednnunet.conversion.study import Remark, Source, Study, Survey
+from fednnunet.conversion.study import ConversionIssue, ScanResult, Source, SourceCase
 from fednnunet.errors import ConfigError, DataError
 
 AXIAL = (1, 0, 0, 0, 1, 0, 0, 0, 1)
@@ -76,9 +76,9 @@ def phase(root: Path, patient: str, number: int) -> Path:
     return root / f"images/{patient}/{patient}_{number:04d}.nii.gz"
 
 
-def study(root: Path, patient: str, *channels: Source, masks: str = "segmentations/expert") -> Study:
+def study(root: Path, patient: str, *channels: Source, masks: str = "segmentations/expert") -> SourceCase:
     centre = patient.partition("_")[0]
-    return Study(patient, centre, channels, Source(root / masks / f"{patient}.nii.gz"), TUMOUR)
+    return SourceCase(patient, centre, channels, Source(root / masks / f"{patient}.nii.gz"), TUMOUR)
 
 
 PATIENTS = ("DUKE_001", "ISPY1_1001", "ISPY2_125418", "NACT_01")
@@ -86,7 +86,7 @@ PATIENTS = ("DUKE_001", "ISPY1_1001", "ISPY2_125418", "NACT_01")
 
 def test_the_first_phase_after_contrast_is_the_image(download: Path) -> None:
     studies = tuple(study(download, patient, Source(phase(download, patient, 1))) for patient in PATIENTS)
-    assert read_mamamia(download) == Survey(studies, ("post-contrast 1",))
+    assert read_mamamia(download) == ScanResult(studies, ("post-contrast 1",))
 
 
 def test_axial_and_sagittal_volumes_are_taken_as_they_lie(download: Path) -> None:
@@ -119,8 +119,8 @@ def test_studies_with_fewer_phases_than_asked_for_are_left_out(download: Path) -
     survey = read_mamamia(download, phases="all", number_of_phases=5)
     assert [study.case for study in survey.studies] == ["DUKE_001", "ISPY2_125418"]
     assert survey.left_out == (
-        Remark("ISPY1_1001", "has 3 phases; --number-of-phases asks for 5", "ISPY1"),
-        Remark("NACT_01", "has 4 phases; --number-of-phases asks for 5", "NACT"),
+        ConversionIssue("ISPY1_1001", "has 3 phases; --number-of-phases asks for 5", "ISPY1"),
+        ConversionIssue("NACT_01", "has 4 phases; --number-of-phases asks for 5", "NACT"),
     )
     assert not survey.problems
 
@@ -173,7 +173,7 @@ def test_a_missing_phase_is_a_problem_that_names_the_file(download: Path) -> Non
     survey = read_mamamia(download)
     folder = download / "images/ISPY2_125418"
     assert survey.problems == (
-        Remark("ISPY2_125418", f"{folder} lacks ISPY2_125418_0001.nii.gz: download it again", "ISPY2"),
+        ConversionIssue("ISPY2_125418", f"{folder} lacks ISPY2_125418_0001.nii.gz: download it again", "ISPY2"),
     )
     assert len(survey.studies) == 3
 
@@ -198,7 +198,9 @@ def test_a_missing_mask_is_a_problem_that_names_the_file(download: Path) -> None
     mask = download / "segmentations/expert/NACT_01.nii.gz"
     mask.unlink()
     survey = read_mamamia(download)
-    assert survey.problems == (Remark("NACT_01", f"{mask} is missing, its images are there: download it too", "NACT"),)
+    assert survey.problems == (
+        ConversionIssue("NACT_01", f"{mask} is missing, its images are there: download it too", "NACT"),
+    )
     assert len(survey.studies) == 3
 
 
@@ -207,14 +209,14 @@ def test_a_mask_without_images_is_a_problem(download: Path) -> None:
     survey = read_mamamia(download)
     missing = download / "images/DUKE_002"
     assert survey.problems == (
-        Remark("DUKE_002", f"{missing} is missing, its label map is there: download it too", "DUKE"),
+        ConversionIssue("DUKE_002", f"{missing} is missing, its label map is there: download it too", "DUKE"),
     )
 
 
 def test_an_unknown_cohort_is_a_problem(download: Path) -> None:
     write_patient(download, "TCGA_01")
     survey = read_mamamia(download)
-    assert survey.problems == (Remark("TCGA_01", "its id begins with none of ISPY1, ISPY2, DUKE, NACT"),)
+    assert survey.problems == (ConversionIssue("TCGA_01", "its id begins with none of ISPY1, ISPY2, DUKE, NACT"),)
     assert len(survey.studies) == 4
 
 
@@ -240,7 +242,7 @@ def test_images_that_are_no_phase_are_listed(download: Path) -> None:
     ]
     survey = read_mamamia(download)
     reason = "is not named DUKE_001_000N.nii.gz, N the phase"
-    assert survey.left_out == tuple(Remark(str(path), reason, "DUKE") for path in strangers)
+    assert survey.left_out == tuple(ConversionIssue(str(path), reason, "DUKE") for path in strangers)
     assert len(survey.studies) == 4
 
 
@@ -284,7 +286,7 @@ def test_centres_are_named_as_in_the_configuration() -> None:
     assert tuple(centre["name"] for centre in configured if centre.get("external")) == EUCANIMAGE_CENTRES
 
 
-def centres_of(survey: Survey) -> dict[str, str]:
+def centres_of(survey: ScanResult) -> dict[str, str]:
     return {study.case: study.centre for study in survey.studies}
 
 
@@ -319,7 +321,9 @@ def test_eucanimages_centres_may_have_folders(tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     survey = read_eucanimage(tmp_path)
     assert centres_of(survey) == {"ABC_DEF_S0001": "GUMED", "ABC_DEF_S0002": "HCB"}
-    assert survey.problems == (Remark(str(tmp_path / "Oslo"), "its name is none of the centres GUMED, KAUNO, HCB"),)
+    assert survey.problems == (
+        ConversionIssue(str(tmp_path / "Oslo"), "its name is none of the centres GUMED, KAUNO, HCB"),
+    )
 
 
 @pytest.mark.parametrize("separator", [",", ";"])
@@ -343,12 +347,12 @@ def test_eucanimages_centres_may_stand_in_a_table(tmp_path: Path, separator: str
     assert centres_of(survey) == {"S0001": "GUMED", "S0002": "HCB"}
     known = "which is none of GUMED, KAUNO, HCB"
     assert survey.problems == (
-        Remark("S0003", f"{table} names the centre 'OSLO' for it, {known}"),
-        Remark("S0004", f"{table} names several centres for it: HCB, KAUNO"),
-        Remark("S0005", f"{table} names the centre '' for it, {known}"),
-        Remark("S0006", f"{table} has no line for it"),
-        Remark(f"{table}, line 8", "names no patient"),
-        Remark("S0009", f"{table} names it; there are neither images nor a label map of it"),
+        ConversionIssue("S0003", f"{table} names the centre 'OSLO' for it, {known}"),
+        ConversionIssue("S0004", f"{table} names several centres for it: HCB, KAUNO"),
+        ConversionIssue("S0005", f"{table} names the centre '' for it, {known}"),
+        ConversionIssue("S0006", f"{table} has no line for it"),
+        ConversionIssue(f"{table}, line 8", "names no patient"),
+        ConversionIssue("S0009", f"{table} names it; there are neither images nor a label map of it"),
     )
 
 
@@ -383,5 +387,5 @@ def test_eucanimage_studies_without_enough_phases_are_left_out(tmp_path: Path) -
     write_patient(tmp_path, "HCB_3", phases=1)
     survey = read_eucanimage(tmp_path, phases="all")
     assert centres_of(survey) == {"HCB_2": "HCB"}
-    assert survey.left_out == (Remark("HCB_1", "has 2 phases; --number-of-phases asks for 3", "HCB"),)
+    assert survey.left_out == (ConversionIssue("HCB_1", "has 2 phases; --number-of-phases asks for 3", "HCB"),)
     assert [remark.study for remark in survey.problems] == ["HCB_3"]

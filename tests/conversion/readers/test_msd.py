@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 
 from fednnunet.conversion.readers.msd import read_msd
-from fednnunet.conversion.study import Remark, Source, Study
+from fednnunet.conversion.study import ConversionIssue, Source, SourceCase
 from fednnunet.errors import DataError
 
 VALUES = {1: "PZ", 2: "TZ"}
@@ -59,7 +59,7 @@ def task(tmp_path: Path) -> Path:
 def test_channels_are_the_last_axis_and_all_cases_of_one_centre(task: Path) -> None:
     survey = read_msd(task)
     assert survey.studies == tuple(
-        Study(
+        SourceCase(
             case,
             "PROSTATE",
             tuple(Source(task / "imagesTr" / f"{case}.nii.gz", frame) for frame in (0, 1)),
@@ -72,7 +72,9 @@ def test_channels_are_the_last_axis_and_all_cases_of_one_centre(task: Path) -> N
     assert survey.channel_names == ("T2", "ADC")
     assert survey.labels == {"background": 0, "PZ": 1, "TZ": 2}
     assert survey.problems == ()
-    assert survey.left_out == (Remark("prostate_08", "no annotation: a test image, whose label map is not published"),)
+    assert survey.left_out == (
+        ConversionIssue("prostate_08", "no annotation: a test image, whose label map is not published"),
+    )
 
 
 def test_one_channel_is_the_whole_image(task: Path) -> None:
@@ -82,7 +84,7 @@ def test_one_channel_is_the_whole_image(task: Path) -> None:
     survey = read_msd(task)
     assert [study.channels for study in survey.studies] == [(Source(task / "imagesTr" / "prostate_04.nii.gz"),)]
     assert survey.channel_names == ("MRI",)
-    assert survey.left_out == (Remark("imagesTr/prostate_16.nii.gz", "dataset.json does not list it"),)
+    assert survey.left_out == (ConversionIssue("imagesTr/prostate_16.nii.gz", "dataset.json does not list it"),)
 
 
 def test_a_table_says_the_centres_and_patients(task: Path, tmp_path: Path) -> None:
@@ -101,14 +103,14 @@ def test_what_the_table_of_centres_lacks_or_has_too_much_is_told(task: Path, tmp
     survey = read_msd(task, centres=table)
     assert survey.studies == ()
     assert survey.problems == (
-        Remark("prostate_16", f"{table}, line 3: prostate_16 has two centres or patients"),
-        Remark("prostate_04", f"is not in {table}"),
-        Remark("prostate_99", f"is in {table}, and not in training in dataset.json", "A"),
+        ConversionIssue("prostate_16", f"{table}, line 3: prostate_16 has two centres or patients"),
+        ConversionIssue("prostate_04", f"is not in {table}"),
+        ConversionIssue("prostate_99", f"is in {table}, and not in training in dataset.json", "A"),
     )
     table.write_text("case,centre\nprostate_16,\nprostate_04,A\n,B\n")
     assert read_msd(task, centres=table).problems == (
-        Remark("prostate_16", f"{table}, line 2: case or centre is empty"),
-        Remark("", f"{table}, line 4: case or centre is empty"),
+        ConversionIssue("prostate_16", f"{table}, line 2: case or centre is empty"),
+        ConversionIssue("", f"{table}, line 4: case or centre is empty"),
     )
 
 
@@ -127,7 +129,7 @@ def test_files_that_are_missing_or_wrong_are_problems(task: Path) -> None:
     found = {remark.study: remark.reason for remark in survey.problems}
     assert list(found) == ["prostate_16", "broken", "flat", "three", "gone"]
     assert found["prostate_16"] == f"{task / 'labelsTr' / 'prostate_16.nii.gz'} is missing"
-    assert found["broken"].startswith(f"{images['broken']} can not be read: ")
+    assert found["broken"].startswith(f"{images['broken']} cannot be read: ")
     wanted = "modality in dataset.json names 2, so it must be X x Y x Z x 2"
     assert found["flat"] == f"{images['flat']} has 8 x 8 x 3 voxels; {wanted}"
     assert found["three"] == f"{images['three']} has 8 x 8 x 3 x 3 voxels; {wanted}"

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from fednnunet.conversion.readers.acouslic import read_acouslic
 from fednnunet.conversion.readers.aimix import read_aimix
-from fednnunet.conversion.study import Remark, Source, Study, Survey
+from fednnunet.conversion.study import ConversionIssue, ScanResult, Source, SourceCase
 from fednnunet.errors import DataError
 
 ROOT = Path(__file__).parents[3]
@@ -68,7 +68,7 @@ def african_table(source: Path) -> Path:
     return source / "Zenodo_dataset" / "African_planes_database.csv"
 
 
-def cases(survey: Survey, centre: str | None = None) -> list[str]:
+def cases(survey: ScanResult, centre: str | None = None) -> list[str]:
     return [study.case for study in survey.studies if centre in (None, study.centre)]
 
 
@@ -84,7 +84,7 @@ def test_aimix_takes_the_abdominal_planes_with_masks(aimix: Path) -> None:
         "Spain": ["HCB_1", "HCB_2"],
     }
     assert len(survey.studies) == 8
-    assert survey.studies[0] == Study(
+    assert survey.studies[0] == SourceCase(
         case="patient001_DZA_plane0",
         centre="Algeria",
         channels=(Source(aimix / "Zenodo_dataset" / "Algeria" / "patient001_DZA_plane0.png"),),
@@ -124,11 +124,13 @@ def test_image_without_mask_is_left_out_and_mask_without_image_a_problem(aimix: 
     survey = read_aimix(aimix)
     assert cases(survey, "Egypt") == ["patient001_EGY_plane0"]
     assert (
-        Remark("Zenodo_dataset/Egypt/patient002_EGY_plane0.png", f"it has no mask in {aimix / 'masks'}", "Egypt")
+        ConversionIssue(
+            "Zenodo_dataset/Egypt/patient002_EGY_plane0.png", f"it has no mask in {aimix / 'masks'}", "Egypt"
+        )
         in survey.left_out
     )
     assert survey.problems == (
-        Remark("Malawi/patient077_MWI_plane0.png", f"mask without an image in {aimix}", "Malawi"),
+        ConversionIssue("Malawi/patient077_MWI_plane0.png", f"mask without an image in {aimix}", "Malawi"),
     )
 
 
@@ -183,7 +185,10 @@ def test_same_image_under_two_patient_numbers_is_one_patient(aimix: Path) -> Non
     assert len({study.patient for study in kept.studies}) == 7
     dropped = read_aimix(aimix, duplicates="drop")
     assert cases(dropped, "Malawi") == ["patient001_MWI_plane0"]
-    assert Remark("patient002_MWI_plane0", "the same image as patient001_MWI_plane0", "Malawi") in dropped.left_out
+    assert (
+        ConversionIssue("patient002_MWI_plane0", "the same image as patient001_MWI_plane0", "Malawi")
+        in dropped.left_out
+    )
 
 
 def test_same_images_join_all_numbers_of_a_patient(aimix: Path) -> None:
@@ -222,7 +227,7 @@ def test_fetal_planes_db_is_spain(aimix: Path) -> None:
     assert survey.problems == ()
     new = [study for study in survey.studies if study.case.startswith("Patient0")]
     assert [(study.centre, study.patient) for study in new] == [("Spain", "Spain_1"), ("Spain", "Spain_1")]
-    assert Remark("FETAL_PLANES_DB_data.csv", "1 images of the plane Other", "Spain") in survey.left_out
+    assert ConversionIssue("FETAL_PLANES_DB_data.csv", "1 images of the plane Other", "Spain") in survey.left_out
 
 
 def test_masks_may_lie_elsewhere_and_beside_the_images(aimix: Path, tmp_path: Path) -> None:
@@ -353,7 +358,7 @@ def make_acouslic(folder: Path, masks: dict[str, Painted], subjects: Sequence[st
     return folder
 
 
-def frames(survey: Survey) -> dict[str, int | None]:
+def frames(survey: ScanResult) -> dict[str, int | None]:
     return {study.case: study.label.frame for study in survey.studies}
 
 
@@ -376,7 +381,7 @@ def test_largest_mask_of_the_optimal_plane_is_the_case(acouslic: Path) -> None:
     survey = read_acouslic(acouslic)
     root = root_of(acouslic)
     assert survey.studies == (
-        Study(
+        SourceCase(
             case=BOTH,
             centre="Sierra Leone",
             channels=(Source(root / "images/stacked_fetal_ultrasound" / f"{BOTH}.mha", frame=6),),
@@ -386,8 +391,8 @@ def test_largest_mask_of_the_optimal_plane_is_the_case(acouslic: Path) -> None:
         ),
     )
     assert survey.left_out == (
-        Remark(ONLY_SUBOPTIMAL, "no frame is annotated as the optimal plane", "Sierra Leone"),
-        Remark(EMPTY, "no frame is annotated", "Sierra Leone"),
+        ConversionIssue(ONLY_SUBOPTIMAL, "no frame is annotated as the optimal plane", "Sierra Leone"),
+        ConversionIssue(EMPTY, "no frame is annotated", "Sierra Leone"),
     )
     assert survey.problems == ()
     assert survey.file_ending == ".png"
@@ -415,7 +420,7 @@ def test_listed_cases_are_the_ones_taken(acouslic: Path, tmp_path: Path) -> None
     assert list(frames(survey)) == [ONLY_SUBOPTIMAL]
     assert [remark.study for remark in survey.left_out] == [BOTH, EMPTY]
     assert [remark.study for remark in survey.problems] == ["unheard-of"]
-    with pytest.raises(DataError, match=r"cases: .* can not be read"):
+    with pytest.raises(DataError, match=r"cases: .* cannot be read"):
         read_acouslic(acouslic, cases=tmp_path / "none.txt")
 
 
@@ -478,8 +483,8 @@ def test_stacks_of_other_length_or_damaged_are_problems(tmp_path: Path) -> None:
     assert list(problems) == ["cut", "flat", "short", "torn"]
     assert "they have 8 x 6 x 12 and 8 x 6 x 11 (X, Y, frames)" in problems["short"]
     assert "they have 8 x 6 and 8 x 6 (X, Y, frames)" in problems["flat"]
-    assert f"{masks / 'cut.mha'} can not be read" in problems["cut"]
-    assert f"{images / 'torn.mha'} can not be read" in problems["torn"]
+    assert f"{masks / 'cut.mha'} cannot be read" in problems["cut"]
+    assert f"{images / 'torn.mha'} cannot be read" in problems["torn"]
 
 
 def test_hyphens_and_the_folder_itself_are_understood(acouslic: Path) -> None:
@@ -518,7 +523,7 @@ def test_wrong_downloads_of_acouslic_say_what_is_missing(acouslic: Path, tmp_pat
 
 
 @pytest.mark.parametrize("read", [read_aimix, read_acouslic])
-def test_options_explain_themselves(read: Callable[..., Survey]) -> None:
+def test_options_explain_themselves(read: Callable[..., ScanResult]) -> None:
     hints = get_type_hints(read, include_extras=True)
     options = set(read.__kwdefaults__ or {})
     assert options

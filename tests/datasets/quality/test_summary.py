@@ -25,7 +25,7 @@ from fednnunet.datasets.quality.measure import (
     measure_centre,
     slice_plane,
 )
-from fednnunet.datasets.quality.summary import CentreSummary, Concern
+from fednnunet.datasets.quality.summary import CentreSummary, DataIssue
 from fednnunet.datasets.raw import list_cases
 from tests.conftest import write_boxes
 
@@ -54,7 +54,7 @@ def measure(folder: Path, centre: str = "Oslo", external: bool = False, workers:
     return measure_centre(list_cases(folder, centre, external), centre, external, workers)
 
 
-def concerns_of(*folders: Path) -> dict[str, Concern]:
+def concerns_of(*folders: Path) -> dict[str, DataIssue]:
     """By centre and kind, such as ``Oslo: empty mask``; centres are called as their datasets."""
     centres = [measure(folder, folder.name.partition("_")[2]) for folder in folders]
     found = find_concerns(centres)
@@ -212,7 +212,7 @@ def test_a_file_that_can_not_be_read_is_named_and_the_others_go_on(oslo: Path, b
     assert len(centre.cases) == 4
     (concern,) = find_concerns([centre])
     assert (concern.severity, concern.of) == ("bad", 6)
-    assert f"{image(oslo, broken)} can not be read" in concern.found
+    assert f"{image(oslo, broken)} cannot be read" in concern.found
     assert f"{label(oslo, 5)} is missing" in concern.found
 
 

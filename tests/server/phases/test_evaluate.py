@@ -28,9 +28,9 @@ from fednnunet.exchange.messages import (
     PlanReply,
 )
 from fednnunet.server.local_grid import LocalGrid
-from fednnunet.server.node_client import Contact
+from fednnunet.server.node_client import NodeClient
 from fednnunet.server.phases.evaluate import score_external_centres
-from fednnunet.server.run_recorder import Journal
+from fednnunet.server.run_recorder import RunRecorder
 from fednnunet.server.session import Federation, ServerSettings
 from fednnunet.server.strategy.asym_fedavg import AsymFedAvg, NoExchange
 
@@ -75,12 +75,12 @@ Score = Callable[..., dict[tuple[str, str], float]]
 
 
 @pytest.fixture
-def journal(tmp_path: Path) -> Journal:
-    return Journal(tmp_path, "asym", [0, 1])
+def journal(tmp_path: Path) -> RunRecorder:
+    return RunRecorder(tmp_path, "asym", [0, 1])
 
 
 @pytest.fixture
-def score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, journal: Journal) -> Iterator[Score]:
+def score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, journal: RunRecorder) -> Iterator[Score]:
     """Score Riga's case with the models of the two other nodes; returns fold and model to DSC."""
     monkeypatch.chdir(tmp_path)
     Path("key").write_bytes(KEY)
@@ -106,7 +106,7 @@ def score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, journal: Journal) -> 
             grid = LocalGrid(app, configs, 1)
             stack.callback(grid.close)
             settings = ServerSettings(None, list(finished), 20, min_nodes=min_nodes)
-            score_external_centres(Contact(grid), federation(strategy), strategy, finished, settings, journal)
+            score_external_centres(NodeClient(grid), federation(strategy), strategy, finished, settings, journal)
             cases = pd.read_csv(journal.cases, dtype={"fold": str})
             assert set(cases["node"]) == {"Riga"}
             return cases.set_index(["fold", "model"])["dsc"].to_dict()
@@ -166,7 +166,7 @@ def test_a_node_that_is_gone_is_left_out_where_nodes_may_be(score: Score) -> Non
     assert score(NoExchange(), {0: [1, 2]}, silent=(2,), min_nodes=1) == pytest.approx({("0", "Oslo"): 0.1})
 
 
-def test_else_it_ends_the_run_by_name(score: Score, journal: Journal) -> None:
+def test_else_it_ends_the_run_by_name(score: Score, journal: RunRecorder) -> None:
     with pytest.raises(NodeError, match="node Porto: its disk is gone"):
         score(NoExchange(), {0: [1, 2]}, silent=(2,))
     assert not journal.cases.exists()
@@ -177,6 +177,6 @@ def test_scores_of_a_model_that_was_not_sent_are_refused(score: Score) -> None:
         score(NoExchange(), {0: [1, 2]}, says="Lund")
 
 
-def test_what_is_scored_is_not_scored_again(score: Score, journal: Journal) -> None:
+def test_what_is_scored_is_not_scored_again(score: Score, journal: RunRecorder) -> None:
     once = score(NoExchange(), {0: [1, 2]})
     assert score(NoExchange(), {0: [1, 2]}, silent=(1, 2)) == once

@@ -16,10 +16,10 @@ from fednnunet.errors import ProtocolError
 from fednnunet.exchange.messages import FingerprintReply, FingerprintRequest, PlanReply, PlanRequest
 from fednnunet.fingerprint.schema import ChannelIntensities, IntensityBins, LocalFingerprint
 from fednnunet.server.local_grid import LocalGrid
-from fednnunet.server.node_client import Contact
+from fednnunet.server.node_client import NodeClient
 from fednnunet.server.phases.prepare import plan_networks
 from fednnunet.server.phases.register import describe_nodes
-from fednnunet.server.run_recorder import Journal
+from fednnunet.server.run_recorder import RunRecorder
 from fednnunet.server.session import ServerSettings
 
 CASES = {"Oslo": 3, "Porto": 5, "Riga": 0}
@@ -91,8 +91,8 @@ def federate(nodes: Nodes, folder: Path) -> None:
     """The server's first two stages."""
     grid = LocalGrid(nodes.app, {number: {"name": name} for number, name in enumerate(CASES, start=1)}, 2)
     settings = ServerSettings("histogram", [0], timeout=20)
-    journal = Journal(folder, "ffe")
-    contact = Contact(grid)
+    journal = RunRecorder(folder, "ffe")
+    contact = NodeClient(grid)
     plan_networks(contact, describe_nodes(contact, settings, journal), settings, journal)
     grid.close()
 

@@ -16,9 +16,9 @@ from fednnunet.errors import ConfigError, NodeError
 from fednnunet.exchange.channel import Request, WorkerChannel
 from fednnunet.exchange.messages import Failure, FingerprintReply
 from fednnunet.server.local_grid import LocalGrid
-from fednnunet.server.node_client import Contact
+from fednnunet.server.node_client import NodeClient
 from fednnunet.server.phases.register import describe_nodes
-from fednnunet.server.run_recorder import Journal
+from fednnunet.server.run_recorder import RunRecorder
 from fednnunet.server.session import Federation, ServerSettings
 
 KEY = b"k" * 32
@@ -42,7 +42,7 @@ class GrowingGrid(LocalGrid):
             super().wait_for_reply(ids, timeout)
 
 
-class Said(Journal):
+class Said(RunRecorder):
     """The real journal, and what it told the operator."""
 
     def __init__(self, folder: Path) -> None:
@@ -122,7 +122,7 @@ def describe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, journal: Said, ask
             grid.together = together
             stack.callback(grid.close)
             timeout = settings.pop("timeout", 20)
-            return describe_nodes(Contact(grid, journal), ServerSettings(None, [0], timeout, **settings), journal)  # type: ignore[arg-type]
+            return describe_nodes(NodeClient(grid, journal), ServerSettings(None, [0], timeout, **settings), journal)  # type: ignore[arg-type]
 
         held: list[Request] = []  # of nodes that keep silent: the relay sees no end of the connection
 

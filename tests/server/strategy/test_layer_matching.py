@@ -14,7 +14,7 @@ from torch import nn
 from fednnunet.server.strategy.layer_matching import Matching, Share, match_layers, places_by_resolution
 from fednnunet.training.network_state import layer_shapes
 
-DOCUMENT = Path(__file__).parents[3] / "docs" / "matching.md"
+DOCUMENT = Path(__file__).parents[3] / "docs" / "explanation" / "layer_matching.md"
 STAGES = {"ISPY1": 7, "ISPY2": 7, "DUKE": 8, "NACT": 7}
 """Of the networks in the paper's Table 1."""
 Shapes = dict[str, list[int]]

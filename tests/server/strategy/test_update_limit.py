@@ -15,9 +15,9 @@ from flwr.clientapp import ClientApp
 from fednnunet.errors import ProtocolError
 from fednnunet.exchange.records import from_array_record, to_array_record
 from fednnunet.server.local_grid import LocalGrid
-from fednnunet.server.run_recorder import Journal
+from fednnunet.server.run_recorder import RunRecorder
 from fednnunet.server.strategy.asym_fedavg import AsymFedAvg
-from fednnunet.server.strategy.update_limit import RoundStart, UpdateLimit
+from fednnunet.server.strategy.update_limit import RoundReference, UpdateLimit
 
 GROUPS = {"a": "a", "b": "b@2", "count": "count"}
 
@@ -29,22 +29,22 @@ def test_norm_is_numpys_of_the_change_over_the_start(dtype: str) -> None:
     sent = {"a": rng.standard_normal((300, 500)).astype(dtype), "b": rng.standard_normal(70_000).astype(dtype)}
     pairs = [(sent[layer].astype(float), start[GROUPS[layer]].astype(float)) for layer in sent]
     expected = np.sqrt(sum(((x - y) ** 2).sum() for x, y in pairs) / sum((y**2).sum() for _, y in pairs))
-    begun = RoundStart({**start, "count": np.array(7)})
+    begun = RoundReference({**start, "count": np.array(7)})
     assert begun.update_norm({**sent, "count": np.array(10**9)}, GROUPS, "") == pytest.approx(expected, rel=1e-5)
 
 
 def test_layers_that_were_not_sent_do_not_count() -> None:
-    begun = RoundStart({"a": np.ones(4, dtype=np.float32)})
+    begun = RoundReference({"a": np.ones(4, dtype=np.float32)})
     sent = {"a": np.full(4, 3, dtype=np.float32), "b": np.full(9, 1e9, dtype=np.float32)}
     assert begun.update_norm(sent, GROUPS, "") == 2
-    assert RoundStart({}).update_norm(sent, GROUPS, "") is None
-    assert RoundStart({"a": np.zeros(4, dtype=np.float32)}).update_norm(sent, GROUPS, "") is None
+    assert RoundReference({}).update_norm(sent, GROUPS, "") is None
+    assert RoundReference({"a": np.zeros(4, dtype=np.float32)}).update_norm(sent, GROUPS, "") is None
 
 
 @pytest.mark.parametrize("layer", ["a", "b"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_is_refused_and_what_is_beyond_squaring_is_infinite(layer: str, value: float) -> None:
-    begun = RoundStart({"a": np.ones(100_000, dtype=np.float32)})
+    begun = RoundReference({"a": np.ones(100_000, dtype=np.float32)})
     sent = {"a": np.ones(100_000, dtype=np.float32), "b": np.ones(100_000, dtype=np.float32)}
     sent[layer][-1] = value
     with pytest.raises(ProtocolError, match=f"node B sent layer {layer} with values that are not finite"):
@@ -60,7 +60,7 @@ def after(*rounds: Sequence[float], times: float | None = 10) -> UpdateLimit:
 
 
 def refused(limit: UpdateLimit, norm: float, others: Sequence[float] = ()) -> bool:
-    return limit.may_be_too_large(norm) and limit.problem(norm, [norm, *others]) is not None
+    return limit.is_suspicious(norm) and limit.problem(norm, [norm, *others]) is not None
 
 
 USUAL = (0.1, 0.12, 0.09)
@@ -99,14 +99,14 @@ def test_too_large_is_what_is_so_beside_the_last_rounds_and_its_own(
 
 
 def test_without_a_limit_nothing_is_too_large() -> None:
-    assert not after(USUAL, times=None).may_be_too_large(np.inf)
-    assert not after(USUAL).may_be_too_large(None)
+    assert not after(USUAL, times=None).is_suspicious(np.inf)
+    assert not after(USUAL).is_suspicious(None)
 
 
 def test_a_fold_begins_without_the_norms_of_another() -> None:
     limit = after(USUAL)
     limit.begin_fold()
-    assert not limit.may_be_too_large(0.99)
+    assert not limit.is_suspicious(0.99)
 
 
 def test_limits_that_refuse_everything_are_refused() -> None:
@@ -141,12 +141,12 @@ def test_the_journal_knows_the_norms_of_a_folds_rounds(tmp_path: Path) -> None:
     def row(node: str, norm: float | None) -> dict[str, object]:
         return {"node": node, "update_norm": norm}
 
-    journal = Journal(tmp_path, "asym", [0, 1])
+    journal = RunRecorder(tmp_path, "asym", [0, 1])
     for fold, factor in ((0, 1.0), (1, 10.0)):
         journal.begin_fold(fold, 2, 0)
         journal.write_round(1, [row("A", 0.1 * factor), row("B", 1 / 3 * factor)])
         journal.write_round(2, [row("A", None), row("B", 0.2 * factor)])
-    again = Journal(tmp_path, "asym", [0, 1])
+    again = RunRecorder(tmp_path, "asym", [0, 1])
     assert again.update_norms_of(0) == [[0.1, 1 / 3], [0.2]]
     assert again.update_norms_of(1) == [[1.0, 1 / 3 * 10], [2.0]]
     again.begin_fold(1, 2, 1)

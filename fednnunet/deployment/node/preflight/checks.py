@@ -17,10 +17,10 @@ from pathlib import Path
 from cryptography import x509
 
 from fednnunet import __version__
-from fednnunet.config.node_file import SiteConfig, read_site
+from fednnunet.config.node_file import NodeFile, read_node_file
 from fednnunet.datasets.raw import RawDataset, check_images, estimate_size, find_dataset, read_dataset
 from fednnunet.deployment.node.connection import read_key
-from fednnunet.deployment.node.preflight.results import Check, Finding, run_checks
+from fednnunet.deployment.node.preflight.results import Check, CheckResult, run_checks
 from fednnunet.deployment.node.preflight.server_checks import (
     EXPIRES_SOON,
     check_clock,
@@ -44,7 +44,7 @@ GPU_DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
 Progress = Callable[[int, int], None]
 
 
-def check_node(file: Path, quick: bool = False, progress: Progress | None = None) -> Iterator[tuple[str, Finding]]:
+def check_node(file: Path, quick: bool = False, progress: Progress | None = None) -> Iterator[tuple[str, CheckResult]]:
     """Test what the node of ``file`` needs, each name with its finding; nothing is changed, also while the node runs.
 
     Args:
@@ -53,7 +53,7 @@ def check_node(file: Path, quick: bool = False, progress: Progress | None = None
         progress: called with the number of cases opened so far and that of all.
     """
 
-    def check_all_images(site: SiteConfig, dataset: RawDataset) -> Finding:
+    def check_all_images(site: NodeFile, dataset: RawDataset) -> CheckResult:
         return _check_images(site, dataset, progress)
 
     site = ("configuration",)
@@ -76,23 +76,25 @@ def check_node(file: Path, quick: bool = False, progress: Progress | None = None
     )
 
 
-def _check_configuration(file: Path) -> Finding:
-    site = read_site(file)
-    return Finding("good", f"{file}: node {site.name}, server {site.server}", value=site)
+def _check_configuration(file: Path) -> CheckResult:
+    site = read_node_file(file)
+    return CheckResult("good", f"{file}: node {site.name}, server {site.server}", value=site)
 
 
-def _check_versions() -> Finding:
+def _check_versions() -> CheckResult:
     installed = [f"{package} {version(package)}" for package in ("nnunetv2", "torch", "flwr")]
-    return Finding("good", ", ".join([f"fednnunet {__version__}", *installed, f"Python {platform.python_version()}"]))
+    return CheckResult(
+        "good", ", ".join([f"fednnunet {__version__}", *installed, f"Python {platform.python_version()}"])
+    )
 
 
-def _check_data(site: SiteConfig) -> Finding:
+def _check_data(site: NodeFile) -> CheckResult:
     folder = find_dataset(site.data, site.raw_folder, site.name)
     dataset = read_dataset(folder, site.name, site.external)
     labels = ", ".join(name for name in dataset.labels if name != "background")
     channels = ", ".join(dataset.channel_names.values())
     found = f"{folder}: {len(dataset.cases)} cases ({dataset.file_ending}), channels {channels}, labels {labels}"
-    return Finding("good", found, value=dataset)
+    return CheckResult("good", found, value=dataset)
 
 
 class _Kept(logging.Handler):
@@ -106,7 +108,7 @@ class _Kept(logging.Handler):
         self.texts.append(record.getMessage())
 
 
-def _check_images(site: SiteConfig, dataset: RawDataset, progress: Progress | None) -> Finding:
+def _check_images(site: NodeFile, dataset: RawDataset, progress: Progress | None) -> CheckResult:
     kept, total = _Kept(), len(dataset.cases)
     log = logging.getLogger(check_images.__module__)
     log.addHandler(kept)
@@ -118,11 +120,11 @@ def _check_images(site: SiteConfig, dataset: RawDataset, progress: Progress | No
         log.removeHandler(kept)
     found = f"all {total} cases can be read, with labels that fit"
     if kept.texts:
-        return Finding("warning", f"{found}; but {kept.texts[0]}", "open one of them in a viewer")
-    return Finding("good", found)
+        return CheckResult("warning", f"{found}; but {kept.texts[0]}", "open one of them in a viewer")
+    return CheckResult("good", found)
 
 
-def _check_disk(site: SiteConfig, dataset: RawDataset) -> Finding:
+def _check_disk(site: NodeFile, dataset: RawDataset) -> CheckResult:
     _write_something(site.folder)
     there = _size(site.folder)
     preprocessed = RESAMPLED * estimate_size(dataset, site.name)
@@ -137,8 +139,8 @@ def _check_disk(site: SiteConfig, dataset: RawDataset) -> Finding:
     if there > 0:
         found += f"; {there / GIGABYTE:.1f} are there already"
     if free + there < needed:
-        return Finding("bad", found, "make room, or choose a folder on another disk")
-    return Finding("good", found)
+        return CheckResult("bad", found, "make room, or choose a folder on another disk")
+    return CheckResult("good", found)
 
 
 def _size(folder: Path) -> int:
@@ -164,7 +166,7 @@ def _write_something(folder: Path) -> None:
         os.fsync(file.fileno())
 
 
-def check_device(site: SiteConfig, drivers: Sequence[Path] = GPU_DRIVERS) -> Finding:
+def check_device(site: NodeFile, drivers: Sequence[Path] = GPU_DRIVERS) -> CheckResult:
     """Whether the device asked for is there, and has the memory that plans will aim at.
 
     Args:
@@ -181,19 +183,19 @@ def check_device(site: SiteConfig, drivers: Sequence[Path] = GPU_DRIVERS) -> Fin
         return _check_gpus(site)
     found = f"{device.type}, {os.cpu_count()} cores (torch {torch.__version__})"
     if site.device == "auto" and any(driver.exists() for driver in drivers):
-        return Finding(
+        return CheckResult(
             "warning",
-            f"{found}; the driver of a GPU is here, but this torch can not use it",
+            f"{found}; the driver of a GPU is here, but this torch cannot use it",
             "install torch for CUDA (https://pytorch.org/get-started), or set device: cpu",
         )
     if site.device == "auto":
-        return Finding(
+        return CheckResult(
             "warning", f"{found}; torch sees no GPU", "for training in earnest, use a GPU; else set device: cpu"
         )
-    return Finding("good", found)
+    return CheckResult("good", found)
 
 
-def _check_gpus(site: SiteConfig) -> Finding:
+def _check_gpus(site: NodeFile) -> CheckResult:
     import torch
 
     found, short, busy = [], [], []
@@ -206,53 +208,53 @@ def _check_gpus(site: SiteConfig) -> Finding:
             busy.append(free)
     text = ", ".join(found)
     if short:
-        return Finding(
+        return CheckResult(
             "bad", f"{text}; gpu_memory is {site.gpu_memory:g}", f"set gpu_memory: {int(min(short))} or less"
         )
     if busy:
-        return Finding(
+        return CheckResult(
             "warning", f"{text}; gpu_memory is {site.gpu_memory:g}", "end what else uses the GPU (see nvidia-smi)"
         )
-    return Finding("good", text)
+    return CheckResult("good", text)
 
 
-def check_certificate(site: SiteConfig) -> Finding:
+def check_certificate(site: NodeFile) -> CheckResult:
     """Whether ``certificate`` is that of an authority, and how long it is valid."""
     if site.certificate is None:
-        return Finding("good", "none, as insecure is true")
+        return CheckResult("good", "none, as insecure is true")
     try:
         certificate = x509.load_pem_x509_certificate(site.certificate.read_bytes())
     except ValueError:
-        return Finding("bad", f"{site.certificate} holds no certificate", _SENT)
+        return CheckResult("bad", f"{site.certificate} holds no certificate", _SENT)
     try:
         is_authority = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     except x509.ExtensionNotFound:
         is_authority = False
     if not is_authority:
-        return Finding("bad", f"{site.certificate} is not that of an authority", _SENT)
+        return CheckResult("bad", f"{site.certificate} is not that of an authority", _SENT)
     expires = certificate.not_valid_after_utc
     found = f"{site.certificate}: {certificate.subject.rfc4514_string()}, until {expires:%Y-%m-%d}"
     if expires < datetime.now(UTC):
-        return Finding("bad", found + ", so it has expired", "ask the server's operator for a new ca.crt")
+        return CheckResult("bad", found + ", so it has expired", "ask the server's operator for a new ca.crt")
     if expires < datetime.now(UTC) + EXPIRES_SOON:
-        return Finding("warning", found, "ask the server's operator for a new ca.crt")
-    return Finding("good", found)
+        return CheckResult("warning", found, "ask the server's operator for a new ca.crt")
+    return CheckResult("good", found)
 
 
 _SENT = "use the ca.crt that the server's operator sent"
 
 
-def check_key(site: SiteConfig) -> Finding:
+def check_key(site: NodeFile) -> CheckResult:
     """Whether ``key`` is one that Flower takes, and nobody but its owner can read it; the value is the key."""
     if site.key is None:
-        return Finding("good", "none, as insecure is true")
+        return CheckResult("good", "none, as insecure is true")
     key, _ = read_key(site.key)
     mode = stat.S_IMODE(site.key.stat().st_mode)
     if mode & OTHERS:
-        return Finding(
+        return CheckResult(
             "bad",
             f"{site.key} can be read or changed by others (mode {mode:04o})",
             f"chmod 600 '{site.key}' (on a Windows disk that has no effect: keep it in the home folder of WSL)",
             key,
         )
-    return Finding("good", f"{site.key}: {key.curve.name}, readable by its owner alone", value=key)
+    return CheckResult("good", f"{site.key}: {key.curve.name}, readable by its owner alone", value=key)

@@ -16,19 +16,19 @@ NAME_WIDTH = 14
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """What a check found.
 
     Attributes:
         state: ``warning`` is for what works, but badly or not for long; ``skipped`` for what could not be tested.
         found: what is there.
-        todo: how to mend it.
+        advice: how to fix it.
         value: what later checks need of it; they run after a ``bad`` finding, too, if it has one.
     """
 
     state: Literal["good", "warning", "bad", "skipped"]
     found: str
-    todo: str = ""
+    advice: str = ""
     value: Any = None
 
 
@@ -43,44 +43,44 @@ class Check:
     """
 
     name: str
-    run: Callable[..., Finding]
+    run: Callable[..., CheckResult]
     needs: tuple[str, ...] = ()
 
 
-def run_checks(checks: Sequence[Check]) -> Iterator[tuple[str, Finding]]:
+def run_checks(checks: Sequence[Check]) -> Iterator[tuple[str, CheckResult]]:
     """Run ``checks`` in order; each name with its finding.
 
-    An error that a user can mend is a finding, and so is a file that can not be read. A check that needs the value
+    An error that a user can fix is a finding, and so is a file that cannot be read. A check that needs the value
     of one that failed is skipped.
     """
     values: dict[str, Any] = {}
     for check in checks:
         lacking = [name for name in check.needs if name not in values]
         if lacking:
-            yield check.name, Finding("skipped", f"not tested: it needs {' and '.join(lacking)}")
+            yield check.name, CheckResult("skipped", f"not tested: it needs {' and '.join(lacking)}")
             continue
         try:
             finding = check.run(*(values[name] for name in check.needs))
         except (FednnUNetError, OSError) as error:
-            finding = Finding("bad", str(error))
+            finding = CheckResult("bad", str(error))
         if finding.state != "bad" or finding.value is not None:
             values[check.name] = finding.value
         yield check.name, finding
 
 
-def show_findings(findings: Iterable[tuple[str, Finding]], console: Console) -> bool:
+def show_findings(findings: Iterable[tuple[str, CheckResult]], console: Console) -> bool:
     """Print each finding as it comes; whether none is bad."""
     bad = warnings = 0
     for name, finding in findings:
         mark, colour = MARKS[finding.state]
         line = Text.assemble((mark, colour), f" {name:<{NAME_WIDTH}}", (finding.found, "dim" * (mark == "–")))
         console.print(line, soft_wrap=True)
-        if finding.todo:
-            console.print(Text(f"{'':<{NAME_WIDTH + 2}}→ {finding.todo}", style=colour), soft_wrap=True)
+        if finding.advice:
+            console.print(Text(f"{'':<{NAME_WIDTH + 2}}→ {finding.advice}", style=colour), soft_wrap=True)
         bad += finding.state == "bad"
         warnings += finding.state == "warning"
     if bad:
-        console.print(f"\n{bad} to mend before this node can join.")
+        console.print(f"\n{bad} to fix before this node can join.")
     else:
         console.print(f"\nThis node can join{f'; {warnings} worth a look' if warnings else ''}.")
     return not bad

@@ -29,8 +29,8 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from fednnunet import __version__
-from fednnunet.config.node_file import VERSION_PATH, SiteConfig, split_address
-from fednnunet.deployment.node.preflight.results import Finding
+from fednnunet.config.node_file import VERSION_PATH, NodeFile, split_address
+from fednnunet.deployment.node.preflight.results import CheckResult
 
 TIMEOUT = 10.0
 """Seconds for a connection and for an answer."""
@@ -41,7 +41,7 @@ NO_INTERVAL = 0
 """A heartbeat interval that Flower refuses."""
 
 
-def check_connection(site: SiteConfig) -> Finding:
+def check_connection(site: NodeFile) -> CheckResult:
     """Whether there is a way to the server, or to the proxy before it."""
     proxy = _proxy(site)
     host, port = (str(proxy.hostname), proxy.port or 3128) if proxy else split_address(site.server)
@@ -50,50 +50,53 @@ def check_connection(site: SiteConfig) -> Finding:
         with socket.create_connection((host, port), TIMEOUT) as connection:
             address = connection.getpeername()[0]
     except socket.gaierror:
-        return Finding("bad", f"{host} is no name that this machine's DNS knows", "mend server in the YAML, or the DNS")
+        return CheckResult(
+            "bad", f"{host} is no name that this machine's DNS knows", "fix server in the YAML, or the DNS"
+        )
     except ConnectionRefusedError:
-        return Finding(
+        return CheckResult(
             "bad", f"{where} refuses connections", "is the server up? its operator can see: fednnunet server status"
         )
     except OSError as error:
-        return Finding(
+        return CheckResult(
             "bad",
             f"no connection to {where}: {error}",
-            f"ask IT to allow outgoing TCP connections to port {port} of {host}; see docs/deployment.md for proxies",
+            f"ask IT to allow outgoing TCP connections to port {port} of {host}; for proxies see "
+            "docs/how-to/deployment.md",
         )
-    return Finding("good", f"{where} at {address} accepts connections")
+    return CheckResult("good", f"{where} at {address} accepts connections")
 
 
-def check_tls(site: SiteConfig, _certificate: None, _connection: None) -> Finding:
+def check_tls(site: NodeFile, _certificate: None, _connection: None) -> CheckResult:
     """Whether the server proves who it is, and how long its certificate is valid."""
     if site.insecure:
-        return Finding("good", "none, as insecure is true")
+        return CheckResult("good", "none, as insecure is true")
     try:
         with _connected(site) as connection:
             der = connection.sock.getpeercert(binary_form=True)
     except ssl.SSLCertVerificationError as error:
-        return Finding("bad", *why_not_trusted(error, site))
+        return CheckResult("bad", *explain_untrusted(error, site))
     except ssl.SSLError as error:
         if error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
-            return Finding(
+            return CheckResult(
                 "bad", f"{site.server} speaks no TLS", "is it the right port? was the server started insecure?"
             )
-        return Finding("bad", f"no TLS with {site.server}: {error}", _INSPECTED)
+        return CheckResult("bad", f"no TLS with {site.server}: {error}", _INSPECTED)
     except (OSError, HTTPException) as error:
-        return Finding("bad", f"no TLS with {site.server}: {error or type(error).__name__}", _INSPECTED)
+        return CheckResult("bad", f"no TLS with {site.server}: {error or type(error).__name__}", _INSPECTED)
     expires = x509.load_der_x509_certificate(der).not_valid_after_utc
     found = f"the server's certificate is for {split_address(site.server)[0]}, until {expires:%Y-%m-%d}"
     if expires - datetime.now(UTC) < EXPIRES_SOON:
-        return Finding(
+        return CheckResult(
             "warning", found, "remind the server's operator: nodes need nothing, the server a new server.crt"
         )
-    return Finding("good", found)
+    return CheckResult("good", found)
 
 
 _INSPECTED = "where a firewall or proxy opens TLS, ask IT to exempt the server's address"
 
 
-def why_not_trusted(error: ssl.SSLCertVerificationError, site: SiteConfig) -> tuple[str, str]:
+def explain_untrusted(error: ssl.SSLCertVerificationError, site: NodeFile) -> tuple[str, str]:
     """What is wrong with the server's certificate, and what to do; by OpenSSL's ``X509_V_ERR_…`` numbers."""
     host = split_address(site.server)[0]
     match error.verify_code:
@@ -127,7 +130,7 @@ class Answer:
     ahead: float | None
 
 
-def check_server(site: SiteConfig, _tls: None) -> Finding:
+def check_server(site: NodeFile, _tls: None) -> CheckResult:
     """Whether the server answers HTTP, and runs the version that this node does."""
     try:
         with _connected(site) as connection:
@@ -137,24 +140,26 @@ def check_server(site: SiteConfig, _tls: None) -> Finding:
             answered = time.time()
             text, status, date = response.read(2**16), response.status, response.getheader("Date")
     except (OSError, HTTPException) as error:
-        return Finding(
+        return CheckResult(
             "bad", f"{site.server} does not answer HTTP: {error or type(error).__name__}", "is it the right port?"
         )
     answer = Answer(_ahead((asked + answered) / 2, date))
     if status not in (200, 404):
-        return Finding("bad", f"{site.server} answers {status} {response.reason}", "tell the server's operator")
+        return CheckResult("bad", f"{site.server} answers {status} {response.reason}", "tell the server's operator")
     there = _versions(text) if status == 200 else {}
     if "fednnunet" not in there:
-        return Finding("warning", f"{site.server} answers, but does not tell its version", "ask its operator", answer)
+        return CheckResult(
+            "warning", f"{site.server} answers, but does not tell its version", "ask its operator", answer
+        )
     found = f"fednnunet {there['fednnunet']}, flwr {there.get('flwr', 'unknown')}"
     if there["fednnunet"] != __version__:
-        return Finding(
+        return CheckResult(
             "bad",
             f"{found}; this node has fednnunet {__version__}",
             "server and nodes must run the same version: install the server's here, or ask its operator",
             answer,
         )
-    return Finding("good", found, value=answer)
+    return CheckResult("good", found, value=answer)
 
 
 def _versions(text: bytes) -> dict[str, str]:
@@ -172,25 +177,29 @@ def _ahead(here: float, date: str | None) -> float | None:
     return here - (there.timestamp() + 0.5)  # it is cut to whole seconds
 
 
-def check_clock(answer: Answer) -> Finding:
+def check_clock(answer: Answer) -> CheckResult:
     """Whether this machine's clock agrees with the server's so far that Flower takes what the node signs."""
     if answer.ahead is None:
-        return Finding(
+        return CheckResult(
             "warning", "the server does not tell its time", "see that this machine's clock is set: timedatectl"
         )
-    seconds, todo = abs(answer.ahead), "let the clock be set: timedatectl set-ntp true (in WSL2: wsl --shutdown)"
+    seconds, advice = abs(answer.ahead), "let the clock be set: timedatectl set-ntp true (in WSL2: wsl --shutdown)"
     agrees = seconds <= CLOCKS_AGREE
     found = f"{seconds:.0f} s {'ahead of' if answer.ahead > 0 else 'behind'} the server's" if not agrees else ""
     if not -TIMESTAMP_TOLERANCE < answer.ahead < SYSTEM_TIME_TOLERANCE:
-        return Finding(
+        return CheckResult(
             "bad",
             f"{found}; at most {SYSTEM_TIME_TOLERANCE} s ahead and {TIMESTAMP_TOLERANCE} s behind are accepted",
-            todo,
+            advice,
         )
-    return Finding("good", f"within {CLOCKS_AGREE:g} s of the server's") if agrees else Finding("warning", found, todo)
+    return (
+        CheckResult("good", f"within {CLOCKS_AGREE:g} s of the server's")
+        if agrees
+        else CheckResult("warning", found, advice)
+    )
 
 
-def check_registration(site: SiteConfig, key: ec.EllipticCurvePrivateKey | None, _tls: None, _clock: None) -> Finding:
+def check_registration(site: NodeFile, key: ec.EllipticCurvePrivateKey | None, _tls: None, _clock: None) -> CheckResult:
     """Whether the server knows the node's key.
 
     Asks to activate the node with a heartbeat interval that Flower refuses: it looks first at the signature, then
@@ -198,7 +207,7 @@ def check_registration(site: SiteConfig, key: ec.EllipticCurvePrivateKey | None,
     this key is not disturbed; any accepted call would have sent it offline or taken its messages.
     """
     if key is None:
-        return Finding("good", "none, as insecure is true")
+        return CheckResult("good", "none, as insecure is true")
     public = key.public_key()
     assert site.certificate is not None
     try:
@@ -214,30 +223,34 @@ def check_registration(site: SiteConfig, key: ec.EllipticCurvePrivateKey | None,
     except httpx.HTTPStatusError as error:
         return _as_flower_says(error.response, site)
     except httpx.HTTPError as error:
-        return Finding("bad", f"{site.server} does not answer: {error}", "try again; else tell the server's operator")
-    return Finding("warning", "the server does not check the node", "tell the server's operator")
+        return CheckResult(
+            "bad", f"{site.server} does not answer: {error}", "try again; else tell the server's operator"
+        )
+    return CheckResult("warning", "the server does not check the node", "tell the server's operator")
 
 
-def _as_flower_says(response: httpx.Response, site: SiteConfig) -> Finding:
+def _as_flower_says(response: httpx.Response, site: NodeFile) -> CheckResult:
     problem = FlowerError.from_json(response.text)
     code = problem.code if problem is not None else None
     if code == ApiErrorCode.FLEET_INVALID_HEARTBEAT_INTERVAL:
-        return Finding("good", f"the server knows the key of {site.name}")
+        return CheckResult("good", f"the server knows the key of {site.name}")
     if code == ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED:
-        return Finding(
+        return CheckResult(
             "bad",
             f"the server does not know the key {site.key}",
             f"its operator must put its node.pub into nodes/{site.name} of the server's keys; no restart is needed",
         )
     if response.status_code == httpx.codes.UNAUTHORIZED:
-        return Finding("bad", f"the server does not accept what {site.key} signs", "look at the clock; then try again")
+        return CheckResult(
+            "bad", f"the server does not accept what {site.key} signs", "look at the clock; then try again"
+        )
     said = problem.message if problem is not None else response.reason_phrase
-    return Finding(
+    return CheckResult(
         "bad", f"{site.server} answers {response.status_code} {said}", "is it a FednnU-Net server? ask its operator"
     )
 
 
-def _proxy(site: SiteConfig) -> SplitResult | None:
+def _proxy(site: NodeFile) -> SplitResult | None:
     """The proxy that Flower's client takes to the server, by ``HTTPS_PROXY`` and ``NO_PROXY``."""
     proxies = getproxies()
     proxy = proxies.get("http" if site.insecure else "https") or proxies.get("all")
@@ -247,7 +260,7 @@ def _proxy(site: SiteConfig) -> SplitResult | None:
 
 
 @contextlib.contextmanager
-def _connected(site: SiteConfig) -> Iterator[Any]:
+def _connected(site: NodeFile) -> Iterator[Any]:
     """An HTTP connection to the server; it trusts the authority in ``certificate`` and no other."""
     (host, port), proxy = split_address(site.server), _proxy(site)
     via = (str(proxy.hostname), proxy.port or 3128) if proxy else (host, port)

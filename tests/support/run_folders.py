@@ -155,6 +155,7 @@ def write_run() -> MakeRun:
                 "seconds_exchange": 0.1 * rng.random() if exchanges else 0.0,
                 "bytes_up": 3_100_000 if exchanges else 0,
                 "bytes_down": 3_100_000 if exchanges else 0,
+                "update_norm": 0.02 if exchanges else None,
                 **({"fold": fold} if several else {}),
             }
             for fold in folds

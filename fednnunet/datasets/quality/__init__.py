@@ -1,0 +1,1 @@
+"""What a centre's images are like, and likely training problems."""

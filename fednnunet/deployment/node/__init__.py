@@ -1,0 +1,1 @@
+"""A node's machine in a federation of several machines."""

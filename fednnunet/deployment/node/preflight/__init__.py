@@ -1,0 +1,1 @@
+"""Checks that a node can join a federation, before anything is trained."""

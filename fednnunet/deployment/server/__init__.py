@@ -1,0 +1,1 @@
+"""The server's machine in a federation of several machines."""

@@ -1,1 +1,0 @@
-"""What runs at the server, and the relay between server and nodes."""

@@ -1,0 +1,1 @@
+"""Generated datasets modelled on the paper's collections."""

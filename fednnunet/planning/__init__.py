@@ -1,0 +1,1 @@
+"""nnU-Net's plans, and which classes plans may name."""

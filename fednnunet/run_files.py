@@ -1,0 +1,31 @@
+"""The files of a run's folder: their names, and the columns of its tables. Who writes and who reads them agree here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+RUN_FILE = "run.json"
+"""What is known of a run that has finished."""
+CONFIG_FILE = "config.json"
+"""What its results depend on, key to value."""
+RUN_ID_FILE = "run_id"
+"""By which nodes on other machines know the run."""
+PLANS_FILE = "plans.json"
+ROUNDS_FILE = "rounds.csv"
+CASES_FILE = "cases.csv"
+SUMMARY_FILE = "summary.csv"
+LOG_FILE = "train.log"
+ERROR_FILE = "error.txt"
+"""Why it failed as a job of a sweep."""
+OVERRIDES_FILE = Path(".hydra") / "overrides.yaml"
+SWEEP_FILE = "multirun.yaml"
+"""In a sweep's folder: its configuration, written by Hydra."""
+
+ROUND_COLUMNS = (
+    *("strategy", "round", "node", "train_loss", "val_loss", "pseudo_dice"),
+    *("seconds_train", "seconds_exchange", "bytes_up", "bytes_down", "update_norm"),
+)
+CASE_COLUMNS = (
+    *("strategy", "node", "model", "fold", "case", "label"),
+    *("dsc", "hd95", "surface_dsc", "volume_error", "empty"),
+)

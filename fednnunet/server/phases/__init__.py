@@ -1,0 +1,1 @@
+"""The phases of a federation, in order: register, prepare, train, evaluate."""

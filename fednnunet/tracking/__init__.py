@@ -1,0 +1,1 @@
+"""Following a run: terminal, TensorBoard, Weights & Biases."""
