@@ -1,0 +1,468 @@
+"""A federation whose nodes follow a script: the main level at which the server's behaviour is tested.
+
+The whole server app, over the embedded grid, the real relay, real sockets and shared memory. Only what the worker of
+a node computes is made up: its layers after a round are those it received, plus a step of known length. A run of
+three rounds takes some hundredths of a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401  makes bfloat16 a dtype of numpy
+import numpy as np
+import pandas as pd
+import pytest
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from fednnunet import __version__
+from fednnunet.client_app import relay
+from fednnunet.exchange.arrays import Layout, SharedArrays
+from fednnunet.exchange.channel import Request, WorkerChannel
+from fednnunet.exchange.messages import (
+    ENSEMBLE,
+    REQUESTS,
+    CaseScore,
+    EvaluateReply,
+    EvaluateRequest,
+    Failure,
+    FingerprintReply,
+    FingerprintRequest,
+    Fold,
+    Kind,
+    PlanReply,
+    PlanRequest,
+    PreprocessReply,
+    PreprocessRequest,
+    TrainReply,
+    TrainRequest,
+)
+from fednnunet.fingerprint.schema import ChannelIntensities, IntensityBins, LocalFingerprint
+from fednnunet.server.local_grid import LocalGrid
+from fednnunet.server.run_recorder import RunRecorder
+from fednnunet.server.server_app import build_server_app
+from fednnunet.server.session import ServerSettings
+from fednnunet.server.strategy.asym_fedavg import AsymFedAvg, NoExchange
+
+KEY = b"k" * 32
+CASES = 5
+ROUNDS = 3
+LAYERS = {"encoder": [4, 3], "head": [5]}
+STEPS = {"Riga": 0.10, "Porto": 0.12, "Turku": 0.09}
+"""Length of a node's step in a round, relative to the norm of the weights it received."""
+OTHER_STEP = 0.1
+SAMPLES = np.array([10, 11, 11, 13])
+"""Foreground intensities of every case."""
+
+State = dict[str, np.ndarray]
+
+
+def norm(state: Mapping[str, np.ndarray]) -> float:
+    """Euclidean norm of all layers together."""
+    return float(np.sqrt(sum((array.astype(np.float64) ** 2).sum() for array in state.values())))
+
+
+def same(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> bool:
+    """Whether two states have the same layers and values."""
+    return ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+def fingerprint_of(channel: str, bins: IntensityBins, cases: int) -> LocalFingerprint:
+    """Fingerprint of so many cases with the foreground intensities :data:`SAMPLES`."""
+    intensities = ChannelIntensities(
+        count=SAMPLES.size * cases,
+        mean=float(SAMPLES.mean()),
+        squared_deviations=float(SAMPLES.var() * SAMPLES.size * cases),
+        low=10,
+        high=13,
+        bins=bins,
+        histogram=(cases * np.bincount(bins.index(SAMPLES), minlength=bins.number)).tolist(),
+    )
+    return LocalFingerprint(
+        spacings=[[3.0, 1.0, 1.0]] * cases,
+        shapes_after_crop=[[8, 64, 64]] * cases,
+        relative_sizes=[1.0] * cases,
+        intensities={channel: intensities},
+    )
+
+
+# faults ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Answer:
+    """What a worker is about to send; a fault changes it."""
+
+    body: dict[str, Any]
+    arrays: State = field(default_factory=dict)
+    received: Mapping[str, np.ndarray] = field(default_factory=dict)
+    text: str | None = None
+    layout: Callable[[Layout], Layout] = lambda layout: layout
+
+    def send(self, request: Request) -> None:
+        """Reply to ``request``."""
+        shared = SharedArrays.allocate({name: (array.shape, array.dtype) for name, array in self.arrays.items()})
+        for name, view in shared.views().items():
+            view[...] = self.arrays[name]
+        shared.layout = self.layout(shared.layout)
+        text = json.dumps(self.body) if self.text is None else self.text
+        request.reply(text, shared if self.arrays else None)
+        shared.close()
+
+
+class WorkerGone(Exception):
+    """The worker ends without a reply, as after ``kill -9``."""
+
+
+class WorkerFails(Exception):
+    """The worker replies with a failure; the exception's text is the reason."""
+
+
+def end_worker(_: Answer) -> None:
+    """Fault: the worker is killed, and does not come back."""
+    raise WorkerGone
+
+
+def fail_with_reason(reason: str) -> Callable[[Answer], None]:
+    """Fault: the worker cannot do what it is asked."""
+
+    def fail(_: Answer) -> None:
+        raise WorkerFails(reason)
+
+    return fail
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What a node does wrong, and how the operator reads of it.
+
+    Attributes:
+        problem: part of the message to the operator.
+        worker: changes what its worker sends.
+        wire: changes what its relay hands to the grid.
+        kind: of the message.
+        of: round (``2``, or ``1/2`` for round 2 of fold 1); content of the fingerprint that was asked for; ``own`` or
+            ``layers`` of an evaluation.
+    """
+
+    problem: str
+    worker: Callable[[Answer], object] | None = None
+    wire: Callable[[Message], object] | None = None
+    kind: Kind = Kind.TRAIN
+    of: str = "2"
+
+    def applies_to(self, kind: Kind, body: Any) -> bool:
+        """Whether it shows in the reply to this request."""
+        if kind == Kind.TRAIN:
+            return self.kind == kind and self.of in (str(body.server_round), f"{body.fold}/{body.server_round}")
+        if kind == Kind.FINGERPRINT:
+            return self.kind == kind and self.of == body.tell
+        if kind == Kind.EVALUATE:
+            return self.kind == kind and self.of == ("own" if body.of_own_model else "layers" if body.layers else "")
+        return self.kind == kind
+
+
+# nodes -------------------------------------------------------------------------------------------------
+
+
+class ScriptedNode:
+    """Answers as a good node would, and keeps what it received and sent.
+
+    Args:
+        name: of the node.
+        layers: layer to shape of its network.
+        cases: training cases; 0 for an external centre.
+        epochs: of a fold.
+        plans: of its network.
+        introduction: other fields of its :class:`FingerprintReply`.
+
+    Attributes:
+        fault: what it does wrong.
+        requests: all bodies that it received, in order.
+        received: fold and round to the layers that it received; the round after the last is evaluation.
+        sent: fold and round to its layers after training.
+        final: fold to the model that it scored.
+        kept: node to fold to the model of that node that it was sent to score.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        layers: Mapping[str, Sequence[int]] = LAYERS,
+        cases: int = CASES,
+        epochs: int = ROUNDS,
+        plans: Mapping[str, Any] | None = None,
+        **introduction: Any,
+    ) -> None:
+        self.name, self.layers, self.cases, self.epochs = name, layers, cases, epochs
+        self.plans = {"dataset_name": name, **(plans or {})}
+        self.introduction = introduction
+        self.fault: Fault | None = None
+        self.requests: list[Any] = []
+        self.received: dict[tuple[Fold, int], State] = {}
+        self.sent: dict[tuple[Fold, int], State] = {}
+        self.final: dict[Fold, State] = {}
+        self.kept: dict[str, dict[Fold, State]] = {}
+
+    @property
+    def external(self) -> bool:
+        """Whether it only tests."""
+        return not self.cases
+
+    @property
+    def initial(self) -> State:
+        """The values its network starts from where it receives none."""
+        rng = np.random.default_rng([*self.name.encode()])
+        return {layer: rng.standard_normal(shape).astype(np.float32) for layer, shape in self.layers.items()}
+
+    def requests_of(self, kind: Kind) -> list[Any]:
+        """Bodies of one kind that it received, in order."""
+        return [body for body in self.requests if isinstance(body, REQUESTS[kind])]
+
+    def serve(self, channel: WorkerChannel) -> None:
+        """Answer until the channel is closed."""
+        with contextlib.suppress(ConnectionError):  # the test is over
+            while (request := channel.receive()) is not None:
+                body: Any = REQUESTS[request.kind].model_validate_json(request.body)
+                self.requests.append(body)
+                try:
+                    answer = self.answer(body, request)
+                    if self.fault is not None and self.fault.worker and self.fault.applies_to(request.kind, body):
+                        self.fault.worker(answer)
+                    answer.send(request)
+                except WorkerFails as reason:
+                    request.fail(Failure(reason=f"node {self.name}: {reason}", error="internal"))
+                except WorkerGone:
+                    channel.close()
+                    request.close()
+                    return
+
+    def answer(self, body: Any, request: Request) -> Answer:
+        """The reply of a good node."""
+        received = {layer: array.copy() for layer, array in request.arrays.items()}
+        match body:
+            case FingerprintRequest():
+                return self._describe(body)
+            case PlanRequest():
+                parameters = sum(int(np.prod(shape)) for shape in self.layers.values())
+                return Answer(PlanReply(plans=self.plans, layers=self.layers, num_parameters=parameters).model_dump())
+            case PreprocessRequest():
+                reply = PreprocessReply(
+                    seconds=1, num_training=self.cases - 1, num_validation=1, epochs=self.epochs, iterations=1
+                )
+                return Answer(reply.model_dump())
+            case TrainRequest():
+                return self._train(body, received)
+            case EvaluateRequest():
+                return self._evaluate(body, received)
+        raise AssertionError(body)
+
+    def _describe(self, body: FingerprintRequest) -> Answer:
+        fingerprint = None
+        if body.tell == "contribution" and body.bins is not None and not self.external:
+            fingerprint = fingerprint_of("0", IntensityBins.model_validate(body.bins["0"]), self.cases).to_dict()
+        ranges = {"0": {"low": 10, "high": 13, "integer": True}}
+        folds = {fold for fold, _ in self.sent}
+        reply = {
+            "node": self.name,
+            "version": __version__,
+            "external": self.external,
+            "num_training": self.cases,
+            "configuration": "2d",
+            "channel_names": {"0": "CT"},
+            "labels": {"background": 0, "tumour": 1},
+            "file_ending": ".nii.gz",
+            "intensity_ranges": ranges if body.tell == "ranges" and not self.external else None,
+            "fingerprint": fingerprint,
+            "resume_rounds": {fold: [r for f, r in self.sent if f == fold] for fold in folds},
+            **self.introduction,
+        }
+        return Answer(FingerprintReply.model_validate(reply).model_dump())
+
+    def _train(self, body: TrainRequest, received: State) -> Answer:
+        at = (body.fold, body.server_round)
+        if body.server_round == 0:
+            layers = self.initial
+        elif at in self.sent:
+            layers = self.sent[at]
+        else:
+            self.received[at] = received
+            before = self.sent.get((body.fold, body.trained), self.initial)
+            layers = self.sent[at] = self._step(*at, {**before, **received})
+        reply = TrainReply(
+            fold=body.fold,
+            server_round=body.server_round,
+            num_examples=self.cases - 1,
+            train_loss=-0.5,
+            pseudo_dice=0.5,
+        )
+        dtype = np.dtype(body.dtype if body.server_round else "float32")
+        return Answer(reply.model_dump(), {layer: layers[layer].astype(dtype) for layer in body.layers}, received)
+
+    def _step(self, fold: Fold, server_round: int, state: State) -> State:
+        """A step of fixed length in a direction of the node's own."""
+        rng = np.random.default_rng([*self.name.encode(), *str(fold).encode(), server_round])
+        step = {layer: rng.standard_normal(shape) for layer, shape in self.layers.items()}
+        length = STEPS.get(self.name, OTHER_STEP) * norm(state) / norm(step)
+        return {
+            layer: (state[layer].astype(np.float32) + length * step[layer]).astype(np.float32) for layer in self.layers
+        }
+
+    def _evaluate(self, body: EvaluateRequest, received: State) -> Answer:
+        if body.layers:
+            return Answer(EvaluateReply(seconds=1, mirror_axes=[0]).model_dump(), dict(self.final[body.fold]))
+        if body.keep is not None:
+            self.kept.setdefault(body.keep.node, {})[body.keep.fold] = received
+            return Answer(EvaluateReply(seconds=1).model_dump())
+        if body.of_own_model:
+            self.received[body.fold, body.server_round + 1] = received
+            self.final[body.fold] = {**self.sent.get((body.fold, body.trained), self.initial), **received}
+            scores = {None: self._dsc([self.final[body.fold]])}
+        else:
+            scores = {name: self._dsc([self.kept[name][fold] for fold in folds]) for name, folds in body.score.items()}
+            if self.external and len(scores) > 1:
+                scores[ENSEMBLE] = float(np.mean(list(scores.values())))
+        cases = [
+            CaseScore(centre=self.name, case=0, label="tumour", model=model, dsc=dsc, hd95=1)
+            for model, dsc in scores.items()
+        ]
+        return Answer(EvaluateReply(cases=cases, seconds=1).model_dump())
+
+    def _dsc(self, models: Sequence[State]) -> float:
+        """Score of an ensemble: a number that every value of every model changes."""
+        return float(np.mean([np.mean([array.mean(dtype=np.float64) for array in m.values()]) for m in models]))
+
+
+# the federation ----------------------------------------------------------------------------------------
+
+
+class RecorderOfMessages(RunRecorder):
+    """The real recorder; it keeps what the operator was told, too."""
+
+    def __init__(self, folder: Path, folds: Sequence[Fold]) -> None:
+        super().__init__(folder, "asym", folds)
+        self.messages: list[str] = []
+
+    def message(self, text: str) -> None:
+        super().message(text)
+        self.messages.append(text)
+
+
+@dataclass
+class FinishedRun:
+    """A run that is over.
+
+    Attributes:
+        nodes: by name.
+        messages: to the operator.
+        folder: of the run.
+    """
+
+    nodes: dict[str, ScriptedNode]
+    messages: list[str]
+    folder: Path
+
+    def average_after(self, server_round: int, fold: Fold = 0, node: str = "Riga") -> State:
+        """What a node received after this round."""
+        return self.nodes[node].received[fold, server_round + 1]
+
+    def mean_of(self, server_round: int, *names: str, fold: Fold = 0) -> State:
+        """numpy's mean of what these nodes sent in a round."""
+        sent = [self.nodes[name].sent[fold, server_round] for name in names]
+        return {
+            layer: np.mean([state[layer].astype(np.float64) for state in sent], axis=0).astype(np.float32)
+            for layer in sent[0]
+        }
+
+    @property
+    def rounds(self) -> pd.DataFrame:
+        """``rounds.csv``."""
+        return pd.read_csv(self.folder / "rounds.csv")
+
+    @property
+    def cases(self) -> pd.DataFrame:
+        """``cases.csv``."""
+        return pd.read_csv(self.folder / "cases.csv", dtype={"fold": str})
+
+    @property
+    def rows(self) -> list[tuple[int, str]]:
+        """Round and node of every row of ``rounds.csv``."""
+        return list(zip(self.rounds["round"], self.rounds["node"], strict=True))
+
+
+def run(
+    folder: Path,
+    nodes: Iterable[ScriptedNode],
+    strategy: AsymFedAvg | NoExchange | None = None,
+    settings: Mapping[str, Any] | None = None,
+    faults: Mapping[str, Fault] | None = None,
+    grid_class: type[LocalGrid] = LocalGrid,
+) -> FinishedRun:
+    """Run a federation to its end; in the folder of one that was interrupted it goes on.
+
+    Args:
+        folder: of the run.
+        nodes: in the order in which they join.
+        strategy: by default :class:`AsymFedAvg`.
+        settings: fields of :class:`ServerSettings`.
+        faults: name of a node to what it does wrong.
+        grid_class: the grid.
+    """
+    by_name = {node.name: node for node in nodes}
+    for name, node in by_name.items():
+        node.fault = (faults or {}).get(name)
+    given = ServerSettings(**{"fingerprint": None, "folds": [0], "timeout": 20, **(settings or {})})
+    recorder = RecorderOfMessages(folder, given.folds)
+    with contextlib.ExitStack() as stack:
+        # The path of a socket has at most 107 bytes, and that of a test's folder may be longer.
+        sockets = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nodes")))
+        (sockets / "key").write_bytes(KEY)
+        addresses = {}
+        for number, node in enumerate(by_name.values(), start=1):
+            channel = WorkerChannel(sockets / node.name, KEY)
+            stack.callback(channel.close)
+            threading.Thread(target=node.serve, args=(channel,), daemon=True).start()
+            addresses[number] = {"socket": str(sockets / node.name), "key-file": str(sockets / "key")}
+        grid = grid_class(_tampering_app(list(by_name.values())), addresses, len(addresses))
+        stack.callback(grid.close)
+        grid.run_server(build_server_app(given, strategy or AsymFedAvg(), recorder))
+    return FinishedRun(by_name, recorder.messages, folder)
+
+
+def _tampering_app(nodes: Sequence[ScriptedNode]) -> ClientApp:
+    """The relay, and for a node with a fault on the wire something that changes what the relay hands on."""
+
+    def hand_on(message: Message, context: Context) -> Message:
+        kind = Kind(message.metadata.message_type)
+        reply = relay(message, context)
+        fault = nodes[context.node_id - 1].fault
+        if fault is not None and fault.wire is not None:
+            body = REQUESTS[kind].model_validate_json(str(message.content.config_records["config"]["body"]))
+            if fault.applies_to(kind, body):
+                fault.wire(reply)
+        return reply
+
+    app = ClientApp()
+    for kind in Kind:
+        category, _, action = kind.value.partition(".")
+        getattr(app, category)(*([action] if action else []))(hand_on)
+    return app
+
+
+RunFederation = Callable[..., FinishedRun]
+
+
+@pytest.fixture
+def run_federation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFederation:
+    """:func:`run` in the test's own folder, which is also the working directory."""
+    monkeypatch.chdir(tmp_path)
+    return partial(run, tmp_path)
