@@ -44,7 +44,8 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from fednnunet.config.run import ModelConfig, NodeConfig, TrainerConfig
-from fednnunet.datasets.raw import raw_digest, read_dataset, stage_dataset
+from fednnunet.datasets.raw import read_dataset
+from fednnunet.datasets.staging import raw_digest, stage_dataset
 from fednnunet.fingerprint.extract import extract_fingerprint
 from fednnunet.phantoms.breast_small import make_phantom
 from fednnunet.planning.plans import make_plans

@@ -13,7 +13,7 @@ import SimpleITK as sitk
 
 from fednnunet.conversion.options import Files
 from fednnunet.conversion.study import Source
-from fednnunet.datasets.raw import SPACING_TOLERANCE
+from fednnunet.datasets.geometry import Grid, format_size, grid_differences
 from fednnunet.errors import DataError
 
 PUT: Mapping[Files, Callable[[Path, Path], object]] = {
@@ -77,14 +77,11 @@ def check_grid(image: sitk.Image, reference: sitk.Image, path: Path, reference_p
         DataError: names both files and what differs: size, spacing, origin or direction.
     """
     check_size(image, reference, path, reference_path)
-    for what, get in (
-        ("spacing", sitk.Image.GetSpacing),
-        ("origin", sitk.Image.GetOrigin),
-        ("direction", sitk.Image.GetDirection),
-    ):
-        one, other = get(image), get(reference)
-        if not np.allclose(one, other, atol=SPACING_TOLERANCE):
-            raise DataError(f"{path} and {reference_path.name} differ in {what}: {_listed(one)} and {_listed(other)}")
+    for difference in grid_differences(_grid_of(image), _grid_of(reference)):
+        raise DataError(
+            f"{path} and {reference_path.name} differ in {difference.what}: {_listed(difference.value)} and "
+            f"{_listed(difference.reference)}"
+        )
 
 
 def check_size(image: sitk.Image, reference: sitk.Image, path: Path, reference_path: Path) -> None:
@@ -95,16 +92,12 @@ def check_size(image: sitk.Image, reference: sitk.Image, path: Path, reference_p
     """
     one, other = image.GetSize(), reference.GetSize()
     if one != other:
-        raise DataError(f"{path} has {_times(one)} voxels, {reference_path.name} {_times(other)} (X, Y, Z)")
+        raise DataError(f"{path} has {format_size(one)} voxels, {reference_path.name} {format_size(other)} (X, Y, Z)")
 
 
 def has_same_grid(image: sitk.Image, reference: sitk.Image) -> bool:
     """Whether both have the same grid, as :func:`check_grid` sees it."""
-    try:
-        check_grid(image, reference, Path(), Path())
-    except DataError:
-        return False
-    return True
+    return not grid_differences(_grid_of(image), _grid_of(reference))
 
 
 def with_header(image: sitk.Image, reference: sitk.Image) -> sitk.Image:
@@ -229,8 +222,9 @@ def _with_header_of(reference: sitk.Image, values: np.ndarray) -> sitk.Image:
     return image
 
 
-def _times(values: Sequence[int]) -> str:
-    return " x ".join(map(str, values))
+def _grid_of(image: sitk.Image) -> Grid:
+    placement = {"spacing": image.GetSpacing(), "origin": image.GetOrigin(), "direction": image.GetDirection()}
+    return Grid(image.GetSize(), placement)
 
 
 def _listed(values: Sequence[float]) -> str:

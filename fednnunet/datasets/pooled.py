@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from fednnunet.datasets.raw import Case, RawDataset, stage_dataset
+from fednnunet.datasets.raw import Case, RawDataset
+from fednnunet.datasets.staging import stage_dataset
 from fednnunet.errors import DataError
 
 

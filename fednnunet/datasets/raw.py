@@ -1,46 +1,44 @@
-"""The nnUNet_raw contract: find a dataset, read its description, check its images."""
+"""The nnUNet_raw contract: find a dataset, read its description, list its cases."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import io
 import json
-import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fednnunet.errors import DataError
-from fednnunet.files import write_atomically
-
-log = logging.getLogger(__name__)
 
 DATASET_NAME = re.compile(r"Dataset(\d{3})_.+")
 MIN_TRAINING_CASES = 5
 """nnU-Net's five-fold split needs as many cases."""
-SPACING_TOLERANCE = 1e-3
-"""mm; images and labels of one case may differ by rounding in their headers."""
 RGB_ENDINGS = (".png", ".bmp", ".tif")
 """Files that may hold several channels (``nnunetv2.imageio.natural_image_reader_writer``)."""
 TIFF_ENDINGS = (".tif", ".tiff")
 """Files of volumes whose spacing stands in a ``.json`` beside them."""
 IMAGE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl", ".tiff", *RGB_ENDINGS)
-"""What nnU-Net's readers open; any other file beside the images, such as a ``.json``, is let be."""
+"""Files that nnU-Net's readers open; any other file beside the images, such as a ``.json``, is ignored."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """Files of one case: one image a channel (or one RGB image of all), and the label map."""
+    """Files of one case: one image per channel (or one RGB image of all), and the label map."""
 
     name: str
     images: tuple[Path, ...]
     label: Path
+
+    @property
+    def files(self) -> list[Path]:
+        """Images, label map, and what ``nnunetv2.imageio.tif_reader_writer`` reads spacings from, if it is there."""
+        files = [*self.images, self.label]
+        if self.label.suffix in TIFF_ENDINGS:
+            spacings = (self.images[0].with_name(f"{self.images[0].stem[:-5]}.json"), self.label.with_suffix(".json"))
+            files += [path for path in spacings if path.is_file()]
+        return files
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class RawDataset:
     Attributes:
         folder: where it lies.
         name: ``DatasetXXX_Name``.
-        dataset_json: as on disk.
+        dataset_json: content of ``dataset.json``.
         cases: sorted by name.
     """
 
@@ -270,125 +268,6 @@ def _cases_in_folders(folder: Path, part: str, ending: str, channels: int, centr
     return cases
 
 
-def check_images(dataset: RawDataset, centre: str, progress: Callable[[int], None] | None = None) -> None:
-    """Open every file once, with the reader that nnU-Net will use.
-
-    Image and label of different origin or direction are a warning, as in nnU-Net, which ignores both.
-
-    Args:
-        dataset: whose images.
-        centre: for the error's text.
-        progress: called after every case with the number of cases done.
-
-    Raises:
-        DataError: unreadable file, wrong number of channels, image and label of different shape or spacing, NaN or
-            infinity in an image, or label values that ``dataset.json`` does not name.
-    """
-    reader = choose_reader(dataset, dataset.cases[0], centre)()
-    shifted: dict[str, list[str]] = {}
-    for number, case in enumerate(dataset.cases, start=1):
-        for what in _check_case(case, reader, dataset, centre):
-            shifted.setdefault(what, []).append(case.name)
-        if progress is not None:
-            progress(number)
-    for what, names in shifted.items():
-        log.warning(
-            "centre %s: image and label differ in %s in %d cases, the first %s; nnU-Net ignores it: look whether they "
-            "lie on each other",
-            centre,
-            what,
-            len(names),
-            names[0],
-        )
-
-
-def choose_reader(dataset: RawDataset, example: Case, centre: str) -> type:
-    """The class that nnU-Net reads ``dataset`` with, going by the first image of ``example``.
-
-    Raises:
-        DataError: none can read it.
-    """
-    from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
-
-    first = example.images[0]
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # it prints the traceback of every reader that fails
-            return determine_reader_writer_from_dataset_json(dataset.dataset_json, str(first), verbose=False)
-    except RuntimeError:
-        raise DataError(
-            f"centre {centre}: {first} cannot be read by any of nnU-Net's readers for {dataset.file_ending}"
-        ) from None
-
-
-def _check_case(case: Case, reader: Any, dataset: RawDataset, centre: str) -> list[str]:
-    """What of the geometry differs between images and label without being an error."""
-    label, properties = read_file(reader.read_seg, str(case.label), case.label, centre)
-    if len(label) != 1:
-        raise DataError(f"centre {centre}: {case.label} has {len(label)} channels; a label map has one")
-    values = np.unique(label)
-    unknown = values[~np.isin(values, list(label_values(dataset.labels)))]
-    if unknown.size:
-        raise DataError(
-            f"centre {centre}: {case.label} holds value {unknown[0]:g}, which labels in dataset.json does not name"
-        )
-    spacing, geometry = properties["spacing"], geometry_of(properties)
-    channels, differs = 0, set()
-    for path in case.images:
-        image, properties = read_file(reader.read_images, [str(path)], path, centre)
-        channels += len(image)
-        if image.shape[1:] != label.shape[1:]:
-            raise DataError(
-                f"centre {centre}: {path} has shape {_times(image.shape[1:])}, its label {case.label.name} "
-                f"{_times(label.shape[1:])} (Z, Y, X)"
-            )
-        if not np.allclose(properties["spacing"], spacing, atol=SPACING_TOLERANCE):
-            raise DataError(
-                f"centre {centre}: {path} has spacing {_times(properties['spacing'])} mm, its label {case.label.name} "
-                f"{_times(spacing)} mm (Z, Y, X)"
-            )
-        if not np.isfinite(image).all():
-            raise DataError(f"centre {centre}: {path} holds NaN or infinity")
-        differs |= {
-            what
-            for what, value in geometry_of(properties).items()
-            if not np.allclose(value, geometry[what], atol=SPACING_TOLERANCE)
-        }
-    if channels != len(dataset.channel_names):
-        raise DataError(
-            f"centre {centre}: {case.images[0]} has {channels} channels, channel_names in dataset.json "
-            f"{len(dataset.channel_names)}"
-        )
-    return sorted(differs)
-
-
-def geometry_of(properties: dict[str, Any]) -> dict[str, Any]:
-    """Where the voxels lie besides their spacing, as far as nnU-Net's reader tells."""
-    if "sitk_stuff" in properties:
-        return {what: properties["sitk_stuff"][what] for what in ("origin", "direction")}
-    if "nibabel_stuff" in properties:
-        return {"affine matrix": properties["nibabel_stuff"]["original_affine"]}
-    return {}
-
-
-def read_file(read: Any, argument: Any, path: Path, centre: str) -> tuple[np.ndarray, dict[str, Any]]:
-    """What a method of nnU-Net's readers returns for ``argument``: voxels (C, Z, Y, X) and properties.
-
-    Raises:
-        DataError: it cannot be read; names centre and ``path``.
-    """
-    try:
-        return read(argument)
-    except Exception as error:
-        cause = str(error).strip().splitlines()
-        raise DataError(
-            f"centre {centre}: {path} cannot be read: {cause[-1] if cause else type(error).__name__}"
-        ) from error
-
-
-def _times(values: Any) -> str:
-    return " x ".join(f"{value:g}" for value in values)
-
-
 def label_values(labels: dict[str, Any]) -> set[int]:
     """All values that ``labels`` of ``dataset.json`` name."""
     values = set()
@@ -397,68 +276,6 @@ def label_values(labels: dict[str, Any]) -> set[int]:
     return values
 
 
-def stage_dataset(dataset: RawDataset, nnunet_raw: Path) -> Path:
-    """Refer to ``dataset`` from the folder ``nnunet_raw`` without copying, linking or touching its files.
-
-    nnU-Net reads case files from the entry ``dataset`` of ``dataset.json`` where there is one.
-
-    Returns:
-        ``nnunet_raw/DatasetXXX_Name``.
-
-    Raises:
-        DataError: that folder holds images, so its ``dataset.json`` is someone's own.
-    """
-    folder = nnunet_raw / dataset.name
-    for part in ("imagesTr", "imagesTs"):
-        if (folder / part).exists():
-            raise DataError(f"{folder} holds images; a reference to a dataset needs a folder of its own")
-    description = {
-        **dataset.dataset_json,
-        "numTraining": len(dataset.cases),
-        "dataset": {
-            case.name: {
-                # not resolve(): what a link points to may lack the file ending that readers go by
-                "images": [str(path.absolute()) for path in case.images],
-                "label": str(case.label.absolute()),
-            }
-            for case in dataset.cases
-        },
-    }
-    write_atomically(folder / "dataset.json", json.dumps(description, indent=1))
-    return folder
-
-
-def estimate_size(dataset: RawDataset, centre: str) -> int:
-    """Bytes that all cases take as nnU-Net preprocesses them (float32 images, 8-bit labels), at their own spacing.
-
-    Opens the case with the largest files; the others are taken to be compressed as well as it.
-
-    Raises:
-        DataError: that case cannot be read.
-    """
-    sizes = {case: sum(path.stat().st_size for path in _files(case)) for case in dataset.cases}
-    largest = max(dataset.cases, key=lambda case: sizes[case])
-    paths = [str(path) for path in largest.images]
-    image, _ = read_file(
-        choose_reader(dataset, dataset.cases[0], centre)().read_images, paths, largest.images[0], centre
-    )
-    voxels = image[0].size
-    return round((4 * len(image) + 1) * voxels * sum(sizes.values()) / max(sizes[largest], 1))
-
-
-def raw_digest(dataset: RawDataset) -> str:
-    """Short name of the dataset's content: description, and name, size and time of every file."""
-    files = [
-        [case.name, [[path.stat().st_size, path.stat().st_mtime_ns] for path in _files(case)]] for case in dataset.cases
-    ]
-    content = json.dumps([dataset.dataset_json, files], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()[:12]
-
-
-def _files(case: Case) -> list[Path]:
-    """Images, label, and what ``nnunetv2.imageio.tif_reader_writer`` reads spacings from where it is there."""
-    files = [*case.images, case.label]
-    if case.label.suffix in TIFF_ENDINGS:
-        spacings = (case.images[0].with_name(f"{case.images[0].stem[:-5]}.json"), case.label.with_suffix(".json"))
-        files += [path for path in spacings if path.is_file()]
-    return files
+def unknown_label_values(found: Iterable[float], known: Collection[int | None]) -> list[float]:
+    """Values of label maps that ``dataset.json`` does not name, sorted."""
+    return sorted({value for value in found if value not in known})

@@ -21,10 +21,12 @@ from pydantic import BaseModel, ValidationError
 from torch import nn
 
 from fednnunet import __version__
+from fednnunet.datasets.image_checks import check_images
 from fednnunet.datasets.pooled import pool_datasets, pooled_name
 from fednnunet.datasets.quality.measure import image_digests
-from fednnunet.datasets.raw import RawDataset, check_images, raw_digest, read_dataset, stage_dataset
+from fednnunet.datasets.raw import RawDataset, read_dataset
 from fednnunet.datasets.splits import pooled_splits, splits_of
+from fednnunet.datasets.staging import raw_digest, stage_dataset
 from fednnunet.errors import ConfigError, ProtocolError, first_problem
 from fednnunet.evaluation.ensemble import segment_with_each
 from fednnunet.evaluation.held_out import held_out_segmenter

@@ -14,7 +14,8 @@ from fednnunet.cli.convert import CONVERTERS, Converter, command_of
 from fednnunet.cli.main import main
 from fednnunet.config.hydra_datasets import configured_dataset
 from fednnunet.conversion.manifest import read_manifest
-from fednnunet.datasets.raw import check_images, read_dataset
+from fednnunet.datasets.image_checks import check_images
+from fednnunet.datasets.raw import read_dataset
 from tests.conversion.readers.test_cardiac import make_acdc, make_mnms1, make_mnms2
 from tests.conversion.readers.test_mamamia import write_image, write_patient
 from tests.conversion.readers.test_ultrasound import acouslic, aimix

@@ -21,7 +21,8 @@ from fednnunet.conversion.plan import plan_conversion
 from fednnunet.conversion.study import ConversionIssue, ScanResult, Source, SourceCase
 from fednnunet.conversion.targets import TargetCentre
 from fednnunet.conversion.writer import ConversionResult, convert
-from fednnunet.datasets.raw import check_images, read_dataset
+from fednnunet.datasets.image_checks import check_images
+from fednnunet.datasets.raw import read_dataset
 from fednnunet.datasets.splits import splits_of
 from fednnunet.errors import ConfigError, DataError
 

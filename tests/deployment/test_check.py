@@ -25,7 +25,8 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from fednnunet.cli.main import main
 from fednnunet.config.node_file import read_node_file
 from fednnunet.config.run import ModelConfig
-from fednnunet.datasets.raw import estimate_size, read_dataset, stage_dataset
+from fednnunet.datasets.raw import read_dataset
+from fednnunet.datasets.staging import estimate_size, stage_dataset
 from fednnunet.deployment import keys as keys_module
 from fednnunet.deployment.keys import make_keys
 from fednnunet.deployment.node.preflight.checks import check_device, check_node

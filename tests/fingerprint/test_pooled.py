@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 
 from fednnunet.config.run import ModelConfig
-from fednnunet.datasets.raw import RawDataset, read_dataset, stage_dataset
+from fednnunet.datasets.raw import RawDataset, read_dataset
+from fednnunet.datasets.staging import stage_dataset
 from fednnunet.fingerprint import LocalFingerprint, extract, merge_fingerprints
 from fednnunet.fingerprint.schema import BINS, common_ranges
 from fednnunet.planning.plans import make_plans

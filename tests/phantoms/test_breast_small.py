@@ -11,7 +11,8 @@ import pytest
 import SimpleITK as sitk
 from omegaconf import OmegaConf
 
-from fednnunet.datasets.raw import check_images, read_dataset
+from fednnunet.datasets.image_checks import check_images
+from fednnunet.datasets.raw import read_dataset
 from fednnunet.errors import DataError
 from fednnunet.phantoms import breast_small as phantom
 from fednnunet.phantoms.breast_small import make_phantom

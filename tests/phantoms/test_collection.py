@@ -15,7 +15,8 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 
 from fednnunet.config.run import ModelConfig, RunConfig, read_config
-from fednnunet.datasets.raw import MIN_TRAINING_CASES, check_images, read_dataset
+from fednnunet.datasets.image_checks import check_images
+from fednnunet.datasets.raw import MIN_TRAINING_CASES, read_dataset
 from fednnunet.datasets.splits import splits_of
 from fednnunet.errors import ConfigError
 from fednnunet.phantoms.breast import BreastCentre

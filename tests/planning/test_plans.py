@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from fednnunet.config.run import ModelConfig
-from fednnunet.datasets.raw import read_dataset, stage_dataset
+from fednnunet.datasets.raw import read_dataset
+from fednnunet.datasets.staging import stage_dataset
 from fednnunet.errors import ConfigError
 from fednnunet.fingerprint.extract import extract_fingerprint
 from fednnunet.planning.plans import import_plans, make_plans

@@ -15,7 +15,8 @@ from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransfo
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from fednnunet.config.run import ModelConfig, NodeConfig, TrainerConfig
-from fednnunet.datasets.raw import raw_digest, read_dataset, stage_dataset
+from fednnunet.datasets.raw import read_dataset
+from fednnunet.datasets.staging import raw_digest, stage_dataset
 from fednnunet.errors import ConfigError
 from fednnunet.fingerprint.extract import extract_fingerprint
 from fednnunet.planning.class_lookup import nnunet_classes

@@ -9,8 +9,9 @@ from typing import Literal
 
 import numpy as np
 
+from fednnunet.datasets.geometry import STOPS_NNUNET
 from fednnunet.datasets.quality.summary import SHARES, CaseMeasures, CentreSummary, DataIssue, commonest
-from fednnunet.datasets.raw import MIN_TRAINING_CASES
+from fednnunet.datasets.raw import MIN_TRAINING_CASES, unknown_label_values
 
 FEWEST_VOXELS = 10
 """A label of fewer voxels in a case is called tiny; so is one that is less than one voxel at the median spacing."""
@@ -18,8 +19,6 @@ SPACING_FACTOR = 2.0
 """A case whose spacing is so many times the centre's median, or a fraction of it, is an outlier."""
 LEAST_OVERLAP = 0.2
 """Intensity ranges that share less than this part of what they cover together differ strongly: a factor of five."""
-STOPS = {"shape", "spacing"}
-"""Differences of image and label that nnU-Net stops at; it ignores the others."""
 
 
 def find_concerns(centres: Sequence[CentreSummary]) -> list[DataIssue]:
@@ -71,7 +70,7 @@ def _too_few(centre: CentreSummary) -> Iterator[DataIssue]:
 
 
 def _geometry(centre: CentreSummary) -> Iterator[DataIssue]:
-    stopping = [case for case in centre.cases if STOPS & set(case.differs)]
+    stopping = [case for case in centre.cases if set(STOPS_NNUNET) & set(case.differs)]
     others = [case for case in centre.cases if case.differs and case not in stopping]
     if stopping:
         what = sorted({what for case in stopping for what in case.differs})
@@ -85,9 +84,9 @@ def _geometry(centre: CentreSummary) -> Iterator[DataIssue]:
 
 def _unknown_values(centre: CentreSummary) -> Iterator[DataIssue]:
     known = {value for values in centre.labels.values() for value in values} | {centre.ignored}
-    unknown = [case for case in centre.cases if set(case.label_voxels) - known]
+    unknown = [case for case in centre.cases if unknown_label_values(case.label_voxels, known)]
     if unknown:
-        values = sorted({value for case in unknown for value in case.label_voxels if value not in known})
+        values = unknown_label_values((value for case in unknown for value in case.label_voxels), known)
         found = f"labels hold {_and([f'{value:g}' for value in values])}, which dataset.json does not name"
         yield _concern("bad", centre, "unknown label", unknown, found, "name the values in labels, or map them")
 

@@ -12,16 +12,10 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
+from fednnunet.datasets.geometry import grid_differences, grid_of, orientation_of
+from fednnunet.datasets.image_checks import check_channels, check_finite, choose_reader, read_file, read_image
 from fednnunet.datasets.quality.summary import SHARES, CaseMeasures, CentreSummary, Percentiles, UnreadableCase
-from fednnunet.datasets.raw import (
-    RGB_ENDINGS,
-    SPACING_TOLERANCE,
-    Case,
-    RawDataset,
-    choose_reader,
-    geometry_of,
-    read_file,
-)
+from fednnunet.datasets.raw import RGB_ENDINGS, Case, RawDataset
 from fednnunet.errors import DataError
 from fednnunet.processes import map_in_processes
 
@@ -148,19 +142,14 @@ def measure_case(
 def _measure(case: Case, centre: str, reader: Any, without_spacing: bool, channels: int) -> CaseMeasures:
     images, differs = [], set()
     label, of_label = read_file(reader.read_seg, str(case.label), case.label, centre)
+    reference = grid_of(label, of_label)
     for path in case.images:
-        image, properties = read_file(reader.read_images, [str(path)], path, centre)
-        if not np.isfinite(image).all():
-            raise DataError(f"centre {centre}: {path} holds NaN or infinity")
+        image, properties = read_image(reader, path, centre)
         images.append(image)
-        differs |= _differences(image, properties, label, of_label)
+        differs |= {difference.what for difference in grid_differences(grid_of(image, properties), reference)}
         if image.shape[1:] != images[0].shape[1:]:
             raise DataError(f"centre {centre}: {path} has another shape than {case.images[0].name}")
-    if sum(len(image) for image in images) != channels:
-        raise DataError(
-            f"centre {centre}: {case.images[0]} has {sum(map(len, images))} channels, channel_names in dataset.json "
-            f"{channels}"
-        )
+    check_channels(case, sum(map(len, images)), channels, centre)
     direction = direction_of(properties)
     if direction is not None and not abs(np.linalg.det(direction)) > LEAST_DETERMINANT:
         raise DataError(f"centre {centre}: the axes of {case.images[0]} are not three directions")
@@ -182,29 +171,13 @@ def _measure(case: Case, centre: str, reader: Any, without_spacing: bool, channe
     )
 
 
-def _differences(
-    image: np.ndarray, properties: dict[str, Any], label: np.ndarray, of_label: dict[str, Any]
-) -> set[str]:
-    """In what an image and its label differ."""
-    if image.shape[1:] != label.shape[1:]:
-        return {"shape"}  # all else follows from it
-    theirs = geometry_of(of_label) | {"spacing": of_label["spacing"]}
-    ours = geometry_of(properties) | {"spacing": properties["spacing"]}
-    return {
-        what
-        for what, value in ours.items()
-        if np.shape(value) != np.shape(theirs[what]) or not np.allclose(value, theirs[what], atol=SPACING_TOLERANCE)
-    }
-
-
 def _percentiles(channel: np.ndarray) -> Percentiles:
     signal = channel[channel != 0]
     return Percentiles(*(np.percentile(signal, SHARES).tolist() if signal.size else (0.0, 0.0, 0.0)))
 
 
 def _count(label: np.ndarray, path: Path, centre: str) -> dict[float, int]:
-    if not np.isfinite(label).all():
-        raise DataError(f"centre {centre}: {path} holds NaN or infinity")
+    check_finite(label, path, centre)
     values, counts = np.unique(label[label != 0], return_counts=True)
     return {
         int(value) if value == int(value) else float(value): int(count)
@@ -225,12 +198,12 @@ def direction_of(properties: dict[str, Any]) -> np.ndarray | None:
     Args:
         properties: as nnU-Net's readers give them.
     """
-    geometry = geometry_of(properties)
-    if "direction" in geometry:
-        axes = round(len(geometry["direction"]) ** 0.5)
-        return np.reshape(geometry["direction"], (axes, axes))
-    if "affine matrix" in geometry:
-        columns = TO_LPS @ np.asarray(geometry["affine matrix"])[:3, :3]
+    orientation = orientation_of(properties)
+    if "direction" in orientation:
+        axes = round(len(orientation["direction"]) ** 0.5)
+        return np.reshape(orientation["direction"], (axes, axes))
+    if "affine matrix" in orientation:
+        columns = TO_LPS @ np.asarray(orientation["affine matrix"])[:3, :3]
         return columns / np.linalg.norm(columns, axis=0)
     return None
 

@@ -16,7 +16,8 @@ from fednnunet.conversion.readers.msd import read_msd
 from fednnunet.conversion.study import ScanResult
 from fednnunet.conversion.targets import numbered_targets
 from fednnunet.conversion.writer import convert
-from fednnunet.datasets.raw import RawDataset, check_images, read_dataset
+from fednnunet.datasets.image_checks import check_images
+from fednnunet.datasets.raw import RawDataset, read_dataset
 from tests.conversion.test_writer import Silent, read, write
 
 CASES = 5

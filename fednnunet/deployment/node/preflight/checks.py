@@ -18,7 +18,9 @@ from cryptography import x509
 
 from fednnunet import __version__
 from fednnunet.config.node_file import NodeFile, read_node_file
-from fednnunet.datasets.raw import RawDataset, check_images, estimate_size, find_dataset, read_dataset
+from fednnunet.datasets.image_checks import check_images
+from fednnunet.datasets.raw import RawDataset, find_dataset, read_dataset
+from fednnunet.datasets.staging import estimate_size
 from fednnunet.deployment.node.connection import read_key
 from fednnunet.deployment.node.preflight.results import Check, CheckResult, run_checks
 from fednnunet.deployment.node.preflight.server_checks import (
