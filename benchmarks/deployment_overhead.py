@@ -53,7 +53,7 @@ from fednnunet.exchange.arrays import SharedArrays  # noqa: E402
 from fednnunet.exchange.channel import WorkerChannel  # noqa: E402
 from fednnunet.exchange.messages import Kind, TrainReply, TrainRequest  # noqa: E402
 from fednnunet.exchange.records import to_array_record  # noqa: E402
-from fednnunet.server.local_grid import wait_a_moment  # noqa: E402
+from fednnunet.server.local_grid import wait_for_next_poll  # noqa: E402
 from fednnunet.server.node_requests import num_bytes  # noqa: E402
 from tests.support.network import Link  # noqa: E402
 
@@ -373,7 +373,7 @@ def _ask(grid: SuperLinkGrid, server_round: int, arrays: ArrayRecord) -> tuple[f
     begun = time.monotonic()
     asked = grid.push_messages([Message(content, node, Kind.TRAIN.value)])
     while not (replies := grid.pull_messages(asked)):
-        wait_a_moment(grid, asked, 1.0)
+        wait_for_next_poll(grid, asked, 1.0)
     (reply,) = replies
     assert reply.has_content(), reply.error.reason
     return time.monotonic() - begun, num_bytes(reply)

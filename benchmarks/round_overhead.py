@@ -123,13 +123,13 @@ def exchange(
         shapes: of the tensors of every node.
         rounds: how many.
     """
-    strategy, contact = AsymFedAvg(), NodeClient(grid)
+    strategy, client = AsymFedAvg(), NodeClient(grid)
     strategy.prepare(dict.fromkeys(names, shapes), names)
     arrays = ArrayRecord()
     for server_round in range(1, rounds + 1):
         start = time.perf_counter()
         messages = list(strategy.configure_train(server_round, arrays, ConfigRecord(), grid))
-        averaged, metrics = strategy.aggregate_train(server_round, contact.stream(messages, None))
+        averaged, metrics = strategy.aggregate_train(server_round, client.stream(messages, None))
         wall = time.perf_counter() - start
         assert averaged is not None, strategy.failures
         assert metrics is not None

@@ -39,7 +39,6 @@ from fednnunet.server.server_app import build_server_app
 from fednnunet.server.session import ServerSettings
 from fednnunet.server.strategy.asym_fedavg import AsymFedAvg, NoExchange
 from fednnunet.tracking.base import Trackers
-from fednnunet.tracking.follower import Follower
 from fednnunet.tracking.terminal import RunProgress
 
 log = logging.getLogger(__name__)
@@ -90,18 +89,17 @@ def _run(config: RunConfig, command: str, sweep: str | None) -> Result:
             folds=config.folds,
         )
         stack.enter_context(progress)
-        progress.stage("start")
-        tracker = Trackers([instantiate(entry) for entry in config.logger.values()], tell=progress.message)
-        stack.callback(tracker.finish, ok=False)  # does nothing after a finish
-        tracker.start(facts)
-        journal = RunRecorder(folder, config.strategy.name, config.folds, [Follower(progress, tracker)])
-        app = build_server_app(server_settings(config), strategy, journal)
-        peak_memory_gib = run_local(app, config, nodes) if here else run_deployed(app, config, journal)
-        facts |= final_metadata(journal, strategy, started, time.monotonic() - begin, peak_memory_gib)
+        progress.on_stage("start")
+        trackers = Trackers([instantiate(entry) for entry in config.logger.values()], notify=progress.on_message)
+        stack.push(lambda kind, error, trace: trackers.on_run_end(error))
+        trackers.on_run_start(facts)
+        recorder = RunRecorder(folder, config.strategy.name, config.folds, [progress, trackers])
+        app = build_server_app(server_settings(config), strategy, recorder)
+        peak_memory_gib = run_local(app, config, nodes) if here else run_deployed(app, config, recorder)
+        facts |= final_metadata(recorder, strategy, started, time.monotonic() - begin, peak_memory_gib)
         write_atomically(folder / RUN_FILE, json.dumps(facts, indent=1))
         result = finish_run(folder)
-        tracker.log_result(folder)
-        tracker.finish(ok=True)
+        trackers.on_result(folder)
     remove_resume_files(folder, nodes)
     return result
 
@@ -116,18 +114,18 @@ def server_settings(config: RunConfig) -> ServerSettings:
         cross_centre=config.evaluation.cross_centre,
         local_epochs=config.strategy.local_epochs,
         heterogeneous_tasks=config.strategy.heterogeneous_tasks,
-        min_nodes=config.federation.min_nodes,
-        nodes=config.federation.nodes,
+        min_replies=config.federation.min_nodes,
+        expected_nodes=config.federation.nodes,
         find_duplicates=config.federation.find_duplicates,
     )
     if config.federation.grid == "local":
         return settings
     return dataclasses.replace(
         settings,
-        nodes=config.federation.nodes or len(config.dataset.centres),
-        patient=True,
+        expected_nodes=config.federation.nodes or len(config.dataset.centres),
+        wait_for_nodes=True,
         run=run_id(config.paths.run),
-        task=config.task.model_dump(mode="json", by_alias=True),
+        shared_config=config.task.model_dump(mode="json", by_alias=True),
         centres={centre.name: centre.external for centre in config.dataset.centres},
     )
 
@@ -150,7 +148,7 @@ def run_local(app: ServerApp, config: RunConfig, nodes: Sequence[NodeSettings]) 
     return processes.peak_memory_gib
 
 
-def run_deployed(app: ServerApp, config: RunConfig, journal: RunRecorder) -> float:
+def run_deployed(app: ServerApp, config: RunConfig, recorder: RunRecorder) -> float:
     """Run the server of nodes on other machines; the largest memory of this process, in GiB."""
     from fednnunet.deployment.server.run_server_app import run_across_machines
     from fednnunet.deployment.server.run_status import RunStatus
@@ -159,18 +157,18 @@ def run_deployed(app: ServerApp, config: RunConfig, journal: RunRecorder) -> flo
     status = RunStatus(
         config.federation.server, config.paths.run, strategy=config.strategy.name, dataset=config.dataset.name
     )
-    journal.observers = [*journal.observers, status]
+    recorder.observers.append(status)
     try:
-        run_across_machines(config.federation.server, config.paths.run, app, journal.message)
+        run_across_machines(config.federation.server, config.paths.run, app, recorder.on_message)
     except BaseException as error:
-        status.finish(error)
+        status.on_run_end(error)
         raise
-    status.finish()
+    status.on_run_end()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # of KiB
 
 
 def final_metadata(
-    journal: RunRecorder,
+    recorder: RunRecorder,
     strategy: AsymFedAvg | NoExchange,
     started: datetime,
     seconds: float,
@@ -178,9 +176,9 @@ def final_metadata(
 ) -> dict[str, Any]:
     """What is known of a run at its end, for ``run.json``."""
     return {
-        "num_training": journal.num_training,
-        **journal.training,
-        "shared_fraction": strategy.shared_fraction() if len(journal.num_training) > 1 else {},
+        "num_training": recorder.num_training,
+        **recorder.training,
+        "shared_fraction": strategy.shared_fraction() if len(recorder.num_training) > 1 else {},
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
         "peak_memory_gib": round(peak_memory_gib, 2),

@@ -158,9 +158,9 @@ def _track_comparison(loggers: DictConfig, folder: Path) -> None:
         instantiate(OmegaConf.create(entry | {"folder": str(folder)} if "folder" in entry else entry))
         for entry in entries.values()
     ]
-    tracker = Trackers(trackers, tell=lambda text: print(text, file=sys.stderr))
-    tracker.log_comparison(folder)
-    tracker.finish(ok=True)
+    group = Trackers(trackers, notify=lambda text: print(text, file=sys.stderr))
+    group.log_comparison(folder)
+    group.on_run_end()
 
 
 def _end_with(pid: int) -> None:

@@ -1,6 +1,6 @@
 """The embedded grid: Flower's messages on one machine, without ports.
 
-The ServerApp, the strategy and the ClientApp are the ones that run across hospitals; only the grid between them
+The ServerApp, the strategy and the ClientApp are those that run across hospitals; only the grid between them
 differs. What Flower does not offer as public API is confined to this module (the contract is tested, and the
 range of Flower versions is pinned).
 """
@@ -24,18 +24,18 @@ SERVER_NODE_ID = 0
 CLIENT_APP_RAISED_EXCEPTION = 2
 """Flower's ErrorCode for an exception in a ClientApp."""
 POLL_SECONDS = 0.25
-"""Between two looks for replies at a SuperLink, or for nodes at any grid."""
+"""Seconds between two polls for replies at a SuperLink, or for nodes at any grid."""
 
 
 class NodeGrid(Grid):
-    """A Flower grid, and what the server app asks of one beyond Flower's interface."""
+    """A Flower grid, and what the server app needs of one beyond Flower's interface."""
 
     def names(self) -> dict[int, str]:
         """Node id to the name that a node's key stands for; empty where nodes have no keys."""
         return {}
 
     def abandon(self, message_ids: Iterable[str]) -> None:
-        """Nobody waits for these replies any more; they may still be pulled, to see that the nodes are free."""
+        """No longer wait for these replies; they may still be pulled, to see that the nodes are free."""
 
 
 class LocalGrid(NodeGrid):
@@ -44,7 +44,7 @@ class LocalGrid(NodeGrid):
     Args:
         client_app: gets every message.
         nodes: node id to the ``node_config`` that the ClientApp sees in its context.
-        max_parallel_nodes: messages worked on at the same time; the others wait.
+        max_parallel_nodes: number of messages worked on at the same time; the others wait.
     """
 
     def __init__(self, client_app: ClientApp, nodes: Mapping[int, Mapping[str, str]], max_parallel_nodes: int) -> None:
@@ -143,10 +143,10 @@ class LocalGrid(NodeGrid):
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def wait_a_moment(grid: Grid, message_ids: Iterable[str], seconds: float) -> None:
-    """Until the next look at any Flower grid: :data:`POLL_SECONDS`, or ``seconds`` if that is sooner.
+def wait_for_next_poll(grid: Grid, message_ids: Iterable[str], seconds: float = POLL_SECONDS) -> None:
+    """Wait before the next poll of any Flower grid: :data:`POLL_SECONDS`, or ``seconds`` if that is sooner.
 
-    The embedded grid tells at once of a reply to one of ``message_ids``.
+    The embedded grid ends the wait at a reply to one of ``message_ids``.
     """
     seconds = max(0.0, min(POLL_SECONDS, seconds))
     if isinstance(grid, LocalGrid):

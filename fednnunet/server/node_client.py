@@ -1,19 +1,21 @@
-"""Requests to nodes that may be away, late or started again, and their replies, over any Flower grid."""
+"""Requests to nodes that may be away, late or restarted, and their replies, over any Flower grid."""
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Protocol
 
 from flwr.app import Message
 from flwr.common.constant import ErrorCode
 
 from fednnunet.errors import NodeError
 from fednnunet.exchange.error_codes import ERROR_CODES
-from fednnunet.server.local_grid import LocalGrid, NodeGrid, wait_a_moment
+from fednnunet.server.local_grid import LocalGrid, NodeGrid, wait_for_next_poll
+from fednnunet.server.node_messages import copy_request
+from fednnunet.server.run_observer import RunObserver
 
 log = logging.getLogger(__name__)
 
@@ -26,48 +28,29 @@ UNREACHABLE = {
     ErrorCode.CLIENT_APP_CRASHED,
 }
 """Errors that pass: they say nothing of a node's work, only that its reply did not come."""
-PAUSES = (0.0, 5.0, 15.0, 60.0)
-"""Seconds before a node that is there, and has failed so often, is asked again; the last for all further times."""
+RETRY_PAUSES_S = (0.0, 5.0, 15.0, 60.0)
+"""Seconds before a connected node gets a request again, by how often it failed; the last for all further times."""
 REMIND_SECONDS = 600.0
-"""Between two notes of whom the federation waits for."""
-
-
-class Watcher(Protocol):
-    """Who is told whom the federation waits for: the journal."""
-
-    def message(self, text: str) -> None:
-        """Something that the operator should read."""
-
-    def waiting(self, nodes: Collection[str]) -> None:
-        """The federation waits for these nodes to come back; none when it goes on."""
-
-
-class Unwatched:
-    """Nobody is told anything."""
-
-    def message(self, text: str) -> None:
-        log.warning("%s", text)
-
-    def waiting(self, nodes: Collection[str]) -> None: ...
+"""Seconds between two messages that the federation waits for a node."""
 
 
 class NodeClient:
-    """Sends requests and hands out replies.
+    """Sends requests to nodes and yields their replies.
 
-    Where nodes are started again when they die (``patient``), one that cannot be reached is no failure: a round that
-    has enough nodes goes on without it, otherwise the federation waits, and asks it again when it is back.
+    Where nodes are restarted when they die (``wait_for_nodes``), one that cannot be reached is no failure: a round that
+    has enough nodes goes on without it; otherwise the federation waits, and sends the request again when it is back.
 
     Args:
         grid: embedded, or Flower's of a SuperLink.
-        watcher: is told whom the federation waits for.
-        patient: whether nodes come back.
+        observer: is told which nodes the federation waits for.
+        wait_for_nodes: whether nodes come back.
     """
 
-    def __init__(self, grid: NodeGrid, watcher: Watcher | None = None, patient: bool = False) -> None:
+    def __init__(self, grid: NodeGrid, observer: RunObserver | None = None, wait_for_nodes: bool = False) -> None:
         self.grid = grid
-        self.patient = patient
+        self.wait_for_nodes = wait_for_nodes
         self.names = grid.names()
-        self._watcher = watcher or Unwatched()
+        self.observer = observer or RunObserver()
         self._late: dict[str, int] = {}
         self._absent: set[int] = set()
 
@@ -82,103 +65,69 @@ class NodeClient:
             self.names = self.grid.names() | self.names
         return sorted(n for n in online if names is None or self.names.get(n) is None or self.names[n] in names)
 
-    def wait_for(self, nodes: Collection[str]) -> None:
-        """Tell that the federation waits for these nodes; none when it goes on."""
-        self._watcher.waiting(nodes)
-
-    def present(self, nodes: Collection[int], enough: int | None) -> list[int]:
-        """Of ``nodes`` those that can be asked; waits until they are ``enough``.
-
-        Args:
-            nodes: wanted.
-            enough: so many will do; None wants all.
+    def wait_until_connected(self, nodes: Collection[int], min_replies: int) -> list[int]:
+        """Wait until so many of ``nodes`` can take a request that ``min_replies`` may come.
 
         Returns:
-            Nodes that are connected, and not at work on what is not waited for; all where nodes do not come back.
+            Nodes that are connected, and not at work on a request whose reply came too late; all of ``nodes`` where
+            nodes do not come back.
         """
-        if not self.patient:
+        if not self.wait_for_nodes:
             return list(nodes)
-        absences = AbsenceReporter(self._watcher)
+        absences = AbsenceReporter(self.observer)
         while True:
             self._drop_late()
             online, late = set(self.grid.get_node_ids()), set(self._late.values())
-            there = [node for node in nodes if node in online - late]
-            if len(there) >= (len(nodes) if enough is None else min(enough, len(nodes))):
-                absences.over()
-                self._tell_absent(nodes, there)
-                return there
-            out = [node for node in nodes if node not in there]
-            absences.note({self.name(node): "still at work" if node in online else "not connected" for node in out})
-            wait_a_moment(self.grid, list(self._late), REMIND_SECONDS)
+            free = [node for node in nodes if node in online - late]
+            if len(free) >= min(min_replies, len(nodes)):
+                absences.end()
+                self._report_absent(nodes, free)
+                return free
+            away = [node for node in nodes if node not in free]
+            absences.report({self.name(node): "still at work" if node in online else "not connected" for node in away})
+            wait_for_next_poll(self.grid, list(self._late))
 
-    def _tell_absent(self, nodes: Collection[int], there: Collection[int]) -> None:
+    def _report_absent(self, nodes: Collection[int], free: Collection[int]) -> None:
         for node in nodes:
-            if node in there and node in self._absent:
+            if node in free and node in self._absent:
                 self._absent.remove(node)
-                self._watcher.message(f"node {self.name(node)} is in again")
-            elif node not in there and node not in self._absent:
+                self.observer.on_message(f"node {self.name(node)} is back")
+            elif node not in free and node not in self._absent:
                 self._absent.add(node)
-                self._watcher.message(f"node {self.name(node)} is away; the federation goes on without it")
+                self.observer.on_message(f"node {self.name(node)} is away; the federation goes on without it")
 
     def stream(
-        self, messages: Sequence[Message], timeout: float | None, enough: int | None = None
+        self, requests: Sequence[Message], timeout: float | None, min_replies: int | None = None
     ) -> Iterator[Message]:
-        """Send ``messages`` and yield each reply when it is there.
+        """Send ``requests`` and yield each reply when it is there.
 
         Args:
-            messages: one per node.
-            timeout: seconds; replies that come later are absent and thrown away. None waits for ever. A patient
-                federation that has not enough replies by then goes on waiting.
-            enough: so many replies will do, and nodes that cannot be reached are left out; None wants all.
+            requests: one per node.
+            timeout: seconds; replies that come later are absent and thrown away. None waits without limit. Where nodes
+                come back, a federation that has too few replies by then goes on waiting.
+            min_replies: while so many can still come, nodes that cannot be reached are left out; None for one reply of
+                every node.
         """
-        sent = {message.metadata.dst_node_id: message for message in messages}
-        waiting = dict(zip(self.grid.push_messages(messages), sent, strict=True))
-        away: dict[int, tuple[str, float]] = {}
-        failures: Counter[int] = Counter()
-        deadline = None if timeout is None else time.monotonic() + timeout
-        absences = AbsenceReporter(self._watcher)
-        replies = 0
-        while waiting or away:
-            for reply in self._pull(waiting):
-                node = waiting.pop(reply.metadata.reply_to_message_id, None)
-                if node is None:
-                    log.warning("node %d replied twice; its second reply is not read", reply.metadata.src_node_id)
-                    continue
-                needed = enough is None or replies + len(waiting) < enough
-                if self.patient and needed and is_unreachable(reply):
-                    pause = PAUSES[min(failures[node], len(PAUSES) - 1)]
-                    away[node] = reply.error.reason or "its reply is lost", time.monotonic() + pause
-                    failures[node] += 1
-                    continue
-                replies += reply.has_content()
-                yield reply
-            if away:
-                now = time.monotonic()
-                back = [node for node in self.grid.get_node_ids() if node in away and away[node][1] <= now]
-                again = [_again(sent[node]) for node in back]
-                waiting.update(zip(self.grid.push_messages(again), back, strict=True) if again else ())
-                absences.note({self.name(node): reason for node, (reason, _) in away.items()})
-                for node in back:
-                    del away[node]
-            over = deadline is not None and time.monotonic() >= deadline
-            if over and (not self.patient or (enough is not None and replies >= enough)):
-                self._late.update(waiting)
-                self.grid.abandon(waiting)
-                break
-            if over and self.patient:
-                absences.note({self.name(node): "has not replied in time" for node in waiting.values()})
-            if waiting or away:
-                left = REMIND_SECONDS if deadline is None or over else deadline - time.monotonic()
-                wait_a_moment(self.grid, waiting, left)
-        absences.over()
+        least = len(requests) if min_replies is None else min_replies
+        pending = PendingReplies(self, requests, timeout, least)
+        while not pending.is_done:
+            for reply in self._pull(pending.message_ids):
+                if pending.on_reply(reply):
+                    yield reply
+            pending.on_tick()
+            if not pending.is_done:
+                wait_for_next_poll(self.grid, pending.message_ids, pending.seconds_left)
+        pending.absences.end()
+        self._late.update(pending.message_ids)
+        self.grid.abandon(pending.message_ids)
 
-    def _pull(self, waiting: Mapping[str, int]) -> Iterable[Message]:
-        if isinstance(self.grid, LocalGrid) or not waiting:
-            return self.grid.pull_messages(list(waiting))
-        # From a SuperLink in the order of the requests: what is early waits there, and not in memory here. Of nodes
-        # that have gone no reply is to be waited for.
-        online, first = set(self.grid.get_node_ids()), next(iter(waiting))
-        return self.grid.pull_messages([id_ for id_, node in waiting.items() if id_ == first or node not in online])
+    def _pull(self, message_ids: Mapping[str, int]) -> Iterable[Message]:
+        if isinstance(self.grid, LocalGrid) or not message_ids:
+            return self.grid.pull_messages(list(message_ids))
+        # From a SuperLink in the order of the requests: what is early waits there, and not in memory here. Nodes that
+        # are gone do not hold up the others.
+        online, first = set(self.grid.get_node_ids()), next(iter(message_ids))
+        return self.grid.pull_messages([id_ for id_, node in message_ids.items() if id_ == first or node not in online])
 
     def _drop_late(self) -> None:
         for reply in self.grid.pull_messages(list(self._late)) if self._late else ():
@@ -186,33 +135,112 @@ class NodeClient:
             log.warning("the reply of node %s comes too late; it is not used", self.name(node))
 
 
+class PendingReplies:
+    """Requests without a reply, and which of them are sent again when.
+
+    Args:
+        client: sends them; says whether nodes come back.
+        requests: one per node; sent at once.
+        timeout: seconds for all of them; None for no limit.
+        min_replies: number of replies without which it waits longer, where nodes come back.
+
+    Attributes:
+        message_ids: id of each request without a reply, to its node.
+        absences: tells the observer which nodes the federation waits for.
+    """
+
+    def __init__(
+        self, client: NodeClient, requests: Sequence[Message], timeout: float | None, min_replies: int
+    ) -> None:
+        self.message_ids: dict[str, int] = {}
+        self.absences = AbsenceReporter(client.observer)
+        self._client = client
+        self._requests = {request.metadata.dst_node_id: request for request in requests}
+        self._min_replies = min_replies
+        self._deadline = math.inf if timeout is None else time.monotonic() + timeout
+        self._replies = 0
+        self._failures: Counter[int] = Counter()
+        self._away: dict[int, tuple[str, float]] = {}
+        """Node to why it does not reply, and the time from which on it may get the request again."""
+        self._expired = False
+        self._send(requests)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether no reply is waited for any more."""
+        return self._expired or not (self.message_ids or self._away)
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds until the deadline; infinity without one, and when it has passed without enough replies."""
+        left = self._deadline - time.monotonic()
+        return left if left > 0 else math.inf
+
+    def on_reply(self, reply: Message) -> bool:
+        """Take note of a reply.
+
+        Returns:
+            Whether it counts; otherwise it is a second one, or its node gets the request again.
+        """
+        node = self.message_ids.pop(reply.metadata.reply_to_message_id, None)
+        if node is None:
+            log.warning("node %d replied twice; its second reply is not read", reply.metadata.src_node_id)
+            return False
+        is_needed = self._replies + len(self.message_ids) < self._min_replies
+        if self._client.wait_for_nodes and is_needed and is_unreachable(reply):
+            pause = RETRY_PAUSES_S[min(self._failures[node], len(RETRY_PAUSES_S) - 1)]
+            self._away[node] = reply.error.reason or "its reply is lost", time.monotonic() + pause
+            self._failures[node] += 1
+            return False
+        self._replies += reply.has_content()
+        return True
+
+    def on_tick(self) -> None:
+        """Send requests again to nodes that are back, and see whether the time is over."""
+        now = time.monotonic()
+        if self._away:
+            back = [
+                node for node in self._client.grid.get_node_ids() if node in self._away and self._away[node][1] <= now
+            ]
+            self._send([copy_request(self._requests[node]) for node in back])
+            self.absences.report({self._client.name(node): reason for node, (reason, _) in self._away.items()})
+            for node in back:
+                del self._away[node]
+        if now < self._deadline:
+            return
+        self._expired = not self._client.wait_for_nodes or self._replies >= self._min_replies
+        if not self._expired:
+            late = {self._client.name(node): "has not replied in time" for node in self.message_ids.values()}
+            self.absences.report(late)
+
+    def _send(self, requests: Sequence[Message]) -> None:
+        if requests:
+            nodes = [request.metadata.dst_node_id for request in requests]
+            self.message_ids.update(zip(self._client.grid.push_messages(requests), nodes, strict=True))
+
+
 class AbsenceReporter:
-    """Tells of nodes that are waited for, once each, and again after a while."""
+    """Tells an observer of nodes that the federation waits for, once each, and again after a while."""
 
-    def __init__(self, watcher: Watcher) -> None:
-        self._watcher = watcher
-        self._told: dict[str, float] = {}
+    def __init__(self, observer: RunObserver) -> None:
+        self._observer = observer
+        self._reported: dict[str, float] = {}
 
-    def note(self, reasons: Mapping[str, str]) -> None:
-        """The federation waits for these nodes."""
+    def report(self, reasons: Mapping[str, str]) -> None:
+        """The federation waits for these nodes: name to reason."""
         now = time.monotonic()
         for name, reason in reasons.items():
-            if now - self._told.get(name, -REMIND_SECONDS) >= REMIND_SECONDS:
-                self._told[name] = now
-                self._watcher.message(f"{NodeError(name, reason)}; the federation waits for it")
-        self._watcher.waiting(sorted(reasons))
+            if now - self._reported.get(name, -REMIND_SECONDS) >= REMIND_SECONDS:
+                self._reported[name] = now
+                self._observer.on_message(f"{NodeError(name, reason)}; the federation waits for it")
+        self._observer.on_waiting(sorted(reasons))
 
-    def over(self) -> None:
+    def end(self) -> None:
         """The federation goes on."""
-        if self._told:
-            self._watcher.waiting([])
+        if self._reported:
+            self._observer.on_waiting([])
 
 
 def is_unreachable(reply: Message) -> bool:
     """Whether a reply says no more than that none came."""
     return reply.has_error() and reply.error.code in UNREACHABLE
-
-
-def _again(message: Message) -> Message:
-    metadata = message.metadata
-    return Message(message.content, metadata.dst_node_id, metadata.message_type)

@@ -1,221 +1,228 @@
-"""Questions to the nodes and their answers: requests out, validated replies in, failures by name."""
+"""Requests to many nodes and their validated replies; failures are named."""
 
 from __future__ import annotations
 
-import logging
 import math
 import time
-from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, Message
 
 from fednnunet.errors import ConfigError, FednnUNetError, NodeError, ProtocolError
-from fednnunet.exchange import messages
-from fednnunet.exchange.messages import Body, Kind, parse_body
-from fednnunet.server.local_grid import wait_a_moment
-from fednnunet.server.node_client import NodeClient, is_unreachable
-from fednnunet.server.run_recorder import RunRecorder
+from fednnunet.exchange.messages import REPLIES, Body, FingerprintReply, FingerprintRequest, Kind
+from fednnunet.server.local_grid import wait_for_next_poll
+from fednnunet.server.node_client import is_unreachable
+from fednnunet.server.node_messages import arrays_of, build_request, parse_reply
 
 if TYPE_CHECKING:
-    from fednnunet.server.session import Federation, ServerSettings
-
-log = logging.getLogger(__name__)
-
-R = TypeVar("R", bound=Body)
-Answer = tuple[int, Any, ArrayRecord]
-"""Node id, validated reply and arrays."""
+    from fednnunet.server.session import Session
 
 
-def ask(
-    contact: NodeClient,
+class Reply(NamedTuple):
+    """A node's validated reply.
+
+    Attributes:
+        node: its Flower id.
+        body: the message's, of the type that its request asks for.
+        arrays: the layers beside it.
+    """
+
+    node: int
+    body: Any
+    arrays: ArrayRecord
+
+
+def request_all(
+    session: Session,
     kind: Kind,
     requests: Mapping[int, Body],
-    federation: Federation,
-    settings: ServerSettings,
-    journal: RunRecorder | None = None,
     arrays: Mapping[int, ArrayRecord] | None = None,
-    min_replies: int | None = None,
-    wait: bool = False,
-) -> list[Answer]:
-    """Send one request per node, wait for all replies; the first error ends the run, unless enough nodes are in.
+    *,
+    wait_for_all: bool = False,
+    optional: bool = False,
+    report: bool = True,
+    consequence: str = "the federation goes on without it",
+) -> list[Reply]:
+    """Send one request per node and wait for the replies.
 
-    With ``wait``, nodes that are away and come back are waited for even where enough are in: what they are asked comes
-    only once.
+    Args:
+        session: of the run.
+        kind: of all messages.
+        requests: node id to body.
+        arrays: node id to the layers beside the body.
+        wait_for_all: nodes that are away and come back are waited for even where enough others have replied: the
+            request comes only once.
+        optional: where the run may miss nodes, this step needs none.
+        report: tell the observers of each reply.
+        consequence: what follows for a node that fails, for the operator.
 
     Returns:
-        Of every node, in the order of ``requests``; with ``min_replies``, of those that did not fail.
+        Replies in the order of ``requests``, without nodes that failed.
+
+    Raises:
+        NodeError, ProtocolError: of a node that cannot be missed; see :meth:`Session.accept_failures`.
     """
+    settings = session.settings
     payloads = arrays or {}
-    outgoing = [_message(kind, node, body, payloads.get(node)) for node, body in requests.items()]
-    answered: dict[int, Answer] = {}
-    failed: dict[int, FednnUNetError] = {}
+    outgoing = [build_request(kind, node, body, payloads.get(node)) for node, body in requests.items()]
+    if settings.min_replies is None or wait_for_all:
+        min_replies = len(outgoing)
+    else:
+        min_replies = 0 if optional else settings.min_replies
     # Where nodes are waited for, the time-out is a round's deadline: a stage takes each node as long as it takes.
-    timeout = None if contact.patient else settings.timeout
-    for reply in contact.stream(outgoing, timeout, None if wait else min_replies):
-        node = reply.metadata.src_node_id
+    timeout = None if settings.wait_for_nodes else settings.timeout
+    replies: dict[int, Reply] = {}
+    failures: dict[int, FednnUNetError] = {}
+    for message in session.client.stream(outgoing, timeout, min_replies):
+        node = message.metadata.src_node_id
         try:
-            answered[node] = _answer(contact, kind, node, reply, federation, journal)
+            replies[node] = _read_reply(session, kind, node, message, report)
         except (NodeError, ProtocolError) as error:
-            if min_replies is None:
+            if settings.min_replies is None:
                 raise
-            failed[node] = error
+            failures[node] = error
     for node in requests:
-        if node not in answered and node not in failed:
-            failed[node] = NodeError(federation.name(node), f"{kind.value}: no reply within {settings.timeout} s")
-    check_enough(list(failed.values()), len(answered), min_replies, journal)
-    return [answered[node] for node in requests if node in answered]
+        if node not in replies and node not in failures:
+            name = session.federation.name(node)
+            failures[node] = NodeError(name, f"{kind.value}: no reply within {settings.timeout} s")
+    session.accept_failures(list(failures.values()), None if optional else len(replies), consequence)
+    return [replies[node] for node in requests if node in replies]
 
 
-def request_as_nodes_join(
-    contact: NodeClient,
-    request: messages.FingerprintRequest,
-    nodes: int,
-    federation: Federation,
-    settings: ServerSettings,
-    journal: RunRecorder,
-) -> list[Answer]:
-    """Ask each node to describe itself as soon as it is on the grid, until ``nodes`` have or the time is over.
-
-    A node that fails is left out, and another may take its place, where ``settings.min_nodes`` says how many are
-    needed at least. Whoever answers after that is not in.
-
-    Returns:
-        Of the nodes that are in, in the order of their ids.
-
-    Raises:
-        NodeError: a node failed, and all are needed.
-        ConfigError: too few have answered in time; says who is in, how many are missing, what to do.
-    """
-    deadline = math.inf if settings.timeout is None else time.monotonic() + settings.timeout
-    at_first = set(contact.candidates(settings.centres))
-    asked: set[int] = set()
-    waiting: dict[str, int] = {}
-    answered: dict[int, Answer] = {}
-    failed: list[FednnUNetError] = []
-    told = ""
-    while len(answered) < nodes and time.monotonic() < deadline:
-        new = [node for node in contact.candidates(settings.centres) if node not in asked]
-        asked.update(new)
-        pushed = contact.grid.push_messages([_message(Kind.FINGERPRINT, node, request) for node in new])
-        waiting.update(zip(pushed, new, strict=True))
-        absent = nodes + len(failed) - len(asked)
-        names = _not_there(contact, asked, settings) if absent > 0 else []
-        contact.wait_for(names)
-        text = f"{absent} of {nodes} nodes are not there yet{': ' if names else ''}{', '.join(names)}"
-        if absent > 0 and text != told:
-            journal.message(f"{text}; the federation waits for them")
-        told = text
-        wait_a_moment(contact.grid, waiting, deadline - time.monotonic())
-        for reply in contact.grid.pull_messages(list(waiting)) if waiting else ():
-            node = waiting.pop(reply.metadata.reply_to_message_id, None)
-            if node is None:  # it replied twice
-                continue
-            if contact.patient and is_unreachable(reply):
-                asked.discard(node)  # it is asked again when it is back
-                continue
-            try:
-                answered[node] = _answer(contact, Kind.FINGERPRINT, node, reply, federation, journal)
-            except (NodeError, ProtocolError) as error:
-                if settings.min_nodes is None:
-                    raise
-                failed.append(error)
-                journal.message(f"{error}; it is left out")
-            if len(answered) == nodes:
-                break
-    contact.wait_for([])
-    silent = len(asked) - len(answered) - len(failed)
-    here = ", ".join(sorted(body.node for _, body, _ in answered.values())) or "none"
-    said = f"in are {here}" + _missing(nodes - len(answered), nodes, silent)
-    if len(answered) < (settings.min_nodes or nodes):
-        raise ConfigError(
-            f"after {settings.timeout} s {said}; start the others and see their logs, or raise federation.timeout, "
-            f"or lower federation.{'nodes' if settings.min_nodes is None else 'min_nodes'}"
-        )
-    if len(answered) < nodes or not at_first.issuperset(answered):
-        journal.message(said)
-    return [answered[node] for node in sorted(answered)]
-
-
-def _not_there(contact: NodeClient, there: Collection[int], settings: ServerSettings) -> list[str]:
-    """Names of centres of which no node is there, where keys tell names."""
-    if settings.centres is None or not contact.names:
-        return []
-    return sorted(set(settings.centres) - {contact.name(node) for node in there})
-
-
-def _missing(missing: int, nodes: int, silent: int) -> str:
-    """How many nodes did not come, and how many of them came without telling of themselves."""
-    unanswered = f", {silent} of them connected without an answer" if silent else ""
-    return f"; {missing} of {nodes} nodes are missing{unanswered}" if missing else ""
-
-
-def check_enough(
-    failed: Sequence[FednnUNetError], left: int, min_replies: int | None, journal: RunRecorder | None
-) -> None:
-    """Go on without the nodes that failed, and say so, where enough are left.
-
-    Raises:
-        NodeError, ProtocolError: the first failure; too few are left, or none may be missing.
-    """
-    if failed and (min_replies is None or left < min_replies):
-        raise failed[0]
-    for error in failed:
-        said = f"{error}; the federation goes on without it"
-        if journal is None:
-            log.warning("%s", said)
-        else:
-            journal.message(said)
-
-
-def _message(kind: Kind, node: int, body: Body, arrays: ArrayRecord | None = None) -> Message:
-    content = RecordDict({"config": ConfigRecord({"body": body.model_dump_json()})})
-    if arrays:
-        content["arrays"] = arrays
-    return Message(content, dst_node_id=node, message_type=kind.value)
-
-
-def _answer(
-    contact: NodeClient, kind: Kind, node: int, reply: Message, federation: Federation, journal: RunRecorder | None
-) -> Answer:
-    """What ``reply`` of ``node`` holds.
+def _read_reply(session: Session, kind: Kind, node: int, message: Message, report: bool) -> Reply:
+    """The reply that ``message`` of ``node`` holds.
 
     Raises:
         NodeError: the node failed.
         ProtocolError: a malformed reply; names the node.
     """
-    if reply.has_error():
-        raise _node_error(federation, node, contact.names.get(node), reply.error.reason or "failed without a reason")
-    name = federation.name(node)
-    body = parse_reply(messages.REPLIES[kind], reply, name)
-    if journal is not None:
-        journal.node_done(body.node if isinstance(body, messages.FingerprintReply) else name)
-    return node, body, reply.content.array_records.get("arrays", ArrayRecord())
+    if message.has_error():
+        raise _node_error(session, node, message.error.reason or "failed without a reason")
+    name = session.federation.name(node)
+    body = parse_reply(REPLIES[kind], message, name)
+    if report:
+        session.recorder.on_node_reply(body.node if isinstance(body, FingerprintReply) else name)
+    return Reply(node, body, arrays_of(message))
 
 
-def _node_error(federation: Federation, node: int, registered: str | None, reason: str) -> NodeError:
+def _node_error(session: Session, node: int, reason: str) -> NodeError:
+    registered = session.client.names.get(node)
     if registered is not None:
         return NodeError(registered, reason)
-    if node not in federation.described and reason.startswith("node "):
+    if node not in session.federation.described and reason.startswith("node "):
         # It failed before it could introduce itself; its reason begins with its name.
         name, _, reason = reason.removeprefix("node ").partition(": ")
         return NodeError(name, reason)
-    return NodeError(federation.name(node), reason)
+    return NodeError(session.federation.name(node), reason)
 
 
-def parse_reply(model: type[R], reply: Message, node: str) -> R:
-    """The validated body of a reply.
+# the first stage --------------------------------------------------------------------------------------
+
+
+@dataclass
+class _JoiningNodes:
+    """Nodes that join the run while it waits for them.
+
+    Attributes:
+        expected: number of nodes that are waited for.
+        requested: ids of the nodes that have the request.
+        pending: message id to node, of requests without a reply.
+        replies: node id to reply.
+        failures: of nodes that are left out; another may take the place of each.
+    """
+
+    expected: int
+    requested: set[int] = field(default_factory=set)
+    pending: dict[str, int] = field(default_factory=dict)
+    replies: dict[int, Reply] = field(default_factory=dict)
+    failures: list[FednnUNetError] = field(default_factory=list)
+
+    @property
+    def absent(self) -> int:
+        """How many more have to connect."""
+        return self.expected + len(self.failures) - len(self.requested)
+
+    def waiting_text(self, names: Sequence[str]) -> str:
+        """For the operator, while nodes are absent; ``names`` where it is known who they are."""
+        listed = f": {', '.join(names)}" if names else ""
+        return f"{self.absent} of {self.expected} nodes are not connected yet{listed}"
+
+    def summary(self) -> str:
+        """Who is in and how many are missing, for the operator."""
+        present = ", ".join(sorted(reply.body.node for reply in self.replies.values())) or "none"
+        missing = self.expected - len(self.replies)
+        if not missing:
+            return f"nodes of the run: {present}"
+        silent = len(self.requested) - len(self.replies) - len(self.failures)
+        unanswered = f", {silent} of them connected without an answer" if silent else ""
+        return f"nodes of the run: {present}; {missing} of {self.expected} nodes are missing{unanswered}"
+
+
+def request_as_nodes_join(session: Session, request: FingerprintRequest, expected: int) -> list[Reply]:
+    """Send each node the request as soon as it is connected, until ``expected`` have replied or the time is over.
+
+    A node that fails is left out, and another may take its place, where the run may miss nodes. Nodes that reply after
+    that are not in.
+
+    Returns:
+        Replies of the nodes that are in, in the order of their ids.
 
     Raises:
-        ProtocolError: no body, or a malformed one; names the node.
+        NodeError: a node failed, and all are needed.
+        ConfigError: too few have replied in time; says who is in, how many are missing, what to do.
     """
-    config = reply.content.config_records.get("config", ConfigRecord())
-    body = config.get("body")
-    if not isinstance(body, str):
-        raise ProtocolError(f"node {node} sent a reply without a body")
-    return parse_body(model, body, f"node {node}")
+    client, settings, recorder = session.client, session.settings, session.recorder
+    deadline = math.inf if settings.timeout is None else time.monotonic() + settings.timeout
+    at_first = set(client.candidates(settings.centres))
+    joining = _JoiningNodes(expected)
+    last_text = ""
+    while len(joining.replies) < expected and time.monotonic() < deadline:
+        new = [node for node in client.candidates(settings.centres) if node not in joining.requested]
+        joining.requested.update(new)
+        pushed = client.grid.push_messages([build_request(Kind.FINGERPRINT, node, request) for node in new])
+        joining.pending.update(zip(pushed, new, strict=True))
+        names = _absent_names(session, joining) if joining.absent > 0 else []
+        recorder.on_waiting(names)
+        text = joining.waiting_text(names)
+        if joining.absent > 0 and text != last_text:
+            recorder.on_message(f"{text}; the federation waits for them")
+        last_text = text
+        wait_for_next_poll(client.grid, joining.pending, deadline - time.monotonic())
+        _collect_replies(session, joining)
+    recorder.on_waiting([])
+    if len(joining.replies) < (settings.min_replies or expected):
+        raise ConfigError(
+            f"after {settings.timeout} s: {joining.summary()}; start the others and see their logs, or raise "
+            f"federation.timeout, or lower federation.{'nodes' if settings.needs_all_nodes else 'min_nodes'}"
+        )
+    if len(joining.replies) < expected or not at_first.issuperset(joining.replies):
+        recorder.on_message(joining.summary())
+    return [joining.replies[node] for node in sorted(joining.replies)]
 
 
-def num_bytes(message: Message) -> int:
-    """Of the arrays in a message."""
-    return sum(len(a.data) for record in message.content.array_records.values() for a in record.values())
+def _collect_replies(session: Session, joining: _JoiningNodes) -> None:
+    """Take the replies that are there, until enough are in."""
+    for message in session.client.grid.pull_messages(list(joining.pending)) if joining.pending else ():
+        node = joining.pending.pop(message.metadata.reply_to_message_id, None)
+        if node is None:  # it replied twice
+            continue
+        if session.settings.wait_for_nodes and is_unreachable(message):
+            joining.requested.discard(node)  # it gets the request again when it is back
+            continue
+        try:
+            joining.replies[node] = _read_reply(session, Kind.FINGERPRINT, node, message, report=True)
+        except (NodeError, ProtocolError) as error:
+            session.accept_failures([error], consequence="it is left out")
+            joining.failures.append(error)
+        if len(joining.replies) == joining.expected:
+            return
+
+
+def _absent_names(session: Session, joining: _JoiningNodes) -> list[str]:
+    """Names of centres of which no node is connected, where the nodes' keys say their names."""
+    centres, client = session.settings.centres, session.client
+    if centres is None or not client.names:
+        return []
+    return sorted(set(centres) - {client.name(node) for node in joining.requested})

@@ -1,4 +1,4 @@
-"""What the server writes down: plans, a row per node and round, a row a scored label."""
+"""Files that the server writes of a run: plans, a row per node and round, a row per evaluated label."""
 
 from __future__ import annotations
 
@@ -6,62 +6,38 @@ import csv
 import io
 import json
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from fednnunet.exchange.messages import CaseScore, Fold
 from fednnunet.files import append_atomically, write_atomically
 from fednnunet.run_files import CASE_COLUMNS, CASES_FILE, PLANS_FILE, ROUND_COLUMNS, ROUNDS_FILE
+from fednnunet.server.run_observer import RunObserver, RunObservers
 
 log = logging.getLogger(__name__)
 
 
-class Observer(Protocol):
-    """Someone who follows a run: the terminal, an experiment tracker."""
-
-    def stage(self, name: str) -> None:
-        """A stage began."""
-
-    def message(self, text: str) -> None:
-        """Something that the operator should read."""
-
-    def waiting(self, nodes: Collection[str]) -> None:
-        """The federation waits for these nodes to come back; none when it goes on."""
-
-    def plans(self, plans: Mapping[str, Any]) -> None:
-        """All nodes have planned."""
-
-    def fold(self, fold: Fold, rounds: int, finished: int) -> None:
-        """A fold of ``rounds`` rounds is trained, of which ``finished`` were before."""
-
-    def node_done(self, node: str, server_round: int, metrics: Mapping[str, Any]) -> None:
-        """A node's reply of a stage (``server_round`` 0) or round came in."""
-
-    def round_done(self, server_round: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """All replies of a round are aggregated."""
-
-
-class RunRecorder:
-    """Files of a run, written by the server; every file is whole at any moment.
+class RunRecorder(RunObservers):
+    """Writes the files of a run at the server, then tells the observers; every file is complete at any moment.
 
     Args:
-        folder: of the run.
-        strategy: its name, for the tables.
-        folds: to be trained; with several, ``rounds.csv`` gets a last column ``fold``.
-        observers: are told everything.
+        folder: the run's.
+        strategy: name of the strategy, for the tables.
+        folds: folds to train; with several, ``rounds.csv`` gets a last column ``fold``.
+        observers: are told of every event.
 
     Attributes:
-        num_training: training cases (all folds) of every node, once they have told.
-        training: rounds of a fold and iterations of a round, once the nodes have told.
+        num_training: node to its number of training cases (all folds), once they are known.
+        training: rounds of a fold and iterations of a round, once they are known.
     """
 
     def __init__(
-        self, folder: Path, strategy: str, folds: Sequence[Fold] = (0,), observers: Sequence[Observer] = ()
+        self, folder: Path, strategy: str, folds: Sequence[Fold] = (0,), observers: Sequence[RunObserver] = ()
     ) -> None:
+        super().__init__(observers)
         self.folder = folder
         self.strategy = strategy
-        self.observers = observers
         self.rounds = folder / ROUNDS_FILE
         self.cases = folder / CASES_FILE
         self.num_training: dict[str, int] = {}
@@ -71,11 +47,11 @@ class RunRecorder:
         self._fold: Fold = folds[0]
 
     def models_of(self, fold: Fold) -> set[str]:
-        """Nodes whose models of a fold are scored; empty before the fold is finished."""
+        """Nodes whose models of a fold are evaluated; empty before the fold is finished."""
         return {row["model"] for row in self._case_rows if str(row["fold"]) == str(fold)}
 
     def has_scores_at(self, node: str) -> bool:
-        """Whether cases of a node are scored."""
+        """Whether cases of a node are evaluated."""
         return any(row["node"] == node for row in self._case_rows)
 
     def nodes_of_rounds(self, fold: Fold) -> dict[int, set[str]]:
@@ -87,48 +63,38 @@ class RunRecorder:
         return nodes
 
     def update_norms_of(self, fold: Fold) -> list[list[float]]:
-        """Norms of the updates that were averaged in the rounds of a fold that are written down, in their order."""
+        """Norms of the updates that were averaged in each recorded round of a fold, in the order of the rounds."""
         norms: dict[int, list[float]] = {}
         for row in _read_rows(self.rounds):
             if row.get("fold", str(fold)) == str(fold):
                 norms.setdefault(int(row["round"]), []).extend(float(n) for n in [row.get("update_norm")] if n)
         return [norms[server_round] for server_round in sorted(norms)]
 
-    def stage(self, name: str) -> None:
-        """Tell that a stage began."""
-        log.info("%s: %s", self.strategy, name)
-        for observer in self.observers:
-            observer.stage(name)
+    def on_stage(self, stage: str) -> None:
+        """Log that a stage began."""
+        log.info("%s: %s", self.strategy, stage)
+        super().on_stage(stage)
 
-    def message(self, text: str) -> None:
-        """Tell the operator."""
+    def on_message(self, text: str) -> None:
+        """Log a line for the operator."""
         log.warning("%s", text)
-        for observer in self.observers:
-            observer.message(text)
+        super().on_message(text)
 
-    def waiting(self, nodes: Collection[str]) -> None:
-        """Tell whom the federation waits for; none when it goes on."""
-        for observer in self.observers:
-            observer.waiting(nodes)
-
-    def node_done(self, node: str, server_round: int = 0, metrics: Mapping[str, Any] | None = None) -> None:
-        """Tell that a node has replied."""
+    def on_node_reply(self, node: str, server_round: int = 0, metrics: Mapping[str, Any] | None = None) -> None:
+        """Log that a node replied."""
         log.info("node %s replied", node)
-        for observer in self.observers:
-            observer.node_done(node, server_round, metrics or {})
+        super().on_node_reply(node, server_round, metrics)
 
-    def write_plans(self, plans: Mapping[str, Any]) -> None:
-        """``plans.json``: nnU-Net's plans of every node."""
+    def on_plans(self, plans: Mapping[str, Mapping[str, Any]]) -> None:
+        """Write ``plans.json``: nnU-Net's plans of every node."""
         write_atomically(self.folder / PLANS_FILE, json.dumps(plans, indent=1))
-        for observer in self.observers:
-            observer.plans(plans)
+        super().on_plans(plans)
 
-    def begin_fold(self, fold: Fold, rounds: int, finished: int) -> None:
-        """A fold is trained from round ``finished`` on; rows of its later rounds go: they are trained again."""
+    def on_fold_start(self, fold: Fold, rounds: int, finished: int) -> None:
+        """Remove rows of rounds after ``finished``: they are trained again."""
         self._fold = fold
-        for observer in self.observers:
-            observer.fold(fold, rounds, finished)
-        self.stage("train")
+        super().on_fold_start(fold, rounds, finished)
+        self.on_stage("train")
         rows = [
             row
             for row in _read_rows(self.rounds)
@@ -136,8 +102,8 @@ class RunRecorder:
         ]
         _write_rows(self.rounds, self._round_columns, rows)
 
-    def write_round(self, server_round: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Append a finished round, one row per node."""
+    def on_round_end(self, server_round: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append a finished round to ``rounds.csv``, one row per node."""
         fold = {"fold": self._fold} if "fold" in self._round_columns else {}
         text = io.StringIO()
         writer = csv.DictWriter(text, self._round_columns, lineterminator="\n")
@@ -145,14 +111,13 @@ class RunRecorder:
         append_atomically(self.rounds, text.getvalue())
         for row in rows:
             log.info("fold %s, round %d: %s", self._fold, server_round, row)
-        for observer in self.observers:
-            observer.round_done(server_round, rows)
+        super().on_round_end(server_round, rows)
 
     def write_cases(self, fold: Fold | str, scores: Sequence[CaseScore]) -> None:
-        """Add scores to ``cases.csv``: one row per model, case and label; what is not defined stays empty.
+        """Add scores to ``cases.csv``: one row per model, case and label; undefined scores stay empty.
 
         Args:
-            fold: that the models were trained on, or ``ensemble`` where several were averaged.
+            fold: fold that the models were trained on, or ``ensemble`` where several were averaged.
             scores: each names its model.
         """
         rows = self._case_rows + [
@@ -160,13 +125,13 @@ class RunRecorder:
             for score in scores
         ]
         _write_rows(self.cases, CASE_COLUMNS, rows)
-        self._case_rows = rows  # what could not be written is asked for again
+        self._case_rows = rows  # scores that could not be written are requested again
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
-    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")  # the machine may have gone amid a line
+    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")  # the machine may have died within a line
     return list(csv.DictReader(io.StringIO(whole, newline="")))
 
 

@@ -1,37 +1,43 @@
-"""What the server is told of a run, and knows of its nodes."""
+"""One run at the server: its settings, its nodes, and what every phase needs to work on them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from fednnunet.errors import FednnUNetError
 from fednnunet.exchange import messages
 from fednnunet.exchange.messages import ExchangeDtype, Fold
 
+if TYPE_CHECKING:
+    from fednnunet.server.node_client import NodeClient
+    from fednnunet.server.run_recorder import RunRecorder
+    from fednnunet.server.strategy.asym_fedavg import AsymFedAvg, NoExchange
+
 TASK = ("channel_names", "labels", "regions_class_order")
-"""What makes two datasets one task, in ``dataset.json``."""
+"""Fields of ``dataset.json`` that make two datasets one segmentation task."""
 
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """What the server is told.
+    """The configuration of a run that concerns the server.
 
     Attributes:
         fingerprint: how the fingerprint that every node plans from is merged (FFE); None where each plans from its own.
-        folds: to train, one after another.
-        timeout: seconds to wait for the replies of a stage or round; None waits for ever.
-        local_epochs: that nodes train between two aggregations.
+        folds: folds to train, one after another.
+        timeout: seconds to wait for the replies of a stage or round; None waits without limit.
+        local_epochs: epochs that nodes train between two aggregations.
         heterogeneous_tasks: nodes may differ in channels and labels.
-        min_nodes: go on without nodes that fail or do not reply while so many are in; None needs all.
-        dtype: that layers are rounded to while they travel in training.
-        cross_centre: score every node's model on every other node's held-out cases, too.
-        nodes: of the federation, which the first stage waits for; None takes those that the grid has when it begins.
-        patient: nodes that cannot be reached come back, and are waited for.
-        run: id of this run, where nodes are to be told of it; the same when it goes on.
-        task: what nodes are told to do in it (:class:`~fednnunet.config.run.SharedRunConfig`).
-        centres: names that nodes may have, and whether each only tests; None takes any.
-        find_duplicates: ask for salted digests of images, and warn of those that two nodes hold.
+        min_replies: the run goes on without nodes that fail or do not reply while so many do; None needs all.
+        dtype: data type that layers are rounded to while they travel in training.
+        cross_centre: also evaluate every node's model on the held-out cases of every other node.
+        expected_nodes: number of nodes that the first stage waits for; None takes those that are connected then.
+        wait_for_nodes: nodes that cannot be reached come back, and are waited for.
+        run: id of this run, where nodes are not started for it; the same when it is resumed.
+        shared_config: configuration that nodes are sent (:class:`~fednnunet.config.run.SharedRunConfig`).
+        centres: names that nodes may have, and whether each is external; None takes any.
+        find_duplicates: request salted digests of images, and warn of images that two nodes hold.
     """
 
     fingerprint: Literal["histogram", "weighted_mean"] | None
@@ -39,61 +45,113 @@ class ServerSettings:
     timeout: float | None
     local_epochs: int = 1
     heterogeneous_tasks: bool = False
-    min_nodes: int | None = None
+    min_replies: int | None = None
     dtype: ExchangeDtype = "float32"
     cross_centre: bool = False
-    nodes: int | None = None
-    patient: bool = False
+    expected_nodes: int | None = None
+    wait_for_nodes: bool = False
     run: str | None = None
-    task: Mapping[str, Any] | None = None
+    shared_config: Mapping[str, Any] | None = None
     centres: Mapping[str, bool] | None = None
     find_duplicates: bool = False
 
-    def fingerprint_request(self, **asked: Any) -> messages.FingerprintRequest:
-        """A request for a fingerprint; the first of a run that a node gets tells it the task."""
-        return messages.FingerprintRequest(run=self.run, task=None if self.task is None else dict(self.task), **asked)
+    @property
+    def needs_all_nodes(self) -> bool:
+        """Whether the first failure of a node ends the run."""
+        return self.min_replies is None
+
+    def fingerprint_request(self, **fields: Any) -> messages.FingerprintRequest:
+        """A request for a fingerprint; the first of a run that a node gets carries the run's configuration."""
+        task = None if self.shared_config is None else dict(self.shared_config)
+        return messages.FingerprintRequest(run=self.run, task=task, **fields)
 
 
 @dataclass
 class Federation:
-    """The nodes of a run and what they told of themselves, by Flower's node id."""
+    """The nodes of a run and their replies of the first stages, by Flower's node id."""
 
-    described: dict[int, messages.FingerprintReply]
+    described: dict[int, messages.FingerprintReply] = field(default_factory=dict)
     planned: dict[int, messages.PlanReply] = field(default_factory=dict)
     preprocessed: dict[int, messages.PreprocessReply] = field(default_factory=dict)
     rounds: int = 0
-    """Of a fold, once the nodes have told how many epochs they train."""
+    """Rounds of a fold, known once the nodes have said how many epochs they train."""
 
     def name(self, node_id: int) -> str:
         """The node's own name; its id before it is known."""
         return self.described[node_id].node if node_id in self.described else str(node_id)
 
-    def leave_out(self, nodes: Iterable[int]) -> None:
+    def remove(self, nodes: Iterable[int]) -> None:
         """Go on without these nodes."""
         for node in nodes:
-            for told in (self.described, self.planned, self.preprocessed):
-                told.pop(node, None)
+            for replies in (self.described, self.planned, self.preprocessed):
+                replies.pop(node, None)
 
     @property
-    def training(self) -> list[int]:
-        """Nodes with training cases, sorted by name."""
-        return [node for node in self.by_name() if not self.described[node].external]
-
-    @property
-    def external(self) -> list[int]:
-        """Nodes that only test, sorted by name."""
-        return [node for node in self.by_name() if self.described[node].external]
-
-    def of_same_task(self, node: int) -> list[int]:
-        """Training nodes with the channels and labels of ``node``, sorted by name."""
-        task = [getattr(self.described[node], what) for what in TASK]
-        return [n for n in self.training if [getattr(self.described[n], what) for what in TASK] == task]
-
-    def by_name(self) -> list[int]:
+    def nodes(self) -> list[int]:
         """All nodes, sorted by name."""
         return sorted(self.described, key=self.name)
 
     @property
+    def training(self) -> list[int]:
+        """Nodes with training cases, sorted by name."""
+        return [node for node in self.nodes if not self.described[node].external]
+
+    @property
+    def external(self) -> list[int]:
+        """Nodes whose cases only serve for testing, sorted by name."""
+        return [node for node in self.nodes if self.described[node].external]
+
+    def of_same_task(self, node: int) -> list[int]:
+        """Training nodes with the channels and labels of ``node``, sorted by name."""
+        task = [getattr(self.described[node], name) for name in TASK]
+        return [n for n in self.training if [getattr(self.described[n], name) for name in TASK] == task]
+
+    @property
     def num_training(self) -> int:
-        """Training cases of all nodes."""
+        """Number of training cases of all nodes."""
         return sum(reply.num_training for reply in self.described.values())
+
+
+@dataclass
+class Session:
+    """What the phases of a run share.
+
+    Attributes:
+        client: sends requests to the nodes.
+        settings: the configuration.
+        strategy: matches and aggregates the nodes' layers.
+        recorder: writes the run's files and informs the observers.
+        federation: the nodes; empty before they have registered.
+        final_models: fold to the nodes that have a final model of it.
+    """
+
+    client: NodeClient
+    settings: ServerSettings
+    strategy: AsymFedAvg | NoExchange
+    recorder: RunRecorder
+    federation: Federation = field(default_factory=Federation)
+    final_models: dict[Fold, list[int]] = field(default_factory=dict)
+
+    def accept_failures(
+        self,
+        failures: Sequence[FednnUNetError],
+        remaining: int | None = None,
+        consequence: str = "the federation goes on without it",
+    ) -> None:
+        """Go on without nodes that failed, and say so, where the run may miss nodes.
+
+        This is the only place that decides it: ``settings.min_replies``.
+
+        Args:
+            failures: one per node.
+            remaining: number of nodes that did not fail; None where the step needs none of them.
+            consequence: what follows for each of these nodes, for the operator.
+
+        Raises:
+            FednnUNetError: the first failure, where the run needs all nodes, or more than ``remaining``.
+        """
+        least = self.settings.min_replies
+        if failures and (least is None or (remaining is not None and remaining < least)):
+            raise failures[0]
+        for error in failures:
+            self.recorder.on_message(f"{error}; {consequence}")

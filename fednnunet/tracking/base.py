@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from fednnunet.exchange.messages import Fold
 from fednnunet.reporting import figures
 from fednnunet.reporting.run_folder import Run, node_order
 from fednnunet.reporting.tables.results_table import case_means, results_table
+from fednnunet.server.run_observer import RunObserver, RunObservers
 
 log = logging.getLogger(__name__)
 
@@ -21,118 +23,89 @@ MEANS, SLOWEST, TOTALS = (
     ("seconds_train", "seconds_exchange"),
     ("bytes_up", "bytes_down"),
 )
-"""Columns of ``rounds.csv`` by what tells of all nodes: their mean, the slowest one, the sum."""
+"""Columns of ``rounds.csv`` by what summarises all nodes: their mean, the slowest one, the sum."""
 
 
-class Tracker:
-    """Follows one run of the federation, or takes the comparison of a sweep; on its own it does nothing.
+class Tracker(RunObserver):
+    """Follows a run for an experiment tracker, or takes the comparison of a sweep; on its own it does nothing.
+
+    Events that a tracker uses: :meth:`on_run_start` (raises ConfigError where the tracker cannot work as configured),
+    :meth:`on_plans`, :meth:`on_fold_start`, :meth:`on_round_end`, :meth:`on_result`, :meth:`on_run_end`.
 
     Attributes:
-        tell: says something to the operator.
+        notify: shows the operator a line.
     """
 
-    tell: Callable[[str], None] = staticmethod(log.warning)
-
-    def start(self, run: Mapping[str, Any]) -> None:
-        """The run begins; ``run`` holds what ``run.json`` does.
-
-        Raises:
-            ConfigError: the tracker is not set up.
-        """
-
-    def log_plans(self, plans: Mapping[str, Mapping[str, Any]]) -> None:
-        """The nodes' plans, as in ``plans.json``."""
-
-    def begin_fold(self, fold: Fold, rounds: int) -> None:
-        """The rounds that follow are of this fold."""
-
-    def log_round(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """A round is over; rows as in ``rounds.csv``, one per node."""
-
-    def log_result(self, run_folder: Path) -> None:
-        """The run was scored; its folder holds all files."""
+    notify: Callable[[str], None] = staticmethod(log.warning)
 
     def log_comparison(self, folder: Path) -> None:
-        """A sweep is over; its folder holds the comparison of its runs."""
-
-    def finish(self, ok: bool) -> None:
-        """The run is over, well or not. May be called twice, and without :meth:`start`."""
+        """A sweep is finished; its folder holds the comparison of its runs."""
 
 
 class CsvTracker(Tracker):
     """Adds nothing: the CSV files of the run folder are written by every run."""
 
 
-class Trackers(Tracker):
+class Trackers(RunObservers):
     """Several trackers as one, none of which can end a run: one that fails is named, and left out from then on.
 
     Args:
-        trackers: told everything, in this order.
-        tell: says something to the operator.
+        trackers: are told of every event, in this order.
+        notify: shows the operator a line.
     """
 
-    def __init__(self, trackers: Sequence[Tracker], tell: Callable[[str], None]) -> None:
-        self._trackers = list(trackers)
-        self._working = list(trackers)
-        self.tell = tell
+    def __init__(self, trackers: Sequence[Tracker], notify: Callable[[str], None]) -> None:
+        super().__init__(trackers)
+        self._trackers = trackers
+        self._notify = notify
         for tracker in trackers:
-            tracker.tell = tell
+            tracker.notify = notify
 
-    def start(self, run: Mapping[str, Any]) -> None:
-        """As a tracker's. What a user has to set up is an error here, before anything is trained."""
-        for tracker in list(self._working):
-            try:
-                tracker.start(run)
-            except FednnUNetError:
-                raise
-            except Exception as error:  # noqa: BLE001
-                self._leave_out(tracker, error)
-
-    def log_plans(self, plans: Mapping[str, Mapping[str, Any]]) -> None:
-        self._each(lambda tracker: tracker.log_plans(plans))
-
-    def begin_fold(self, fold: Fold, rounds: int) -> None:
-        self._each(lambda tracker: tracker.begin_fold(fold, rounds))
-
-    def log_round(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        self._each(lambda tracker: tracker.log_round(rows))
-
-    def log_result(self, run_folder: Path) -> None:
-        self._each(lambda tracker: tracker.log_result(run_folder))
+    def on_run_start(self, metadata: Mapping[str, Any]) -> None:
+        """As a tracker's; what a user has to set up is an error here, before anything is trained."""
+        for tracker in list(self.observers):
+            with self._guard(tracker, passes=FednnUNetError):
+                tracker.on_run_start(metadata)
 
     def log_comparison(self, folder: Path) -> None:
-        self._each(lambda tracker: tracker.log_comparison(folder))
-
-    def finish(self, ok: bool) -> None:
-        """As a tracker's; also of those that were left out, for what they have."""
+        """As a tracker's."""
         for tracker in self._trackers:
-            try:
-                tracker.finish(ok)
-            except Exception as error:  # noqa: BLE001
-                self._leave_out(tracker, error)
+            with self._guard(tracker):
+                tracker.log_comparison(folder)
 
-    def _each(self, do: Callable[[Tracker], None]) -> None:
-        for tracker in list(self._working):
-            try:
-                do(tracker)
-            except Exception as error:  # noqa: BLE001
-                self._leave_out(tracker, error)
+    def on_run_end(self, error: BaseException | None = None) -> None:
+        """As a tracker's; also for those that were left out, so that what they have is kept."""
+        for tracker in self._trackers:
+            with self._guard(tracker):
+                tracker.on_run_end(error)
 
-    def _leave_out(self, tracker: Tracker, error: Exception) -> None:
-        if tracker in self._working:
-            self._working.remove(tracker)
-            log.warning("%s failed", type(tracker).__name__, exc_info=error)
-            reason = " ".join(str(error).split()) or type(error).__name__
-            self.tell(f"{type(tracker).__name__} failed and is left out from here on: {reason}")
+    def _each(self, event: Callable[[RunObserver], None]) -> None:
+        for tracker in list(self.observers):
+            with self._guard(tracker):
+                event(tracker)
+
+    @contextlib.contextmanager
+    def _guard(self, tracker: RunObserver, passes: type[Exception] | tuple[()] = ()) -> Iterator[None]:
+        """Leave a tracker out that fails, but for errors that are to pass."""
+        try:
+            yield
+        except passes:
+            raise
+        except Exception as error:
+            if tracker in self.observers:
+                self.observers.remove(tracker)
+                log.warning("%s failed", type(tracker).__name__, exc_info=error)
+                reason = " ".join(str(error).split()) or type(error).__name__
+                self._notify(f"{type(tracker).__name__} failed and is left out from here on: {reason}")
 
 
 def node_metrics(row: Mapping[str, Any]) -> dict[str, float]:
-    """What there is to plot of a node's round: the numbers of its row, but for the round itself."""
+    """Curves of a node's round: the numbers of its row, but for the round itself."""
     return {key: float(value) for key, value in row.items() if key != "round" and _is_number(value)}
 
 
 def round_metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """What there is to plot of a round of all nodes, such as ``train_loss/mean`` and ``pseudo_dice/<node>``."""
+    """Curves of a round of all nodes, such as ``train_loss/mean`` and ``pseudo_dice/<node>``."""
     totals: dict[str, float] = {}
     for columns, name, gather in ((MEANS, "mean", _mean), (SLOWEST, "slowest", max), (TOTALS, "total", sum)):
         for column in columns:
@@ -146,7 +119,7 @@ def round_metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def scores_of(run: Run) -> dict[str, dict[str, float]]:
-    """Final scores as in the table of results, where defined: metric, then node or ``mean``, to value."""
+    """Final scores as in the results table, where defined: metric, then node or ``mean``, to value."""
     if run.cases.empty:
         return {}
     table = results_table(case_means(run.cases), *node_order([run]))
@@ -161,7 +134,7 @@ def scores_of(run: Run) -> dict[str, dict[str, float]]:
 
 
 def overlay_images(run: Run) -> Iterator[tuple[str, int, bytes]]:
-    """Centre, number of a held-out case, and its overlay as PNG; one case a centre.
+    """Centre, number of a held-out case, and its overlay as PNG; one case per centre.
 
     Raises:
         DataError: an overlay cannot be read; names it.
@@ -173,7 +146,7 @@ def overlay_images(run: Run) -> Iterator[tuple[str, int, bytes]]:
 
 
 def fold_prefix(run: Mapping[str, Any], fold: Fold) -> str:
-    """What stands before a curve's name: nothing, or the fold where ``run`` trains several."""
+    """Prefix of a curve's name: empty, or the fold where ``run`` trains several."""
     return f"fold_{fold}/" if isinstance(run.get("fold"), list) else ""
 
 

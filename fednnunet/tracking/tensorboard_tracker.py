@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 SERVER = "server"
-"""Folder of what is of all nodes together."""
+"""Folder of the figures of all nodes together."""
 _RGBA = 4
 
 
@@ -25,20 +25,20 @@ class TensorBoardTracker(Tracker):
     """Curves, scores and pictures for ``tensorboard --logdir <folder>``: a subfolder per node, and ``server``.
 
     Args:
-        folder: of the run; its subfolder ``tensorboard`` takes the files.
-        pictures: write the overlays of held-out cases, too.
+        folder: the run's; its subfolder ``tensorboard`` takes the files.
+        pictures: also write the overlays of held-out cases.
     """
 
     def __init__(self, folder: str | Path, pictures: bool = True) -> None:
         self.folder = Path(folder) / "tensorboard"
         self.pictures = pictures
-        self._run: Mapping[str, Any] = {}
+        self._metadata: Mapping[str, Any] = {}
         self._prefix = ""
         self._round = 0
         self._writers: dict[str, EventFileWriter] = {}
 
-    def start(self, run: Mapping[str, Any]) -> None:
-        """Look for the library.
+    def on_run_start(self, metadata: Mapping[str, Any]) -> None:
+        """Check that the library is installed.
 
         Raises:
             ConfigError: TensorBoard is not installed.
@@ -47,24 +47,24 @@ class TensorBoardTracker(Tracker):
             import tensorboard  # noqa: F401
         except ModuleNotFoundError:
             raise ConfigError("logger=tensorboard needs TensorBoard: pip install 'fednnunet[tracking]'") from None
-        self._run = run
+        self._metadata = metadata
 
-    def begin_fold(self, fold: Fold, rounds: int) -> None:
+    def on_fold_start(self, fold: Fold, rounds: int, finished: int) -> None:
         """Name the curves that follow."""
-        self._prefix = fold_prefix(self._run, fold)
+        self._prefix = fold_prefix(self._metadata, fold)
 
-    def log_round(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def on_round_end(self, server_round: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """A node's figures to its folder; means, slowest node and traffic to the server's."""
         if not rows:
             return
-        self._round = int(rows[0]["round"])
+        self._round = server_round
         for row in rows:
             self._write_numbers(str(row["node"]), node_metrics(row), self._prefix)
         self._write_numbers(SERVER, round_metrics(rows), self._prefix)
         for writer in self._writers.values():
             writer.flush()
 
-    def log_result(self, run_folder: Path) -> None:
+    def on_result(self, run_folder: Path) -> None:
         """Final scores, and one picture per node.
 
         Raises:
@@ -76,7 +76,7 @@ class TensorBoardTracker(Tracker):
         for centre, _, png in overlay_images(run) if self.pictures else ():
             self._write_picture(centre, png)
 
-    def finish(self, ok: bool) -> None:
+    def on_run_end(self, error: BaseException | None = None) -> None:
         """Close all files."""
         while self._writers:
             _, writer = self._writers.popitem()

@@ -17,9 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from fednnunet.exchange.messages import Fold
+from fednnunet.server.run_observer import RunObserver
 
 PLAIN_ROUND_LINES = 7
-"""Lines about rounds where the output is no terminal."""
+"""Number of lines about rounds where the output is no terminal."""
 
 _STATES = {
     "start": "starting",
@@ -44,29 +45,27 @@ class _Line:
     pseudo_dice: float | None = None
 
 
-class RunProgress:
-    """Follows one run; a context manager. Its methods may be called from several threads.
+class RunProgress(RunObserver):
+    """Shows one run; a context manager. Its methods may be called from several threads.
 
     Args:
-        title: name of the set-up.
+        title: name of the strategy, or of a sweep's job.
         nodes: names of the nodes; others that appear get a line too.
-        rounds: rounds of a fold, once :meth:`fold` has told them.
-        folds: that the run trains, one after another.
         console: where to write; standard output if None.
         external: those of ``nodes`` that do not train.
+        folds: folds that the run trains, one after another.
     """
 
     def __init__(
         self,
         title: str,
         nodes: Sequence[str],
-        rounds: int = 0,
         console: Console | None = None,
         external: Sequence[str] = (),
         folds: Sequence[Fold] = (0,),
     ) -> None:
-        self._setup = self._title = title
-        self._rounds = rounds
+        self._name = self._title = title
+        self._rounds = 0
         self._folds = folds
         self._console = console or Console()
         self._live = Live(self, console=self._console, refresh_per_second=4) if self._console.is_terminal else None
@@ -95,56 +94,50 @@ class RunProgress:
                     line.state = "stopped" if kind is not None else "done"
             self._live.stop()
         elif kind is None:
-            self._say(f"done in {_clock(time.monotonic() - self._begin)}")
+            self._print_line(f"done in {_clock(time.monotonic() - self._begin)}")
 
-    def stage(self, name: str) -> None:
-        """A stage of the run began: ``fingerprint``, ``plan``, ``preprocess``, ``train``, ``evaluate``."""
+    def on_stage(self, stage: str) -> None:
+        """Show the stage at every node; ``start`` before the first."""
         with self._lock:
-            self._stage = name
-            state = _STATES.get(name, name)
+            self._stage = stage
+            state = _STATES.get(stage, stage)
             for node, line in self._lines.items():
-                line.state = "waiting" if node in self._external and name in _TRAINING_STAGES else state
-            if self._live is None and name != "start":
-                self._say(f"{state}: {self._rounds} rounds" if name == "train" else state)
+                line.state = "waiting" if node in self._external and stage in _TRAINING_STAGES else state
+            if self._live is None and stage != "start":
+                self._print_line(f"{state}: {self._rounds} rounds" if stage == "train" else state)
             self._train_begin = time.monotonic()
 
-    def fold(self, fold: Fold, rounds: int, finished: int) -> None:
-        """A fold begins, of whose rounds some may be finished."""
+    def on_fold_start(self, fold: Fold, rounds: int, finished: int) -> None:
+        """Start every node's line anew; with several folds, the title names this one."""
         with self._lock:
             if len(self._folds) > 1:
-                self._title = f"{self._setup} fold {fold}"
+                self._title = f"{self._name} fold {fold}"
             self._rounds, self._round, self._done = rounds, 0, finished
             for line in self._lines.values():
                 line.epoch, line.loss, line.pseudo_dice = finished, None, None
 
-    def round_started(self, server_round: int, rounds: int) -> None:
-        """A round began at all nodes."""
+    def on_node_reply(self, node: str, server_round: int = 0, metrics: Mapping[str, Any] | None = None) -> None:
+        """Show that the node is done with the stage or round, and a round's ``train_loss`` and ``pseudo_dice``."""
         with self._lock:
-            if self._round == 0:
-                self._first_round = server_round
-            self._round, self._rounds = server_round, rounds
-            for node, line in self._lines.items():
-                if line.state == "waiting" and node not in self._external:
-                    line.state = "training"
-
-    def node_done(self, node: str, server_round: int, metrics: Mapping[str, Any]) -> None:
-        """A node is done with a stage (``server_round`` 0), or with a round.
-
-        Args:
-            node: its name.
-            server_round: the round, or 0.
-            metrics: of a round ``train_loss`` and ``pseudo_dice``, where there are any.
-        """
-        with self._lock:
+            if server_round and server_round != self._round:
+                self._start_round(server_round)
             line = self._lines.setdefault(node, _Line())
             line.state = "waiting" if server_round else f"{_STATES.get(self._stage, self._stage)} done"
             if server_round:
                 line.epoch = server_round
-                line.loss = metrics.get("train_loss")
-                line.pseudo_dice = metrics.get("pseudo_dice")
+                line.loss = (metrics or {}).get("train_loss")
+                line.pseudo_dice = (metrics or {}).get("pseudo_dice")
 
-    def round_done(self, server_round: int) -> None:
-        """All nodes have finished the round and were averaged."""
+    def _start_round(self, server_round: int) -> None:
+        if self._round == 0:
+            self._first_round = server_round
+        self._round = server_round
+        for node, line in self._lines.items():
+            if line.state == "waiting" and node not in self._external:
+                line.state = "training"
+
+    def on_round_end(self, server_round: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Show that all nodes train the next round; in a log, print a line about some rounds."""
         with self._lock:
             self._done = server_round
             for node, line in self._lines.items():
@@ -158,10 +151,10 @@ class RunProgress:
                     if line.epoch == server_round
                 )
                 left = f"  {_clock(self._seconds_left())} left" if server_round < self._rounds else ""
-                self._say(f"round {server_round}/{self._rounds}  pseudo-Dice  {scores}{left}")
+                self._print_line(f"round {server_round}/{self._rounds}  pseudo-Dice  {scores}{left}")
 
-    def waiting(self, nodes: Collection[str]) -> None:
-        """The federation waits for these nodes to come back; none when it goes on."""
+    def on_waiting(self, nodes: Collection[str]) -> None:
+        """Show which nodes are away."""
         with self._lock:
             for node, line in self._lines.items():
                 if node in nodes:
@@ -169,11 +162,11 @@ class RunProgress:
                 elif line.state == "away":
                     line.state = _STATES.get(self._stage, self._stage)
 
-    def message(self, text: str) -> None:
-        """Say something that stays on the screen."""
+    def on_message(self, text: str) -> None:
+        """Print a line that stays on the screen."""
         with self._lock:
             if self._live is None:
-                self._say(text)
+                self._print_line(text)
             else:
                 self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
@@ -217,7 +210,7 @@ class RunProgress:
             return 0.0
         return (time.monotonic() - self._train_begin) / finished * (self._rounds - self._done)
 
-    def _say(self, text: str) -> None:
+    def _print_line(self, text: str) -> None:
         clock = _clock(time.monotonic() - self._begin)
         self._console.print(f"{self._title}  {clock:>5}  {text}", highlight=False, markup=False, soft_wrap=True)
         self._console.file.flush()

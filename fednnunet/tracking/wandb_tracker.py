@@ -28,10 +28,10 @@ SERVER, NODE, COMPARISON = "server", "node", "comparison"
 PICTURE = "held-out case"
 CONNECT_SECONDS = 5.0
 FINISH_SECONDS = 60.0
-"""To wait for W&B to take what is left at the end of a run; what it did not take stays on the disk."""
+"""Seconds that W&B has to take what is left at the end of a run; what it did not take stays on the disk."""
 _LONGEST_TAG = 64
 _SERVER = ""
-"""Key of the server's run: no node is called so."""
+"""Key of the server's run: no node has this name."""
 
 
 class WandbTracker(Tracker):
@@ -39,7 +39,7 @@ class WandbTracker(Tracker):
 
     Runs compare by those of job type ``server``: their config has ``strategy``, ``dataset``, ``configuration``,
     ``seed``, ``fold``, ``sweep`` and what the command line changed (``overrides``), their summary ``dsc/<node>``,
-    ``dsc/mean`` and likewise HD95. Where a run trains several folds, its curves are named by fold:
+    ``dsc/mean`` and the same of HD95. Where a run trains several folds, its curves are named by fold:
     ``fold_1/train_loss``. A run that was interrupted goes on under the ids it had, which ``<folder>/wandb/runs.json``
     keeps. Where W&B cannot be reached, a run goes on offline.
 
@@ -49,9 +49,9 @@ class WandbTracker(Tracker):
             sweep and job.
         entity: user or team; None for the account's default.
         mode: ``offline`` needs no account.
-        tags: of every W&B run, beside strategy, dataset, configuration and sweep.
-        folder: its subfolder ``wandb`` takes W&B's files.
-        pictures: send the overlays of held-out cases, too.
+        tags: tags of every W&B run, beside strategy, dataset, configuration and sweep.
+        folder: the run's; its subfolder ``wandb`` takes W&B's files.
+        pictures: also send the overlays of held-out cases.
     """
 
     def __init__(
@@ -79,23 +79,23 @@ class WandbTracker(Tracker):
         self._folds_before = 0  # W&B's step must grow from fold to fold
         self._step = 0
 
-    def start(self, run: Mapping[str, Any]) -> None:
-        """Open the server's run; a node's follows when it is first heard of.
+    def on_run_start(self, metadata: Mapping[str, Any]) -> None:
+        """Open the server's run; a node's follows at its first figures.
 
         Raises:
             ConfigError: no account on this machine, or W&B refuses it.
         """
         self._check_connection()
-        self._info = {**run, "overrides": read_run(self.folder).overrides}
-        sweep = run.get("sweep")
-        self._name = self.folder.name if sweep else f"{run['strategy']}-seed{run['seed']}-fold{run['fold']}"
-        started = str(run.get("started", "")) or _now()
-        alone = f"{run['strategy']}-{run['dataset']}-seed{run['seed']}-fold{run['fold']}-{started}"
-        self._tag(run.get("strategy"), run.get("dataset"), run.get("configuration"), sweep)
-        self._read_note(f"{sweep}/{self._name}" if sweep else alone)
+        self._info = {**metadata, "overrides": read_run(self.folder).overrides}
+        strategy, dataset, sweep = metadata.get("strategy"), metadata.get("dataset"), metadata.get("sweep")
+        suffix = f"seed{metadata['seed']}-fold{metadata['fold']}"
+        self._name = self.folder.name if sweep else f"{strategy}-{suffix}"
+        started = str(metadata.get("started", "")) or _timestamp()
+        self._tag(strategy, dataset, metadata.get("configuration"), sweep)
+        self._read_note(f"{sweep}/{self._name}" if sweep else f"{strategy}-{dataset}-{suffix}-{started}")
         self._run_of(_SERVER)
 
-    def log_plans(self, plans: Mapping[str, Mapping[str, Any]]) -> None:
+    def on_plans(self, plans: Mapping[str, Mapping[str, Any]]) -> None:
         """Plans as configuration: in brief at the server, in brief and whole at each node."""
         configuration = str(self._info.get("configuration", "2d"))
         briefs = {node: brief_plans(plan, configuration) for node, plan in plans.items()}
@@ -103,16 +103,15 @@ class WandbTracker(Tracker):
         for node, plan in plans.items():
             self._run_of(node).config.update({"plan": briefs[node], "nnunet_plans": dict(plan)})
 
-    def begin_fold(self, fold: Fold, rounds: int) -> None:
+    def on_fold_start(self, fold: Fold, rounds: int, finished: int) -> None:
         """Name the curves that follow."""
         self._prefix = fold_prefix(self._info, fold)
         self._folds_before = self._step
 
-    def log_round(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def on_round_end(self, server_round: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """A node's figures to its run; means, slowest node and traffic to the server's."""
         if not rows:
             return
-        server_round = int(rows[0]["round"])
         self._step = self._folds_before + server_round
         for row in rows:
             self._log(str(row["node"]), node_metrics(row), server_round)
@@ -122,7 +121,7 @@ class WandbTracker(Tracker):
         named = {f"{self._prefix}{key}": value for key, value in numbers.items()}
         self._run_of(node).log({**named, "round": server_round}, step=self._step)
 
-    def log_result(self, run_folder: Path) -> None:
+    def on_result(self, run_folder: Path) -> None:
         """Tables of nodes and of cases, final scores as summaries, one picture per node.
 
         Raises:
@@ -134,7 +133,7 @@ class WandbTracker(Tracker):
         server = self._run_of(_SERVER)
         server.config.update(run.info, allow_val_change=True)
         if run.plans:
-            self.log_plans(run.plans)
+            self.on_plans(run.plans)
         step = self._step + 1
         cases = run.cases.drop(columns="seed")
         summary = summarise(cases)[SUMMARY_COLUMNS]
@@ -178,7 +177,7 @@ class WandbTracker(Tracker):
             artifact.add_file(str(file))
         run.log_artifact(artifact)
 
-    def finish(self, ok: bool) -> None:
+    def on_run_end(self, error: BaseException | None = None) -> None:
         """Close all runs; they are marked failed where the federation failed.
 
         Raises:
@@ -188,7 +187,7 @@ class WandbTracker(Tracker):
         while self._runs:
             _, run = self._runs.popitem()
             try:
-                run.finish(exit_code=0 if ok else 1)
+                run.finish(exit_code=0 if error is None else 1)
             except TimeoutError:
                 late = True
         if late:
@@ -205,7 +204,7 @@ class WandbTracker(Tracker):
         return self.folder / "wandb" / "runs.json"
 
     def _read_note(self, group: str) -> None:
-        """Take ids, and a group that nobody named, from an interrupted run, or begin anew with ``group``."""
+        """Take ids, and a group that the user did not name, from an interrupted run, or start with ``group``."""
         note = json.loads(self._note.read_text()) if self._note.is_file() else {}
         self._ids = note.get("ids", {})
         self.group = self.group or str(note.get("group", group))
@@ -245,7 +244,7 @@ class WandbTracker(Tracker):
 
     def _go_offline(self, problem: str) -> None:
         self.mode = "offline"
-        self.tell(f"{problem}: it goes on offline. Send it later with: {self._sync('offline-run-*')}")
+        self.notify(f"{problem}: it goes on offline. Send it later with: {self._sync('offline-run-*')}")
 
     def _sync(self, runs: str) -> str:
         return f"wandb sync {self.folder}/wandb/{runs}"
@@ -318,5 +317,5 @@ def connection_problem() -> str:
     return ""
 
 
-def _now() -> str:
+def _timestamp() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S")

@@ -64,7 +64,7 @@ def test_a_node_that_leaves_and_comes_back_joins_the_next_round(federation: Fede
     assert wait_for_round_of(federation, run, {"Oslo", "Porto"}) < ROUNDS
     output = federation.finish_train()
     assert "node Porto is away; the federation goes on without it" in output
-    assert "node Porto is in again" in output
+    assert "node Porto is back" in output
     rounds = nodes_of_rounds(run)
     assert len(rounds) == ROUNDS
     assert rounds[-1] == {"Oslo", "Porto"}

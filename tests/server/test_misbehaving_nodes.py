@@ -63,7 +63,7 @@ def federate(run_federation: RunFederation) -> Federate:
 
     def run(
         fault: Fault | None = None,
-        min_nodes: int | None = 2,
+        min_replies: int | None = 2,
         strategy: AsymFedAvg | None = None,
         grid_class: type[LocalGrid] = LocalGrid,
         nodes: Sequence[ScriptedNode] = (),
@@ -71,7 +71,7 @@ def federate(run_federation: RunFederation) -> Federate:
     ) -> FinishedRun:
         faults = {} if fault is None else {"Porto": fault}
         nodes = nodes or [ScriptedNode(name) for name in NODES]
-        return run_federation(nodes, strategy, {"min_nodes": min_nodes, **settings}, faults, grid_class)
+        return run_federation(nodes, strategy, {"min_replies": min_replies, **settings}, faults, grid_class)
 
     return run
 
@@ -274,7 +274,7 @@ def test_the_round_closes_without_it_by_name(federate: Federate, fault: Fault) -
 )
 def test_where_no_node_may_be_missing_it_ends_the_run_by_name(federate: Federate, case: str) -> None:
     with pytest.raises(FednnUNetError) as caught:
-        federate(FAULTS[case], min_nodes=None)
+        federate(FAULTS[case], min_replies=None)
     assert str(caught.value).startswith("node Porto: ")
     assert FAULTS[case].problem in str(caught.value)
     assert not Path("unpickled").exists()
@@ -347,7 +347,7 @@ OTHER_STAGES = {
         of="contribution",
     ),
     "contribution of other cases": Fault(
-        "sent a fingerprint of other cases than were asked for",
+        "sent a fingerprint of other cases than were requested",
         lambda answer: answer.body["fingerprint"].update(
             {key: answer.body["fingerprint"][key][:1] for key in ("spacings", "shapes_after_crop", "relative_sizes")}
         ),
@@ -391,7 +391,7 @@ def test_in_other_stages_the_others_go_on(federate: Federate, fault: Fault) -> N
 @pytest.mark.parametrize("fault", OTHER_STAGES.values(), ids=OTHER_STAGES)
 def test_in_other_stages_it_ends_the_run_where_all_are_needed(federate: Federate, fault: Fault) -> None:
     with pytest.raises(FednnUNetError, match=r"node (Porto|2)\b") as caught:
-        federate(fault, min_nodes=None, fingerprint="histogram")
+        federate(fault, min_replies=None, fingerprint="histogram")
     assert fault.problem in str(caught.value)
 
 
@@ -439,7 +439,7 @@ def test_a_run_that_goes_on_knows_what_was_usual(federate: Federate, monkeypatch
         monkeypatch.setitem(STEPS, name, STEPS[name] / 10)
     nodes = [ScriptedNode(name) for name in NODES]
     with pytest.raises(FednnUNetError, match="sent layer head"):
-        federate(FAULTS["nan"], min_nodes=None, nodes=nodes)
+        federate(FAULTS["nan"], min_replies=None, nodes=nodes)
     resumed = federate(Fault("", worker=multiply_step(10)), nodes=nodes)
     assert "sent an update 0.12 times as large as the weights, where 0.01 is usual" in resumed.messages[0]
     assert same(resumed.average_after(2), resumed.mean_of(2, "Riga", "Turku"))

@@ -10,9 +10,10 @@ from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fednnunet.exchange.error_codes import ERROR_CODES
-from fednnunet.server import node_client as contact
+from fednnunet.server import node_client
 from fednnunet.server.local_grid import LocalGrid
 from fednnunet.server.node_client import NodeClient
+from fednnunet.server.run_observer import RunObserver
 
 NODES = {1: "Oslo", 2: "Porto", 3: "Lund"}
 
@@ -46,18 +47,18 @@ class Grid(LocalGrid):
         return dict(NODES)
 
 
-class Watcher:
-    """Notes what it is told, and may do something about it."""
+class Observer(RunObserver):
+    """Keeps what it is told, and may react to a wait."""
 
     def __init__(self) -> None:
         self.messages: list[str] = []
         self.waited_for: list[list[str]] = []
         self.react: Callable[[], None] = lambda: None
 
-    def message(self, text: str) -> None:
+    def on_message(self, text: str) -> None:
         self.messages.append(text)
 
-    def waiting(self, nodes: Collection[str]) -> None:
+    def on_waiting(self, nodes: Collection[str]) -> None:
         self.waited_for.append(sorted(nodes))
         if nodes:
             self.react()
@@ -72,14 +73,15 @@ def grid() -> Iterator[Grid]:
 
 
 @pytest.fixture
-def watcher() -> Watcher:
-    return Watcher()
+def observer() -> Observer:
+    return Observer()
 
 
 @pytest.fixture
-def patient(grid: Grid, watcher: Watcher, monkeypatch: pytest.MonkeyPatch) -> NodeClient:
-    monkeypatch.setattr(contact, "PAUSES", (0.0, 0.05))
-    return NodeClient(grid, watcher, patient=True)
+def client(grid: Grid, observer: Observer, monkeypatch: pytest.MonkeyPatch) -> NodeClient:
+    """A client of nodes that come back."""
+    monkeypatch.setattr(node_client, "RETRY_PAUSES_S", (0.0, 0.05))
+    return NodeClient(grid, observer, wait_for_nodes=True)
 
 
 def requests(*nodes: int) -> list[Message]:
@@ -90,12 +92,12 @@ def repliers(replies: Iterator[Message]) -> list[int]:
     return sorted(int(reply.metadata.src_node_id) for reply in replies if reply.has_content())
 
 
-def test_a_node_that_can_not_reply_now_is_asked_again(grid: Grid, watcher: Watcher, patient: NodeClient) -> None:
+def test_a_node_that_cannot_reply_now_is_asked_again(grid: Grid, observer: Observer, client: NodeClient) -> None:
     grid.faults = {3: 3}
-    assert repliers(patient.stream(requests(1, 3), None)) == [1, 3]
+    assert repliers(client.stream(requests(1, 3), None)) == [1, 3]
     assert grid.asked.count(3) == 4
-    assert watcher.messages == ["node Lund: its disk is full; the federation waits for it"]
-    assert watcher.waited_for[-1] == []
+    assert observer.messages == ["node Lund: its disk is full; the federation waits for it"]
+    assert observer.waited_for[-1] == []
 
 
 def test_where_nodes_do_not_come_back_it_is_a_failure(grid: Grid) -> None:
@@ -104,50 +106,52 @@ def test_where_nodes_do_not_come_back_it_is_a_failure(grid: Grid) -> None:
     assert grid.asked.count(3) == 1
 
 
-def test_a_round_with_enough_nodes_goes_on_without_it(grid: Grid, watcher: Watcher, patient: NodeClient) -> None:
+def test_a_round_with_enough_nodes_goes_on_without_it(grid: Grid, observer: Observer, client: NodeClient) -> None:
     grid.faults = {3: 1}
-    replies = list(patient.stream(requests(1, 3), None, enough=1))
+    replies = list(client.stream(requests(1, 3), None, min_replies=1))
     assert sorted(reply.has_error() for reply in replies) == [False, True]
     assert grid.asked.count(3) == 1
-    assert watcher.waited_for == []
+    assert observer.waited_for == []
 
 
 def test_a_node_that_is_away_is_waited_for_before_it_is_asked(
-    grid: Grid, watcher: Watcher, patient: NodeClient
+    grid: Grid, observer: Observer, client: NodeClient
 ) -> None:
     grid.away = {3}
-    watcher.react = grid.away.clear
-    assert patient.present([1, 3], None) == [1, 3]
-    assert watcher.messages == ["node Lund: not connected; the federation waits for it"]
+    observer.react = grid.away.clear
+    assert client.wait_until_connected([1, 3], 2) == [1, 3]
+    assert observer.messages == ["node Lund: not connected; the federation waits for it"]
 
 
-def test_who_is_away_and_who_is_in_again_is_told_once(grid: Grid, watcher: Watcher, patient: NodeClient) -> None:
+def test_who_is_away_and_who_is_back_is_told_once(grid: Grid, observer: Observer, client: NodeClient) -> None:
     grid.away = {3}
     for _ in range(3):
-        assert patient.present([1, 2, 3], 2) == [1, 2]
+        assert client.wait_until_connected([1, 2, 3], 2) == [1, 2]
     grid.away.clear()
     for _ in range(2):
-        assert patient.present([1, 2, 3], 2) == [1, 2, 3]
-    assert watcher.messages == ["node Lund is away; the federation goes on without it", "node Lund is in again"]
+        assert client.wait_until_connected([1, 2, 3], 2) == [1, 2, 3]
+    assert observer.messages == ["node Lund is away; the federation goes on without it", "node Lund is back"]
 
 
-def test_who_is_late_is_not_asked_before_it_is_free(grid: Grid, patient: NodeClient) -> None:
+def test_who_is_late_is_not_asked_before_it_is_free(grid: Grid, client: NodeClient) -> None:
     grid.free.clear()
-    assert repliers(patient.stream(requests(1, 2), timeout=0.2, enough=1)) == [1]
-    assert patient.present([1, 2], 1) == [1]
+    assert repliers(client.stream(requests(1, 2), timeout=0.2, min_replies=1)) == [1]
+    assert client.wait_until_connected([1, 2], 1) == [1]
     grid.free.set()
-    while patient.present([1, 2], 1) != [1, 2]:
+    while client.wait_until_connected([1, 2], 1) != [1, 2]:
         pass
-    assert repliers(patient.stream(requests(1, 2), timeout=20, enough=1)) == [1, 2], "and the late reply is not read"
+    assert repliers(client.stream(requests(1, 2), timeout=20, min_replies=1)) == [1, 2], (
+        "and the late reply is not read"
+    )
 
 
-def test_a_deadline_without_enough_replies_is_not_kept(grid: Grid, watcher: Watcher, patient: NodeClient) -> None:
+def test_a_deadline_without_enough_replies_is_not_kept(grid: Grid, observer: Observer, client: NodeClient) -> None:
     grid.free.clear()
-    watcher.react = grid.free.set
-    assert repliers(patient.stream(requests(1, 2), timeout=0.1, enough=2)) == [1, 2]
-    assert watcher.messages == ["node Porto: has not replied in time; the federation waits for it"]
+    observer.react = grid.free.set
+    assert repliers(client.stream(requests(1, 2), timeout=0.1, min_replies=2)) == [1, 2]
+    assert observer.messages == ["node Porto: has not replied in time; the federation waits for it"]
 
 
-def test_only_nodes_of_the_run_are_asked(patient: NodeClient) -> None:
-    assert patient.candidates(["Oslo", "Lund"]) == [1, 3]
-    assert patient.candidates(None) == [1, 2, 3]
+def test_only_nodes_of_the_run_are_asked(client: NodeClient) -> None:
+    assert client.candidates(["Oslo", "Lund"]) == [1, 3]
+    assert client.candidates(None) == [1, 2, 3]

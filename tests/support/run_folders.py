@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from fednnunet.reporting.run_folder import read_run
-from fednnunet.tracking.base import Tracker
+from fednnunet.server.run_observer import RunObserver
 
 NODES = {"ISPY1": 12, "ISPY2": 36, "DUKE": 14, "NACT": 5}
 EXTERNAL = "KAUNO"
@@ -174,11 +174,11 @@ def write_run() -> MakeRun:
     return write
 
 
-def track(tracker: Tracker, folder: Path, *, ok: bool = True) -> None:
+def track(tracker: RunObserver, folder: Path, *, ok: bool = True) -> None:
     run = read_run(folder)
-    tracker.start({key: run.info[key] for key in ("strategy", "dataset", "seed", "fold", "configuration")})
-    tracker.log_plans(run.plans)
-    for _, rows in run.rounds.groupby("round"):
-        tracker.log_round(rows.to_dict("records"))
-    tracker.log_result(folder)
-    tracker.finish(ok=ok)
+    tracker.on_run_start({key: run.info[key] for key in ("strategy", "dataset", "seed", "fold", "configuration")})
+    tracker.on_plans(run.plans)
+    for server_round, rows in run.rounds.groupby("round"):
+        tracker.on_round_end(int(server_round), rows.to_dict("records"))
+    tracker.on_result(folder)
+    tracker.on_run_end(None if ok else KeyboardInterrupt())

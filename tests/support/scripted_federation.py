@@ -52,6 +52,7 @@ from fednnunet.server.run_recorder import RunRecorder
 from fednnunet.server.server_app import build_server_app
 from fednnunet.server.session import ServerSettings
 from fednnunet.server.strategy.asym_fedavg import AsymFedAvg, NoExchange
+from tests.support.recording_observer import RecordingObserver
 
 KEY = b"k" * 32
 CASES = 5
@@ -345,18 +346,6 @@ class ScriptedNode:
 # the federation ----------------------------------------------------------------------------------------
 
 
-class RecorderOfMessages(RunRecorder):
-    """The real recorder; it keeps what the operator was told, too."""
-
-    def __init__(self, folder: Path, folds: Sequence[Fold]) -> None:
-        super().__init__(folder, "asym", folds)
-        self.messages: list[str] = []
-
-    def message(self, text: str) -> None:
-        super().message(text)
-        self.messages.append(text)
-
-
 @dataclass
 class FinishedRun:
     """A run that is over.
@@ -421,7 +410,8 @@ def run(
     for name, node in by_name.items():
         node.fault = (faults or {}).get(name)
     given = ServerSettings(**{"fingerprint": None, "folds": [0], "timeout": 20, **(settings or {})})
-    recorder = RecorderOfMessages(folder, given.folds)
+    observer = RecordingObserver()
+    recorder = RunRecorder(folder, "asym", given.folds, [observer])
     with contextlib.ExitStack() as stack:
         # The path of a socket has at most 107 bytes, and that of a test's folder may be longer.
         sockets = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nodes")))
@@ -435,7 +425,7 @@ def run(
         grid = grid_class(_tampering_app(list(by_name.values())), addresses, len(addresses))
         stack.callback(grid.close)
         grid.run_server(build_server_app(given, strategy or AsymFedAvg(), recorder))
-    return FinishedRun(by_name, recorder.messages, folder)
+    return FinishedRun(by_name, observer.messages, folder)
 
 
 def _tampering_app(nodes: Sequence[ScriptedNode]) -> ClientApp:

@@ -46,11 +46,11 @@ def test_curves_scores_and_pictures_are_those_of_the_run_folder(make_run: MakeRu
 
 def test_curves_of_several_folds_are_told_apart(tmp_path: Path) -> None:
     tracker = TensorBoardTracker(tmp_path)
-    tracker.start({"fold": [0, 1]})
+    tracker.on_run_start({"fold": [0, 1]})
     for fold in (0, 1):
-        tracker.begin_fold(fold, 1)
-        tracker.log_round([{"node": "Oslo", "round": 1, "train_loss": float(fold)}])
-    tracker.finish(ok=True)
+        tracker.on_fold_start(fold, 1, 0)
+        tracker.on_round_end(1, [{"node": "Oslo", "train_loss": float(fold)}])
+    tracker.on_run_end()
     events = read(tmp_path / "tensorboard" / "Oslo")
     assert [curve(events, f"fold_{fold}/train_loss") for fold in (0, 1)] == [{1: 0.0}, {1: 1.0}]
 
@@ -60,8 +60,8 @@ def test_it_loads_no_training_library(tmp_path: Path) -> None:
 import sys
 from fednnunet.tracking.tensorboard_tracker import TensorBoardTracker
 tracker = TensorBoardTracker({str(tmp_path)!r})
-tracker.log_round([{{"node": "Oslo", "round": 1, "train_loss": 0.5}}])
-tracker.finish(ok=True)
+tracker.on_round_end(1, [{{"node": "Oslo", "train_loss": 0.5}}])
+tracker.on_run_end()
 print(sorted({{"torch", "tensorflow", "lightning"}} & set(sys.modules)))
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -14,20 +14,21 @@ NODES = ["ISPY1", "NACT"]
 STAGES = ("fingerprint", "plan", "preprocess", "train", "evaluate")
 
 
-def follow(progress: RunProgress, rounds: int, first: int = 1) -> None:
+def follow(progress: RunProgress, rounds: int) -> None:
     with progress:
-        progress.stage("start")
+        progress.on_stage("start")
         for stage in STAGES:
-            progress.stage(stage)
+            if stage == "train":
+                progress.on_fold_start(0, rounds, 0)
+            progress.on_stage(stage)
             if stage != "train":
                 for node in NODES:
-                    progress.node_done(node, 0, {})
+                    progress.on_node_reply(node, 0, {})
                 continue
-            for number in range(first, rounds + 1):
-                progress.round_started(number, rounds)
+            for number in range(1, rounds + 1):
                 for node in NODES:
-                    progress.node_done(node, number, {"train_loss": 0.5, "pseudo_dice": number / rounds})
-                progress.round_done(number)
+                    progress.on_node_reply(node, number, {"train_loss": 0.5, "pseudo_dice": number / rounds})
+                progress.on_round_end(number, [])
 
 
 def console(*, terminal: bool) -> tuple[Console, io.StringIO]:
@@ -38,7 +39,7 @@ def console(*, terminal: bool) -> tuple[Console, io.StringIO]:
 @pytest.mark.parametrize("rounds", [1, 2, 9, 20, 1000])
 def test_a_log_gets_about_a_dozen_lines(rounds: int) -> None:
     screen, out = console(terminal=False)
-    follow(RunProgress("asym", NODES, rounds, screen), rounds)
+    follow(RunProgress("asym", NODES, screen), rounds)
     lines = out.getvalue().splitlines()
     assert len(lines) <= len(STAGES) + PLAIN_ROUND_LINES + 2
     assert "\x1b" not in out.getvalue()
@@ -48,7 +49,7 @@ def test_a_log_gets_about_a_dozen_lines(rounds: int) -> None:
 
 def test_stages_follow_in_order() -> None:
     screen, out = console(terminal=False)
-    follow(RunProgress("asym", NODES, 3, screen), 3)
+    follow(RunProgress("asym", NODES, screen), 3)
     said = [line.split("  ")[-1] for line in out.getvalue().splitlines() if "round " not in line]
     assert [text.split(":")[0].split(" in ")[0] for text in said] == [
         *("fingerprint", "planning", "preprocessing", "training", "scoring", "done")
@@ -57,28 +58,28 @@ def test_stages_follow_in_order() -> None:
 
 def test_a_terminal_has_one_line_a_node_and_the_round() -> None:
     screen, out = console(terminal=True)
-    progress = RunProgress("asym", NODES, 4, screen)
+    progress = RunProgress("asym", NODES, screen)
     with progress:
-        progress.stage("train")
-        progress.round_started(1, 4)
-        progress.node_done("ISPY1", 1, {"train_loss": 0.25, "pseudo_dice": None})
+        progress.on_fold_start(0, 4, 0)
+        progress.on_stage("train")
+        progress.on_node_reply("ISPY1", 1, {"train_loss": 0.25, "pseudo_dice": None})
         shown = io.StringIO()
         Console(file=shown, width=120, color_system=None).print(progress)
         first, second, total = shown.getvalue().splitlines()
         assert first.split() == ["ISPY1", "waiting", "epoch", "1/4", "loss", "0.250", "pseudo-Dice", "–"]
         assert second.split() == ["NACT", "training"]
         assert total.startswith("asym  training")
-        progress.node_done("NACT", 1, {"train_loss": 0.5, "pseudo_dice": 0.3})
-        progress.round_done(1)
-        progress.message("node NACT: slow")
+        progress.on_node_reply("NACT", 1, {"train_loss": 0.5, "pseudo_dice": 0.3})
+        progress.on_round_end(1, [])
+        progress.on_message("node NACT: slow")
     assert "node NACT: slow" in out.getvalue()
     assert "round 1/4" in out.getvalue()
 
 
 def test_interrupted_lines_say_stopped() -> None:
     screen, out = console(terminal=True)
-    progress = RunProgress("asym", NODES, 4, screen)
-    progress.stage("train")
+    progress = RunProgress("asym", NODES, screen)
+    progress.on_stage("train")
     with pytest.raises(KeyboardInterrupt), progress:
         raise KeyboardInterrupt
     assert "stopped" in out.getvalue()
@@ -87,29 +88,30 @@ def test_interrupted_lines_say_stopped() -> None:
 def test_nodes_may_answer_from_several_threads() -> None:
     screen, out = console(terminal=False)
     names = [f"node {i}" for i in range(8)]
-    with RunProgress("asym", names, 5, screen) as progress:
-        progress.stage("train")
+    with RunProgress("asym", names, screen) as progress:
+        progress.on_fold_start(0, 5, 0)
+        progress.on_stage("train")
         for number in range(1, 6):
-            progress.round_started(number, 5)
             threads = [
-                threading.Thread(target=progress.node_done, args=(name, number, {"pseudo_dice": 0.5})) for name in names
+                threading.Thread(target=progress.on_node_reply, args=(name, number, {"pseudo_dice": 0.5}))
+                for name in names
             ]
             for thread in threads:
                 thread.start()
             for thread in threads:
                 thread.join()
-            progress.round_done(number)
+            progress.on_round_end(number, [])
     assert all(f"{name} 0.50" in out.getvalue() for name in names)
 
 
 def test_external_nodes_wait_while_others_train() -> None:
     screen, _ = console(terminal=True)
-    progress = RunProgress("asym", [*NODES, "KAUNO"], 3, screen, external=["KAUNO"])
+    progress = RunProgress("asym", [*NODES, "KAUNO"], screen, external=["KAUNO"])
     with progress:
-        progress.stage("train")
-        progress.round_started(1, 3)
-        progress.node_done("NACT", 1, {"train_loss": 0.5})
-        progress.round_done(1)
+        progress.on_fold_start(0, 3, 0)
+        progress.on_stage("train")
+        progress.on_node_reply("NACT", 1, {"train_loss": 0.5})
+        progress.on_round_end(1, [])
         measured = Console(width=120, record=True, file=io.StringIO())
         measured.print(progress)
         lines = {line.split()[0]: line for line in measured.export_text().splitlines() if line.strip()}

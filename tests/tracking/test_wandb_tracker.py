@@ -103,20 +103,18 @@ def test_no_account_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     tracker = WandbTracker("fednnunet", "g", mode="online", folder=tmp_path)
     with pytest.raises(ConfigError, match="WANDB_MODE=offline"):
-        tracker.start({})
-    tracker.finish(ok=False)
+        tracker.on_run_start({})
+    tracker.on_run_end(KeyboardInterrupt())
 
 
 def test_curves_of_several_folds_are_told_apart(tmp_path: Path) -> None:
     tracker = WandbTracker("fednnunet", mode="offline", folder=tmp_path)
-    tracker.start({"strategy": "asym", "dataset": "x", "seed": 0, "fold": [0, "all"]})
+    tracker.on_run_start({"strategy": "asym", "dataset": "x", "seed": 0, "fold": [0, "all"]})
     for fold in (0, "all"):
-        tracker.begin_fold(fold, 2)
+        tracker.on_fold_start(fold, 2, 0)
         for server_round in (1, 2):
-            tracker.log_round(
-                [{"node": "Oslo", "round": server_round, "train_loss": float(server_round), "fold": fold}]
-            )
-    tracker.finish(ok=True)
+            tracker.on_round_end(server_round, [{"node": "Oslo", "train_loss": float(server_round), "fold": fold}])
+    tracker.on_run_end()
     history = by_node(read_wandb(tmp_path))["Oslo"].history
     assert history["fold_0/train_loss"] == history["fold_all/train_loss"] == [1.0, 2.0]
     assert history["round"] == [1, 2, 1, 2]
@@ -125,10 +123,12 @@ def test_curves_of_several_folds_are_told_apart(tmp_path: Path) -> None:
 def test_an_interrupted_run_goes_on_under_its_ids(tmp_path: Path) -> None:
     for server_round in (1, 2):
         tracker = WandbTracker("fednnunet", mode="offline", folder=tmp_path)
-        tracker.start({"strategy": "asym", "dataset": "x", "seed": 0, "fold": 0, "started": f"at {server_round}"})
-        tracker.begin_fold(0, 2)
-        tracker.log_round([{"node": "Oslo", "round": server_round, "train_loss": 0.5}])
-        tracker.finish(ok=server_round == 2)
+        tracker.on_run_start(
+            {"strategy": "asym", "dataset": "x", "seed": 0, "fold": 0, "started": f"at {server_round}"}
+        )
+        tracker.on_fold_start(0, 2, 0)
+        tracker.on_round_end(server_round, [{"node": "Oslo", "train_loss": 0.5}])
+        tracker.on_run_end(None if server_round == 2 else KeyboardInterrupt())
     files = list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
     assert len({file.name for file in files}) == 2, "one id for the server, one for the node"
     assert {run.group for run in read_wandb(tmp_path).values()} == {"asym-x-seed0-fold0-at 1"}
@@ -137,8 +137,8 @@ def test_an_interrupted_run_goes_on_under_its_ids(tmp_path: Path) -> None:
 def test_jobs_of_a_sweep_are_found_by_its_name(tmp_path: Path) -> None:
     folder = tmp_path / "3_ffe_seed1"
     tracker = WandbTracker("fednnunet", mode="offline", folder=folder)
-    tracker.start({"strategy": "ffe", "dataset": "x", "seed": 1, "fold": 0, "sweep": "all_strategies"})
-    tracker.finish(ok=True)
+    tracker.on_run_start({"strategy": "ffe", "dataset": "x", "seed": 1, "fold": 0, "sweep": "all_strategies"})
+    tracker.on_run_end()
     ((name, run),) = read_wandb(folder).items()
     assert (name, run.group, run.config["sweep"]) == ("3_ffe_seed1", "all_strategies/3_ffe_seed1", "all_strategies")
     assert "all_strategies" in run.tags
@@ -150,7 +150,7 @@ def test_a_sweeps_comparison_is_a_run_of_its_own(make_run: MakeRun, tmp_path: Pa
     compare_runs(sweep, [make_run("local", overlays=True), make_run("asym", overlays=True)], Console(quiet=True))
     tracker = WandbTracker("fednnunet", mode="offline", folder=sweep, pictures=pictures)
     tracker.log_comparison(sweep)
-    tracker.finish(ok=True)
+    tracker.on_run_end()
     ((name, run),) = read_wandb(sweep).items()
     assert (name, run.job_type, run.group) == ("comparison all", "comparison", "all")
     assert {"results", "learning_curves", "case_scores"} <= run.media
@@ -178,11 +178,11 @@ def test_without_a_network_a_run_goes_on_offline_within_seconds(
     make_run: MakeRun, account: Callable[[str], None]
 ) -> None:
     account("http://127.0.0.1:9")
-    folder, told = make_run("asym"), list[str]()
+    folder, messages = make_run("asym"), list[str]()
     tracker = WandbTracker("fednnunet", mode="online", folder=folder)
-    tracker.tell = told.append
+    tracker.notify = messages.append
     track(tracker, folder)
-    (line,) = told
+    (line,) = messages
     assert "W&B cannot be reached at http://127.0.0.1:9" in line
     assert f"wandb sync {folder}/wandb/offline-run-*" in line
     server = by_node(read_wandb(folder))["server"]
@@ -193,14 +193,14 @@ def test_without_a_network_a_run_goes_on_offline_within_seconds(
 def test_behind_a_page_that_is_not_wandb_a_run_goes_on_offline(
     make_run: MakeRun, account: Callable[[str], None]
 ) -> None:
-    folder, told = make_run("asym"), list[str]()
+    folder, messages = make_run("asym"), list[str]()
     with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as page:
         threading.Thread(target=page.serve_forever, daemon=True).start()
         account(f"http://127.0.0.1:{page.server_port}")
         tracker = WandbTracker("fednnunet", mode="online", folder=folder)
-        tracker.tell = told.append
+        tracker.notify = messages.append
         track(tracker, folder)
         page.shutdown()
-    (line,) = told
+    (line,) = messages
     assert line.startswith("W&B does not answer")
     assert "dsc/mean" in by_node(read_wandb(folder))["server"].summary

@@ -11,26 +11,27 @@ from typing import Any
 
 from fednnunet.exchange.messages import Fold
 from fednnunet.files import DISK_FULL, write_atomically
+from fednnunet.server.run_observer import RunObserver
 
 log = logging.getLogger(__name__)
 
 STATUS_FILE = "run_status.json"
 
 
-class RunStatus:
-    """An observer of the server's journal.
+class RunStatus(RunObserver):
+    """Keeps the status file of a run up to date.
 
     Args:
         state: folder of the server's state.
         run: folder of the run.
-        facts: of the run: strategy, dataset.
+        metadata: strategy and dataset of the run.
     """
 
-    def __init__(self, state: Path, run: Path, **facts: str) -> None:
+    def __init__(self, state: Path, run: Path, **metadata: str) -> None:
         self._path = state / STATUS_FILE
         self._status: dict[str, Any] = {
             "run": str(run.resolve()),
-            **facts,
+            **metadata,
             "stage": "start",
             "fold": None,
             "round": 0,
@@ -42,46 +43,45 @@ class RunStatus:
         }
         self._write()
 
-    def stage(self, name: str) -> None:
-        self._write(stage=name)
+    def on_stage(self, stage: str) -> None:
+        self._write(stage=stage)
 
-    def message(self, text: str) -> None:
+    def on_message(self, text: str) -> None:
         self._write(message=text)
 
-    def waiting(self, nodes: Collection[str]) -> None:
+    def on_waiting(self, nodes: Collection[str]) -> None:
         if sorted(nodes) != self._status["waiting_for"]:
             self._write(waiting_for=sorted(nodes))
 
-    def plans(self, plans: Mapping[str, Any]) -> None: ...
-
-    def fold(self, fold: Fold, rounds: int, finished: int) -> None:
+    def on_fold_start(self, fold: Fold, rounds: int, finished: int) -> None:
         self._write(fold=fold, rounds=rounds, round=finished)
 
-    def node_done(self, node: str, server_round: int, metrics: Mapping[str, Any]) -> None:
-        told = {name: metrics[name] for name in ("train_loss", "pseudo_dice") if name in metrics}
+    def on_node_reply(self, node: str, server_round: int = 0, metrics: Mapping[str, Any] | None = None) -> None:
+        shown = {name: value for name, value in (metrics or {}).items() if name in ("train_loss", "pseudo_dice")}
         before = self._status["nodes"].get(node, {"round": 0})
-        self._status["nodes"][node] = before | told | {"round": max(before["round"], server_round), "seen": _now()}
+        seen = {"round": max(before["round"], server_round), "seen": _timestamp()}
+        self._status["nodes"][node] = before | shown | seen
         self._write()
 
-    def round_done(self, server_round: int, rows: Sequence[Mapping[str, Any]]) -> None:
+    def on_round_end(self, server_round: int, rows: Sequence[Mapping[str, Any]]) -> None:
         self._write(round=server_round)
 
-    def finish(self, error: BaseException | None = None) -> None:
-        """The run is over; with ``error`` it failed, or was interrupted, and can go on."""
+    def on_run_end(self, error: BaseException | None = None) -> None:
+        """The run is finished; with ``error`` it stopped, and can be resumed."""
         if error is None:
             self._write(stage="finished", finished=True, waiting_for=[])
         else:
             self._write(stage="stopped", message=f"{type(error).__name__}: {error}", waiting_for=[])
 
     def _write(self, **changes: Any) -> None:
-        self._status |= {**changes, "updated": _now()}
+        self._status |= {**changes, "updated": _timestamp()}
         try:
             write_atomically(self._path, json.dumps(self._status, indent=1))
-        except OSError as error:  # it shows where the run stands, the run does without
+        except OSError as error:  # the run does without it
             if error.errno not in DISK_FULL:
                 raise
             log.warning("%s cannot be written: %s", self._path, error.strerror)
 
 
-def _now() -> str:
+def _timestamp() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")

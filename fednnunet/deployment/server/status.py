@@ -48,7 +48,7 @@ class RunState(BaseModel):
 
     Attributes:
         run: its folder.
-        stage: of :class:`~fednnunet.server.run_recorder.Observer`.
+        stage: of :class:`~fednnunet.server.run_observer.RunObserver`.
         waiting_for: names of nodes without which the run does not go on.
         message: what it told its operator last.
         updated: when it last changed.

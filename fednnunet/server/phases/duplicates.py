@@ -1,4 +1,4 @@
-"""Images that several nodes hold, found by salted digests; which cases they are only the nodes can tell."""
+"""Images that several nodes hold, found by salted digests; only the nodes know which cases they are."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from fednnunet.server.run_recorder import RunRecorder
 from fednnunet.server.session import Federation
 
 DUPLICATES = "duplicates.json"
-"""In the run's folder: each digest that several nodes told, and which nodes."""
+"""File in the run's folder: each digest that several nodes sent, and which nodes."""
 
 
-def find_duplicates(federation: Federation, journal: RunRecorder) -> None:
-    """Warn of images that two nodes hold, by how many they are, and write down their digests.
+def find_duplicates(federation: Federation, recorder: RunRecorder) -> None:
+    """Warn how many images each pair of nodes has in common, and write their digests to a file.
 
     Args:
-        federation: its nodes have told of themselves, and of their images where they may.
-        journal: takes the warnings.
+        federation: its nodes have described themselves; those that may have sent digests of their images.
+        recorder: takes the warnings.
     """
     holders: dict[str, list[str]] = defaultdict(list)
     silent = []
-    for node in federation.by_name():
+    for node in federation.nodes:
         digests = federation.described[node].image_digests
         if digests is None:
             silent.append(federation.name(node))
         for digest in digests or []:
             holders[digest].append(federation.name(node))
     shared = {digest: names for digest, names in sorted(holders.items()) if len(names) > 1}
-    write_atomically(journal.folder / DUPLICATES, json.dumps(shared, indent=1))
+    write_atomically(recorder.folder / DUPLICATES, json.dumps(shared, indent=1))
     if silent:
-        journal.message(
-            f"not compared are the images of {', '.join(silent)}: find_duplicates is not true in its node.yaml"
+        recorder.on_message(
+            f"images of {', '.join(silent)} are not compared: find_duplicates is not true in its node.yaml"
         )
     pairs = Counter(pair for names in shared.values() for pair in combinations(names, 2))
     for (first, second), count in sorted(pairs.items()):
         images = "1 image" if count == 1 else f"{count} images"
-        journal.message(
-            f"nodes {first} and {second} both hold {images}; what one trains on the other may score on. Which cases "
-            f"they are, each finds by the digests in {DUPLICATES} in its own {DIGESTS_FILE}"
+        recorder.on_message(
+            f"nodes {first} and {second} both hold {images}; one may be evaluated on what the other trains on. Each "
+            f"finds which of its cases they are by looking up the digests of {DUPLICATES} in its own {DIGESTS_FILE}"
         )

@@ -1,172 +1,160 @@
-"""What the server does after training: nodes score, and models travel to the cases of others."""
+"""Evaluation: nodes score their final models, and models travel to the cases of other nodes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from flwr.app import ArrayRecord
 
 from fednnunet.errors import ProtocolError
 from fednnunet.exchange.messages import ENSEMBLE, CaseScore, EvaluateRequest, Fold, Kind, Model
-from fednnunet.server.node_client import NodeClient
-from fednnunet.server.node_requests import ask, check_enough
-from fednnunet.server.run_recorder import RunRecorder
-from fednnunet.server.strategy.asym_fedavg import AsymFedAvg, NoExchange
+from fednnunet.server.node_requests import request_all
+from fednnunet.server.session import Federation, Session
 from fednnunet.server.strategy.averaging import check_model
-
-if TYPE_CHECKING:
-    from fednnunet.server.session import Federation, ServerSettings
 
 FoldsOf = Mapping[int, Sequence[Fold]]
 """Models: the folds of each node."""
 
 
-def evaluate_nodes(
-    contact: NodeClient,
-    federation: Federation,
-    strategy: AsymFedAvg | NoExchange,
-    fold: Fold,
-    arrays: ArrayRecord,
-    settings: ServerSettings,
-    journal: RunRecorder,
-) -> list[int]:
-    """Nodes write the fold's final checkpoint and score its held-out cases; with ``cross_centre`` each other's, too.
+def evaluate_nodes(session: Session, fold: Fold, arrays: ArrayRecord) -> None:
+    """Nodes write the fold's final checkpoint and score its held-out cases; with ``cross_centre`` also each other's.
 
-    Returns:
-        Nodes that did.
+    Args:
+        session: of the run.
+        fold: fold that was trained.
+        arrays: the last averages, which each node gets its part of.
     """
-    journal.stage("evaluate")
+    federation, strategy, settings = session.federation, session.strategy, session.settings
+    session.recorder.on_stage("evaluate")
     requests = {
         node: EvaluateRequest(fold=fold, server_round=federation.rounds, trained=strategy.trained(node))
         for node in federation.training
     }
     averages = {node: strategy.arrays_for(node, arrays) for node in federation.training}
-    replies = ask(
-        contact, Kind.EVALUATE, requests, federation, settings, journal, averages, min_replies=settings.min_nodes
-    )
     own: dict[int, list[CaseScore]] = {}
-    refused: list[ProtocolError] = []
-    for node, reply, _ in replies:
+    failures: list[ProtocolError] = []
+    for reply in request_all(session, Kind.EVALUATE, requests, averages):
         try:
-            _check_centres(federation, node, reply.cases)
-            own[node] = _relabel(reply.cases, federation.name(node))
+            _check_centres(federation, reply.node, reply.body.cases)
+            own[reply.node] = _relabel(reply.body.cases, federation.name(reply.node))
         except ProtocolError as error:
-            refused.append(error)
-    check_enough(refused, len(own), settings.min_nodes, journal)
+            failures.append(error)
+    session.accept_failures(failures, len(own))
     scores = [score for cases in own.values() for score in cases]
     if settings.cross_centre and fold != "all":
         others = {
-            user: {node: [fold] for node in federation.of_same_task(user) if node in own and node != user}
-            for user in own
+            evaluator: {
+                node: [fold] for node in federation.of_same_task(evaluator) if node in own and node != evaluator
+            }
+            for evaluator in own
         }
-        if _share_final_model(federation, strategy, list(own)):  # another node's model is a node's own
-            scores += [s for user in own for node in others[user] for s in _relabel(own[user], federation.name(node))]
+        if _share_final_model(session, list(own)):  # another node's model is a node's own
+            for evaluator, models in others.items():
+                scores += [score for node in models for score in _relabel(own[evaluator], federation.name(node))]
         else:
-            scores += _cross_evaluate(contact, federation, others, fold, settings, journal)
-    journal.write_cases(fold, scores)
-    return list(own)
+            scores += _cross_evaluate(session, others, fold)
+    session.recorder.write_cases(fold, scores)
+    session.final_models[fold] = list(own)
 
 
-def score_external_centres(
-    contact: NodeClient,
-    federation: Federation,
-    strategy: AsymFedAvg | NoExchange,
-    finished: Mapping[Fold, Sequence[int]],
-    settings: ServerSettings,
-    journal: RunRecorder,
-) -> None:
+def evaluate_external_centres(session: Session) -> None:
     """External centres score all of their cases with every node's models, folds averaged, and with all of them.
 
-    Args:
-        contact: reaches the nodes.
-        federation: its nodes.
-        strategy: says whether nodes end with one model.
-        finished: fold to the nodes that have a final model of it.
-        settings: of the server.
-        journal: takes the scores; what an interrupted run has scored is not scored again.
+    Centres that an interrupted run has evaluated are not evaluated again.
     """
-    waiting = [node for node in federation.external if not journal.has_scores_at(federation.name(node))]
-    if not waiting:
+    federation, recorder = session.federation, session.recorder
+    evaluators = [node for node in federation.external if not recorder.has_scores_at(federation.name(node))]
+    if not evaluators:
         return
-    journal.stage("external")
-    first_fold, last = next(iter(finished)), list(finished.values())[-1]
-    users: dict[int, FoldsOf] = {}
-    same: dict[int, list[int]] = {}
-    for user in waiting:
-        folds = {node: [f for f in finished if node in finished[f]] for node in federation.of_same_task(user)}
-        users[user] = {node: of_node for node, of_node in folds.items() if of_node}
-        nodes = sorted(users[user], key=lambda node: node not in last)  # first those that are still there
-        if len(nodes) > 1 and _share_final_model(federation, strategy, nodes):
-            users[user] = {nodes[0]: users[user][nodes[0]]}
-            same[user] = nodes[1:]
-    scores = _cross_evaluate(contact, federation, users, first_fold, settings, journal)
-    for user, others in same.items():
+    recorder.on_stage("external")
+    first_fold, last = next(iter(session.final_models)), list(session.final_models.values())[-1]
+    models: dict[int, FoldsOf] = {}
+    same_model: dict[int, list[int]] = {}
+    for evaluator in evaluators:
+        folds = {
+            node: [fold for fold, nodes in session.final_models.items() if node in nodes]
+            for node in federation.of_same_task(evaluator)
+        }
+        models[evaluator] = {node: of_node for node, of_node in folds.items() if of_node}
+        nodes = sorted(models[evaluator], key=lambda node: node not in last)  # nodes that are still there come first
+        if len(nodes) > 1 and _share_final_model(session, nodes):
+            models[evaluator] = {nodes[0]: models[evaluator][nodes[0]]}
+            same_model[evaluator] = nodes[1:]
+    scores = _cross_evaluate(session, models, first_fold)
+    for evaluator, others in same_model.items():
         # One model stands for all of them, and for the mean of their softmax outputs.
-        of_one = [score for score in scores if score.centre == federation.name(user)]
-        scores += [score for name in (*map(federation.name, others), ENSEMBLE) for score in _relabel(of_one, name)]
-    journal.write_cases(ENSEMBLE if len(finished) > 1 else first_fold, scores)
+        of_one = [score for score in scores if score.centre == federation.name(evaluator)]
+        for name in (*map(federation.name, others), ENSEMBLE):
+            scores += _relabel(of_one, name)
+    recorder.write_cases(ENSEMBLE if len(session.final_models) > 1 else first_fold, scores)
 
 
-def _cross_evaluate(
-    contact: NodeClient,
-    federation: Federation,
-    users: Mapping[int, FoldsOf],
-    fold: Fold,
-    settings: ServerSettings,
-    journal: RunRecorder,
-) -> list[CaseScore]:
-    """Send models to the nodes that use them; these score all of their cases, or those that ``fold`` holds out."""
+def _cross_evaluate(session: Session, models: Mapping[int, FoldsOf], fold: Fold) -> list[CaseScore]:
+    """Send models to nodes, which score all of their cases, or those that ``fold`` holds out.
+
+    Args:
+        session: of the run.
+        models: evaluating node to the models that it gets.
+        fold: fold whose held-out cases are scored.
+    """
     recipients: dict[tuple[int, Fold], list[int]] = {}
-    for user, models in users.items():
-        for node, folds in models.items():
+    for evaluator, folds_of in models.items():
+        for node, folds in folds_of.items():
             for of_fold in folds:
-                recipients.setdefault((node, of_fold), []).append(user)
+                recipients.setdefault((node, of_fold), []).append(evaluator)
     lost: set[int] = set()
-    min_replies = None if settings.min_nodes is None else 0  # a federation that may lose nodes goes on without them
-    for (node, of_fold), nodes in recipients.items():
-        if node in lost:
-            continue
+    for (node, of_fold), evaluators in recipients.items():
         # One model at a time passes through: the server's memory stays that of one model.
-        name, planned = federation.name(node), federation.planned[node]
-        request = EvaluateRequest(fold=of_fold, layers=list(planned.layers))
-        replies = ask(contact, Kind.EVALUATE, {node: request}, federation, settings, min_replies=min_replies)
-        if not replies:
-            journal.message(f"node {name} does not send its model of fold {of_fold}; its models are left out")
+        if node not in lost and not _pass_on_model(session, node, of_fold, evaluators):
             lost.add(node)
-            continue
-        ((_, reply, arrays),) = replies
-        try:
-            check_model(arrays, planned.layers, f"node {name}")
-        except ProtocolError as error:
-            check_enough([error], 0, min_replies, journal)
-            lost.add(node)
-            continue
-        model = Model(node=name, fold=of_fold, plans=planned.plans, mirror_axes=reply.mirror_axes)
-        keep = dict.fromkeys(nodes, EvaluateRequest(keep=model))
-        ask(contact, Kind.EVALUATE, keep, federation, settings, None, dict.fromkeys(nodes, arrays), min_replies)
+    name = session.federation.name
     sent = {
-        user: {federation.name(node): list(folds) for node, folds in models.items() if node not in lost}
-        for user, models in users.items()
+        evaluator: {name(node): list(folds) for node, folds in folds_of.items() if node not in lost}
+        for evaluator, folds_of in models.items()
     }
-    requests = {user: EvaluateRequest(fold=fold, score=models) for user, models in sent.items() if models}
+    requests = {evaluator: EvaluateRequest(fold=fold, score=names) for evaluator, names in sent.items() if names}
     scores: list[CaseScore] = []
-    for user, reply, _ in ask(contact, Kind.EVALUATE, requests, federation, settings, journal, min_replies=min_replies):
+    for reply in request_all(session, Kind.EVALUATE, requests, optional=True):
         try:
-            _check_centres(federation, user, reply.cases)
-            others = [score.model for score in reply.cases if score.model not in (*sent[user], ENSEMBLE)]
-            if others:
-                name = federation.name(user)
-                raise ProtocolError(f"node {name} sent scores of model {others[0]}, which it was not sent")
+            _check_centres(session.federation, reply.node, reply.body.cases)
+            _check_models(name(reply.node), reply.body.cases, sent[reply.node])
         except ProtocolError as error:
-            check_enough([error], 0, min_replies, journal)
+            session.accept_failures([error])
             continue
-        scores += reply.cases
+        scores += reply.body.cases
     return scores
 
 
+def _pass_on_model(session: Session, node: int, fold: Fold, evaluators: Sequence[int]) -> bool:
+    """Take a node's final model of a fold, and send it to ``evaluators``.
+
+    Returns:
+        Whether the node has sent it, as it should.
+    """
+    name, planned = session.federation.name(node), session.federation.planned[node]
+    replies = request_all(
+        session,
+        Kind.EVALUATE,
+        {node: EvaluateRequest(fold=fold, layers=list(planned.layers))},
+        optional=True,
+        report=False,
+        consequence="its models are left out",
+    )
+    for reply in replies:
+        try:
+            check_model(reply.arrays, planned.layers, f"node {name}")
+        except ProtocolError as error:
+            session.accept_failures([error], consequence="its models are left out")
+            return False
+        model = Model(node=name, fold=fold, plans=planned.plans, mirror_axes=reply.body.mirror_axes)
+        requests = dict.fromkeys(evaluators, EvaluateRequest(keep=model))
+        arrays = dict.fromkeys(evaluators, reply.arrays)
+        request_all(session, Kind.EVALUATE, requests, arrays, optional=True, report=False)
+    return bool(replies)
+
+
 def _check_centres(federation: Federation, node: int, scores: Iterable[CaseScore]) -> None:
-    """A node scores its own cases; the centres of a pooled dataset are no nodes.
+    """Check that a node scores its own cases; the centres of a pooled dataset are no nodes.
 
     Raises:
         ProtocolError: scores in the name of another node.
@@ -177,10 +165,22 @@ def _check_centres(federation: Federation, node: int, scores: Iterable[CaseScore
             raise ProtocolError(f"node {federation.name(node)} sent scores of cases of node {score.centre}")
 
 
-def _share_final_model(federation: Federation, strategy: AsymFedAvg | NoExchange, nodes: Sequence[int]) -> bool:
+def _check_models(name: str, scores: Iterable[CaseScore], models: Iterable[str]) -> None:
+    """Check that the node of this name has scored the models that it was sent.
+
+    Raises:
+        ProtocolError: scores of another model.
+    """
+    for score in scores:
+        if score.model not in (*models, ENSEMBLE):
+            raise ProtocolError(f"node {name} sent scores of model {score.model}, which it was not sent")
+
+
+def _share_final_model(session: Session, nodes: Sequence[int]) -> bool:
     """Whether one final model is that of all ``nodes``: same plans, and every layer averaged."""
-    first, *others = ({**federation.planned[node].plans, "dataset_name": ""} for node in nodes)
-    return all(plans == first for plans in others) and strategy.averages_all_layers(nodes)
+    planned = session.federation.planned
+    first, *others = ({**planned[node].plans, "dataset_name": ""} for node in nodes)
+    return all(plans == first for plans in others) and session.strategy.averages_all_layers(nodes)
 
 
 def _relabel(scores: Iterable[CaseScore], model: str) -> list[CaseScore]:

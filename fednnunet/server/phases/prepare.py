@@ -1,4 +1,4 @@
-"""From fingerprints to trainers: every node plans, and preprocesses its images."""
+"""Preparation: every node plans its network and preprocesses its images."""
 
 from __future__ import annotations
 
@@ -10,138 +10,116 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from fednnunet.errors import ConfigError, DataError, ProtocolError, first_problem, one_line
-from fednnunet.exchange import messages
-from fednnunet.exchange.messages import Kind
+from fednnunet.exchange.messages import Body, FingerprintReply, Kind, PlanRequest, PreprocessRequest
 from fednnunet.files import write_atomically
 from fednnunet.fingerprint.merge import merge_fingerprints
 from fednnunet.fingerprint.schema import IntensityRange, LocalFingerprint, common_ranges
-from fednnunet.server.node_client import NodeClient
-from fednnunet.server.node_requests import ask, check_enough
-from fednnunet.server.run_recorder import RunRecorder
-from fednnunet.server.session import Federation, ServerSettings
+from fednnunet.server.node_requests import request_all
+from fednnunet.server.session import Federation, Session
 
 T = TypeVar("T")
 
 
-def plan_networks(contact: NodeClient, federation: Federation, settings: ServerSettings, journal: RunRecorder) -> None:
+def plan_networks(session: Session) -> None:
     """Every node plans: from the federated fingerprint (FFE) or its own."""
-    journal.stage("plan")
-    request = messages.PlanRequest(fingerprint=None)
-    if settings.fingerprint is not None:
-        merged = federated_fingerprint(contact, federation, settings, journal)
-        write_atomically(journal.folder / "federated_fingerprint.json", json.dumps(merged, indent=1))
-        request = messages.PlanRequest(fingerprint=merged, num_training=federation.num_training)
-    federation.planned = _ask_training_nodes(contact, Kind.PLAN, request, federation, settings, journal)
-    if settings.fingerprint is not None:
+    federation, recorder = session.federation, session.recorder
+    recorder.on_stage("plan")
+    request = PlanRequest(fingerprint=None)
+    if session.settings.fingerprint is not None:
+        merged = federated_fingerprint(session)
+        write_atomically(recorder.folder / "federated_fingerprint.json", json.dumps(merged, indent=1))
+        request = PlanRequest(fingerprint=merged, num_training=federation.num_training)
+    federation.planned = _request_training_nodes(session, Kind.PLAN, request)
+    if session.settings.fingerprint is not None:
         _check_same_network(federation)
-    journal.write_plans({federation.name(node): federation.planned[node].plans for node in federation.training})
+    recorder.on_plans({federation.name(node): federation.planned[node].plans for node in federation.training})
 
 
-def _ask_training_nodes(
-    contact: NodeClient,
-    kind: Kind,
-    request: messages.Body,
-    federation: Federation,
-    settings: ServerSettings,
-    journal: RunRecorder,
-) -> dict[int, Any]:
-    """Replies of the training nodes; one that fails is left out from here on, where nodes may be missing."""
-    asked = federation.training
-    replies = ask(
-        contact,
-        kind,
-        dict.fromkeys(asked, request),
-        federation,
-        settings,
-        journal,
-        min_replies=settings.min_nodes,
-        wait=True,
-    )
-    answered = {node: reply for node, reply, _ in replies}
-    federation.leave_out(set(asked) - set(answered))
-    return answered
+def _request_training_nodes(session: Session, kind: Kind, request: Body) -> dict[int, Any]:
+    """Replies of the training nodes; one that fails is left out from here on, where the run may miss nodes."""
+    nodes = session.federation.training
+    replies = request_all(session, kind, dict.fromkeys(nodes, request), wait_for_all=True)
+    bodies = {reply.node: reply.body for reply in replies}
+    session.federation.remove(set(nodes) - set(bodies))
+    return bodies
 
 
-def federated_fingerprint(
-    contact: NodeClient, federation: Federation, settings: ServerSettings, journal: RunRecorder
-) -> dict[str, Any]:
-    """nnU-Net's fingerprint of all nodes' cases, from what each tells of its own.
+def federated_fingerprint(session: Session) -> dict[str, Any]:
+    """nnU-Net's fingerprint of all nodes' cases, merged from each node's contribution.
 
-    Where nodes may be missing, one whose contribution cannot be used is left out, and the others are asked anew: what
-    they tell depends on how many cases there are in all, and on the range of their intensities.
+    Where the run may miss nodes, one whose contribution cannot be used is left out, and the others are asked again:
+    their contributions depend on how many cases there are in all, and on the range of all intensities.
 
     Raises:
-        NodeError: a node failed that cannot be missing.
-        ProtocolError: a malformed contribution, or not the one asked for; names the node.
+        NodeError: a node failed that cannot be missed.
+        ProtocolError: a malformed contribution, or not the requested one; names the node.
         DataError: no node has foreground in a channel.
     """
+    federation = session.federation
     while True:
-        parts = _contributions(contact, federation, settings, journal)
+        parts = _contributions(session)
         unusable = set(federation.training) - set(parts)
         if not unusable:
             return merge_fingerprints(list(parts.values()))
-        federation.leave_out(unusable)
+        federation.remove(unusable)
 
 
-def _contributions(
-    contact: NodeClient, federation: Federation, settings: ServerSettings, journal: RunRecorder
-) -> dict[int, LocalFingerprint]:
-    """Of the training nodes; of fewer, where some cannot be used and may be missing.
+def _contributions(session: Session) -> dict[int, LocalFingerprint]:
+    """Contributions of the training nodes; of fewer, where some cannot be used and may be missed.
 
-    Those whose ranges cannot be used are left out before the others are asked.
+    Nodes whose ranges cannot be used are left out before the others are asked.
     """
+    settings, federation = session.settings, session.federation
     described = {node: federation.described[node] for node in federation.training}
     bins: dict[str, Any] = {}
     if settings.fingerprint == "histogram":
-        ranges = _usable(described, _ranges_of, settings, journal)
-        federation.leave_out(set(described) - set(ranges))
+        ranges = _parse_each(session, described, _parse_ranges)
+        federation.remove(set(described) - set(ranges))
         bins = {channel: b.model_dump() for channel, b in common_ranges(list(ranges.values())).items()}
-        unlabelled = sorted(set(federation.described[federation.training[0]].channel_names) - set(bins))
-        if unlabelled:
-            raise DataError(f"no node has foreground in channel {unlabelled[0]}: every label map is empty")
+        empty = sorted(set(federation.described[federation.training[0]].channel_names) - set(bins))
+        if empty:
+            raise DataError(f"no node has foreground in channel {empty[0]}: every label map is empty")
         request = settings.fingerprint_request(tell="contribution", total_cases=federation.num_training, bins=bins)
-        asked = dict.fromkeys(federation.training, request)
-        replies = ask(contact, Kind.FINGERPRINT, asked, federation, settings, min_replies=settings.min_nodes, wait=True)
-        described = {node: reply for node, reply, _ in replies}
-    return _usable(described, lambda reply: _fingerprint_of(reply, bins), settings, journal)
+        requests = dict.fromkeys(federation.training, request)
+        replies = request_all(session, Kind.FINGERPRINT, requests, wait_for_all=True, report=False)
+        described = {reply.node: reply.body for reply in replies}
+    return _parse_each(session, described, lambda reply: _parse_fingerprint(reply, bins))
 
 
-def _usable(
-    replies: Mapping[int, messages.FingerprintReply],
-    read: Callable[[messages.FingerprintReply], T],
-    settings: ServerSettings,
-    journal: RunRecorder,
+def _parse_each(
+    session: Session, replies: Mapping[int, FingerprintReply], parse: Callable[[FingerprintReply], T]
 ) -> dict[int, T]:
-    """What ``read`` makes of every reply; without those that it refuses, where nodes may be missing."""
-    usable: dict[int, T] = {}
-    refused: list[ProtocolError] = []
+    """Every reply, parsed; without those that ``parse`` refuses, where the run may miss nodes."""
+    parsed: dict[int, T] = {}
+    failures: list[ProtocolError] = []
     for node, reply in replies.items():
         try:
-            usable[node] = read(reply)
+            parsed[node] = parse(reply)
         except ProtocolError as error:
-            refused.append(error)
-    check_enough(refused, len(usable), settings.min_nodes, journal)
-    return usable
+            failures.append(error)
+    session.accept_failures(failures, len(parsed))
+    return parsed
 
 
-def _fingerprint_of(reply: messages.FingerprintReply, bins: Mapping[str, Any]) -> LocalFingerprint:
-    """What a node told of its fingerprint; over ``bins``, where a contribution was asked for."""
-    told = LocalFingerprint.parse(reply.fingerprint, f"node {reply.node}")
-    over = {channel: intensities.bins.model_dump() for channel, intensities in (told.intensities or {}).items()}
-    for what, ours, theirs in (
-        ("channels", sorted(reply.channel_names), sorted(told.channels)),
+def _parse_fingerprint(reply: FingerprintReply, bins: Mapping[str, Any]) -> LocalFingerprint:
+    """A node's part of the fingerprint; over ``bins``, where a contribution was requested."""
+    parsed = LocalFingerprint.parse(reply.fingerprint, f"node {reply.node}")
+    over = {channel: intensities.bins.model_dump() for channel, intensities in (parsed.intensities or {}).items()}
+    for part, ours, theirs in (
+        ("channels", sorted(reply.channel_names), sorted(parsed.channels)),
         ("bins", bins, over),
-        ("cases", reply.num_training, told.num_cases),
+        ("cases", reply.num_training, parsed.num_cases),
     ):
         if ours != theirs:
             raise ProtocolError(
-                f"node {reply.node} sent a fingerprint of other {what} than were asked for: "
+                f"node {reply.node} sent a fingerprint of other {part} than were requested: "
                 f"{one_line(str(theirs))} instead of {ours}"
             )
-    return told
+    return parsed
 
 
-def _ranges_of(reply: messages.FingerprintReply) -> dict[str, IntensityRange]:
+def _parse_ranges(reply: FingerprintReply) -> dict[str, IntensityRange]:
+    """Channel to the range of a node's foreground intensities."""
     unknown = sorted(set(reply.intensity_ranges or {}) - set(reply.channel_names))
     if unknown:
         raise ProtocolError(f"node {reply.node} sent ranges of a channel that it does not have: {one_line(unknown[0])}")
@@ -152,6 +130,7 @@ def _ranges_of(reply: messages.FingerprintReply) -> dict[str, IntensityRange]:
 
 
 def _check_same_network(federation: Federation) -> None:
+    """Raise ConfigError where nodes plan different networks from one fingerprint."""
     first, *others = federation.training
     for other in others:
         ours, theirs = federation.planned[first].layers, federation.planned[other].layers
@@ -164,17 +143,16 @@ def _check_same_network(federation: Federation) -> None:
             )
 
 
-def preprocess_images(
-    contact: NodeClient, federation: Federation, settings: ServerSettings, journal: RunRecorder
-) -> None:
-    """Every node preprocesses its images for its plans and builds its trainer; all must train as many epochs.
+def preprocess_images(session: Session) -> None:
+    """Every node preprocesses its images for its plans and builds its trainer; all must train equally many epochs.
 
     Raises:
         ConfigError: names two nodes that do not.
     """
-    journal.stage("preprocess")
-    request = messages.PreprocessRequest(fold=settings.folds[0])
-    federation.preprocessed = _ask_training_nodes(contact, Kind.PREPROCESS, request, federation, settings, journal)
+    federation, settings = session.federation, session.settings
+    session.recorder.on_stage("preprocess")
+    request = PreprocessRequest(fold=settings.folds[0])
+    federation.preprocessed = _request_training_nodes(session, Kind.PREPROCESS, request)
     first, *others = federation.training
     for other in others:
         ours, theirs = federation.preprocessed[first].epochs, federation.preprocessed[other].epochs
@@ -183,6 +161,19 @@ def preprocess_images(
                 f"nodes {federation.name(first)} and {federation.name(other)} train {ours} and {theirs} epochs; "
                 "give them the same trainer.class, or set trainer.epochs"
             )
-    told = federation.preprocessed[first]
-    federation.rounds = math.ceil(told.epochs / settings.local_epochs)
-    journal.training = {"rounds": federation.rounds, "iterations": told.iterations * settings.local_epochs}
+    reply = federation.preprocessed[first]
+    federation.rounds = math.ceil(reply.epochs / settings.local_epochs)
+    session.recorder.training = {
+        "rounds": federation.rounds,
+        "iterations": reply.iterations * settings.local_epochs,
+    }
+
+
+def match_networks(session: Session) -> None:
+    """The strategy matches the layers of the nodes' networks."""
+    federation = session.federation
+    session.strategy.prepare(
+        {node: federation.planned[node].layers for node in federation.training},
+        {node: federation.name(node) for node in federation.training},
+        session.settings.dtype,
+    )

@@ -1,192 +1,202 @@
-"""The rounds of a fold: train, aggregate, go on where an interrupted run was."""
+"""Training: the rounds of a fold, from the start or from where an interrupted run stopped."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 
 from fednnunet.errors import NodeError, ProtocolError
-from fednnunet.exchange import messages
-from fednnunet.exchange.messages import Fold, Kind
-from fednnunet.server.node_client import NodeClient
-from fednnunet.server.node_requests import ask, check_enough, num_bytes, parse_reply
-from fednnunet.server.run_recorder import RunRecorder
-from fednnunet.server.session import Federation, ServerSettings
-from fednnunet.server.strategy.asym_fedavg import WEIGHT_KEY, AsymFedAvg, NoExchange
+from fednnunet.exchange.messages import Fold, Kind, TrainReply, TrainRequest
+from fednnunet.server.node_messages import num_bytes, parse_reply
+from fednnunet.server.node_requests import request_all
+from fednnunet.server.session import Federation, Session
+from fednnunet.server.strategy.asym_fedavg import WEIGHT_KEY
 from fednnunet.server.strategy.averaging import check_model
 
 log = logging.getLogger(__name__)
 
+ROUND_METRICS = ("train_loss", "val_loss", "pseudo_dice", "seconds_train", "seconds_exchange")
+"""Fields of a reply that go into ``rounds.csv``."""
 
-def train_rounds(
-    contact: NodeClient,
-    federation: Federation,
-    strategy: AsymFedAvg | NoExchange,
-    fold: Fold,
-    settings: ServerSettings,
-    journal: RunRecorder,
-) -> ArrayRecord:
-    """Train and aggregate a fold, from the last round that can be had again.
+
+def is_finished(session: Session, fold: Fold) -> bool:
+    """Whether an interrupted run has trained and evaluated the fold; its final models are then those."""
+    federation = session.federation
+    names = session.recorder.models_of(fold)
+    if names:
+        session.final_models[fold] = [node for node in federation.training if federation.name(node) in names]
+    return bool(names)
+
+
+def train_rounds(session: Session, fold: Fold) -> ArrayRecord:
+    """Train and aggregate a fold, from the last round that can be resumed.
 
     Returns:
         The arrays after the last aggregation.
     """
-    start, members = _resume_point(
-        federation, fold, journal, lambda finished: strategy.remembers(journal.folder, fold, finished)
-    )
-    journal.begin_fold(fold, federation.rounds, start)
+    federation, strategy, recorder = session.federation, session.strategy, session.recorder
+    start, members = _resume_point(session, fold)
+    recorder.on_fold_start(fold, federation.rounds, start)
     strategy.begin_fold(
-        {node: _last_round(federation, node, fold, start) for node in federation.training},
-        journal.update_norms_of(fold),
+        {node: _last_checkpoint(federation, node, fold, start) for node in federation.training},
+        recorder.update_norms_of(fold),
     )
     if start:
         log.info("fold %s goes on from round %d", fold, start)
-        arrays = strategy.restore(journal.folder, fold, start) or ArrayRecord()
+        arrays = strategy.restore(recorder.folder, fold, start) or ArrayRecord()
         if not arrays:
-            arrays, _ = _train_round(contact, federation, strategy, fold, start, arrays, settings, nodes=members)
+            arrays, _ = _TrainingRound(session, fold, start, report=False).run(arrays, members)
     else:
-        arrays = _initial_arrays(contact, federation, strategy, fold, settings, journal)
+        arrays = _initial_arrays(session, fold)
     for server_round in range(start + 1, federation.rounds + 1):
-        arrays, rows = _train_round(contact, federation, strategy, fold, server_round, arrays, settings, journal)
-        strategy.save(journal.folder, fold, server_round, arrays)
-        journal.write_round(server_round, rows)
+        nodes = strategy.sample(fold, server_round)
+        arrays, rows = _TrainingRound(session, fold, server_round).run(arrays, nodes)
+        strategy.save(recorder.folder, fold, server_round, arrays)
+        recorder.on_round_end(server_round, rows)
     return arrays
 
 
-def _resume_point(
-    federation: Federation, fold: Fold, journal: RunRecorder, remembered: Callable[[int], bool]
-) -> tuple[int, list[int]]:
+def _resume_point(session: Session, fold: Fold) -> tuple[int, list[int]]:
     """The last round of which every node that was in it, and still is, has its checkpoint; and these nodes."""
-    for server_round, names in sorted(journal.nodes_of_rounds(fold).items(), reverse=True):
+    federation, recorder = session.federation, session.recorder
+    for server_round, names in sorted(recorder.nodes_of_rounds(fold).items(), reverse=True):
         members = [node for node in federation.training if federation.name(node) in names]
-        have_it = [_last_round(federation, node, fold, server_round) == server_round for node in members]
-        if members and all(have_it) and server_round <= federation.rounds and remembered(server_round):
+        have_it = [_last_checkpoint(federation, node, fold, server_round) == server_round for node in members]
+        if (
+            members
+            and all(have_it)
+            and server_round <= federation.rounds
+            and session.strategy.remembers(recorder.folder, fold, server_round)
+        ):
             return server_round, members
     return 0, []
 
 
-def _last_round(federation: Federation, node: int, fold: Fold, until: int) -> int:
+def _last_checkpoint(federation: Federation, node: int, fold: Fold, until: int) -> int:
     """The last round up to ``until`` that ``node`` has a checkpoint of; 0 where there is none."""
     rounds = federation.described[node].resume_rounds.get(fold, [])
     return max((server_round for server_round in rounds if server_round <= until), default=0)
 
 
-def _initial_arrays(
-    contact: NodeClient,
-    federation: Federation,
-    strategy: AsymFedAvg | NoExchange,
-    fold: Fold,
-    settings: ServerSettings,
-    journal: RunRecorder,
-) -> ArrayRecord:
+def _initial_arrays(session: Session, fold: Fold) -> ArrayRecord:
     """Shared layers start equal everywhere: as the first node that has them initialised them, pretrained ones first.
 
-    Where nodes may be missing, the next one is asked for layers that a node does not send as it should.
+    Where the run may miss nodes, the next one is asked for layers that a node does not send as it should.
     """
-    min_replies = None if settings.min_nodes is None else 0
+    federation, strategy = session.federation, session.strategy
     missing = set(strategy.groups)
     initial = ArrayRecord()
     for node in sorted(federation.training, key=lambda node: not federation.preprocessed[node].pretrained):
-        wanted = [layer for layer in strategy.layers_of(node) if strategy.group_of(node, layer) in missing]
-        if not wanted:
+        layers = [layer for layer in strategy.layers_of(node) if strategy.group_of(node, layer) in missing]
+        if not layers:
             continue
-        request = messages.TrainRequest(fold=fold, server_round=0, layers=wanted)
-        shapes = {layer: federation.planned[node].layers[layer] for layer in wanted}
-        sent = ArrayRecord()
-        for _, _, sent in ask(
-            contact, Kind.TRAIN, {node: request}, federation, settings, min_replies=min_replies, wait=True
-        ):
+        request = TrainRequest(fold=fold, server_round=0, layers=layers)
+        shapes = {layer: federation.planned[node].layers[layer] for layer in layers}
+        for reply in request_all(session, Kind.TRAIN, {node: request}, wait_for_all=True, optional=True, report=False):
             try:
-                check_model(sent, shapes, f"node {federation.name(node)}")
+                check_model(reply.arrays, shapes, f"node {federation.name(node)}")
             except ProtocolError as error:
-                check_enough([error], 0, min_replies, journal)
-                sent = ArrayRecord()
-        for layer, array in sent.items():
-            group = strategy.group_of(node, layer)
-            initial[group] = array
-            missing.discard(group)
+                session.accept_failures([error])
+                continue
+            for layer, array in reply.arrays.items():
+                group = strategy.group_of(node, layer)
+                initial[group] = array
+                missing.discard(group)
     return initial
 
 
-def _train_round(
-    contact: NodeClient,
-    federation: Federation,
-    strategy: AsymFedAvg | NoExchange,
-    fold: Fold,
-    server_round: int,
-    arrays: ArrayRecord,
-    settings: ServerSettings,
-    journal: RunRecorder | None = None,
-    nodes: Sequence[int] = (),
-) -> tuple[ArrayRecord, list[dict[str, Any]]]:
-    rows: dict[int, dict[str, Any]] = {}
-    refused: dict[int, str] = {}
-    wanted = nodes or strategy.sample(fold, server_round)
-    enough = _enough(settings.min_nodes, len(federation.training) - len(wanted))
-    there = contact.present(wanted, enough)
-    config = ConfigRecord({"fold": fold, "epochs": settings.local_epochs, "nodes": there})
-    requests = list(strategy.configure_train(server_round, arrays, config, contact.grid))
-    sent = {message.metadata.dst_node_id: num_bytes(message) for message in requests}
+class _TrainingRound:
+    """One round: requests, replies as they come, and the aggregation.
 
-    def record_replies(replies: Iterable[Message]) -> Iterable[Message]:
+    Args:
+        session: of the run.
+        fold: fold that is trained.
+        server_round: number of the round, from 1.
+        report: tell the observers of each node's reply.
+    """
+
+    def __init__(self, session: Session, fold: Fold, server_round: int, report: bool = True) -> None:
+        self.session = session
+        self.fold = fold
+        self.server_round = server_round
+        self.report = report
+        self.rows: dict[int, dict[str, Any]] = {}
+        self.refused: dict[int, str] = {}
+
+    def run(self, arrays: ArrayRecord, nodes: Sequence[int]) -> tuple[ArrayRecord, list[dict[str, Any]]]:
+        """Train at ``nodes`` from ``arrays``.
+
+        Returns:
+            The arrays after the round; rows of ``rounds.csv``, one per node whose layers were used.
+        """
+        session = self.session
+        federation, strategy, settings = session.federation, session.strategy, session.settings
+        min_replies = self._min_replies(nodes)
+        connected = session.client.wait_until_connected(nodes, min_replies)
+        config = ConfigRecord({"fold": self.fold, "epochs": settings.local_epochs, "nodes": connected})
+        requests = list(strategy.configure_train(self.server_round, arrays, config, session.client.grid))
+        replies = session.client.stream(requests, settings.timeout, min_replies)
+        sent = {request.metadata.dst_node_id: num_bytes(request) for request in requests}
+        aggregated, _ = strategy.aggregate_train(self.server_round, self._record_replies(replies, sent))
+        late = f"round {self.server_round}: no reply within {settings.timeout} s"
+        failures = {node: late for node in sent if node not in self.rows} | strategy.failures | self.refused
+        errors = [NodeError(federation.name(node), reason) for node, reason in failures.items()]
+        session.accept_failures(errors, len(federation.training) - len(errors))
+        # Groups of layers that no node of this round has keep their last average.
+        return ArrayRecord({**arrays, **(aggregated or {})}), [
+            {**self.rows[node], "update_norm": strategy.update_norms.get(node)}
+            for node in federation.training
+            if node in self.rows and node not in failures
+        ]
+
+    def _min_replies(self, nodes: Sequence[int]) -> int:
+        """Number of replies that the round needs; nodes that were not drawn for it count as if they had replied."""
+        least = self.session.settings.min_replies
+        if least is None:
+            return len(nodes)
+        return max(1, least - (len(self.session.federation.training) - len(nodes)))
+
+    def _record_replies(self, replies: Iterator[Message], sent: dict[int, int]) -> Iterator[Message]:
+        """Hand on ``replies``, without malformed ones; a row of ``rounds.csv`` is kept of each."""
+        name = self.session.federation.name
         for reply in replies:
             node = reply.metadata.src_node_id
             if reply.has_content():
                 try:
-                    body = _parse_train_reply(reply, federation, fold, server_round)
+                    body = self._parse(reply)
                 except ProtocolError as error:
-                    log.warning("round %d: %s", server_round, error)
-                    refused[node] = str(error)
+                    log.warning("round %d: %s", self.server_round, error)
+                    self.refused[node] = str(error)
                     continue
-                rows[node] = {
-                    "node": federation.name(node),
+                self.rows[node] = {
+                    "node": name(node),
                     **body.model_dump(include=set(ROUND_METRICS)),
                     "bytes_up": num_bytes(reply),
                     "bytes_down": sent[node],
                 }
-                if journal is not None:
-                    journal.node_done(federation.name(node), server_round, rows[node])
+                if self.report:
+                    self.session.recorder.on_node_reply(name(node), self.server_round, self.rows[node])
             yield reply
 
-    replies = contact.stream(requests, settings.timeout, enough)
-    aggregated, _ = strategy.aggregate_train(server_round, record_replies(replies))
-    late = {node: f"round {server_round}: no reply within {settings.timeout} s" for node in sent if node not in rows}
-    failures = late | strategy.failures | refused
-    out = [NodeError(federation.name(node), reason) for node, reason in failures.items()]
-    check_enough(out, len(federation.training) - len(out), settings.min_nodes, journal)
-    used = [node for node in federation.training if node in rows and node not in failures]
-    # Groups of layers that no node of this round has keep their last average.
-    return ArrayRecord({**arrays, **(aggregated or {})}), [
-        {**rows[node], "update_norm": strategy.update_norms.get(node)} for node in used
-    ]
+    def _parse(self, reply: Message) -> TrainReply:
+        """A node's reply to this round's request.
 
-
-def _parse_train_reply(reply: Message, federation: Federation, fold: Fold, server_round: int) -> messages.TrainReply:
-    """What a node tells of the round it was asked to train.
-
-    Raises:
-        ProtocolError: malformed, of another round or fold, or of a number of cases that the node does not have.
-    """
-    node = reply.metadata.src_node_id
-    name = federation.name(node)
-    body = parse_reply(messages.TrainReply, reply, name)
-    if (body.fold, body.server_round) != (fold, server_round):
-        raise ProtocolError(
-            f"node {name} sent round {body.server_round} of fold {body.fold} instead of round {server_round} of {fold}"
-        )
-    weighed = reply.content.metric_records.get("metrics", MetricRecord()).get(WEIGHT_KEY)
-    cases = federation.described[node].num_training
-    if body.num_examples > cases or weighed != body.num_examples:
-        raise ProtocolError(f"node {name} sent {weighed} training cases of the fold; it has told of {cases} in all")
-    return body
-
-
-def _enough(min_nodes: int | None, not_drawn: int) -> int | None:
-    """How many replies per round needs to which not all nodes were drawn."""
-    return None if min_nodes is None else max(1, min_nodes - not_drawn)
-
-
-ROUND_METRICS = ("train_loss", "val_loss", "pseudo_dice", "seconds_train", "seconds_exchange")
+        Raises:
+            ProtocolError: malformed, of another round or fold, or with a number of cases that the node does not have.
+        """
+        node = reply.metadata.src_node_id
+        name = self.session.federation.name(node)
+        body = parse_reply(TrainReply, reply, name)
+        if (body.fold, body.server_round) != (self.fold, self.server_round):
+            raise ProtocolError(
+                f"node {name} sent round {body.server_round} of fold {body.fold} instead of round {self.server_round} "
+                f"of {self.fold}"
+            )
+        weight = reply.content.metric_records.get("metrics", MetricRecord()).get(WEIGHT_KEY)
+        cases = self.session.federation.described[node].num_training
+        if body.num_examples > cases or weight != body.num_examples:
+            raise ProtocolError(f"node {name} sent {weight} training cases of the fold; it registered {cases} in all")
+        return body

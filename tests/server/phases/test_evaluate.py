@@ -29,9 +29,9 @@ from fednnunet.exchange.messages import (
 )
 from fednnunet.server.local_grid import LocalGrid
 from fednnunet.server.node_client import NodeClient
-from fednnunet.server.phases.evaluate import score_external_centres
+from fednnunet.server.phases.evaluate import evaluate_external_centres
 from fednnunet.server.run_recorder import RunRecorder
-from fednnunet.server.session import Federation, ServerSettings
+from fednnunet.server.session import Federation, ServerSettings, Session
 from fednnunet.server.strategy.asym_fedavg import AsymFedAvg, NoExchange
 
 KEY = b"k" * 32
@@ -75,12 +75,12 @@ Score = Callable[..., dict[tuple[str, str], float]]
 
 
 @pytest.fixture
-def journal(tmp_path: Path) -> RunRecorder:
+def recorder(tmp_path: Path) -> RunRecorder:
     return RunRecorder(tmp_path, "asym", [0, 1])
 
 
 @pytest.fixture
-def score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, journal: RunRecorder) -> Iterator[Score]:
+def score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorder: RunRecorder) -> Iterator[Score]:
     """Score Riga's case with the models of the two other nodes; returns fold and model to DSC."""
     monkeypatch.chdir(tmp_path)
     Path("key").write_bytes(KEY)
@@ -93,7 +93,7 @@ def score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, journal: RunRecorder)
             finished: dict[Fold, list[int]],
             silent: tuple[int, ...] = (),
             says: str | None = None,
-            min_nodes: int | None = None,
+            min_replies: int | None = None,
         ) -> dict[tuple[str, str], float]:
             configs = {}
             for number in NODES:
@@ -105,9 +105,10 @@ def score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, journal: RunRecorder)
                 configs[number] = {"socket": address, "key-file": "key"}
             grid = LocalGrid(app, configs, 1)
             stack.callback(grid.close)
-            settings = ServerSettings(None, list(finished), 20, min_nodes=min_nodes)
-            score_external_centres(NodeClient(grid), federation(strategy), strategy, finished, settings, journal)
-            cases = pd.read_csv(journal.cases, dtype={"fold": str})
+            settings = ServerSettings(None, list(finished), 20, min_replies=min_replies)
+            client = NodeClient(grid, recorder)
+            evaluate_external_centres(Session(client, settings, strategy, recorder, federation(strategy), finished))
+            cases = pd.read_csv(recorder.cases, dtype={"fold": str})
             assert set(cases["node"]) == {"Riga"}
             return cases.set_index(["fold", "model"])["dsc"].to_dict()
 
@@ -158,18 +159,18 @@ def test_where_all_layers_are_averaged_one_model_stands_for_all(score: Score) ->
 
 
 def test_it_is_the_model_of_a_node_that_was_there_to_the_end(score: Score) -> None:
-    scores = score(AsymFedAvg(), {0: [1, 2], 1: [2]}, silent=(1,), min_nodes=1)
+    scores = score(AsymFedAvg(), {0: [1, 2], 1: [2]}, silent=(1,), min_replies=1)
     assert scores[(ENSEMBLE, "Porto")] == pytest.approx(0.205)
 
 
 def test_a_node_that_is_gone_is_left_out_where_nodes_may_be(score: Score) -> None:
-    assert score(NoExchange(), {0: [1, 2]}, silent=(2,), min_nodes=1) == pytest.approx({("0", "Oslo"): 0.1})
+    assert score(NoExchange(), {0: [1, 2]}, silent=(2,), min_replies=1) == pytest.approx({("0", "Oslo"): 0.1})
 
 
-def test_else_it_ends_the_run_by_name(score: Score, journal: RunRecorder) -> None:
+def test_else_it_ends_the_run_by_name(score: Score, recorder: RunRecorder) -> None:
     with pytest.raises(NodeError, match="node Porto: its disk is gone"):
         score(NoExchange(), {0: [1, 2]}, silent=(2,))
-    assert not journal.cases.exists()
+    assert not recorder.cases.exists()
 
 
 def test_scores_of_a_model_that_was_not_sent_are_refused(score: Score) -> None:
@@ -177,6 +178,6 @@ def test_scores_of_a_model_that_was_not_sent_are_refused(score: Score) -> None:
         score(NoExchange(), {0: [1, 2]}, says="Lund")
 
 
-def test_what_is_scored_is_not_scored_again(score: Score, journal: RunRecorder) -> None:
+def test_what_is_scored_is_not_scored_again(score: Score, recorder: RunRecorder) -> None:
     once = score(NoExchange(), {0: [1, 2]})
     assert score(NoExchange(), {0: [1, 2]}, silent=(1, 2)) == once

@@ -18,9 +18,10 @@ from fednnunet.fingerprint.schema import ChannelIntensities, IntensityBins, Loca
 from fednnunet.server.local_grid import LocalGrid
 from fednnunet.server.node_client import NodeClient
 from fednnunet.server.phases.prepare import plan_networks
-from fednnunet.server.phases.register import describe_nodes
+from fednnunet.server.phases.register import register_nodes
 from fednnunet.server.run_recorder import RunRecorder
-from fednnunet.server.session import ServerSettings
+from fednnunet.server.session import ServerSettings, Session
+from fednnunet.server.strategy.asym_fedavg import AsymFedAvg
 
 CASES = {"Oslo": 3, "Porto": 5, "Riga": 0}
 """Riga is external."""
@@ -91,9 +92,10 @@ def federate(nodes: Nodes, folder: Path) -> None:
     """The server's first two stages."""
     grid = LocalGrid(nodes.app, {number: {"name": name} for number, name in enumerate(CASES, start=1)}, 2)
     settings = ServerSettings("histogram", [0], timeout=20)
-    journal = RunRecorder(folder, "ffe")
-    contact = NodeClient(grid)
-    plan_networks(contact, describe_nodes(contact, settings, journal), settings, journal)
+    recorder = RunRecorder(folder, "ffe")
+    session = Session(NodeClient(grid, recorder), settings, AsymFedAvg(), recorder)
+    register_nodes(session)
+    plan_networks(session)
     grid.close()
 
 

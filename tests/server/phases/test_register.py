@@ -17,9 +17,11 @@ from fednnunet.exchange.channel import Request, WorkerChannel
 from fednnunet.exchange.messages import Failure, FingerprintReply
 from fednnunet.server.local_grid import LocalGrid
 from fednnunet.server.node_client import NodeClient
-from fednnunet.server.phases.register import describe_nodes
+from fednnunet.server.phases.register import register_nodes
 from fednnunet.server.run_recorder import RunRecorder
-from fednnunet.server.session import Federation, ServerSettings
+from fednnunet.server.session import Federation, ServerSettings, Session
+from fednnunet.server.strategy.asym_fedavg import NoExchange
+from tests.support.recording_observer import RecordingObserver
 
 KEY = b"k" * 32
 NAMES = ("Oslo", "Porto", "Lund", "Riga")
@@ -40,18 +42,6 @@ class GrowingGrid(LocalGrid):
     def wait_for_reply(self, message_ids: Iterable[str], timeout: float | None) -> None:
         for ids in [[id_] for id_ in message_ids] if self.together else [list(message_ids)]:
             super().wait_for_reply(ids, timeout)
-
-
-class Said(RunRecorder):
-    """The real journal, and what it told the operator."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, "asym")
-        self.messages: list[str] = []
-
-    def message(self, text: str) -> None:
-        super().message(text)
-        self.messages.append(text)
 
 
 Answer = Callable[[Request], object]
@@ -86,8 +76,8 @@ Describe = Callable[..., Federation]
 
 
 @pytest.fixture
-def journal(tmp_path: Path) -> Said:
-    return Said(tmp_path)
+def observer() -> RecordingObserver:
+    return RecordingObserver()
 
 
 @pytest.fixture
@@ -97,7 +87,9 @@ def asked() -> list[str]:
 
 
 @pytest.fixture
-def describe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, journal: Said, asked: list[str]) -> Iterator[Describe]:
+def describe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, observer: RecordingObserver, asked: list[str]
+) -> Iterator[Describe]:
     """Describe the nodes of which one more is seen after each of so many looks."""
     monkeypatch.chdir(tmp_path)
     Path("key").write_bytes(KEY)
@@ -121,8 +113,11 @@ def describe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, journal: Said, ask
             grid.looks_until = looks_until
             grid.together = together
             stack.callback(grid.close)
-            timeout = settings.pop("timeout", 20)
-            return describe_nodes(NodeClient(grid, journal), ServerSettings(None, [0], timeout, **settings), journal)  # type: ignore[arg-type]
+            recorder = RunRecorder(tmp_path, "asym", observers=[observer])
+            all_settings = ServerSettings(**{"fingerprint": None, "folds": [0], "timeout": 20, **settings})  # type: ignore[arg-type]
+            session = Session(NodeClient(grid, recorder), all_settings, NoExchange(), recorder)
+            register_nodes(session)
+            return session.federation
 
         held: list[Request] = []  # of nodes that keep silent: the relay sees no end of the connection
 
@@ -140,25 +135,27 @@ def describe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, journal: Said, ask
 
 
 def names(federation: Federation) -> list[str]:
-    return [federation.name(node) for node in federation.by_name()]
+    return [federation.name(node) for node in federation.nodes]
 
 
-def test_who_comes_late_is_in(describe: Describe, journal: Said, asked: list[str]) -> None:
-    federation = describe([0, 2, 2, 4], nodes=4, timeout=None)
+def test_who_comes_late_is_in(describe: Describe, observer: RecordingObserver, asked: list[str]) -> None:
+    federation = describe([0, 2, 2, 4], expected_nodes=4, timeout=None)
     assert names(federation) == sorted(NAMES)
     assert sorted(asked) == sorted(NAMES), "each is asked once"
     assert asked[0] == "Oslo", "whoever is there does not wait for the others"
-    assert journal.messages == [
-        "3 of 4 nodes are not there yet; the federation waits for them",
-        "1 of 4 nodes are not there yet; the federation waits for them",
-        "in are Lund, Oslo, Porto, Riga",
+    assert observer.messages == [
+        "3 of 4 nodes are not connected yet; the federation waits for them",
+        "1 of 4 nodes are not connected yet; the federation waits for them",
+        "nodes of the run: Lund, Oslo, Porto, Riga",
     ]
 
 
 @pytest.mark.parametrize("nodes", [None, 4])
-def test_nothing_is_said_where_all_are_there(describe: Describe, journal: Said, nodes: int | None) -> None:
-    assert names(describe([0, 0, 0, 0], nodes=nodes, timeout=None)) == sorted(NAMES)
-    assert journal.messages == []
+def test_nothing_is_said_where_all_are_there(
+    describe: Describe, observer: RecordingObserver, nodes: int | None
+) -> None:
+    assert names(describe([0, 0, 0, 0], expected_nodes=nodes, timeout=None)) == sorted(NAMES)
+    assert observer.messages == []
 
 
 def test_without_a_number_those_that_are_there_are_the_federation(describe: Describe, asked: list[str]) -> None:
@@ -172,13 +169,15 @@ def test_without_a_number_none_are_an_error(describe: Describe) -> None:
 
 
 def test_no_more_nodes_than_wanted_are_in(describe: Describe) -> None:
-    assert names(describe([0, 0, 0, 0], nodes=3, together=True)) == ["Lund", "Oslo", "Porto"]
+    assert names(describe([0, 0, 0, 0], expected_nodes=3, together=True)) == ["Lund", "Oslo", "Porto"]
 
 
-def test_after_the_time_enough_are_enough(describe: Describe, journal: Said) -> None:
-    federation = describe([0, 2, 10**6], {"Oslo": keep_silent}, nodes=4, min_nodes=1, timeout=2)
+def test_after_the_time_enough_are_enough(describe: Describe, observer: RecordingObserver) -> None:
+    federation = describe([0, 2, 10**6], {"Oslo": keep_silent}, expected_nodes=4, min_replies=1, timeout=2)
     assert names(federation) == ["Porto"]
-    assert journal.messages[-1] == ("in are Porto; 3 of 4 nodes are missing, 1 of them connected without an answer")
+    assert observer.messages[-1] == (
+        "nodes of the run: Porto; 3 of 4 nodes are missing, 1 of them connected without an answer"
+    )
 
 
 @pytest.mark.parametrize(
@@ -186,32 +185,32 @@ def test_after_the_time_enough_are_enough(describe: Describe, journal: Said) -> 
 )
 def test_after_the_time_too_few_are_an_error(describe: Describe, least: int | None, to_lower: str) -> None:
     said = (
-        "after 2 s in are Oslo; 2 of 3 nodes are missing; start the others and see their logs, "
+        "after 2 s: nodes of the run: Oslo; 2 of 3 nodes are missing; start the others and see their logs, "
         f"or raise federation.timeout, or lower {to_lower}"
     )
     with pytest.raises(ConfigError, match=f"^{re.escape(said)}$"):
-        describe([0, 10**6, 10**6], nodes=3, min_nodes=least, timeout=2)
+        describe([0, 10**6, 10**6], expected_nodes=3, min_replies=least, timeout=2)
 
 
 def test_no_node_at_all_is_an_error(describe: Describe) -> None:
-    with pytest.raises(ConfigError, match=r"after 0.5 s in are none; 2 of 2 nodes are missing; "):
-        describe([10**6], nodes=2, timeout=0.5)
+    with pytest.raises(ConfigError, match=r"after 0.5 s: nodes of the run: none; 2 of 2 nodes are missing; "):
+        describe([10**6], expected_nodes=2, timeout=0.5)
 
 
-def test_another_takes_the_place_of_one_that_fails(describe: Describe, journal: Said) -> None:
-    federation = describe([0, 0, 0, 6], {"Porto": fail}, nodes=3, min_nodes=2)
+def test_another_takes_the_place_of_one_that_fails(describe: Describe, observer: RecordingObserver) -> None:
+    federation = describe([0, 0, 0, 6], {"Porto": fail}, expected_nodes=3, min_replies=2)
     assert names(federation) == ["Lund", "Oslo", "Riga"]
-    assert journal.messages == [
+    assert observer.messages == [
         "node Porto: Dataset202_Porto has no images; it is left out",
-        "1 of 3 nodes are not there yet; the federation waits for them",
-        "in are Lund, Oslo, Riga",
+        "1 of 3 nodes are not connected yet; the federation waits for them",
+        "nodes of the run: Lund, Oslo, Riga",
     ]
 
 
 @pytest.mark.parametrize("nodes", [None, 3])
 def test_a_failure_ends_the_run_where_all_are_needed(describe: Describe, nodes: int | None) -> None:
     with pytest.raises(NodeError, match=r"^node Porto: Dataset202_Porto has no images$"):
-        describe([0, 0, 0], {"Porto": fail}, nodes=nodes)
+        describe([0, 0, 0], {"Porto": fail}, expected_nodes=nodes)
 
 
 @pytest.mark.parametrize("called", ["Lund", "Oslo"])
@@ -220,4 +219,4 @@ def test_a_node_has_the_name_that_its_key_was_registered_under(
 ) -> None:
     monkeypatch.setattr(GrowingGrid, "names", lambda _: {1: "Oslo", 2: "Porto"}, raising=False)
     with pytest.raises(NodeError, match=f"^node Porto: calls itself {called}; its key was registered as Porto$"):
-        describe([0, 0], {"Porto": introduce(called)}, nodes=2)
+        describe([0, 0], {"Porto": introduce(called)}, expected_nodes=2)

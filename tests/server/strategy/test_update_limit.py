@@ -137,19 +137,19 @@ def test_nothing_depends_on_the_order_of_arrival_where_updates_are_too_large() -
     grid.close()
 
 
-def test_the_journal_knows_the_norms_of_a_folds_rounds(tmp_path: Path) -> None:
+def test_the_recorder_knows_the_norms_of_a_folds_rounds(tmp_path: Path) -> None:
     def row(node: str, norm: float | None) -> dict[str, object]:
         return {"node": node, "update_norm": norm}
 
-    journal = RunRecorder(tmp_path, "asym", [0, 1])
+    recorder = RunRecorder(tmp_path, "asym", [0, 1])
     for fold, factor in ((0, 1.0), (1, 10.0)):
-        journal.begin_fold(fold, 2, 0)
-        journal.write_round(1, [row("A", 0.1 * factor), row("B", 1 / 3 * factor)])
-        journal.write_round(2, [row("A", None), row("B", 0.2 * factor)])
+        recorder.on_fold_start(fold, 2, 0)
+        recorder.on_round_end(1, [row("A", 0.1 * factor), row("B", 1 / 3 * factor)])
+        recorder.on_round_end(2, [row("A", None), row("B", 0.2 * factor)])
     again = RunRecorder(tmp_path, "asym", [0, 1])
     assert again.update_norms_of(0) == [[0.1, 1 / 3], [0.2]]
     assert again.update_norms_of(1) == [[1.0, 1 / 3 * 10], [2.0]]
-    again.begin_fold(1, 2, 1)
+    again.on_fold_start(1, 2, 1)
     assert again.update_norms_of(1) == [[1.0, 1 / 3 * 10]]
 
 

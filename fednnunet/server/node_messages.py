@@ -1,0 +1,48 @@
+"""Flower messages to and from nodes: a JSON body, and arrays beside it."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+
+from fednnunet.errors import ProtocolError
+from fednnunet.exchange.messages import Body, Kind, parse_body
+
+B = TypeVar("B", bound=Body)
+
+
+def build_request(kind: Kind, node: int, body: Body, arrays: ArrayRecord | None = None) -> Message:
+    """The message that carries ``body``, and ``arrays`` where there are any, to a node."""
+    content = RecordDict({"config": ConfigRecord({"body": body.model_dump_json()})})
+    if arrays:
+        content["arrays"] = arrays
+    return Message(content, dst_node_id=node, message_type=kind.value)
+
+
+def copy_request(message: Message) -> Message:
+    """The same request as a new message: Flower sends each message once."""
+    metadata = message.metadata
+    return Message(message.content, metadata.dst_node_id, metadata.message_type)
+
+
+def parse_reply(model: type[B], reply: Message, node: str) -> B:
+    """The validated body of a reply.
+
+    Raises:
+        ProtocolError: no body, or a malformed one; names the node.
+    """
+    body = reply.content.config_records.get("config", ConfigRecord()).get("body")
+    if not isinstance(body, str):
+        raise ProtocolError(f"node {node} sent a reply without a body")
+    return parse_body(model, body, f"node {node}")
+
+
+def arrays_of(reply: Message) -> ArrayRecord:
+    """The arrays beside the body; empty where there are none."""
+    return reply.content.array_records.get("arrays", ArrayRecord())
+
+
+def num_bytes(message: Message) -> int:
+    """Bytes of all arrays in a message."""
+    return sum(len(a.data) for record in message.content.array_records.values() for a in record.values())
