@@ -1,14 +1,15 @@
 # Everything a newcomer or CI runs. Set-up steps live here and nowhere else.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo experiment-phantom test test-long test-fast check format benchmarks soak clean
+.PHONY: help setup demo experiment-phantom test test-fast test-nightly check format benchmarks soak clean
 SHELL := /bin/bash
 
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
-# Tests mostly wait for processes to start: two files at a time, also on two cores; the longest are not the last.
-PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
+# Tests mostly wait for processes to start: two at a time, also on two cores. Those of a file, and those that share
+# a federation, run in one process (tests/conftest.py).
+PARALLEL := -n 2 --dist loadgroup --no-loadscope-reorder
 
 # Packages from outside the environment must not hide one that is missing in it.
 unexport PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX
@@ -30,14 +31,14 @@ experiment-phantom: $(READY) ## the paper's comparison on generated data, five f
 	@$(PY) train.py experiment=phantom
 	@$(PY) experiments/phantom/claims.py outputs/phantom-experiment
 
-test: check ## checks and tests, as CI runs them: all but a few that take minutes each
-	@$(PY) -m pytest $(PARALLEL) -m "not long"
+test: check ## checks and tests, as CI runs them: all but those that take minutes each
+	@$(PY) -m pytest $(PARALLEL) -m "not nightly"
 
-test-long: $(READY) ## the few: full disks, expiring certificates, bad networks, late nodes, killed sweeps
-	@$(PY) -m pytest $(PARALLEL) -m long
+test-fast: $(READY) ## unit tests, and the server with scripted nodes: nothing that trains a network
+	@$(PY) -m pytest $(PARALLEL) -m "unit or federation"
 
-test-fast: $(READY) ## tests without those marked slow
-	@$(PY) -m pytest $(PARALLEL) -m "not slow"
+test-nightly: $(READY) ## the few: full disks, expiring certificates, bad networks, late nodes, killed sweeps
+	@$(PY) -m pytest $(PARALLEL) -m nightly
 
 check: $(READY) ## lint, format, types and the layers between modules
 	@$(VENV)/bin/ruff check --quiet .

@@ -25,6 +25,28 @@ settings.load_profile("shared machine")
 
 MakeDataset = Callable[..., Path]
 
+LEVELS = {"unit", "federation", "integration", "deployment", "nightly"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each test its level, and keep in one process what shares fixtures: a file, or a named group."""
+    for item in items:
+        named = LEVELS & {mark.name for mark in item.iter_markers()}
+        assert len(named) < 2, f"{item.nodeid} has the levels {named}"
+        if not named:
+            item.add_marker(level_of(item))
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.location[0]))
+
+
+def level_of(item: pytest.Item) -> str:
+    """Level of a test that names none."""
+    if "run_federation" in getattr(item, "fixturenames", ()):
+        return "federation"
+    folder = Path(item.location[0]).parts[1]
+    return folder if folder in LEVELS else "unit"
+
 
 def write_case(
     folder: Path, name: str, image: np.ndarray, label: np.ndarray, spacing: tuple[float, float, float]

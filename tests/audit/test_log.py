@@ -197,7 +197,7 @@ def test_a_full_disk_keeps_the_reply_back_until_there_is_room(tmp_path: Path, no
 # a real worker ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_every_reply_of_a_worker_is_logged_and_no_value_case_or_path_with_it(tmp_path: Path) -> None:
     raw = write_boxes(tmp_path / "raw")
     settings = NodeSettings("Oslo", tmp_path / "Oslo", {"Oslo": raw}, False, run_config(tmp_path), 1, True)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.deployed_federation import Federation, running, write_centres
 
-pytestmark = [pytest.mark.slow, pytest.mark.long]
+pytestmark = pytest.mark.nightly
 ROUNDS = 12
 OPTIONS = ("strategy=asym", f"trainer.epochs={ROUNDS}", "federation.min_nodes=1")
 

@@ -18,7 +18,6 @@ from fednnunet.deployment.node.connection import Link
 from fednnunet.deployment.node.preflight import server_checks
 from tests.support.deployed_federation import Federation, waiting_server
 
-pytestmark = pytest.mark.slow
 OFF = timedelta(minutes=10)
 
 

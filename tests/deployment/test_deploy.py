@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 from fednnunet.cli.main import app
 from fednnunet.config.node_file import NodeFile, read_node_file
 
+pytestmark = pytest.mark.unit
+
 DEPLOY = Path(__file__).parents[2] / "deploy"
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
 COMPOSED = sorted(DEPLOY.glob("compose.*.yaml"))

@@ -16,6 +16,8 @@ from flwr.supernode.cli.flower_supernode import _try_setup_client_authentication
 from fednnunet.deployment.keys import make_keys
 from fednnunet.errors import ConfigError
 
+pytestmark = pytest.mark.unit
+
 
 def shake_hands(server: Path, trusted: Path, name: str) -> None:
     """Connect over TLS to a server with the certificate in ``server``, trusting the authority in ``trusted``."""

@@ -5,12 +5,9 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-import pytest
-
 from tests.deployment.conftest import OPTIONS
 from tests.support.deployed_federation import Federation, check_result, reached
 
-pytestmark = pytest.mark.slow
 STAGES = ("fingerprint", "plan", "preprocess", "train", "round 2", "evaluate", "external")
 
 

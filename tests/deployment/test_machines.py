@@ -9,7 +9,6 @@ import pytest
 from tests.support.deployed_federation import CENTRES, Federation, check_result, running, train_locally
 from tests.support.network import Link, Trouble, machines
 
-pytestmark = pytest.mark.slow
 PORT = 9092
 OPTIONS = ("trainer.epochs=3",)
 
@@ -32,7 +31,7 @@ def test_four_machines_come_to_the_result_of_one(raw: Path, tmp_path: Path) -> N
         check_result(tmp_path / strategy, tmp_path / f"{strategy}-here")
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 def test_a_network_that_is_cut_slow_and_drops_connections_changes_nothing(raw: Path, tmp_path: Path) -> None:
     options = ("strategy=asym", "trainer.epochs=4")
     federation = Federation(tmp_path, raw, nodes=("Oslo", "Porto"))

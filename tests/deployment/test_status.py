@@ -23,6 +23,8 @@ from fednnunet.deployment.keys import make_keys
 from fednnunet.deployment.server.status import ago, as_json, read_status, render
 from fednnunet.errors import ConfigError
 
+pytestmark = pytest.mark.unit
+
 NOW = datetime(2030, 5, 1, 12, 0, 0, tzinfo=UTC)
 INTERVAL = 30.0
 WriteState = Callable[..., Path]

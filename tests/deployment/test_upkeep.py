@@ -12,7 +12,7 @@ from fednnunet.deployment.keys import make_keys
 from tests.support.deployed_federation import Federation, check_result, reached, running, train_locally, write_centres
 from tests.support.disks import disk_at, filled
 
-pytestmark = [pytest.mark.slow, pytest.mark.long]
+pytestmark = pytest.mark.nightly
 NODES = ("Oslo", "Porto")
 OPTIONS = ("strategy=fedadam", "trainer.epochs=5")  # it writes to the run's folder in every round
 SECOND = 1 / (24 * 3600)

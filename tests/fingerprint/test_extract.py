@@ -15,7 +15,7 @@ from fednnunet.fingerprint import LocalFingerprint
 from fednnunet.fingerprint.extract import SAMPLING_SEED, _statistics, extract_fingerprint
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_fingerprint_is_that_of_nnunets_extractor(
     make_dataset: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

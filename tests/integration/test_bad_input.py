@@ -85,7 +85,6 @@ def other(field: str, value: Any) -> Callable[[Path], None]:
     return change
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
@@ -107,13 +106,11 @@ def test_data_that_do_not_fit(
     check(result, tmp_path / "run", *parts)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_gpu_asked_for_and_none_there(train: Train, tmp_path: Path) -> None:
     check(train(tmp_path / "run", "node.device=cuda"), tmp_path / "run", "node.device=cuda", "no CUDA GPU")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "parts"),
     [

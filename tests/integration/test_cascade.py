@@ -11,8 +11,6 @@ import torch
 from tests.conftest import write_boxes
 from tests.integration.conftest import Train, result_folder
 
-pytestmark = pytest.mark.slow
-
 COMMON = (
     "dataset.centres=[{name: Oslo, dataset: 301}, {name: Porto, dataset: 302},"
     " {name: Riga, dataset: 303, external: true}]",

@@ -12,8 +12,6 @@ import pytest
 from fednnunet.cli.main import main
 from tests.integration.conftest import ROOT, command, run_local
 
-pytestmark = pytest.mark.slow
-
 
 def test_the_command_that_a_conversion_prints_trains_on_its_datasets(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -23,8 +23,6 @@ from fednnunet.evaluation.metrics import hausdorff_distance_95
 from fednnunet.exchange.messages import ENSEMBLE
 from tests.integration.conftest import Train
 
-pytestmark = pytest.mark.slow
-
 TRAINING = {"Oslo": 5, "Porto": 6}
 """Centre to number of cases."""
 EXTERNAL = {"Riga": 2}

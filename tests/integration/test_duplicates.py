@@ -11,7 +11,7 @@ import pytest
 
 from tests.integration.conftest import Train
 
-pytestmark = [pytest.mark.slow, pytest.mark.long]
+pytestmark = pytest.mark.nightly
 
 
 def test_an_image_at_two_hospitals_is_found_and_nothing_else_is_told_of_it(

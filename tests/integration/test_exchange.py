@@ -11,7 +11,6 @@ import torch
 
 from tests.integration.conftest import CENTRES, Train, final_weights
 
-pytestmark = pytest.mark.slow
 HEADER = 128
 """Bytes of numpy's header before the values of each layer."""
 EPSILON = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
@@ -22,7 +21,7 @@ EPSILON = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
     "dtype",
     [
         pytest.param(torch.bfloat16, id="bfloat16"),
-        pytest.param(torch.float16, id="float16", marks=pytest.mark.long),
+        pytest.param(torch.float16, id="float16", marks=pytest.mark.nightly),
     ],
 )
 def test_half_the_bytes_and_the_same_model(

@@ -21,8 +21,6 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from fednnunet.evaluation.metrics import dice_score
 from tests.integration.conftest import ROOT, Train, command, result_folder
 
-pytestmark = pytest.mark.slow
-
 FOLDS = "fold=[0,1]"
 OSLO_ALONE = ("strategy=local", "dataset.centres=[{name: Oslo, dataset: 201}]")
 CURVES = ["round", "node", "train_loss", "val_loss", "pseudo_dice"]

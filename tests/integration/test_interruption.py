@@ -20,7 +20,6 @@ import torch
 
 from tests.integration.conftest import CENTRES, ROOT, Train, command, final_weights, result_folder
 
-pytestmark = pytest.mark.slow
 LONGER = ("strategy=asym", "trainer.epochs=5")
 Whole = Callable[[tuple[str, ...]], Path]
 
@@ -81,7 +80,7 @@ INTERRUPTED = {
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param(options, id=name, marks=() if name == "asym" else pytest.mark.long)
+        pytest.param(options, id=name, marks=() if name == "asym" else pytest.mark.nightly)
         for name, options in INTERRUPTED.items()
     ],
 )

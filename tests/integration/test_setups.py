@@ -19,7 +19,6 @@ from fednnunet.datasets.splits import crossval_splits
 from fednnunet.fingerprint.schema import BINS
 from tests.integration.conftest import CENTRES, Train, result_folder
 
-pytestmark = pytest.mark.slow
 SETUPS = ("local", "asym", "ffe", "centralized")
 
 

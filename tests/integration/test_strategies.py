@@ -14,8 +14,6 @@ import torch
 from tests.conftest import write_boxes
 from tests.integration.conftest import CENTRES, Train, final_weights, result_folder
 
-pytestmark = pytest.mark.slow
-
 TWO_NODES = ("dataset.centres=[{name: Oslo, dataset: 201}, {name: Lund, dataset: 203}]", "trainer.iterations=2")
 FIRST = "encoder.stages.0.0.convs.0.conv.weight"
 
@@ -26,7 +24,7 @@ REPEATED = ("fedyogi", "fedmedian", "fedtrimmedavg")
 
 @pytest.mark.parametrize(
     "strategy",
-    ["fedprox", "fedavgm", "fedadam", "krum", *(pytest.param(name, marks=pytest.mark.long) for name in REPEATED)],
+    ["fedprox", "fedavgm", "fedadam", "krum", *(pytest.param(name, marks=pytest.mark.nightly) for name in REPEATED)],
 )
 def test_nodes_end_with_one_model(train: Train, tmp_path: Path, strategy: str) -> None:
     run = tmp_path / "run"

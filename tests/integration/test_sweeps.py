@@ -16,7 +16,6 @@ from omegaconf import OmegaConf
 from tests.integration.conftest import ROOT, command
 from tests.integration.test_interruption import processes_of, wait_for_round
 
-pytestmark = pytest.mark.slow
 TINY = ("dataset.centres=[{name: Oslo, dataset: 201}]", "strategy=local", "trainer.epochs=1", "trainer.iterations=2")
 
 Sweep = Callable[..., subprocess.CompletedProcess[str]]
@@ -37,7 +36,7 @@ def sweep(raw: Path, tmp_path: Path) -> Sweep:
     return run
 
 
-@pytest.mark.parametrize("launcher", ["joblib", pytest.param("submitit_local", marks=pytest.mark.long)])
+@pytest.mark.parametrize("launcher", ["joblib", pytest.param("submitit_local", marks=pytest.mark.nightly)])
 def test_jobs_in_other_processes_are_compared_and_failures_named(sweep: Sweep, tmp_path: Path, launcher: str) -> None:
     result = sweep(f"hydra/launcher={launcher}", "fold=0,7", "logger=[csv,tensorboard]")
     assert result.returncode == 2, result.stderr
@@ -51,7 +50,7 @@ def test_jobs_in_other_processes_are_compared_and_failures_named(sweep: Sweep, t
     assert list((tmp_path / "sweep" / "0_local_seed0" / "tensorboard" / "Oslo").glob("events.*"))
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 def test_a_killed_sweep_leaves_no_process_and_goes_on_with_what_is_left(raw: Path, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     finished, other = folder / "0_local_seed0", folder / "1_local_seed0"
@@ -79,7 +78,7 @@ def test_a_killed_sweep_leaves_no_process_and_goes_on_with_what_is_left(raw: Pat
     assert rounds["strategy"].nunique() == 2
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 def test_optuna_takes_the_best_and_repeats_no_trial(sweep: Sweep, tmp_path: Path) -> None:
     search = ("hydra/sweeper=optuna_dsc", "hydra.sweeper.n_trials=2", "trainer.initial_lr=interval(0.001,0.1)")
     result = sweep(*search)

@@ -17,8 +17,6 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from tests.integration.conftest import Train, result_folder
 
-pytestmark = pytest.mark.slow
-
 OSLO_ALONE = ("strategy=local", "dataset.centres=[{name: Oslo, dataset: 201}]")
 OSLO_AND_LUND = "dataset.centres=[{name: Oslo, dataset: 201}, {name: Lund, dataset: 203}]"
 FIRST = "encoder.stages.0.0.convs.0.conv.weight"

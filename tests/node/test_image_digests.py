@@ -18,7 +18,7 @@ from tests.conftest import write_boxes
 from tests.node import test_worker
 from tests.node.test_worker import Server, serving
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.integration
 settings = test_worker.settings  # a fixture
 
 

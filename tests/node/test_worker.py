@@ -31,7 +31,7 @@ from fednnunet.node.resource_errors import explain_out_of_memory
 from fednnunet.node.settings import NodeSettings
 from tests.conftest import write_boxes
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.integration
 Arrays = dict[str, np.ndarray]
 
 

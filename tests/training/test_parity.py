@@ -275,7 +275,7 @@ def test_every_exclusion_names_a_file() -> None:
     assert set(EXCLUDED) <= {file_of(name) for name in MODULES}
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.parametrize("name", [name for name in MODULES if file_of(name) not in EXCLUDED])
 def test_variant_follows_run_training(make: Build, name: str) -> None:
     settings = VARIANT.model_copy(update={"class_": name})
