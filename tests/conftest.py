@@ -17,8 +17,9 @@ import SimpleITK as sitk
 from hypothesis import settings
 
 from tests.support.run_folders import make_run, write_run
+from tests.support.ultrasound_downloads import acouslic, aimix
 
-__all__ = ["make_run", "write_run"]  # fixtures
+__all__ = ["acouslic", "aimix", "make_run", "write_run"]  # fixtures
 
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")

@@ -1,4 +1,4 @@
-"""``fednnunet convert``: one command a dataset, made from the signature of its reader."""
+"""``fednnunet convert``: one command per dataset, built from the signature of its reader."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from typing import Annotated, Any, get_args
 import typer
 
 from fednnunet.conversion.options import Files, Headers, OnError, Options
+from fednnunet.conversion.readers.acdc import read_acdc
 from fednnunet.conversion.readers.acouslic import read_acouslic
 from fednnunet.conversion.readers.aimix import read_aimix
-from fednnunet.conversion.readers.bids import read_bids
-from fednnunet.conversion.readers.cardiac import read_acdc, read_mnms
+from fednnunet.conversion.readers.bids.reader import read_bids
+from fednnunet.conversion.readers.eucanimage import read_eucanimage
 from fednnunet.conversion.readers.generic import read_generic
-from fednnunet.conversion.readers.mamamia import read_eucanimage, read_mamamia
+from fednnunet.conversion.readers.mamamia import read_mamamia
+from fednnunet.conversion.readers.mnms import read_mnms
 from fednnunet.conversion.readers.msd import read_msd
-from fednnunet.conversion.study import ScanResult
+from fednnunet.conversion.scan_result import ScanResult
 
 convert = typer.Typer(
     no_args_is_help=True,
-    help="From a dataset as it is published to nnU-Net's raw format, one dataset per centre.",
+    help="Convert a published dataset to nnU-Net's raw format, one dataset per centre.",
 )
 
 
@@ -31,11 +33,11 @@ class Converter:
     """A dataset that can be converted.
 
     Attributes:
-        name: of the command.
-        read: takes the source's folder or file; every keyword is an option of the command, with the text in its
-            ``Annotated`` as help.
+        name: name of the command.
+        read: reader, which takes the source's folder or file; every keyword is an option of the command, with the text
+            in its ``Annotated`` as help.
         dataset: configuration in ``conf/dataset`` that names centres and labels; None where the source names them.
-        external: its centres there are the external ones; else the others.
+        external: whether its centres are the external ones of that configuration.
     """
 
     name: str
@@ -57,30 +59,33 @@ def run_conversion(
         bool, typer.Option("--dry-run", help="Show what would be written, and every problem; write nothing.")
     ] = False,
     on_error: Annotated[
-        OnError, typer.Option("--on-error", help="Stop at a study with a problem, or skip it and list it.")
+        OnError, typer.Option("--on-error", help="Stop at a case with a problem, or skip it and list it.")
     ] = "stop",
     files: Annotated[
-        Files, typer.Option("--files", help="What becomes of files that need no change; others are written anew.")
+        Files, typer.Option("--files", help="How files that need no change get to DST; others are written anew.")
     ] = "copy",
     headers: Annotated[
         Headers,
         typer.Option(
             "--headers",
-            help="strict: image and label must lie on one grid; image: a label with as many voxels gets the image's.",
+            help="strict: image and label must lie on one grid; image: a label of the same size gets the image's.",
         ),
     ] = "strict",
     processes: Annotated[
-        int, typer.Option("--processes", help="Studies converted at a time; 0 for as many as there are cores.", min=0)
+        int,
+        typer.Option(
+            "--processes", help="Number of cases converted at the same time; 0 for as many as there are cores.", min=0
+        ),
     ] = 0,
     name: Annotated[str, typer.Option("--name", help="Datasets are called DatasetXXX_NAME_Centre.")] = "Custom",
     first_id: Annotated[
         int, typer.Option("--first-id", help="XXX of the first centre; the others follow.", min=1, max=999)
     ] = 601,
     external: Annotated[
-        str, typer.Option("--external", help="Centres that only test, their names separated by commas.")
+        str, typer.Option("--external", help="Centres for testing only, names separated by commas.")
     ] = "",
 ) -> None:
-    """Read a source, show what is there, convert it, and say what came of it."""
+    """Read a source, show what was found, convert it, and show the result."""
     from rich.console import Console
 
     from fednnunet.conversion.console import ConsoleProgress, show_plan, show_result
@@ -90,39 +95,41 @@ def run_conversion(
     from fednnunet.processes import cores
 
     console = Console(highlight=False)
-    with console.status(f"looking through {source}"):  # minutes, where frames or twins are searched for
-        survey = converter.read(source, **reader_options)
+    with console.status(f"looking through {source}"):  # minutes, where frames or duplicates are searched for
+        scan = converter.read(source, **reader_options)
     if converter.dataset is None:
-        centres, labels = numbered_targets(survey, name, first_id, _listed(external)), survey.labels
+        centres, labels = numbered_targets(scan, name, first_id, _listed(external)), scan.labels
     else:
         centres, labels = configured_targets(converter.dataset, converter.external)
-    plan = plan_conversion(survey, centres, labels)
+    plan = plan_conversion(scan, centres, labels)
     show_plan(plan, console)
     if dry_run:
         return
     options, known = Options(files, on_error, headers, processes or cores()), set(plan.all_problems)
     try:
         with ConsoleProgress(console) as progress:
-            done = convert(plan, target, f"convert {converter.name}", _as_settings(reader_options), options, progress)
+            results = convert(
+                plan, target, f"convert {converter.name}", _as_settings(reader_options), options, progress
+            )
     except KeyboardInterrupt:
-        console.print("interrupted; the same command goes on where it was")
+        console.print("interrupted; the same command continues where it stopped")
         raise
-    new_problems = [remark for remark in plan.all_problems if remark not in known]
-    show_result(done, new_problems, target, converter.dataset, console)
+    new_problems = [issue for issue in plan.all_problems if issue not in known]
+    show_result(results, new_problems, target, converter.dataset, console)
 
 
-NUMBERED = ("name", "first_id", "external")
+NAMING_OPTIONS = ("name", "first_id", "external")
 """Options of datasets that no configuration names."""
 
 
 def command_of(converter: Converter) -> Callable[..., None]:
-    """The command that converts: its reader's options, and those of :func:`run_conversion`."""
+    """The command that converts, with the options of its reader and of :func:`run_conversion`."""
     shared = inspect.signature(run_conversion, eval_str=True).parameters
     own = {key: p for key, p in inspect.signature(converter.read, eval_str=True).parameters.items() if key != "source"}
     kept = {
         key: parameter
         for key, parameter in shared.items()
-        if key not in ("converter", "reader_options") and (converter.dataset is None or key not in NUMBERED)
+        if key not in ("converter", "reader_options") and (converter.dataset is None or key not in NAMING_OPTIONS)
     }
 
     def command(**given: Any) -> None:
@@ -152,7 +159,7 @@ def _listed(text: str) -> list[str]:
 
 
 def _as_settings(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Fit for JSON."""
+    """Options as JSON can hold them."""
     return {key: str(value.absolute()) if isinstance(value, Path) else value for key, value in options.items()}
 
 

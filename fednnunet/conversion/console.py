@@ -1,4 +1,4 @@
-"""What a conversion shows: what was found, how far it is, what came of it."""
+"""What a conversion prints: what was found, its progress, and the result."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from rich.table import Table
 
 from fednnunet.config.hydra_datasets import configured_dataset, dataset_names
 from fednnunet.conversion.plan import ConversionPlan
-from fednnunet.conversion.study import ConversionIssue, SourceCase
+from fednnunet.conversion.scan_result import ConversionIssue, SourceCase
 from fednnunet.conversion.writer import ConversionResult
 
 SHOWN = 20
-"""Remarks of a kind that are printed; the manifest has all."""
+"""Number of issues of a kind that are printed; the manifest has all."""
 
 
 def show_plan(plan: ConversionPlan, console: Console) -> None:
@@ -27,31 +27,32 @@ def show_plan(plan: ConversionPlan, console: Console) -> None:
     table = Table(title="What was found")
     table.add_column("centre")
     table.add_column("dataset", no_wrap=True)
-    for column in ("studies", "paper", "cases", "left out", "problems"):
+    for column in ("patients", "paper", "cases", "left out", "problems"):
         table.add_column(column, justify="right")
-    for part in plan.parts:
-        paper = part.centre.studies
+    for centre_plan in plan.centres:
+        paper = centre_plan.centre.studies
         table.add_row(
-            part.centre.name + (" (external)" if part.centre.external else ""),
-            part.centre.dataset,
-            str(part.patients),
+            centre_plan.centre.name + (" (external)" if centre_plan.centre.external else ""),
+            centre_plan.centre.dataset,
+            str(centre_plan.patients),
             "" if paper is None else str(paper),
-            str(len(part.studies)),
-            str(len(part.left_out)),
-            str(len(part.problems)),
+            str(len(centre_plan.cases)),
+            str(len(centre_plan.left_out)),
+            str(len(centre_plan.problems)),
         )
     if plan.problems or plan.left_out:
         table.add_row("(no centre)", "", "", "", "", str(len(plan.left_out)), str(len(plan.problems)))
     console.print(table)
-    _show_remarks("problem", plan.all_problems, console)
-    _show_remarks("left out", [*plan.left_out, *(remark for part in plan.parts for remark in part.left_out)], console)
+    _show_issues("problem", plan.all_problems, console)
+    _show_issues("left out", plan.all_left_out, console)
     differing = [
-        part.centre.name
-        for part in plan.parts
-        if part.centre.studies not in (None, part.patients, len(part.studies))  # the paper's studies may be either
+        centre_plan.centre.name
+        for centre_plan in plan.centres
+        if centre_plan.centre.studies
+        not in (None, centre_plan.patients, len(centre_plan.cases))  # the paper counts either
     ]
     if differing:
-        console.print(f"note: not as many studies as in the paper: {', '.join(differing)}", markup=False)
+        console.print(f"note: not as many patients or cases as in the paper: {', '.join(differing)}", markup=False)
 
 
 def show_result(
@@ -61,36 +62,36 @@ def show_result(
     dataset: str | None,
     console: Console,
 ) -> None:
-    """What is there now, what to know of it, and the command that trains on it.
+    """Print the datasets as they are now, notes about them, and the command that trains on them.
 
     Args:
-        done: what was converted.
-        new_problems: that the plan could not tell.
+        done: one result per centre.
+        new_problems: problems that were found during the conversion, not by the plan.
         target: folder of the datasets.
         dataset: configuration that names the centres; None where there is none.
-        console: takes it.
+        console: where to print.
     """
     table = Table(title=f"In {target}")
     table.add_column("dataset")
-    for column in ("cases", "of them new", "skipped", "left out"):
+    for column in ("cases", "new cases", "skipped", "left out"):
         table.add_column(column, justify="right")
     for entry in done:
         manifest = entry.manifest
         counts = (len(manifest.cases), entry.converted, len(manifest.skipped), len(manifest.left_out))
         table.add_row(entry.folder.name, *map(str, counts))
     console.print(table)
-    _show_remarks("skipped", new_problems, console)
-    _show_remarks(
+    _show_issues("skipped", new_problems, console)
+    _show_issues(
         "note",
         [
-            ConversionIssue(case, remark, entry.centre.name)
+            ConversionIssue(case, note, entry.centre.name)
             for entry in done
             for case, record in entry.manifest.cases.items()
-            for remark in record.remarks
+            for note in record.notes
         ],
         console,
     )
-    _show_remarks("note", _same_files(done), console)
+    _show_issues("note", _same_files(done), console)
     console.print(f"\nTrain: {_training_command(done, target, dataset)}", markup=False, soft_wrap=True)
 
 
@@ -106,7 +107,7 @@ def _training_command(done: Sequence[ConversionResult], target: Path, dataset: s
     names = [dataset, f"{dataset}_public"]
     absent = {name: _absent(name, target) for name in names if name in dataset_names()}
     ready = next((name for name, missing in absent.items() if not missing), dataset)
-    wanted = f"   (when {', '.join(absent[ready])} are there, too)" if absent[ready] else ""
+    wanted = f"   (when {', '.join(absent[ready])} are there too)" if absent[ready] else ""
     return f"{start} dataset={ready} {where}{wanted}"
 
 
@@ -130,15 +131,15 @@ def _same_files(done: Sequence[ConversionResult]) -> list[ConversionIssue]:
     return found
 
 
-def _show_remarks(what: str, remarks: Sequence[ConversionIssue], console: Console) -> None:
-    for remark in remarks[:SHOWN]:
-        console.print(f"{what}: {remark.line}", markup=False, soft_wrap=True)
-    if len(remarks) > SHOWN:
-        console.print(f"{what}: … and {len(remarks) - SHOWN} more")
+def _show_issues(what: str, issues: Sequence[ConversionIssue], console: Console) -> None:
+    for issue in issues[:SHOWN]:
+        console.print(f"{what}: {issue.line}", markup=False, soft_wrap=True)
+    if len(issues) > SHOWN:
+        console.print(f"{what}: … and {len(issues) - SHOWN} more")
 
 
 class ConsoleProgress:
-    """A bar that tells which study was converted last, and how long the others take."""
+    """A bar that shows which case was converted last, and how long the others will take."""
 
     def __init__(self, console: Console) -> None:
         self._bar = Progress(
@@ -146,7 +147,7 @@ class ConsoleProgress:
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[study]}"),
+            TextColumn("{task.fields[case]}"),
             console=console,
         )
 
@@ -159,10 +160,10 @@ class ConsoleProgress:
     ) -> None:
         self._bar.stop()
 
-    def start(self, studies: int, to_do: int) -> None:
-        """``to_do`` of so many studies are not there yet."""
-        self._task = self._bar.add_task("convert", total=studies, completed=studies - to_do, study="")
+    def start(self, cases: int, remaining: int) -> None:
+        """Show ``cases`` in all, of which ``remaining`` have yet to be converted."""
+        self._task = self._bar.add_task("convert", total=cases, completed=cases - remaining, case="")
 
-    def advance(self, study: SourceCase) -> None:
-        """One more was looked at."""
-        self._bar.update(self._task, advance=1, study=study.case)
+    def advance(self, case: SourceCase) -> None:
+        """Count ``case`` as processed."""
+        self._bar.update(self._task, advance=1, case=case.name)

@@ -1,4 +1,4 @@
-"""Read the images of a study, bring them into nnU-Net's raw format, and check that they belong together."""
+"""Read the images of a case, bring them into nnU-Net's raw format, and check that they belong together."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import numpy as np
 import SimpleITK as sitk
 
 from fednnunet.conversion.options import Files
-from fednnunet.conversion.study import Source
+from fednnunet.conversion.scan_result import SourceImage
 from fednnunet.datasets.geometry import Grid, format_size, grid_differences
 from fednnunet.errors import DataError
 
-PUT: Mapping[Files, Callable[[Path, Path], object]] = {
+PLACE_FILE: Mapping[Files, Callable[[Path, Path], object]] = {
     "copy": shutil.copyfile,
     "symlink": lambda source, target: os.symlink(source.absolute(), target),
     "hardlink": lambda source, target: os.link(source.resolve(), target),
@@ -25,17 +25,17 @@ LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in grey (ITU-R BT.601)."""
 
 
-def read_image(source: Source) -> sitk.Image:
-    """The image, its frame cut out, its baseline subtracted (as float32).
+def read_image(source: SourceImage) -> sitk.Image:
+    """The image: its frame cut out, and its baseline subtracted (as float32).
 
     Raises:
-        DataError: names the file: not readable, no such frame, another grid than the baseline's, NaN or infinity.
+        DataError: names the file: unreadable, no such frame, another grid than the baseline's, NaN or infinity.
     """
     image = _frame(_read(source.path), source)
     if image.GetDimension() > 2 and image.GetNumberOfComponentsPerPixel() > 1:
         raise DataError(f"{source.path} has {image.GetNumberOfComponentsPerPixel()} values per voxel; it must have one")
     if source.baseline is not None:
-        baseline = _frame(_read(source.baseline), Source(source.baseline, source.frame))
+        baseline = _frame(_read(source.baseline), SourceImage(source.baseline, source.frame))
         check_grid(baseline, image, source.baseline, source.path)
         values = sitk.GetArrayViewFromImage(image).astype(np.float32) - sitk.GetArrayViewFromImage(baseline)
         image = _with_header_of(image, values)
@@ -44,15 +44,15 @@ def read_image(source: Source) -> sitk.Image:
     return image
 
 
-def read_label(source: Source, values: Mapping[int, int]) -> tuple[sitk.Image, bool]:
+def read_label(source: SourceImage, values: Mapping[int, int]) -> tuple[sitk.Image, bool]:
     """The label map in uint8, and whether its values are those of the source.
 
     Args:
-        source: whose label map.
-        values: value in the source to the value that is written; 0 need not be named.
+        source: the label map.
+        values: value in the source to the value to write; 0 need not be named.
 
     Raises:
-        DataError: names the file: as :func:`read_image`, or a value that ``values`` does not hold.
+        DataError: names the file: as :func:`read_image`, or a value that ``values`` lacks.
     """
     original = read_image(source)
     image = _grey(original)
@@ -105,30 +105,30 @@ def with_header(image: sitk.Image, reference: sitk.Image) -> sitk.Image:
     return _with_header_of(reference, sitk.GetArrayFromImage(image))
 
 
-def can_reuse_file(source: Source, image: sitk.Image, ending: str) -> bool:
-    """Whether the file that ``image`` was read from can serve as it lies; else the image is written anew."""
+def can_reuse_file(source: SourceImage, image: sitk.Image, ending: str) -> bool:
+    """Whether the file that ``image`` was read from can be used unchanged; else the image is written anew."""
     whole = source.frame is None and source.baseline is None and source.path.name.endswith(ending)
     return whole and _is_readable(source.path) and (ending != ".png" or _is_8_bit_grey(image))
 
 
 def has_foreground(label: sitk.Image) -> bool:
-    """Whether anything is labelled."""
+    """Whether any voxel is labelled."""
     return bool(sitk.GetArrayViewFromImage(label).any())
 
 
 def copy_or_link(source: Path, target: Path, files: Files) -> None:
-    """Copy or link a file; ``target`` appears when it is whole."""
+    """Copy or link a file; ``target`` appears once it is complete."""
     partial = target.with_name(f".partial-{target.name}")
     partial.unlink(missing_ok=True)
-    PUT[files](source, partial)
+    PLACE_FILE[files](source, partial)
     os.replace(partial, target)
 
 
 def write(image: sitk.Image, target: Path) -> None:
-    """Write ``image``; ``target`` appears when it is whole.
+    """Write ``image``; ``target`` appears once it is complete.
 
     Raises:
-        DataError: what goes to an 8-bit file has other values than 0 to 255.
+        DataError: values outside 0 to 255 for an 8-bit file.
     """
     if target.suffix == ".png":
         image = _grey(image)
@@ -144,7 +144,7 @@ def write(image: sitk.Image, target: Path) -> None:
 
 
 def labelled_frames(path: Path) -> list[int]:
-    """Frames of a label map that are not empty, counted from 0."""
+    """Numbers of the frames that are not empty in a label map, from 0."""
     image = _read(path)  # a view does not keep it alive
     frames = sitk.GetArrayViewFromImage(image)
     return [number for number, frame in enumerate(frames) if frame.any()]
@@ -161,7 +161,7 @@ def _read(path: Path) -> sitk.Image:
 
 
 def _read_sheared(path: Path) -> sitk.Image:
-    """A NIfTI file whose axes are not quite at right angles, by rounding: with the nearest that are."""
+    """Read a NIfTI file whose axes are, by rounding, not quite at right angles, with the nearest ones that are."""
     import nibabel
 
     file: Any = nibabel.load(path)
@@ -181,7 +181,7 @@ def _read_sheared(path: Path) -> sitk.Image:
 
 
 def _is_readable(path: Path) -> bool:
-    """Whether SimpleITK, and so nnU-Net, takes the file's header."""
+    """Whether SimpleITK, and so nnU-Net, accepts the file's header."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
@@ -191,12 +191,12 @@ def _is_readable(path: Path) -> bool:
     return True
 
 
-def _frame(image: sitk.Image, source: Source) -> sitk.Image:
+def _frame(image: sitk.Image, source: SourceImage) -> sitk.Image:
     if source.frame is None:
         return image
     size = list(image.GetSize())
     if not 0 <= source.frame < size[-1]:
-        raise DataError(f"{source.path} has {size[-1]} frames; frame {source.frame} (from 0) is not there")
+        raise DataError(f"{source.path} has {size[-1]} frames; there is no frame {source.frame} (from 0)")
     start = [0] * (len(size) - 1) + [source.frame]
     size[-1] = 0
     return sitk.Extract(image, size, start, sitk.ExtractImageFilter.DIRECTIONCOLLAPSETOSUBMATRIX)

@@ -15,17 +15,17 @@ from fednnunet.files import write_atomically
 NAME = "manifest.json"
 
 
-class _Part(BaseModel):
+class _ManifestModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class SourceFile(_Part):
+class SourceFile(_ManifestModel):
     """A file that a case was made from.
 
     Attributes:
-        sha256: of its bytes.
+        sha256: digest of its bytes.
         size: bytes.
-        modified: nanoseconds since 1970.
+        modified: time of modification, nanoseconds since 1970.
     """
 
     sha256: str
@@ -34,7 +34,7 @@ class SourceFile(_Part):
 
     @classmethod
     def of(cls, path: Path) -> SourceFile:
-        """What is there now."""
+        """The file as it is now."""
         status = path.stat()
         return cls(sha256=digest(path), size=status.st_size, modified=status.st_mtime_ns)
 
@@ -46,54 +46,54 @@ class SourceFile(_Part):
         return (status.st_size, status.st_mtime_ns) == (self.size, self.modified)
 
 
-class CaseRecord(_Part):
-    """A case that is there.
+class CaseRecord(_ManifestModel):
+    """A converted case.
 
     Attributes:
-        patient: whose it is.
-        sources: path to file.
+        patient: id of the patient.
+        sources: path to the file it was made from.
         files: path below the dataset's folder to the SHA-256 of its bytes.
-        remarks: what to know of it, such as an empty label map.
+        notes: what to know about it, such as an empty label map.
     """
 
     patient: str
     sources: dict[str, SourceFile]
     files: dict[str, str]
-    remarks: list[str] = []
+    notes: list[str] = []
 
     def is_whole(self, folder: Path) -> bool:
-        """Whether sources are as they were, and files in ``folder`` what was written."""
+        """Whether its sources are unchanged, and its files in ``folder`` are those that were written."""
         return all(source.is_unchanged(Path(path)) for path, source in self.sources.items()) and all(
             (folder / path).is_file() and digest(folder / path) == expected for path, expected in self.files.items()
         )
 
 
-class Missing(_Part):
-    """A study that is no case."""
+class ExcludedCase(_ManifestModel):
+    """Something in the source that did not become a case, and why."""
 
-    study: str
+    name: str
     reason: str
 
 
-class Manifest(_Part):
-    """A dataset that was converted, or is being.
+class Manifest(_ManifestModel):
+    """Content of ``manifest.json``: a dataset that was converted, or is being converted.
 
     Attributes:
-        made_by: the command's name and the version of this package.
+        made_by: name of the command.
         settings: what the files depend on; another conversion into the same folder must have the same.
-        centre: whose images they are.
-        cases: by name.
-        skipped: studies with a problem.
-        left_out: studies that a rule of the dataset leaves out.
-        finished: all studies were looked at.
+        centre: name of the centre.
+        cases: name to case.
+        skipped: cases with a problem.
+        left_out: cases that a rule of the dataset leaves out.
+        finished: whether all cases were processed.
     """
 
     made_by: str
     settings: dict[str, Any]
     centre: str
     cases: dict[str, CaseRecord] = Field(default_factory=dict)
-    skipped: list[Missing] = Field(default_factory=list)
-    left_out: list[Missing] = Field(default_factory=list)
+    skipped: list[ExcludedCase] = Field(default_factory=list)
+    left_out: list[ExcludedCase] = Field(default_factory=list)
     finished: bool = False
 
     def write(self, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Names that users and sources give: of cases and labels."""
+"""Names of cases and labels, as users and sources give them."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ LARGEST_VALUE = 255
 def name_cases(originals: Iterable[str]) -> dict[str, str]:
     """A name of letters, digits, ``_`` and ``-`` for each name of the source, no two the same.
 
-    A name that has other signs gets ``_`` for them, and a digest of itself where that is another's name already: what
-    a case is called does not hang on the order of the source.
+    Other characters become ``_``; where that makes two names equal, each gets a digest of the original, so names do not
+    depend on the order of the source.
     """
     wanted = {name: as_case_name(name) for name in originals}
-    spelt = Counter(wanted.values())
+    counts = Counter(wanted.values())
     return {
-        name: safe if safe == name or spelt[safe] == 1 else f"{safe}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        name: safe if safe == name or counts[safe] == 1 else f"{safe}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
         for name, safe in wanted.items()
     }
 
 
 def as_case_name(text: str) -> str:
-    """``text`` with ``_`` for whatever a case's name must not hold."""
+    """``text`` with ``_`` for characters that a case's name must not hold."""
     return re.sub(r"[^A-Za-z0-9_-]+", "_", text)
 
 
@@ -39,10 +39,10 @@ def read_labels(text: str) -> dict[int, str]:
     """Value in the label maps to name, without background.
 
     Args:
-        text: ``tumour=1,node=2``, or a JSON file: name to value, or what has that as its field ``labels``.
+        text: ``tumour=1,node=2``, or a JSON file: name to value, or an object with that as its field ``labels``.
 
     Raises:
-        ConfigError: it is neither; names what is wrong.
+        ConfigError: it is neither; says what is wrong.
         DataError: the JSON file cannot be read, or holds something else.
     """
     if text.endswith(".json"):
@@ -59,7 +59,7 @@ def read_labels(text: str) -> dict[int, str]:
 
 
 def label_values(labels: Any, where: str) -> dict[int, str]:
-    """Value to name, without background, of a JSON object either way round: name to value, or value to name.
+    """Value to name, without background, of a JSON object that maps name to value, or value to name.
 
     Raises:
         DataError: it is no such object; begins with ``where``.
@@ -88,7 +88,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
-        DataError: names the file: it is not there, or no JSON object.
+        DataError: names the file: it is missing, or no JSON object.
     """
     try:
         content = json.loads(path.read_bytes().decode("utf-8-sig"))
@@ -105,7 +105,7 @@ def name_values(pairs: Iterable[tuple[Any, Any]], where: str) -> dict[int, str]:
     """Value to name, without background, of pairs of name and value; two values may have one name.
 
     Raises:
-        ValueError: a value is none for a label map, two names have one value, or none is left.
+        ValueError: a value is no whole number, one value has two names, or no label is left.
     """
     names: dict[int, str] = {}
     for name, value in pairs:

@@ -1,4 +1,4 @@
-"""How datasets are written."""
+"""Options of a conversion."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ Headers = Literal["strict", "image"]
 
 @dataclass(frozen=True)
 class Options:
-    """What a user chooses, whatever the dataset.
+    """Choices of the user for any dataset.
 
     Attributes:
-        files: what becomes of files that need no change; those that do are written anew.
-        on_error: ``stop`` at the first study with a problem, or ``skip`` and list it.
-        headers: ``strict``: a label map on another grid than its image is a problem; ``image``: where it has as many
-            voxels, it gets the image's spacing, origin and direction.
-        processes: that convert at the same time.
+        files: how files that need no change get to the target; the others are written anew.
+        on_error: ``stop`` at the first case with a problem, or ``skip`` and list it.
+        headers: ``strict``: a label map on another grid than its image is a problem; ``image``: a label map of the same
+            size gets the image's spacing, origin and direction.
+        processes: number of processes that convert at the same time.
     """
 
     files: Files = "copy"

@@ -1,4 +1,4 @@
-"""What a conversion would write, and what stands against it."""
+"""What a conversion would write, and the problems it would meet."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fednnunet.conversion.study import ConversionIssue, ScanResult, SourceCase
+from fednnunet.conversion.scan_result import ConversionIssue, ScanResult, SourceCase
 from fednnunet.conversion.targets import TargetCentre
 from fednnunet.errors import DataError
 
@@ -16,17 +16,17 @@ SAFE_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 @dataclass
 class CentrePlan:
-    """A centre's share of a survey."""
+    """Cases and issues of one centre."""
 
     centre: TargetCentre
-    studies: list[SourceCase] = field(default_factory=list)
+    cases: list[SourceCase] = field(default_factory=list)
     problems: list[ConversionIssue] = field(default_factory=list)
     left_out: list[ConversionIssue] = field(default_factory=list)
 
     @property
     def patients(self) -> int:
-        """How many the studies are of: what the paper counts."""
-        return len({study.patient or study.case for study in self.studies})
+        """Number of patients, which the paper counts."""
+        return len({case.patient_id for case in self.cases})
 
 
 @dataclass(frozen=True)
@@ -34,72 +34,77 @@ class ConversionPlan:
     """What a conversion would write.
 
     Attributes:
-        parts: one per centre.
-        problems: of no known centre.
-        left_out: likewise.
-        survey: what was found.
-        labels: name to value, as they are written.
+        centres: one plan per centre.
+        problems: problems that belong to no known centre.
+        left_out: what is left out and belongs to no known centre.
+        scan: what was found.
+        labels: label name to value, as they are written.
     """
 
-    parts: tuple[CentrePlan, ...]
+    centres: tuple[CentrePlan, ...]
     problems: tuple[ConversionIssue, ...]
     left_out: tuple[ConversionIssue, ...]
-    survey: ScanResult
+    scan: ScanResult
     labels: Mapping[str, int]
 
     @property
     def all_problems(self) -> list[ConversionIssue]:
-        """Of all centres and of none."""
-        return [*self.problems, *(remark for part in self.parts for remark in part.problems)]
+        """Problems of no known centre, then those of each centre."""
+        return [*self.problems, *(issue for centre in self.centres for issue in centre.problems)]
+
+    @property
+    def all_left_out(self) -> list[ConversionIssue]:
+        """What is left out of no known centre, then of each centre."""
+        return [*self.left_out, *(issue for centre in self.centres for issue in centre.left_out)]
 
 
-def plan_conversion(survey: ScanResult, centres: Sequence[TargetCentre], labels: Mapping[str, int]) -> ConversionPlan:
-    """Sort studies by centre, and find what can be found without opening an image.
+def plan_conversion(scan: ScanResult, centres: Sequence[TargetCentre], labels: Mapping[str, int]) -> ConversionPlan:
+    """Sort cases by centre, and find the problems that can be found without opening an image.
 
-    A centre that is not listed, a name that two studies of a centre share, a name that is none for a file, a label
-    that the dataset does not have, and a file that is not there are problems.
+    Problems are: a centre that is not listed, a name that two cases of a centre share, a name that cannot be a file's,
+    a label that the dataset does not have, and a missing file.
 
     Raises:
-        DataError: the source holds no study.
+        DataError: the source holds no case.
     """
-    if not survey.studies:
-        first = f"; the first problem: {survey.problems[0].line}" if survey.problems else ""
-        raise DataError(f"no study was found{first}")
-    parts = {centre.name: CentrePlan(centre) for centre in centres}
+    if not scan.cases:
+        first = f"; the first problem: {scan.problems[0].line}" if scan.problems else ""
+        raise DataError(f"no case was found{first}")
+    plans = {centre.name: CentrePlan(centre) for centre in centres}
     problems = []
-    names: Counter[tuple[str, str]] = Counter((study.centre, study.case) for study in survey.studies)
-    for study in survey.studies:
-        problem = _problem_of(study, parts, names, labels)
+    names: Counter[tuple[str, str]] = Counter((case.centre, case.name) for case in scan.cases)
+    for case in scan.cases:
+        problem = _problem_of(case, plans, names, labels)
         if problem is None:
-            parts[study.centre].studies.append(study)
-        elif study.centre in parts:
-            parts[study.centre].problems.append(ConversionIssue(study.case, problem, study.centre))
+            plans[case.centre].cases.append(case)
+        elif case.centre in plans:
+            plans[case.centre].problems.append(ConversionIssue(case.name, problem, case.centre))
         else:
-            problems.append(ConversionIssue(study.case, problem))
-    for remark in survey.problems:
-        (parts[remark.centre].problems if remark.centre in parts else problems).append(remark)
+            problems.append(ConversionIssue(case.name, problem))
+    for issue in scan.problems:
+        (plans[issue.centre].problems if issue.centre in plans else problems).append(issue)
     left_out: list[ConversionIssue] = []
-    for remark in survey.left_out:
-        (parts[remark.centre].left_out if remark.centre in parts else left_out).append(remark)
-    for part in parts.values():
-        part.studies.sort(key=lambda study: study.case)
-    return ConversionPlan(tuple(parts.values()), tuple(problems), tuple(left_out), survey, labels)
+    for issue in scan.left_out:
+        (plans[issue.centre].left_out if issue.centre in plans else left_out).append(issue)
+    for centre_plan in plans.values():
+        centre_plan.cases.sort(key=lambda case: case.name)
+    return ConversionPlan(tuple(plans.values()), tuple(problems), tuple(left_out), scan, labels)
 
 
 def _problem_of(
-    study: SourceCase,
+    case: SourceCase,
     centres: Mapping[str, CentrePlan],
     names: Mapping[tuple[str, str], int],
     labels: Mapping[str, int],
 ) -> str | None:
-    if study.centre not in centres:
-        return f"its centre {study.centre!r} is none of {', '.join(centres)}"
-    if not SAFE_NAME.fullmatch(study.case):
+    if case.centre not in centres:
+        return f"its centre {case.centre!r} is none of {', '.join(centres)}"
+    if not SAFE_NAME.fullmatch(case.name):
         return "a case's name may hold letters, digits, _ and - only"
-    if names[study.centre, study.case] > 1:
-        return f"{names[study.centre, study.case]} studies of {study.centre} have this name"
-    unknown = sorted(set(study.label_values.values()) - set(labels))
+    if names[case.centre, case.name] > 1:
+        return f"{names[case.centre, case.name]} cases of {case.centre} have this name"
+    unknown = sorted(set(case.label_values.values()) - set(labels))
     if unknown:
         return f"label {unknown[0]} is none of the dataset's: {', '.join(labels)}"
-    missing = [path for path in study.files if not path.is_file()]
+    missing = [path for path in case.files if not path.is_file()]
     return f"{missing[0]} is missing" if missing else None

@@ -1,4 +1,4 @@
-"""Where the cases of each centre go."""
+"""Datasets that the cases of each centre are written to."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fednnunet.config.hydra_datasets import configured_dataset
-from fednnunet.conversion.study import ScanResult
+from fednnunet.conversion.scan_result import ScanResult
 from fednnunet.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class TargetCentre:
-    """A centre, and the dataset that takes its cases.
+    """A centre and its dataset.
 
     Attributes:
-        name: as the studies name it.
+        name: name of the centre in the source.
         dataset: ``DatasetXXX_Name``.
-        external: its cases only test: they go to ``imagesTs`` and ``labelsTs``.
-        studies: how many the paper has; None where no paper says.
+        external: whether its cases are for testing only; they go to ``imagesTs`` and ``labelsTs``.
+        studies: number of studies in the paper; None without a paper.
     """
 
     name: str
@@ -31,7 +31,7 @@ class TargetCentre:
 
     @property
     def node(self) -> str:
-        """The name as nodes may have it: accents fall away, other signs become hyphens."""
+        """Name of the node: without accents, other characters become hyphens."""
         return re.sub(r"[^A-Za-z0-9 _.'-]", "-", _without_accents(self.name)).lstrip(" _.'-")[:64] or "Centre"
 
 
@@ -52,24 +52,24 @@ def configured_targets(dataset: str, external: bool) -> tuple[list[TargetCentre]
     return centres, config.labels
 
 
-def numbered_targets(survey: ScanResult, name: str, first_id: int, external: Sequence[str]) -> list[TargetCentre]:
-    """One dataset for every centre that a survey names, in alphabetical order.
+def numbered_targets(scan: ScanResult, name: str, first_id: int, external: Sequence[str]) -> list[TargetCentre]:
+    """One dataset for every centre of a scan, in alphabetical order.
 
     Args:
-        survey: whose centres.
-        name: comes after the number in every dataset's name.
+        scan: what was found.
+        name: part of every dataset's name, after the number.
         first_id: number of the first dataset.
-        external: centres that only test.
+        external: centres that are for testing only.
 
     Raises:
-        ConfigError: ``external`` names a centre that is not there, or all, or numbers run out.
+        ConfigError: ``external`` names an unknown centre, or all centres, or numbers run out.
     """
-    names = sorted({study.centre for study in survey.studies})
+    names = sorted({case.centre for case in scan.cases})
     unknown = sorted(set(external) - set(names))
     if unknown:
         raise ConfigError(f"--external: {unknown[0]} is none of the centres: {', '.join(names)}")
     if names and set(names) == set(external):
-        raise ConfigError("--external: all centres only test; one at least must train")
+        raise ConfigError("--external: all centres would only test; at least one must train")
     if first_id + len(names) > 1000:
         raise ConfigError(f"--first-id: {len(names)} centres do not fit between {first_id} and 999")
     centres = [
@@ -79,12 +79,14 @@ def numbered_targets(survey: ScanResult, name: str, first_id: int, external: Seq
     nodes = Counter(centre.node for centre in centres)
     for centre in centres:
         if nodes[centre.node] > 1:
-            raise ConfigError(f"centre {centre.name}: as a node's name it is {centre.node}, as another's; rename it")
+            raise ConfigError(
+                f"centre {centre.name}: its node would be named {centre.node}, like another centre's; rename it"
+            )
     return centres
 
 
 def _safe(name: str) -> str:
-    """Fit for a folder's name: accents fall away, and what is neither letter nor digit."""
+    """``name`` for a folder: without accents and without what is neither letter nor digit."""
     return re.sub(r"[^A-Za-z0-9-]+", "", _without_accents(name)) or "Centre"
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fednnunet.conversion import images
-from fednnunet.conversion.manifest import CaseRecord, Manifest, Missing, SourceFile, digest, read_manifest
+from fednnunet.conversion.manifest import CaseRecord, ExcludedCase, Manifest, SourceFile, digest, read_manifest
 from fednnunet.conversion.options import Options
 from fednnunet.conversion.plan import CentrePlan, ConversionPlan
-from fednnunet.conversion.study import ConversionIssue, SourceCase
+from fednnunet.conversion.scan_result import ConversionIssue, SourceCase
 from fednnunet.conversion.targets import TargetCentre
 from fednnunet.datasets.splits import FOLDS, splits_by_patient
 from fednnunet.errors import ConfigError, DataError
@@ -22,18 +22,18 @@ from fednnunet.files import DISK_FULL, write_atomically
 from fednnunet.processes import map_in_processes
 
 SECONDS_BETWEEN_SAVES = 5.0
-"""What was written after the last one is written again where a conversion is killed."""
+"""Cases written after the last save are written again if a conversion is killed."""
 
 
 @dataclass(frozen=True)
 class ConversionResult:
-    """A centre's dataset as it is there now.
+    """A centre's dataset after a conversion.
 
     Attributes:
-        centre: whose it is.
-        folder: of the dataset.
-        manifest: as it was written.
-        converted: cases that this conversion wrote; the others were there.
+        centre: the centre.
+        folder: folder of the dataset.
+        manifest: manifest as it was written.
+        converted: number of cases that this conversion wrote; the others were there before.
     """
 
     centre: TargetCentre
@@ -52,84 +52,86 @@ def convert(
 ) -> list[ConversionResult]:
     """Write the datasets of a plan; what an earlier, interrupted conversion wrote stays, if it is whole.
 
-    A dataset has its ``dataset.json`` when all its studies were looked at. Case files appear when they are whole. The
+    A dataset has its ``dataset.json`` once all its cases are processed. Case files appear when they are whole. The
     source is only read.
 
     Args:
         plan: what to write.
         target: folder of nnU-Net raw datasets.
-        made_by: for the manifest.
-        source_settings: for the manifest: what else the files depend on.
-        options: how.
-        progress: is told of every study.
+        made_by: name of the command, for the manifest.
+        source_settings: what else the files depend on, for the manifest.
+        options: the user's choices.
+        progress: called for every case.
 
     Returns:
-        One entry per centre that has studies.
+        One result per centre that has cases.
 
     Raises:
-        DataError: a study has a problem and ``on_error`` is ``stop``; a folder is there that was not made by this
-            conversion, with these settings; too little room on the disk. What was written until then stays.
+        DataError: a case has a problem and ``on_error`` is ``stop``; a folder is there that was not made by this
+            conversion, with these settings; too little space on the disk. What was written until then stays.
     """
     if options.on_error == "stop" and plan.all_problems:
         first, *others = plan.all_problems
-        raise DataError(f"{first.line}{_and_more(others)}; fix it, or leave such studies out with --on-error skip")
+        raise DataError(f"{first.line}{_and_more(others)}; fix it, or leave such cases out with --on-error skip")
     settings = {
         **source_settings,
-        "channel_names": list(plan.survey.channel_names),
+        "channel_names": list(plan.scan.channel_names),
         "labels": dict(plan.labels),
         "files": options.files,
         "headers": options.headers,
     }
-    books = {
-        part.centre.name: DatasetWriter.open(plan, part, target / part.centre.dataset, made_by, settings)
-        for part in plan.parts
-        if part.studies or part.problems
+    writers = {
+        centre_plan.centre.name: DatasetWriter.open(
+            plan, centre_plan, target / centre_plan.centre.dataset, made_by, settings
+        )
+        for centre_plan in plan.centres
+        if centre_plan.cases or centre_plan.problems
     }
-    tasks = [task for book in books.values() for task in book.tasks(options)]
-    _check_room(target, tasks, options)
-    progress.start(sum(len(part.studies) for part in plan.parts), len(tasks))
-    for book in books.values():
-        book.save()
+    tasks = [task for writer in writers.values() for task in writer.tasks(options)]
+    _check_free_space(target, tasks, options)
+    progress.start(sum(len(centre_plan.cases) for centre_plan in plan.centres), len(tasks))
+    for writer in writers.values():
+        writer.save()
     saved = time.monotonic()
     try:
-        for task, result in zip(tasks, map_in_processes(convert_study, tasks, options.processes), strict=True):
+        for task, result in zip(tasks, map_in_processes(convert_case, tasks, options.processes), strict=True):
             if isinstance(result, ConversionIssue) and options.on_error == "stop":
                 raise DataError(
-                    f"{result.line}; fix it, or leave such studies out with --on-error skip; what was converted is kept"
+                    f"{result.line}; fix it, or leave such cases out with --on-error skip; what was converted is kept"
                 )
-            books[task.study.centre].note(task.study, result)
-            progress.advance(task.study)
+            writers[task.case.centre].record(task.case, result)
+            progress.advance(task.case)
             if time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
-                books[task.study.centre].save()
+                writers[task.case.centre].save()
                 saved = time.monotonic()
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
         raise ConfigError(f"{error.strerror}: {target}; make room, and give the same command to go on") from None
     finally:
-        for book in books.values():
-            book.save()
-    done = [book.finish() for book in books.values()]
+        for writer in writers.values():
+            writer.save()
+    done = [writer.finish() for writer in writers.values()]
     if not any(entry.manifest.cases for entry in done):
-        raise DataError(f"no study could be converted; the first: {plan.all_problems[0].line}")
+        raise DataError(f"no case could be converted; the first: {plan.all_problems[0].line}")
     return done
 
 
 class Progress(Protocol):
-    """Is told how far a conversion is."""
+    """Follows a conversion."""
 
-    def start(self, studies: int, to_do: int) -> None:
-        """``to_do`` of so many studies are not there yet."""
+    def start(self, cases: int, remaining: int) -> None:
+        """``remaining`` of ``cases`` have yet to be converted."""
 
-    def advance(self, study: SourceCase) -> None:
-        """One more was looked at."""
+    def advance(self, case: SourceCase) -> None:
+        """``case`` was processed."""
 
 
 @dataclass(frozen=True)
 class _Task:
-    """One study to convert; all that a process needs."""
+    """One case to convert, with all that a process needs for it."""
 
-    study: SourceCase
+    case: SourceCase
     folder: Path
     images: str
     labels: str
@@ -139,148 +141,150 @@ class _Task:
 
     @property
     def files(self) -> list[Path]:
-        """What is written: channels, then label map."""
-        case = self.study.case
-        channels = [self.folder / self.images / f"{case}_{n:04d}{self.ending}" for n in range(len(self.study.channels))]
-        return [*channels, self.folder / self.labels / f"{case}{self.ending}"]
+        """Files to write: channels, then label map."""
+        name = self.case.name
+        channels = [self.folder / self.images / f"{name}_{n:04d}{self.ending}" for n in range(len(self.case.channels))]
+        return [*channels, self.folder / self.labels / f"{name}{self.ending}"]
 
 
 @dataclass
 class DatasetWriter:
-    """The manifest of a dataset under way."""
+    """A dataset being written: its remaining cases and its manifest."""
 
     plan: ConversionPlan
-    part: CentrePlan
+    centre_plan: CentrePlan
     folder: Path
     manifest: Manifest
     converted: int = 0
 
     @classmethod
     def open(
-        cls, plan: ConversionPlan, part: CentrePlan, folder: Path, made_by: str, settings: dict[str, Any]
+        cls, plan: ConversionPlan, centre_plan: CentrePlan, folder: Path, made_by: str, settings: dict[str, Any]
     ) -> DatasetWriter:
-        fresh = Manifest(made_by=made_by, settings=settings, centre=part.centre.name)
+        fresh = Manifest(made_by=made_by, settings=settings, centre=centre_plan.centre.name)
         if not folder.exists() or not any(folder.iterdir()):
-            return cls(plan, part, folder, fresh)
+            return cls(plan, centre_plan, folder, fresh)
         before = read_manifest(folder)
         differs = [key for key in {**before.settings, **settings} if before.settings.get(key) != settings.get(key)]
-        if (before.made_by, before.centre) != (made_by, part.centre.name):
+        if (before.made_by, before.centre) != (made_by, centre_plan.centre.name):
             differs.insert(0, f"source ({before.made_by}, {before.centre})")
         if differs:
             raise DataError(
                 f"{folder} was converted with another {', '.join(differs)}; choose another folder, or remove it first"
             )
-        surplus = sorted(set(before.cases) - {study.case for study in part.studies})
+        surplus = sorted(set(before.cases) - {case.name for case in centre_plan.cases})
         if surplus:
             raise DataError(
-                f"{folder} holds {surplus[0]}{_and_more(surplus[1:])}, which the source has no more; choose another "
+                f"{folder} holds {surplus[0]}{_and_more(surplus[1:])}, which the source no longer has; choose another "
                 "folder, or remove it first"
             )
         cases = {name: record for name, record in before.cases.items() if record.is_whole(folder)}
-        return cls(plan, part, folder, fresh.model_copy(update={"cases": cases}))
+        return cls(plan, centre_plan, folder, fresh.model_copy(update={"cases": cases}))
 
     def tasks(self, options: Options) -> list[_Task]:
-        """The studies that are not there yet; half a case that a killed conversion left is removed."""
-        part, survey = "Ts" if self.part.centre.external else "Tr", self.plan.survey
+        """One task per remaining case; what a killed conversion left of a case is removed."""
+        suffix, scan = "Ts" if self.centre_plan.centre.external else "Tr", self.plan.scan
         tasks = [
             _Task(
-                study,
+                case,
                 self.folder,
-                f"images{part}",
-                f"labels{part}",
-                survey.file_ending,
-                {value: self.plan.labels[name] for value, name in study.label_values.items()},
+                f"images{suffix}",
+                f"labels{suffix}",
+                scan.file_ending,
+                {value: self.plan.labels[name] for value, name in case.label_values.items()},
                 options,
             )
-            for study in self.part.studies
-            if study.case not in self.manifest.cases
+            for case in self.centre_plan.cases
+            if case.name not in self.manifest.cases
         ]
         for task in tasks:
             for path in task.files:
                 path.unlink(missing_ok=True)
         return tasks
 
-    def note(self, study: SourceCase, result: CaseRecord | ConversionIssue) -> None:
+    def record(self, case: SourceCase, result: CaseRecord | ConversionIssue) -> None:
         if isinstance(result, ConversionIssue):
-            self.part.problems.append(result)
+            self.centre_plan.problems.append(result)
         else:
-            self.manifest.cases[study.case] = result
+            self.manifest.cases[case.name] = result
             self.converted += 1
 
     def save(self) -> None:
         listed = self.manifest.model_copy(
             update={
                 "cases": dict(sorted(self.manifest.cases.items())),
-                "skipped": _as_missing([*sorted(self.part.problems, key=lambda r: r.study), *self.plan.problems]),
-                "left_out": _as_missing([*self.part.left_out, *self.plan.left_out]),
+                "skipped": _as_excluded(
+                    [*sorted(self.centre_plan.problems, key=lambda issue: issue.name), *self.plan.problems]
+                ),
+                "left_out": _as_excluded([*self.centre_plan.left_out, *self.plan.left_out]),
             }
         )
         listed.write(self.folder)
         self.manifest = listed
 
     def finish(self) -> ConversionResult:
-        """Describe the dataset; from now on it can be trained on."""
-        cases, external = self.manifest.cases, self.part.centre.external
+        """Write the dataset's description; from now on it can be trained on."""
+        cases, external = self.manifest.cases, self.centre_plan.centre.external
         if cases:
             self._write_splits()
             description = {
-                "name": self.part.centre.dataset,
-                "channel_names": {str(number): name for number, name in enumerate(self.plan.survey.channel_names)},
+                "name": self.centre_plan.centre.dataset,
+                "channel_names": {str(number): name for number, name in enumerate(self.plan.scan.channel_names)},
                 "labels": dict(self.plan.labels),
                 "numTraining": 0 if external else len(cases),
-                "file_ending": self.plan.survey.file_ending,
+                "file_ending": self.plan.scan.file_ending,
             }
             write_atomically(self.folder / "dataset.json", json.dumps(description, indent=1))
         self.manifest = self.manifest.model_copy(update={"finished": True})
         self.manifest.write(self.folder)
-        return ConversionResult(self.part.centre, self.folder, self.manifest, self.converted)
+        return ConversionResult(self.centre_plan.centre, self.folder, self.manifest, self.converted)
 
     def _write_splits(self) -> None:
-        """Only where nnU-Net's own would put cases of one patient into training and held-out part."""
+        """Write splits by patient where nnU-Net's own would put one patient into both training and held-out part."""
         patients = {case: record.patient for case, record in self.manifest.cases.items()}
         different = len(set(patients.values()))
-        if not self.part.centre.external and FOLDS <= different < len(patients):
+        if not self.centre_plan.centre.external and FOLDS <= different < len(patients):
             splits = splits_by_patient(patients)
             write_atomically(self.folder / "splits_final.json", json.dumps(splits, indent=1))
 
 
-def _check_room(target: Path, tasks: Sequence[_Task], options: Options) -> None:
-    """Compressed images take about what they took, so the sizes of the source's files are a fair guess."""
-    files = {path for task in tasks for path in task.study.files} if options.files == "copy" else set()
+def _check_free_space(target: Path, tasks: Sequence[_Task], options: Options) -> None:
+    """Refuse to begin without enough disk space: compressed images take about as much as the source's files."""
+    files = {path for task in tasks for path in task.case.files} if options.files == "copy" else set()
     needed = sum(path.stat().st_size for path in files)
-    there = next(folder for folder in (target.absolute(), *target.absolute().parents) if folder.is_dir())
-    free = shutil.disk_usage(there).free
+    existing = next(folder for folder in (target.absolute(), *target.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(existing).free
     if needed > free:
         raise ConfigError(
-            f"about {needed / 2**30:.1f} GiB are needed in {there}, and {free / 2**30:.1f} are free; make room, or "
+            f"about {needed / 2**30:.1f} GiB are needed in {existing}, and {free / 2**30:.1f} are free; make room, or "
             "link files that need no change: --files symlink"
         )
 
 
-def convert_study(task: _Task) -> CaseRecord | ConversionIssue:
-    """Check a study and write its case; a problem leaves no file."""
-    study = task.study
+def convert_case(task: _Task) -> CaseRecord | ConversionIssue:
+    """Check a case and write its files; a problem leaves no file."""
+    case = task.case
     try:
-        channels = [images.read_image(source) for source in study.channels]
-        for image, source in zip(channels, study.channels, strict=True):
+        channels = [images.read_image(source) for source in case.channels]
+        for image, source in zip(channels, case.channels, strict=True):
             if source.frame is not None and image.GetDimension() == 2 and task.ending != ".png":
                 raise DataError(f"{source.path} has no frames; it is one volume")
-        label, label_is_same = images.read_label(study.label, task.values)
-        if study.label.frame is not None and not images.has_foreground(label):
-            labelled = ", ".join(map(str, images.labelled_frames(study.label.path))) or "none"
+        label, label_is_same = images.read_label(case.label, task.values)
+        if case.label.frame is not None and not images.has_foreground(label):
+            labelled = ", ".join(map(str, images.labelled_frames(case.label.path))) or "none"
             raise DataError(
-                f"frame {study.label.frame} of {study.label.path} has no label; the frames that have: {labelled}"
+                f"frame {case.label.frame} of {case.label.path} has no label; the frames that have: {labelled}"
             )
-        first_path = study.channels[0].path
-        for image, source in zip(channels[1:], study.channels[1:], strict=True):
+        first_path = case.channels[0].path
+        for image, source in zip(channels[1:], case.channels[1:], strict=True):
             images.check_grid(image, channels[0], source.path, first_path)
         if task.options.headers == "image":
-            images.check_size(label, channels[0], study.label.path, first_path)
+            images.check_size(label, channels[0], case.label.path, first_path)
             label_is_same = label_is_same and images.has_same_grid(label, channels[0])
             label = images.with_header(label, channels[0])
         else:
-            images.check_grid(label, channels[0], study.label.path, first_path)
-        sources = [*study.channels, study.label if label_is_same else None]
+            images.check_grid(label, channels[0], case.label.path, first_path)
+        sources = [*case.channels, case.label if label_is_same else None]
         for path, image, origin in zip(task.files, [*channels, label], sources, strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
             if origin is not None and images.can_reuse_file(origin, image, task.ending):
@@ -288,21 +292,21 @@ def convert_study(task: _Task) -> CaseRecord | ConversionIssue:
             else:
                 images.write(image, path)
         return CaseRecord(
-            patient=study.patient or study.case,
-            sources={str(path.absolute()): SourceFile.of(path) for path in study.files},
+            patient=case.patient_id,
+            sources={str(path.absolute()): SourceFile.of(path) for path in case.files},
             files={str(path.relative_to(task.folder)): digest(path) for path in task.files},
-            remarks=[] if images.has_foreground(label) else ["the label map is empty"],
+            notes=[] if images.has_foreground(label) else ["the label map is empty"],
         )
     except (DataError, OSError) as error:
         for path in task.files:
             path.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise
-        return ConversionIssue(study.case, str(error), study.centre)
+        return ConversionIssue(case.name, str(error), case.centre)
 
 
-def _as_missing(remarks: Sequence[ConversionIssue]) -> list[Missing]:
-    return [Missing(study=remark.study, reason=remark.reason) for remark in remarks]
+def _as_excluded(issues: Sequence[ConversionIssue]) -> list[ExcludedCase]:
+    return [ExcludedCase(name=issue.name, reason=issue.reason) for issue in issues]
 
 
 def _and_more(others: Sequence[object]) -> str:

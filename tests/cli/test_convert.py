@@ -16,12 +16,9 @@ from fednnunet.config.hydra_datasets import configured_dataset
 from fednnunet.conversion.manifest import read_manifest
 from fednnunet.datasets.image_checks import check_images
 from fednnunet.datasets.raw import read_dataset
-from tests.conversion.readers.test_cardiac import make_acdc, make_mnms1, make_mnms2
-from tests.conversion.readers.test_mamamia import write_image, write_patient
-from tests.conversion.readers.test_ultrasound import acouslic, aimix
 from tests.conversion.test_writer import content
-
-__all__ = ["acouslic", "aimix"]  # fixtures
+from tests.support.cine_downloads import make_acdc, make_mnms1, make_mnms2
+from tests.support.dce_downloads import write_image, write_patient
 
 Convert = Callable[..., int]
 COHORTS = {"ISPY1": 501, "ISPY2": 502, "DUKE": 503, "NACT": 504}
@@ -76,7 +73,7 @@ def test_a_problem_stops_the_command_and_skipping_it_is_told(
     printed = capsys.readouterr().out
     raw = tmp_path / "raw"
     assert f"Train: python train.py strategy=asym dataset=mamamia_public dataset.raw_folder={raw}" in printed
-    assert [entry.study for entry in read_manifest(raw / "Dataset503_MAMAMIA_DUKE").skipped] == ["DUKE_005"]
+    assert [entry.name for entry in read_manifest(raw / "Dataset503_MAMAMIA_DUKE").skipped] == ["DUKE_005"]
     for cohort, number in COHORTS.items():
         dataset = read_dataset(raw / f"Dataset{number}_MAMAMIA_{cohort}", cohort)
         assert len(dataset.cases) == 5

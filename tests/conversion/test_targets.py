@@ -7,19 +7,19 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter
 
-from fednnunet.conversion.study import ScanResult, Source, SourceCase
+from fednnunet.conversion.scan_result import ScanResult, SourceCase, SourceImage
 from fednnunet.conversion.targets import TargetCentre, configured_targets, numbered_targets
 from fednnunet.errors import ConfigError
 from fednnunet.exchange.messages import NodeName
 
 
-def survey(*centres: str) -> ScanResult:
-    image = Source(Path("image.nii.gz"))
+def scan(*centres: str) -> ScanResult:
+    image = SourceImage(Path("image.nii.gz"))
     return ScanResult(tuple(SourceCase("case", centre, (image,), image, {1: "tumour"}) for centre in centres), ("MRI",))
 
 
 def test_centres_are_numbered_in_their_order() -> None:
-    assert numbered_targets(survey("Oslo", "Málaga", "Oslo"), "Liver CT", 620, ["Oslo"]) == [
+    assert numbered_targets(scan("Oslo", "Málaga", "Oslo"), "Liver CT", 620, ["Oslo"]) == [
         TargetCentre("Málaga", "Dataset620_LiverCT_Malaga"),
         TargetCentre("Oslo", "Dataset621_LiverCT_Oslo", external=True),
     ]
@@ -35,14 +35,14 @@ def test_every_centre_has_a_name_that_a_node_may_have(name: str) -> None:
     ("centres", "first", "external", "problem"),
     [
         (["A", "B"], 1, ["C"], "--external: C is none of the centres: A, B"),
-        (["A", "B"], 1, ["A", "B"], "all centres only test; one at least must train"),
+        (["A", "B"], 1, ["A", "B"], "all centres would only test; at least one must train"),
         (["A", "B"], 999, [], "2 centres do not fit between 999 and 999"),
-        (["Malaga", "Málaga"], 1, [], "as a node's name it is Malaga, as another's"),
+        (["Malaga", "Málaga"], 1, [], "its node would be named Malaga, like another"),
     ],
 )
 def test_what_can_not_be_numbered_is_refused(centres: list[str], first: int, external: list[str], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
-        numbered_targets(survey(*centres), "Custom", first, external)
+        numbered_targets(scan(*centres), "Custom", first, external)
 
 
 def test_external_centres_of_a_configuration_are_apart() -> None:

@@ -19,8 +19,9 @@ import SimpleITK as sitk
 
 from fednnunet.conversion.names import as_case_name
 from fednnunet.conversion.readers.csv_table import read_table
-from fednnunet.conversion.readers.source_files import image_files, look_for
-from fednnunet.conversion.study import ConversionIssue, ScanResult, Source, SourceCase
+from fednnunet.conversion.readers.source_files import find_file, image_files
+from fednnunet.conversion.scan_result import ConversionIssue, ScanResult, SourceCase, SourceImage
+from fednnunet.datasets.geometry import format_size
 from fednnunet.errors import DataError
 
 CENTRE = "Sierra Leone"
@@ -49,7 +50,7 @@ def read_acouslic(
     *,
     planes: Annotated[
         Planes,
-        "the frame to take, always that with the largest mask: of the optimal plane (cases without are left out), of "
+        "the frame to take, the one with the largest mask: of the optimal plane (cases without it are left out), of "
         "the optimal plane or else of the suboptimal one, or of either",
     ] = "optimal",
     one_per: Annotated[Literal["subject", "case"], "take one image of each subject, or of each case"] = "subject",
@@ -60,7 +61,7 @@ def read_acouslic(
     ``source`` (or a folder in it, such as ``acouslic-ai-train-set``) holds ``images/stacked_fetal_ultrasound/UUID.mha``
     (744 x 562 pixels of 0.28 mm, six sweeps of 140 frames), ``masks/stacked_fetal_abdomen/UUID.mha`` of the same size
     (0 background, 1 abdomen in the optimal plane, 2 in a suboptimal one) and
-    ``circumferences/fetal_abdominal_circumferences_per_sweep.csv``, whose ``subject_id`` tells the patient.
+    ``circumferences/fetal_abdominal_circumferences_per_sweep.csv``, whose ``subject_id`` is the patient.
 
     The paper takes "178 cases" and does not say how. Of the 300 published cases 187 have a frame of the optimal plane,
     and these are of 178 subjects: hence the defaults. Which of several frames or cases it takes is not known; the
@@ -71,7 +72,7 @@ def read_acouslic(
     Raises:
         DataError: a folder or the table is missing, or ``cases`` cannot be read.
     """
-    root = look_for(source, "images")
+    root = find_file(source, "images")
     root = source if root is None else root.parent
     images, masks = (_files_by_name(root, folder) for folder in (STACKS, MASK_STACKS))
     table = root / CIRCUMFERENCES
@@ -79,14 +80,14 @@ def read_acouslic(
         raise DataError(f"{table} is missing: {LAYOUT}")
     rows = read_table(table, ("uuid", "subject_id")).rows
     subjects = {row.cells["uuid"]: row.cells["subject_id"] for row in rows if row.cells["uuid"]}
-    wanted = None if cases is None else _listed_cases(cases)
+    listed = None if cases is None else _listed_cases(cases)
     problems, left_out = [], []
     found: dict[str, _Frame] = {}
-    for uuid in sorted({*images, *masks, *subjects, *(wanted or ())}):
-        if wanted is not None and uuid not in wanted:
+    for uuid in sorted({*images, *masks, *subjects, *(listed or ())}):
+        if listed is not None and uuid not in listed:
             left_out.append(ConversionIssue(uuid, f"not in {cases}", CENTRE))
         elif uuid not in images or uuid not in masks:
-            missing = [folder for folder, there in ((STACKS, images), (MASK_STACKS, masks)) if uuid not in there]
+            missing = [folder for folder, files in ((STACKS, images), (MASK_STACKS, masks)) if uuid not in files]
             problems.append(ConversionIssue(uuid, f"there is no {uuid}.mha in {' and '.join(missing)}", CENTRE))
         else:
             try:
@@ -103,23 +104,25 @@ def read_acouslic(
     for uuid, patient in patients.items():
         if patient not in best or found[uuid] > found[best[patient]]:
             best[patient] = uuid
-    studies = []
+    converted = []
     for uuid, frame in found.items():
         chosen = best[patients[uuid]]
         if one_per == "subject" and uuid != chosen:
             left_out.append(ConversionIssue(uuid, f"subject {patients[uuid]} has a better frame in {chosen}", CENTRE))
         else:
-            image, label = (Source(stacks[uuid], frame=frame.number) for stacks in (images, masks))
-            studies.append(SourceCase(as_case_name(uuid), CENTRE, (image,), label, MASK_VALUES, patients[uuid]))
-    return ScanResult(tuple(studies), ("ultrasound",), tuple(problems), tuple(left_out), file_ending=".png")
+            image, label = (SourceImage(stacks[uuid], frame=frame.number) for stacks in (images, masks))
+            converted.append(SourceCase(as_case_name(uuid), CENTRE, (image,), label, MASK_VALUES, patients[uuid]))
+    return ScanResult(tuple(converted), ("ultrasound",), tuple(problems), tuple(left_out), file_ending=".png")
 
 
 def _files_by_name(root: Path, folder: str) -> dict[str, Path]:
     # the challenge's own interface spells the folders with hyphens
-    there = next((path for path in (root / folder, root / folder.replace("_", "-")) if path.is_dir()), None)
-    found = {} if there is None else {path.stem: path for path in image_files(there) if path.suffix.lower() == ".mha"}
+    existing = next((path for path in (root / folder, root / folder.replace("_", "-")) if path.is_dir()), None)
+    found = (
+        {} if existing is None else {path.stem: path for path in image_files(existing) if path.suffix.lower() == ".mha"}
+    )
     if not found:
-        raise DataError(f"{root / folder} {'is missing' if there is None else 'holds no .mha'}: {LAYOUT}")
+        raise DataError(f"{root / folder} {'is missing' if existing is None else 'holds no .mha'}: {LAYOUT}")
     return found
 
 
@@ -134,11 +137,11 @@ def _areas(image: Path, mask: Path) -> np.ndarray:
     """Pixels of the optimal and of the suboptimal plane in each frame's mask, (frames, 2).
 
     Raises:
-        DataError: a file cannot be read, or they are no stacks of one size.
+        DataError: a file cannot be read, or they are not stacks of one size.
     """
     for path in (image, mask):
         if path.suffix != ".mha":
-            raise DataError(f"{path} must be renamed to end in .mha, in small letters: SimpleITK goes by it")
+            raise DataError(f"{path} must be renamed to end in .mha, in lower case: SimpleITK chooses the format by it")
     try:
         path, header = image, sitk.ImageFileReader()
         header.SetFileName(str(image))
@@ -148,7 +151,7 @@ def _areas(image: Path, mask: Path) -> np.ndarray:
     except RuntimeError as error:
         raise DataError(f"{path} cannot be read: {str(error).strip().splitlines()[-1]}") from None
     if header.GetSize() != stack.GetSize() or stack.GetDimension() != 3:
-        sizes = [" x ".join(map(str, size)) for size in (header.GetSize(), stack.GetSize())]
+        sizes = [format_size(size) for size in (header.GetSize(), stack.GetSize())]
         raise DataError(
             f"image and mask must be stacks of one size; they have {sizes[0]} and {sizes[1]} (X, Y, frames)"
         )

@@ -6,8 +6,8 @@ Sources of the layouts:
 * Spanish images: FETAL_PLANES_DB, Zenodo 10.5281/zenodo.3904280, v1.0 (Burgos-Artizzu et al., Scientific Reports
   10:10200, 2020).
 
-File names and trees of both as in ``data/datasets/README.md`` of github.com/xfetus/xfetus. The paper announces the
-masks and does not describe their files: where they lie is an option.
+File names and folders of both are as in ``data/datasets/README.md`` of github.com/xfetus/xfetus. The paper announces
+the masks and does not describe their files: their folder is an option.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from typing import Annotated, Literal
 from fednnunet.conversion.names import as_case_name
 from fednnunet.conversion.readers.csv_table import read_table
 from fednnunet.conversion.readers.source_files import (
+    find_file,
     image_files,
     images_by_name,
     is_image,
-    look_for,
     name_of,
     short_path,
 )
-from fednnunet.conversion.study import ConversionIssue, ScanResult, Source, SourceCase
+from fednnunet.conversion.scan_result import ConversionIssue, ScanResult, SourceCase, SourceImage
 from fednnunet.errors import DataError
 
 CHANNELS = ("ultrasound",)
@@ -41,7 +41,7 @@ AIMIX_CENTRES = {
     **dict.fromkeys(("malawi", "mwi"), "Malawi"),
     **dict.fromkeys(("spain", "esp"), "Spain"),
 }
-"""Name or ISO 3166 code of a country, in small letters, to the centre."""
+"""Name or ISO 3166 code of a country, in lower case, to the centre."""
 OTHER_COUNTRIES = ("ghana", "gha", "uganda", "uga")
 """In the African set, not in the paper."""
 PLANE = "fetal abdomen"
@@ -51,7 +51,7 @@ MASK_VALUES = {1: ABDOMEN, 255: ABDOMEN}
 """A binary mask is stored as 0 and 1 or, as images are, as 0 and 255."""
 MASK_MARK = "_mask"
 Where = tuple[str, str]
-"""Centre (empty if not known) and name of a file, in small letters and without ending and ``_mask``."""
+"""Centre (empty if not known) and name of a file, in lower case, without ending and ``_mask``."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class _Image:
 
 
 @dataclass
-class Collector:
-    """What has been read of a source so far."""
+class _Found:
+    """Images and issues found so far."""
 
     images: list[_Image] = field(default_factory=list)
     other: set[Where] = field(default_factory=set)  # images of other planes and countries
@@ -79,7 +79,7 @@ def read_aimix(
     ] = None,
     table: Annotated[
         Path | None,
-        "CSV of the columns image, mask, centre and, if there, patient and plane, with paths in SRC; "
+        "CSV with the columns image, mask, centre and, optionally, patient and plane, with paths in SRC; "
         "instead of the published tables and folders",
     ] = None,
     duplicates: Annotated[
@@ -95,8 +95,8 @@ def read_aimix(
     * ``FETAL_PLANES_DB_data.csv`` (Image_name; Patient_num; Plane; …) beside ``Images/<Image_name>.png``: Spain;
     * folders ``Algeria``, ``Egypt``, ``Malawi``, ``Spain`` of images that no table lists.
 
-    Only images of the plane "Fetal abdomen" count where a table tells the plane, and only images with a mask. A mask
-    lies in ``<masks>/<centre>/`` or anywhere else in ``<masks>``. Its foreground is 1 or 255.
+    Only images of the plane "Fetal abdomen" count where a table gives the plane, and only images with a mask. A mask
+    is in ``<masks>/<centre>/`` or anywhere else in ``<masks>``. Its foreground is 1 or 255.
 
     Patients are numbered per country. The African set holds images that are byte for byte those of another patient
     number: a fold must not train on one and validate on the other.
@@ -107,16 +107,16 @@ def read_aimix(
     source = source.absolute()
     if not source.is_dir():
         raise DataError(f"there is no folder {source}")
-    found = Collector()
+    found = _Found()
     if table is not None:
         pairs = _read_own_table(source, table, found)
     else:
-        folder = (masks or look_for(source, "masks") or source / "masks").absolute()
+        folder = (masks or find_file(source, "masks") or source / "masks").absolute()
         _read_published(source, folder, found)
         pairs = _add_masks(source, folder, found)
-    studies = _join_duplicates(_studies_of(pairs, found), duplicates == "drop", found)
+    cases = _join_duplicates(_cases_of(pairs, found), duplicates == "drop", found)
     return ScanResult(
-        studies=tuple(studies),
+        cases=tuple(cases),
         channel_names=CHANNELS,
         problems=tuple(found.problems),
         left_out=tuple(found.left_out),
@@ -124,8 +124,8 @@ def read_aimix(
     )
 
 
-def _read_published(source: Path, masks: Path, found: Collector) -> None:
-    african, spanish = look_for(source, AFRICAN_TABLE), look_for(source, SPANISH_TABLE)
+def _read_published(source: Path, masks: Path, found: _Found) -> None:
+    african, spanish = find_file(source, AFRICAN_TABLE), find_file(source, SPANISH_TABLE)
     if african is not None:
         _read_planes(african, "Filename", "Center", found)
     if spanish is not None:
@@ -147,8 +147,8 @@ def _read_published(source: Path, masks: Path, found: Collector) -> None:
         )
 
 
-def _read_planes(table: Path, name_column: str, centre_column: str | None, found: Collector) -> None:
-    """Add what a published table lists; without ``centre_column`` it is Spain's."""
+def _read_planes(table: Path, name_column: str, centre_column: str | None, found: _Found) -> None:
+    """Add the images that a published table lists; without ``centre_column`` all are Spain's."""
     others: Counter[tuple[str, str]] = Counter()
     files: dict[Path, dict[str, Path]] = {}
     needed = (name_column, "Patient_num", "Plane", *([centre_column] if centre_column else []))
@@ -170,15 +170,15 @@ def _read_planes(table: Path, name_column: str, centre_column: str | None, found
             path = files[folder].get(name_of(Path(name)).lower())
             if path is None:
                 found.problems.append(ConversionIssue(where, f"there is no image {name}.png in {folder}", centre))
-                found.other.add((centre, name.lower()))  # its mask, if any, is not one without a listed image
+                found.other.add((centre, name.lower()))  # so that its mask does not count as one without an image
             else:
                 found.images.append(_Image(path, centre, f"{centre}_{row['Patient_num'] or name}"))
     for (centre, what), number in others.items():
         found.left_out.append(ConversionIssue(table.name, f"{number} images {what}", centre))
 
 
-def _lines(table: Path, needed: tuple[str, ...], found: Collector) -> Iterator[tuple[int, Mapping[str, str]]]:
-    """Number and cells of every line that is as it should be."""
+def _lines(table: Path, needed: tuple[str, ...], found: _Found) -> Iterator[tuple[int, Mapping[str, str]]]:
+    """Number and cells of every line without a problem."""
     for row in read_table(table, needed).rows:
         if row.problem:
             found.problems.append(ConversionIssue(f"{table.name} line {row.line}", row.problem))
@@ -186,7 +186,7 @@ def _lines(table: Path, needed: tuple[str, ...], found: Collector) -> Iterator[t
             yield row.line, row.cells
 
 
-def _read_own_table(source: Path, table: Path, found: Collector) -> list[tuple[_Image, Path]]:
+def _read_own_table(source: Path, table: Path, found: _Found) -> list[tuple[_Image, Path]]:
     """Images and their masks."""
     pairs = []
     for line, row in _lines(table, ("image", "mask", "centre"), found):
@@ -211,8 +211,8 @@ def _read_own_table(source: Path, table: Path, found: Collector) -> list[tuple[_
     return pairs
 
 
-def _add_masks(source: Path, masks: Path, found: Collector) -> list[tuple[_Image, Path]]:
-    """Images and their masks; images without are left out, masks without image are problems."""
+def _add_masks(source: Path, masks: Path, found: _Found) -> list[tuple[_Image, Path]]:
+    """Images and their masks; images without a mask are left out, masks without an image are problems."""
     if not masks.is_dir():
         raise DataError(
             f"there is no folder {masks}: the images of AIMIX are published without masks; put the abdominal masks "
@@ -221,11 +221,11 @@ def _add_masks(source: Path, masks: Path, found: Collector) -> list[tuple[_Image
         )
     images = {image.path for image in found.images}
     others = {name for _, name in found.other}
-    there: dict[Where, Path] = {}
+    mask_files: dict[Where, Path] = {}
     for path in sorted(path for path in masks.rglob("*") if is_image(path) and path not in images):
         centres = [centre for part in path.relative_to(masks).parts if (centre := AIMIX_CENTRES.get(part.lower()))]
         where = _where(centres[-1] if centres else "", path)
-        first = there.setdefault(where, path)
+        first = mask_files.setdefault(where, path)
         if first is not path and where[1] not in others:
             found.problems.append(
                 ConversionIssue(short_path(path, masks), f"a second mask beside {short_path(first, masks)}", where[0])
@@ -234,25 +234,25 @@ def _add_masks(source: Path, masks: Path, found: Collector) -> list[tuple[_Image
     of_image = {}
     for image in found.images:
         centre, name = _where(image.centre, image.path)
-        of_image[image] = (centre, name) if (centre, name) in there else ("", name)
+        of_image[image] = (centre, name) if (centre, name) in mask_files else ("", name)
     used = Counter(of_image.values())
     for image, where in of_image.items():
-        if where not in there:
+        if where not in mask_files:
             found.left_out.append(
                 ConversionIssue(short_path(image.path, source), f"it has no mask in {masks}", image.centre)
             )
         elif used[where] > 1:
-            reason = f"the mask {short_path(there[where], masks)} could be of {used[where]} images"
+            reason = f"the mask {short_path(mask_files[where], masks)} could be of {used[where]} images"
             found.problems.append(ConversionIssue(short_path(image.path, source), reason, image.centre))
         else:
-            pairs.append((image, there[where]))
-    if images and not used.keys() & there.keys():
+            pairs.append((image, mask_files[where]))
+    if images and not used.keys() & mask_files.keys():
         example = found.images[0].path
         raise DataError(
             f"none of the {len(images)} abdominal images of {source} has a mask in {masks}; that of {example.name} "
             f"would be {name_of(example)}.png or {name_of(example)}{MASK_MARK}.png"
         )
-    for (centre, name), path in there.items():
+    for (centre, name), path in mask_files.items():
         if (centre, name) not in used and name not in others:
             found.problems.append(
                 ConversionIssue(short_path(path, masks), f"mask without an image in {source}", centre)
@@ -260,20 +260,20 @@ def _add_masks(source: Path, masks: Path, found: Collector) -> list[tuple[_Image
     return pairs
 
 
-def _studies_of(pairs: list[tuple[_Image, Path]], found: Collector) -> list[SourceCase]:
-    studies: dict[tuple[str, str], SourceCase] = {}
+def _cases_of(pairs: list[tuple[_Image, Path]], found: _Found) -> list[SourceCase]:
+    cases: dict[tuple[str, str], SourceCase] = {}
     for image, mask in pairs:
-        case, patient = as_case_name(name_of(image.path)), as_case_name(image.patient)
-        study = SourceCase(case, image.centre, (Source(image.path),), Source(mask), MASK_VALUES, patient)
-        first = studies.setdefault((image.centre, case), study)
-        if first is not study:
-            reason = f"it has the case name {case} of {first.channels[0].path}"
+        name, patient = as_case_name(name_of(image.path)), as_case_name(image.patient)
+        case = SourceCase(name, image.centre, (SourceImage(image.path),), SourceImage(mask), MASK_VALUES, patient)
+        first = cases.setdefault((image.centre, name), case)
+        if first is not case:
+            reason = f"it has the case name {name} of {first.channels[0].path}"
             found.problems.append(ConversionIssue(str(image.path), reason, image.centre))
-    return list(studies.values())
+    return list(cases.values())
 
 
-def _join_duplicates(studies: list[SourceCase], drop: bool, found: Collector) -> list[SourceCase]:
-    """The studies, those of the same image (by its bytes) as cases of one patient, or only the first of them."""
+def _join_duplicates(cases: list[SourceCase], drop: bool, found: _Found) -> list[SourceCase]:
+    """The cases; those of the same image (by its bytes) become one patient's, or are dropped but for the first."""
     first: dict[str, SourceCase] = {}
     kept: list[SourceCase] = []
     same: dict[str, str] = {}  # patient to another number of the same patient
@@ -283,17 +283,18 @@ def _join_duplicates(studies: list[SourceCase], drop: bool, found: Collector) ->
             patient = same[patient]
         return patient
 
-    for study in studies:
-        digest = hashlib.sha256(study.channels[0].path.read_bytes()).hexdigest()
-        twin = first.setdefault(digest, study)
-        if twin is not study and drop:
-            reason = f"the same image as {twin.case}" + (f" of {twin.centre}" if twin.centre != study.centre else "")
-            found.left_out.append(ConversionIssue(study.case, reason, study.centre))
+    for case in cases:
+        digest = hashlib.sha256(case.channels[0].path.read_bytes()).hexdigest()
+        original = first.setdefault(digest, case)
+        if original is not case and drop:
+            other_centre = f" of {original.centre}" if original.centre != case.centre else ""
+            reason = f"the same image as {original.name}{other_centre}"
+            found.left_out.append(ConversionIssue(case.name, reason, case.centre))
             continue
-        if number(study.patient) != number(twin.patient):
-            same[number(study.patient)] = number(twin.patient)
-        kept.append(study)
-    return [replace(study, patient=number(study.patient)) for study in kept]
+        if number(case.patient) != number(original.patient):
+            same[number(case.patient)] = number(original.patient)
+        kept.append(case)
+    return [replace(case, patient=number(case.patient)) for case in kept]
 
 
 def _where(centre: str, path: Path) -> Where:

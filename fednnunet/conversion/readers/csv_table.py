@@ -18,7 +18,7 @@ class Row:
     """A line of a table.
 
     Attributes:
-        line: where it ends in the file; the header is line 1.
+        line: number of its last line in the file; the header is line 1.
         cells: column to text without blanks around it; empty where the line is too short.
         problem: what is wrong with the line as a whole, or nothing.
     """
@@ -36,17 +36,21 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
 
+    def locate(self, row: Row) -> str:
+        """File and line of ``row``, for messages."""
+        return f"{self.path.name}, line {row.line}"
+
 
 def read_table(path: Path, needed: tuple[str, ...] = (), spelling: Mapping[str, str] | None = None) -> Table:
     """Read a table with a header; the delimiter is the one that its header has most of.
 
     Args:
-        path: of the file.
-        needed: columns that must be there.
-        spelling: lower-case spelling of a column to its name here; others keep theirs.
+        path: file to read.
+        needed: required columns.
+        spelling: lower-case spelling of a column to the name it gets here; other columns keep theirs.
 
     Raises:
-        DataError: names the file: it is not there, no text in UTF-8, has no header, names a column twice, lacks a
+        DataError: names the file: it is missing, is no text in UTF-8, has no header, names a column twice, lacks a
             needed column (and which it has), or a quotation mark is not closed.
     """
     try:
@@ -70,9 +74,9 @@ def _columns(header: list[str], needed: tuple[str, ...], spelling: Mapping[str, 
     given = tuple(spelling.get(name.strip().lower(), name.strip()) for name in header)
     if not any(given):
         raise DataError(f"{path} is empty; its first line must name the columns{_listed(' ', needed)}")
-    twice = [name for name in given if name and given.count(name) > 1]
-    if twice:
-        raise DataError(f"{path} has the column {twice[0]} twice")
+    duplicates = [name for name in given if name and given.count(name) > 1]
+    if duplicates:
+        raise DataError(f"{path} has the column {duplicates[0]} twice")
     missing = [name for name in needed if name not in given]
     if missing:
         raise DataError(

@@ -23,7 +23,7 @@ from typing import Annotated
 
 from fednnunet.conversion.names import name_cases, number_labels, read_labels
 from fednnunet.conversion.readers.csv_table import Row, Table, read_table
-from fednnunet.conversion.study import ConversionIssue, ScanResult, Source, SourceCase
+from fednnunet.conversion.scan_result import ConversionIssue, ScanResult, SourceCase, SourceImage
 from fednnunet.errors import ConfigError, DataError
 
 SPELLING = {"center": "centre"} | {name: name for name in ("image", "label", "centre", "case", "patient")}
@@ -50,10 +50,10 @@ def read_generic(
 
     Args:
         source: the CSV file.
-        labels: names and values.
+        labels: names and values of the labels.
 
     Raises:
-        ConfigError: no labels, or labels that are none.
+        ConfigError: no labels, or labels that cannot be read.
         DataError: the file cannot be read, lacks a column, or has no line.
     """
     if source.is_dir():
@@ -69,29 +69,29 @@ def read_generic(
     for row in table.rows:
         problem = _problem_of(row, columns, source.parent, ending)
         if problem:
-            problems.append(_remark(row, columns, problem))
+            problems.append(_issue(row, columns, problem))
         else:
             good.append(row)
     used = Counter((row.cells["centre"], _case(row, columns)) for row in good)
     names = name_cases(case for _, case in used)
-    studies = []
+    cases = []
     for row in good:
         centre, case = row.cells["centre"], _case(row, columns)
         if used[centre, case] > 1:
-            problems.append(_remark(row, columns, _shared(case, centre, good, columns)))
+            problems.append(_issue(row, columns, _shared(case, centre, good, columns)))
             continue
-        studies.append(
+        cases.append(
             SourceCase(
                 names[case],
                 centre,
-                tuple(Source(_path(row.cells[column], source.parent)) for column in columns),
-                Source(_path(row.cells["label"], source.parent)),
+                tuple(SourceImage(_path(row.cells[column], source.parent)) for column in columns),
+                SourceImage(_path(row.cells["label"], source.parent)),
                 values,
                 row.cells.get("patient") or case,
             )
         )
     return ScanResult(
-        tuple(studies),
+        tuple(cases),
         tuple(column.removeprefix(CHANNEL) for column in columns),
         tuple(problems),
         file_ending=".png" if ending == PICTURES else ".nii.gz",
@@ -113,7 +113,7 @@ def _image_columns(table: Table) -> tuple[str, ...]:
 
 
 def _ending(table: Table, columns: tuple[str, ...]) -> tuple[str, ...]:
-    """Of volumes and pictures, what most images are: one dataset holds one of them."""
+    """Endings of volumes or of pictures, whichever most images are: a dataset holds only one kind."""
     paths = [row.cells[column].lower() for row in table.rows for column in columns]
     pictures = sum(path.endswith(PICTURES) for path in paths)
     return PICTURES if pictures > sum(path.endswith(VOLUMES) for path in paths) else VOLUMES
@@ -155,7 +155,7 @@ def _shared(case: str, centre: str, rows: list[Row], columns: tuple[str, ...]) -
     return f"lines {', '.join(lines)} of centre {centre} have one case name; give a column case with different ones"
 
 
-def _remark(row: Row, columns: tuple[str, ...], reason: str) -> ConversionIssue:
+def _issue(row: Row, columns: tuple[str, ...], reason: str) -> ConversionIssue:
     if row.problem:  # its cells may stand under other columns
         return ConversionIssue(f"line {row.line}", reason)
     return ConversionIssue(_case(row, columns) or f"line {row.line}", f"line {row.line}: {reason}", row.cells["centre"])

@@ -19,11 +19,11 @@ from fednnunet.errors import DataError
 
 OVERLAP_COLUMNS = ("mnms1", "mnms2")
 SHARED_DIAGNOSES = ("NOR", "HCM", "LV")
-"""Of M&Ms-2: those that M&Ms-1 has too (qcardia-data ee01092, ``pipeline/data_split.py``)."""
+"""Diagnoses of M&Ms-2 that M&Ms-1 has too (qcardia-data ee01092, ``pipeline/data_split.py``)."""
 
 
 def subject_code(text: str) -> str:
-    """Folder of a subject in M&Ms-2, ``001``, of what its CSV has, ``1`` or ``1.0``."""
+    """Name of a subject's folder in M&Ms-2, ``001``, from ``1`` or ``1.0`` in its CSV."""
     return text.removesuffix(".0").zfill(3)
 
 
@@ -31,7 +31,7 @@ def read_overlap(path: Path) -> dict[str, str]:
     """Id in M&Ms-2 to id in M&Ms-1, from a table with columns ``mnms1`` and ``mnms2``.
 
     Raises:
-        DataError: the table cannot be read, a column is missing, or a line has not both ids.
+        DataError: the table cannot be read, a column is missing, or a line lacks one of the ids.
     """
     pairs = {}
     for row in read_table(path, OVERLAP_COLUMNS).rows:
@@ -43,10 +43,10 @@ def read_overlap(path: Path) -> dict[str, str]:
 
 
 def find_same_images(cines: Mapping[str, Path], frames: Mapping[str, Iterable[Path]]) -> dict[str, str]:
-    """Id in M&Ms-2 to id in M&Ms-1, of patients with a frame of the same voxel values, in whatever order.
+    """Id in M&Ms-2 to id in M&Ms-1, for patients with a frame of the same voxel values in any order.
 
-    The order is left out because the two releases may store one image along other axes. Files that cannot be read
-    are passed over; they are reported when they are converted.
+    The order is ignored because the two releases may store one image along other axes. Files that cannot be read
+    are skipped; they are reported when they are converted.
 
     Args:
         cines: id in M&Ms-1 to its 4D image (X, Y, Z, T).
@@ -56,7 +56,7 @@ def find_same_images(cines: Mapping[str, Path], frames: Mapping[str, Iterable[Pa
     shapes = set()
     for code, paths in frames.items():
         for values in map(_read_voxels, paths):
-            if values is not None and _says_something(values):
+            if values is not None and _is_not_constant(values):
                 wanted[_digest(values)] = code
                 shapes.add(_shape(values))
     found: dict[str, str] = {}
@@ -78,7 +78,7 @@ def _read_voxels(path: Path) -> np.ndarray | None:
         return None
 
 
-def _says_something(values: np.ndarray) -> bool:
+def _is_not_constant(values: np.ndarray) -> bool:
     return bool(values.size and values.min() != values.max())
 
 

@@ -25,10 +25,11 @@ from typing import Annotated, Any
 
 from fednnunet.conversion.names import label_values, name_cases, number_labels, read_json
 from fednnunet.conversion.readers.csv_table import read_table
-from fednnunet.conversion.study import ConversionIssue, ScanResult, Source, SourceCase
+from fednnunet.conversion.readers.source_files import NIFTI_ENDINGS
+from fednnunet.conversion.scan_result import ConversionIssue, ScanResult, SourceCase, SourceImage
+from fednnunet.datasets.geometry import format_size
 from fednnunet.errors import DataError
 
-ENDINGS = (".nii.gz", ".nii")
 HIDDEN = "._"
 
 
@@ -44,8 +45,8 @@ def read_msd(
     See the module for the layout. Headers of images are read.
 
     Args:
-        source: the task's folder.
-        centres: table of centres.
+        source: folder of the task.
+        centres: table of cases and their centres.
 
     Raises:
         DataError: ``dataset.json`` or the table cannot be read, or is not what it should be.
@@ -57,9 +58,9 @@ def read_msd(
     whole = str(description.get("name") or "").strip() or source.resolve().name
     pairs = _training(description["training"], source)
     names = name_cases(pairs)
-    studies, problems = [], []
-    for case, (image, label) in pairs.items():
-        origin = _Origin(whole) if origins is None else origins.get(case, _Origin("", problem=f"is not in {centres}"))
+    cases, problems = [], []
+    for name, (image, label) in pairs.items():
+        origin = _Origin(whole) if origins is None else origins.get(name, _Origin("", problem=f"is not in {centres}"))
         try:
             if origin.problem:
                 raise DataError(origin.problem)
@@ -67,10 +68,10 @@ def read_msd(
                 raise DataError(f"{label} is missing")
             images = _channel_sources(image, len(channels))
         except DataError as error:
-            problems.append(ConversionIssue(case, str(error), origin.centre))
+            problems.append(ConversionIssue(name, str(error), origin.centre))
         else:
-            studies.append(
-                SourceCase(names[case], origin.centre, images, Source(label), values, origin.patient or case)
+            cases.append(
+                SourceCase(names[name], origin.centre, images, SourceImage(label), values, origin.patient or name)
             )
     problems += [
         ConversionIssue(case, origin.problem or f"is in {centres}, and not in training in dataset.json", origin.centre)
@@ -78,7 +79,7 @@ def read_msd(
         if case not in pairs
     ]
     return ScanResult(
-        tuple(studies),
+        tuple(cases),
         channels,
         tuple(problems),
         tuple(_left_out(description, source, pairs)),
@@ -133,20 +134,20 @@ def _training(listed: list[Any], source: Path) -> dict[str, tuple[Path, Path]]:
             raise DataError(f"{where} must list pairs of image and label; it has {item!r}")
         if image.name.startswith(HIDDEN):
             continue
-        if _case(image) in pairs:
-            raise DataError(f"{where} lists {_case(image)} twice")
-        pairs[_case(image)] = image, label
+        if _case_name(image) in pairs:
+            raise DataError(f"{where} lists {_case_name(image)} twice")
+        pairs[_case_name(image)] = image, label
     if not pairs:
         raise DataError(f"{where} is empty")
     return pairs
 
 
-def _case(image: Path | str) -> str:
+def _case_name(image: Path | str) -> str:
     name = Path(image).name
-    return next((name.removesuffix(ending) for ending in ENDINGS if name.endswith(ending)), name)
+    return next((name.removesuffix(ending) for ending in NIFTI_ENDINGS if name.endswith(ending)), name)
 
 
-def _channel_sources(image: Path, channels: int) -> tuple[Source, ...]:
+def _channel_sources(image: Path, channels: int) -> tuple[SourceImage, ...]:
     """One source per channel, which is a frame of a 4D image.
 
     Raises:
@@ -164,11 +165,11 @@ def _channel_sources(image: Path, channels: int) -> tuple[Source, ...]:
         raise DataError(f"{image} cannot be read: {str(error).strip().splitlines()[-1]}") from None
     size = reader.GetSize()
     if len(size) == 3 and channels == 1:
-        return (Source(image),)
+        return (SourceImage(image),)
     if len(size) == 4 and size[3] == channels:
-        return tuple(Source(image, frame) for frame in range(channels))
+        return tuple(SourceImage(image, frame) for frame in range(channels))
     raise DataError(
-        f"{image} has {' x '.join(map(str, size))} voxels; modality in dataset.json names {channels}, so it must be "
+        f"{image} has {format_size(size)} voxels; modality in dataset.json names {channels}, so it must be "
         f"{'X x Y x Z' if channels == 1 else f'X x Y x Z x {channels}'}"
     )
 
@@ -178,7 +179,7 @@ def _read_origins(path: Path) -> dict[str, _Origin]:
     table = read_table(path, ("case", "centre"), {"case": "case", "centre": "centre", "center": "centre"})
     origins: dict[str, _Origin] = {}
     for row in table.rows:
-        case, centre = _case(row.cells["case"]), row.cells["centre"]
+        case, centre = _case_name(row.cells["case"]), row.cells["centre"]
         problem = row.problem or ("" if case and centre else "case or centre is empty")
         if problem:
             origin = _Origin("", problem=f"{path}, line {row.line}: {problem}")
@@ -194,13 +195,13 @@ def _left_out(
 ) -> list[ConversionIssue]:
     """Test images, and images that ``dataset.json`` does not list."""
     test = [item.get("image", "") if isinstance(item, dict) else item for item in description.get("test") or []]
-    remarks = [
-        ConversionIssue(_case(str(image)), "no annotation: a test image, whose label map is not published")
+    test_images = [
+        ConversionIssue(_case_name(str(image)), "no annotation: a test image, whose label map is not published")
         for image in test
         if not Path(str(image)).name.startswith(HIDDEN)
     ]
     listed = {image.name for image, _ in pairs.values()}
-    return remarks + [
+    return test_images + [
         ConversionIssue(f"imagesTr/{path.name}", "dataset.json does not list it")
         for path in sorted((source / "imagesTr").glob("*.nii*"))
         if not path.name.startswith(HIDDEN) and path.name not in listed

@@ -1,4 +1,4 @@
-"""What lies in a downloaded dataset: its folders and image files."""
+"""Find folders and image files in a downloaded dataset."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from pathlib import Path
 
 from fednnunet.datasets.raw import IMAGE_ENDINGS
 
+NIFTI_ENDINGS = (".nii.gz", ".nii")
 ENDINGS = (*IMAGE_ENDINGS, ".jpg", ".jpeg")
 
 
-def look_for(source: Path, name: str) -> Path | None:
+def find_file(source: Path, name: str) -> Path | None:
     """A file or folder in ``source`` or in one of its folders, such as the one that an archive unpacks to."""
     inside = sorted(path for path in source.glob(f"*/{name}") if path.parent.name != "__MACOSX")
     return next((path for path in (source / name, *inside) if path.exists()), None)
@@ -21,12 +22,12 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def images_by_name(folder: Path) -> dict[str, Path]:
-    """The images in ``folder`` by name in small letters, without ending; none where there is no folder."""
+    """Lower-case name without ending to image, for the images in ``folder``; empty if there is no such folder."""
     return {name_of(path).lower(): path for path in image_files(folder)} if folder.is_dir() else {}
 
 
 def is_image(path: Path) -> bool:
-    """Whether it is a file with an image's ending, and not the hidden one that a Mac adds."""
+    """Whether it is a file with an image's ending, and not a hidden one that macOS adds."""
     return path.is_file() and not path.name.startswith(".") and path.name.lower().endswith(ENDINGS)
 
 
@@ -37,5 +38,5 @@ def name_of(path: Path) -> str:
 
 
 def short_path(path: Path, folder: Path) -> str:
-    """``path`` as seen from ``folder``, where it lies in it."""
+    """``path`` relative to ``folder``, if it is inside."""
     return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fednnunet.conversion.readers.bids import read_bids
-from fednnunet.conversion.study import ConversionIssue, Source, SourceCase
+from fednnunet.conversion.readers.bids.reader import read_bids
+from fednnunet.conversion.scan_result import ConversionIssue, SourceCase, SourceImage
 from fednnunet.errors import ConfigError, DataError
 
 LOOKUP = "index\tname\tabbreviation\n0\tBackground\tBG\n100\tGray Matter\tGM\n102\tBrainstem\tBS\n"
@@ -47,31 +47,31 @@ def dataset(tmp_path: Path) -> Path:
 
 
 def test_label_maps_meet_their_images_centres_and_names(dataset: Path) -> None:
-    survey = read_bids(dataset, channels="T1w,T2w")
+    scan = read_bids(dataset, channels="T1w,T2w")
     manual, values = dataset / "derivatives" / "manual", {100: "Gray Matter", 102: "Brainstem"}
 
-    def study(case: str, centre: str, session: str, ending: str, label: str) -> SourceCase:
+    def expected(name: str, centre: str, session: str, ending: str, label: str) -> SourceCase:
         anat = Path(*session.split("_")) / "anat"
-        channels = (Source(dataset / anat / f"{case}_T1w{ending}"), Source(dataset / anat / f"{case}_T2w.nii.gz"))
-        patient = case.split("_")[0]
-        return SourceCase(case, centre, channels, Source(manual / anat / f"{case}_{label}.nii.gz"), values, patient)
+        channels = tuple(SourceImage(dataset / anat / f"{name}_{end}") for end in (f"T1w{ending}", "T2w.nii.gz"))
+        label_map = SourceImage(manual / anat / f"{name}_{label}.nii.gz")
+        return SourceCase(name, centre, channels, label_map, values, name.split("_")[0])
 
-    assert survey.studies == (
-        study("sub-01", "Oslo", "sub-01", ".nii.gz", "space-orig_dseg"),
-        study("sub-02_ses-1", "Bergen", "sub-02_ses-1", ".nii", "dseg"),
-        study("sub-02_ses-2", "Bergen", "sub-02_ses-2", ".nii.gz", "dseg"),
+    assert scan.cases == (
+        expected("sub-01", "Oslo", "sub-01", ".nii.gz", "space-orig_dseg"),
+        expected("sub-02_ses-1", "Bergen", "sub-02_ses-1", ".nii", "dseg"),
+        expected("sub-02_ses-2", "Bergen", "sub-02_ses-2", ".nii.gz", "dseg"),
     )
-    assert survey.channel_names == ("T1w", "T2w")
-    assert survey.labels == {"background": 0, "Gray Matter": 1, "Brainstem": 2}
-    assert survey.left_out == (ConversionIssue("sub-03_T1w.nii.gz", "no annotation: there is no *_dseg of it", "Oslo"),)
-    assert survey.problems == ()
+    assert scan.channel_names == ("T1w", "T2w")
+    assert scan.labels == {"background": 0, "Gray Matter": 1, "Brainstem": 2}
+    assert scan.left_out == (ConversionIssue("sub-03_T1w.nii.gz", "no annotation: there is no *_dseg of it", "Oslo"),)
+    assert scan.problems == ()
 
 
 def test_a_mask_has_the_name_of_its_label(dataset: Path) -> None:
-    survey = read_bids(dataset, label_maps="label-tumor_mask")
-    assert [(study.case, study.label_values) for study in survey.studies] == [("sub-01", {1: "tumor"})]
-    assert survey.labels == {"background": 0, "tumor": 1}
-    assert len(survey.left_out) == 3
+    scan = read_bids(dataset, label_maps="label-tumor_mask")
+    assert [(case.name, case.label_values) for case in scan.cases] == [("sub-01", {1: "tumor"})]
+    assert scan.labels == {"background": 0, "tumor": 1}
+    assert len(scan.left_out) == 3
 
 
 def test_the_nearest_lookup_table_names_the_values(dataset: Path) -> None:
@@ -79,7 +79,7 @@ def test_the_nearest_lookup_table_names_the_values(dataset: Path) -> None:
     (folder / "sub-02" / "ses-2_dseg.tsv").write_text("index\tname\n1\tlesion\n")
     beside = folder / "sub-02" / "ses-1" / "anat" / "sub-02_ses-1_dseg.tsv"
     beside.write_text("index\tname\n7\tlesion\n")
-    assert [study.label_values for study in read_bids(dataset).studies] == [
+    assert [case.label_values for case in read_bids(dataset).cases] == [
         {100: "Gray Matter", 102: "Brainstem"},
         {7: "lesion"},
         {1: "lesion"},
@@ -107,15 +107,15 @@ def test_entities_say_which_of_several_images_is_meant(tmp_path: Path) -> None:
     )
 
     def images(channels: str) -> list[list[str]]:
-        survey = read_bids(root, channels=channels, label_maps="label-L_mask")
-        return [[source.path.name.removeprefix("sub-01_") for source in study.channels] for study in survey.studies]
+        scan = read_bids(root, channels=channels, label_maps="label-L_mask")
+        return [[source.path.name.removeprefix("sub-01_") for source in case.channels] for case in scan.cases]
 
     assert images("T2w") == [["acq-ax_run-1_T2w.nii.gz"], ["acq-ax_run-2_T2w.nii.gz"]]
     assert images("T2w,acq-sag_T2w") == [["acq-ax_run-1_T2w.nii.gz", "acq-sag_run-1_T2w.nii.gz"]]
     assert images("T2w,T1w")[1] == ["acq-ax_run-2_T2w.nii.gz", "T1w.nii.gz"]
     assert images("T2w,FLAIR")[0] == ["acq-ax_run-1_T2w.nii.gz", "run-1_FLAIR.nii.gz"]
-    survey = read_bids(root, channels="T2w,FLAIR", label_maps="label-L_mask")
-    assert survey.problems == (
+    scan = read_bids(root, channels="T2w,FLAIR", label_maps="label-L_mask")
+    assert scan.problems == (
         ConversionIssue(
             "sub-01_acq-ax_run-2",
             "no image fits sub-01_acq-ax_run-2_label-L_desc-T1lesion_mask.nii.gz: sub-01_acq-fast_run-2_FLAIR.nii.gz, "
@@ -123,7 +123,7 @@ def test_entities_say_which_of_several_images_is_meant(tmp_path: Path) -> None:
             "ds",
         ),
     )
-    assert survey.channel_names == ("T2w", "FLAIR")
+    assert scan.channel_names == ("T2w", "FLAIR")
     assert read_bids(root, channels="acq-ax_T2w,acq-sag_T2w", label_maps="label-L_mask").channel_names == (
         "acq-ax_T2w",
         "acq-sag_T2w",
@@ -141,8 +141,8 @@ def test_an_image_in_the_label_maps_space_is_preferred(tmp_path: Path) -> None:
     )
 
     def image(**options: str) -> Path:
-        (study,) = read_bids(root, label_maps="mask", image_pipeline="prep", **options).studies
-        return study.channels[0].path
+        (case,) = read_bids(root, label_maps="mask", image_pipeline="prep", **options).cases
+        return case.channels[0].path
 
     folder = root / "derivatives" / "prep" / "sub-01" / "anat"
     assert image() == folder / "sub-01_space-MNI_T1w.nii.gz"
@@ -171,14 +171,14 @@ def test_what_is_not_clear_is_a_problem_and_the_others_are_read(dataset: Path) -
     link.symlink_to("../../.git/annex/objects/gone.nii.gz")
     more = "sub-04\t1\tOslo\nsub-06\t1\tOslo\nsub-07\t1\tn/a\nsub-08\t1\tOslo\nsub-08\t2\tBergen\nsub-09\t1\tOslo\n"
     (dataset / "participants.tsv").write_text(PARTICIPANTS + more)
-    survey = read_bids(dataset)
-    assert [study.label.path.name for study in survey.studies] == [
+    scan = read_bids(dataset)
+    assert [case.label.path.name for case in scan.cases] == [
         "sub-01_space-orig_dseg.nii.gz",  # nothing but what was asked for
         "sub-02_ses-1_dseg.nii.gz",
     ]
     table = dataset / "participants.tsv"
     twice = "sub-02_ses-2_T1w.nii.gz fits 2 label maps; choose one with --label-maps"
-    assert survey.problems == (
+    assert scan.problems == (
         ConversionIssue(
             "sub-03",
             "several label maps: sub-03_desc-a_dseg.nii.gz, sub-03_desc-b_dseg.nii.gz; choose with --label-maps, as in "
@@ -195,12 +195,12 @@ def test_what_is_not_clear_is_a_problem_and_the_others_are_read(dataset: Path) -
         ConversionIssue("sub-07", f"sub-07 has no centre in the column site of {table}"),
         ConversionIssue("sub-08", f"sub-08 has the centres Bergen, Oslo in the column site of {table}"),
     )
-    assert survey.left_out == (ConversionIssue("sub-09", "is in participants.tsv and has no file", "Oslo"),)
+    assert scan.left_out == (ConversionIssue("sub-09", "is in participants.tsv and has no file", "Oslo"),)
 
 
 def test_the_centre_is_where_the_user_says(dataset: Path) -> None:
     def centres(**options: object) -> list[str]:
-        return [study.centre for study in read_bids(dataset, **options).studies]  # type: ignore[arg-type]
+        return [case.centre for case in read_bids(dataset, **options).cases]  # type: ignore[arg-type]
 
     table = dataset / "participants.tsv"
     table.write_text("participant_id\tinstitution_id\tSite\nsub-01\tamu\tA\nsub-02\tubc\tB\n")
@@ -221,25 +221,25 @@ def test_the_centre_is_where_the_user_says(dataset: Path) -> None:
 
 def test_label_maps_are_found_without_a_pipelines_folder_and_beside_the_images(tmp_path: Path) -> None:
     """The layouts of ISLES 2022 and ATLAS 2.0."""
-    case = "sub-strokecase0001_ses-0001"
+    name = "sub-strokecase0001_ses-0001"
     isles = touch(
         tmp_path / "ISLES-2022",
-        f"sub-strokecase0001/ses-0001/dwi/{case}_dwi.nii.gz",
-        f"sub-strokecase0001/ses-0001/dwi/{case}_adc.nii.gz",
-        f"derivatives/sub-strokecase0001/ses-0001/{case}_msk.nii.gz",
+        f"sub-strokecase0001/ses-0001/dwi/{name}_dwi.nii.gz",
+        f"sub-strokecase0001/ses-0001/dwi/{name}_adc.nii.gz",
+        f"derivatives/sub-strokecase0001/ses-0001/{name}_msk.nii.gz",
     )
-    (study,) = read_bids(isles, channels="dwi,adc", label_maps="msk", labels="lesion=1").studies
-    assert study.case == case
-    assert [path.name for path in study.files] == [f"{case}_{suffix}.nii.gz" for suffix in ("dwi", "adc", "msk")]
+    (case,) = read_bids(isles, channels="dwi,adc", label_maps="msk", labels="lesion=1").cases
+    assert case.name == name
+    assert [path.name for path in case.files] == [f"{name}_{suffix}.nii.gz" for suffix in ("dwi", "adc", "msk")]
 
-    case = "sub-r001s001_ses-1_space-MNI152NLin2009aSym"
+    name = "sub-r001s001_ses-1_space-MNI152NLin2009aSym"
     atlas = touch(
         tmp_path / "R001",
-        f"sub-r001s001/ses-1/anat/{case}_T1w.nii.gz",
-        f"sub-r001s001/ses-1/anat/{case}_label-L_desc-T1lesion_mask.nii.gz",
+        f"sub-r001s001/ses-1/anat/{name}_T1w.nii.gz",
+        f"sub-r001s001/ses-1/anat/{name}_label-L_desc-T1lesion_mask.nii.gz",
     )
-    (study,) = read_bids(atlas, label_maps="label-L_desc-T1lesion_mask", pipeline=".", labels="lesion=1").studies
-    assert (study.case, study.centre, study.patient) == ("sub-r001s001_ses-1", "R001", "sub-r001s001")
+    (case,) = read_bids(atlas, label_maps="label-L_desc-T1lesion_mask", pipeline=".", labels="lesion=1").cases
+    assert (case.name, case.centre, case.patient) == ("sub-r001s001_ses-1", "R001", "sub-r001s001")
 
 
 def test_names_with_the_images_suffix_are_told_apart(tmp_path: Path) -> None:
@@ -249,8 +249,8 @@ def test_names_with_the_images_suffix_are_told_apart(tmp_path: Path) -> None:
         *(f"sub-amu01/anat/sub-amu01_{suffix}.nii.gz" for suffix in ("T1w", "T2w")),
         *(f"derivatives/labels/sub-amu01/anat/sub-amu01_{suffix}_seg-manual.nii.gz" for suffix in ("T1w", "T2w")),
     )
-    (study,) = read_bids(root, channels="T2w", label_maps="T2w_seg-manual", labels="cord=1").studies
-    assert [path.name for path in study.files] == ["sub-amu01_T2w.nii.gz", "sub-amu01_T2w_seg-manual.nii.gz"]
+    (case,) = read_bids(root, channels="T2w", label_maps="T2w_seg-manual", labels="cord=1").cases
+    assert [path.name for path in case.files] == ["sub-amu01_T2w.nii.gz", "sub-amu01_T2w_seg-manual.nii.gz"]
 
 
 def test_a_source_that_is_none_says_what_is_wanted(dataset: Path, tmp_path: Path) -> None:
@@ -268,7 +268,7 @@ def test_a_source_that_is_none_says_what_is_wanted(dataset: Path, tmp_path: Path
         ConfigError, match=r"several pipelines have label maps .*: auto, manual; choose one with --pipeline"
     ):
         read_bids(dataset)
-    assert len(read_bids(dataset, pipeline="manual").studies) == 3
+    assert len(read_bids(dataset, pipeline="manual").cases) == 3
     with pytest.raises(ConfigError, match=r"must say how names end"):
         read_bids(dataset, channels=" ,")
     with pytest.raises(DataError, match=r"no label map .* it has no image"):

@@ -10,10 +10,10 @@ import pytest
 
 from fednnunet.conversion.options import Options
 from fednnunet.conversion.plan import plan_conversion
-from fednnunet.conversion.readers.bids import read_bids
+from fednnunet.conversion.readers.bids.reader import read_bids
 from fednnunet.conversion.readers.generic import read_generic
 from fednnunet.conversion.readers.msd import read_msd
-from fednnunet.conversion.study import ScanResult
+from fednnunet.conversion.scan_result import ScanResult
 from fednnunet.conversion.targets import numbered_targets
 from fednnunet.conversion.writer import convert
 from fednnunet.datasets.image_checks import check_images
@@ -35,10 +35,10 @@ def label(*values: int) -> np.ndarray:
     return array
 
 
-def converted(survey: ScanResult, target: Path, external: tuple[str, ...] = ()) -> dict[str, RawDataset]:
+def converted(scan: ScanResult, target: Path, external: tuple[str, ...] = ()) -> dict[str, RawDataset]:
     """Centre to its dataset, every image of it checked."""
-    centres = numbered_targets(survey, "Mine", 601, external)
-    plan = plan_conversion(survey, centres, survey.labels)
+    centres = numbered_targets(scan, "Mine", 601, external)
+    plan = plan_conversion(scan, centres, scan.labels)
     assert not plan.all_problems
     done = convert(plan, target, "convert test", {}, Options(), Silent())
     datasets = {
@@ -58,8 +58,8 @@ def test_a_csv_file_becomes_a_dataset_a_centre(tmp_path: Path) -> None:
         centre = "Oslo" if number < CASES else "Riga"
         lines.append(f"ct{number}.mha,pet{number}.mha,label{number}.nrrd,{centre},case {number},p{number}")
     (tmp_path / "in" / "cases.csv").write_text("\r\n".join(lines), encoding="utf-8-sig")
-    survey = read_generic(tmp_path / "in" / "cases.csv", labels="node=255,tumour=64")
-    datasets = converted(survey, tmp_path / "raw", ("Riga",))
+    scan = read_generic(tmp_path / "in" / "cases.csv", labels="node=255,tumour=64")
+    datasets = converted(scan, tmp_path / "raw", ("Riga",))
     assert {centre: dataset.name for centre, dataset in datasets.items()} == {
         "Oslo": "Dataset601_Mine_Oslo",
         "Riga": "Dataset602_Mine_Riga",

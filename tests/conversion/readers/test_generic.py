@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fednnunet.conversion.readers.generic import read_generic
-from fednnunet.conversion.study import ConversionIssue, Source, SourceCase
+from fednnunet.conversion.scan_result import ConversionIssue, SourceCase, SourceImage
 from fednnunet.errors import ConfigError, DataError
 
 
@@ -22,25 +22,30 @@ def write(folder: Path, text: str, *files: str, encoding: str = "utf-8") -> Path
     return path
 
 
-def test_a_line_becomes_a_study_of_its_centre(tmp_path: Path) -> None:
+def test_a_line_becomes_a_case_of_its_centre(tmp_path: Path) -> None:
     path = write(
         tmp_path,
         f"image,label,centre,case,patient,age\nscans/a.nii.gz,masks/a.nii.gz,Oslo,a1,p1,60\n"
         f"{tmp_path}/b.nii.gz,masks/b.nii.gz,Bergen,,,\n",
         *("scans/a.nii.gz", "masks/a.nii.gz", "b.nii.gz", "masks/b.nii.gz"),
     )
-    survey = read_generic(path, labels="tumour=1,node=2")
+    scan = read_generic(path, labels="tumour=1,node=2")
     values = {1: "tumour", 2: "node"}
-    scan, mask = tmp_path / "scans" / "a.nii.gz", tmp_path / "masks" / "a.nii.gz"
-    assert survey.studies == (
-        SourceCase("a1", "Oslo", (Source(scan),), Source(mask), values, "p1"),
+    image, mask = tmp_path / "scans" / "a.nii.gz", tmp_path / "masks" / "a.nii.gz"
+    assert scan.cases == (
+        SourceCase("a1", "Oslo", (SourceImage(image),), SourceImage(mask), values, "p1"),
         SourceCase(
-            "b", "Bergen", (Source(tmp_path / "b.nii.gz"),), Source(tmp_path / "masks" / "b.nii.gz"), values, "b"
+            "b",
+            "Bergen",
+            (SourceImage(tmp_path / "b.nii.gz"),),
+            SourceImage(tmp_path / "masks" / "b.nii.gz"),
+            values,
+            "b",
         ),
     )
-    assert survey.channel_names == ("image",)
-    assert survey.labels == {"background": 0, "tumour": 1, "node": 2}
-    assert (survey.problems, survey.left_out, survey.file_ending) == ((), (), ".nii.gz")
+    assert scan.channel_names == ("image",)
+    assert scan.labels == {"background": 0, "tumour": 1, "node": 2}
+    assert (scan.problems, scan.left_out, scan.file_ending) == ((), (), ".nii.gz")
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
@@ -49,38 +54,36 @@ def test_a_line_becomes_a_study_of_its_centre(tmp_path: Path) -> None:
 def test_tables_of_any_spreadsheet_are_read(tmp_path: Path, delimiter: str, encoding: str, end: str) -> None:
     lines = [["Image", "Label", "Center"], [" a.nrrd ", "b.nrrd", "Málaga"], ["", "", ""]]
     text = end.join(delimiter.join(line) for line in lines) + end
-    survey = read_generic(write(tmp_path, text, "a.nrrd", "b.nrrd", encoding=encoding), labels="tumour=1")
-    assert [(study.centre, study.case, study.files) for study in survey.studies] == [
+    scan = read_generic(write(tmp_path, text, "a.nrrd", "b.nrrd", encoding=encoding), labels="tumour=1")
+    assert [(case.centre, case.name, case.files) for case in scan.cases] == [
         ("Málaga", "a", (tmp_path / "a.nrrd", tmp_path / "b.nrrd"))
     ]
-    assert not survey.problems
+    assert not scan.problems
 
 
 def test_each_image_column_is_a_channel_in_its_order(tmp_path: Path) -> None:
     text = 'centre,image_T2,image_ADC,label\nA,x_0000.nii.gz,"x,adc.nii.gz",m\\x.nii.gz\n'
-    survey = read_generic(
+    scan = read_generic(
         write(tmp_path, text, "x_0000.nii.gz", "x,adc.nii.gz", "m/x.nii.gz"), labels="background=0,tumour=1"
     )
-    assert survey.channel_names == ("T2", "ADC")
-    assert survey.studies[0].channels == (Source(tmp_path / "x_0000.nii.gz"), Source(tmp_path / "x,adc.nii.gz"))
-    assert survey.studies[0].label == Source(tmp_path / "m" / "x.nii.gz")
-    assert survey.studies[0].case == "x"
+    assert scan.channel_names == ("T2", "ADC")
+    assert scan.cases[0].channels == (SourceImage(tmp_path / "x_0000.nii.gz"), SourceImage(tmp_path / "x,adc.nii.gz"))
+    assert scan.cases[0].label == SourceImage(tmp_path / "m" / "x.nii.gz")
+    assert scan.cases[0].name == "x"
 
 
 def test_pictures_stay_pictures_and_values_are_numbered(tmp_path: Path) -> None:
     text = "image,label,centre\na.png,b.png,A\n"
-    survey = read_generic(write(tmp_path, text, "a.png", "b.png"), labels="head=255,abdomen=128,lesion=64,edge=65")
-    assert survey.file_ending == ".png"
-    assert survey.studies[0].label_values == {255: "head", 128: "abdomen", 64: "lesion", 65: "edge"}
-    assert survey.labels == {"background": 0, "lesion": 1, "edge": 2, "abdomen": 3, "head": 4}
+    scan = read_generic(write(tmp_path, text, "a.png", "b.png"), labels="head=255,abdomen=128,lesion=64,edge=65")
+    assert scan.file_ending == ".png"
+    assert scan.cases[0].label_values == {255: "head", 128: "abdomen", 64: "lesion", 65: "edge"}
+    assert scan.labels == {"background": 0, "lesion": 1, "edge": 2, "abdomen": 3, "head": 4}
 
 
 def test_two_values_of_one_name_are_one_label(tmp_path: Path) -> None:
-    survey = read_generic(
-        write(tmp_path, "image,label,centre\na.nii,b.nii,A\n", "a.nii", "b.nii"), labels="t=4,o=2,t=1"
-    )
-    assert survey.studies[0].label_values == {4: "t", 2: "o", 1: "t"}
-    assert survey.labels == {"background": 0, "t": 1, "o": 2}
+    scan = read_generic(write(tmp_path, "image,label,centre\na.nii,b.nii,A\n", "a.nii", "b.nii"), labels="t=4,o=2,t=1")
+    assert scan.cases[0].label_values == {4: "t", 2: "o", 1: "t"}
+    assert scan.labels == {"background": 0, "t": 1, "o": 2}
 
 
 @pytest.mark.parametrize(
@@ -112,10 +115,10 @@ def test_what_is_wrong_with_a_line_is_told_and_the_others_are_read(tmp_path: Pat
         "a,b.nii.gz,m.nii.gz,A,comma\n"
         "gone.nii.gz,m.nii.gz,A,\n"
     )
-    survey = read_generic(write(tmp_path, text, "a.nii.gz", "m.nii.gz", "m.png", "a.dcm"), labels="tumour=1")
-    assert [(study.centre, study.case) for study in survey.studies] == [("A", "good"), ("C", "twice")]
+    scan = read_generic(write(tmp_path, text, "a.nii.gz", "m.nii.gz", "m.png", "a.dcm"), labels="tumour=1")
+    assert [(case.centre, case.name) for case in scan.cases] == [("A", "good"), ("C", "twice")]
     twice = "lines 7, 8 of centre B have one case name; give a column case with different ones"
-    assert survey.problems == (
+    assert scan.problems == (
         ConversionIssue("empty", "line 3: label and centre are empty", ""),
         ConversionIssue("missing", f"line 4: image: {tmp_path}/gone.nii.gz is missing", "A"),
         ConversionIssue(
@@ -139,15 +142,15 @@ def test_what_is_wrong_with_a_line_is_told_and_the_others_are_read(tmp_path: Pat
 def test_names_become_safe_and_stay_different(tmp_path: Path) -> None:
     cases = ["a b", "a/b", "a_b", "Jörg.1"]
     text = "image,label,centre,case\n" + "".join(f"a.nii,m.nii,A,{case}\n" for case in cases)
-    survey = read_generic(write(tmp_path, text, "a.nii", "m.nii"), labels="tumour=1")
-    names = [study.case for study in survey.studies]
+    scan = read_generic(write(tmp_path, text, "a.nii", "m.nii"), labels="tumour=1")
+    names = [case.name for case in scan.cases]
     assert names[2:] == ["a_b", "J_rg_1"]
     assert all(name.startswith("a_b_") for name in names[:2])
     assert len(set(names)) == 4
-    assert [study.patient for study in survey.studies] == cases  # what it was called is kept
+    assert [case.patient for case in scan.cases] == cases  # what it was called is kept
     shuffled = text.splitlines()[:1] + text.splitlines()[:0:-1]
     again = read_generic(write(tmp_path, "\n".join(shuffled)), labels="tumour=1")
-    assert {study.patient: study.case for study in again.studies} == dict(zip(cases, names, strict=True))
+    assert {case.patient: case.name for case in again.cases} == dict(zip(cases, names, strict=True))
 
 
 @pytest.mark.parametrize(

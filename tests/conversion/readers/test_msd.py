@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 
 from fednnunet.conversion.readers.msd import read_msd
-from fednnunet.conversion.study import ConversionIssue, Source, SourceCase
+from fednnunet.conversion.scan_result import ConversionIssue, SourceCase, SourceImage
 from fednnunet.errors import DataError
 
 VALUES = {1: "PZ", 2: "TZ"}
@@ -57,22 +57,22 @@ def task(tmp_path: Path) -> Path:
 
 
 def test_channels_are_the_last_axis_and_all_cases_of_one_centre(task: Path) -> None:
-    survey = read_msd(task)
-    assert survey.studies == tuple(
+    scan = read_msd(task)
+    assert scan.cases == tuple(
         SourceCase(
             case,
             "PROSTATE",
-            tuple(Source(task / "imagesTr" / f"{case}.nii.gz", frame) for frame in (0, 1)),
-            Source(task / "labelsTr" / f"{case}.nii.gz"),
+            tuple(SourceImage(task / "imagesTr" / f"{case}.nii.gz", frame) for frame in (0, 1)),
+            SourceImage(task / "labelsTr" / f"{case}.nii.gz"),
             VALUES,
             case,
         )
         for case in ("prostate_16", "prostate_04")
     )
-    assert survey.channel_names == ("T2", "ADC")
-    assert survey.labels == {"background": 0, "PZ": 1, "TZ": 2}
-    assert survey.problems == ()
-    assert survey.left_out == (
+    assert scan.channel_names == ("T2", "ADC")
+    assert scan.labels == {"background": 0, "PZ": 1, "TZ": 2}
+    assert scan.problems == ()
+    assert scan.left_out == (
         ConversionIssue("prostate_08", "no annotation: a test image, whose label map is not published"),
     )
 
@@ -81,17 +81,17 @@ def test_one_channel_is_the_whole_image(task: Path) -> None:
     for case in ("prostate_04", "prostate_16"):
         write_image(task / "imagesTr" / f"{case}.nii.gz", 8, 8, 3)
     describe(task, ["prostate_04"], modality={"0": "MRI"}, test=[])
-    survey = read_msd(task)
-    assert [study.channels for study in survey.studies] == [(Source(task / "imagesTr" / "prostate_04.nii.gz"),)]
-    assert survey.channel_names == ("MRI",)
-    assert survey.left_out == (ConversionIssue("imagesTr/prostate_16.nii.gz", "dataset.json does not list it"),)
+    scan = read_msd(task)
+    assert [case.channels for case in scan.cases] == [(SourceImage(task / "imagesTr" / "prostate_04.nii.gz"),)]
+    assert scan.channel_names == ("MRI",)
+    assert scan.left_out == (ConversionIssue("imagesTr/prostate_16.nii.gz", "dataset.json does not list it"),)
 
 
 def test_a_table_says_the_centres_and_patients(task: Path, tmp_path: Path) -> None:
     table = tmp_path / "centres.csv"
     table.write_text("Case;Centre;patient\nprostate_16;Nijmegen;p1\nprostate_04.nii.gz;Oslo;\n")
-    studies = read_msd(task, centres=table).studies
-    assert [(study.case, study.centre, study.patient) for study in studies] == [
+    cases = read_msd(task, centres=table).cases
+    assert [(case.name, case.centre, case.patient) for case in cases] == [
         ("prostate_16", "Nijmegen", "p1"),
         ("prostate_04", "Oslo", "prostate_04"),
     ]
@@ -100,9 +100,9 @@ def test_a_table_says_the_centres_and_patients(task: Path, tmp_path: Path) -> No
 def test_what_the_table_of_centres_lacks_or_has_too_much_is_told(task: Path, tmp_path: Path) -> None:
     table = tmp_path / "centres.csv"
     table.write_text("case,centre\nprostate_16,A\nprostate_16,B\nprostate_99,A\n")
-    survey = read_msd(task, centres=table)
-    assert survey.studies == ()
-    assert survey.problems == (
+    scan = read_msd(task, centres=table)
+    assert scan.cases == ()
+    assert scan.problems == (
         ConversionIssue("prostate_16", f"{table}, line 3: prostate_16 has two centres or patients"),
         ConversionIssue("prostate_04", f"is not in {table}"),
         ConversionIssue("prostate_99", f"is in {table}, and not in training in dataset.json", "A"),
@@ -124,9 +124,9 @@ def test_files_that_are_missing_or_wrong_are_problems(task: Path) -> None:
     write_image(images["three"], 8, 8, 3, 3)
     (task / "labelsTr" / "prostate_16.nii.gz").unlink()
     describe(task, cases)
-    survey = read_msd(task)
-    assert [study.case for study in survey.studies] == ["prostate_04"]
-    found = {remark.study: remark.reason for remark in survey.problems}
+    scan = read_msd(task)
+    assert [case.name for case in scan.cases] == ["prostate_04"]
+    found = {issue.name: issue.reason for issue in scan.problems}
     assert list(found) == ["prostate_16", "broken", "flat", "three", "gone"]
     assert found["prostate_16"] == f"{task / 'labelsTr' / 'prostate_16.nii.gz'} is missing"
     assert found["broken"].startswith(f"{images['broken']} cannot be read: ")
@@ -134,7 +134,7 @@ def test_files_that_are_missing_or_wrong_are_problems(task: Path) -> None:
     assert found["flat"] == f"{images['flat']} has 8 x 8 x 3 voxels; {wanted}"
     assert found["three"] == f"{images['three']} has 8 x 8 x 3 x 3 voxels; {wanted}"
     assert found["gone"] == f"{images['gone']} is missing"
-    assert {remark.centre for remark in survey.problems} == {"PROSTATE"}
+    assert {issue.centre for issue in scan.problems} == {"PROSTATE"}
 
 
 def test_a_folder_that_is_no_task_says_what_is_wanted(task: Path) -> None:

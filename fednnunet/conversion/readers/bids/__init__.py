@@ -1,0 +1,1 @@
+"""Reader of segmentation datasets in the Brain Imaging Data Structure (BIDS)."""

@@ -1,0 +1,61 @@
+"""Images and label maps in BIDS by what their names say: entities and suffix."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from fednnunet.conversion.readers.source_files import NIFTI_ENDINGS
+
+DERIVED = frozenset({"space", "res", "den", "seg", "scale", "atlas", "label", "desc"})
+"""Entities that a derivative adds to those of its source."""
+DESCRIBES_LABELS = frozenset({"seg", "scale", "atlas", "label", "desc"})
+"""Those of them that say nothing about the image that a label map belongs to."""
+
+
+@dataclass(frozen=True)
+class BidsFile:
+    """An image or label map of a subject: ``<key>-<value>_ … _<suffix>``."""
+
+    path: Path
+    parts: tuple[str, ...]
+
+    @cached_property
+    def entities(self) -> dict[str, str]:
+        """Keys and values, without ``space-orig``, which says that the image was not transformed."""
+        pairs = (part.partition("-") for part in self.parts[:-1] if part != "space-orig")
+        return {key: value for key, hyphen, value in pairs if hyphen}
+
+    @property
+    def subject(self) -> str:
+        return self.entities["sub"]
+
+    @property
+    def session(self) -> tuple[str, str]:
+        return self.subject, self.entities.get("ses", "")
+
+    @cached_property
+    def scan(self) -> str:
+        """The scan it is derived from, which names the case: ``sub-01_ses-1_run-2``."""
+        return "_".join(f"{key}-{value}" for key, value in self.entities.items() if key not in DERIVED)
+
+    def matches(self, ending: str) -> bool:
+        *parts, suffix = ending.split("_")
+        return self.parts[-1] == suffix and set(parts) <= set(self.parts[:-1])
+
+    def without(self, keys: Iterable[str]) -> dict[str, str]:
+        return {key: value for key, value in self.entities.items() if key not in keys}
+
+
+def list_files(folder: Path) -> Iterator[BidsFile]:
+    """Images and label maps of all subjects; CIFTI files, which have one more ending, are ignored."""
+    for subject in sorted(folder.glob("sub-*")):
+        for parent, folders, names in os.walk(subject):
+            folders.sort()
+            for name in sorted(names):
+                stem = name.removesuffix(".gz").removesuffix(".nii")
+                if name.startswith("sub-") and name.endswith(NIFTI_ENDINGS) and "." not in stem:
+                    yield BidsFile(Path(parent) / name, tuple(stem.split("_")))
