@@ -24,20 +24,19 @@ from fednnunet.exchange.messages import (
     Body,
     Kind,
     TrainReply,
-    TrainRequest,
     parse_body,
 )
 from fednnunet.exchange.records import from_array_record, to_array_record
 
 MAX_DEATHS = 3
-"""A request that a worker died of so often is not given to another."""
+"""Number of workers that may die of a request; after that it is given up."""
 RETRY_SECONDS = 0.5
 
 app = ClientApp()
 
 
 def relay(message: Message, context: Context) -> Message:
-    """Hand ``message`` to the worker named in ``context.node_config`` and reply with what it answers."""
+    """Hand ``message`` to the worker that ``context.node_config`` names, and return its reply."""
     try:
         return Message(_forward(message, context), reply_to=message)
     except WorkerFailure as error:
@@ -76,18 +75,19 @@ def _forward(message: Message, context: Context) -> RecordDict:
 def _call_worker(
     context: Context, key: bytes, kind: Kind, body: str, arrays: Mapping[str, np.ndarray]
 ) -> tuple[bytes, SharedArrays | None]:
-    """Ask the worker; where it is started again when it dies (``patience``, seconds), ask again."""
-    address, patience = str(context.node_config["socket"]), float(context.node_config.get("patience", 0.0))
-    deadline, deaths = time.monotonic() + patience, 0
+    """Send the worker a request, again for ``retry-timeout-s`` seconds where it is restarted when it dies."""
+    address = str(context.node_config["socket"])
+    retry_timeout_s = float(context.node_config.get("retry-timeout-s", 0.0))
+    deadline, deaths = time.monotonic() + retry_timeout_s, 0
     while True:
         try:
             return call_worker(address, key, kind, body, arrays)
         except WorkerUnreachable as error:
-            deaths += error.begun
-            if not patience or deaths == MAX_DEATHS or time.monotonic() > deadline:
+            deaths += error.started
+            if not retry_timeout_s or deaths == MAX_DEATHS or time.monotonic() > deadline:
                 raise
-            if error.begun:
-                deadline = time.monotonic() + patience
+            if error.started:
+                deadline = time.monotonic() + retry_timeout_s
             time.sleep(RETRY_SECONDS)
 
 
@@ -96,15 +96,11 @@ def _request_body(kind: Kind, content: RecordDict) -> Body:
     text = config.get("body", "{}")
     if not isinstance(text, str):
         raise ProtocolError("the server sent a body that is not text")
-    body = parse_body(REQUESTS[kind], text, "the server")
-    if isinstance(body, TrainRequest) and isinstance(config.get("server-round"), int):
-        # Flower's own strategies count rounds here.
-        body = body.model_copy(update={"server_round": config["server-round"]})
-    return body
+    return parse_body(REQUESTS[kind], text, "the server")
 
 
 def _metrics(reply: TrainReply) -> MetricRecord:
-    """What Flower's strategies weigh and average; undefined values are left out."""
+    """Metrics that Flower's strategies weigh and average; undefined ones are left out."""
     values = reply.model_dump(exclude={"fold", "server_round", "num_examples"})
     metrics = MetricRecord({name: float(value) for name, value in values.items() if value is not None})
     metrics["num-examples"] = reply.num_examples

@@ -42,7 +42,7 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
     channel = WorkerChannel("s", KEY)
     grid = LocalGrid(app, {7: {"socket": "s", "key-file": "key"}}, 1)
 
-    def send(kind: Kind, body: str, answer: Answer, arrays: ArrayRecord | None = None, **config: int) -> Message:
+    def send(kind: Kind, body: str, answer: Answer, arrays: ArrayRecord | None = None) -> Message:
         def work() -> None:
             request = channel.receive(timeout=10)
             if request is not None:
@@ -50,7 +50,7 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
 
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
-        content = RecordDict({"config": ConfigRecord({"body": body, **config})})
+        content = RecordDict({"config": ConfigRecord({"body": body})})
         if arrays is not None:
             content["arrays"] = arrays
         message = Message(content, dst_node_id=7, message_type=kind.value)
@@ -70,8 +70,8 @@ def test_train_reply_has_what_flowers_strategies_need(ask: Callable[..., Message
         request.reply(TrainReply(server_round=4, num_examples=12, train_loss=-0.5).model_dump_json())
 
     arrays = to_array_record({"w": np.arange(3, dtype=np.float32)})
-    body = TrainRequest(server_round=1, layers=["w"]).model_dump_json()
-    reply = ask(Kind.TRAIN, body, answer, arrays, **{"server-round": 4})
+    body = TrainRequest(server_round=4, layers=["w"]).model_dump_json()
+    reply = ask(Kind.TRAIN, body, answer, arrays)
     assert TrainRequest.model_validate_json(seen[0][0]).server_round == 4
     assert np.array_equal(seen[0][1]["w"], from_array_record(arrays, "here")["w"])
     assert reply.content.metric_records["metrics"]["num-examples"] == 12

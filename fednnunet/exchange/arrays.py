@@ -20,21 +20,21 @@ from fednnunet.errors import ProtocolError, one_line
 from fednnunet.exchange.messages import MAX_DIMENSIONS, MAX_LENGTH, Body, LayerName, Shape
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-"""float32 without its last 16 bits; numpy has none of its own, and files it as two bytes of no type."""
+"""float32 without its last 16 bits; numpy has no such type, and writes it to files as two bytes of no type."""
 FLOATS = ("float32", "float16", BFLOAT16.name, "float64")
 DTYPES = (*FLOATS, "int64", "int32", "uint8", "bool")
 MAX_BYTES = 8 * 2**30
-"""Largest sum of arrays: twice nnU-Net's ResEnc XL with room."""
+"""Most bytes of all arrays: twice nnU-Net's ResEnc XL, with room to spare."""
 MAX_ARRAYS = 20_000
 ALIGNMENT = 64
 BLOCK = 1 << 16
-"""Elements that are checked at a time: they stay in the cache."""
+"""Number of elements that are checked at a time: they stay in the cache."""
 
 Spec: TypeAlias = Mapping[str, tuple[tuple[int, ...], np.dtype]]
 
 
 class ArrayLayout(Body):
-    """Where one array lies in shared memory."""
+    """Type, shape and place of one array in shared memory; ``offset`` in bytes."""
 
     dtype: str
     shape: Shape
@@ -42,14 +42,14 @@ class ArrayLayout(Body):
 
 
 class Layout(Body):
-    """Where all arrays lie."""
+    """Places of all arrays in shared memory of ``size`` bytes."""
 
     arrays: dict[LayerName, ArrayLayout] = Field(max_length=MAX_ARRAYS)
     size: int = Field(ge=0, le=MAX_BYTES)
 
     @classmethod
     def parse(cls, text: bytes, where: str) -> Layout:
-        """Validate what ``where`` sent.
+        """Parse what ``where`` sent.
 
         Raises:
             ProtocolError: malformed, unknown dtype, an array that reaches beyond ``size``, or more bytes in all.
@@ -84,7 +84,7 @@ def num_bytes(shape: list[int] | tuple[int, ...], dtype: Any) -> int:
 
 
 def is_possible(shape: list[int] | tuple[int, ...], dtype: Any) -> bool:
-    """Whether an array of this shape can be had; a length of zero does not make the others harmless."""
+    """Whether an array of this shape may be made; a length of zero does not make the others harmless."""
     return (
         len(shape) <= MAX_DIMENSIONS
         and all(0 <= length <= MAX_LENGTH for length in shape)
@@ -93,7 +93,7 @@ def is_possible(shape: list[int] | tuple[int, ...], dtype: Any) -> bool:
 
 
 class SharedArrays:
-    """Named arrays in anonymous shared memory; used again for a transfer of the same ``spec``."""
+    """Named arrays in anonymous shared memory; can be reused for a transfer of the same ``spec``."""
 
     def __init__(self, fd: int, layout: Layout, writeable: bool) -> None:
         self.fd = fd
@@ -116,7 +116,7 @@ class SharedArrays:
 
     @classmethod
     def attach(cls, fd: int, layout: Layout, where: str) -> SharedArrays:
-        """Read what another process wrote; takes ``fd`` over.
+        """Read what another process wrote; owns ``fd`` from here on.
 
         Raises:
             ProtocolError: the memory is smaller than the layout says.
@@ -139,12 +139,12 @@ class SharedArrays:
         }
 
     def sha256(self) -> str:
-        """Digest of the memory as the layout has it: the arrays in order, filled up to 64 bytes each with zeros."""
+        """Digest of the memory in its layout: the arrays in order, each padded with zeros to a multiple of 64 bytes."""
         with memoryview(self._memory) as memory:
             return hashlib.sha256(memory[: self.layout.size]).hexdigest()
 
     def close(self) -> None:
-        """Give the memory back once no view is in use."""
+        """Free the memory once no view is in use."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -163,7 +163,7 @@ def _anonymous_file() -> int:
 
 
 def check_finite(arrays: Mapping[str, np.ndarray], where: str) -> None:
-    """Refuse NaN and infinity.
+    """Check that all values are finite.
 
     Raises:
         ProtocolError: names ``where`` and the first array that is not finite.

@@ -36,7 +36,7 @@ class WorkerFailure(FednnUNetError):
     """The worker answered with a failure.
 
     Attributes:
-        failure: what it said.
+        failure: the worker's message.
     """
 
     def __init__(self, failure: Failure) -> None:
@@ -48,21 +48,21 @@ class WorkerUnreachable(FednnUNetError):
     """The worker cannot be reached, or ended before its reply.
 
     Attributes:
-        begun: it had the request.
+        started: the worker had the request.
     """
 
-    def __init__(self, reason: str, begun: bool) -> None:
+    def __init__(self, reason: str, started: bool) -> None:
         super().__init__(reason)
-        self.begun = begun
+        self.started = started
 
 
 class Reply(NamedTuple):
-    """What a worker is about to send.
+    """A reply that a worker is about to send.
 
     Attributes:
-        ok: whether it did what was asked; otherwise ``body`` is a :class:`~fednnunet.exchange.messages.Failure`.
+        ok: whether the request was carried out; otherwise ``body`` is a :class:`~fednnunet.exchange.messages.Failure`.
         body: JSON.
-        arrays: beside the body, where there are any.
+        arrays: arrays beside the body, where there are any.
     """
 
     ok: bool
@@ -71,7 +71,7 @@ class Reply(NamedTuple):
 
 
 class Request:
-    """One request at the worker, to be replied to once."""
+    """One request at the worker, which gets one reply."""
 
     def __init__(
         self,
@@ -89,19 +89,19 @@ class Request:
         self.arrays: dict[str, np.ndarray] = {} if shared is None else shared.views()
 
     def reply(self, body: str, arrays: SharedArrays | None = None) -> bool:
-        """Send the reply; False when the relay has gone (it can ask again)."""
+        """Send the reply; False when the relay is gone (it can send the request again)."""
         return self._answer(Reply(True, body, arrays))
 
     def fail(self, failure: Failure) -> bool:
-        """Send a failure; False when the relay has gone."""
+        """Send a failure; False when the relay is gone."""
         return self._answer(Reply(False, failure.model_dump_json(), None))
 
     def _answer(self, reply: Reply) -> bool:
-        """The one way by which anything leaves the worker."""
+        """Send a reply: the only way in which anything leaves the worker."""
         try:
-            instead = self._before_reply(self, reply) if self._before_reply is not None else None
-            if instead is not None:
-                reply = Reply(False, instead.model_dump_json(), None)
+            withheld = self._before_reply(self, reply) if self._before_reply is not None else None
+            if withheld is not None:
+                reply = Reply(False, withheld.model_dump_json(), None)
             _send(self._connection, {"ok": reply.ok}, reply.body, reply.arrays)
         except OSError as error:
             log.warning("the relay went away before the reply to %s: %s", self.kind, error)
@@ -120,16 +120,16 @@ class Request:
 
 
 BeforeReply: TypeAlias = Callable[[Request, Reply], Failure | None]
-"""Sees each reply before it is sent; what it returns, where it does, is sent instead."""
+"""Sees each reply before it is sent; a failure that it returns is sent instead."""
 
 
 class WorkerChannel:
-    """The worker's end: listens, hands out one request at a time.
+    """The worker's end: listens, and returns one request at a time.
 
     Args:
         address: path of the socket; its folder should be the owner's alone.
         key: shared with the relays.
-        before_reply: sees all that leaves, and can keep it back.
+        before_reply: sees every reply, and can withhold it.
     """
 
     def __init__(self, address: str | Path, key: bytes, before_reply: BeforeReply | None = None) -> None:
@@ -192,7 +192,7 @@ def call_worker(
         WorkerUnreachable: no worker there, wrong key, or it ended before its reply.
         ProtocolError: the reply is malformed.
     """
-    shared, begun = None, False
+    shared, started = None, False
     try:
         with Client(str(address), family="AF_UNIX", authkey=key) as connection:
             if arrays:
@@ -201,12 +201,12 @@ def call_worker(
                     np.copyto(view, arrays[name])
                     del view
             _send(connection, {"kind": kind.value}, body, shared)
-            begun = True
+            started = True
             head, reply, received = _receive(connection, "the node worker")
     except (OSError, EOFError, multiprocessing.AuthenticationError) as error:
-        what = "ended" if begun else "cannot be reached"
+        what = "ended" if started else "cannot be reached"
         raise WorkerUnreachable(
-            f"the node worker {what} ({type(error).__name__}); see the node's log", begun
+            f"the node worker {what} ({type(error).__name__}); see the node's log", started
         ) from error
     finally:
         if shared is not None:
@@ -248,7 +248,7 @@ def _receive(connection: Connection, where: str) -> tuple[dict[str, Any], bytes,
 
 
 def _receive_part(connection: Connection, limit: int, where: str) -> bytes:
-    """The next part of a message; of one that is too long not a byte is read."""
+    """The next part of a message; none of it is read where it is too long."""
     try:
         return connection.recv_bytes(limit)
     except OSError:
@@ -259,7 +259,7 @@ def _receive_part(connection: Connection, limit: int, where: str) -> bytes:
 
 
 def _limit_time(connection: Connection, seconds: float) -> None:
-    """Time-out of reads and writes on a connection; 0 for none."""
+    """Set the time-out of reads and writes on a connection, in seconds; 0 for none."""
     whole = int(seconds)
     value = struct.pack("ll", whole, int((seconds - whole) * 1e6))
     with socket.fromfd(connection.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as raw:

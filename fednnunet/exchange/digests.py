@@ -1,7 +1,8 @@
 """Digests of images that two nodes can compare through a server that has neither image.
 
 HMAC-SHA256 (RFC 2104) with a salt of the run: digests of two runs cannot be compared, and no table of known images can
-be made ahead. Who knows the salt and has an image can tell whether a node has it, too (docs/explanation/security.md).
+be made in advance. Anyone who knows the salt and has an image can tell whether a node has it (docs/explanation/
+security.md).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hmac
 import secrets
 
 DIGESTS_FILE = "image_digests.json"
-"""In a node's folder: salted digest to names of the cases that it is of; stays there, for a person to look up."""
+"""File in a node's folder: salted digest to names of its cases; it stays there, for a person to look up."""
 
 
 def make_salt() -> str:
@@ -20,10 +21,10 @@ def make_salt() -> str:
 
 
 def salted(digest: str, salt: str) -> str:
-    """What leaves the node in place of ``digest``.
+    """The digest that leaves the node in place of ``digest``.
 
     Args:
         digest: SHA-256 of an image's content, in hexadecimal.
-        salt: of :func:`make_salt`.
+        salt: the run's, of :func:`make_salt`.
     """
     return hmac.new(bytes.fromhex(salt), bytes.fromhex(digest), hashlib.sha256).hexdigest()

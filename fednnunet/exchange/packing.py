@@ -1,7 +1,7 @@
-"""Many arrays as one, for grids where each array costs requests of its own.
+"""Many arrays packed into one, for grids where each array costs requests of its own.
 
 Flower sends every array of a message as an object, in chunks of 5 MiB, each by an HTTP request at every hop: the 128
-tensors of a U-Net are 300 requests, packed into one array they are 30.
+tensors of a U-Net take 300 requests, packed into one array they take 30.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from fednnunet.exchange.messages import Body, LayerName, Shape, parse_body
 ARRAYS = "arrays"
 PACKED = "packed"
 STYPE = "fednnunet.packed"
-"""Marks the one array: bytes that Flower passes on as they are."""
+"""Type of the packed array: bytes that Flower passes on as they are."""
 
 
 class PackedArray(Body):
-    """One of the arrays: what Flower's ``Array`` says of it, and how many bytes it takes."""
+    """One of the arrays: the fields of Flower's ``Array``, and its number of bytes."""
 
     name: LayerName
     dtype: str = Field(max_length=32)
@@ -32,13 +32,13 @@ class PackedArray(Body):
 
 
 class Packing(Body):
-    """What lies in the packed bytes, in order."""
+    """The arrays in the packed bytes, in order."""
 
     arrays: Annotated[list[PackedArray], Field(max_length=MAX_ARRAYS)]
 
 
 def pack(content: RecordDict) -> RecordDict:
-    """The same content with its arrays as one; it is not changed itself, and what has no arrays stays as it is."""
+    """A copy of the content with its arrays packed into one; content without arrays is returned as it is."""
     if ARRAYS not in content.array_records:
         return content
     arrays = content.array_records[ARRAYS]
@@ -56,7 +56,7 @@ def pack(content: RecordDict) -> RecordDict:
 
 
 def unpack(content: RecordDict, where: str) -> RecordDict:
-    """What :func:`pack` was given; content that is not packed stays as it is.
+    """The inverse of :func:`pack`; content that is not packed is returned as it is.
 
     Raises:
         ProtocolError: the layout is malformed, or not that of the bytes; names ``where``.

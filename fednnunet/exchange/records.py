@@ -1,4 +1,4 @@
-"""Named arrays in Flower's records, between machines.
+"""Named arrays in Flower's records, which travel between machines.
 
 Records hold numpy's own file format, which Flower's strategies read. It is written and read here without a detour:
 one copy to write, none to read, and nothing is ever unpickled.
@@ -16,7 +16,7 @@ from fednnunet.errors import ProtocolError, one_line
 from fednnunet.exchange.arrays import ALIGNMENT, DTYPES, MAX_ARRAYS, MAX_BYTES, is_possible, num_bytes
 
 NAME = re.compile(r"[A-Za-z0-9_.@]{1,512}")
-"""Of a layer, or of a group of layers."""
+"""Name of a layer, or of a group of layers."""
 
 
 def to_array_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
@@ -41,7 +41,7 @@ def from_array_record(record: ArrayRecord, where: str) -> dict[str, np.ndarray]:
     """Read-only views of a record's arrays, without a copy.
 
     Raises:
-        ProtocolError: names ``where`` and the array that is not what it says.
+        ProtocolError: names ``where`` and the array whose data do not match its description.
     """
     if len(record) > MAX_ARRAYS or sum(len(array.data) for array in record.values()) > MAX_BYTES:
         raise ProtocolError(f"{where} sent more than {MAX_ARRAYS} arrays or {MAX_BYTES} bytes")

@@ -1,8 +1,8 @@
-"""Layers in two bytes per value, and nothing lost over rounds: error feedback, the same at node and server.
+"""Layers in two bytes per value, without loss over rounds: error feedback, the same at node and server.
 
-A sender rounds ``x + e`` instead of ``x`` and keeps what that took away as the next ``e`` (Seide et al. 2014, "1-bit
-stochastic gradient descent"; Karimireddy et al. 2019, "Error feedback fixes SignSGD"). What was sent and what is left
-over add up to what was to be sent, over any number of rounds.
+A sender rounds ``x + e`` instead of ``x`` and keeps the rounding error as the next ``e`` (Seide et al. 2014, "1-bit
+stochastic gradient descent"; Karimireddy et al. 2019, "Error feedback fixes SignSGD"). What was sent and the residual
+add up to what was to be sent, over any number of rounds.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from fednnunet.exchange.messages import ExchangeDtype
 
 
 class ErrorFeedback:
-    """Rounds named arrays round by round, and carries what rounding takes away into the next.
+    """Rounds named arrays in every federated round, and carries the rounding errors into the next.
 
     Args:
-        dtype: of what travels; with ``float32`` there is nothing to round.
+        dtype: data type of what travels; with ``float32`` there is nothing to round.
 
     Attributes:
         residuals: name to what is still to be sent (float32, of the array's shape).
@@ -34,30 +34,30 @@ class ErrorFeedback:
 
     @property
     def rounds(self) -> bool:
-        """Whether anything is rounded at all."""
+        """Whether anything is rounded."""
         return self.dtype != "float32"
 
     def dtype_of(self, dtype: np.dtype) -> np.dtype:
-        """What arrays of ``dtype`` travel as: numbers with a fraction are rounded, integers are left."""
+        """Type that arrays of ``dtype`` travel as: floats are rounded, integers stay as they are."""
         return np.dtype(self.dtype) if dtype.name in FLOATS else dtype
 
     def expect(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
-        """An array that will be sent, with nothing left over where it was never sent before."""
+        """Announce an array that will be sent; its residual is zero where it was never sent before."""
         if dtype.name in FLOATS and name not in self.residuals:
             self.residuals[name] = np.zeros(shape, dtype=np.float32)
 
     def encode(self, arrays: Mapping[str, np.ndarray], out: Mapping[str, np.ndarray], where: str) -> None:
-        """Write ``arrays`` and what was left over, rounded, into ``out``.
+        """Write ``arrays`` plus residuals, rounded, into ``out``.
 
-        What is beyond the largest value of the type is sent as that value; the rest is left over.
+        A value beyond the largest of the type is sent as the largest; the difference stays in the residual.
 
         Args:
             arrays: what is to be sent.
             out: contiguous arrays of the same names and shapes and of :meth:`dtype_of` their dtypes.
-            where: whose arrays they are, for the error.
+            where: owner of the arrays, for the error.
 
         Raises:
-            ProtocolError: values that are not finite; names ``where`` and the layer, and nothing has changed.
+            ProtocolError: values that are not finite; names ``where`` and the layer; nothing is changed.
         """
         check_finite(arrays, where)
         for name, array in arrays.items():
@@ -77,9 +77,9 @@ class ErrorFeedback:
 def _round(values: np.ndarray, residual: np.ndarray, out: np.ndarray, largest: float) -> None:
     for start in range(0, values.size, BLOCK):
         block = slice(start, start + BLOCK)
-        wanted = values[block] + residual[block]
-        out[block] = np.clip(wanted, -largest, largest)
-        np.subtract(wanted, out[block], out=residual[block], casting="same_kind")
+        exact = values[block] + residual[block]
+        out[block] = np.clip(exact, -largest, largest)
+        np.subtract(exact, out[block], out=residual[block], casting="same_kind")
 
 
 def decode(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -93,12 +93,12 @@ def is_rounded(dtype: np.dtype) -> bool:
 
 
 def check_dtypes(arrays: Mapping[str, np.ndarray], dtype: ExchangeDtype, where: str) -> None:
-    """Refuse layers of another type than was asked for; integers always travel as they are.
+    """Check that layers have the requested type; integers always travel as they are.
 
     Raises:
         ProtocolError: names ``where`` and the first such layer.
     """
     for name, array in arrays.items():
-        as_asked = array.dtype.name == dtype or (dtype == "float32" and not is_rounded(array.dtype))
-        if array.dtype.name in FLOATS and not as_asked:
+        is_requested = array.dtype.name == dtype or (dtype == "float32" and not is_rounded(array.dtype))
+        if array.dtype.name in FLOATS and not is_requested:
             raise ProtocolError(f"{where} sent layer {name} as {array.dtype} instead of {dtype}")

@@ -238,7 +238,7 @@ def test_a_worker_begins_another_run_only_when_it_is_told_a_whole_one(
             try:
                 return call_worker("s", KEY, kind, body)
             except WorkerUnreachable as error:
-                if error.begun or not process.is_alive():
+                if error.started or not process.is_alive():
                     raise
                 process.join(0.1)  # it does not listen yet
 

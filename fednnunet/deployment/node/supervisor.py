@@ -46,7 +46,7 @@ def serve(site: NodeFile) -> None:
     key_file.write_bytes(key)
     address = str(sockets / "worker.sock")
     # Flower's node configuration: what the ClientApp needs to find the worker.
-    node_config = {"socket": address, "key-file": str(key_file), "patience": str(RETRY_TIMEOUT_S)}
+    node_config = {"socket": address, "key-file": str(key_file), "retry-timeout-s": str(RETRY_TIMEOUT_S)}
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
 
