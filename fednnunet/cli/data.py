@@ -1,4 +1,4 @@
-"""``fednnunet data``: a look at raw datasets before training; each command parses, calls, prints."""
+"""``fednnunet data``: inspect raw datasets before training; each command parses, calls, prints."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ data = typer.Typer(no_args_is_help=True, help="Raw datasets, before training.")
 
 
 WIDE = 200
-"""Characters of a line in a file."""
+"""Width of the tables in characters when they go to a file."""
 
 
 @data.callback()
@@ -35,7 +35,7 @@ def summary(
         list[str],
         typer.Argument(
             metavar="DATASET...",
-            help="A dataset's name in conf/dataset, such as mamamia, for all of its centres; or raw datasets, one a "
+            help="A dataset's name in conf/dataset, such as mamamia, for all of its centres; or raw datasets, one per "
             "centre: folders, nnU-Net ids or names DatasetXXX_Name.",
         ),
     ],
@@ -49,14 +49,14 @@ def summary(
     workers: Annotated[int, typer.Option(help="Processes that read images; 0: one per core.", min=0)] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="For programs: as JSON, with every case.")] = False,
 ) -> None:
-    """Show what the images and labels of each centre are like, and warn of what will hurt training.
+    """Summarise the images and labels of each centre, and warn of likely training problems.
 
     Exit code 2: training would stop at something, such as a file that cannot be read.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    from fednnunet.datasets.quality.checks import find_concerns
+    from fednnunet.datasets.quality.checks import find_issues
     from fednnunet.datasets.quality.console import as_json as to_json
     from fednnunet.datasets.quality.console import show_summary
     from fednnunet.datasets.quality.measure import measure_centre
@@ -74,18 +74,18 @@ def summary(
             measured.append(
                 measure_centre(centre.dataset, centre.name, centre.external, processes, lambda: progress.advance(task))
             )
-    concerns = [*missing, *find_concerns(measured)]
+    issues = [*missing, *find_issues(measured)]
     if as_json:
-        print(to_json(measured, concerns))
+        print(to_json(measured, issues))
     else:
         console = Console(highlight=False)
-        # Where it goes to a file, tables are as wide as they need to be.
-        show_summary(measured, concerns, console if console.is_terminal else Console(highlight=False, width=WIDE))
+        # In a file, tables are as wide as they need to be.
+        show_summary(measured, issues, console if console.is_terminal else Console(highlight=False, width=WIDE))
     if any(centre.cases for centre in measured):
         save_figure(centre_summaries([centre for centre in measured if centre.cases]), out, "summary")
         if not as_json:
             print(f"figure: {out / 'summary.png'}")
-    if any(concern.severity == "bad" for concern in concerns):
+    if any(issue.severity == "bad" for issue in issues):
         raise typer.Exit(2)
 
 

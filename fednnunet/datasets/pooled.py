@@ -1,4 +1,4 @@
-"""The pooled dataset of the baseline ``centralized``."""
+"""The pooled dataset that the strategy ``centralized`` trains on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def pooled_name(centre: str, case: str) -> str:
 
 
 def centre_of(identifier: str) -> tuple[str, str]:
-    """Centre, as :func:`pooled_name` spells it, and case of a name in the pooled dataset."""
+    """Centre, as written by :func:`pooled_name`, and case of a name in the pooled dataset."""
     centre, separator, case = identifier.partition("__")
     if not separator:
         raise ValueError(f"{identifier} is no name of a pooled case: it must be CENTRE__CASE")
@@ -28,13 +28,13 @@ def pool_datasets(datasets: Mapping[str, RawDataset], nnunet_raw: Path, name: st
     """One dataset of all centres' cases in ``nnunet_raw/name``, which refers to their files.
 
     Raises:
-        DataError: centres disagree on channels, labels or file ending; names both and the field. Or two centres
-            have the same name but for signs that do not belong into a file name.
+        DataError: centres disagree on channels, labels or file ending; names both and the field. Or the names of
+            two centres differ only in characters that a file name cannot hold.
     """
     (first_centre, first), *others = datasets.items()
-    spelt: dict[str, str] = {}
+    names: dict[str, str] = {}
     for centre in datasets:
-        other_centre = spelt.setdefault(pooled_name(centre, ""), centre)
+        other_centre = names.setdefault(pooled_name(centre, ""), centre)
         if other_centre != centre:
             raise DataError(f"centres {other_centre} and {centre} cannot be told apart in file names; rename one")
     for centre, other in others:

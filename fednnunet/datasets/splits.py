@@ -14,10 +14,10 @@ FOLDS = 5
 
 
 def splits_of(dataset: RawDataset, centre: str) -> list[Split]:
-    """A centre's folds: its own ``splits_final.json`` beside ``dataset.json``, as nnU-Net takes it, or nnU-Net's.
+    """Folds of a centre: those of ``splits_final.json`` beside ``dataset.json``, where nnU-Net looks too, or nnU-Net's.
 
     Raises:
-        DataError: the file is no list of five folds with ``train`` and ``val``, or names a case that is not there.
+        DataError: the file is no list of five folds with ``train`` and ``val``, or names an unknown case.
     """
     path = dataset.folder / "splits_final.json"
     names = {case.name for case in dataset.cases}
@@ -44,7 +44,7 @@ def splits_of(dataset: RawDataset, centre: str) -> list[Split]:
 
 
 def crossval_splits(case_names: Sequence[str]) -> list[Split]:
-    """The splits that nnU-Net makes of these cases: five folds, ``train`` and ``val`` names each."""
+    """The splits that nnU-Net makes for these cases: five folds, each with the names ``train`` and ``val``."""
     from nnunetv2.utilities.crossval_split import generate_crossval_split
 
     splits = generate_crossval_split(sorted(case_names), seed=12345, n_splits=5)
@@ -52,7 +52,7 @@ def crossval_splits(case_names: Sequence[str]) -> list[Split]:
 
 
 def splits_by_patient(patients: Mapping[str, str]) -> list[Split]:
-    """Five folds as nnU-Net makes them, of patients: all cases of one are in the same part.
+    """Five folds as nnU-Net makes them, but of patients: all cases of one are in the same part.
 
     Args:
         patients: case name to patient.

@@ -45,7 +45,7 @@ def test_folders_are_summed_up_in_tables_and_a_figure(data_summary: Call, tmp_pa
     assert code == 0
     for text in ("Oslo", "6×40×40", "3×1×1", "Porto", "5×60×80", "2×0.5×0.5", "axial LPS: 6", "6 of 6", "tumour"):
         assert text in out
-    assert "Nothing found that will hurt." in out
+    assert "No likely training problems found." in out
     assert out.endswith("figure: figures/summary.png\n")
     assert Image.open(tmp_path / "figures" / "summary.png").width > 800
     assert "<svg" in (tmp_path / "figures" / "summary.svg").read_text()
@@ -66,10 +66,10 @@ def test_json_is_all_that_is_printed(data_summary: Call, tmp_path: Path) -> None
     write_boxes(tmp_path / "raw", "Dataset201_Oslo")
     code, out, _ = data_summary(201, "--raw-folder", "raw", "--json")
     assert code == 0
-    told = json.loads(out)
-    assert [centre["name"] for centre in told["centres"]] == ["Oslo"]
-    assert len(told["centres"][0]["cases"]) == 6
-    assert told["concerns"] == []
+    content = json.loads(out)
+    assert [centre["name"] for centre in content["centres"]] == ["Oslo"]
+    assert len(content["centres"][0]["cases"]) == 6
+    assert content["issues"] == []
 
 
 def test_a_configured_dataset_brings_its_centres(data_summary: Call, tmp_path: Path) -> None:

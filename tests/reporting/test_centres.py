@@ -90,19 +90,19 @@ def test_images_without_spacing_have_neither_spacing_nor_orientation(centres: li
 
 
 def test_a_warning_names_three_cases_at_most() -> None:
-    concern = DataIssue("warning", "Oslo", "empty mask", "nothing there", ("a", "b", "c", "d"), 9, "look")
-    assert sentence(concern) == "Oslo, empty mask: 4 of 9 cases (a, b, c …); nothing there"
-    assert sentence(replace(concern, cases=())) == "Oslo, empty mask: nothing there"
+    issue = DataIssue("warning", "Oslo", "empty mask", "nothing there", ("a", "b", "c", "d"), 9, "look")
+    assert sentence(issue) == "Oslo, empty mask: 4 of 9 cases (a, b, c …); nothing there"
+    assert sentence(replace(issue, cases=())) == "Oslo, empty mask: nothing there"
 
 
 def test_json_holds_numbers_that_json_has(centres: list[CentreSummary]) -> None:
     without_cases = replace(centres[0], cases=())
-    told = json.loads(as_json([*centres, without_cases], []))
-    assert told["centres"][1]["orientations"] == {"sagittal PSL": 1, "axial LPS": 3}
-    assert told["centres"][0]["intensities"]["T1"] == {"low": 1.0, "median": 11.0, "high": 90.0}
-    assert told["centres"][0]["labels"]["tumour"] == {
+    content = json.loads(as_json([*centres, without_cases], []))
+    assert content["centres"][1]["orientations"] == {"sagittal PSL": 1, "axial LPS": 3}
+    assert content["centres"][0]["intensities"]["T1"] == {"low": 1.0, "median": 11.0, "high": 90.0}
+    assert content["centres"][0]["labels"]["tumour"] == {
         "cases": 2,
         "volume": {"min": 15.0, "median": 22.5, "max": 30.0},
     }
-    assert told["centres"][3]["shape"] is None
-    assert np.isfinite(told["centres"][2]["labels"]["tumour"]["volume"]["max"])
+    assert content["centres"][3]["shape"] is None
+    assert np.isfinite(content["centres"][2]["labels"]["tumour"]["volume"]["max"])

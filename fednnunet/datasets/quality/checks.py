@@ -1,4 +1,4 @@
-"""What of the centres' cases will hurt training, by what was measured of them."""
+"""Likely training problems in the centres' data, found in the measures of their cases."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Literal
 import numpy as np
 
 from fednnunet.datasets.geometry import STOPS_NNUNET
-from fednnunet.datasets.quality.summary import SHARES, CaseMeasures, CentreSummary, DataIssue, commonest
+from fednnunet.datasets.quality.summary import SHARES, CaseMeasures, CentreSummary, DataIssue, most_common
 from fednnunet.datasets.raw import MIN_TRAINING_CASES, unknown_label_values
 
 FEWEST_VOXELS = 10
-"""A label of fewer voxels in a case is called tiny; so is one that is less than one voxel at the median spacing."""
+"""A label with fewer voxels in a case is tiny; so is one that is smaller than one voxel at the median spacing."""
 SPACING_FACTOR = 2.0
-"""A case whose spacing is so many times the centre's median, or a fraction of it, is an outlier."""
+"""A case whose spacing differs from the centre's median by more than this factor is an outlier."""
 LEAST_OVERLAP = 0.2
-"""Intensity ranges that share less than this part of what they cover together differ strongly: a factor of five."""
+"""Intensity ranges whose overlap is a smaller part than this of their union differ strongly."""
 
 
-def find_concerns(centres: Sequence[CentreSummary]) -> list[DataIssue]:
-    """All that will hurt, centre by centre; what concerns several centres comes last."""
-    concerns: list[DataIssue] = []
+def find_issues(centres: Sequence[CentreSummary]) -> list[DataIssue]:
+    """All likely training problems, centre by centre; those that involve several centres come last."""
+    issues: list[DataIssue] = []
     for centre in centres:
         for check in (
             _unreadable,
@@ -37,19 +37,19 @@ def find_concerns(centres: Sequence[CentreSummary]) -> list[DataIssue]:
             _spacings,
             _copies,
         ):
-            concerns += check(centre)
-    return [*concerns, *_planes(centres), *_intensities(centres), *_copies_across(centres)]
+            issues += check(centre)
+    return [*issues, *_planes(centres), *_intensities(centres), *_copies_across(centres)]
 
 
-def _concern(
+def _issue(
     severity: Literal["warning", "bad"],
     centre: CentreSummary,
-    what: str,
+    kind: str,
     cases: Sequence[CaseMeasures],
     found: str,
     advice: str,
 ) -> DataIssue:
-    return DataIssue(severity, centre.name, what, found, tuple(case.name for case in cases), centre.number, advice)
+    return DataIssue(severity, centre.name, kind, found, tuple(case.name for case in cases), centre.number, advice)
 
 
 # one centre --------------------------------------------------------------------------------------------
@@ -66,7 +66,7 @@ def _unreadable(centre: CentreSummary) -> Iterator[DataIssue]:
 def _too_few(centre: CentreSummary) -> Iterator[DataIssue]:
     if not centre.external and centre.number < MIN_TRAINING_CASES:
         found = f"there are {centre.number} training cases; five-fold cross-validation needs {MIN_TRAINING_CASES}"
-        yield _concern("bad", centre, "too few cases", (), found, "make the centre external: true, or add cases")
+        yield _issue("bad", centre, "too few cases", (), found, "make the centre external: true, or add cases")
 
 
 def _geometry(centre: CentreSummary) -> Iterator[DataIssue]:
@@ -75,11 +75,11 @@ def _geometry(centre: CentreSummary) -> Iterator[DataIssue]:
     if stopping:
         what = sorted({what for case in stopping for what in case.differs})
         advice = "resample the label to its image's grid, or take the case out; nnU-Net stops here"
-        yield _concern("bad", centre, "label does not fit", stopping, f"image and label differ in {_and(what)}", advice)
+        yield _issue("bad", centre, "label does not fit", stopping, f"image and label differ in {_and(what)}", advice)
     if others:
         what = sorted({what for case in others for what in case.differs})
-        advice = "look whether they lie on each other; nnU-Net goes by voxels and ignores it"
-        yield _concern("warning", centre, "geometry", others, f"image and label differ in {_and(what)}", advice)
+        advice = "check that they overlie each other; nnU-Net goes by voxels and ignores it"
+        yield _issue("warning", centre, "geometry", others, f"image and label differ in {_and(what)}", advice)
 
 
 def _unknown_values(centre: CentreSummary) -> Iterator[DataIssue]:
@@ -88,22 +88,24 @@ def _unknown_values(centre: CentreSummary) -> Iterator[DataIssue]:
     if unknown:
         values = unknown_label_values((value for case in unknown for value in case.label_voxels), known)
         found = f"labels hold {_and([f'{value:g}' for value in values])}, which dataset.json does not name"
-        yield _concern("bad", centre, "unknown label", unknown, found, "name the values in labels, or map them")
+        yield _issue("bad", centre, "unknown label", unknown, found, "name the values in labels, or map them")
 
 
 def _empty_masks(centre: CentreSummary) -> Iterator[DataIssue]:
     empty = [case for case in centre.cases if not set(case.label_voxels) - {centre.ignored}]
     if empty:
-        found = "the label map holds background alone"
-        advice = "is the annotation missing? Such a case teaches that there is nothing, and its DSC is not defined"
-        yield _concern("warning", centre, "empty mask", empty, found, advice)
+        found = "the label map holds only background"
+        advice = (
+            "is the annotation missing? Such a case teaches that there is nothing to find, and its DSC is undefined"
+        )
+        yield _issue("warning", centre, "empty mask", empty, found, advice)
 
 
 def _absent_labels(centre: CentreSummary) -> Iterator[DataIssue]:
     for label in centre.labels:
         if centre.cases and not centre.voxels(label).any():
             advice = "is it annotated under another value here? Without it the centre teaches that it is background"
-            yield _concern("warning", centre, "absent label", (), f"no case holds {label}", advice)
+            yield _issue("warning", centre, "absent label", (), f"no case holds {label}", advice)
 
 
 def _tiny_labels(centre: CentreSummary) -> Iterator[DataIssue]:
@@ -114,22 +116,24 @@ def _tiny_labels(centre: CentreSummary) -> Iterator[DataIssue]:
         tiny = [case for case, number, volume in measured if number and (number < FEWEST_VOXELS or volume < voxel)]
         if tiny:
             found = f"{label} has fewer than {FEWEST_VOXELS} voxels, or less than one at the centre's median spacing"
-            advice = "look whether it is a stray voxel; resampling may lose it, and its DSC is all or nothing"
-            yield _concern("warning", centre, "tiny label", tiny, found, advice)
+            advice = "check whether it is a stray voxel; resampling may lose it, and its DSC is all or nothing"
+            yield _issue("warning", centre, "tiny label", tiny, found, advice)
 
 
 def _orientations(centre: CentreSummary) -> Iterator[DataIssue]:
-    lies = centre.orientations
-    if len(lies) > 1:
-        most = commonest([case.lies for case in centre.cases if case.plane])
-        others = [case for case in centre.cases if case.plane and case.lies != most]
-        counted = [f"{number} {name}" for name, number in lies.most_common()]
-        advice = "turn them all one way (SimpleITK.DICOMOrient, images and labels): nnU-Net takes the axes as they are"
-        yield _concern("warning", centre, "mixed orientation", others, _and(counted), advice)
+    orientations = centre.orientations
+    if len(orientations) > 1:
+        usual = most_common((case.orientation_label for case in centre.cases if case.plane), default="")
+        others = [case for case in centre.cases if case.plane and case.orientation_label != usual]
+        counted = [f"{number} {name}" for name, number in orientations.most_common()]
+        advice = (
+            "reorient all the same way (SimpleITK.DICOMOrient, images and labels): nnU-Net takes the axes as they are"
+        )
+        yield _issue("warning", centre, "mixed orientation", others, _and(counted), advice)
 
 
 def _spacings(centre: CentreSummary) -> Iterator[DataIssue]:
-    spacings = np.sort(centre.spacings, axis=1)  # by size: a turned image is no outlier
+    spacings = np.sort(centre.spacings, axis=1)  # by size: a rotated image is no outlier
     if not len(spacings):
         return
     cases = [case for case in centre.cases if len(case.spacing or ()) == spacings.shape[1]]
@@ -141,7 +145,7 @@ def _spacings(centre: CentreSummary) -> Iterator[DataIssue]:
         median = " x ".join(f"{step:.3g}" for step in np.median(centre.spacings, axis=0))
         found = f"spacing more than {SPACING_FACTOR:g} times off the median {median} mm, the first {first} mm (Z, Y, X)"
         advice = "is the header right? nnU-Net resamples all cases to one spacing"
-        yield _concern("warning", centre, "spacing outlier", outliers, found, advice)
+        yield _issue("warning", centre, "spacing outlier", outliers, found, advice)
 
 
 def _copies(centre: CentreSummary) -> Iterator[DataIssue]:
@@ -149,8 +153,8 @@ def _copies(centre: CentreSummary) -> Iterator[DataIssue]:
     if groups:
         found = "; ".join(" = ".join(case.name for case in cases) for cases in groups[:3])
         copied = [case for cases in groups for case in cases]
-        advice = "keep one of each: one trained on while its copy is held out makes scores too good"
-        yield _concern("warning", centre, "duplicates", copied, f"the same image: {found}", advice)
+        advice = "keep one of each: training on one while its copy is held out makes scores too good"
+        yield _issue("warning", centre, "duplicates", copied, f"the same image: {found}", advice)
 
 
 # all centres -------------------------------------------------------------------------------------------
@@ -160,13 +164,13 @@ def _planes(centres: Sequence[CentreSummary]) -> Iterator[DataIssue]:
     planes = {centre.name: centre.plane for centre in centres if centre.plane}
     if len(set(planes.values())) < 2:
         return
-    most = commonest(list(planes.values()))
-    others = ", ".join(name for name, plane in planes.items() if plane == most)
+    usual = most_common(planes.values(), default="")
+    others = ", ".join(name for name, plane in planes.items() if plane == usual)
     for centre in centres:
-        if centre.plane and centre.plane != most:
-            found = f"slices are {centre.plane}, those of {others} {most}"
-            advice = "turn one to the other where anatomy should lie alike for the shared layers"
-            yield _concern("warning", centre, "other orientation", (), found, advice)
+        if centre.plane and centre.plane != usual:
+            found = f"slices are {centre.plane}, those of {others} {usual}"
+            advice = "reorient one of them if anatomy should look alike to the shared layers"
+            yield _issue("warning", centre, "other orientation", (), found, advice)
 
 
 def _intensities(centres: Sequence[CentreSummary]) -> Iterator[DataIssue]:
@@ -182,7 +186,7 @@ def _intensities(centres: Sequence[CentreSummary]) -> Iterator[DataIssue]:
             ours = ranges[centre.name]
             others = [other for other_name, other in ranges.items() if other_name != centre.name]
             far = [other for other in others if _overlap(ours, other) < LEAST_OVERLAP]
-            if 2 * len(far) > len(others):  # else it is the others that lie apart
+            if 2 * len(far) > len(others):  # else the others are the unusual ones
                 low, high = np.median(far, axis=0)
                 found = (
                     f"{name} runs from {ours[0]:,.5g} to {ours[1]:,.5g} ({SHARES.low:g} to {SHARES.high:g} % of a "
@@ -193,11 +197,11 @@ def _intensities(centres: Sequence[CentreSummary]) -> Iterator[DataIssue]:
                     "were images rescaled or cut to 8 bits here? nnU-Net scales each image by itself, but a channel "
                     "named CT by one rule for all"
                 )
-                yield _concern("warning", centre, "intensities", (), found, advice)
+                yield _issue("warning", centre, "intensities", (), found, advice)
 
 
 def _overlap(ours: tuple[float, ...], theirs: tuple[float, ...]) -> float:
-    """Length that two ranges share, over the length that they cover together."""
+    """Length of the intersection of two ranges over the length of their union."""
     shared = min(ours[1], theirs[1]) - max(ours[0], theirs[0])
     together = max(ours[1], theirs[1]) - min(ours[0], theirs[0])
     return 1.0 if together == 0 else max(shared, 0.0) / together
@@ -214,8 +218,8 @@ def _copies_across(centres: Sequence[CentreSummary]) -> Iterator[DataIssue]:
             ]
             copied = [digests[first.name][digest][0] for digest in shared]
             found = f"{second.name} holds the same image: {'; '.join(pairs[:3])}"
-            advice = "keep each at one centre: what one centre holds out, or tests, the other trains on"
-            yield _concern("warning", first, "duplicates across", copied, found, advice)
+            advice = "keep each at one centre only: the other trains on what this one holds out or tests on"
+            yield _issue("warning", first, "duplicates across", copied, found, advice)
 
 
 def _by_digest(cases: Sequence[CaseMeasures]) -> dict[str, list[CaseMeasures]]:

@@ -1,4 +1,4 @@
-"""Open the cases of a centre, and measure them."""
+"""Open the cases of a centre and measure them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from fednnunet.errors import DataError
 from fednnunet.processes import map_in_processes
 
 OBLIQUE_DEGREES = 30.0
-"""Slices that are turned further than this out of an anatomical plane are called oblique."""
-TIE = 1.01
-"""Spacings whose ratio is not larger are the same: then the file's last axis counts the slices."""
-LEAST_DETERMINANT = 1e-3
-"""Of the directions of a file's axes: 1 where they are at right angles, 0 where they lie in a plane."""
+"""Slices at a larger angle than this to the nearest anatomical plane are called oblique."""
+EQUAL_SPACING_RATIO = 1.01
+"""Spacings with at most this ratio count as equal; the slices then lie along the file's last axis."""
+MIN_DETERMINANT = 1e-3
+"""Smallest determinant of the directions of a file's axes, which is 1 at right angles and 0 in one plane."""
 TO_LPS = np.diag([-1.0, -1.0, 1.0])
-"""From nibabel's axes (right, anterior, superior) to those of DICOM and ITK (left, posterior, superior)."""
+"""Conversion from nibabel's axes (right, anterior, superior) to DICOM's and ITK's (left, posterior, superior)."""
 PLANES = {"L": "sagittal", "R": "sagittal", "A": "coronal", "P": "coronal", "S": "axial", "I": "axial"}
 
 
@@ -37,13 +37,13 @@ def measure_centre(
     workers: int = 1,
     progress: Callable[[], object] = lambda: None,
 ) -> CentreSummary:
-    """Open every case once; one that cannot be read is named in the result and the others go on.
+    """Open and measure every case once; the result names those that cannot be read.
 
     Args:
-        dataset: of the centre.
-        centre: its name.
-        external: its cases only test.
-        workers: processes that read; 1 reads in this one.
+        dataset: dataset of the centre.
+        centre: name of the centre.
+        external: whether its cases are for testing only.
+        workers: number of processes that read; 1 reads in this process.
         progress: called after every case.
 
     Raises:
@@ -71,7 +71,7 @@ def measure_centre(
 
 
 def image_digests(dataset: RawDataset, centre: str, workers: int = 1) -> dict[str, str]:
-    """Case name to the digest of its decoded images, by which copies are found.
+    """Case name to the digest of its decoded images, by which duplicates are found.
 
     Raises:
         DataError: an image cannot be read.
@@ -117,14 +117,14 @@ def _measure_with(dataset: RawDataset, centre: str) -> Callable[[Case], CaseMeas
 def measure_case(
     case: Case, centre: str, reader: type | None, ending: str, channels: int
 ) -> CaseMeasures | UnreadableCase:
-    """Measures of one case, or why there are none.
+    """Measure one case, or say why that is not possible.
 
     Args:
-        case: to open.
-        centre: for texts.
+        case: the case to open.
+        centre: named in messages.
         reader: nnU-Net's class; None where it has none for these files.
-        ending: of the files.
-        channels: that an image must have.
+        ending: ending of the files.
+        channels: number of channels that an image must have.
     """
     if reader is None:
         return UnreadableCase(case.name, f"none of nnU-Net's readers for {ending} can read {case.images[0]}")
@@ -151,7 +151,7 @@ def _measure(case: Case, centre: str, reader: Any, without_spacing: bool, channe
             raise DataError(f"centre {centre}: {path} has another shape than {case.images[0].name}")
     check_channels(case, sum(map(len, images)), channels, centre)
     direction = direction_of(properties)
-    if direction is not None and not abs(np.linalg.det(direction)) > LEAST_DETERMINANT:
+    if direction is not None and not abs(np.linalg.det(direction)) > MIN_DETERMINANT:
         raise DataError(f"centre {centre}: the axes of {case.images[0]} are not three directions")
     axes = 3 if direction is None or len(direction) == 3 else 2
     spacing = None if without_spacing else tuple(float(step) for step in properties["spacing"][-axes:])
@@ -189,14 +189,14 @@ def _values(value: int | list[int]) -> tuple[int, ...]:
     return tuple(value) if isinstance(value, list) else (value,)
 
 
-# how an image lies -------------------------------------------------------------------------------------
+# orientation of an image -------------------------------------------------------------------------------
 
 
 def direction_of(properties: dict[str, Any]) -> np.ndarray | None:
     """Directions of a file's axes X, Y, Z (columns) in left, posterior, superior; None where its format has none.
 
     Args:
-        properties: as nnU-Net's readers give them.
+        properties: properties from nnU-Net's readers.
     """
     orientation = orientation_of(properties)
     if "direction" in orientation:
@@ -209,23 +209,23 @@ def direction_of(properties: dict[str, Any]) -> np.ndarray | None:
 
 
 def anatomical_axes(direction: np.ndarray) -> str:
-    """Where the axes X, Y, Z of a file run to, such as ``LPS``; of oblique axes the nearest.
+    """Directions of a file's axes X, Y, Z as letters, such as ``LPS``; for oblique axes the nearest.
 
     Args:
-        direction: of the axes (columns), in left, posterior, superior.
+        direction: directions of the axes (columns), in left, posterior, superior.
     """
     return str(sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(direction.ravel().tolist()))
 
 
 def slice_plane(direction: np.ndarray, spacing: tuple[float, ...]) -> str:
-    """Plane of the slices, which lie across the axis of the largest spacing.
+    """Plane of the slices, which are perpendicular to the axis of the largest spacing.
 
     Args:
-        direction: of the axes X, Y, Z (columns).
+        direction: directions of the axes X, Y, Z (columns).
         spacing: mm (Z, Y, X).
     """
     steps = np.array(spacing[::-1])
-    across = 2 if steps.max() <= TIE * steps[2] else int(steps.argmax())
+    across = 2 if steps.max() <= EQUAL_SPACING_RATIO * steps[2] else int(steps.argmax())
     if np.abs(direction[:, across]).max() < np.cos(np.radians(OBLIQUE_DEGREES)):
         return "oblique"
     return PLANES[anatomical_axes(direction)[across]]

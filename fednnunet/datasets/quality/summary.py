@@ -1,17 +1,19 @@
-"""What is known of a centre's cases once each was opened, as plain numbers; opens no image itself."""
+"""Measures of a centre's cases as plain numbers; opens no image itself."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
+T = TypeVar("T")
+
 
 class Percentiles(NamedTuple):
-    """Intensities of a channel of one image, of the voxels that are not 0."""
+    """Percentiles of the intensities of one channel of an image, over voxels that are not 0."""
 
     low: float
     median: float
@@ -19,23 +21,24 @@ class Percentiles(NamedTuple):
 
 
 SHARES = Percentiles(0.5, 50.0, 99.5)
-"""Which percentiles, in %: those by which nnU-Net clips CT, and the median."""
+"""The percentiles in %: those by which nnU-Net clips CT, and the median."""
 
 
 @dataclass(frozen=True)
 class CaseMeasures:
-    """One case.
+    """Measures of one case.
 
     Attributes:
-        name: of the case.
+        name: name of the case.
         shape: voxels (Z, Y, X).
-        spacing: mm (Z, Y, X), of a 2D file (Y, X); None where the format has none.
-        orientation: where the file's axes X, Y, Z run to, such as ``LPS`` (left, posterior, superior); empty in 2D.
-        plane: of the slices: ``axial``, ``sagittal``, ``coronal`` or ``oblique``; empty in 2D.
-        intensities: of every channel.
-        label_voxels: value to number of voxels; without background.
-        digest: of the decoded images; the same for two copies, however compressed.
-        differs: in what image and label differ: ``shape``, ``spacing``, ``origin``, ``direction``, ``affine matrix``.
+        spacing: mm (Z, Y, X), or (Y, X) of a 2D file; None where the format has none.
+        orientation: directions of the file's axes X, Y, Z, such as ``LPS`` (left, posterior, superior); empty in 2D.
+        plane: plane of the slices: ``axial``, ``sagittal``, ``coronal`` or ``oblique``; empty in 2D.
+        intensities: percentiles of every channel.
+        label_voxels: label value to number of voxels, without background.
+        digest: digest of the decoded images; equal for copies, however compressed.
+        differs: properties in which image and label map differ: ``shape``, ``spacing``, ``origin``, ``direction``,
+            ``affine matrix``.
     """
 
     name: str
@@ -49,19 +52,19 @@ class CaseMeasures:
     differs: tuple[str, ...] = ()
 
     @property
-    def lies(self) -> str:
-        """Plane and orientation as text; for oblique slices the plane alone: the nearest axes say little then."""
+    def orientation_label(self) -> str:
+        """Plane and orientation as text; for oblique slices only the plane, as the nearest axes then say little."""
         return self.plane if self.plane == "oblique" else f"{self.plane} {self.orientation}".strip()
 
     @property
     def voxel(self) -> float:
-        """Size of a voxel in the unit of its centre."""
+        """Volume of a voxel in the unit of its centre."""
         return 1.0 if self.spacing is None else float(np.prod(self.spacing))
 
 
 @dataclass(frozen=True)
 class UnreadableCase:
-    """One case that cannot be measured, and why."""
+    """A case that cannot be measured, and why."""
 
     name: str
     reason: str
@@ -69,17 +72,17 @@ class UnreadableCase:
 
 @dataclass(frozen=True)
 class CentreSummary:
-    """A centre and what was measured of its cases.
+    """Measures of a centre's cases.
 
     Attributes:
-        name: of the centre.
+        name: name of the centre.
         dataset: ``DatasetXXX_Name``.
-        external: its cases only test.
-        channels: names.
-        labels: name to values (a region has several); without background.
+        external: whether its cases are for testing only.
+        channels: names of the channels.
+        labels: label name to values (a region has several), without background.
         ignored: value of the label ``ignore``, if there is one.
-        cases: that could be read.
-        unreadable: the others.
+        cases: cases that could be read.
+        unreadable: cases that could not.
     """
 
     name: str
@@ -93,28 +96,27 @@ class CentreSummary:
 
     @property
     def number(self) -> int:
-        """Of all cases."""
+        """Number of all cases."""
         return len(self.cases) + len(self.unreadable)
 
     @property
     def unit(self) -> str:
-        """Of label volumes: ``mm³``, of 2D images ``mm²``, where there is no spacing ``pixels``."""
+        """Unit of label volumes: ``mm³``, ``mm²`` in 2D, ``pixels`` without spacing."""
         return {3: "mm³", 2: "mm²", 0: "pixels"}[self._axes]
 
     @property
     def _axes(self) -> int:
-        """That most cases have a spacing of."""
-        numbers = Counter(len(case.spacing or ()) for case in self.cases)
-        return numbers.most_common(1)[0][0] if numbers else 0
+        """Number of axes that most cases have a spacing for."""
+        return most_common((len(case.spacing or ()) for case in self.cases), default=0)
 
     @property
     def shapes(self) -> np.ndarray:
-        """Voxels (case, axis)."""
+        """Shapes in voxels (case, axis)."""
         return np.array([case.shape for case in self.cases]).reshape(len(self.cases), 3)
 
     @property
     def spacings(self) -> np.ndarray:
-        """Mm (case, axis), of the cases with as many axes as most; no rows where there is no spacing."""
+        """Spacings in mm (case, axis) of the cases with as many axes as most; no rows without spacing."""
         axes = self._axes
         rows = [case.spacing for case in self.cases if axes and len(case.spacing or ()) == axes]
         return np.array(rows, dtype=float).reshape(len(rows), axes)
@@ -124,7 +126,7 @@ class CentreSummary:
         return np.array([case.intensities[channel] for case in self.cases], dtype=float).reshape(-1, len(SHARES))
 
     def voxels(self, label: str) -> np.ndarray:
-        """Voxels of a label (case)."""
+        """Number of voxels of a label (case)."""
         values = self.labels[label]
         return np.array([sum(case.label_voxels.get(value, 0) for value in values) for case in self.cases], dtype=int)
 
@@ -134,14 +136,13 @@ class CentreSummary:
 
     @property
     def orientations(self) -> Counter[str]:
-        """How cases lie (:attr:`CaseMeasures.lies`) to their number; of 2D cases nothing."""
-        return Counter(case.lies for case in self.cases if case.plane)
+        """Orientation (:attr:`CaseMeasures.orientation_label`) to number of cases, without 2D cases."""
+        return Counter(case.orientation_label for case in self.cases if case.plane)
 
     @property
     def plane(self) -> str:
-        """Of most cases; empty where there is none."""
-        planes = Counter(case.plane for case in self.cases if case.plane)
-        return planes.most_common(1)[0][0] if planes else ""
+        """Plane of most cases; empty where there is none."""
+        return most_common((case.plane for case in self.cases if case.plane), default="")
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready: the summary, and the measures of every case."""
@@ -171,24 +172,24 @@ class CentreSummary:
 
 @dataclass(frozen=True)
 class DataIssue:
-    """One thing that will hurt.
+    """A likely training problem.
 
     Attributes:
-        severity: ``bad`` where training stops at it.
-        centre: whose.
-        what: in a few words.
-        found: what is there.
-        cases: that it concerns, sorted; empty where it is the centre as a whole.
-        of: cases of the centre.
+        severity: ``bad`` if training stops at it.
+        centre: name of the centre.
+        kind: kind of issue in a few words.
+        found: what was found.
+        cases: affected cases, sorted; empty if it is the centre as a whole.
+        total: number of cases of the centre.
         advice: what to do.
     """
 
     severity: Literal["warning", "bad"]
     centre: str
-    what: str
+    kind: str
     found: str
     cases: tuple[str, ...]
-    of: int
+    total: int
     advice: str
 
 
@@ -203,6 +204,17 @@ def spread(values: np.ndarray) -> dict[str, Any] | None:
     }
 
 
-def commonest(values: Sequence[str]) -> str:
-    """The value that is there most often; of equals the first."""
-    return Counter(values).most_common(1)[0][0]
+def most_common(values: Iterable[T], default: T) -> T:
+    """The most frequent value, the first of equals; ``default`` if there is none."""
+    counted = Counter(values).most_common(1)
+    return counted[0][0] if counted else default
+
+
+def channels_of(centres: Iterable[CentreSummary]) -> list[tuple[int, str]]:
+    """Number and name of every channel that a centre has."""
+    return list(dict.fromkeys(channel for centre in centres for channel in enumerate(centre.channels)))
+
+
+def labels_of(centres: Iterable[CentreSummary]) -> list[str]:
+    """Every label that a centre has."""
+    return list(dict.fromkeys(label for centre in centres for label in centre.labels))

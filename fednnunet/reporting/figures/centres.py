@@ -1,35 +1,33 @@
-"""What the images and labels of centres are like, a row a quantity."""
+"""Images and labels of centres, one row per quantity."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from fednnunet.datasets.quality.summary import CentreSummary
+from fednnunet.datasets.quality.summary import CentreSummary, channels_of, labels_of
 from fednnunet.reporting.figures.style import INK, clean, draw_box, new_figure, node_styles
 
 LOGARITHMIC = 8.0
 """Positive values that span a larger factor are drawn on a logarithmic axis."""
 WARNING = "#b02a37"
 TICKS = (1.0, 2.0, 5.0)
-T = TypeVar("T")
 Columns = Callable[[CentreSummary], np.ndarray]
 
 
 def centre_summaries(centres: Sequence[CentreSummary]) -> Figure:
     """Sizes, spacings, intensities, label volumes and orientations; a column per centre.
 
-    A box holds the middle half of the cases, its line is the median, its whiskers reach 1.5 times the box's length at
-    most; a dot is a case. Few cases get no box. Three boxes of a centre stand for axes Z, Y, X, or for percentiles.
+    A box holds the middle half of the cases, its line is the median, its whiskers reach at most 1.5 times the box's
+    length; a dot is a case. Few cases get no box. Three boxes of a centre are the axes Z, Y, X, or percentiles.
 
     Args:
-        centres: in the order of the columns; external ones are drawn on grey.
+        centres: centres in the order of the columns; external ones are drawn on grey.
     """
     rows: list[tuple[str, Columns]] = [
         ("image size in voxels:  Z, Y, X from left to right", lambda centre: centre.shapes)
@@ -37,15 +35,15 @@ def centre_summaries(centres: Sequence[CentreSummary]) -> Figure:
     if any(centre.spacings.size for centre in centres):
         axes_of_spacing = "Z, Y, X" if any(centre.spacings.shape[1] == 3 for centre in centres) else "Y, X"
         rows.append((f"spacing in mm:  {axes_of_spacing}", lambda centre: centre.spacings))
-    for channel, name in _each_once(pair for centre in centres for pair in enumerate(centre.channels)):
+    for channel, name in channels_of(centres):
         title = f"intensity of {name}:  0.5 %, median, 99.5 % of a case's voxels that are not 0"
         rows.append((title, partial(_of_channel, channel=channel)))
-    labels = _each_once(label for centre in centres for label in centre.labels)
+    labels = labels_of(centres)
     for label in labels:
         units = " or ".join(dict.fromkeys(centre.unit for centre in centres if centre.cases))
         rows.append((f"volume of {label} in {units}", partial(_of_label, label=label)))
-    lying = any(centre.orientations for centre in centres)
-    heights = [1.0] * len(rows) + [0.4] * lying
+    oriented = any(centre.orientations for centre in centres)
+    heights = [1.0] * len(rows) + [0.4] * oriented
     figure = new_figure((max(6.0, 1.0 + 1.35 * len(centres)), 0.7 + 1.75 * sum(heights)))
     panels = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     colours = {name: colour for name, (colour, _) in node_styles([centre.name for centre in centres]).items()}
@@ -53,7 +51,7 @@ def centre_summaries(centres: Sequence[CentreSummary]) -> Figure:
         _draw_row(axes, title, [columns(centre) for centre in centres], [colours[centre.name] for centre in centres])
     for axes, label in zip(panels[len(rows) - len(labels) :], labels, strict=False):
         _note_absent(axes, label, centres)
-    if lying:
+    if oriented:
         _draw_orientations(panels[-1], centres, colours)
     for axes in panels:
         for place, centre in enumerate(centres):
@@ -65,16 +63,12 @@ def centre_summaries(centres: Sequence[CentreSummary]) -> Figure:
     return figure
 
 
-def _each_once(items: Iterable[T]) -> list[T]:
-    return list(dict.fromkeys(items))
-
-
 def _of_channel(centre: CentreSummary, channel: int) -> np.ndarray:
     return centre.intensities(channel) if channel < len(centre.channels) else np.empty((0, 3))
 
 
 def _of_label(centre: CentreSummary, label: str) -> np.ndarray:
-    """Volumes where the label is there (case, 1)."""
+    """Volumes of the cases that have the label (case, 1)."""
     volumes = centre.volumes(label) if label in centre.labels else np.empty(0)
     return volumes[volumes > 0][:, None]
 
@@ -108,7 +102,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def _note_absent(axes: Axes, label: str, centres: Sequence[CentreSummary]) -> None:
-    """Say below the title in how many cases of a centre the label is not."""
+    """Write below the title how many cases of a centre lack the label."""
     absent = [int((centre.voxels(label) == 0).sum()) if label in centre.labels else 0 for centre in centres]
     if not any(absent):
         return
@@ -121,7 +115,7 @@ def _note_absent(axes: Axes, label: str, centres: Sequence[CentreSummary]) -> No
 
 
 def _draw_orientations(axes: Axes, centres: Sequence[CentreSummary], colours: dict[str, str]) -> None:
-    """Shares of the cases as a stacked bar, the commonest below."""
+    """Shares of the cases as a stacked bar, the most frequent at the bottom."""
     clean(axes)
     axes.grid(visible=False)
     axes.spines[["left"]].set_visible(False)
@@ -131,12 +125,12 @@ def _draw_orientations(axes: Axes, centres: Sequence[CentreSummary], colours: di
     )
     for place, centre in enumerate(centres):
         below, total = 0.0, sum(centre.orientations.values())
-        for number, (lies, count) in enumerate(centre.orientations.most_common()):
+        for number, (orientation, count) in enumerate(centre.orientations.most_common()):
             share = count / total
             shade = ("55", "22")[number % 2]
             axes.bar(place, share, 0.86, below, color=f"{colours[centre.name]}{shade}", edgecolor="white", lw=1)
             if share > 0.15:
-                text = lies if count == total else f"{lies}: {count}"
+                text = orientation if count == total else f"{orientation}: {count}"
                 axes.text(place, below + share / 2, text, fontsize=8, color=INK, ha="center", va="center")
             below += share
     axes.set_ylim(0, 1)

@@ -15,7 +15,7 @@ import pytest
 import SimpleITK as sitk
 from skimage.io import imsave
 
-from fednnunet.datasets.quality.checks import find_concerns
+from fednnunet.datasets.quality.checks import find_issues
 from fednnunet.datasets.quality.measure import (
     TO_LPS,
     anatomical_axes,
@@ -54,11 +54,11 @@ def measure(folder: Path, centre: str = "Oslo", external: bool = False, workers:
     return measure_centre(list_cases(folder, centre, external), centre, external, workers)
 
 
-def concerns_of(*folders: Path) -> dict[str, DataIssue]:
+def issues_of(*folders: Path) -> dict[str, DataIssue]:
     """By centre and kind, such as ``Oslo: empty mask``; centres are called as their datasets."""
     centres = [measure(folder, folder.name.partition("_")[2]) for folder in folders]
-    found = find_concerns(centres)
-    named = {f"{concern.centre}: {concern.what}": concern for concern in found}
+    found = find_issues(centres)
+    named = {f"{issue.centre}: {issue.kind}": issue for issue in found}
     assert len(named) == len(found)
     return named
 
@@ -125,7 +125,7 @@ def test_images_without_spacing_are_measured_in_pixels(tmp_path: Path) -> None:
     assert centre.unit == "pixels"
     assert centre.volumes("abdomen").tolist() == [20, 24, 28, 32, 36]
     assert (centre.spacings.size, centre.orientations) == (0, {})
-    assert find_concerns([centre]) == []
+    assert find_issues([centre]) == []
 
 
 def test_area_of_flat_images_with_spacing_is_in_mm2(oslo: Path) -> None:
@@ -176,9 +176,9 @@ def test_slices_lie_across_the_largest_spacing(degrees: float, spacing: tuple[fl
 def test_mixed_orientation_is_warned_of(oslo: Path, porto: Path) -> None:
     for case in (1, 4):
         both(oslo, case, lambda file: sitk.DICOMOrient(file, "PSL"))
-    concern = concerns_of(oslo, porto)["Oslo: mixed orientation"]
-    assert concern.cases == ("case_001", "case_004")
-    assert concern.found == "4 axial LPS and 2 axial PSL"
+    issue = issues_of(oslo, porto)["Oslo: mixed orientation"]
+    assert issue.cases == ("case_001", "case_004")
+    assert issue.found == "4 axial LPS and 2 axial PSL"
 
 
 def test_a_centre_whose_slices_lie_otherwise_than_the_others_is_warned_of(oslo: Path, porto: Path) -> None:
@@ -191,7 +191,7 @@ def test_a_centre_whose_slices_lie_otherwise_than_the_others_is_warned_of(oslo: 
 
     for case in range(6):
         both(porto, case, turn)
-    found = concerns_of(oslo, porto, lund)
+    found = issues_of(oslo, porto, lund)
     assert set(found) == {"Porto: other orientation"}
     assert found["Porto: other orientation"].found == "slices are sagittal, those of Oslo, Lund axial"
 
@@ -200,7 +200,7 @@ def test_a_centre_whose_slices_lie_otherwise_than_the_others_is_warned_of(oslo: 
 
 
 def test_nothing_is_said_of_good_centres(oslo: Path, porto: Path) -> None:
-    assert concerns_of(oslo, porto) == {}
+    assert issues_of(oslo, porto) == {}
 
 
 @pytest.mark.parametrize("broken", [0, 3])
@@ -210,18 +210,18 @@ def test_a_file_that_can_not_be_read_is_named_and_the_others_go_on(oslo: Path, b
     centre = measure(oslo)
     assert [case.name for case in centre.unreadable] == [f"case_{broken:03d}", "case_005"]
     assert len(centre.cases) == 4
-    (concern,) = find_concerns([centre])
-    assert (concern.severity, concern.of) == ("bad", 6)
-    assert f"{image(oslo, broken)} cannot be read" in concern.found
-    assert f"{label(oslo, 5)} is missing" in concern.found
+    (issue,) = find_issues([centre])
+    assert (issue.severity, issue.total) == ("bad", 6)
+    assert f"{image(oslo, broken)} cannot be read" in issue.found
+    assert f"{label(oslo, 5)} is missing" in issue.found
 
 
 def test_a_centre_without_a_readable_file_is_told(oslo: Path) -> None:
     for case in range(6):
         image(oslo, case).write_bytes(b"")
-    (concern,) = find_concerns([measure(oslo)])
-    assert len(concern.cases) == 6
-    assert "none of nnU-Net's readers for .nii.gz can read" in concern.found
+    (issue,) = find_issues([measure(oslo)])
+    assert len(issue.cases) == 6
+    assert "none of nnU-Net's readers for .nii.gz can read" in issue.found
 
 
 def test_nan_is_a_case_that_can_not_be_used(oslo: Path) -> None:
@@ -232,16 +232,16 @@ def test_nan_is_a_case_that_can_not_be_used(oslo: Path) -> None:
         sitk.WriteImage(sitk.GetImageFromArray(voxels), str(path).replace(".nii.gz", ".mha"))
     description = json.loads((oslo / "dataset.json").read_text()) | {"file_ending": ".mha"}
     (oslo / "dataset.json").write_text(json.dumps(description))
-    (concern,) = find_concerns([measure(oslo)])
-    assert concern.cases == ("case_002",)
-    assert concern.found.endswith("case_002_0000.mha holds NaN or infinity")
+    (issue,) = find_issues([measure(oslo)])
+    assert issue.cases == ("case_002",)
+    assert issue.found.endswith("case_002_0000.mha holds NaN or infinity")
 
 
 def test_too_few_training_cases_stop_training_and_external_ones_do_not(tmp_path: Path) -> None:
     folder = write_boxes(tmp_path, cases=4)
-    (concern,) = find_concerns([measure(folder)])
-    assert (concern.severity, concern.what) == ("bad", "too few cases")
-    assert find_concerns([measure(folder, external=True)]) == []
+    (issue,) = find_issues([measure(folder)])
+    assert (issue.severity, issue.kind) == ("bad", "too few cases")
+    assert find_issues([measure(folder, external=True)]) == []
 
 
 def test_image_and_label_of_other_geometry(oslo: Path) -> None:
@@ -256,7 +256,7 @@ def test_image_and_label_of_other_geometry(oslo: Path) -> None:
     rewrite(label(oslo, 1), move)
     rewrite(label(oslo, 2), stretch)
     rewrite(label(oslo, 3), lambda file: file[1:])
-    found = concerns_of(oslo)
+    found = issues_of(oslo)
     assert found["Oslo: geometry"].cases == ("case_001",)
     assert (found["Oslo: geometry"].severity, found["Oslo: geometry"].found) == (
         "warning",
@@ -277,7 +277,7 @@ def test_empty_tiny_and_unknown_labels(oslo: Path) -> None:
     rewrite(label(oslo, 0), lambda file: file * 0)
     rewrite(label(oslo, 1), one_voxel)
     rewrite(label(oslo, 2), lambda file: file * 4)
-    found = concerns_of(oslo)
+    found = issues_of(oslo)
     assert found["Oslo: empty mask"].cases == ("case_000",)
     assert found["Oslo: tiny label"].cases == ("case_001",)
     assert found["Oslo: unknown label"].cases == ("case_002",)
@@ -293,7 +293,7 @@ def test_a_label_that_is_less_than_a_voxel_at_the_median_spacing_is_tiny(oslo: P
     both(oslo, 0, shrink)  # hundreds of voxels, and fewer than 3 mm³
     (small,) = measure(oslo).cases[:1]
     assert 100 < small.label_voxels[1] < 3 / small.voxel
-    assert concerns_of(oslo)["Oslo: tiny label"].cases == ("case_000",)
+    assert issues_of(oslo)["Oslo: tiny label"].cases == ("case_000",)
 
 
 def test_ignored_voxels_are_no_annotation(oslo: Path) -> None:
@@ -301,7 +301,7 @@ def test_ignored_voxels_are_no_annotation(oslo: Path) -> None:
     description["labels"] = {"background": 0, "tumour": 1, "ignore": 2}
     (oslo / "dataset.json").write_text(json.dumps(description))
     rewrite(label(oslo, 0), lambda file: file * 2)
-    found = concerns_of(oslo)
+    found = issues_of(oslo)
     assert set(found) == {"Oslo: empty mask"}
 
 
@@ -311,7 +311,7 @@ def test_a_label_that_no_case_of_a_centre_has(oslo: Path, porto: Path) -> None:
         description["labels"]["cyst"] = 2
         (folder / "dataset.json").write_text(json.dumps(description))
     rewrite(label(porto, 3), lambda file: file * 2)
-    found = concerns_of(oslo, porto)
+    found = issues_of(oslo, porto)
     assert set(found) == {"Oslo: absent label"}
     assert found["Oslo: absent label"].found == "no case holds cyst"
 
@@ -323,7 +323,7 @@ def test_spacing_outliers(oslo: Path, factor: float, outlier: bool) -> None:
         return file
 
     both(oslo, 4, stretch)
-    found = concerns_of(oslo)
+    found = issues_of(oslo)
     assert set(found) == ({"Oslo: spacing outlier"} if outlier else set())
     if outlier:
         assert found["Oslo: spacing outlier"].cases == ("case_004",)
@@ -336,7 +336,7 @@ def test_intensities_that_are_far_from_the_other_centres(oslo: Path, porto: Path
         for case in range(6):
             factor = gain if folder == porto else 1.0
             rewrite(image(folder, case), lambda file, factor=factor: (file - 70) * factor)  # type: ignore[misc]
-    assert set(concerns_of(oslo, porto, lund)) == ({"Porto: intensities"} if differs else set())
+    assert set(issues_of(oslo, porto, lund)) == ({"Porto: intensities"} if differs else set())
 
 
 # copies ------------------------------------------------------------------------------------------------
@@ -347,7 +347,7 @@ def test_copies_are_found_however_they_are_compressed(oslo: Path, porto: Path) -
     plain = gzip.decompress(image(porto, 5).read_bytes())
     image(oslo, 4).write_bytes(gzip.compress(plain, 1))
     assert image(oslo, 4).read_bytes() != image(porto, 5).read_bytes()
-    found = concerns_of(oslo, porto)
+    found = issues_of(oslo, porto)
     assert set(found) == {"Oslo: duplicates", "Oslo: duplicates across"}
     assert found["Oslo: duplicates"].cases == ("case_001", "case_002")
     assert found["Oslo: duplicates across"].cases == ("case_004",)
