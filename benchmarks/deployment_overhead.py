@@ -46,7 +46,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict  # noqa: E40
 from fednnunet.audit.log import AuditLog  # noqa: E402
 from fednnunet.config.node_file import NodeFile  # noqa: E402
 from fednnunet.deployment.keys import make_keys  # noqa: E402
-from fednnunet.deployment.node.connection import run_link  # noqa: E402
+from fednnunet.deployment.node.connection import run_connection  # noqa: E402
 from fednnunet.deployment.server.superlink_grid import RunLost, SuperLinkGrid  # noqa: E402
 from fednnunet.errors import ConfigError  # noqa: E402
 from fednnunet.exchange.arrays import SharedArrays  # noqa: E402
@@ -215,7 +215,7 @@ def deployment(shapes: Shapes, nodes: int, rounds: int) -> Exchange:
 
 @contextlib.contextmanager
 def deployed(configs: Sequence[Mapping[str, str]]) -> Iterator[tuple[SuperLinkGrid, Callable[[], tuple[int, int]]]]:
-    """Our server, and a link to each worker: the grid, and what tells the bytes up and down so far.
+    """Our server, and a connection to each worker: the grid, and what tells the bytes up and down so far.
 
     Args:
         configs: of the workers' relays.
@@ -239,15 +239,15 @@ def deployed(configs: Sequence[Mapping[str, str]]) -> Iterator[tuple[SuperLinkGr
                 key=made / "nodes" / name / "node.key",
                 folder=folder / name,
             )
-            stack.enter_context(link(site, dict(config), folder / f"{name}.log"))
+            stack.enter_context(connection(site, dict(config), folder / f"{name}.log"))
         grid = stack.enter_context(contextlib.closing(_connected_grid(state, len(names), processes)))
         yield grid, count
 
 
 @contextlib.contextmanager
-def link(site: NodeFile, config: dict[str, str], log: Path) -> Iterator[None]:
-    """The link of a node, in a process of its own as ``fednnunet node up`` starts it."""
-    process = multiprocessing.get_context("spawn").Process(target=run_link, args=(site, config, log), daemon=True)
+def connection(site: NodeFile, config: dict[str, str], log: Path) -> Iterator[None]:
+    """The connection of a node, in a process of its own as ``fednnunet node up`` starts it."""
+    process = multiprocessing.get_context("spawn").Process(target=run_connection, args=(site, config, log), daemon=True)
     process.start()
     try:
         yield
@@ -427,7 +427,7 @@ def most_memory() -> Iterator[dict[str, float]]:
 
 def _part(process: psutil.Process) -> str:
     """By the log that it writes to."""
-    logs = {"server.log": "superlink", "node1.log": "link"}
+    logs = {"server.log": "superlink", "node1.log": "connection"}
     with contextlib.suppress(psutil.Error):
         for file in process.open_files():
             if name := logs.get(Path(file.path).name):

@@ -3,9 +3,9 @@
     python benchmarks/soak.py [--rounds 200] [--nodes 4] [--seed 0] [--kill-every 8] [--folder soak]
 
 Server, nodes and ``train.py`` run as users start them, with TLS and node keys, on tiny images. Every few rounds, drawn
-with the seed, something is killed with ``kill -9``: a node's worker, its link or all of it, the SuperLink, the whole
-server, or ``train.py``. What keeps it alive starts it again: ``node up`` and ``server up`` their parts, this script the
-rest, as systemd would. Every ten rounds memory, open files, processes and disk are measured.
+with the seed, something is killed with ``kill -9``: a node's worker, its connection or all of it, the SuperLink, the
+whole server, or ``train.py``. What keeps it alive starts it again: ``node up`` and ``server up`` their parts, this
+script the rest, as systemd would. Every ten rounds memory, open files, processes and disk are measured.
 
 At the end: whether any of these grew over the second half of the run, and whether ``rounds.csv``, the nodes' audit
 logs, their final checkpoints and the run's own end agree. Exit code 1 where something does not hold.
@@ -39,7 +39,7 @@ from scipy.stats import theilslopes  # noqa: E402
 
 SAMPLE_EVERY = 10
 """Rounds."""
-PARTS = ("worker", "link", "node", "superlink", "server", "train")
+PARTS = ("worker", "connection", "node", "superlink", "server", "train")
 STALL_SECONDS = 900.0
 """Without a new round for so long, the federation hangs."""
 POLL_SECONDS = 0.2
@@ -58,7 +58,7 @@ class Kill:
     Attributes:
         after_round: once this round is over.
         part: of :data:`PARTS`.
-        node: whose, for ``worker``, ``link`` and ``node``.
+        node: whose, for ``worker``, ``connection`` and ``node``.
         wait: share of a usual round's time that passes before.
     """
 
@@ -81,7 +81,7 @@ def plan_kills(rounds: int, every: float, nodes: Sequence[str], seed: int) -> li
         if not parts:
             parts = rng.sample(PARTS, len(PARTS))
         part = parts.pop()
-        node = rng.choice(list(nodes)) if part in ("worker", "link", "node") else None
+        node = rng.choice(list(nodes)) if part in ("worker", "connection", "node") else None
         kills.append(Kill(int(now), part, node, now % 1))
         now += rng.expovariate(1 / every)
     return kills

@@ -18,6 +18,9 @@ import psutil
 
 from fednnunet.errors import DataError
 
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+"""Format of a line in a log file."""
+
 T = TypeVar("T")
 R = TypeVar("R")
 

@@ -30,7 +30,7 @@ from fednnunet.files import DISK_FULL, write_atomically
 from fednnunet.lock import locked
 from fednnunet.node.launcher import NodeProcesses
 from fednnunet.node.settings import NodeSettings
-from fednnunet.processes import cores
+from fednnunet.processes import LOG_FORMAT, cores
 from fednnunet.reporting.finish import Result, finish_run
 from fednnunet.run_files import CONFIG_FILE, LOG_FILE, RUN_FILE, RUN_ID_FILE
 from fednnunet.server.local_grid import LocalGrid
@@ -321,7 +321,7 @@ def log_file(path: Path) -> Iterator[None]:
     """Log of this process and its libraries into ``path``; warnings of this package also on the terminal."""
     root, flower = logging.getLogger(), logging.getLogger("flwr")
     handler = LogFile(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(logging.Formatter(LOG_FORMAT))
     before = root.level, flower.handlers, flower.propagate
     root.addHandler(handler)
     root.setLevel(logging.INFO)

@@ -91,10 +91,10 @@ def node_check(
     from rich.console import Console
 
     from fednnunet.deployment.node.preflight.checks import check_node
-    from fednnunet.deployment.node.preflight.results import show_findings
+    from fednnunet.deployment.node.preflight.results import show_results
 
     console = Console(highlight=False)
     with console.status("testing …") as status:
-        findings = check_node(config, quick, lambda done, of: status.update(f"opening cases: {done} of {of}"))
-        if not show_findings(findings, console):
+        results = check_node(config, quick, lambda done, of: status.update(f"opening cases: {done} of {of}"))
+        if not show_results(results, console):
             raise typer.Exit(2)

@@ -25,6 +25,8 @@ from fednnunet.exchange.messages import NodeName
 CURVE = ec.SECP384R1
 """Of all keys; the one that Flower documents for its nodes."""
 CA_YEARS = 10
+EXPIRES_SOON = timedelta(days=30)
+"""A certificate that expires within this time is worth a warning."""
 CLOCKS_DIFFER = timedelta(days=1)
 """A certificate is valid so long before it was made, for machines whose clocks are late."""
 
@@ -195,6 +197,36 @@ def make_node_key(folder: Path, made: Made | None = None) -> None:
     _write_key(private, key.private_bytes(encoding, serialization.PrivateFormat.OpenSSH, none), made)
     openssh = serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
     _write(public, key.public_key().public_bytes(*openssh) + b"\n", made)
+
+
+def read_private_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """A node's private key.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds another kind of key.
+    """
+    try:
+        key = serialization.load_ssh_private_key(path.read_bytes(), None)
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"key: {path} holds no private key that can be read: {error}") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ConfigError(f"key: {path} is of another kind; `fednnunet keys` makes ECDSA keys")
+    return key
+
+
+def read_public_key(path: Path) -> ec.EllipticCurvePublicKey:
+    """A node's public key.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds another kind of key.
+    """
+    try:
+        key = serialization.load_ssh_public_key(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} holds no public key: {error}") from None
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise ConfigError(f"{path} holds a key of another kind; `fednnunet keys` makes ECDSA keys")
+    return key
 
 
 def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:

@@ -1,4 +1,4 @@
-"""Processes that are kept alive: started, started again when they die, ended together."""
+"""Supervised processes: started, restarted when they die, ended together."""
 
 from __future__ import annotations
 
@@ -17,57 +17,58 @@ from pathlib import Path
 
 import psutil
 
-from fednnunet.processes import children_of, redirect_output
+from fednnunet.processes import LOG_FORMAT, children_of, redirect_output
 
 log = logging.getLogger(__name__)
 
 PAUSES = (0.0, 1.0, 5.0, 15.0)
-"""Seconds before a process is started again; the last for all further times."""
+"""Seconds before a process is restarted; the last value for all further restarts."""
 STEADY_SECONDS = 60.0
-"""One that lived so long starts from the first pause again."""
+"""A process that lived this long starts from the first pause again."""
 POLL_SECONDS = 1.0
 END_SECONDS = 8.0
 OTHER_RUN = 75
-"""Exit code of a worker that is to be started again, for another run."""
-LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+"""Exit code of a worker that asks to be restarted for another run."""
 
 
 class SupervisedProcess:
-    """One process, and those that take its place.
+    """One process, and the processes that replace it.
 
     Args:
-        name: for the operator.
-        start: makes and starts the process.
-        meant: exit codes with which it asks to be started again at once; nothing is told then.
+        name: shown to the operator.
+        start: creates and starts the process.
+        expected_exit_codes: with these the process asks to be restarted at once; the operator is not notified.
     """
 
-    def __init__(self, name: str, start: Callable[[], BaseProcess], meant: Sequence[int] = ()) -> None:
+    def __init__(self, name: str, start: Callable[[], BaseProcess], expected_exit_codes: Sequence[int] = ()) -> None:
         self.name = name
         self._start = start
-        self._meant = meant
+        self._expected_exit_codes = expected_exit_codes
         self._deaths = 0
         self._due: float | None = 0.0
-        self._begun = 0.0
+        self._started = 0.0
         self.process: BaseProcess | None = None
 
-    def look(self, tell: Callable[[str], None]) -> None:
-        """Start the process where there is none, as soon as it is due."""
+    def poll(self, notify: Callable[[str], None]) -> None:
+        """Restart the process if it has died, as soon as that is due."""
         now = time.monotonic()
         if self.process is not None and not self.process.is_alive():
             code, self.process = self.process.exitcode, None
-            if code in self._meant:
+            if code in self._expected_exit_codes:
                 self._due = now
             else:
-                self._deaths = 0 if now - self._begun > STEADY_SECONDS else self._deaths
+                self._deaths = 0 if now - self._started > STEADY_SECONDS else self._deaths
                 pause = PAUSES[min(self._deaths, len(PAUSES) - 1)]
                 self._deaths += 1
                 self._due = now + pause
-                tell(f"the {self.name} ended ({_said(code)}); it is started again{f' in {pause:g} s' if pause else ''}")
+                notify(
+                    f"the {self.name} ended ({_exit_text(code)}); it is restarted{f' in {pause:g} s' if pause else ''}"
+                )
         if self.process is None and self._due is not None and now >= self._due:
-            self.process, self._begun = self._start(), now
+            self.process, self._started = self._start(), now
 
     def end(self) -> None:
-        """End the process and what it started."""
+        """End the process and its children."""
         process, self._due = self.process, None
         if process is None:
             return
@@ -83,23 +84,25 @@ class SupervisedProcess:
                 child.kill()
 
 
-def supervise(kept: Sequence[SupervisedProcess], ended: threading.Event, tell: Callable[[str], None]) -> Iterator[None]:
-    """Look after processes until ``ended`` is set, then end them; yields after each look.
+def supervise(
+    processes: Sequence[SupervisedProcess], ended: threading.Event, notify: Callable[[str], None]
+) -> Iterator[None]:
+    """Keep processes alive until ``ended`` is set, then end them; yields after each poll.
 
     Args:
-        kept: to be started, in this order, and ended, in the other.
-        ended: by a signal.
-        tell: gets a line for the operator when one has died.
+        processes: started in this order, and ended in reverse order.
+        ended: set by a signal.
+        notify: gets a line for the operator when a process has died.
     """
     try:
         while not ended.is_set():
-            for one in kept:
-                one.look(tell)
+            for process in processes:
+                process.poll(notify)
             yield
-            wait([one.process.sentinel for one in kept if one.process is not None], POLL_SECONDS)
+            wait([each.process.sentinel for each in processes if each.process is not None], POLL_SECONDS)
     finally:
-        for one in reversed(kept):
-            one.end()
+        for process in reversed(processes):
+            process.end()
 
 
 def ended_by_signal() -> threading.Event:
@@ -111,23 +114,23 @@ def ended_by_signal() -> threading.Event:
 
 
 def terminal() -> Callable[[str], None]:
-    """Writes a line where this process's output goes now, also after :func:`log_to`."""
-    kept = os.dup(1)
+    """A function that prints a line to this process's present output, also after :func:`log_to`."""
+    output = os.dup(1)
 
-    def tell(text: str) -> None:
+    def print_line(text: str) -> None:
         with contextlib.suppress(OSError):  # closed, or full
-            os.write(kept, f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S} {text}\n".encode())
+            os.write(output, f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S} {text}\n".encode())
 
-    return tell
+    return print_line
 
 
 def log_to(path: Path) -> None:
-    """All that this process logs and prints goes to the end of a file."""
+    """Append everything that this process logs and prints to a file."""
     redirect_output(path, 0o600)
-    logging.basicConfig(level=logging.INFO, format=LINE, stream=sys.stderr, force=True)
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr, force=True)
 
 
-def _said(code: int | None) -> str:
+def _exit_text(code: int | None) -> str:
     if code is not None and code < 0:
         with contextlib.suppress(ValueError):
             return f"killed by {signal.Signals(-code).name}"

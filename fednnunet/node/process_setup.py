@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from fednnunet.processes import end_with_parent, redirect_output
+from fednnunet.processes import LOG_FORMAT, end_with_parent, redirect_output
 
 PR_SET_PDEATHSIG = 1
 """``prctl``: the signal that a process gets when its parent dies."""
@@ -47,7 +47,7 @@ def _log_to(path: Path) -> None:
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     logging.basicConfig(
         level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        format=LOG_FORMAT,
         stream=sys.stdout,
         force=True,
     )

@@ -1,8 +1,7 @@
 """The embedded grid: Flower's messages on one machine, without ports.
 
 The ServerApp, the strategy and the ClientApp are those that run across hospitals; only the grid between them
-differs. What Flower does not offer as public API is confined to this module (the contract is tested, and the
-range of Flower versions is pinned).
+differs.
 """
 
 from __future__ import annotations
@@ -16,13 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
+
+from fednnunet.exchange.flower_internals import ErrorCode, Run, act_as, set_message_id
 
 RUN_ID = 1
 SERVER_NODE_ID = 0
-CLIENT_APP_RAISED_EXCEPTION = 2
-"""Flower's ErrorCode for an exception in a ClientApp."""
 POLL_SECONDS = 0.25
 """Seconds between two polls for replies at a SuperLink, or for nodes at any grid."""
 
@@ -57,9 +54,7 @@ class LocalGrid(NodeGrid):
         self._replies: dict[str, Message] = {}
         self._arrived = threading.Condition()
         self._run = Run.create_empty(RUN_ID)
-        TaskIdentity.task_id = RUN_ID
-        TaskIdentity.run_id = RUN_ID
-        TaskIdentity.node_id = SERVER_NODE_ID
+        act_as(SERVER_NODE_ID, RUN_ID)
 
     def run_server(self, app: ServerApp) -> None:
         """Run ``app`` on this grid, in the calling thread."""
@@ -96,7 +91,7 @@ class LocalGrid(NodeGrid):
         """Start work on ``messages``; their ids."""
         ids = []
         for message in messages:
-            message.metadata.__dict__["_message_id"] = str(uuid.uuid4())
+            set_message_id(message, str(uuid.uuid4()))
             ids.append(message.metadata.message_id)
             self._pool.submit(self._work, message)
         return ids
@@ -106,7 +101,7 @@ class LocalGrid(NodeGrid):
             reply = self._client_app(message, self._contexts[message.metadata.dst_node_id])
         except Exception as error:  # noqa: BLE001  the server learns of it from the reply, as in Flower
             reason = f"{type(error).__name__}: {error}"
-            reply = Message(Error(CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+            reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
         with self._arrived:
             self._replies[message.metadata.message_id] = reply
             self._arrived.notify_all()

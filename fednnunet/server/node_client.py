@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from flwr.app import Message
-from flwr.common.constant import ErrorCode
 
 from fednnunet.errors import NodeError
 from fednnunet.exchange.error_codes import ERROR_CODES
+from fednnunet.exchange.flower_internals import ErrorCode
 from fednnunet.server.local_grid import LocalGrid, NodeGrid, wait_for_next_poll
 from fednnunet.server.node_messages import copy_request
 from fednnunet.server.run_observer import RunObserver

@@ -78,7 +78,7 @@ def write_site(tmp_path: Path, make_dataset: MakeDataset, keys: Path) -> WriteSi
     return write
 
 
-def findings(file: Path) -> dict[str, CheckResult]:
+def results(file: Path) -> dict[str, CheckResult]:
     return dict(check_node(file, quick=True))
 
 
@@ -156,7 +156,7 @@ def test_a_running_node_is_not_disturbed(write_site: WriteSite, keys: Path, tmp_
         state.activate_node(node, 30)
         before = state.get_node_info(node_ids=[node])
         assert before[0].status == "online"
-        assert findings(write_site(server=f"127.0.0.1:{port}"))["registration"].state == "good"
+        assert results(write_site(server=f"127.0.0.1:{port}"))["registration"].state == "good"
         assert state.get_node_info(node_ids=[node]) == before
 
 
@@ -164,7 +164,7 @@ def test_a_key_that_the_server_does_not_know_is_named(write_site: WriteSite, key
     make_keys(keys, ["127.0.0.1"], ["Porto"])
     with flower_server(keys, tmp_path / "state") as (port, state):
         register(state, keys / "nodes" / "Porto" / "node.pub")
-        found = findings(write_site(server=f"127.0.0.1:{port}"))["registration"]
+        found = results(write_site(server=f"127.0.0.1:{port}"))["registration"]
         assert found.state == "bad"
         assert f"does not know the key {keys / 'nodes' / NODE / 'node.key'}" in found.found
         assert f"nodes/{NODE}" in found.advice
@@ -176,7 +176,7 @@ def test_another_version_at_the_server_is_to_be_fixed_and_the_rest_is_tested(
     monkeypatch.setattr(gateway, "__version__", "0.0.1")
     with flower_server(keys, tmp_path / "state") as (port, state):
         register(state, keys / "nodes" / NODE / "node.pub")
-        found = findings(write_site(server=f"127.0.0.1:{port}"))
+        found = results(write_site(server=f"127.0.0.1:{port}"))
     assert found["server"].state == "bad"
     assert "fednnunet 0.0.1" in found["server"].found
     assert found["registration"].state == "good"
@@ -187,14 +187,14 @@ def test_a_server_that_does_not_tell_its_version_is_worth_a_look(
 ) -> None:
     with flower_server(keys, tmp_path / "state", plain=True) as (port, state):
         register(state, keys / "nodes" / NODE / "node.pub")
-        found = findings(write_site(server=f"127.0.0.1:{port}"))
+        found = results(write_site(server=f"127.0.0.1:{port}"))
     assert found["server"].state == "warning"
     assert found["registration"].state == "good"
 
 
 def test_what_is_no_server_of_a_federation_is_said_to_be_none(write_site: WriteSite, keys: Path) -> None:
     with answering(Nothing, keys) as address:
-        found = findings(write_site(server=address))["registration"]
+        found = results(write_site(server=address))["registration"]
     assert found.state == "bad"
     assert "answers 404" in found.found
 
@@ -212,7 +212,7 @@ def test_clocks_that_differ_are_told_by_how_much(
     ahead: float, state: str, says: str, write_site: WriteSite, keys: Path
 ) -> None:
     with answering(type("Skewed", (Nothing,), {"clock_ahead": ahead}), keys) as address:
-        found = findings(write_site(server=address))
+        found = results(write_site(server=address))
     assert found["clock"].state == state
     assert says in found["clock"].found
     assert found["registration"].state == ("skipped" if state == "bad" else "bad")
@@ -224,7 +224,7 @@ def test_a_server_certificate_of_another_authority_is_refused(
     theirs = tmp_path / "theirs"
     make_keys(theirs, ["127.0.0.1"], [])
     with answering(Nothing, theirs) as address:
-        found = findings(write_site(server=address))
+        found = results(write_site(server=address))
     assert found["TLS"].state == "bad"
     assert f"not signed by {keys / 'ca.crt'}" in found["TLS"].found
     assert {name for name, one in found.items() if one.state == "skipped"} == {"server", "clock", "registration"}
@@ -235,7 +235,7 @@ def test_a_server_certificate_for_another_name_is_refused(write_site: WriteSite,
         (keys / name).unlink()
     make_keys(keys, ["fed.example.org"], [])
     with answering(Nothing, keys) as address:
-        found = findings(write_site(server=address))["TLS"]
+        found = results(write_site(server=address))["TLS"]
     assert found.state == "bad"
     assert found.found == "the server's certificate is not for 127.0.0.1"
     assert "--server 127.0.0.1" in found.advice
@@ -251,7 +251,7 @@ def test_a_server_certificate_at_its_end_is_told(
         (keys / name).unlink()
     make_keys(keys, ["127.0.0.1"], [], days=days)
     with answering(Nothing, keys) as address:
-        found = findings(write_site(server=address))["TLS"]
+        found = results(write_site(server=address))["TLS"]
     assert found.state == state
     assert says in found.found
     assert "server.crt" in found.advice
@@ -259,7 +259,7 @@ def test_a_server_certificate_at_its_end_is_told(
 
 def test_a_server_without_tls_is_told(write_site: WriteSite) -> None:
     with answering(Nothing, None) as address:
-        found = findings(write_site(server=address))["TLS"]
+        found = results(write_site(server=address))["TLS"]
     assert found.state == "bad"
     assert "speaks no TLS" in found.found
 
@@ -267,11 +267,11 @@ def test_a_server_without_tls_is_told(write_site: WriteSite) -> None:
 def test_no_server_behind_the_address_is_told(write_site: WriteSite) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # and does not listen
-        found = findings(write_site(server=f"127.0.0.1:{unused.getsockname()[1]}"))
+        found = results(write_site(server=f"127.0.0.1:{unused.getsockname()[1]}"))
     assert found["connection"].state == "bad"
     assert "refuses connections" in found["connection"].found
     assert found["TLS"].state == "skipped"
-    assert findings(write_site(server="no.such.host.invalid:9092"))["connection"].found.startswith(
+    assert results(write_site(server="no.such.host.invalid:9092"))["connection"].found.startswith(
         "no.such.host.invalid is no name"
     )
 
@@ -317,16 +317,16 @@ def test_a_proxy_of_the_environment_is_gone_through(
         register(state, keys / "nodes" / NODE / "node.pub")
         file = write_site(server=f"127.0.0.1:{port}")
         monkeypatch.setenv("HTTPS_PROXY", f"http://node:s3%2Fcret@{proxy}")
-        found = findings(file)
+        found = results(file)
         assert {name: one.state for name, one in found.items() if one.state != "good"} == {}
         assert "proxy" in found["connection"].found
         assert asked == 3 * [f"127.0.0.1:{port}"], "TLS, server, registration"
         monkeypatch.setenv("HTTPS_PROXY", f"http://{proxy}")
-        assert "407" in findings(file)["TLS"].found
+        assert "407" in results(file)["TLS"].found
 
 
 def test_a_configuration_with_an_error_leaves_only_the_versions_to_test(write_site: WriteSite) -> None:
-    found = findings(write_site(server="fed.example.org"))
+    found = results(write_site(server="fed.example.org"))
     assert found["configuration"].state == "bad"
     assert "server: fed.example.org is no address; it must be host:port" in found["configuration"].found
     assert {name for name, one in found.items() if one.state == "good"} == {"versions"}
@@ -334,7 +334,7 @@ def test_a_configuration_with_an_error_leaves_only_the_versions_to_test(write_si
 
 
 def test_data_that_is_not_there_or_can_not_be_read_is_told(write_site: WriteSite, make_dataset: MakeDataset) -> None:
-    found = findings(write_site(data="/no/such/Dataset001_Folder"))
+    found = results(write_site(data="/no/such/Dataset001_Folder"))
     assert "there is no folder /no/such" in found["data"].found
     assert found["disk"].state == "skipped"
 
@@ -363,7 +363,7 @@ def test_images_that_lie_elsewhere_than_their_labels_are_worth_a_look(
 
 def test_a_work_folder_that_can_not_be_written_is_told(write_site: WriteSite, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    found = findings(write_site(folder=str(tmp_path / "file" / "work")))["disk"]
+    found = results(write_site(folder=str(tmp_path / "file" / "work")))["disk"]
     assert found.state == "bad"
     assert str(tmp_path / "file") in found.found
 
@@ -375,7 +375,7 @@ def test_a_disk_without_room_is_told(write_site: WriteSite, tmp_path: Path, monk
     checkpoint.touch()
     os.truncate(checkpoint, 2**30)
     os.link(checkpoint, tmp_path / "work" / "checkpoint_latest.pth")
-    found = findings(write_site())["disk"]
+    found = results(write_site())["disk"]
     assert found.state == "bad"
     assert "GB free; takes about 1073741824.0 GB" in found.found
     assert "; 1.0 are there already" in found.found
@@ -405,9 +405,7 @@ def test_a_device_that_is_not_there_or_not_used_is_told(
     driver.touch()
     assert "the driver of a GPU is here, but this torch cannot use it" in check_device(automatic, [driver]).found
     assert check_device(read_node_file(write_site(device="cpu")), [driver]).state == "good"
-    assert findings(write_site(device="cuda"))["device"].found.startswith(
-        "node.device=cuda, but torch sees no CUDA GPU"
-    )
+    assert results(write_site(device="cuda"))["device"].found.startswith("node.device=cuda, but torch sees no CUDA GPU")
 
 
 @pytest.mark.parametrize(
@@ -438,11 +436,14 @@ def test_a_gpu_is_measured_against_the_memory_that_plans_aim_at(
 
 
 def test_a_certificate_of_no_authority_is_refused(write_site: WriteSite, keys: Path) -> None:
-    assert "not that of an authority" in findings(write_site(certificate=str(keys / "server.crt")))["certificate"].found
-    found = findings(write_site(certificate=str(keys / "nodes" / NODE / "node.pub")))
+    assert (
+        "is not the certificate of an authority"
+        in results(write_site(certificate=str(keys / "server.crt")))["certificate"].found
+    )
+    found = results(write_site(certificate=str(keys / "nodes" / NODE / "node.pub")))
     assert "holds no certificate" in found["certificate"].found
     assert found["TLS"].state == "skipped"
-    assert "No such file" in findings(write_site(certificate=str(keys / "missing.crt")))["certificate"].found
+    assert "No such file" in results(write_site(certificate=str(keys / "missing.crt")))["certificate"].found
 
 
 @pytest.mark.parametrize(("years", "state"), [(0, "bad"), (20 / 365, "warning")])
@@ -451,7 +452,7 @@ def test_an_authority_at_its_end_is_told(
 ) -> None:
     monkeypatch.setattr(keys_module, "CA_YEARS", years)
     make_keys(tmp_path / "old", ["127.0.0.1"], [])
-    found = findings(write_site(certificate=str(tmp_path / "old" / "ca.crt")))["certificate"]
+    found = results(write_site(certificate=str(tmp_path / "old" / "ca.crt")))["certificate"]
     assert found.state == state
     assert "new ca.crt" in found.advice
 
@@ -463,25 +464,25 @@ def test_a_key_that_others_can_read_is_refused_with_the_command_that_mends_it(
     key.chmod(0o640)
     with flower_server(keys, tmp_path / "state") as (port, state):
         register(state, key.with_suffix(".pub"))
-        found = findings(write_site(server=f"127.0.0.1:{port}"))
+        found = results(write_site(server=f"127.0.0.1:{port}"))
     assert found["key"].state == "bad"
     assert f"chmod 600 '{key}'" in found["key"].advice
     assert found["registration"].state == "good"
 
 
 def test_a_key_of_another_kind_is_refused(write_site: WriteSite, keys: Path) -> None:
-    found = findings(write_site(key=str(keys / "server.key")))["key"]
+    found = results(write_site(key=str(keys / "server.key")))["key"]
     assert "holds no private key that can be read" in found.found
     other = keys / "other.key"
     none = serialization.NoEncryption()
     form = serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, none
     other.write_bytes(ed25519.Ed25519PrivateKey.generate().private_bytes(*form))
-    assert "is of another kind" in findings(write_site(key=str(other)))["key"].found
+    assert "is of another kind" in results(write_site(key=str(other)))["key"].found
 
 
 def test_without_tls_and_keys_the_server_is_still_asked(write_site: WriteSite) -> None:
     with answering(Nothing, None) as address:
-        found = findings(write_site(server=address, insecure=True, certificate=None, key=None))
+        found = results(write_site(server=address, insecure=True, certificate=None, key=None))
     assert found["clock"].state == "good"
     assert {name for name, one in found.items() if one.found == "none, as insecure is true"} == {
         *("certificate", "key", "TLS", "registration")

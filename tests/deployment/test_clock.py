@@ -14,7 +14,7 @@ from flwr.supernode import node_auth_http_interceptor
 
 from fednnunet.config.node_file import read_node_file
 from fednnunet.deployment.node import connection
-from fednnunet.deployment.node.connection import Link
+from fednnunet.deployment.node.connection import NodeConnection
 from fednnunet.deployment.node.preflight import server_checks
 from tests.support.deployed_federation import Federation, waiting_server
 
@@ -38,7 +38,7 @@ def test_a_clock_that_is_wrong_is_named_and_the_node_joins_when_it_is_right(
     monkeypatch.setattr(server_checks, "time", clock)
     monkeypatch.setattr(connection, "RETRY_SECONDS", (0.1,))
     told: list[str] = []
-    node = Link(read_node_file(federation.write_site("Oslo")), {}, told.append)
+    node = NodeConnection(read_node_file(federation.write_site("Oslo")), {}, told.append)
     joining = threading.Thread(target=node._join, daemon=True)
     joining.start()
     federation.wait_for(lambda: told, "the reason")

@@ -1,4 +1,4 @@
-"""Messages between the server's grid and a node's link, over the real SuperLink, when some of the way fails."""
+"""Messages between the server's grid and a node's connection, over the real SuperLink, when some of the way fails."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL, SUPERLINK_NODE_ID
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest, PushMessagesRequest, PushMessagesResponse
 from flwr.proto.node_pb2 import Node
-from flwr.supercore.task_identity import TaskIdentity
 
 from fednnunet.config.node_file import read_node_file
-from fednnunet.deployment.node.connection import Link
+from fednnunet.deployment.node.connection import NodeConnection
+from fednnunet.deployment.node.message_transfer import receive_message, send_reply
 from fednnunet.deployment.server import superlink_grid
 from fednnunet.deployment.server.superlink_grid import SuperLinkGrid
+from fednnunet.exchange.flower_internals import act_as
 from fednnunet.exchange.packing import pack, unpack
 from fednnunet.exchange.records import from_array_record, to_array_record
 from fednnunet.server.node_client import is_unreachable
@@ -33,18 +34,18 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
 
 
 @pytest.fixture
-def link(federation: Federation) -> Iterator[Link]:
+def connection(federation: Federation) -> Iterator[NodeConnection]:
     """Joined, and asking for nothing by itself."""
-    link = Link(read_node_file(federation.write_site("Oslo")), {}, lambda _: None)
-    asked = ActivateNodeRequest(public_key=link._public_key, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
-    link.node = Node(node_id=link._client.ActivateNode(asked).node_id)
-    yield link
-    link.leave()
+    connection = NodeConnection(read_node_file(federation.write_site("Oslo")), {}, lambda _: None)
+    asked = ActivateNodeRequest(public_key=connection.calls.public_key, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
+    connection.node = Node(node_id=connection.calls.client.ActivateNode(asked).node_id)
+    yield connection
+    connection.leave()
 
 
 @pytest.fixture
 def grid(federation: Federation, monkeypatch: pytest.MonkeyPatch) -> Iterator[SuperLinkGrid]:
-    monkeypatch.setattr(superlink_grid, "LOOK_FOR_LOST_SECONDS", 0.0)
+    monkeypatch.setattr(superlink_grid, "LOST_CHECK_SECONDS", 0.0)
     grid = SuperLinkGrid(federation.state, lambda _: None)
     yield grid
     grid.close()
@@ -52,117 +53,122 @@ def grid(federation: Federation, monkeypatch: pytest.MonkeyPatch) -> Iterator[Su
 
 def as_server(grid: SuperLinkGrid) -> None:
     """Messages that are made from now on are the server's: Flower keeps it in the process."""
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, grid.run_id, SUPERLINK_NODE_ID
+    act_as(SUPERLINK_NODE_ID, grid.run_id)
 
 
-def as_node(link: Link, grid: SuperLinkGrid) -> None:
+def as_node(connection: NodeConnection, grid: SuperLinkGrid) -> None:
     """From now on they are the node's."""
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, grid.run_id, link.node.node_id
+    act_as(connection.node.node_id, grid.run_id)
 
 
 ARRAYS = {"weight": np.arange(600_000, dtype=np.float32).reshape(600, 1000), "bias": np.ones(3, dtype=np.float16)}
 
 
-def send(grid: SuperLinkGrid, link: Link) -> str:
+def send(grid: SuperLinkGrid, connection: NodeConnection) -> str:
     as_server(grid)
     content = RecordDict({"config": ConfigRecord({"body": "{}"}), "arrays": to_array_record(ARRAYS)})
-    (id_,) = grid.push_messages([Message(content, link.node.node_id, "train")])
+    (id_,) = grid.push_messages([Message(content, connection.node.node_id, "train")])
     return id_
 
 
-def receive(link: Link) -> Message | None:
+def receive(connection: NodeConnection) -> Message | None:
     """The next message, if one is there."""
-    asked = link._client.PullMessages(PullMessagesRequest(node=link.node))
+    asked = connection.calls.client.PullMessages(PullMessagesRequest(node=connection.node))
     if not asked.messages_list:
         return None
     metadata = asked.messages_list[0].metadata
-    return link._receive(metadata.run_id, metadata.message_id, asked.message_object_trees[0])
+    return receive_message(
+        connection.calls, connection.node, metadata.run_id, metadata.message_id, asked.message_object_trees[0]
+    )
 
 
-def reply_to(message: Message, link: Link, grid: SuperLinkGrid) -> None:
+def reply_to(message: Message, connection: NodeConnection, grid: SuperLinkGrid) -> None:
     """What it held goes back."""
-    as_node(link, grid)
-    link._send(Message(pack(unpack(message.content, "the server")), reply_to=message), 0.0)
+    as_node(connection, grid)
+    reply = Message(pack(unpack(message.content, "the server")), reply_to=message)
+    send_reply(connection.calls, connection.node, reply, 0.0)
 
 
-def check_reply(replies: list[Message], id_: str, link: Link) -> None:
+def check_reply(replies: list[Message], id_: str, connection: NodeConnection) -> None:
     (reply,) = replies
-    assert (reply.metadata.reply_to_message_id, reply.metadata.src_node_id) == (id_, link.node.node_id)
+    assert (reply.metadata.reply_to_message_id, reply.metadata.src_node_id) == (id_, connection.node.node_id)
     arrays = from_array_record(reply.content.array_records["arrays"], "the node")
     assert all(np.array_equal(arrays[name], array) for name, array in ARRAYS.items())
 
 
-def test_arrays_there_and_back(grid: SuperLinkGrid, link: Link) -> None:
-    id_ = send(grid, link)
-    message = receive(link)
+def test_arrays_there_and_back(grid: SuperLinkGrid, connection: NodeConnection) -> None:
+    id_ = send(grid, connection)
+    message = receive(connection)
     assert message is not None
-    reply_to(message, link, grid)
-    check_reply(grid.pull_messages([id_]), id_, link)
+    reply_to(message, connection, grid)
+    check_reply(grid.pull_messages([id_]), id_, connection)
     assert grid.pull_messages([id_]) == []
 
 
-def test_a_message_that_its_node_has_lost_is_sent_again(grid: SuperLinkGrid, link: Link) -> None:
-    id_ = send(grid, link)
-    assert receive(link) is not None  # and the link is killed
+def test_a_message_that_its_node_has_lost_is_sent_again(grid: SuperLinkGrid, connection: NodeConnection) -> None:
+    id_ = send(grid, connection)
+    assert receive(connection) is not None  # and the node is killed
     for _ in range(2):
         assert grid.pull_messages([id_]) == []
-        assert receive(link) is None
+        assert receive(connection) is None
     assert grid.pull_messages([id_]) == []
-    message = receive(link)
+    message = receive(connection)
     assert message is not None
-    reply_to(message, link, grid)
-    check_reply(grid.pull_messages([id_]), id_, link)
+    reply_to(message, connection, grid)
+    check_reply(grid.pull_messages([id_]), id_, connection)
 
 
-def test_a_message_that_is_worked_on_is_not_sent_again(grid: SuperLinkGrid, link: Link) -> None:
+def test_a_message_that_is_worked_on_is_not_sent_again(grid: SuperLinkGrid, connection: NodeConnection) -> None:
     for _ in range(5):
-        assert receive(link) is None
-    id_ = send(grid, link)
-    message = receive(link)
+        assert receive(connection) is None
+    id_ = send(grid, connection)
+    message = receive(connection)
     assert message is not None
     for _ in range(5):
         assert grid.pull_messages([id_]) == []
-    reply_to(message, link, grid)
-    check_reply(grid.pull_messages([id_]), id_, link)
-    assert receive(link) is None
+    reply_to(message, connection, grid)
+    check_reply(grid.pull_messages([id_]), id_, connection)
+    assert receive(connection) is None
 
 
-def test_a_reply_that_waits_to_be_asked_for_is_not_lost(grid: SuperLinkGrid, link: Link) -> None:
+def test_a_reply_that_waits_to_be_pulled_is_not_lost(grid: SuperLinkGrid, connection: NodeConnection) -> None:
     """The server takes replies in order: those that are early wait, while their nodes ask for more."""
-    first, second = send(grid, link), send(grid, link)
+    first, second = send(grid, connection), send(grid, connection)
     for _ in range(2):
-        message = receive(link)
+        message = receive(connection)
         assert message is not None
-        reply_to(message, link, grid)
+        reply_to(message, connection, grid)
     for _ in range(5):
-        assert receive(link) is None
-    check_reply(grid.pull_messages([first]), first, link)
-    assert receive(link) is None, "nothing was sent again"
-    check_reply(grid.pull_messages([second]), second, link)
+        assert receive(connection) is None
+    check_reply(grid.pull_messages([first]), first, connection)
+    assert receive(connection) is None, "nothing was sent again"
+    check_reply(grid.pull_messages([second]), second, connection)
 
 
-def test_a_lost_message_whose_reply_nobody_waits_for_leaves_its_node_free(grid: SuperLinkGrid, link: Link) -> None:
-    id_ = send(grid, link)
+def test_a_lost_message_whose_reply_nobody_waits_for_leaves_its_node_free(
+    grid: SuperLinkGrid, connection: NodeConnection
+) -> None:
+    id_ = send(grid, connection)
     grid.abandon([id_])
-    assert receive(link) is not None  # and the link is killed
+    assert receive(connection) is not None  # and the node is killed
     for _ in range(3):
-        assert receive(link) is None
+        assert receive(connection) is None
     (reply,) = grid.pull_messages([id_])
     assert is_unreachable(reply)
-    assert reply.metadata.src_node_id == link.node.node_id
-    assert receive(link) is None
+    assert reply.metadata.src_node_id == connection.node.node_id
+    assert receive(connection) is None
 
 
 def test_a_reply_arrives_whose_acknowledgement_was_lost(
-    grid: SuperLinkGrid, link: Link, monkeypatch: pytest.MonkeyPatch
+    grid: SuperLinkGrid, connection: NodeConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server takes note of the reply, and waits for what is in it; the node does not know that."""
-    id_ = send(grid, link)
-    message = receive(link)
+    id_ = send(grid, connection)
+    message = receive(connection)
     assert message is not None
     replies: list[Message] = []
     pulling = threading.Thread(target=lambda: replies.extend(grid.pull_messages([id_])))
-    push = link._client.PushMessages
+    push = connection.calls.client.PushMessages
 
     def push_and_lose_the_answer_once(request: PushMessagesRequest) -> PushMessagesResponse:
         answer = push(request)
@@ -171,10 +177,10 @@ def test_a_reply_arrives_whose_acknowledgement_was_lost(
             raise httpx.ReadError("the connection was cut")
         return answer
 
-    monkeypatch.setattr(link._client, "PushMessages", push_and_lose_the_answer_once)
-    reply_to(message, link, grid)
+    monkeypatch.setattr(connection.calls.client, "PushMessages", push_and_lose_the_answer_once)
+    reply_to(message, connection, grid)
     pulling.join(60)
-    check_reply(replies, id_, link)
+    check_reply(replies, id_, connection)
 
 
 def test_a_state_folder_without_a_server_is_named(tmp_path: Path) -> None:

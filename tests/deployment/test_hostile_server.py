@@ -1,4 +1,4 @@
-"""What a node does not do, whatever its server asks: with the real link, and the real worker of a hospital."""
+"""What a node does not do, whatever its server asks: with the real connection, and the real worker of a hospital."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
+from flwr.proto.fleet_pb2 import PullMessagesRequest
 
 from fednnunet.config.node_file import NodeFile, read_node_file
 from fednnunet.deployment.keys import make_keys
-from fednnunet.deployment.node import connection
-from fednnunet.deployment.node.connection import Link, Refused
-from fednnunet.deployment.node.deployed_worker import assignment_of, run_site_worker, settings_of
+from fednnunet.deployment.node.connection import NodeConnection
+from fednnunet.deployment.node.deployed_worker import assignment_of, run_deployed_worker, settings_of
+from fednnunet.deployment.node.fleet_calls import Refused
 from fednnunet.deployment.supervision import OTHER_RUN
 from fednnunet.errors import ConfigError, NodeError, ProtocolError
 from fednnunet.exchange.channel import WorkerFailure, WorkerUnreachable, call_worker
@@ -52,13 +54,13 @@ def site(tmp_path: Path) -> NodeFile:
 
 
 @pytest.fixture
-def link_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answer], Link]]:
-    """A node's link to a server with the right certificate, which answers as it is told."""
+def connect_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answer], NodeConnection]]:
+    """A node's connection to a server with the right certificate, which answers as it is told."""
     monkeypatch.setenv("no_proxy", "*")
     make_keys(tmp_path / "keys", ["127.0.0.1"], ["Oslo"])
     servers = []
 
-    def serving(answer: Answer) -> Link:
+    def serving(answer: Answer) -> NodeConnection:
         class Handler(BaseHTTPRequestHandler):
             do_GET = do_POST = answer  # type: ignore[assignment]
 
@@ -79,7 +81,7 @@ def link_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
             key=tmp_path / "keys" / "nodes" / "Oslo" / "node.key",
             folder=tmp_path / "work",
         )
-        return Link(site, {}, lambda _: None)
+        return NodeConnection(site, {}, lambda _: None)
 
     yield serving
     for server in servers:
@@ -88,20 +90,20 @@ def link_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_node_is_sent_nowhere_else(link_to: Callable[[Answer], Link], status: int) -> None:
+def test_a_node_is_sent_nowhere_else(connect_to: Callable[[Answer], NodeConnection], status: int) -> None:
     asked: list[str] = []
 
     def intranet(request: BaseHTTPRequestHandler) -> None:
         asked.append(request.path)
         _say(request, 200, b"secret")
 
-    elsewhere = link_to(intranet).site.server
+    elsewhere = connect_to(intranet).node_file.server
 
     def answer(request: BaseHTTPRequestHandler) -> None:
         _say(request, status, b"", location=f"https://{elsewhere}/printer/erase")
 
     with pytest.raises(Refused, match=str(status)):
-        link_to(answer)._serve_one()
+        connect_to(answer).serve_one()
     assert asked == []
 
 
@@ -122,26 +124,26 @@ def _say(request: BaseHTTPRequestHandler, status: int, body: bytes, **headers: s
         {"transfer_encoding": "chunked"},
     ],
 )
-def test_an_answer_without_an_end_is_not_read(link_to: Callable[[Answer], Link], headers: dict[str, str]) -> None:
+def test_an_answer_without_an_end_is_not_read(
+    connect_to: Callable[[Answer], NodeConnection], headers: dict[str, str]
+) -> None:
     bomb = gzip.compress(bytes(2**26))
-    with pytest.raises((Refused, connection.httpx.TransportError)) as refused:
-        link_to(lambda request: _say(request, 200, bomb, **headers))._client.PullMessages(
-            connection.PullMessagesRequest()
-        )
+    with pytest.raises((Refused, httpx.TransportError)) as refused:
+        connect_to(lambda request: _say(request, 200, bomb, **headers)).calls.client.PullMessages(PullMessagesRequest())
     assert isinstance(refused.value, Refused) or "content-length" in str(refused.value).lower()
 
 
-def test_an_answer_that_can_not_be_read_does_not_end_the_link(link_to: Callable[[Answer], Link]) -> None:
-    link = link_to(lambda request: _say(request, 200, b"\xff" * 100))
+def test_an_unreadable_answer_does_not_end_the_connection(connect_to: Callable[[Answer], NodeConnection]) -> None:
+    connection = connect_to(lambda request: _say(request, 200, b"\xff" * 100))
     with pytest.raises(Refused, match="cannot be read"):
-        link._serve_one()
-    assert link._heartbeat() is False
+        connection.serve_one()
+    assert connection.send_heartbeat() is False
 
 
-def test_what_others_say_can_not_steer_a_terminal(link_to: Callable[[Answer], Link]) -> None:
-    link = link_to(lambda request: _say(request, 403, b"\x1b[2J\x1b]0;owned\x07\nnode Porto has ended"))
+def test_text_of_others_cannot_control_a_terminal(connect_to: Callable[[Answer], NodeConnection]) -> None:
+    connection = connect_to(lambda request: _say(request, 403, b"\x1b[2J\x1b]0;owned\x07\nnode Porto has ended"))
     with pytest.raises(Refused) as refused:
-        link._serve_one()
+        connection.serve_one()
     assert str(refused.value) == "403:  [2J ]0;owned  node Porto has ended"
     assert str(NodeError("Oslo", "\x1b[31mall\nis well")) == "node Oslo:  [31mall is well"
 
@@ -185,7 +187,7 @@ def changed(**changes: Any) -> dict[str, Any]:
     ],
 )
 def test_a_task_is_of_the_published_schema(site: NodeFile, task: dict[str, Any], problem: str) -> None:
-    with pytest.raises(ProtocolError, match=f"the server sent a task that is none: .*{problem}"):
+    with pytest.raises(ProtocolError, match=f"the server sent an invalid configuration: .*{problem}"):
         assignment_of(site, FingerprintRequest(run="r1", task=task))
 
 
@@ -228,7 +230,7 @@ def test_a_worker_begins_another_run_only_when_it_is_told_a_whole_one(
     noted = site.folder / "assignment.json"
 
     def started() -> multiprocessing.process.BaseProcess:
-        process = multiprocessing.get_context("spawn").Process(target=run_site_worker, args=(site, "s", KEY))
+        process = multiprocessing.get_context("spawn").Process(target=run_deployed_worker, args=(site, "s", KEY))
         process.start()
         return process
 
@@ -245,7 +247,7 @@ def test_a_worker_begins_another_run_only_when_it_is_told_a_whole_one(
     worker = started()
     try:
         for kind in set(Kind) - {Kind.FINGERPRINT}:
-            with pytest.raises(WorkerFailure, match="before it told what the run is"):
+            with pytest.raises(WorkerFailure, match="before it described the run"):
                 ask(worker, None, None, kind)
         for run, task in ((None, None), (None, TASK), ("r1", None), ("r1", changed(paths={"run": "/"}))):
             with pytest.raises(WorkerFailure, match="the server"):

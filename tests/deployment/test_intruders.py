@@ -29,17 +29,20 @@ from flwr.proto.node_pb2 import Node
 from flwr.supercore.date import now
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
-from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode import node_auth_http_interceptor
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from fednnunet.config.node_file import NodeFile, read_node_file
 from fednnunet.deployment.keys import make_keys
-from fednnunet.deployment.node.connection import Link, Refused
+from fednnunet.deployment.node.connection import NodeConnection
+from fednnunet.deployment.node.fleet_calls import Refused
+from fednnunet.deployment.node.flower_internals import http_client
+from fednnunet.deployment.node.message_transfer import receive_message, send_reply
 from fednnunet.deployment.server import connection_limits, gateway, operator_client, signatures
 from fednnunet.deployment.server.operator_client import POLLS_PATH, TOKEN_FILE, TOKEN_HEADER, Operator
 from fednnunet.deployment.server.superlink_grid import SuperLinkGrid
 from fednnunet.errors import ConfigError
+from fednnunet.exchange.flower_internals import act_as, relabel
 from tests.conftest import write_boxes
 from tests.support.deployed_federation import Federation, free_port, waiting_server
 from tests.support.public_endpoint import flower_server, register
@@ -69,31 +72,31 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "*")
 
 
-def link_of(federation: Federation, name: str, **changes: Any) -> Link:
-    return Link(read_node_file(federation.write_site(name, **changes)), {}, lambda _: None)
+def connection_of(federation: Federation, name: str, **changes: Any) -> NodeConnection:
+    return NodeConnection(read_node_file(federation.write_site(name, **changes)), {}, lambda _: None)
 
 
-def activate(link: Link) -> Node:
-    """Join as a link does, without its patience."""
-    asked = ActivateNodeRequest(public_key=link._public_key, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
-    link.node = Node(node_id=link._client.ActivateNode(asked).node_id)
-    return link.node
-
-
-@pytest.fixture
-def oslo(federation: Federation) -> Iterator[Link]:
-    link = link_of(federation, "Oslo")
-    activate(link)
-    yield link
-    link.leave()
+def activate(connection: NodeConnection) -> Node:
+    """Join as a node does, in one attempt."""
+    asked = ActivateNodeRequest(public_key=connection.calls.public_key, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
+    connection.node = Node(node_id=connection.calls.client.ActivateNode(asked).node_id)
+    return connection.node
 
 
 @pytest.fixture
-def porto(federation: Federation) -> Iterator[Link]:
-    link = link_of(federation, "Porto")
-    activate(link)
-    yield link
-    link.leave()
+def oslo(federation: Federation) -> Iterator[NodeConnection]:
+    connection = connection_of(federation, "Oslo")
+    activate(connection)
+    yield connection
+    connection.leave()
+
+
+@pytest.fixture
+def porto(federation: Federation) -> Iterator[NodeConnection]:
+    connection = connection_of(federation, "Porto")
+    activate(connection)
+    yield connection
+    connection.leave()
 
 
 def signed(keys: Path, name: str) -> dict[str, str]:
@@ -114,7 +117,7 @@ def signed(keys: Path, name: str) -> dict[str, str]:
 def knock(
     federation: Federation, path: str, headers: Mapping[str, str] | None = None, body: Any = b"", method: str = "POST"
 ) -> int:
-    """Status of one request at the outer door, with the path as it is written."""
+    """Status of one request at the public endpoint, with the path as it is written."""
     host, _, port = federation.address.rpartition(":")
     context = ssl.create_default_context(cafile=str(federation.keys / "ca.crt"))
     connection = http.client.HTTPSConnection(host, int(port), context=context, timeout=30)
@@ -143,16 +146,16 @@ def test_without_the_authority_there_is_no_connection(federation: Federation, tm
     with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
         httpx.get(f"https://{federation.address}{gateway.VERSION_PATH}")
     with pytest.raises(ConfigError, match="certificate: is missing"):
-        link_of(federation, "Oslo", certificate=None)
+        connection_of(federation, "Oslo", certificate=None)
     make_keys(tmp_path, ["127.0.0.1"], [])
     with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
-        activate(link_of(federation, "Oslo", certificate=str(tmp_path / "ca.crt")))
+        activate(connection_of(federation, "Oslo", certificate=str(tmp_path / "ca.crt")))
 
 
 def test_a_certificate_for_another_name_is_none(federation: Federation) -> None:
     _, _, port = federation.address.rpartition(":")
     with pytest.raises(httpx.ConnectError, match="not valid for 'localhost'"):
-        activate(link_of(federation, "Oslo", server=f"localhost:{port}"))
+        activate(connection_of(federation, "Oslo", server=f"localhost:{port}"))
 
 
 def test_a_server_whose_certificate_has_expired_gets_no_node(federation: Federation, tmp_path: Path) -> None:
@@ -161,10 +164,10 @@ def test_a_server_whose_certificate_has_expired_gets_no_node(federation: Federat
         register(known, tmp_path / "keys" / "nodes" / "Oslo" / "node.pub")
         trusted = str(tmp_path / "keys" / "ca.crt")
         with pytest.raises(httpx.ConnectError, match="certificate has expired"):
-            activate(link_of(federation, "Oslo", server=f"127.0.0.1:{port}", certificate=trusted))
+            activate(connection_of(federation, "Oslo", server=f"127.0.0.1:{port}", certificate=trusted))
 
 
-def test_plain_http_and_garbage_get_no_answer(federation: Federation, oslo: Link) -> None:
+def test_plain_http_and_garbage_get_no_answer(federation: Federation, oslo: NodeConnection) -> None:
     with pytest.raises(httpx.TransportError):
         httpx.get(f"http://{federation.address}{gateway.VERSION_PATH}")
     host, _, port = federation.address.rpartition(":")
@@ -175,7 +178,7 @@ def test_plain_http_and_garbage_get_no_answer(federation: Federation, oslo: Link
     with context.wrap_socket(socket.create_connection((host, int(port)), timeout=30), server_hostname=host) as inside:
         inside.sendall(b"\x00garbage\r\n\r\n")
         assert inside.recv(100).startswith(b"HTTP/1.1 400 ")
-    assert not oslo._client.PullMessages(PullMessagesRequest(node=oslo.node)).messages_list, "others are served"
+    assert not oslo.calls.client.PullMessages(PullMessagesRequest(node=oslo.node)).messages_list, "others are served"
 
 
 def _answered(connection: socket.socket) -> bool:
@@ -189,26 +192,30 @@ def _answered(connection: socket.socket) -> bool:
 # keys --------------------------------------------------------------------------------------------------
 
 
-def test_a_key_that_is_not_registered_gets_nothing(federation: Federation, oslo: Link, tmp_path: Path) -> None:
+def test_a_key_that_is_not_registered_gets_nothing(
+    federation: Federation, oslo: NodeConnection, tmp_path: Path
+) -> None:
     make_keys(tmp_path, ["127.0.0.1"], ["Mallory"])
-    stranger = link_of(federation, "Oslo", key=str(tmp_path / "nodes" / "Mallory" / "node.key"))
+    stranger = connection_of(federation, "Oslo", key=str(tmp_path / "nodes" / "Mallory" / "node.key"))
     with pytest.raises(httpx.HTTPStatusError) as refused:
         activate(stranger)
     assert refused.value.response.status_code == httpx.codes.PRECONDITION_FAILED
     stranger.node = oslo.node  # who it would be
     for ask in (
-        lambda: stranger._call(stranger._client.PullMessages, PullMessagesRequest(node=oslo.node)),
-        lambda: stranger._call(stranger._client.PullObject, PullObjectRequest(node=oslo.node, object_id="0" * 64)),
+        lambda: stranger.calls.call(stranger.calls.client.PullMessages, PullMessagesRequest(node=oslo.node)),
+        lambda: stranger.calls.call(
+            stranger.calls.client.PullObject, PullObjectRequest(node=oslo.node, object_id="0" * 64)
+        ),
     ):
         with pytest.raises(Refused, match=r"401: .*the key is not registered"):
             ask()
-    assert not stranger._heartbeat()
+    assert not stranger.send_heartbeat()
 
 
 def test_strangers_do_not_fill_the_log(federation: Federation, tmp_path: Path) -> None:
     log = federation.state / "server.log"
     make_keys(tmp_path, ["127.0.0.1"], ["Mallory"])
-    stranger = link_of(federation, "Oslo", key=str(tmp_path / "nodes" / "Mallory" / "node.key"))
+    stranger = connection_of(federation, "Oslo", key=str(tmp_path / "nodes" / "Mallory" / "node.key"))
 
     def knock_often() -> int:
         before = log.stat().st_size
@@ -225,15 +232,15 @@ def test_strangers_do_not_fill_the_log(federation: Federation, tmp_path: Path) -
 def test_a_node_that_was_removed_gets_nothing_from_then_on(federation: Federation) -> None:
     make_keys(federation.keys, ["127.0.0.1"], ["Riga"])
     federation.wait_for(lambda: "node Riga may join" in federation.output("server"), "registration")
-    riga = link_of(federation, "Riga", data=1)
+    riga = connection_of(federation, "Riga", data=1)
     activate(riga)
-    assert not riga._client.PullMessages(PullMessagesRequest(node=riga.node)).messages_list
+    assert not riga.calls.client.PullMessages(PullMessagesRequest(node=riga.node)).messages_list
     for path in (federation.keys / "nodes" / "Riga").glob("*.pub"):
         path.unlink()
-    federation.wait_for(lambda: "node Riga may not join any more" in federation.output("server"), "removal")
+    federation.wait_for(lambda: "node Riga may no longer join" in federation.output("server"), "removal")
     with pytest.raises(Refused, match="the key is not registered"):
-        riga._call(riga._client.PullMessages, PullMessagesRequest(node=riga.node))
-    assert not riga._heartbeat()
+        riga.calls.call(riga.calls.client.PullMessages, PullMessagesRequest(node=riga.node))
+    assert not riga.send_heartbeat()
     with pytest.raises(httpx.HTTPStatusError):
         activate(riga)
 
@@ -241,7 +248,7 @@ def test_a_node_that_was_removed_gets_nothing_from_then_on(federation: Federatio
 # replayed requests -------------------------------------------------------------------------------------
 
 
-def test_a_recorded_request_is_taken_once(federation: Federation, oslo: Link, porto: Link) -> None:
+def test_a_recorded_request_is_taken_once(federation: Federation, oslo: NodeConnection, porto: NodeConnection) -> None:
     headers = signed(federation.keys, "Oslo")
     body = PullMessagesRequest(node=oslo.node).SerializeToString()
     assert knock(federation, PULL, headers, body) == 200
@@ -252,7 +259,9 @@ def test_a_recorded_request_is_taken_once(federation: Federation, oslo: Link, po
     assert knock(federation, "/v1/fleet/pull-object", headers, body) == 401
 
 
-def test_a_signature_speaks_for_its_own_node(federation: Federation, oslo: Link, porto: Link) -> None:
+def test_a_signature_speaks_for_its_own_node(
+    federation: Federation, oslo: NodeConnection, porto: NodeConnection
+) -> None:
     body = PullMessagesRequest(node=porto.node).SerializeToString()
     assert knock(federation, PULL, signed(federation.keys, "Oslo"), body) == 401
     with_key_of_porto = signed(federation.keys, "Oslo") | {
@@ -263,7 +272,7 @@ def test_a_signature_speaks_for_its_own_node(federation: Federation, oslo: Link,
 
 @pytest.mark.parametrize("shift", [-306, 6])
 def test_a_signature_of_another_time_is_refused(
-    federation: Federation, oslo: Link, monkeypatch: pytest.MonkeyPatch, shift: int
+    federation: Federation, oslo: NodeConnection, monkeypatch: pytest.MonkeyPatch, shift: int
 ) -> None:
     with monkeypatch.context() as clock:
         clock.setattr(node_auth_http_interceptor, "now", lambda: now() + timedelta(seconds=shift))
@@ -321,47 +330,55 @@ def grid(federation: Federation) -> Iterator[SuperLinkGrid]:
 
 def as_node(node_id: int, run_id: int) -> None:
     """Messages that are made from now on are this node's: Flower keeps it in the process."""
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, node_id
+    act_as(node_id, run_id)
 
 
-def test_a_node_replies_to_messages_of_its_own_only(grid: SuperLinkGrid, oslo: Link, porto: Link) -> None:
+def test_a_node_replies_to_messages_of_its_own_only(
+    grid: SuperLinkGrid, oslo: NodeConnection, porto: NodeConnection
+) -> None:
     message = Message(RecordDict(), porto.node.node_id, "query.fingerprint")
     (id_,) = grid.push_messages([message])
-    asked = porto._client.PullMessages(PullMessagesRequest(node=porto.node))
-    received = porto._receive(
+    asked = porto.calls.client.PullMessages(PullMessagesRequest(node=porto.node))
+    received = receive_message(
+        porto.calls,
+        porto.node,
         asked.messages_list[0].metadata.run_id,
         asked.messages_list[0].metadata.message_id,
         asked.message_object_trees[0],
     )
 
     as_node(porto.node.node_id, grid.run_id)
-    with pytest.raises(Refused, match=r"403: .*messages of its own only"):
-        oslo._send(Message(RecordDict(), reply_to=received), 0.0)  # calls itself Porto
+    with pytest.raises(Refused, match=r"403: .*may only send its own messages"):
+        send_reply(oslo.calls, oslo.node, Message(RecordDict(), reply_to=received), 0.0)  # calls itself Porto
     as_node(oslo.node.node_id, grid.run_id)
     forged = Message(RecordDict(), reply_to=received)
-    forged.metadata.__dict__["_src_node_id"] = oslo.node.node_id
-    oslo._send(forged, 0.0)  # Flower answers, and keeps nothing
+    relabel(forged, oslo.node.node_id, received.metadata.message_id)
+    send_reply(oslo.calls, oslo.node, forged, 0.0)  # Flower answers, and keeps nothing
     assert grid.pull_messages([id_]) == []
 
     as_node(porto.node.node_id, grid.run_id)
-    porto._send(Message(RecordDict(), reply_to=received), 0.0)
+    send_reply(porto.calls, porto.node, Message(RecordDict(), reply_to=received), 0.0)
     (reply,) = grid.pull_messages([id_])
     assert reply.metadata.src_node_id == porto.node.node_id
 
 
-def test_a_node_sends_no_other_node_an_instruction(grid: SuperLinkGrid, oslo: Link, porto: Link) -> None:
+def test_a_node_sends_no_other_node_an_instruction(
+    grid: SuperLinkGrid, oslo: NodeConnection, porto: NodeConnection
+) -> None:
     as_node(SUPERLINK_NODE_ID, grid.run_id)
-    with pytest.raises(Refused, match=r"403: .*messages of its own only"):
-        oslo._send(Message(RecordDict(), porto.node.node_id, "train"), 0.0)
+    with pytest.raises(Refused, match=r"403: .*may only send its own messages"):
+        send_reply(oslo.calls, oslo.node, Message(RecordDict(), porto.node.node_id, "train"), 0.0)
     as_node(oslo.node.node_id, grid.run_id)
-    oslo._send(Message(RecordDict(), porto.node.node_id, "train"), 0.0)  # Flower answers, and keeps nothing
-    assert not porto._client.PullMessages(PullMessagesRequest(node=porto.node)).messages_list
+    send_reply(
+        oslo.calls, oslo.node, Message(RecordDict(), porto.node.node_id, "train"), 0.0
+    )  # Flower answers, and keeps nothing
+    assert not porto.calls.client.PullMessages(PullMessagesRequest(node=porto.node)).messages_list
 
 
-# doors -------------------------------------------------------------------------------------------------
+# endpoints ---------------------------------------------------------------------------------------------
 
 
-def test_from_outside_nothing_is_reached_but_what_a_node_needs(federation: Federation, oslo: Link) -> None:
+def test_from_outside_nothing_is_reached_but_what_a_node_needs(federation: Federation, oslo: NodeConnection) -> None:
     flower = {path for _, path in PROTOBUF_REQUEST_TYPES}
     assert flower > NEEDED, "Flower's paths have changed"
     others = (flower - NEEDED) | {"/", "/docs", "/openapi.json", "/health", "/v1/runtime/ready", POLLS_PATH}
@@ -387,11 +404,11 @@ def test_from_outside_nothing_is_reached_but_what_a_node_needs(federation: Feder
         "/v1/fleet/%",
     ],
 )
-def test_no_spelling_of_a_path_leads_round_the_door(federation: Federation, path: str) -> None:
+def test_no_spelling_of_a_path_bypasses_the_endpoint(federation: Federation, path: str) -> None:
     assert knock(federation, path, signed(federation.keys, "Oslo")) in (400, 404)
 
 
-def test_no_host_and_no_forwarding_header_leads_round_the_door(federation: Federation, porto: Link) -> None:
+def test_no_host_and_no_forwarding_header_bypasses_the_endpoint(federation: Federation, porto: NodeConnection) -> None:
     body = PullObjectRequest(node=porto.node, object_id="0" * 64).SerializeToString()
     # Flower looks at the whole URL, of which the host is a part; the same request is one of its Runtime API, too.
     for host in ("x/v1/runtime/pull-object?", "x/v1/runtime/pull-object#", "127.0.0.1"):
@@ -401,7 +418,7 @@ def test_no_host_and_no_forwarding_header_leads_round_the_door(federation: Feder
     assert knock(federation, "/v1/control/list-nodes", upgrade, method="GET") == 404
 
 
-def test_the_inner_door_is_the_operators_and_on_this_machine(federation: Federation) -> None:
+def test_the_operator_endpoint_needs_the_token_and_is_on_this_machine(federation: Federation) -> None:
     host, _, port = Operator(federation.state).server.control.partition(":")
     url = f"http://{host}:{port}"
     token = (federation.state / TOKEN_FILE).read_text()
@@ -451,7 +468,7 @@ def test_what_a_node_writes_is_its_owners(federation: Federation) -> None:
         federation.wait_for(lambda: "connected to" in federation.output("Oslo"), "connection")
         work = federation.work_folder("Oslo")
         written = [work, *work.rglob("*")]
-        assert {"link.log", "node_id"} <= {path.name for path in written}
+        assert {"connection.log", "node_id"} <= {path.name for path in written}
         assert {path.name for path in written if stat.S_IMODE(path.stat().st_mode) & 0o077} == set()
     finally:
         node = federation.processes.pop("Oslo")
@@ -472,7 +489,7 @@ def test_of_who_is_no_node_nothing_is_read(federation: Federation) -> None:
     assert memory(federation) - before < 10
 
 
-def test_no_request_is_longer_than_its_path_may_have(federation: Federation, oslo: Link) -> None:
+def test_no_request_is_longer_than_its_path_may_have(federation: Federation, oslo: NodeConnection) -> None:
     too_long = {"content-length": str(gateway.LIMITS[PUSH_OBJECT] + 1)}
     assert knock(federation, PUSH_OBJECT, signed(federation.keys, "Oslo") | too_long) == 413
     small = {"content-length": str(gateway.MAX_SMALL_BYTES + 1)}
@@ -517,10 +534,10 @@ def flood(
 
 
 @pytest.fixture
-def short_patience(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Path]]:
+def short_timeouts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Path]]:
     """Address and keys of a server that waits for half a second."""
-    monkeypatch.setattr(connection_limits, "RETRY_TIMEOUT_S", 0.25)
-    monkeypatch.setattr(connection_limits, "MAX_OF_ONE_ADDRESS", 3)
+    monkeypatch.setattr(connection_limits, "IDLE_TIMEOUT_S", 0.25)
+    monkeypatch.setattr(connection_limits, "MAX_CONNECTIONS_PER_HOST", 3)
     monkeypatch.setattr(gateway, "REQUEST_SECONDS", 0.5)
     make_keys(tmp_path / "keys", ["127.0.0.1"], ["Oslo"])
     with flower_server(tmp_path / "keys", tmp_path / "state") as (port, known):
@@ -535,23 +552,23 @@ def connected(address: str, keys: Path) -> ssl.SSLSocket:
 
 
 @pytest.mark.parametrize("begun", [b"", b"POST /v1/fl", b"POST / HTTP/1.1\r\nhost: x\r\nx: "])
-def test_a_connection_that_asks_for_nothing_is_closed(short_patience: tuple[str, Path], begun: bytes) -> None:
-    with connected(*short_patience) as idle:
+def test_a_connection_that_asks_for_nothing_is_closed(short_timeouts: tuple[str, Path], begun: bytes) -> None:
+    with connected(*short_timeouts) as idle:
         idle.sendall(begun)
         assert not _answered(idle)
 
 
-def test_a_request_that_never_ends_is_given_up(short_patience: tuple[str, Path]) -> None:
-    with connected(*short_patience) as slow:
+def test_a_request_that_never_ends_is_given_up(short_timeouts: tuple[str, Path]) -> None:
+    with connected(*short_timeouts) as slow:
         slow.sendall(b"POST /v1/fleet/activate-node HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n")
-        headers = signed(short_patience[1], "Oslo")
+        headers = signed(short_timeouts[1], "Oslo")
         slow.sendall("".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode() + b"\r\n12345")
         assert slow.recv(100).startswith(b"HTTP/1.1 408 ")
 
 
-def test_one_address_has_so_many_connections(short_patience: tuple[str, Path]) -> None:
-    held = [connected(*short_patience) for _ in range(3)]
-    with connected(*short_patience) as another:
+def test_one_address_has_so_many_connections(short_timeouts: tuple[str, Path]) -> None:
+    held = [connected(*short_timeouts) for _ in range(3)]
+    with connected(*short_timeouts) as another:
         another.sendall(f"GET {gateway.VERSION_PATH} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
         assert not _answered(another)
     for one in held:
@@ -579,11 +596,11 @@ def test_plain_http_is_for_this_machine_and_warns(tmp_path: Path) -> None:
         here.end()
 
 
-# what the server says to a node's link -----------------------------------------------------------------
+# what the server sends to a node ------------------------------------------------------------------------
 
 
 def test_the_app_that_a_run_brings_is_neither_fetched_nor_run(
-    federation: Federation, oslo: Link, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    federation: Federation, oslo: NodeConnection, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     home, trace = tmp_path / "flower", tmp_path / "executed"
     monkeypatch.setenv("FLWR_HOME", str(home))
@@ -596,11 +613,11 @@ def test_the_app_that_a_run_brings_is_neither_fetched_nor_run(
     (tmp_path / "key").write_bytes(b"k" * 32)
     oslo.node_config = {"socket": str(tmp_path / "no.worker"), "key-file": str(tmp_path / "key")}
     asked: list[str] = []
-    oslo._client._client.event_hooks["request"] = [lambda request: asked.append(request.url.path)]
+    http_client(oslo.calls.client).event_hooks["request"] = [lambda request: asked.append(request.url.path)]
     grid = SuperLinkGrid(federation.state, lambda _: None)
     try:
         (id_,) = grid.push_messages([Message(RecordDict(), oslo.node.node_id, "query.fingerprint")])
-        assert oslo._serve_one()
+        assert oslo.serve_one()
         (reply,) = grid.pull_messages([id_])
     finally:
         grid.close()
@@ -612,12 +629,12 @@ def test_the_app_that_a_run_brings_is_neither_fetched_nor_run(
         __import__("fednnunet_app")
 
 
-def test_messages_that_are_none_are_dropped_and_the_link_lives_on(
-    grid: SuperLinkGrid, oslo: Link, caplog: pytest.LogCaptureFixture
+def test_invalid_messages_are_dropped_and_the_connection_lives_on(
+    grid: SuperLinkGrid, oslo: NodeConnection, caplog: pytest.LogCaptureFixture
 ) -> None:
     for kind in ("query.files", "train.everything", "system"):
         as_node(SUPERLINK_NODE_ID, grid.run_id)
         grid.push_messages([Message(RecordDict(), oslo.node.node_id, kind)])
-        assert oslo._serve_one()
+        assert oslo.serve_one()
     assert caplog.text.count("is dropped") == 3
-    assert not oslo._serve_one(), "and asks for the next"
+    assert not oslo.serve_one(), "and asks for the next"

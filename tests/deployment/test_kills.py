@@ -14,15 +14,15 @@ STAGES = ("fingerprint", "plan", "preprocess", "train", "round 2", "evaluate", "
 def test_killed_processes_are_started_again_and_the_run_goes_on(
     federation: Federation, undisturbed: Path, tmp_path: Path
 ) -> None:
-    """A worker, a link and the SuperLink, one after another, in every stage."""
+    """A worker, a connection and the SuperLink, one after another, in every stage."""
     run = tmp_path / "run"
     federation.start_train(run, *OPTIONS)
     for stage in STAGES:
         federation.wait_for(partial(reached, federation, run, stage), f"stage {stage}")
         one, other = ("Riga", "Riga") if stage == "external" else ("Porto", "Oslo")
-        for of, part in ((one, "worker"), (other, "link"), ("server", "superlink")):
+        for of, part in ((one, "worker"), (other, "connection"), ("server", "superlink")):
             federation.kill(of, part)
     federation.finish_train()
     check_result(run, undisturbed)
-    for name, part in (("Porto", "worker"), ("Oslo", "link"), ("server", "SuperLink")):
+    for name, part in (("Porto", "worker"), ("Oslo", "connection"), ("server", "SuperLink")):
         assert f"the {part} ended (killed by SIGKILL); it is started again" in federation.output(name)

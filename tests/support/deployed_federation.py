@@ -183,8 +183,8 @@ class Federation:
     # faults --------------------------------------------------------------------------------------------
 
     def part(self, of: str, name: str) -> psutil.Process | None:
-        """The process of ``worker``, ``link`` (of node ``of``) or ``superlink`` (of the server), if it lives."""
-        log = {"worker": "worker.log", "link": "link.log", "superlink": "server.log"}[name]
+        """The process of ``worker``, ``connection`` (of node ``of``) or ``superlink`` (of the server), if it lives."""
+        log = {"worker": "worker.log", "connection": "connection.log", "superlink": "server.log"}[name]
         with contextlib.suppress(psutil.Error, KeyError):
             for child in psutil.Process(self.processes[of].pid).children(recursive=True):
                 with contextlib.suppress(psutil.Error):

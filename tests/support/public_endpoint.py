@@ -1,4 +1,4 @@
-"""The server's outer door, as ``fednnunet server up`` serves it: Flower's Fleet API with TLS and node keys."""
+"""The server's public endpoint, as ``fednnunet server up`` serves it: Flower's Fleet API with TLS and node keys."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID
 from flwr.server.superlink.linkstate import LinkState
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
-from fednnunet.deployment.server.connection_limits import WatchedConnection
-from fednnunet.deployment.server.gateway import fleet_only
+from fednnunet.deployment.server.connection_limits import LimitedConnection
+from fednnunet.deployment.server.gateway import public_endpoint
 from fednnunet.deployment.server.signatures import Signatures
-from fednnunet.deployment.server.superlink import flower_app
+from fednnunet.deployment.server.superlink import DATABASE, superlink_app
 
 
 @contextmanager
@@ -28,14 +28,14 @@ def flower_server(keys: Path, state: Path, plain: bool = False) -> Iterator[tupl
     Args:
         keys: folder with ``server.crt`` and ``server.key``.
         state: folder for its database.
-        plain: without the door, as Flower serves it.
+        plain: without the gateway, as Flower serves it.
     """
     state.mkdir()
-    app = flower_app(state, auth=True)
+    app = superlink_app(state / DATABASE, auth=True)
     known = app.state.linkstate_factory.state()
     config = uvicorn.Config(
-        app if plain else fleet_only(app, Counter(), Signatures(known.get_node_id_by_public_key)),
-        http="auto" if plain else WatchedConnection,
+        app if plain else public_endpoint(app, Counter(), Signatures(known.get_node_id_by_public_key)),
+        http="auto" if plain else LimitedConnection,
         ssl_certfile=keys / "server.crt",
         ssl_keyfile=keys / "server.key",
         lifespan="off",

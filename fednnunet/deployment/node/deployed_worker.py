@@ -1,4 +1,4 @@
-"""The node worker of a hospital: it is told by the server what to do, within what its own configuration allows."""
+"""The node worker of a hospital: it does what the server asks, within what its own configuration allows."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ LOG_FILE = "worker.log"
 
 
 class RunAssignment(BaseModel):
-    """A run, and what this node is to do in it.
+    """A run, and the part of its configuration that this node works by.
 
     Attributes:
-        run: its id.
-        task: as the server told it.
+        run: id of the run.
+        task: configuration that the server sent.
     """
 
     run: RunId
@@ -50,19 +50,19 @@ class RunAssignment(BaseModel):
 
 
 class DeployedWorker:
-    """Gets its run from the server, and keeps it on disk: a worker that is started again goes on with it.
+    """Gets its run from the server and stores it on disk: a worker that is restarted continues with it.
 
     Args:
-        site: configuration of the node.
+        node_file: configuration of the node.
         channel: where requests come from.
-        audit: log of what leaves the node; its entries name the run.
+        audit: log of the data that leave the node; its entries name the run.
     """
 
-    def __init__(self, site: NodeFile, channel: WorkerChannel, audit: AuditLog) -> None:
-        self.site = site
+    def __init__(self, node_file: NodeFile, channel: WorkerChannel, audit: AuditLog) -> None:
+        self.node_file = node_file
         self.channel = channel
         self.audit = audit
-        self.file = site.folder / "assignment.json"
+        self.file = node_file.folder / "assignment.json"
 
     def serve(self) -> None:
         """Answer requests until the process ends."""
@@ -74,16 +74,16 @@ class DeployedWorker:
                 continue
             try:
                 assignment = self._assignment_of(request)
-                self._note(assignment)
+                self._store(assignment)
             except FednnUNetError as error:
                 log.error("%s: %s", request.kind, error)
-                request.fail(Failure(reason=f"node {self.site.name}: {error}", error="protocol"))
+                request.fail(Failure(reason=f"node {self.node_file.name}: {error}", error="protocol"))
                 continue
             except OSError as error:
                 if error.errno not in DISK_FULL:
                     raise
                 log.error("%s: %s", request.kind, error)
-                reason = f"node {self.site.name}: its disk is full; make room there"
+                reason = f"node {self.node_file.name}: its disk is full; make room there"
                 request.fail(Failure(reason=reason, error="unavailable"))
                 continue
             self._work_on(assignment, request)
@@ -91,90 +91,90 @@ class DeployedWorker:
     def _work_on(self, assignment: RunAssignment, first: Request | None) -> NoReturn:
         log.info("run %s", assignment.run)
         self.audit.run = assignment.run
-        worker = NodeWorker(settings_of(self.site, assignment), self.channel, self._begin_other_run)
+        worker = NodeWorker(settings_of(self.node_file, assignment), self.channel, self._switch_run)
         worker.deferred = first
         worker.serve()
         raise AssertionError("a worker serves until its process ends")
 
     def _assignment_of(self, request: Request) -> RunAssignment:
         if request.kind is not Kind.FINGERPRINT:
-            raise ProtocolError(f"the server asked for {request.kind} before it told what the run is")
+            raise ProtocolError(f"the server asked for {request.kind} before it described the run")
         body = parse_body(FingerprintRequest, request.body, "the server")
-        return assignment_of(self.site, body)
+        return assignment_of(self.node_file, body)
 
-    def _begin_other_run(self, body: FingerprintRequest) -> NoReturn:
-        """Leave it to a new process, which has nothing of the run before; the relay asks that one again."""
-        self._note(assignment_of(self.site, body))
-        log.warning("run %s begins; this worker ends", body.run)
+    def _switch_run(self, body: FingerprintRequest) -> NoReturn:
+        """Leave another run to a new process, which has no state of this one; the relay sends it the request again."""
+        self._store(assignment_of(self.node_file, body))
+        log.warning("run %s starts; this worker ends", body.run)
         os._exit(OTHER_RUN)
 
-    def _note(self, assignment: RunAssignment) -> None:
+    def _store(self, assignment: RunAssignment) -> None:
         write_atomically(self.file, assignment.model_dump_json(by_alias=True))
 
 
-def assignment_of(site: NodeFile, body: FingerprintRequest) -> RunAssignment:
-    """What the server wants of this node, if the node allows it.
+def assignment_of(node_file: NodeFile, body: FingerprintRequest) -> RunAssignment:
+    """The run and the configuration that the server asks this node to work by, if the node allows it.
 
     Raises:
-        ProtocolError: no run, or a task that is not of the published schema.
+        ProtocolError: the run is missing, or its configuration does not follow the published schema.
         ConfigError: it names a class that this node's configuration does not.
     """
     if body.run is None or body.task is None:
-        raise ProtocolError("the server did not tell what the run is; is it of the same version?")
+        raise ProtocolError("the server did not describe the run; is it the same version?")
     try:
         task = SharedRunConfig.model_validate(body.task)
     except ValidationError as error:
-        raise ProtocolError(f"the server sent a task that is none: {first_problem(error, 'task')}") from None
+        raise ProtocolError(f"the server sent an invalid configuration: {first_problem(error, 'task')}") from None
     for key, name in task.classes.items():
-        if name not in site.classes:
+        if name not in node_file.classes:
             raise ConfigError(f"{key}={name} is not allowed here; its node.yaml lists allowed classes under `classes`")
     return RunAssignment(run=body.run, task=task)
 
 
-def settings_of(site: NodeFile, assignment: RunAssignment) -> NodeSettings:
-    """What the worker is told: the server's task, and what the hospital's own configuration says.
+def settings_of(node_file: NodeFile, assignment: RunAssignment) -> NodeSettings:
+    """Settings of the worker: the server's configuration of the run, and the hospital's own.
 
     Raises:
-        DataError: the data folder is not there.
+        DataError: the data folder does not exist.
     """
     task = assignment.task
-    own: dict[str, Any] = {name: getattr(site, name) for name in NodeConfig.model_fields}
-    share = task.share if site.share == "full" else site.share
+    own: dict[str, Any] = {name: getattr(node_file, name) for name in NodeConfig.model_fields}
+    share = task.share if node_file.share == "full" else node_file.share
     config = NodeRunConfig(
         seed=task.seed,
         fold=task.fold,
         dataset=task.dataset,
         fingerprint=FingerprintConfig(intensity="histogram", share=share),
         trainer=TrainerConfig(
-            **task.trainer.model_dump(), pretrained=site.pretrained, previous_stage=site.previous_stage
+            **task.trainer.model_dump(), pretrained=node_file.pretrained, previous_stage=node_file.previous_stage
         ),
-        model=ModelConfig(**task.model.model_dump(), plans=site.plans),
-        gpu_memory=GpuMemoryConfig(default=site.gpu_memory or task.gpu_memory, cap=task.cap_memory),
+        model=ModelConfig(**task.model.model_dump(), plans=node_file.plans),
+        gpu_memory=GpuMemoryConfig(default=node_file.gpu_memory or task.gpu_memory, cap=task.cap_memory),
         node=NodeConfig(**own),
-        paths=CachePaths(cache=site.folder / "cache"),
+        paths=CachePaths(cache=node_file.folder / "cache"),
     )
     return NodeSettings(
-        name=site.name,
-        folder=site.folder / "runs" / assignment.run,
-        datasets={site.name: find_dataset(site.data, site.raw_folder, site.name)},
-        external=site.external,
+        name=node_file.name,
+        folder=node_file.folder / "runs" / assignment.run,
+        datasets={node_file.name: find_dataset(node_file.data, node_file.raw_folder, node_file.name)},
+        external=node_file.external,
         config=config,
-        threads=site.threads or cores(),
+        threads=node_file.threads or cores(),
         same_machine=False,
-        find_duplicates=site.find_duplicates,
+        find_duplicates=node_file.find_duplicates,
         run=assignment.run,
     )
 
 
-def run_site_worker(site: NodeFile, address: str, key: bytes) -> None:
-    """Process entry: own log file, ends with its parent.
+def run_deployed_worker(node_file: NodeFile, address: str, key: bytes) -> None:
+    """Entry of the worker's process: it has its own log file, and ends with its parent.
 
     Args:
-        site: configuration of the node.
-        address: of the socket to listen at.
-        key: shared with the relay.
+        node_file: configuration of the node.
+        address: path of the socket to listen at.
+        key: secret that the relay shows.
     """
-    set_up_process(site.folder / LOG_FILE, site.threads or cores())
-    Path(address).unlink(missing_ok=True)  # of a worker that was killed
-    audit = AuditLog(site.folder / AUDIT_LOG, site.name)
-    DeployedWorker(site, WorkerChannel(address, key, audit.record), audit).serve()
+    set_up_process(node_file.folder / LOG_FILE, node_file.threads or cores())
+    Path(address).unlink(missing_ok=True)  # left by a worker that was killed
+    audit = AuditLog(node_file.folder / AUDIT_LOG, node_file.name)
+    DeployedWorker(node_file, WorkerChannel(address, key, audit.record), audit).serve()

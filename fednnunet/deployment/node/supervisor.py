@@ -1,4 +1,4 @@
-"""``fednnunet node up``: a hospital's worker and its link to the server, kept alive."""
+"""``fednnunet node up``: a hospital's worker and its connection to the server, kept alive."""
 
 from __future__ import annotations
 
@@ -12,31 +12,32 @@ from pathlib import Path
 
 from fednnunet.config.node_file import NodeFile
 from fednnunet.datasets.raw import find_dataset
-from fednnunet.deployment.node.connection import LOG_FILE, read_key, run_link
+from fednnunet.deployment.keys import read_private_key
+from fednnunet.deployment.node.connection import LOG_FILE, run_connection
 from fednnunet.deployment.supervision import OTHER_RUN, SupervisedProcess, ended_by_signal, supervise, terminal
 from fednnunet.lock import locked
 
 PRELOAD = ["fednnunet.deployment.node.deployed_worker"]
 RETRY_TIMEOUT_S = 600.0
-"""The link waits so long for a worker that is started again."""
+"""How long the connection waits for a worker that is being restarted."""
 
 
-def serve(site: NodeFile) -> None:
-    """Keep the worker and the link alive until a signal ends them.
+def serve(node_file: NodeFile) -> None:
+    """Keep the worker and the connection alive until a signal ends them.
 
     Args:
-        site: configuration of the node.
+        node_file: configuration of the node.
 
     Raises:
         ConfigError: the key cannot be read, or another process uses the work folder.
-        DataError: there are no data where the configuration says.
+        DataError: there is no dataset where the configuration says.
     """
-    os.umask(0o077)  # the work folder holds what was made of the images
-    find_dataset(site.data, site.raw_folder, site.name)
-    if site.key is not None:
-        read_key(site.key)
+    os.umask(0o077)  # the work folder holds data that were made from the images
+    find_dataset(node_file.data, node_file.raw_folder, node_file.name)
+    if node_file.key is not None:
+        read_private_key(node_file.key)
     ended = ended_by_signal()
-    tell = terminal()
+    notify = terminal()
     os.environ.setdefault("nnUNet_def_n_proc", "1")  # nnU-Net reads it when it is imported
     os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
     # AF_UNIX paths hold about 100 characters: the work folder may be too deep. mkdtemp makes it 0700.
@@ -51,31 +52,34 @@ def serve(site: NodeFile) -> None:
     context.set_forkserver_preload(PRELOAD)
 
     def start_worker() -> BaseProcess:
-        process = context.Process(target=_work, args=(site, address, key), name="worker")
+        process = context.Process(target=_work, args=(node_file, address, key), name="worker")
         process.start()
         return process
 
-    def start_link() -> BaseProcess:
-        # Not forked from the worker's server: it needs no torch, and shall not wait for it.
+    def start_connection() -> BaseProcess:
+        # Not forked from the worker's server: it needs no torch, and must not wait for it.
         process = multiprocessing.get_context("spawn").Process(
-            target=run_link, args=(site, node_config, site.folder / LOG_FILE), name="link"
+            target=run_connection, args=(node_file, node_config, node_file.folder / LOG_FILE), name="connection"
         )
         process.start()
         return process
 
-    kept = [SupervisedProcess("worker", start_worker, meant=[OTHER_RUN]), SupervisedProcess("link", start_link)]
+    supervised = [
+        SupervisedProcess("worker", start_worker, expected_exit_codes=[OTHER_RUN]),
+        SupervisedProcess("connection", start_connection),
+    ]
     try:
-        with locked(site.folder):
-            tell(f"node {site.name}: work folder {site.folder}; connecting to {site.server}")
-            for _ in supervise(kept, ended, tell):
+        with locked(node_file.folder):
+            notify(f"node {node_file.name}: work folder {node_file.folder}; connecting to {node_file.server}")
+            for _ in supervise(supervised, ended, notify):
                 pass
-            tell(f"node {site.name} has ended; what it has finished is kept")
+            notify(f"node {node_file.name} has ended; its finished work is kept")
     finally:
         shutil.rmtree(sockets, ignore_errors=True)
 
 
-def _work(site: NodeFile, address: str, key: bytes) -> None:
+def _work(node_file: NodeFile, address: str, key: bytes) -> None:
     # Imported here: this process needs no torch.
-    from fednnunet.deployment.node.deployed_worker import run_site_worker
+    from fednnunet.deployment.node.deployed_worker import run_deployed_worker
 
-    run_site_worker(site, address, key)
+    run_deployed_worker(node_file, address, key)

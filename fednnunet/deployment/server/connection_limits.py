@@ -1,7 +1,7 @@
-"""Connections at the outer door: so many, and none that only waits.
+"""Limits on connections to the public endpoint: how many there may be, and how long one may stay idle.
 
-uvicorn has limits on neither: who can reach the port could keep the server from others by connections on which nothing
-whole is ever asked. Its parser in C has no limit on headers either; the one in Python, h11, takes 64 KiB.
+uvicorn limits neither: anyone who can reach the port could keep others from the server with connections that never
+carry a complete request. Its parser in C has no limit on headers either; the one in Python, h11, accepts 64 KiB.
 """
 
 from __future__ import annotations
@@ -11,38 +11,39 @@ import asyncio
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MAX_CONNECTIONS = 900
-"""At once; a node has four."""
-MAX_OF_ONE_ADDRESS = 100
-RETRY_TIMEOUT_S = 20.0
+"""Connections at the same time; a node has four."""
+MAX_CONNECTIONS_PER_HOST = 100
+IDLE_TIMEOUT_S = 20.0
+"""A connection is closed after one to two such periods without a new request."""
 
 
-class WatchedConnection(H11Protocol):
-    """HTTP/1.1 on a connection that is closed when no request was begun, or is worked on, for a while."""
+class LimitedConnection(H11Protocol):
+    """HTTP/1.1 on a connection that is closed when no request was started, or is being answered, for a while."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """One more; the one too many is closed."""
+        """Accept a connection, or close it if there are too many."""
         super().connection_made(transport)
         host = self.client and self.client[0]
         of_host = sum(1 for other in self.connections if other.client and other.client[0] == host)
-        if len(self.connections) > MAX_CONNECTIONS or of_host > MAX_OF_ONE_ADDRESS:
+        if len(self.connections) > MAX_CONNECTIONS or of_host > MAX_CONNECTIONS_PER_HOST:
             transport.abort()
             return
-        self._cycle_before = self.cycle
-        self._watch()
+        self._last_cycle = self.cycle
+        self._schedule_poll()
 
-    def _watch(self) -> None:
-        self._next_look = self.loop.call_later(RETRY_TIMEOUT_S, self._look)
+    def _schedule_poll(self) -> None:
+        self._next_poll = self.loop.call_later(IDLE_TIMEOUT_S, self._poll)
 
-    def _look(self) -> None:
-        nothing_new = self.cycle is self._cycle_before
-        if nothing_new and (self.cycle is None or self.cycle.response_complete):
+    def _poll(self) -> None:
+        no_new_request = self.cycle is self._last_cycle
+        if no_new_request and (self.cycle is None or self.cycle.response_complete):
             self.transport.abort()
             return
-        self._cycle_before = self.cycle
-        self._watch()
+        self._last_cycle = self.cycle
+        self._schedule_poll()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It needs no look any more."""
-        if hasattr(self, "_next_look"):
-            self._next_look.cancel()
+        """Stop watching a connection that has ended."""
+        if hasattr(self, "_next_poll"):
+            self._next_poll.cancel()
         super().connection_lost(exc)

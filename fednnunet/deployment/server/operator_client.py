@@ -1,7 +1,4 @@
-"""The operator's side of the server: register nodes, start a run and become its ServerApp.
-
-What this uses of Flower 1.41 is not its public API: the range of versions is pinned, the tests run all of it.
-"""
+"""The operator's side of the server: registers nodes, starts a run and becomes its ServerApp."""
 
 from __future__ import annotations
 
@@ -18,29 +15,29 @@ from typing import Any
 from urllib.request import getproxies
 
 import httpx
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_ssh_public_key
-from flwr.cli.build import build_fab_from_files
-from flwr.common.constant import Status
-from flwr.proto.control_pb2 import (
-    ListNodesRequest,
-    ListRunsRequest,
-    RegisterNodeRequest,
-    StartRunRequest,
-    StopRunRequest,
-    UnregisterNodeRequest,
-)
-from flwr.proto.fab_pb2 import Fab
-from flwr.proto.node_pb2 import NodeInfo
-from flwr.proto.runtime_pb2 import AcquireTaskRequest
-from flwr.supercore.constant import TaskType
-from flwr.supercore.control import ControlHttpClient
-from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
-from flwr.supercore.primitives.asymmetric import public_key_to_bytes
-from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
-from flwr.supercore.runtime import RuntimeHttpClient
 
 from fednnunet import __version__
+from fednnunet.deployment.keys import read_public_key
+from fednnunet.deployment.server.flower_internals import (
+    AcquireTaskRequest,
+    ControlHttpClient,
+    Fab,
+    ListNodesRequest,
+    ListRunsRequest,
+    NodeInfo,
+    ProtobufCall,
+    ProtobufRequestContext,
+    RegisterNodeRequest,
+    RuntimeHttpClient,
+    RuntimeVersionHttpInterceptor,
+    StartRunRequest,
+    Status,
+    StopRunRequest,
+    TaskType,
+    UnregisterNodeRequest,
+    build_fab_from_files,
+    public_key_to_bytes,
+)
 from fednnunet.errors import ConfigError
 
 SERVER_FILE = "server.json"
@@ -49,21 +46,21 @@ POLLS_PATH = "/fednnunet/polls"
 TOKEN_HEADER = "fednnunet-operator"  # noqa: S105
 ACQUIRE_SECONDS = 30.0
 GONE_AWAY = (httpx.TransportError, httpx.HTTPStatusError)
-"""What calls to a server that is not there, or does not know the caller any more, end in."""
+"""Errors of calls to a server that has gone, or does not know the caller any more."""
 
 
 @dataclass(frozen=True)
 class ServerFacts:
-    """``server.json``: what the running server says of itself.
+    """``server.json``: where the running server listens, and how.
 
     Attributes:
         address: ``host:port`` for nodes.
         control: ``host:port`` for the operator, on this machine.
         tls: whether nodes need TLS and a key.
-        keys: folder of keys and certificates.
-        pid: of the process that keeps the server alive.
-        version: of fednnunet.
-        started: ISO time.
+        keys: folder with the keys and certificates.
+        pid: id of the process that keeps the server alive.
+        version: version of fednnunet.
+        started: time of its start, ISO 8601.
     """
 
     address: str
@@ -76,10 +73,10 @@ class ServerFacts:
 
 
 def read_server(state: Path) -> ServerFacts:
-    """What the server with this state folder says of itself.
+    """Read where the server with this state folder listens, and how.
 
     Raises:
-        ConfigError: no server was started with it.
+        ConfigError: no server was started with this folder.
     """
     try:
         return ServerFacts(**json.loads((state / SERVER_FILE).read_text(encoding="utf-8")))
@@ -91,7 +88,7 @@ def read_server(state: Path) -> ServerFacts:
 
 
 class OperatorToken:
-    """Shows the operator's token with every request."""
+    """Adds the operator's token to every request."""
 
     def __init__(self, token: str) -> None:
         self._value = f"Bearer {token}"
@@ -103,18 +100,18 @@ class OperatorToken:
 
 
 class Operator:
-    """Talks to the server's inner door.
+    """Client of the server's operator endpoint.
 
     Args:
         state: folder of the server's state.
 
     Raises:
-        ConfigError: there is no server, or its token cannot be read by this user.
+        ConfigError: there is no server, or this user cannot read its token.
     """
 
     def __init__(self, state: Path) -> None:
         self.server = read_server(state)
-        _take_no_proxy("127.0.0.1")
+        _bypass_proxy("127.0.0.1")
         try:
             self._token = (state / TOKEN_FILE).read_text(encoding="utf-8").strip()
         except OSError as error:
@@ -123,7 +120,7 @@ class Operator:
             ) from None
 
     def interceptors(self, component: str) -> list[Any]:
-        """What every client of the inner door needs."""
+        """Interceptors that every client of the operator endpoint needs."""
         return [OperatorToken(self._token), RuntimeVersionHttpInterceptor(component_name=component)]
 
     @contextlib.contextmanager
@@ -132,39 +129,39 @@ class Operator:
             yield c
 
     def nodes(self) -> list[NodeInfo]:
-        """All registered nodes: name, whether online, last heartbeat."""
+        """All registered nodes: name, online or not, last heartbeat."""
         with self._control() as control:
             return list(control.ListNodes(ListNodesRequest()).nodes_info)
 
     def polls(self) -> dict[bytes, int]:
-        """Public key to how often the node has asked for a message since the SuperLink's start."""
+        """By public key, how often the node has asked for a message since the SuperLink started."""
         url = f"http://{self.server.control}{POLLS_PATH}"
         response = httpx.get(url, headers={TOKEN_HEADER: f"Bearer {self._token}"}, timeout=30)
         response.raise_for_status()
         return {base64.b64decode(key): count for key, count in response.json().items()}
 
     def register(self, keys: Mapping[str, Path]) -> tuple[list[str], list[str]]:
-        """Let the server know these nodes' keys, by name, and no others.
+        """Register these nodes' keys, by name, and remove all others.
 
         Args:
-            keys: node name to its public key file (OpenSSH).
+            keys: public key file of each node (OpenSSH), by name.
 
         Returns:
-            Names that are new, and names that are not in any more.
+            Names that were added, and names that were removed.
         """
-        wanted = {name: _public_key(path) for name, path in keys.items()}
+        wanted = {name: public_key_to_bytes(read_public_key(path)) for name, path in keys.items()}
         known = {node.name: node for node in self.nodes()}
-        gone = [name for name, node in known.items() if wanted.get(name) != node.public_key]
-        new = [name for name, key in wanted.items() if name not in known or known[name].public_key != key]
+        removed = [name for name, node in known.items() if wanted.get(name) != node.public_key]
+        added = [name for name, key in wanted.items() if name not in known or known[name].public_key != key]
         with self._control() as control:
-            for name in gone:
+            for name in removed:
                 control.UnregisterNode(UnregisterNodeRequest(node_id=known[name].node_id))
-            for name in new:
+            for name in added:
                 control.RegisterNode(RegisterNodeRequest(public_key=wanted[name], name=name))
-        return new, [name for name in gone if name not in wanted]
+        return added, [name for name in removed if name not in wanted]
 
     def start_run(self) -> tuple[int, str]:
-        """Start a run, as whose ServerApp this process acts; runs that others left open are stopped.
+        """Start a run whose ServerApp is this process; stop runs that others left open.
 
         Returns:
             Flower's run id, and the token of its task.
@@ -172,7 +169,7 @@ class Operator:
         with self._control() as control:
             for run in control.ListRuns(ListRunsRequest()).run_dict.values():
                 if run.status.status != Status.FINISHED:
-                    with contextlib.suppress(httpx.HTTPStatusError):  # finished meanwhile
+                    with contextlib.suppress(httpx.HTTPStatusError):  # finished in the meantime
                         control.StopRun(StopRunRequest(run_id=run.run_id))
             content = _app()
             fab = Fab(hash_str=hashlib.sha256(content).hexdigest(), content=content)
@@ -188,26 +185,16 @@ class Operator:
         raise ConfigError(f"the server at {self.server.control} does not hand out run {run_id}; see its log")
 
 
-def _take_no_proxy(host: str) -> None:
-    """The inner door is on this machine: a proxy for the way out does not know it, and must not see the token."""
+def _bypass_proxy(host: str) -> None:
+    """Exempt ``host`` from the proxy: a proxy cannot reach this machine's loopback, and must not see the token."""
     exempt = getproxies().get("no", "")
     if host not in exempt.split(","):
-        # Of the two spellings the small one counts where both are there.
+        # Where both are set the lower-case variable counts.
         os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, (exempt, host)))
 
 
-def _public_key(path: Path) -> bytes:
-    try:
-        key = load_ssh_public_key(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} holds no public key: {error}") from None
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise ConfigError(f"{path} holds a key of another kind; `fednnunet keys` makes ECDSA keys")
-    return public_key_to_bytes(key)
-
-
 def _app() -> bytes:
-    """The Flower app that a run is of; it names the installed package, and no node runs it from here."""
+    """Flower app of a run: it names the installed package; no node runs the code in it."""
     project = f"""
 [project]
 name = "fednnunet"
@@ -229,7 +216,7 @@ clientapp = "fednnunet_app:app"
 
 
 def write_token(state: Path) -> Path:
-    """A new operator's token, readable by its owner alone."""
+    """Write a new operator's token that only its owner can read."""
     path = state / TOKEN_FILE
     path.unlink(missing_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:

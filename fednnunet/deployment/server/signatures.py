@@ -1,7 +1,7 @@
-"""Who sends a request to the outer door, told by its headers alone: before anything of its body is read.
+"""Sender of a request to the public endpoint, identified by its headers alone, before anything of its body is read.
 
-Flower's node signs the time, with its key, anew for each request. Flower checks that after it has read the body and
-takes the same headers again for five minutes; here they are checked first, and each is taken once.
+Flower's node signs the current time with its key for each request. Flower checks that after it has read the body,
+and accepts the same headers again for five minutes; here they are checked first, and each is accepted once.
 """
 
 from __future__ import annotations
@@ -13,22 +13,28 @@ from collections.abc import Callable, Iterable
 from datetime import datetime
 
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
-from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_HEADER, TIMESTAMP_TOLERANCE
-from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
-from flwr.supercore.date import now
-from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
+
+from fednnunet.deployment.server.flower_internals import (
+    FLEET_HTTP_PUBLIC_KEY_HEADER,
+    FLEET_HTTP_SIGNATURE_HEADER,
+    SYSTEM_TIME_TOLERANCE,
+    TIMESTAMP_HEADER,
+    TIMESTAMP_TOLERANCE,
+    bytes_to_public_key,
+    now,
+    verify_signature,
+)
 
 REMEMBERED_SECONDS = TIMESTAMP_TOLERANCE + 3 * SYSTEM_TIME_TOLERANCE
-"""Longer than a signature is valid: its time may lie ahead of ours."""
+"""Longer than a signature is valid: its time may be ahead of ours."""
 
 Headers = Iterable[tuple[bytes, bytes]]
-
 
 NOT_REGISTERED = "the key is not registered"
 
 
 def public_key_of(headers: Headers) -> str:
-    """The public key that a request names, as it is written there; empty where it names none, or several."""
+    """Public key that a request names, as written there; empty where it names none, or several."""
     return _only(headers, FLEET_HTTP_PUBLIC_KEY_HEADER) or ""
 
 
@@ -36,7 +42,7 @@ class Signatures:
     """Checks signatures of registered nodes.
 
     Args:
-        node_id: gives the id of the node that a public key is registered for; None where it is not.
+        node_id: gives the id of the node that a public key is registered for; None for an unregistered key.
     """
 
     def __init__(self, node_id: Callable[[bytes], int | None]) -> None:
@@ -45,7 +51,7 @@ class Signatures:
         self._lock = threading.Lock()
 
     def problem(self, headers: Headers) -> str | None:
-        """What is wrong with the headers of a request; None where a registered node has signed it just now."""
+        """What is wrong with the headers of a request; None if a registered node has just signed it."""
         timestamp, signature = _only(headers, TIMESTAMP_HEADER), _only(headers, FLEET_HTTP_SIGNATURE_HEADER)
         if timestamp is None or signature is None:
             return "the request is not signed"
@@ -57,7 +63,7 @@ class Signatures:
             signed = b64decode(signature, validate=True)
             if not verify_signature(bytes_to_public_key(key), timestamp.encode("ascii"), signed):
                 return "the signature is not the key's"
-            # Whoever has a signature (r, s) can make (r, -s), which is as good: r alone tells it from others.
+            # Anyone who has a signature (r, s) can make the equally valid (r, -s): r alone identifies it.
             number, _ = decode_dss_signature(signed)
         except (ValueError, TypeError):
             return "the signature cannot be read"
@@ -66,13 +72,15 @@ class Signatures:
         return None if self._is_new(number) else "the request was sent before"
 
     def _is_new(self, number: int) -> bool:
-        at = time.monotonic()
+        seen_at = time.monotonic()
         with self._lock:
-            while self._seen and (oldest := next(iter(self._seen))) and self._seen[oldest] < at - REMEMBERED_SECONDS:
+            while (
+                self._seen and (oldest := next(iter(self._seen))) and self._seen[oldest] < seen_at - REMEMBERED_SECONDS
+            ):
                 del self._seen[oldest]
             if number in self._seen:
                 return False
-            self._seen[number] = at
+            self._seen[number] = seen_at
             return True
 
 

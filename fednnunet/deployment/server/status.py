@@ -11,29 +11,28 @@ from pathlib import Path
 
 import psutil
 from cryptography import x509
-from flwr.common.constant import HEARTBEAT_PATIENCE
-from flwr.proto.node_pb2 import NodeInfo
 from pydantic import AwareDatetime, BaseModel, ConfigDict, TypeAdapter, ValidationError
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from fednnunet.deployment.keys import EXPIRES_SOON
+from fednnunet.deployment.server.flower_internals import HEARTBEAT_PATIENCE, NodeInfo
 from fednnunet.deployment.server.operator_client import GONE_AWAY, Operator, ServerFacts, read_server
 from fednnunet.deployment.server.run_status import STATUS_FILE
 from fednnunet.errors import ConfigError, first_problem
 
 WATCH_SECONDS = 2.0
-EXPIRES_SOON = timedelta(days=30)
 QUIET = timedelta(hours=1)
-"""Without a change at a run that has not finished; worth a look."""
+"""Time without a change in an unfinished run after which it is marked."""
 ONLINE = "online"
 
 AskNodes = Callable[[Path], list[NodeInfo]]
 
 
 class NodeProgress(BaseModel):
-    """What a node's last reply in training told."""
+    """Values of a node's last training reply."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -47,11 +46,11 @@ class RunState(BaseModel):
     """``run_status.json`` of a server's state folder, which the run keeps up to date.
 
     Attributes:
-        run: its folder.
-        stage: of :class:`~fednnunet.server.run_observer.RunObserver`.
-        waiting_for: names of nodes without which the run does not go on.
-        message: what it told its operator last.
-        updated: when it last changed.
+        run: folder of the run.
+        stage: stage of the run, by :class:`~fednnunet.server.run_observer.RunObserver`.
+        waiting_for: names of nodes without which the run does not continue.
+        message: last line for the operator.
+        updated: time of the last change.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -75,8 +74,8 @@ class NodeStatus:
     """One registered node.
 
     Attributes:
-        seen: about when its last heartbeat came; None before the first.
-        progress: of its last round in the run, if it took part.
+        seen: approximate time of its last heartbeat; None before the first.
+        progress: its last round in the run, if it took part.
     """
 
     name: str
@@ -87,14 +86,14 @@ class NodeStatus:
 
 @dataclass(frozen=True)
 class Status:
-    """What there is to know at one moment.
+    """Server, nodes and run at one moment.
 
     Attributes:
-        server: what it says of itself.
+        server: where it listens, and how.
         problem: why it did not answer; None when it did.
-        expires: when its certificate does; None without TLS.
-        nodes: registered ones; empty when the server did not answer.
-        run: that is under way or was last; None before the first.
+        expires: when its certificate expires; None without TLS.
+        nodes: registered nodes; empty when the server did not answer.
+        run: current or last run; None before the first.
     """
 
     server: ServerFacts
@@ -105,16 +104,16 @@ class Status:
 
 
 def ask_nodes(state: Path) -> list[NodeInfo]:
-    """What the SuperLink knows of its nodes."""
+    """The nodes that the SuperLink knows."""
     return Operator(state).nodes()
 
 
 def read_status(state: Path, ask: AskNodes = ask_nodes) -> Status:
-    """Look at the server with the state folder ``state``, its nodes and its run.
+    """Read the status of the server with the state folder ``state``, its nodes and its run.
 
     Args:
         state: the server's folder.
-        ask: for the nodes; called with ``state`` while the server runs.
+        ask: reads the nodes; called with ``state`` while the server runs.
 
     Raises:
         ConfigError: no server was started there, or a file in it cannot be read.
@@ -123,17 +122,17 @@ def read_status(state: Path, ask: AskNodes = ask_nodes) -> Status:
     expires = _expiry(Path(server.keys) / "server.crt") if server.keys is not None else None
     if not _is_running(server):
         problem = (
-            f"has died: process {server.pid} is gone; start it again with the same --state {state}, "
-            "nodes come back by themselves"
+            f"has died: process {server.pid} is gone; restart it with the same --state {state}, "
+            "nodes reconnect by themselves"
         )
         return Status(server, problem, expires, run=run)
     try:
-        known = ask(state)
+        registered = ask(state)
     except GONE_AWAY as error:
         problem = f"does not answer at {server.control} ({error or type(error).__name__}); see {state / 'server.log'}"
         return Status(server, problem, expires, run=run)
     progress = run.nodes if run is not None else {}
-    nodes = sorted((_node_status(info, progress) for info in known), key=lambda node: node.name)
+    nodes = sorted((_node_status(info, progress) for info in registered), key=lambda node: node.name)
     return Status(server, None, expires, nodes, run)
 
 
@@ -144,7 +143,7 @@ def _read_run(state: Path) -> RunState | None:
     except FileNotFoundError:
         return None
     except ValidationError as error:
-        raise ConfigError(f"{path} is not what a run writes: {first_problem(error, 'file')}") from None
+        raise ConfigError(f"{path} was not written by a run: {first_problem(error, 'file')}") from None
 
 
 def _expiry(certificate: Path) -> datetime:
@@ -155,12 +154,12 @@ def _expiry(certificate: Path) -> datetime:
 
 
 def _is_running(server: ServerFacts) -> bool:
-    """Whether its process lives; another one may have got its number since."""
+    """Whether its process is alive; another process may have its number now."""
     try:
-        begun = psutil.Process(server.pid).create_time()
+        started = psutil.Process(server.pid).create_time()
     except psutil.NoSuchProcess:
         return False
-    return begun < datetime.fromisoformat(server.started).timestamp() + 1  # written in whole seconds
+    return started < datetime.fromisoformat(server.started).timestamp() + 1  # written in whole seconds
 
 
 def _node_status(info: NodeInfo, progress: Mapping[str, NodeProgress]) -> NodeStatus:
@@ -172,7 +171,7 @@ def _node_status(info: NodeInfo, progress: Mapping[str, NodeProgress]) -> NodeSt
 
 
 def show_status(state: Path, console: Console, watch: bool = False, ask: AskNodes = ask_nodes) -> bool:
-    """Print the status, once or again and again until Ctrl-C; whether the server answered at the end."""
+    """Print the status, once or repeatedly until Ctrl-C; true if the server answered at the end."""
     status = read_status(state, ask)
     if not watch:
         console.print(render(status, datetime.now(UTC)))
@@ -188,7 +187,7 @@ def show_status(state: Path, console: Console, watch: bool = False, ask: AskNode
 
 
 def as_json(status: Status) -> str:
-    """The status for programs; times in ISO 8601, what is not known is null."""
+    """The status as JSON; times in ISO 8601, unknown values are null."""
     return TypeAdapter(Status).dump_json(status, indent=1).decode()
 
 
@@ -219,7 +218,7 @@ def _server_line(status: Status, now: datetime) -> Text:
 def _certificate_line(expires: datetime, now: datetime) -> Text:
     days = math.floor((expires - now) / timedelta(days=1))
     if days < 0:
-        return Text(f"TLS      the certificate has expired on {expires:%Y-%m-%d}: make a new server.crt", style="red")
+        return Text(f"TLS      the certificate expired on {expires:%Y-%m-%d}: make a new server.crt", style="red")
     style = "yellow" if expires - now < EXPIRES_SOON else ""
     return Text(f"TLS      the certificate is valid for {days} days, until {expires:%Y-%m-%d}", style=style)
 
@@ -269,7 +268,7 @@ def _number(value: float | None) -> str:
 
 
 def ago(then: datetime, now: datetime) -> str:
-    """Time from ``then`` to ``now`` in its two largest units, such as ``3 h 20 min``."""
+    """Time from ``then`` to ``now`` in its two largest units, for example ``3 h 20 min``."""
     seconds = max(0, round((now - then).total_seconds()))
     for unit, size, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
         if seconds >= size:

@@ -1,4 +1,4 @@
-"""``fednnunet server up``: Flower's SuperLink, the nodes' keys, and what keeps it alive."""
+"""``fednnunet server up``: keeps Flower's SuperLink alive, and the nodes' keys registered."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ BACKLOG = 128
 
 
 def serve(keys: Path | None, address: str, state: Path, insecure: bool) -> None:
-    """Run the server until a signal ends it; the SuperLink is started again when it dies.
+    """Run the server until a signal ends it; the SuperLink is restarted when it dies.
 
-    Nodes are those whose public key lies in ``keys``; files that come or go while it runs are noticed.
+    A node may join if its public key is in ``keys``; key files may be added and removed while the server runs.
 
     Args:
         keys: folder that ``fednnunet keys`` made: ``server.crt``, ``server.key``, ``nodes/*/node.pub``.
-        address: ``host:port`` for nodes.
-        state: folder of the database, the log and the operator's token.
+        address: ``host:port`` that nodes connect to.
+        state: folder for the database, the log and the operator's token.
         insecure: plain HTTP without node keys, on this machine only.
 
     Raises:
-        ConfigError: keys are missing, the address is taken, or plain HTTP was asked for beyond this machine.
+        ConfigError: keys are missing, the address is in use, or plain HTTP was requested for other machines.
     """
     check_keys(keys, address, insecure)
-    os.umask(0o077)  # the database holds models, server.json tells where the inner door is
+    os.umask(0o077)  # the database holds models, server.json names the operator endpoint
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
     ended = ended_by_signal()
-    with locked(state), bound(address) as outer, bound("127.0.0.1:0") as inner:
+    with locked(state), listen(address) as public, listen("127.0.0.1:0") as operator:
         facts = ServerFacts(
             address=address,
-            control=f"127.0.0.1:{inner.getsockname()[1]}",
+            control=f"127.0.0.1:{operator.getsockname()[1]}",
             tls=keys is not None,
             keys=None if keys is None else str(keys.resolve()),
             pid=os.getpid(),
@@ -57,31 +57,31 @@ def serve(keys: Path | None, address: str, state: Path, insecure: bool) -> None:
         write_token(state)
         write_atomically(state / SERVER_FILE, json.dumps(dataclasses.asdict(facts), indent=1))
         if insecure:
-            print("warning: plain HTTP and no node keys: whoever has an account on this machine can join", flush=True)
+            print("warning: plain HTTP and no node keys: anyone with an account on this machine can join", flush=True)
         print(f"the server listens at {address}{'' if insecure else ' (TLS, node keys)'}; log: {state / LOG_FILE}")
-        superlink = SupervisedProcess("SuperLink", lambda: _start(state, outer, inner, keys))
+        superlink = SupervisedProcess("SuperLink", lambda: _start(state, public, operator, keys))
         registered: dict[str, Path] | None = None
         try:
             for _ in supervise([superlink], ended, lambda text: print(text, flush=True)):
-                if keys is not None and (there := node_keys(keys)) != registered:
-                    with contextlib.suppress(*GONE_AWAY):  # it is still starting: at the next look
-                        _tell_register(*Operator(state).register(there), total=len(there))
-                        registered = there
+                if keys is not None and (current := node_keys(keys)) != registered:
+                    with contextlib.suppress(*GONE_AWAY):  # it is still starting: try at the next poll
+                        _report_changes(*Operator(state).register(current), total=len(current))
+                        registered = current
         finally:
             (state / SERVER_FILE).unlink(missing_ok=True)
-            print("the server has ended; nodes wait for it to come back")
+            print("the server has ended; nodes wait for its return")
 
 
 def check_keys(keys: Path | None, address: str, insecure: bool) -> None:
-    """Whether this server is safe to start.
+    """Check that this server is safe to start.
 
     Raises:
-        ConfigError: says what is missing, or why plain HTTP cannot be had.
+        ConfigError: names what is missing, or why plain HTTP is not allowed.
     """
     host, _ = split_address(address)
     if insecure:
         if keys is not None:
-            raise ConfigError("--insecure uses no keys; leave the folder out, or the option")
+            raise ConfigError("--insecure uses no keys; leave out the folder or the option")
         if host not in LOOPBACK:
             raise ConfigError(f"--insecure is for this machine (127.0.0.1) only, not for {host}; use `fednnunet keys`")
         return
@@ -91,47 +91,47 @@ def check_keys(keys: Path | None, address: str, insecure: bool) -> None:
         if not (keys / name).is_file():
             raise ConfigError(f"{keys} has no {name}; `fednnunet keys {keys} --server …` makes it")
     if not node_keys(keys):
-        raise ConfigError(f"{keys} has no node's key; `fednnunet keys {keys} --server … --node NAME` makes it")
+        raise ConfigError(f"{keys} has no key of a node; `fednnunet keys {keys} --server … --node NAME` makes it")
 
 
 @contextlib.contextmanager
-def bound(address: str) -> Iterator[socket.socket]:
-    """A listening socket, kept while what serves it is started again: who connects meanwhile waits.
+def listen(address: str) -> Iterator[socket.socket]:
+    """A listening socket that stays open while the process behind it restarts: new connections wait until then.
 
     Raises:
-        ConfigError: the address is taken, or none of this machine.
+        ConfigError: the address is in use, or not one of this machine.
     """
     host, port = split_address(address)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as listening:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listening.bind((host, port))
+            listener.bind((host, port))
         except OSError as error:
             raise ConfigError(f"the server cannot listen at {address}: {error.strerror}") from None
-        listening.listen(BACKLOG)
-        yield listening
+        listener.listen(BACKLOG)
+        yield listener
 
 
-def _start(state: Path, outer: socket.socket, inner: socket.socket, keys: Path | None) -> BaseProcess:
-    # Imported by the child alone: it takes a second, and this process only watches.
+def _start(state: Path, public: socket.socket, operator: socket.socket, keys: Path | None) -> BaseProcess:
+    # Only the child imports it: that takes a second, and this process only supervises.
     process = multiprocessing.get_context("spawn").Process(
-        target=_superlink, args=(state, outer, inner, keys), name="superlink"
+        target=_superlink, args=(state, public, operator, keys), name="superlink"
     )
     process.start()
     return process
 
 
-def _superlink(state: Path, outer: socket.socket, inner: socket.socket, keys: Path | None) -> None:
+def _superlink(state: Path, public: socket.socket, operator: socket.socket, keys: Path | None) -> None:
     from fednnunet.deployment.server.superlink import run_superlink
 
-    run_superlink(state, outer, inner, keys, state / LOG_FILE)
+    run_superlink(state, public, operator, keys, state / LOG_FILE)
 
 
-def _tell_register(new: list[str], gone: list[str], total: int) -> None:
-    for name in new:
+def _report_changes(added: list[str], removed: list[str], total: int) -> None:
+    for name in added:
         print(f"node {name} may join", flush=True)
-    for name in gone:
-        print(f"node {name} may not join any more", flush=True)
-    if not new and not gone:
+    for name in removed:
+        print(f"node {name} may no longer join", flush=True)
+    if not added and not removed:
         print(f"{total} nodes may join", flush=True)

@@ -13,9 +13,9 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
-from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
 from fednnunet.errors import ConfigError, ProtocolError, one_line
+from fednnunet.exchange.flower_internals import aggregate_metricrecords
 from fednnunet.exchange.messages import EvaluateRequest, ExchangeDtype, Fold, Kind, TrainRequest
 from fednnunet.exchange.records import from_array_record, to_array_record
 from fednnunet.exchange.rounding import ErrorFeedback, check_dtypes

@@ -1,4 +1,4 @@
-"""A list of checks, run in order and shown as ticks and crosses."""
+"""A list of checks, run in order and shown with ticks and crosses."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ NAME_WIDTH = 14
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What a check found.
+    """Result of a check.
 
     Attributes:
-        state: ``warning`` is for what works, but badly or not for long; ``skipped`` for what could not be tested.
-        found: what is there.
+        state: ``warning`` means that it works, but badly or not for long; ``skipped`` that it could not be tested.
+        found: what the check found.
         advice: how to fix it.
-        value: what later checks need of it; they run after a ``bad`` finding, too, if it has one.
+        value: what later checks need; with a value they run after a ``bad`` result, too.
     """
 
     state: Literal["good", "warning", "bad", "skipped"]
@@ -37,9 +37,9 @@ class Check:
     """One line of the list.
 
     Attributes:
-        name: of the line.
-        run: makes the finding from the values of the checks that it needs.
-        needs: names of checks before it.
+        name: shown at the start of the line.
+        run: makes the result from the values of the checks in ``needs``.
+        needs: names of earlier checks.
     """
 
     name: str
@@ -48,39 +48,39 @@ class Check:
 
 
 def run_checks(checks: Sequence[Check]) -> Iterator[tuple[str, CheckResult]]:
-    """Run ``checks`` in order; each name with its finding.
+    """Run ``checks`` in order; each name with its result.
 
-    An error that a user can fix is a finding, and so is a file that cannot be read. A check that needs the value
-    of one that failed is skipped.
+    An error that a user can fix is a result, and so is a file that cannot be read. A check that needs the value of
+    a failed check is skipped.
     """
     values: dict[str, Any] = {}
     for check in checks:
-        lacking = [name for name in check.needs if name not in values]
-        if lacking:
-            yield check.name, CheckResult("skipped", f"not tested: it needs {' and '.join(lacking)}")
+        missing = [name for name in check.needs if name not in values]
+        if missing:
+            yield check.name, CheckResult("skipped", f"not tested: needs {' and '.join(missing)}")
             continue
         try:
-            finding = check.run(*(values[name] for name in check.needs))
+            result = check.run(*(values[name] for name in check.needs))
         except (FednnUNetError, OSError) as error:
-            finding = CheckResult("bad", str(error))
-        if finding.state != "bad" or finding.value is not None:
-            values[check.name] = finding.value
-        yield check.name, finding
+            result = CheckResult("bad", str(error))
+        if result.state != "bad" or result.value is not None:
+            values[check.name] = result.value
+        yield check.name, result
 
 
-def show_findings(findings: Iterable[tuple[str, CheckResult]], console: Console) -> bool:
-    """Print each finding as it comes; whether none is bad."""
+def show_results(results: Iterable[tuple[str, CheckResult]], console: Console) -> bool:
+    """Print each result as it comes; true if none is bad."""
     bad = warnings = 0
-    for name, finding in findings:
-        mark, colour = MARKS[finding.state]
-        line = Text.assemble((mark, colour), f" {name:<{NAME_WIDTH}}", (finding.found, "dim" * (mark == "–")))
+    for name, result in results:
+        mark, colour = MARKS[result.state]
+        line = Text.assemble((mark, colour), f" {name:<{NAME_WIDTH}}", (result.found, "dim" * (mark == "–")))
         console.print(line, soft_wrap=True)
-        if finding.advice:
-            console.print(Text(f"{'':<{NAME_WIDTH + 2}}→ {finding.advice}", style=colour), soft_wrap=True)
-        bad += finding.state == "bad"
-        warnings += finding.state == "warning"
+        if result.advice:
+            console.print(Text(f"{'':<{NAME_WIDTH + 2}}→ {result.advice}", style=colour), soft_wrap=True)
+        bad += result.state == "bad"
+        warnings += result.state == "warning"
     if bad:
         console.print(f"\n{bad} to fix before this node can join.")
     else:
-        console.print(f"\nThis node can join{f'; {warnings} worth a look' if warnings else ''}.")
+        console.print(f"\nThis node can join{f'; {warnings} worth checking' if warnings else ''}.")
     return not bad

@@ -11,7 +11,7 @@ import ssl
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -20,31 +20,33 @@ from urllib.request import getproxies, proxy_bypass
 import httpx
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_TOLERANCE
-from flwr.proto.fleet_pb2 import ActivateNodeRequest
-from flwr.supercore.error import ApiErrorCode, FlowerError
-from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
-from flwr.supercore.primitives.asymmetric import public_key_to_bytes
-from flwr.supernode.fleet_http_client import FleetHttpClient
-from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from fednnunet import __version__
 from fednnunet.config.node_file import VERSION_PATH, NodeFile, split_address
+from fednnunet.deployment.keys import EXPIRES_SOON
+from fednnunet.deployment.node.flower_internals import (
+    SYSTEM_TIME_TOLERANCE,
+    TIMESTAMP_TOLERANCE,
+    ActivateNodeRequest,
+    ApiErrorCode,
+    FlowerError,
+    fleet_client,
+    public_key_to_bytes,
+)
 from fednnunet.deployment.node.preflight.results import CheckResult
 
 TIMEOUT = 10.0
 """Seconds for a connection and for an answer."""
-EXPIRES_SOON = timedelta(days=30)
 CLOCKS_AGREE = 2.0
 """Seconds; the server tells whole ones, and the answer takes its time."""
 NO_INTERVAL = 0
 """A heartbeat interval that Flower refuses."""
 
 
-def check_connection(site: NodeFile) -> CheckResult:
+def check_connection(node_file: NodeFile) -> CheckResult:
     """Whether there is a way to the server, or to the proxy before it."""
-    proxy = _proxy(site)
-    host, port = (str(proxy.hostname), proxy.port or 3128) if proxy else split_address(site.server)
+    proxy = _proxy(node_file)
+    host, port = (str(proxy.hostname), proxy.port or 3128) if proxy else split_address(node_file.server)
     where = f"proxy {host}:{port} (of the environment)" if proxy else f"{host}:{port}"
     try:
         with socket.create_connection((host, port), TIMEOUT) as connection:
@@ -67,25 +69,25 @@ def check_connection(site: NodeFile) -> CheckResult:
     return CheckResult("good", f"{where} at {address} accepts connections")
 
 
-def check_tls(site: NodeFile, _certificate: None, _connection: None) -> CheckResult:
+def check_tls(node_file: NodeFile, _certificate: None, _connection: None) -> CheckResult:
     """Whether the server proves who it is, and how long its certificate is valid."""
-    if site.insecure:
+    if node_file.insecure:
         return CheckResult("good", "none, as insecure is true")
     try:
-        with _connected(site) as connection:
+        with _connected(node_file) as connection:
             der = connection.sock.getpeercert(binary_form=True)
     except ssl.SSLCertVerificationError as error:
-        return CheckResult("bad", *explain_untrusted(error, site))
+        return CheckResult("bad", *explain_untrusted(error, node_file))
     except ssl.SSLError as error:
         if error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
             return CheckResult(
-                "bad", f"{site.server} speaks no TLS", "is it the right port? was the server started insecure?"
+                "bad", f"{node_file.server} speaks no TLS", "is it the right port? was the server started insecure?"
             )
-        return CheckResult("bad", f"no TLS with {site.server}: {error}", _INSPECTED)
+        return CheckResult("bad", f"no TLS with {node_file.server}: {error}", _INSPECTED)
     except (OSError, HTTPException) as error:
-        return CheckResult("bad", f"no TLS with {site.server}: {error or type(error).__name__}", _INSPECTED)
+        return CheckResult("bad", f"no TLS with {node_file.server}: {error or type(error).__name__}", _INSPECTED)
     expires = x509.load_der_x509_certificate(der).not_valid_after_utc
-    found = f"the server's certificate is for {split_address(site.server)[0]}, until {expires:%Y-%m-%d}"
+    found = f"the server's certificate is for {split_address(node_file.server)[0]}, until {expires:%Y-%m-%d}"
     if expires - datetime.now(UTC) < EXPIRES_SOON:
         return CheckResult(
             "warning", found, "remind the server's operator: nodes need nothing, the server a new server.crt"
@@ -96,9 +98,9 @@ def check_tls(site: NodeFile, _certificate: None, _connection: None) -> CheckRes
 _INSPECTED = "where a firewall or proxy opens TLS, ask IT to exempt the server's address"
 
 
-def explain_untrusted(error: ssl.SSLCertVerificationError, site: NodeFile) -> tuple[str, str]:
+def explain_untrusted(error: ssl.SSLCertVerificationError, node_file: NodeFile) -> tuple[str, str]:
     """What is wrong with the server's certificate, and what to do; by OpenSSL's ``X509_V_ERR_…`` numbers."""
-    host = split_address(site.server)[0]
+    host = split_address(node_file.server)[0]
     match error.verify_code:
         case 9 | 10:
             return (
@@ -114,7 +116,7 @@ def explain_untrusted(error: ssl.SSLCertVerificationError, site: NodeFile) -> tu
             )
         case _:
             return (
-                f"the server's certificate is not signed by {site.certificate} ({error.verify_message})",
+                f"the server's certificate is not signed by {node_file.certificate} ({error.verify_message})",
                 f"use the ca.crt that the server's operator sent; {_INSPECTED}",
             )
 
@@ -130,10 +132,10 @@ class Answer:
     ahead: float | None
 
 
-def check_server(site: NodeFile, _tls: None) -> CheckResult:
+def check_server(node_file: NodeFile, _tls: None) -> CheckResult:
     """Whether the server answers HTTP, and runs the version that this node does."""
     try:
-        with _connected(site) as connection:
+        with _connected(node_file) as connection:
             asked = time.time()
             connection.request("GET", VERSION_PATH)
             response = connection.getresponse()
@@ -141,15 +143,17 @@ def check_server(site: NodeFile, _tls: None) -> CheckResult:
             text, status, date = response.read(2**16), response.status, response.getheader("Date")
     except (OSError, HTTPException) as error:
         return CheckResult(
-            "bad", f"{site.server} does not answer HTTP: {error or type(error).__name__}", "is it the right port?"
+            "bad", f"{node_file.server} does not answer HTTP: {error or type(error).__name__}", "is it the right port?"
         )
     answer = Answer(_ahead((asked + answered) / 2, date))
     if status not in (200, 404):
-        return CheckResult("bad", f"{site.server} answers {status} {response.reason}", "tell the server's operator")
+        return CheckResult(
+            "bad", f"{node_file.server} answers {status} {response.reason}", "tell the server's operator"
+        )
     there = _versions(text) if status == 200 else {}
     if "fednnunet" not in there:
         return CheckResult(
-            "warning", f"{site.server} answers, but does not tell its version", "ask its operator", answer
+            "warning", f"{node_file.server} answers, but does not tell its version", "ask its operator", answer
         )
     found = f"fednnunet {there['fednnunet']}, flwr {there.get('flwr', 'unknown')}"
     if there["fednnunet"] != __version__:
@@ -199,7 +203,9 @@ def check_clock(answer: Answer) -> CheckResult:
     )
 
 
-def check_registration(site: NodeFile, key: ec.EllipticCurvePrivateKey | None, _tls: None, _clock: None) -> CheckResult:
+def check_registration(
+    node_file: NodeFile, key: ec.EllipticCurvePrivateKey | None, _tls: None, _clock: None
+) -> CheckResult:
     """Whether the server knows the node's key.
 
     Asks to activate the node with a heartbeat interval that Flower refuses: it looks first at the signature, then
@@ -208,68 +214,63 @@ def check_registration(site: NodeFile, key: ec.EllipticCurvePrivateKey | None, _
     """
     if key is None:
         return CheckResult("good", "none, as insecure is true")
-    public = key.public_key()
-    assert site.certificate is not None
+    assert node_file.certificate is not None
+    request = ActivateNodeRequest(public_key=public_key_to_bytes(key.public_key()), heartbeat_interval=NO_INTERVAL)
     try:
-        with FleetHttpClient.from_server_address(
-            site.server,
-            False,
-            site.certificate.read_bytes(),
-            [RuntimeVersionHttpInterceptor(component_name="SuperNode"), NodeAuthHttpInterceptor(key, public)],
-        ) as client:
-            client.ActivateNode(
-                ActivateNodeRequest(public_key=public_key_to_bytes(public), heartbeat_interval=NO_INTERVAL)
-            )
+        with fleet_client(node_file.server, node_file.certificate.read_bytes(), key) as client:
+            client.ActivateNode(request)
     except httpx.HTTPStatusError as error:
-        return _as_flower_says(error.response, site)
+        return _as_flower_says(error.response, node_file)
     except httpx.HTTPError as error:
         return CheckResult(
-            "bad", f"{site.server} does not answer: {error}", "try again; else tell the server's operator"
+            "bad", f"{node_file.server} does not answer: {error}", "try again; else tell the server's operator"
         )
     return CheckResult("warning", "the server does not check the node", "tell the server's operator")
 
 
-def _as_flower_says(response: httpx.Response, site: NodeFile) -> CheckResult:
+def _as_flower_says(response: httpx.Response, node_file: NodeFile) -> CheckResult:
     problem = FlowerError.from_json(response.text)
     code = problem.code if problem is not None else None
     if code == ApiErrorCode.FLEET_INVALID_HEARTBEAT_INTERVAL:
-        return CheckResult("good", f"the server knows the key of {site.name}")
+        return CheckResult("good", f"the server knows the key of {node_file.name}")
     if code == ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED:
         return CheckResult(
             "bad",
-            f"the server does not know the key {site.key}",
-            f"its operator must put its node.pub into nodes/{site.name} of the server's keys; no restart is needed",
+            f"the server does not know the key {node_file.key}",
+            f"its operator must put node.pub into nodes/{node_file.name} of the server's keys; no restart is needed",
         )
     if response.status_code == httpx.codes.UNAUTHORIZED:
         return CheckResult(
-            "bad", f"the server does not accept what {site.key} signs", "look at the clock; then try again"
+            "bad", f"the server does not accept what {node_file.key} signs", "look at the clock; then try again"
         )
-    said = problem.message if problem is not None else response.reason_phrase
+    text = problem.message if problem is not None else response.reason_phrase
     return CheckResult(
-        "bad", f"{site.server} answers {response.status_code} {said}", "is it a FednnU-Net server? ask its operator"
+        "bad",
+        f"{node_file.server} answers {response.status_code} {text}",
+        "is it a FednnU-Net server? ask its operator",
     )
 
 
-def _proxy(site: NodeFile) -> SplitResult | None:
+def _proxy(node_file: NodeFile) -> SplitResult | None:
     """The proxy that Flower's client takes to the server, by ``HTTPS_PROXY`` and ``NO_PROXY``."""
     proxies = getproxies()
-    proxy = proxies.get("http" if site.insecure else "https") or proxies.get("all")
-    if not proxy or proxy_bypass(split_address(site.server)[0]):
+    proxy = proxies.get("http" if node_file.insecure else "https") or proxies.get("all")
+    if not proxy or proxy_bypass(split_address(node_file.server)[0]):
         return None
     return urlsplit(proxy if "://" in proxy else f"http://{proxy}")
 
 
 @contextlib.contextmanager
-def _connected(site: NodeFile) -> Iterator[Any]:
+def _connected(node_file: NodeFile) -> Iterator[Any]:
     """An HTTP connection to the server; it trusts the authority in ``certificate`` and no other."""
-    (host, port), proxy = split_address(site.server), _proxy(site)
+    (host, port), proxy = split_address(node_file.server), _proxy(node_file)
     via = (str(proxy.hostname), proxy.port or 3128) if proxy else (host, port)
     connection: HTTPConnection
-    if site.insecure:
+    if node_file.insecure:
         connection = HTTPConnection(*via, timeout=TIMEOUT)
     else:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.load_verify_locations(cafile=site.certificate)
+        context.load_verify_locations(cafile=node_file.certificate)
         connection = HTTPSConnection(*via, timeout=TIMEOUT, context=context)
     if proxy:
         connection.set_tunnel(host, port, _credentials(proxy))

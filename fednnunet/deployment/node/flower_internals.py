@@ -1,0 +1,96 @@
+"""What a node uses of Flower beyond its public API: the client of the Fleet API, and messages taken apart.
+
+See :mod:`fednnunet.exchange.flower_internals`; ``tests/test_flower_contract.py`` names what a release changed.
+"""
+
+from __future__ import annotations
+
+import httpx
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.app.message import remove_content_from_message
+from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL, SYSTEM_TIME_TOLERANCE, TIMESTAMP_TOLERANCE
+from flwr.common.serde import message_to_proto
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    DeactivateNodeRequest,
+    PullMessagesRequest,
+    PushMessagesRequest,
+    RegisterNodeFleetRequest,
+)
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
+from flwr.proto.node_pb2 import Node
+from flwr.supercore.error import ApiErrorCode, FlowerError
+from flwr.supercore.heartbeat import HeartbeatSender
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, iterate_object_tree
+from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+    make_pull_object_fn_protobuf,
+    make_push_object_fn_protobuf,
+)
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    ObjectPushError,
+    inflate_object_from_contents,
+    pull_objects,
+    push_objects,
+)
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+__all__ = [
+    "HEARTBEAT_DEFAULT_INTERVAL",
+    "SYSTEM_TIME_TOLERANCE",
+    "TIMESTAMP_TOLERANCE",
+    "ActivateNodeRequest",
+    "ApiErrorCode",
+    "ConfirmMessageReceivedRequest",
+    "DeactivateNodeRequest",
+    "FleetHttpClient",
+    "FlowerError",
+    "HeartbeatSender",
+    "Node",
+    "NodeAuthHttpInterceptor",
+    "ObjectPullError",
+    "ObjectPushError",
+    "ObjectTree",
+    "PullMessagesRequest",
+    "PushMessagesRequest",
+    "RegisterNodeFleetRequest",
+    "RuntimeVersionHttpInterceptor",
+    "SendNodeHeartbeatRequest",
+    "fleet_client",
+    "get_all_nested_objects",
+    "get_object_tree",
+    "http_client",
+    "inflate_object_from_contents",
+    "iterate_object_tree",
+    "make_pull_object_fn_protobuf",
+    "make_push_object_fn_protobuf",
+    "message_to_proto",
+    "public_key_to_bytes",
+    "pull_objects",
+    "push_objects",
+    "remove_content_from_message",
+]
+
+
+def fleet_client(server: str, certificate: bytes | None, key: ec.EllipticCurvePrivateKey) -> FleetHttpClient:
+    """Flower's client of the Fleet API, as a SuperNode has it.
+
+    Args:
+        server: its ``host:port``.
+        certificate: of the only authority that the client trusts (PEM); None for plain HTTP.
+        key: private key of the node, which signs every request.
+    """
+    signed = NodeAuthHttpInterceptor(key, key.public_key())
+    versioned = RuntimeVersionHttpInterceptor(component_name="SuperNode")
+    return FleetHttpClient.from_server_address(
+        server, certificate is None, certificate, interceptors=[versioned, signed]
+    )
+
+
+def http_client(client: FleetHttpClient) -> httpx.Client:
+    """The HTTP client inside Flower's client of the Fleet API, to set what that one has no arguments for."""
+    return client._client
