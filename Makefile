@@ -22,7 +22,7 @@ help: ## list these targets
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(READY) ## create .venv with everything (Python 3.11 or 3.12; done by the other targets when needed)
+setup: $(READY) ## create .venv with everything (Python 3.11 to 3.13; done by the other targets when needed)
 
 demo: $(READY) ## train and compare local, asym, ffe and centralized on generated data; ends with a report
 	@$(PY) train.py experiment=demo
@@ -40,11 +40,12 @@ test-fast: $(READY) ## unit tests, and the server with scripted nodes: nothing t
 test-nightly: $(READY) ## the few: full disks, expiring certificates, bad networks, late nodes, killed sweeps
 	@$(PY) -m pytest $(PARALLEL) -m nightly
 
-check: $(READY) ## lint, format, types and the layers between modules
+check: $(READY) ## lint, format, types, layers between modules, declared dependencies
 	@$(VENV)/bin/ruff check --quiet .
 	@$(VENV)/bin/ruff format --quiet --check . || { echo 'run `make format`'; exit 1; }
 	@$(PY) -m mypy
 	@$(VENV)/bin/lint-imports --no-logo
+	@$(VENV)/bin/deptry .
 
 format: $(READY) ## format the code and fix what the linter can fix
 	@$(VENV)/bin/ruff check --fix .
@@ -78,12 +79,12 @@ $(READY): pyproject.toml setup.py constraints.txt
 # Keep a sound environment, else make one with the first Python that fits ($$PYTHON, if set, goes first).
 define find_python
 if grep -qs 'include-system-site-packages = false' $(VENV)/pyvenv.cfg \
-   && $(PY) -c 'import pip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; \
+   && $(PY) -c 'import pip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null; \
 then exit 0; fi; \
-for python in $$PYTHON python3.11 python3.12 python3; do \
-  if "$$python" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; \
+for python in $$PYTHON python3.11 python3.12 python3.13 python3; do \
+  if "$$python" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null; \
   then exec "$$python" -m venv --clear $(VENV); fi; \
 done; \
-echo 'FednnU-Net needs Python 3.11 or 3.12 with venv (Debian: apt install python3.11-venv); found none.' >&2; \
+echo 'FednnU-Net needs Python 3.11, 3.12 or 3.13 with venv (Debian: apt install python3.11-venv); found none.' >&2; \
 echo 'Name one with: make setup PYTHON=/path/to/python3.11' >&2; exit 2
 endef
