@@ -1,7 +1,7 @@
 """Keys and certificates of a federation: TLS for the server, a key pair that authenticates each node.
 
 ``ca.crt`` goes to every node, ``server.crt`` and ``server.key`` to the server, ``nodes/<name>/node.key`` to its node
-and nowhere else. ``ca.key`` makes further certificates: keep it offline.
+only. ``ca.key`` signs further certificates: keep it offline.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from fednnunet.errors import ConfigError
 from fednnunet.exchange.messages import NodeName
 
 CURVE = ec.SECP384R1
-"""Of all keys; the one that Flower documents for its nodes."""
+"""Curve of all keys: the one that Flower documents for its nodes."""
 CA_YEARS = 10
 EXPIRES_SOON = timedelta(days=30)
 """A certificate that expires within this time is worth a warning."""
-CLOCKS_DIFFER = timedelta(days=1)
-"""A certificate is valid so long before it was made, for machines whose clocks are late."""
+BACKDATING = timedelta(days=1)
+"""How long before its creation a certificate is valid, for machines whose clocks are slow."""
 
 
 @dataclass(frozen=True)
-class Made:
-    """What :func:`make_keys` wrote, and what was there.
+class KeyFiles:
+    """Files that :func:`make_keys` wrote, and files that existed before.
 
     Attributes:
         written: new files.
-        kept: files of an earlier call, which stay as they are.
-        expires: when the server's certificate does.
+        kept: files of an earlier call, which are unchanged.
+        expires: when the server's certificate expires.
     """
 
     written: list[Path]
@@ -46,36 +46,36 @@ class Made:
     expires: datetime
 
 
-def make_keys(folder: Path, servers: Sequence[str], nodes: Sequence[str], days: int = 825) -> Made:
-    """Make what is not there yet of a certificate authority, the server's certificate, and a key pair per node.
+def make_keys(folder: Path, servers: Sequence[str], nodes: Sequence[str], days: int = 825) -> KeyFiles:
+    """Make a certificate authority, the server's certificate and one key pair per node, where they do not exist yet.
 
-    Called again, with another node, say, it adds to what is there and changes nothing.
+    Called again, for example with another node, it adds files and changes none.
 
     Args:
-        folder: takes the files.
+        folder: folder for the files.
         servers: host names and IP addresses by which nodes reach the server.
         nodes: names of nodes.
-        days: that the server's certificate is valid.
+        days: validity of the server's certificate.
 
     Raises:
-        ConfigError: a name that can be none, a server's certificate that is for other names or has expired, or a file
-            of the authority without its key.
+        ConfigError: an invalid name, an existing server certificate that is for other names or has expired, or a
+            certificate of the authority without its key.
     """
     for node in nodes:
         _check_node(node)
     names = {name: _server_name(name) for name in servers}
     if not names:
-        raise ConfigError("name the server by which nodes reach it: a host name or an IP address")
-    made = Made([], [], datetime.now(UTC))
-    authority, key = _authority(folder, made)
-    server = _server(folder, names, days, authority, key, made)
+        raise ConfigError("give the name by which nodes reach the server: a host name or an IP address")
+    files = KeyFiles([], [], datetime.now(UTC))
+    authority, key = _authority(folder, files)
+    server = _server(folder, names, days, authority, key, files)
     for node in nodes:
-        make_node_key(folder / "nodes" / node, made)
-    return Made(made.written, made.kept, server.not_valid_after_utc)
+        make_node_key(folder / "nodes" / node, files)
+    return KeyFiles(files.written, files.kept, server.not_valid_after_utc)
 
 
 def node_keys(folder: Path) -> dict[str, Path]:
-    """Public key file of every node, by name, in a folder that :func:`make_keys` made."""
+    """Public key file of every node, by name, in a folder that :func:`make_keys` files."""
     return {path.parent.name: path for path in sorted(folder.glob("nodes/*/node.pub"))}
 
 
@@ -83,17 +83,15 @@ def _check_node(name: str) -> None:
     try:
         TypeAdapter(NodeName).validate_python(name)
     except ValidationError:
-        raise ConfigError(f"{name!r} can be no node's name: letters, digits, spaces, and _ . ' - are allowed") from None
+        raise ConfigError(f"{name!r} is not a valid node name: use letters, digits, spaces, and _ . ' -") from None
 
 
-def _authority(folder: Path, made: Made) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+def _authority(folder: Path, files: KeyFiles) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     certificate_file, key_file = folder / "ca.crt", folder / "ca.key"
     if certificate_file.is_file():
         if not key_file.is_file():
-            raise ConfigError(
-                f"{certificate_file} is there without ca.key, which signs; bring it, or take a new folder"
-            )
-        made.kept.extend((certificate_file, key_file))
+            raise ConfigError(f"{certificate_file} exists without ca.key, which signs; add ca.key, or use a new folder")
+        files.kept.extend((certificate_file, key_file))
         key = serialization.load_pem_private_key(key_file.read_bytes(), None)
         assert isinstance(key, ec.EllipticCurvePrivateKey)
         return x509.load_pem_x509_certificate(certificate_file.read_bytes()), key
@@ -116,8 +114,8 @@ def _authority(folder: Path, made: Made) -> tuple[x509.Certificate, ec.EllipticC
         .add_extension(usage, critical=True)
         .sign(key, hashes.SHA384())
     )
-    _write_key(key_file, _pem(key), made)
-    _write(certificate_file, certificate.public_bytes(serialization.Encoding.PEM), made)
+    _write_key(key_file, _pem(key), files)
+    _write(certificate_file, certificate.public_bytes(serialization.Encoding.PEM), files)
     return certificate, key
 
 
@@ -127,18 +125,20 @@ def _server(
     days: int,
     authority: x509.Certificate,
     signer: ec.EllipticCurvePrivateKey,
-    made: Made,
+    files: KeyFiles,
 ) -> x509.Certificate:
     certificate_file, key_file = folder / "server.crt", folder / "server.key"
     if certificate_file.is_file():
         certificate = x509.load_pem_x509_certificate(certificate_file.read_bytes())
         known = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        lacking = [name for name, entry in names.items() if entry not in known]
-        if lacking:
-            raise ConfigError(f"{certificate_file} is not for {lacking[0]}; remove it to have one made for all names")
+        missing = [name for name, entry in names.items() if entry not in known]
+        if missing:
+            raise ConfigError(
+                f"{certificate_file} is not for {missing[0]}; remove it, and a new one is made for all names"
+            )
         if certificate.not_valid_after_utc < datetime.now(UTC):
-            raise ConfigError(f"{certificate_file} has expired; remove it to have a new one made")
-        made.kept.extend((certificate_file, key_file))
+            raise ConfigError(f"{certificate_file} has expired; remove it, and a new one is made")
+        files.kept.extend((certificate_file, key_file))
         return certificate
     key = ec.generate_private_key(CURVE())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, next(iter(names))[:64])])
@@ -149,8 +149,8 @@ def _server(
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .sign(signer, hashes.SHA384())
     )
-    _write_key(key_file, _pem(key), made)
-    _write(certificate_file, certificate.public_bytes(serialization.Encoding.PEM), made)
+    _write_key(key_file, _pem(key), files)
+    _write(certificate_file, certificate.public_bytes(serialization.Encoding.PEM), files)
     return certificate
 
 
@@ -162,7 +162,7 @@ def _server_name(name: str) -> x509.GeneralName:
     try:
         return x509.DNSName(name)
     except ValueError:
-        raise ConfigError(f"{name!r} is no host name and no IP address") from None
+        raise ConfigError(f"{name!r} is neither a host name nor an IP address") from None
 
 
 def _certificate(
@@ -175,28 +175,28 @@ def _certificate(
         .issuer_name(issuer)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - CLOCKS_DIFFER)
+        .not_valid_before(now - BACKDATING)
         .not_valid_after(now + valid)
     )
 
 
-def make_node_key(folder: Path, made: Made | None = None) -> None:
-    """A node's key pair, ``node.key`` and ``node.pub``, in OpenSSH's format; what is there stays.
+def make_node_key(folder: Path, files: KeyFiles | None = None) -> None:
+    """Make a node's key pair, ``node.key`` and ``node.pub``, in OpenSSH's format, unless it exists.
 
     Args:
-        folder: takes the files.
-        made: takes note of them.
+        folder: folder for the files.
+        files: gets the names of the files.
     """
-    made = made or Made([], [], datetime.now(UTC))
+    files = files or KeyFiles([], [], datetime.now(UTC))
     private, public = folder / "node.key", folder / "node.pub"
     if private.is_file() and public.is_file():
-        made.kept.extend((private, public))
+        files.kept.extend((private, public))
         return
     key = ec.generate_private_key(CURVE())
     encoding, none = serialization.Encoding.PEM, serialization.NoEncryption()
-    _write_key(private, key.private_bytes(encoding, serialization.PrivateFormat.OpenSSH, none), made)
+    _write_key(private, key.private_bytes(encoding, serialization.PrivateFormat.OpenSSH, none), files)
     openssh = serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
-    _write(public, key.public_key().public_bytes(*openssh) + b"\n", made)
+    _write(public, key.public_key().public_bytes(*openssh) + b"\n", files)
 
 
 def read_private_key(path: Path) -> ec.EllipticCurvePrivateKey:
@@ -235,18 +235,18 @@ def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     )
 
 
-def _write(path: Path, content: bytes, made: Made) -> None:
+def _write(path: Path, content: bytes, files: KeyFiles) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
-    made.written.append(path)
+    files.written.append(path)
 
 
-def _write_key(path: Path, content: bytes, made: Made) -> None:
-    """Readable by its owner alone from the first byte on; what is there is not overwritten."""
+def _write_key(path: Path, content: bytes, files: KeyFiles) -> None:
+    """Write a file that only its owner can ever read; an existing file is not overwritten."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(content)
     except FileExistsError:
-        raise ConfigError(f"{path} is there without what belongs to it; remove it to have both made") from None
-    made.written.append(path)
+        raise ConfigError(f"{path} exists without its counterpart; remove it, and both are made") from None
+    files.written.append(path)

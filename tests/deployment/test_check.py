@@ -261,7 +261,7 @@ def test_a_server_without_tls_is_told(write_site: WriteSite) -> None:
     with answering(Nothing, None) as address:
         found = results(write_site(server=address))["TLS"]
     assert found.state == "bad"
-    assert "speaks no TLS" in found.found
+    assert "does not speak TLS" in found.found
 
 
 def test_no_server_behind_the_address_is_told(write_site: WriteSite) -> None:

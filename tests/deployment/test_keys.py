@@ -62,7 +62,7 @@ def test_flower_takes_a_nodes_key_pair(tmp_path: Path) -> None:
     assert load_ssh_public_key((folder / "node.pub").read_bytes()) == pair[1]
 
 
-def test_private_keys_are_their_owners_alone(tmp_path: Path) -> None:
+def test_only_their_owner_can_read_private_keys(tmp_path: Path) -> None:
     made = make_keys(tmp_path, ["localhost"], ["Oslo"])
     private = [path for path in made.written if path.suffix == ".key"]
     assert {path.name for path in private} == {"ca.key", "server.key", "node.key"}
@@ -83,26 +83,26 @@ def test_a_later_call_adds_a_node_and_changes_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("servers", "nodes", "problem"),
     [
-        (["localhost"], ["../Oslo"], "'../Oslo' can be no node's name"),
-        (["bücher"], ["Oslo"], "'bücher' is no host name and no IP address"),
-        ([], ["Oslo"], "name the server"),
+        (["localhost"], ["../Oslo"], "'../Oslo' is not a valid node name"),
+        (["bücher"], ["Oslo"], "'bücher' is neither a host name nor an IP address"),
+        ([], ["Oslo"], "give the name by which nodes reach the server"),
     ],
 )
-def test_names_that_can_be_none_are_refused(tmp_path: Path, servers: list[str], nodes: list[str], problem: str) -> None:
+def test_invalid_names_are_refused(tmp_path: Path, servers: list[str], nodes: list[str], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         make_keys(tmp_path, servers, nodes)
     assert not list(tmp_path.iterdir()), "nothing half-made"
 
 
-def test_what_is_there_is_not_overwritten_for_another_server(tmp_path: Path) -> None:
+def test_existing_files_are_not_overwritten_for_another_server(tmp_path: Path) -> None:
     make_keys(tmp_path, ["localhost"], [])
     with pytest.raises(ConfigError, match=r"server\.crt is not for 10\.0\.0\.7; remove it"):
         make_keys(tmp_path, ["localhost", "10.0.0.7"], [])
     (tmp_path / "server.crt").unlink()
-    with pytest.raises(ConfigError, match=r"server\.key is there without what belongs to it"):
+    with pytest.raises(ConfigError, match=r"server\.key exists without its counterpart"):
         make_keys(tmp_path, ["localhost"], [])
     (tmp_path / "ca.key").unlink()
-    with pytest.raises(ConfigError, match=r"ca\.crt is there without ca\.key"):
+    with pytest.raises(ConfigError, match=r"ca\.crt exists without ca\.key"):
         make_keys(tmp_path, ["localhost"], [])
 
 

@@ -1,4 +1,4 @@
-"""What ``fednnunet node check`` asks of the server: each step of the way to it, and whether it knows the node."""
+"""Checks of ``fednnunet node check`` against the server: each step of the way to it, and whether it knows the node."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ from fednnunet.deployment.node.flower_internals import (
 from fednnunet.deployment.node.preflight.results import CheckResult
 
 TIMEOUT = 10.0
-"""Seconds for a connection and for an answer."""
-CLOCKS_AGREE = 2.0
-"""Seconds; the server tells whole ones, and the answer takes its time."""
-NO_INTERVAL = 0
-"""A heartbeat interval that Flower refuses."""
+"""Seconds to wait for a connection, and for an answer."""
+CLOCK_TOLERANCE = 2.0
+"""Difference in seconds that is not reported: the server gives whole seconds, and its answer takes time."""
+INVALID_INTERVAL = 0
+"""A heartbeat interval that Flower rejects."""
 
 
 def check_connection(node_file: NodeFile) -> CheckResult:
-    """Whether there is a way to the server, or to the proxy before it."""
+    """Whether the server, or the proxy on the way to it, accepts connections."""
     proxy = _proxy(node_file)
     host, port = (str(proxy.hostname), proxy.port or 3128) if proxy else split_address(node_file.server)
     where = f"proxy {host}:{port} (of the environment)" if proxy else f"{host}:{port}"
@@ -52,9 +52,7 @@ def check_connection(node_file: NodeFile) -> CheckResult:
         with socket.create_connection((host, port), TIMEOUT) as connection:
             address = connection.getpeername()[0]
     except socket.gaierror:
-        return CheckResult(
-            "bad", f"{host} is no name that this machine's DNS knows", "fix server in the YAML, or the DNS"
-        )
+        return CheckResult("bad", f"this machine's DNS does not know {host}", "fix server in the YAML, or the DNS")
     except ConnectionRefusedError:
         return CheckResult(
             "bad", f"{where} refuses connections", "is the server up? its operator can see: fednnunet server status"
@@ -70,7 +68,7 @@ def check_connection(node_file: NodeFile) -> CheckResult:
 
 
 def check_tls(node_file: NodeFile, _certificate: None, _connection: None) -> CheckResult:
-    """Whether the server proves who it is, and how long its certificate is valid."""
+    """Whether the server proves its identity, and how long its certificate is valid."""
     if node_file.insecure:
         return CheckResult("good", "none, as insecure is true")
     try:
@@ -81,7 +79,9 @@ def check_tls(node_file: NodeFile, _certificate: None, _connection: None) -> Che
     except ssl.SSLError as error:
         if error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
             return CheckResult(
-                "bad", f"{node_file.server} speaks no TLS", "is it the right port? was the server started insecure?"
+                "bad",
+                f"{node_file.server} does not speak TLS",
+                "is it the right port? was the server started insecure?",
             )
         return CheckResult("bad", f"no TLS with {node_file.server}: {error}", _INSPECTED)
     except (OSError, HTTPException) as error:
@@ -90,12 +90,12 @@ def check_tls(node_file: NodeFile, _certificate: None, _connection: None) -> Che
     found = f"the server's certificate is for {split_address(node_file.server)[0]}, until {expires:%Y-%m-%d}"
     if expires - datetime.now(UTC) < EXPIRES_SOON:
         return CheckResult(
-            "warning", found, "remind the server's operator: nodes need nothing, the server a new server.crt"
+            "warning", found, "remind the server's operator: the server needs a new server.crt, nodes need nothing"
         )
     return CheckResult("good", found)
 
 
-_INSPECTED = "where a firewall or proxy opens TLS, ask IT to exempt the server's address"
+_INSPECTED = "if a firewall or proxy inspects TLS, ask IT to exempt the server's address"
 
 
 def explain_untrusted(error: ssl.SSLCertVerificationError, node_file: NodeFile) -> tuple[str, str]:
@@ -106,12 +106,12 @@ def explain_untrusted(error: ssl.SSLCertVerificationError, node_file: NodeFile) 
             return (
                 f"the server's certificate is not valid at {datetime.now(UTC):%Y-%m-%d %H:%M} UTC: "
                 f"{error.verify_message}",
-                "if that is the time, tell the server's operator: it needs a new server.crt; else set this clock",
+                "if that time is right, tell the server's operator: it needs a new server.crt; else set this clock",
             )
         case 62 | 64:
             return (
                 f"the server's certificate is not for {host}",
-                "give the server in the YAML by the name that its certificate is for, or let it be made for this one: "
+                "in the YAML, use the server name that the certificate is for, or have one made for this name: "
                 f"fednnunet keys … --server {host}",
             )
         case _:
@@ -122,18 +122,18 @@ def explain_untrusted(error: ssl.SSLCertVerificationError, node_file: NodeFile) 
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What the server says of itself.
+class ServerAnswer:
+    """What the server reports about itself.
 
     Attributes:
-        ahead: seconds by which this machine's clock is ahead of the server's; None where it does not tell the time.
+        ahead: seconds by which this machine's clock is ahead of the server's; None if the server gives no time.
     """
 
     ahead: float | None
 
 
 def check_server(node_file: NodeFile, _tls: None) -> CheckResult:
-    """Whether the server answers HTTP, and runs the version that this node does."""
+    """Whether the server answers HTTP, and runs the same version as this node."""
     try:
         with _connected(node_file) as connection:
             asked = time.time()
@@ -145,18 +145,18 @@ def check_server(node_file: NodeFile, _tls: None) -> CheckResult:
         return CheckResult(
             "bad", f"{node_file.server} does not answer HTTP: {error or type(error).__name__}", "is it the right port?"
         )
-    answer = Answer(_ahead((asked + answered) / 2, date))
+    answer = ServerAnswer(_clock_difference((asked + answered) / 2, date))
     if status not in (200, 404):
         return CheckResult(
             "bad", f"{node_file.server} answers {status} {response.reason}", "tell the server's operator"
         )
-    there = _versions(text) if status == 200 else {}
-    if "fednnunet" not in there:
+    versions = _versions(text) if status == 200 else {}
+    if "fednnunet" not in versions:
         return CheckResult(
-            "warning", f"{node_file.server} answers, but does not tell its version", "ask its operator", answer
+            "warning", f"{node_file.server} answers, but does not report its version", "ask its operator", answer
         )
-    found = f"fednnunet {there['fednnunet']}, flwr {there.get('flwr', 'unknown')}"
-    if there["fednnunet"] != __version__:
+    found = f"fednnunet {versions['fednnunet']}, flwr {versions.get('flwr', 'unknown')}"
+    if versions["fednnunet"] != __version__:
         return CheckResult(
             "bad",
             f"{found}; this node has fednnunet {__version__}",
@@ -168,27 +168,25 @@ def check_server(node_file: NodeFile, _tls: None) -> CheckResult:
 
 def _versions(text: bytes) -> dict[str, str]:
     with contextlib.suppress(ValueError):
-        if isinstance(there := json.loads(text), dict):
-            return {key: str(value)[:50] for key, value in there.items()}
+        if isinstance(content := json.loads(text), dict):
+            return {key: str(value)[:50] for key, value in content.items()}
     return {}
 
 
-def _ahead(here: float, date: str | None) -> float | None:
+def _clock_difference(local: float, date: str | None) -> float | None:
     try:
-        there = email.utils.parsedate_to_datetime(date or "")
+        remote = email.utils.parsedate_to_datetime(date or "")
     except ValueError:
         return None
-    return here - (there.timestamp() + 0.5)  # it is cut to whole seconds
+    return local - (remote.timestamp() + 0.5)  # truncated to whole seconds
 
 
-def check_clock(answer: Answer) -> CheckResult:
-    """Whether this machine's clock agrees with the server's so far that Flower takes what the node signs."""
+def check_clock(answer: ServerAnswer) -> CheckResult:
+    """Whether this machine's clock is close enough to the server's for Flower to accept the node's signatures."""
     if answer.ahead is None:
-        return CheckResult(
-            "warning", "the server does not tell its time", "see that this machine's clock is set: timedatectl"
-        )
-    seconds, advice = abs(answer.ahead), "let the clock be set: timedatectl set-ntp true (in WSL2: wsl --shutdown)"
-    agrees = seconds <= CLOCKS_AGREE
+        return CheckResult("warning", "the server does not report its time", "check this machine's clock: timedatectl")
+    seconds, advice = abs(answer.ahead), "synchronize the clock: timedatectl set-ntp true (in WSL2: wsl --shutdown)"
+    agrees = seconds <= CLOCK_TOLERANCE
     found = f"{seconds:.0f} s {'ahead of' if answer.ahead > 0 else 'behind'} the server's" if not agrees else ""
     if not -TIMESTAMP_TOLERANCE < answer.ahead < SYSTEM_TIME_TOLERANCE:
         return CheckResult(
@@ -197,7 +195,7 @@ def check_clock(answer: Answer) -> CheckResult:
             advice,
         )
     return (
-        CheckResult("good", f"within {CLOCKS_AGREE:g} s of the server's")
+        CheckResult("good", f"within {CLOCK_TOLERANCE:g} s of the server's")
         if agrees
         else CheckResult("warning", found, advice)
     )
@@ -208,27 +206,29 @@ def check_registration(
 ) -> CheckResult:
     """Whether the server knows the node's key.
 
-    Asks to activate the node with a heartbeat interval that Flower refuses: it looks first at the signature, then
-    whether the key is registered, then at the interval. So nothing changes at the server, and a node that runs with
-    this key is not disturbed; any accepted call would have sent it offline or taken its messages.
+    Requests activation with a heartbeat interval that Flower rejects: it checks the signature
+    first, then whether the key is registered, then the interval. So nothing changes at the server, and a node that
+    runs with this key is not disturbed; any accepted call would put it offline or take its messages.
     """
     if key is None:
         return CheckResult("good", "none, as insecure is true")
     assert node_file.certificate is not None
-    request = ActivateNodeRequest(public_key=public_key_to_bytes(key.public_key()), heartbeat_interval=NO_INTERVAL)
+    request = ActivateNodeRequest(public_key=public_key_to_bytes(key.public_key()), heartbeat_interval=INVALID_INTERVAL)
     try:
         with fleet_client(node_file.server, node_file.certificate.read_bytes(), key) as client:
             client.ActivateNode(request)
     except httpx.HTTPStatusError as error:
-        return _as_flower_says(error.response, node_file)
+        return _explain_flower_error(error.response, node_file)
     except httpx.HTTPError as error:
         return CheckResult(
-            "bad", f"{node_file.server} does not answer: {error}", "try again; else tell the server's operator"
+            "bad",
+            f"{node_file.server} does not answer: {error}",
+            "try again; if it fails again, tell the server's operator",
         )
     return CheckResult("warning", "the server does not check the node", "tell the server's operator")
 
 
-def _as_flower_says(response: httpx.Response, node_file: NodeFile) -> CheckResult:
+def _explain_flower_error(response: httpx.Response, node_file: NodeFile) -> CheckResult:
     problem = FlowerError.from_json(response.text)
     code = problem.code if problem is not None else None
     if code == ApiErrorCode.FLEET_INVALID_HEARTBEAT_INTERVAL:
@@ -241,7 +241,7 @@ def _as_flower_says(response: httpx.Response, node_file: NodeFile) -> CheckResul
         )
     if response.status_code == httpx.codes.UNAUTHORIZED:
         return CheckResult(
-            "bad", f"the server does not accept what {node_file.key} signs", "look at the clock; then try again"
+            "bad", f"the server does not accept signatures of {node_file.key}", "check the clock, then try again"
         )
     text = problem.message if problem is not None else response.reason_phrase
     return CheckResult(
@@ -252,7 +252,7 @@ def _as_flower_says(response: httpx.Response, node_file: NodeFile) -> CheckResul
 
 
 def _proxy(node_file: NodeFile) -> SplitResult | None:
-    """The proxy that Flower's client takes to the server, by ``HTTPS_PROXY`` and ``NO_PROXY``."""
+    """Proxy that Flower's client uses for the server, from ``HTTPS_PROXY`` and ``NO_PROXY``."""
     proxies = getproxies()
     proxy = proxies.get("http" if node_file.insecure else "https") or proxies.get("all")
     if not proxy or proxy_bypass(split_address(node_file.server)[0]):
@@ -262,7 +262,7 @@ def _proxy(node_file: NodeFile) -> SplitResult | None:
 
 @contextlib.contextmanager
 def _connected(node_file: NodeFile) -> Iterator[Any]:
-    """An HTTP connection to the server; it trusts the authority in ``certificate`` and no other."""
+    """An HTTP connection to the server that trusts only the authority in ``certificate``."""
     (host, port), proxy = split_address(node_file.server), _proxy(node_file)
     via = (str(proxy.hostname), proxy.port or 3128) if proxy else (host, port)
     connection: HTTPConnection
