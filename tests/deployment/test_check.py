@@ -377,8 +377,8 @@ def test_a_disk_without_room_is_told(write_site: WriteSite, tmp_path: Path, monk
     os.link(checkpoint, tmp_path / "work" / "checkpoint_latest.pth")
     found = results(write_site())["disk"]
     assert found.state == "bad"
-    assert "GB free; takes about 1073741824.0 GB" in found.found
-    assert "; 1.0 are there already" in found.found
+    assert "GB free; about 1073741824.0 GB needed" in found.found
+    assert "; 1.0 GB are used already" in found.found
 
 
 def test_the_estimate_of_disk_is_near_what_preprocessing_takes(
@@ -403,7 +403,7 @@ def test_a_device_that_is_not_there_or_not_used_is_told(
     driver = tmp_path / "nvidiactl"
     assert check_device(automatic, [driver]).found.endswith("torch sees no GPU")
     driver.touch()
-    assert "the driver of a GPU is here, but this torch cannot use it" in check_device(automatic, [driver]).found
+    assert "a GPU driver is installed, but this torch cannot use it" in check_device(automatic, [driver]).found
     assert check_device(read_node_file(write_site(device="cpu")), [driver]).state == "good"
     assert results(write_site(device="cuda"))["device"].found.startswith("node.device=cuda, but torch sees no CUDA GPU")
 
@@ -412,7 +412,7 @@ def test_a_device_that_is_not_there_or_not_used_is_told(
     ("gpu_memory", "free", "state", "advice"),
     [
         (8, 10, "good", ""),
-        (8, 6, "warning", "end what else uses the GPU"),
+        (8, 6, "warning", "end the other processes on the GPU"),
         (16, 11, "bad", "set gpu_memory: 11 or less"),
         (None, 1, "good", ""),
     ],

@@ -136,7 +136,7 @@ def test_before_the_first_run_there_is_none_to_show(write_state: WriteState) -> 
     [
         (0.5, "the certificate is valid for 89 days"),
         (70, "the certificate is valid for 19 days"),
-        (91, "the certificate has expired on"),
+        (91, "the certificate expired on"),
     ],
 )
 def test_the_days_of_the_certificate_are_counted(days: float, says: str, write_state: WriteState) -> None:
@@ -159,7 +159,7 @@ def test_a_server_that_has_died_is_not_asked(write_state: WriteState) -> None:
 
     state = write_state({}, pid=gone.pid)
     lines = printed(state, ask)
-    assert lines[0].startswith(f"server has died: process {gone.pid} is gone; start it again")
+    assert lines[0].startswith(f"server has died: process {gone.pid} is gone; restart it")
     assert "run asym on mamamia, fold 0, round 12 of 1000; outputs/asym" in lines
 
 
@@ -182,7 +182,7 @@ def test_no_server_and_damaged_files_are_errors_that_name_them(tmp_path: Path, w
     with pytest.raises(ConfigError, match=str(tmp_path / "nowhere")):
         read_status(tmp_path / "nowhere", known)
     state = write_state({"updated": "yesterday"})
-    with pytest.raises(ConfigError, match=r"run_status\.json is not what a run writes: updated: "):
+    with pytest.raises(ConfigError, match=r"run_status\.json was not written by a run: updated: "):
         read_status(state, known)
 
 
