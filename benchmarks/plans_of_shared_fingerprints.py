@@ -33,7 +33,7 @@ from fednnunet.fingerprint import LocalFingerprint, merge_fingerprints
 from fednnunet.fingerprint.extract import extract_contribution, extract_fingerprint, intensity_ranges
 from fednnunet.fingerprint.merge import PERCENTILES
 from fednnunet.fingerprint.schema import ChannelIntensities, IntensityBins, IntensityRange, common_ranges
-from fednnunet.phantoms.breast_small import make_phantom
+from fednnunet.phantoms.breast_small import make_small_phantom
 from fednnunet.planning.plans import make_plans
 
 PHANTOM = Path(__file__).parents[1] / "conf" / "dataset" / "phantom.yaml"
@@ -268,7 +268,7 @@ def phantom_federation(folder: Path) -> list[Node]:
     """The training centres of the phantom, with their images."""
     generator = yaml.safe_load(PHANTOM.read_text())["dataset"]["generator"]
     centres = {name: centre for name, centre in generator["centres"].items() if not centre.get("external")}
-    folders = make_phantom(folder, centres, generator["seed"])
+    folders = make_small_phantom(folder, centres, generator["seed"])
     return [ImageNode(read_dataset(path, name)) for name, path in zip(centres, folders, strict=True)]
 
 

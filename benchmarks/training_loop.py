@@ -47,7 +47,7 @@ from fednnunet.config.run import ModelConfig, NodeConfig, TrainerConfig
 from fednnunet.datasets.raw import read_dataset
 from fednnunet.datasets.staging import raw_digest, stage_dataset
 from fednnunet.fingerprint.extract import extract_fingerprint
-from fednnunet.phantoms.breast_small import make_phantom
+from fednnunet.phantoms.breast_small import make_small_phantom
 from fednnunet.planning.plans import make_plans
 from fednnunet.preprocessing import cache_key, preprocess
 from fednnunet.training.callback import FederatedCallback
@@ -127,7 +127,7 @@ def prepare(root: Path) -> Prepared:
     for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         os.environ[variable] = str(root / variable)
     os.environ["nnUNet_n_proc_DA"] = "0"
-    (folder,) = make_phantom(root / "raw", {"Benchmark": CENTRE}, seed=1234)
+    (folder,) = make_small_phantom(root / "raw", {"Benchmark": CENTRE}, seed=1234)
     dataset = read_dataset(folder, "Benchmark")
     stage_dataset(dataset, root / "nnUNet_raw")
     plans = make_plans(dataset.name, extract_fingerprint(dataset), MODEL, 8.0)

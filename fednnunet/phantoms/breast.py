@@ -1,36 +1,25 @@
-"""Synthetic breast MRI in the image of MAMA-MIA and EuCanImage (``dataset=phantom_mamamia``).
+"""Synthetic breast MRI modelled on MAMA-MIA and EuCanImage (``dataset=phantom_mamamia``).
 
 What is assumed:
 
 * Images look like a first post-contrast phase with fat suppression: dark fat, glands that enhance a little, bright
   vessels, and one tumour that enhances most, evenly, in a rim, or in patches; its size and outline vary.
 * Sagittal volumes hold one breast, axial ones both, with chest wall, lungs and heart behind them.
-* Small round foci and vessels are as bright as the tumour and are none; so is a part of the glands in some patients.
+* Small round foci and vessels are as bright as the tumour; so is a part of the glands in some patients.
 * A scanner is a vendor's gain, contrast, bias field and noise; 3 T has less noise and a less even field.
 
-Geometry is drawn apart from images (:func:`fednnunet.phantoms.collection.draw_volume`).
+Geometry is drawn separately from images (:func:`fednnunet.phantoms.collection.draw_volume`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy.ndimage import label as label_parts
 
-from fednnunet.phantoms.collection import (
-    Grid,
-    MriCentre,
-    Scale,
-    draw_scanner,
-    draw_volume,
-    read_centres,
-    read_scanners,
-    write_collection,
-)
+from fednnunet.phantoms.collection import Grid, MriCentre, Scale, draw_scanner, draw_volume
 from fednnunet.phantoms.drawing import (
     Scanner,
     coordinates,
@@ -40,9 +29,9 @@ from fednnunet.phantoms.drawing import (
     soft,
     vessel,
 )
-from fednnunet.phantoms.writer import AXIAL, SAGITTAL, PhantomCase, case_name
+from fednnunet.phantoms.writer import AXIAL, SAGITTAL, PhantomCase
 
-BREAST_VERSION = 1
+VERSION = 1
 """Raised when the same parameters give other images."""
 LABELS = {"background": 0, "tumour": 1}
 
@@ -53,62 +42,22 @@ class BreastCentre(MriCentre):
 
     Attributes:
         sagittal: part of the studies that are sagittal; the others are axial.
-        tumour_radius: smallest and largest, mm.
+        tumour_radius: smallest and largest radius, mm.
     """
 
     sagittal: float
     tumour_radius: tuple[float, float]
 
 
-def make_breast_phantom(
-    folder: Path,
-    centres: Mapping[str, Mapping[str, Any]],
-    vendors: Mapping[str, Mapping[str, float]],
-    seed: int,
-    scale: float,
-    slice_scale: float,
-    case_fraction: float,
-) -> list[Path]:
-    """Write one dataset per centre below ``folder``; what is there with the same parameters stays.
-
-    Args:
-        folder: of the raw datasets.
-        centres: centre name to the fields of :class:`BreastCentre`.
-        vendors: vendor to the fields of :class:`fednnunet.phantoms.drawing.Scanner`.
-        seed: of everything.
-        scale: factor on the pixels along a side; 1 is full size.
-        slice_scale: factor on the number of slices.
-        case_fraction: part of every centre's studies that are made, at least five.
-
-    Returns:
-        The datasets' folders.
-
-    Raises:
-        ConfigError: a scale or fraction outside 0 to 1, or a vendor that is not described.
-        DataError: a folder of that name is there which was not made here; it is left alone.
-    """
-    known = read_centres(centres, BreastCentre)
-    scanners = read_scanners(vendors, known)
-    scales = Scale(scale, slice_scale, case_fraction)
-
-    def draw(name: str, centre: BreastCentre, number: int, rng: np.random.Generator) -> list[PhantomCase]:
-        grid = scales.apply(draw_volume(centre, rng))
-        scanner = draw_scanner(centre, scanners, rng)
-        sagittal = bool(rng.random() < centre.sagittal)
-        image, label = draw_breast(grid, sagittal, centre.tumour_radius, scanner, rng)
-        direction = SAGITTAL if sagittal else AXIAL
-        return [PhantomCase(case_name(name, number), image, label, grid.spacing, direction=direction)]
-
-    return write_collection(
-        folder,
-        known,
-        draw,
-        seed=seed,
-        scale=scales,
-        note={"version": BREAST_VERSION, "vendors": vendors},
-        channel="MRI",
-        labels=LABELS,
-    )
+def draw_study(
+    name: str, centre: BreastCentre, scale: Scale, scanners: Mapping[str, Scanner], rng: np.random.Generator
+) -> list[PhantomCase]:
+    """The one case of a study (:data:`fednnunet.phantoms.generate.DrawStudy`)."""
+    grid = scale.apply(draw_volume(centre, rng))
+    scanner = draw_scanner(centre, scanners, rng)
+    sagittal = bool(rng.random() < centre.sagittal)
+    image, label = draw_breast(grid, sagittal, centre.tumour_radius, scanner, rng)
+    return [PhantomCase(name, image, label, grid.spacing, direction=SAGITTAL if sagittal else AXIAL)]
 
 
 def draw_breast(
@@ -171,14 +120,14 @@ def _breast(
 def _place_tumour(
     at: Sequence[np.ndarray], inside: np.ndarray, gland: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """A point (mm, Z, Y, X) well within a breast, rather in the gland."""
+    """A point (mm, Z, Y, X) well within a breast, more often in the gland."""
     likely = (np.where(inside > 0.9, 0.05 + gland, 0.0) ** 2).ravel().cumsum()
     voxel = min(int(np.searchsorted(likely, rng.uniform(0, likely[-1]))), likely.size - 1)
     return np.array([axis.flat[voxel] for axis in at])
 
 
 def _largest_part(mask: np.ndarray) -> np.ndarray:
-    """What is connected of a rough outline; nothing where the mask is empty."""
+    """Largest connected part of a mask; empty where the mask is empty."""
     parts, _ = label_parts(mask)
     sizes = np.bincount(parts.ravel())
     sizes[0] = 0

@@ -7,12 +7,12 @@ What is assumed, so that a result on it can be read for what it is:
   the pixels of the others across the same breast; in the paper's Table 1 it has twice the pixels, too, but of the
   others' size. Volumes are small (6 to 8 slices) so that a CPU trains on them.
 * A case is a breast-shaped outline with fatty and glandular texture, one to three lesions, and three bright or dark
-  vessels and cysts that are no lesions but look alike.
+  vessels and cysts that look like lesions but are none.
 * A lesion has one of four appearances: bright, dark, with a bright rim, or textured. All centres see all four, in
   proportions of their own, so a centre with few cases has seen few examples of some: what federation can help.
 * A centre's scanner is a gain, a gamma, a smooth bias field and Rician noise.
 
-Nothing here was chosen to make one set-up win over another.
+Nothing here was chosen to make one strategy win over another.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from fednnunet.phantoms.drawing import Scanner, coordinates, irregular_distance,
 from fednnunet.phantoms.writer import PhantomCase, case_rng, with_tuples, write_dataset
 
 GENERATOR_VERSION = 1
-"""Part of a dataset's digest: raised when the same parameters give other images."""
+"""Part of a dataset's note; raised when the same parameters give other images."""
 APPEARANCES = ("bright", "dark", "rim", "textured")
 
 
@@ -39,16 +39,16 @@ class PhantomCentre:
 
     Attributes:
         dataset: ``DatasetXXX_Name``.
-        cases: how many.
+        cases: number of cases.
         shape: voxels (Z, Y, X); each case differs from it by up to 10 % in plane.
         spacing: mm (Z, Y, X); each case differs from it by up to 3 %.
         gain: factor on intensities.
         gamma: contrast curve; 1 is linear.
         bias: amplitude of the bias field, as a fraction.
         noise: standard deviation of the Rician noise, in intensities before the gain (tissue is about 0.6).
-        lesion_radius: smallest and largest, mm.
+        lesion_radius: smallest and largest radius, mm.
         appearances: weights of bright, dark, rim and textured lesions.
-        external: cases go to ``imagesTs`` and ``labelsTs``.
+        external: whether cases go to ``imagesTs`` and ``labelsTs``.
     """
 
     dataset: str
@@ -64,21 +64,21 @@ class PhantomCentre:
     external: bool = False
 
 
-def make_phantom(folder: Path, centres: Mapping[str, Mapping[str, Any]], seed: int) -> list[Path]:
-    """Write one dataset per centre below ``folder``; what is there with the same parameters stays.
+def make_small_phantom(folder: Path, centres: Mapping[str, Mapping[str, Any]], seed: int) -> list[Path]:
+    """Write one dataset per centre below ``folder``; what exists with the same parameters stays.
 
-    A case depends on the seed, its centre and its number alone. A dataset appears under its name when it is whole.
+    A case depends only on the seed, its centre and its number. A dataset appears under its name when it is complete.
 
     Args:
-        folder: of the raw datasets.
+        folder: folder of the raw datasets.
         centres: centre name to the fields of :class:`PhantomCentre`.
-        seed: of everything.
+        seed: random seed of all images.
 
     Returns:
         The datasets' folders.
 
     Raises:
-        DataError: a folder of that name is there which was not made here; it is left alone.
+        DataError: a folder of that name exists and was not made here; it is left alone.
     """
     made = []
     for name, fields in centres.items():

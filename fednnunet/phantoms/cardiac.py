@@ -1,4 +1,4 @@
-"""Synthetic short-axis cine MRI in the image of the M&Ms and of ACDC (``dataset=phantom_mnms``).
+"""Synthetic short-axis cine MRI modelled on M&Ms and ACDC (``dataset=phantom_mnms``).
 
 What is assumed:
 
@@ -16,84 +16,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from fednnunet.phantoms.collection import (
-    Grid,
-    MriCentre,
-    Scale,
-    draw_scanner,
-    draw_volume,
-    read_centres,
-    read_scanners,
-    write_collection,
-)
+from fednnunet.phantoms.collection import Grid, MriCentre, Scale, draw_scanner, draw_volume
 from fednnunet.phantoms.drawing import Scanner, coordinates, scan, smooth_noise, soft
-from fednnunet.phantoms.writer import PhantomCase, case_name
+from fednnunet.phantoms.writer import PhantomCase
 
-CARDIAC_VERSION = 1
+VERSION = 1
 """Raised when the same parameters give other images."""
 LABELS = {"background": 0, "LV": 1, "MYO": 2, "RV": 3}
 PHASES = ("ED", "ES")
 BLOOD, MUSCLE, FAT, LUNG = 0.85, 0.36, 0.75, 0.07
 """Signal of tissues before the scanner."""
 SUBSLICES = (-1 / 3, 0.0, 1 / 3)
-"""Where a slice is sampled, in parts of its thickness."""
+"""Positions at which a slice is sampled, in parts of its thickness."""
 
 
-def make_cardiac_phantom(
-    folder: Path,
-    centres: Mapping[str, Mapping[str, Any]],
-    vendors: Mapping[str, Mapping[str, float]],
-    seed: int,
-    scale: float,
-    slice_scale: float,
-    case_fraction: float,
-) -> list[Path]:
-    """Write one dataset per centre below ``folder``; what is there with the same parameters stays.
-
-    Args:
-        folder: of the raw datasets.
-        centres: centre name to the fields of :class:`fednnunet.phantoms.collection.MriCentre`.
-        vendors: vendor to the fields of :class:`fednnunet.phantoms.drawing.Scanner`.
-        seed: of everything.
-        scale: factor on the pixels along a side; 1 is full size.
-        slice_scale: factor on the number of slices.
-        case_fraction: part of every centre's studies that are made, at least five.
-
-    Returns:
-        The datasets' folders.
-
-    Raises:
-        ConfigError: a scale or fraction outside 0 to 1, or a vendor that is not described.
-        DataError: a folder of that name is there which was not made here; it is left alone.
-    """
-    known = read_centres(centres, MriCentre)
-    scanners = read_scanners(vendors, known)
-    scales = Scale(scale, slice_scale, case_fraction)
-
-    def draw(name: str, centre: MriCentre, number: int, rng: np.random.Generator) -> list[PhantomCase]:
-        grid = scales.apply(draw_volume(centre, rng))
-        scanner = draw_scanner(centre, scanners, rng)
-        patient = case_name(name, number)
-        return [
-            PhantomCase(f"{patient}_{phase}", image, label, grid.spacing, patient=patient)
-            for phase, (image, label) in zip(PHASES, draw_patient(grid, scanner, rng), strict=True)
-        ]
-
-    return write_collection(
-        folder,
-        known,
-        draw,
-        seed=seed,
-        scale=scales,
-        note={"version": CARDIAC_VERSION, "vendors": vendors},
-        channel="MRI",
-        labels=LABELS,
-    )
+def draw_study(
+    name: str, centre: MriCentre, scale: Scale, scanners: Mapping[str, Scanner], rng: np.random.Generator
+) -> list[PhantomCase]:
+    """ED and ES of a patient (:data:`fednnunet.phantoms.generate.DrawStudy`)."""
+    grid = scale.apply(draw_volume(centre, rng))
+    scanner = draw_scanner(centre, scanners, rng)
+    return [
+        PhantomCase(f"{name}_{phase}", image, label, grid.spacing, patient=name)
+        for phase, (image, label) in zip(PHASES, draw_patient(grid, scanner, rng), strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -102,13 +51,13 @@ class _Heart:
 
     Attributes:
         middle: where the long axis meets the middle slice (Y, X).
-        tilt: of the long axis, mm in plane a mm along it (Y, X).
-        base: of the ventricles, mm from the middle slice, the apex below it.
-        length: of the LV's cavity.
+        tilt: tilt of the long axis, mm in plane per mm along it (Y, X).
+        base: position of the base, mm from the middle slice; the apex is below it.
+        length: length of the LV's cavity.
         cavity: radius of the LV's cavity at the base.
         wall: thickness of the myocardium.
         septum: direction from LV to RV.
-        right: width of the RV, in radii of the LV's outline.
+        right: width of the RV in radii of the LV's outline.
     """
 
     middle: tuple[float, float]
@@ -240,7 +189,7 @@ def _with_heart(
 
 
 def _chest(at: list[np.ndarray], heart: _Heart, grid: Grid, rng: np.random.Generator) -> np.ndarray:
-    """Signal of all that is not heart: air, fat, muscle, lungs, liver, aorta."""
+    """Signal of everything but the heart: air, fat, muscle, lungs, liver, aorta."""
     y, x = at[1] - rng.uniform(10, 30), at[2] + rng.uniform(10, 40)
     front, side = rng.uniform(95, 125), rng.uniform(140, 175)
     radius = np.sqrt((y / front) ** 2 + (x / side) ** 2) * front

@@ -1,4 +1,4 @@
-"""What the phantoms are drawn with: coordinates in mm, smooth noise, soft edges, vessels, an MRI scanner."""
+"""Tools that draw phantoms: coordinates in mm, smooth noise, soft edges, vessels, an MRI scanner."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter
 
 @dataclass(frozen=True)
 class Scanner:
-    """What an MRI scanner makes of tissue.
+    """How an MRI scanner shows tissue.
 
     Attributes:
         gain: factor on intensities; each case differs by up to 15 %.
@@ -27,7 +27,7 @@ class Scanner:
 
 
 def coordinates(shape: Sequence[int], spacing: Sequence[float]) -> list[np.ndarray]:
-    """Distance of every voxel's centre from the middle of the image, along each axis, in the spacing's unit."""
+    """Distance of every voxel's centre from the middle of the image along each axis, in the spacing's unit."""
     axes = ((np.arange(size) - (size - 1) / 2) * step for size, step in zip(shape, spacing, strict=True))
     return list(np.meshgrid(*axes, indexing="ij"))
 
@@ -41,7 +41,7 @@ def smooth_noise(
 
 
 def soft(distance: np.ndarray, sharpness: float) -> np.ndarray:
-    """1 where ``distance`` is well below 0, 0 well above, and a slope between."""
+    """1 where ``distance`` is well below 0, 0 where it is well above, and a slope in between."""
     return 1 / (1 + np.exp(np.minimum(distance * sharpness, 50)))
 
 
@@ -53,7 +53,7 @@ def irregular_distance(
     rng: np.random.Generator,
     roughness: float = 0.16,
 ) -> np.ndarray:
-    """Distance from ``at`` in units of the radius of an irregular, stretched ball: below 1 is within."""
+    """Distance from ``at`` in radii of an irregular, stretched ball; below 1 is inside."""
     stretch = rng.uniform(0.8, 1.25, 3)
     distance = np.sqrt(sum(((g - p) * s) ** 2 for g, p, s in zip(grid, at, stretch, strict=True))) / radius
     return distance * (1 + roughness * smooth_noise(grid[0].shape, spacing, radius * 0.5, rng))
@@ -78,7 +78,7 @@ def vessel(
 
 
 def scan(tissue: np.ndarray, scanner: Scanner, spacing: Sequence[float], rng: np.random.Generator) -> np.ndarray:
-    """What ``scanner`` makes of it: bias field, gamma, Rician noise, gain; int16."""
+    """Image of ``tissue`` with the scanner's bias field, gamma, Rician noise and gain; int16."""
     bias = np.exp(scanner.bias * smooth_noise(tissue.shape, spacing, 35.0, rng))
     signal = np.clip(tissue * bias, 0, None) ** scanner.gamma
     real = signal + scanner.noise * rng.standard_normal(tissue.shape)

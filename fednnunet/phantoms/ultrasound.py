@@ -1,4 +1,4 @@
-"""Synthetic fetal ultrasound in the image of AIMIX and ACOUSLIC-AI (``dataset=phantom_aimix``).
+"""Synthetic fetal ultrasound modelled on AIMIX and ACOUSLIC-AI (``dataset=phantom_aimix``).
 
 What is assumed:
 
@@ -14,17 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from fednnunet.phantoms.collection import Centre, Scale, read_centres, write_collection
-from fednnunet.phantoms.drawing import smooth_noise, soft
-from fednnunet.phantoms.writer import PhantomCase, case_name
+from fednnunet.phantoms.collection import Centre, Scale
+from fednnunet.phantoms.drawing import Scanner, smooth_noise, soft
+from fednnunet.phantoms.writer import PhantomCase
 
-ULTRASOUND_VERSION = 1
+VERSION = 1
 """Raised when the same parameters give other images."""
 LABELS = {"background": 0, "abdomen": 1}
 PROBE = 0.18
@@ -54,43 +52,13 @@ class UltrasoundCentre(Centre):
     attenuation: float
 
 
-def make_ultrasound_phantom(
-    folder: Path, centres: Mapping[str, Mapping[str, Any]], seed: int, scale: float, case_fraction: float
-) -> list[Path]:
-    """Write one dataset per centre below ``folder``; what is there with the same parameters stays.
-
-    Args:
-        folder: of the raw datasets.
-        centres: centre name to the fields of :class:`UltrasoundCentre`.
-        seed: of everything.
-        scale: factor on the pixels along a side; 1 is full size.
-        case_fraction: part of every centre's studies that are made, at least five.
-
-    Returns:
-        The datasets' folders.
-
-    Raises:
-        ConfigError: a scale or fraction outside 0 to 1.
-        DataError: a folder of that name is there which was not made here; it is left alone.
-    """
-    scales = Scale(scale, case_fraction=case_fraction)
-
-    def draw(name: str, centre: UltrasoundCentre, number: int, rng: np.random.Generator) -> list[PhantomCase]:
-        height, width = (scales.pixels(side) for side in draw_resolution(centre, rng))
-        image, label = draw_abdomen((height, width), centre, scale, rng)
-        return [PhantomCase(case_name(name, number), image, label, spacing=None)]
-
-    return write_collection(
-        folder,
-        read_centres(centres, UltrasoundCentre),
-        draw,
-        seed=seed,
-        scale=scales,
-        note={"version": ULTRASOUND_VERSION},
-        channel="US",
-        labels=LABELS,
-        file_ending=".png",
-    )
+def draw_study(
+    name: str, centre: UltrasoundCentre, scale: Scale, _scanners: Mapping[str, Scanner], rng: np.random.Generator
+) -> list[PhantomCase]:
+    """The one image of a study (:data:`fednnunet.phantoms.generate.DrawStudy`)."""
+    height, width = (scale.pixels(side) for side in draw_resolution(centre, rng))
+    image, label = draw_abdomen((height, width), centre, scale.scale, rng)
+    return [PhantomCase(name, image, label, spacing=None)]
 
 
 def draw_resolution(centre: UltrasoundCentre, rng: np.random.Generator) -> tuple[int, int]:
@@ -111,13 +79,13 @@ class _Ellipse:
     angle: float
 
     def coordinates(self, y: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Along the long and short axis; the outline is the unit circle."""
+        """Coordinates along the long and short axis; the outline is the unit circle."""
         y, x = y - self.y, x - self.x
         cos, sin = np.cos(self.angle), np.sin(self.angle)
         return (x * cos + y * sin) / self.long, (y * cos - x * sin) / self.short
 
     def radius(self, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-        """1 on the outline."""
+        """Distance from the centre, 1 on the outline."""
         return np.hypot(*self.coordinates(y, x))
 
 
@@ -203,7 +171,7 @@ def _outline(ellipse: _Ellipse, y: np.ndarray, x: np.ndarray, angle: np.ndarray,
 
 
 def _shadows(depth: np.ndarray, angle: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Factor on echoes behind one or two things that stop the beam."""
+    """Factor on the echoes, low behind up to two obstacles in the beam."""
     passed = np.ones(depth.shape)
     for _ in range(int(rng.integers(0, 3))):
         beam = np.abs(angle - rng.uniform(-0.5, 0.5)) - rng.uniform(0.02, 0.06)
@@ -219,7 +187,7 @@ def _display(
     scale: float,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """What the device shows: speckle, attenuation, electronic noise, logarithm of the amplitude; black outside."""
+    """The device's image: speckle, attenuation, electronic noise, logarithm of the amplitude; black outside the fan."""
     grain = [size * scale for size in centre.speckle]
     waves = [gaussian_filter(rng.standard_normal(echo.shape), grain, mode="wrap") for _ in range(2)]
     speckle = np.hypot(*(wave / wave.std() for wave in waves)) / np.sqrt(2)

@@ -1,4 +1,4 @@
-"""Writing generated datasets in nnU-Net's raw format: each case on its own, each dataset whole or not at all."""
+"""Write generated datasets in nnU-Net's raw format; a dataset appears only when it is complete."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ NOTE = "phantom.json"
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 """Direction cosines in SimpleITK's order: x to the patient's left, y to the back, z to the head."""
 SAGITTAL = (0.0, 0.0, -1.0, 1.0, 0.0, 0.0, 0.0, -1.0, 0.0)
-"""x to the back, y to the feet, z, from slice to slice, to the right."""
+"""x to the back, y to the feet; z, from slice to slice, to the right."""
 
 
 @dataclass(frozen=True)
 class PhantomCase:
-    """What becomes one image and its label map.
+    """One image and its label map.
 
     Attributes:
-        name: of the case.
-        image: (Z, Y, X), or (Y, X) of a 2D image.
-        label: of the same shape, uint8.
-        spacing: mm (Z, Y, X); None of an image that has none.
-        patient: cases of one patient stay together in the folds; the case's name if not given.
-        direction: cosines of volumes, as SimpleITK has them.
+        name: name of the case.
+        image: voxels (Z, Y, X), or (Y, X) in 2D.
+        label: label values of the same shape, uint8.
+        spacing: mm (Z, Y, X); None for files without spacing.
+        patient: id of the patient, whose cases stay together in the folds; the case's name if not given.
+        direction: direction cosines of a volume in SimpleITK's order.
     """
 
     name: str
@@ -48,18 +48,18 @@ class PhantomCase:
 
 
 def case_rng(seed: int, centre: str, number: int) -> np.random.Generator:
-    """Random numbers of one case (or patient), which depend on no other."""
+    """Random generator of one study, independent of all others."""
     centre_seed = int.from_bytes(hashlib.sha256(centre.encode()).digest()[:4], "little")
     return np.random.default_rng([seed, centre_seed, number])
 
 
 def case_name(centre: str, number: int) -> str:
-    """A name that nnU-Net's files can have, such as ``SierraLeone_007``."""
+    """Name for nnU-Net's files, such as ``SierraLeone_007``."""
     return f"{re.sub(r'[^A-Za-z0-9-]', '', centre)}_{number:03d}"
 
 
 def with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a frozen dataclass, from YAML, which knows lists alone."""
+    """Fields for a frozen dataclass, from YAML, which has lists but no tuples."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
 
 
@@ -74,29 +74,28 @@ def write_dataset(
     external: bool,
     file_ending: str = ".nii.gz",
 ) -> None:
-    """Write a centre's dataset, unless it is there with the same note.
+    """Write a centre's dataset, unless it exists with the same note.
 
-    It appears under its name when it is whole.
+    It appears under its name when it is complete.
 
     Args:
-        target: ``DatasetXXX_Name``.
-        centre: for the error's text.
-        cases: are drawn only if they are written.
-        note: everything that the images depend on; lies beside them.
-        channel: name of the one channel.
-        labels: name to value.
-        external: cases go to ``imagesTs`` and ``labelsTs``.
-        file_ending: of images and labels.
+        target: folder ``DatasetXXX_Name``.
+        centre: named in errors.
+        cases: cases, drawn only if they are written.
+        note: everything that the images depend on, written beside them.
+        channel: name of the only channel.
+        labels: label name to value.
+        external: whether cases go to ``imagesTs`` and ``labelsTs``.
+        file_ending: ending of images and label maps.
 
     Raises:
-        DataError: a folder of that name is there which was not made here; it is left alone.
+        DataError: a folder of that name exists and was not made here; it is left alone.
     """
-    if _is_there(target, note):
+    if _exists(target, note):
         return
     if target.exists() and not (target / NOTE).is_file():
         raise DataError(
-            f"centre {centre}: {target} is there and is no phantom (it has no {NOTE}); choose another "
-            "dataset.raw_folder"
+            f"centre {centre}: {target} exists and is no phantom (it has no {NOTE}); choose another dataset.raw_folder"
         )
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     part = "Ts" if external else "Tr"
@@ -123,13 +122,13 @@ def write_dataset(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _is_there(target: Path, note: str) -> bool:
+def _exists(target: Path, note: str) -> bool:
     return (target / NOTE).is_file() and (target / NOTE).read_text() == note
 
 
 def _put_in_place(partial: Path, target: Path, note: str) -> None:
-    """``target`` becomes ``partial``, unless another run made the same meanwhile and may be reading it."""
-    if _is_there(target, note):
+    """Move ``partial`` to ``target``, unless another run has made the same by now and may be reading it."""
+    if _exists(target, note):
         return
     retired = partial.with_name(f"{partial.name}.old")
     try:
@@ -137,7 +136,7 @@ def _put_in_place(partial: Path, target: Path, note: str) -> None:
             os.rename(target, retired)
         os.rename(partial, target)
     except OSError:
-        if not _is_there(target, note):
+        if not _exists(target, note):
             raise
     finally:
         shutil.rmtree(retired, ignore_errors=True)

@@ -14,7 +14,7 @@ from fednnunet.cli.data import choose_centres
 from fednnunet.cli.main import main
 from fednnunet.config.hydra_datasets import configured_dataset
 from fednnunet.errors import ConfigError, DataError
-from fednnunet.phantoms.breast_small import make_phantom
+from fednnunet.phantoms.breast_small import make_small_phantom
 from tests.conftest import write_boxes
 
 Call = Callable[..., tuple[int, str, str]]
@@ -75,7 +75,7 @@ def test_json_is_all_that_is_printed(data_summary: Call, tmp_path: Path) -> None
 def test_a_configured_dataset_brings_its_centres(data_summary: Call, tmp_path: Path) -> None:
     centres = configured_dataset("phantom").generator["centres"]  # type: ignore[index]
     few = {name: {**centres[name], "cases": 5} for name in ("ISPY1", "KAUNO")}
-    make_phantom(tmp_path / "data" / "phantom", few, seed=1)
+    make_small_phantom(tmp_path / "data" / "phantom", few, seed=1)
     code, out, _ = data_summary("phantom")
     assert code == 2
     assert "ISPY1" in out

@@ -112,9 +112,16 @@ def test_speckle_follows_rayleighs_law(tmp_path: Path) -> None:
     """Echoes of even tissue: the amplitude's mean is 1.91 standard deviations, before the logarithm."""
     smooth = {"gain": -10.0, "dynamic_range": 70.0, "attenuation": 0.0}
     centre = yaml.safe_load((CONF / "phantom_aimix.yaml").read_text())["dataset"]["generator"]["centres"]["Spain"]
-    target = "fednnunet.phantoms.ultrasound.make_ultrasound_phantom"
+    target = "fednnunet.phantoms.generate.make_phantom"
     (folder,) = instantiate(
-        {"_target_": target, "folder": tmp_path, "seed": 1, "scale": 0.25, "case_fraction": 0.001},
+        {
+            "_target_": target,
+            "collection": "aimix",
+            "folder": tmp_path,
+            "seed": 1,
+            "scale": 0.25,
+            "case_fraction": 0.001,
+        },
         centres={"Even": centre | smooth},
         _convert_="all",
     )

@@ -15,7 +15,7 @@ from fednnunet.datasets.image_checks import check_images
 from fednnunet.datasets.raw import read_dataset
 from fednnunet.errors import DataError
 from fednnunet.phantoms import breast_small as phantom
-from fednnunet.phantoms.breast_small import make_phantom
+from fednnunet.phantoms.breast_small import make_small_phantom
 
 EXPECTED_SUMS = {
     "ISPY1": (5273667, 1006),
@@ -45,14 +45,14 @@ def digests(folder: Path) -> dict[str, str]:
 
 def test_same_seed_gives_the_same_bytes_and_another_seed_others(centres: dict[str, Any], tmp_path: Path) -> None:
     for name, seed in (("one", 1), ("two", 1), ("other", 2)):
-        make_phantom(tmp_path / name, centres, seed)
+        make_small_phantom(tmp_path / name, centres, seed)
     assert digests(tmp_path / "one") == digests(tmp_path / "two")
     image = "Dataset101_PhantomISPY1/imagesTr/ISPY1_000_0000.nii.gz"
     assert digests(tmp_path / "one")[image] != digests(tmp_path / "other")[image]
 
 
 def test_images_are_those_that_published_results_were_trained_on(centres: dict[str, Any], tmp_path: Path) -> None:
-    make_phantom(tmp_path, {name: centre | {"cases": 1} for name, centre in centres.items()}, 1234)
+    make_small_phantom(tmp_path, {name: centre | {"cases": 1} for name, centre in centres.items()}, 1234)
     for name, (voxels, labelled) in EXPECTED_SUMS.items():
         dataset, part = centres[name]["dataset"], "Ts" if centres[name].get("external") else "Tr"
         image, label = (
@@ -64,14 +64,14 @@ def test_images_are_those_that_published_results_were_trained_on(centres: dict[s
 
 
 def test_a_case_does_not_depend_on_the_others(centres: dict[str, Any], tmp_path: Path) -> None:
-    make_phantom(tmp_path / "all", centres, 1)
-    make_phantom(tmp_path / "few", {"DUKE": {**centres["DUKE"], "cases": 2}}, 1)
+    make_small_phantom(tmp_path / "all", centres, 1)
+    make_small_phantom(tmp_path / "few", {"DUKE": {**centres["DUKE"], "cases": 2}}, 1)
     few = {name: value for name, value in digests(tmp_path / "few").items() if name.endswith(".nii.gz")}
     assert few.items() <= digests(tmp_path / "all").items()
 
 
 def test_datasets_are_valid_and_as_described(centres: dict[str, Any], tmp_path: Path) -> None:
-    for name, folder in zip(centres, make_phantom(tmp_path, centres, 1), strict=True):
+    for name, folder in zip(centres, make_small_phantom(tmp_path, centres, 1), strict=True):
         external = centres[name].get("external", False)
         dataset = read_dataset(folder, name, external=external)
         check_images(dataset, name)
@@ -85,11 +85,11 @@ def test_datasets_are_valid_and_as_described(centres: dict[str, Any], tmp_path: 
 
 def test_what_is_there_stays_and_other_parameters_replace_it(centres: dict[str, Any], tmp_path: Path) -> None:
     one = {"NACT": centres["NACT"]}
-    (folder,) = make_phantom(tmp_path, one, 1)
+    (folder,) = make_small_phantom(tmp_path, one, 1)
     before = (folder / "dataset.json").stat().st_mtime_ns
-    make_phantom(tmp_path, one, 1)
+    make_small_phantom(tmp_path, one, 1)
     assert (folder / "dataset.json").stat().st_mtime_ns == before
-    make_phantom(tmp_path, {"NACT": {**centres["NACT"], "cases": 6}}, 1)
+    make_small_phantom(tmp_path, {"NACT": {**centres["NACT"], "cases": 6}}, 1)
     assert len(read_dataset(folder, "NACT").cases) == 6
 
 
@@ -98,7 +98,7 @@ def test_folder_that_is_no_phantom_is_left_alone(centres: dict[str, Any], tmp_pa
     own.parent.mkdir(parents=True)
     own.write_text("a patient's scan")
     with pytest.raises(DataError, match=r"centre NACT: .* is no phantom"):
-        make_phantom(tmp_path, {"NACT": centres["NACT"]}, 1)
+        make_small_phantom(tmp_path, {"NACT": centres["NACT"]}, 1)
     assert own.read_text() == "a patient's scan"
     assert [path.name for path in tmp_path.iterdir()] == [centres["NACT"]["dataset"]]
 
@@ -110,12 +110,12 @@ def test_dataset_that_another_run_made_meanwhile_is_kept(
 
     def overtaken(*arguments: Any) -> Any:
         monkeypatch.setattr(phantom, "make_case", real)
-        (folder,) = make_phantom(tmp_path, one, 1)
+        (folder,) = make_small_phantom(tmp_path, one, 1)
         times.append((folder / "dataset.json").stat().st_mtime_ns)
         return real(*arguments)
 
     monkeypatch.setattr(phantom, "make_case", overtaken)
-    (folder,) = make_phantom(tmp_path, one, 1)
+    (folder,) = make_small_phantom(tmp_path, one, 1)
     assert [(folder / "dataset.json").stat().st_mtime_ns] == times
     assert list(tmp_path.iterdir()) == [folder]
 
@@ -133,5 +133,5 @@ def test_interruption_leaves_nothing_behind(
 
     monkeypatch.setattr(phantom, "make_case", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        make_phantom(tmp_path, centres, 1)
+        make_small_phantom(tmp_path, centres, 1)
     assert list(tmp_path.iterdir()) == []

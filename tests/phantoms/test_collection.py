@@ -243,6 +243,11 @@ def test_a_wrong_scale_or_vendor_is_named(tmp_path: Path) -> None:
         prepare_centres(composed(tmp_path, "mamamia", unknown))
 
 
+def test_an_unknown_collection_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"dataset.generator.collection=acdc: must be one of mamamia, mnms, aimix"):
+        prepare_centres(composed(tmp_path, "aimix", "dataset.generator.collection=acdc"))
+
+
 def test_slices_are_scaled_with_the_pixels_only_where_there_are_many(tmp_path: Path) -> None:
     breast, heart = (composed(tmp_path, name, "dataset.generator.scale=0.3") for name in ("mamamia", "mnms"))
     assert breast.dataset.generator is not None
