@@ -1,0 +1,51 @@
+"""Whoever follows a run is told of every event."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fednnunet.server.run_observer import RunObserver, RunObservers
+
+EVENTS: dict[str, tuple[Any, ...]] = {
+    "on_run_start": ({"seed": 0},),
+    "on_stage": ("plan",),
+    "on_message": ("node Porto is back",),
+    "on_waiting": (["Porto"],),
+    "on_plans": ({"Porto": {}},),
+    "on_fold_start": ("all", 3, 1),
+    "on_node_reply": ("Porto", 2, {"train_loss": 0.5}),
+    "on_round_end": (2, [{"node": "Porto"}]),
+    "on_result": (Path("run"),),
+    "on_run_end": (KeyboardInterrupt(),),
+}
+
+
+class Recorder:
+    """Keeps name and arguments of every event."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, tuple[Any, ...]]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments: self.events.append((name, arguments))
+
+
+def test_the_table_has_every_event() -> None:
+    assert set(EVENTS) == {name for name, _ in inspect.getmembers(RunObserver, inspect.isfunction)}
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_each_observer_of_several_is_told_of_every_event(event: str) -> None:
+    first, second = Recorder(), Recorder()
+    observers: Any = [first, second]
+    getattr(RunObservers(observers), event)(*EVENTS[event])
+    assert first.events == second.events == [(event, EVENTS[event])]
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_an_observer_need_not_follow_everything(event: str) -> None:
+    assert getattr(RunObserver(), event)(*EVENTS[event]) is None
