@@ -1,9 +1,9 @@
-"""Does sharing more layers train better? Runs what the docs on layer matching report; writes its tables and figure.
+"""Does sharing more layers train better? Run the experiment of the docs on layer matching; write its tables and figure.
 
-    python experiments/matching/run.py            about 70 minutes on two cores; started again, it goes on
-    python experiments/matching/run.py --seeds 0  one seed, to see whether it works
+    python experiments/matching/run.py            about 70 minutes on two cores; started again, it continues
+    python experiments/matching/run.py --seeds 0  one seed, to check that it works
 
-Two sweeps, 2d and 3d_fullres, run side by side on one core each: every set-up of ``conf/experiment/matching/`` with
+Two sweeps, 2d and 3d_fullres, run side by side on one core each: every strategy of ``conf/experiment/matching/`` with
 every seed. Then ``analysis.py`` compares them.
 """
 
@@ -36,19 +36,19 @@ SETTINGS: dict[str, list[str]] = {
 
 
 def main() -> int:
-    """Run or go on with both sweeps, then compare; the exit status of the first sweep that failed, else 0."""
+    """Run or continue both sweeps, then compare; the exit status of the first sweep that failed, else 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="0,1,2,3,4", help="comma-separated (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("outputs/matching"), help="folder of the runs")
     arguments = parser.parse_args()
     begin = time.monotonic()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    setups = [f"matching/{path.stem}" for path in sorted((ROOT / "conf/experiment/matching").glob("*.yaml"))]
+    strategies = [f"matching/{path.stem}" for path in sorted((ROOT / "conf/experiment/matching").glob("*.yaml"))]
     sweeps = {}
     for configuration, settings in SETTINGS.items():
         command = [
             *(sys.executable, str(ROOT / "train.py"), "--multirun"),
-            *(f"seed={arguments.seeds}", f"experiment={','.join(setups)}"),
+            *(f"seed={arguments.seeds}", f"experiment={','.join(strategies)}"),
             *(f"dataset.configuration={configuration}", *settings),
             f"hydra.sweep.dir={arguments.out / configuration}",
         ]
@@ -59,9 +59,9 @@ def main() -> int:
     try:
         failed = [sweep.wait() for sweep in sweeps.values()]
     except KeyboardInterrupt:
-        for sweep in sweeps.values():  # Ctrl-C reached them, too; they keep their checkpoints and end
+        for sweep in sweeps.values():  # Ctrl-C reached them too; they keep their checkpoints and end
             sweep.wait()
-        print("interrupted; the same command goes on", file=sys.stderr)
+        print("interrupted; the same command continues", file=sys.stderr)
         return 130
     print(f"trained for {(time.monotonic() - begin) / 60:.0f} minutes")
     for configuration in SETTINGS:

@@ -1,9 +1,9 @@
-"""Are three claims of the paper borne out by a finished comparison of its four set-ups? Table and figure.
+"""Check three claims of the paper against a finished comparison of its four strategies: table and figure.
 
     python experiments/phantom/claims.py outputs/phantom-experiment
 
 1. Federated training beats training alone. 2. FFE is close to pooling the images. 3. The smallest centre gains most.
-Each is a difference in DSC between two set-ups on the same held-out cases.
+Each is a difference in DSC between two strategies on the same held-out cases.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import pandas as pd
 from fednnunet.errors import DataError, FednnUNetError
 from fednnunet.evaluation.statistics import Interval, bootstrap, mean_of_means, show_p_value
 from fednnunet.files import write_atomically
-from fednnunet.reporting.comparison import ALL_CENTRES, compare_setups
-from fednnunet.reporting.figures import forest, save_figure, setup_colours
+from fednnunet.reporting.comparison import ALL_CENTRES, compare_strategies
+from fednnunet.reporting.figures import forest, save_figure, strategy_colours
 from fednnunet.reporting.finish import find_runs
 from fednnunet.reporting.paper_comparison import paper_tables
 from fednnunet.reporting.results import Results, collect_results
 from fednnunet.reporting.run_folder import read_runs
-from fednnunet.reporting.tables.results_table import SETUP_ORDER
+from fednnunet.reporting.tables.results_table import STRATEGY_ORDER
 
 FEDERATED = ("asym", "ffe")
 NOTE = (
@@ -35,11 +35,11 @@ NOTE = (
 
 
 @dataclass(frozen=True)
-class SourceCase:
-    """What a finished comparison measured.
+class Experiment:
+    """A finished comparison of the four strategies.
 
     Attributes:
-        results: of its runs.
+        results: results of its runs.
         sizes: training centre to number of its training cases.
     """
 
@@ -48,65 +48,65 @@ class SourceCase:
 
     @property
     def smallest(self) -> str:
-        """The centre with fewest training cases."""
+        """The centre with the fewest training cases."""
         return min(self.sizes, key=lambda centre: self.sizes[centre])
 
     def compare(self, reference: str) -> pd.DataFrame:
-        """The rows of ``comparisons.csv`` with another reference, by set-up and centre."""
+        """The rows of ``comparisons.csv`` with another reference, by strategy and centre."""
         results = self.results
-        compared = compare_setups(results.scores, reference, results.training, results.external)
+        compared = compare_strategies(results.scores, reference, results.training, results.external)
         return compared.rows.set_index(["strategy", "node"])
 
-    def gains(self, setup: str, centre: str) -> np.ndarray:
-        """DSC of ``setup`` less that of ``local``, a value per case of ``centre``, its mean over seeds."""
+    def gains(self, strategy: str, centre: str) -> np.ndarray:
+        """DSC of ``strategy`` less that of ``local``, one value per case of ``centre``, its mean over seeds."""
         scores = self.results.scores
         dsc = scores[scores["node"] == centre].pivot_table(index="case", columns="strategy", values="dsc")
-        return (dsc[setup] - dsc["local"]).dropna().to_numpy()
+        return (dsc[strategy] - dsc["local"]).dropna().to_numpy()
 
 
-def read_study(folder: Path) -> SourceCase:
+def read_experiment(folder: Path) -> Experiment:
     """Read the finished runs of a sweep.
 
     Raises:
-        DataError: a set-up has no finished run; names it.
+        DataError: a strategy has no finished run; names it.
     """
     runs = [run for run in read_runs(find_runs([folder])) if run.finished]
-    missing = [setup for setup in SETUP_ORDER if setup not in {run.setup for run in runs}]
+    missing = [strategy for strategy in STRATEGY_ORDER if strategy not in {run.strategy for run in runs}]
     if missing:
-        raise DataError(f"{folder}: {', '.join(missing)} did not finish; the same command goes on")
+        raise DataError(f"{folder}: {', '.join(missing)} did not finish; the same command continues it")
     results = collect_results(runs)
     counts = {node: number for run in runs for node, number in run.info["num_training"].items()}
-    return SourceCase(results, {node: counts[node] for node in results.training})
+    return Experiment(results, {node: counts[node] for node in results.training})
 
 
-def claims(study: SourceCase, margin: float) -> pd.DataFrame:
-    """One row a claim: what it says, the difference, its interval, and what to make of it."""
+def claims(experiment: Experiment, margin: float) -> pd.DataFrame:
+    """One row per claim: its text, the difference, its interval, and the verdict."""
     rows = []
-    for setup, reference in (*((setup, "local") for setup in FEDERATED), ("ffe", "centralized")):
-        compared = study.compare(reference).loc[(setup, ALL_CENTRES)]
+    for strategy, reference in (*((strategy, "local") for strategy in FEDERATED), ("ffe", "centralized")):
+        compared = experiment.compare(reference).loc[(strategy, ALL_CENTRES)]
         difference = Interval(compared["difference"], compared["low"], compared["high"])
         close = reference == "centralized"
         rows.append(
             {
-                "claim": f"{setup} close to centralized" if close else f"{setup} better than local",
-                "difference": f"{setup} − {reference}, mean over centres",
+                "claim": f"{strategy} close to centralized" if close else f"{strategy} better than local",
+                "difference": f"{strategy} − {reference}, mean over centres",
                 "interval": difference,
                 "p": compared["p"],
                 "verdict": judge_close(difference, margin) if close else judge_above(difference),
             }
         )
-    others = [centre for centre in study.sizes if centre != study.smallest]
-    for setup in FEDERATED:
-        gains = {centre: study.gains(setup, centre) for centre in (study.smallest, *others)}
+    others = [centre for centre in experiment.sizes if centre != experiment.smallest]
+    for strategy in FEDERATED:
+        gains = {centre: experiment.gains(strategy, centre) for centre in (experiment.smallest, *others)}
         lead = bootstrap(list(gains.values()), first_less_others)
         most = max(gains, key=lambda centre: gains[centre].mean())
         rows.append(
             {
-                "claim": f"{study.smallest}, the smallest centre, gains most by {setup}",
-                "difference": f"its {setup} − local, less the mean of the others'",
+                "claim": f"{experiment.smallest}, the smallest centre, gains most by {strategy}",
+                "difference": f"its {strategy} − local, less the mean of the others'",
                 "interval": lead,
                 "p": np.nan,
-                "verdict": judge_above(lead) if most == study.smallest else f"not borne out: {most} gains most",
+                "verdict": judge_above(lead) if most == experiment.smallest else f"not borne out: {most} gains most",
             }
         )
     return pd.DataFrame(rows)
@@ -118,14 +118,14 @@ def first_less_others(*centres: np.ndarray, axis: int = -1) -> np.ndarray:
 
 
 def judge_above(interval: Interval) -> str:
-    """What to make of a difference that should be positive."""
+    """Verdict on a difference that should be positive."""
     if interval.low > 0:
         return "borne out"
     return "contradicted" if interval.high < 0 else "open: the interval holds 0"
 
 
 def judge_close(interval: Interval, margin: float) -> str:
-    """What to make of a difference that should lie within ``margin`` of none."""
+    """Verdict on a difference that should lie within ``margin`` of zero."""
     if -margin <= interval.low and interval.high <= margin:
         return "borne out"
     if interval.low > margin:
@@ -135,16 +135,16 @@ def judge_close(interval: Interval, margin: float) -> str:
     return "open: the interval is not within the margin"
 
 
-def centre_gains(study: SourceCase) -> pd.DataFrame:
+def centre_gains(experiment: Experiment) -> pd.DataFrame:
     """Gain of every centre by federated training, smallest training centre first, external centres last."""
-    order = [*sorted(study.sizes, key=lambda centre: study.sizes[centre]), *study.results.external]
+    order = [*sorted(experiment.sizes, key=lambda centre: experiment.sizes[centre]), *experiment.results.external]
     return pd.DataFrame(
         [
             {
                 "centre": centre,
-                "training": study.sizes.get(centre, 0),
-                "held_out": len(study.gains("ffe", centre)),
-                **{setup: bootstrap([study.gains(setup, centre)]) for setup in FEDERATED},
+                "training": experiment.sizes.get(centre, 0),
+                "held_out": len(experiment.gains("ffe", centre)),
+                **{strategy: bootstrap([experiment.gains(strategy, centre)]) for strategy in FEDERATED},
             }
             for centre in order
         ]
@@ -161,11 +161,11 @@ def as_markdown(judged: pd.DataFrame, gains: pd.DataFrame, margin: float) -> str
             for row in judged.itertuples()
         ),
         "",
-        f"| centre | training cases | held-out cases | {' | '.join(f'{setup} − local' for setup in FEDERATED)} |",
+        f"| centre | training cases | held-out cases | {' | '.join(f'{strategy} − local' for strategy in FEDERATED)} |",
         "| --- | ---: | ---: |" + " ---: |" * len(FEDERATED),
         *(
             f"| {row['centre']} | {row['training'] or 'external'} | {row['held_out']} | "
-            f"{' | '.join(_show(row[setup]) for setup in FEDERATED)} |"
+            f"{' | '.join(_show(row[strategy]) for strategy in FEDERATED)} |"
             for row in gains.to_dict("records")
         ),
         "",
@@ -190,16 +190,16 @@ def write_claims(folder: Path) -> str:
     Raises:
         DataError: the sweep is not finished.
     """
-    study, margin = read_study(folder), margin_of_the_paper()
-    gains = centre_gains(study)
-    text = as_markdown(claims(study, margin), gains, margin)
+    experiment, margin = read_experiment(folder), margin_of_the_paper()
+    gains = centre_gains(experiment)
+    text = as_markdown(claims(experiment, margin), gains, margin)
     write_atomically(folder / "claims.md", text)
     intervals = {
-        f"{row['centre']} ({row['training'] or 'external'})": {setup: row[setup] for setup in FEDERATED}
+        f"{row['centre']} ({row['training'] or 'external'})": {strategy: row[strategy] for strategy in FEDERATED}
         for row in gains.to_dict("records")
     }
     title = "DSC less that of local on the same cases; in brackets training cases"
-    save_figure(forest(intervals, title, setup_colours(FEDERATED)), folder, "gains")
+    save_figure(forest(intervals, title, strategy_colours(FEDERATED)), folder, "gains")
     return text
 
 

@@ -34,7 +34,7 @@ def report(
         "outputs/comparison"
     ),
     reference: Annotated[
-        str | None, typer.Option(help="Set-up that the others are tested against.", show_default="local")
+        str | None, typer.Option(help="Strategy that the others are tested against.", show_default="local")
     ] = None,
     external: Annotated[
         Literal["mean", "best", "ensemble"],

@@ -1,4 +1,4 @@
-"""Is one set-up better than another? Tests on cases that both have scored, and means with their intervals."""
+"""Is one strategy better than another? Tests on cases that both have scored, and means with their intervals."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import stats
 
 CASE_KEYS = ["node", "fold", "seed", "case"]
-"""What makes two rows of two set-ups the same case."""
+"""What makes two rows of two strategies the same case."""
 
 RESAMPLES = 9999
 """Of a bootstrap."""
@@ -77,21 +77,21 @@ def bootstrap(
     return Interval(value, float(interval.low), float(interval.high))
 
 
-def paired_differences(cases: pd.DataFrame, setup: str, reference: str, metric: str = "dsc") -> pd.Series:
-    """Score of ``setup`` less that of ``reference``, for every case (of a fold and seed) in which both have one.
+def paired_differences(cases: pd.DataFrame, strategy: str, reference: str, metric: str = "dsc") -> pd.Series:
+    """Score of ``strategy`` less that of ``reference``, for every case (of a fold and seed) in which both have one.
 
     Args:
         cases: one row per case, as
             :func:`~fednnunet.reporting.tables.results_table.case_means` gives them, with columns ``strategy``,
             ``node``, ``fold``, ``seed``, ``case`` and ``metric``.
-        setup: value of ``strategy``.
-        reference: the other set-up.
+        strategy: value of ``strategy``.
+        reference: the other strategy.
         metric: column that is compared.
 
     Returns:
         Indexed by :data:`CASE_KEYS`.
     """
-    ours, theirs = (cases[cases["strategy"] == name].set_index(CASE_KEYS)[metric] for name in (setup, reference))
+    ours, theirs = (cases[cases["strategy"] == name].set_index(CASE_KEYS)[metric] for name in (strategy, reference))
     return (ours - theirs).dropna()
 
 
@@ -112,9 +112,9 @@ def wilcoxon(differences: Sequence[float]) -> float:
     return float(stats.wilcoxon(values).pvalue) if values.any() else 1.0
 
 
-def wilcoxon_by_centre(cases: pd.DataFrame, setup: str, reference: str, metric: str = "dsc") -> dict[str, float]:
+def wilcoxon_by_centre(cases: pd.DataFrame, strategy: str, reference: str, metric: str = "dsc") -> dict[str, float]:
     """Centre to p-value of :func:`wilcoxon` on its :func:`paired_differences`."""
-    differences = paired_differences(cases, setup, reference, metric)
+    differences = paired_differences(cases, strategy, reference, metric)
     return {str(centre): wilcoxon(select_centre(differences, centre)) for centre in cases["node"].unique()}
 
 

@@ -1,4 +1,4 @@
-"""Which held-out cases a report pictures: of every centre the best, the median and the worst."""
+"""Choose the held-out cases that a report shows: the best, the median and the worst of every centre."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from fednnunet.reporting.run_folder import Run
 
 
 @dataclass(frozen=True)
-class PicturedCase:
-    """A held-out case.
+class ShownCase:
+    """A held-out case that the report shows.
 
     Attributes:
-        rank: ``best``, ``median``, ``worst``, or ``only`` where no other was pictured.
-        number: of the case at its centre.
-        dsc: mean over set-ups; NaN where no set-up's is defined.
-        slices: set-up to its slice.
+        rank: ``best``, ``median``, ``worst``, or ``only`` if there is no other picture.
+        number: number of the case at its centre.
+        dsc: mean DSC over strategies; NaN if undefined for all.
+        slices: strategy to its slice.
     """
 
     rank: str
@@ -29,19 +29,19 @@ class PicturedCase:
     slices: dict[str, Overlay]
 
 
-def choose_cases(runs: Sequence[Run], centre: str) -> list[PicturedCase]:
-    """Best, median and worst case of a centre, by the mean over set-ups of the DSC, among those all set-ups pictured.
+def choose_cases(runs: Sequence[Run], centre: str) -> list[ShownCase]:
+    """Best, median and worst case of a centre by its mean DSC over strategies.
 
-    Where no case was pictured by all, those that most pictured. Cases of all folds are candidates; of several seeds
-    each set-up shows its first.
+    Candidates are the cases, of all folds, with pictures from all strategies, or else from most of them. Where there
+    are several seeds, each strategy shows its first.
 
     Raises:
-        DataError: a picture cannot be read; names it.
+        DataError: a picture cannot be read; names its file.
     """
     slices = _slices_by_case(runs, centre)
     most = max(map(len, slices.values()), default=0)
     candidates = {case: found for case, found in slices.items() if len(found) == most}
-    dsc = {case: _mean([read_dsc(path) for path in found.values()]) for case, found in candidates.items()}
+    dsc = {case: _mean_of_defined([read_dsc(path) for path in found.values()]) for case, found in candidates.items()}
     # An undefined DSC sorts last, but is not the worst while others are defined.
     ranked = sorted((case for case in dsc if not np.isnan(dsc[case])), key=lambda case: (-dsc[case], case))
     ranked = ranked or sorted(dsc)
@@ -50,23 +50,23 @@ def choose_cases(runs: Sequence[Run], centre: str) -> list[PicturedCase]:
     else:
         chosen = dict(zip(("best", "worst") if len(ranked) == 2 else ("only",), ranked, strict=False))
     return [
-        PicturedCase(rank, case, dsc[case], {name: read_overlay(path) for name, path in candidates[case].items()})
+        ShownCase(rank, case, dsc[case], {name: read_overlay(path) for name, path in candidates[case].items()})
         for rank, case in chosen.items()
     ]
 
 
 def _slices_by_case(runs: Sequence[Run], centre: str) -> dict[int, dict[str, Path]]:
-    """Case to set-up to file; runs are in the order of seeds."""
+    """Case to strategy to file; runs are in the order of seeds."""
     seeds: dict[str, int] = {}
     slices: dict[int, dict[str, Path]] = {}
     for run in sorted(runs, key=lambda run: not run.finished):
         found: Mapping[int, Path] = run.overlays.get(centre, {})
-        if found and seeds.setdefault(run.setup, run.seed) == run.seed:
+        if found and seeds.setdefault(run.strategy, run.seed) == run.seed:
             for case, path in found.items():
-                slices.setdefault(case, {}).setdefault(run.setup, path)
+                slices.setdefault(case, {}).setdefault(run.strategy, path)
     return slices
 
 
-def _mean(values: Sequence[float]) -> float:
+def _mean_of_defined(values: Sequence[float]) -> float:
     defined = [value for value in values if not np.isnan(value)]
     return sum(defined) / len(defined) if defined else np.nan

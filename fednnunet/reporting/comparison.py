@@ -1,4 +1,4 @@
-"""Is a set-up better than the reference? The rows of ``comparisons.csv``, and what papers say of them."""
+"""Tests whether a strategy is better than a reference: rows of ``comparisons.csv``, and sentences for a paper."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from fednnunet.evaluation.statistics import (
     show_p_value,
     wilcoxon,
 )
-from fednnunet.reporting.tables.results_table import MEAN, order_setups
+from fednnunet.reporting.tables.results_table import MEAN, order_strategies
 
 DEFAULT_REFERENCE = "local"
 ALL_CENTRES = "all centres"
-"""In the column ``node``: the training centres together."""
+"""Value of the column ``node`` for the training centres together."""
 
 LEVEL = 0.05
 COMPARISON_COLUMNS = [
@@ -35,12 +35,12 @@ COMPARISON_COLUMNS = [
 
 @dataclass(frozen=True)
 class Comparison:
-    """Set-ups against a reference.
+    """Strategies compared with a reference.
 
     Attributes:
-        reference: the set-up that others are compared with.
-        rows: columns of ``comparisons.csv``: a row per set-up and centre, and a row for all training centres.
-        external: centres whose cases nobody trained on; they stay out of the row for all.
+        reference: strategy that the others are compared with.
+        rows: table ``comparisons.csv``: one row per strategy and centre, and one for all training centres.
+        external: centres without training cases; the row for all leaves them out.
     """
 
     reference: str
@@ -48,31 +48,31 @@ class Comparison:
     external: Sequence[str]
 
     @property
-    def setups(self) -> list[str]:
-        """Those that are compared with the reference."""
+    def strategies(self) -> list[str]:
+        """Strategies that are compared with the reference."""
         return list(dict.fromkeys(self.rows["strategy"]))
 
     @property
     def significant(self) -> set[tuple[str, str]]:
-        """Set-up and column of the table of results where p is below :data:`LEVEL` after Holm's correction."""
+        """Strategies and columns of the results table where p is below :data:`LEVEL` after Holm's correction."""
         found = self.rows[self.rows["p_holm"] < LEVEL]
         columns = found["node"].replace(ALL_CENTRES, MEAN)
         return set(zip(found["strategy"], columns, strict=True))
 
     def sentences(self) -> list[str]:
-        """A sentence per set-up in the paper's form: difference in points of DSC, and p before Holm's correction."""
+        """One sentence per strategy in the paper's form: difference in points of DSC, p before Holm's correction."""
         sentences = []
-        for setup in self.setups:
-            rows = self.rows[self.rows["strategy"] == setup].dropna(subset=["difference"])
+        for strategy in self.strategies:
+            rows = self.rows[self.rows["strategy"] == strategy].dropna(subset=["difference"])
             found = [
                 f"{self._title(row.node)} {show_points(row.difference)} % ({_p_is(row.p, row.node)})"
                 for row in rows.itertuples()
             ]
-            sentences.append(f"{setup} over {self.reference}: {', '.join(found) or 'no case in common'}.")
+            sentences.append(f"{strategy} over {self.reference}: {', '.join(found) or 'no case in common'}.")
         return sentences
 
     def intervals(self) -> dict[str, dict[str, Interval]]:
-        """Centre to set-up to mean difference in points of DSC, where there is one."""
+        """Centre to strategy to mean difference in points of DSC, where it is defined."""
         found: dict[str, dict[str, Interval]] = {}
         for row in self.rows.dropna(subset=["difference"]).itertuples():
             points = Interval(*(100 * value for value in (row.difference, row.low, row.high)))
@@ -84,7 +84,7 @@ class Comparison:
 
 
 def show_points(difference: float) -> str:
-    """A difference of DSC in points (hundredths) as text, with its sign; a dash where there is none."""
+    """A difference of DSC in points (hundredths) as text, with its sign; a dash if undefined."""
     return "–" if np.isnan(difference) else f"{100 * difference:+.1f}".replace("-", "−")
 
 
@@ -94,63 +94,63 @@ def _p_is(p_value: float, node: str) -> str:
     return f"{method}p {shown}" if shown.startswith("<") else f"{method}p = {shown}"
 
 
-def choose_reference(setups: Sequence[str], wanted: str | None) -> str | None:
-    """The set-up that others are compared with.
+def choose_reference(strategies: Sequence[str], requested: str | None) -> str | None:
+    """The strategy that others are compared with.
 
-    A name stands for the one set-up of that strategy, too: ``local`` for ``local gpu_memory=mixed``.
+    The plain name serves where it is unambiguous: ``local`` for ``local gpu_memory=mixed``.
 
     Args:
-        setups: that were scored.
-        wanted: what the user named, or None for ``local``.
+        strategies: strategies that were scored.
+        requested: name given by the user, or None for ``local``.
 
     Returns:
-        None where nothing was named and there is no ``local``.
+        None if no name was given and there is no ``local``.
 
     Raises:
-        ConfigError: the name is no set-up's, or several's; lists them.
+        ConfigError: the name fits no strategy, or several; lists them.
     """
-    name = wanted or DEFAULT_REFERENCE
-    if name in setups:
+    name = requested or DEFAULT_REFERENCE
+    if name in strategies:
         return name
-    of_strategy = [setup for setup in setups if setup.split(" ")[0] == name]
-    if len(of_strategy) == 1:
-        return of_strategy[0]
-    if wanted is None:
+    variants = [strategy for strategy in strategies if strategy.split(" ")[0] == name]
+    if len(variants) == 1:
+        return variants[0]
+    if requested is None:
         return None
-    problem = "several set-ups are called so" if of_strategy else "no set-up with scores is called so"
-    raise ConfigError(f"reference {name}: {problem}; choose one of: {', '.join(setups)}")
+    problem = "several strategies have this name" if variants else "no strategy with scores has this name"
+    raise ConfigError(f"reference {name}: {problem}; choose one of: {', '.join(strategies)}")
 
 
-def compare_setups(
+def compare_strategies(
     scores: pd.DataFrame, reference: str, training: Sequence[str], external: Sequence[str]
 ) -> Comparison:
-    """Compare the DSC of every set-up with the reference's, case by case.
+    """Compare the DSC of every strategy with the reference's, case by case.
 
-    A case counts where both have scored it, in the same fold and of the same seed; its difference is averaged over
-    seeds for the mean and the bootstrap, which draws cases.
+    A case counts if both scored it in the same fold and with the same seed; for the mean and the bootstrap, which draws
+    cases, its difference is averaged over seeds.
 
     Args:
         scores: one row per case, as
             :func:`~fednnunet.reporting.tables.results_table.case_means` gives them, with columns ``seed`` and ``fold``.
-        reference: name of a set-up.
-        training: centres; the row for all is the mean of their means, by Fisher's method, and has no value where one
-            of them has no case in common.
-        external: centres, tested alike, apart from the row for all.
+        reference: name of the reference strategy.
+        training: training centres; the row for all is the mean of their means with Fisher's method, and is undefined
+            if one of them has no case in common.
+        external: external centres, tested in the same way, but not part of the row for all.
     """
-    setups = [name for name in order_setups(scores["strategy"]) if name != reference]
+    strategies = [name for name in order_strategies(scores["strategy"]) if name != reference]
     rows = []
-    for setup in setups:
-        differences = paired_differences(scores, setup, reference)
+    for strategy in strategies:
+        differences = paired_differences(scores, strategy, reference)
         pairs = {centre: select_centre(differences, centre) for centre in (*training, *external)}
         effects = {centre: rank_biserial(found) for centre, found in pairs.items()}
         p_values = {centre: wilcoxon(found) for centre, found in pairs.items()}
-        of_setup = [_row(centre, [pairs[centre]], effects[centre], p_values[centre]) for centre in pairs]
+        of_strategy = [_row(centre, [pairs[centre]], effects[centre], p_values[centre]) for centre in pairs]
         if len(training) > 1:
             effect = float(np.mean([effects[centre] for centre in training]))
             p_value = fisher([p_values[centre] for centre in training])
             together = _row(ALL_CENTRES, [pairs[centre] for centre in training], effect, p_value)
-            of_setup.insert(len(training), together)
-        rows += [{"strategy": setup, "reference": reference, **row} for row in of_setup]
+            of_strategy.insert(len(training), together)
+        rows += [{"strategy": strategy, "reference": reference, **row} for row in of_strategy]
     table = pd.DataFrame(rows, columns=COMPARISON_COLUMNS)
     for _, tests in table.groupby("node"):
         adjusted = holm(dict(zip(tests["strategy"], tests["p"], strict=True)))

@@ -1,4 +1,4 @@
-"""Can runs stand in one report, and which folds does it lack?"""
+"""Check that runs can be compared in one report, and find the folds that are missing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fednnunet.reporting.run_folder import Run
 
 
 def check_comparable(runs: Sequence[Run]) -> None:
-    """Refuse runs whose scores cannot stand in one table.
+    """Refuse runs whose scores cannot be compared in one table.
 
     Raises:
         DataError: two runs are of different datasets, scored different labels at a node, or measured distances in
@@ -36,20 +36,20 @@ def check_comparable(runs: Sequence[Run]) -> None:
 
 
 def missing_folds(runs: Sequence[Run]) -> dict[str, str]:
-    """Set-up to the folds that it lacks and others have, or were to have; set-ups that lack none are not in it.
+    """Strategy to the folds that it lacks and that others have or should have; complete strategies are left out.
 
-    Where a set-up has no fold of a seed, the seed is named.
+    If all folds of a seed are missing, the seed is named instead.
     """
     expected = sorted({(run.seed, fold) for run in runs for fold in (*run.folds, *run.scored_folds)})
     seeds = {seed for seed, _ in expected}
     missing = {}
-    for setup in dict.fromkeys(run.setup for run in runs):
-        of_setup = [run for run in runs if run.setup == setup]
-        there = {(run.seed, fold) for run in of_setup for fold in run.scored_folds}
+    for strategy in dict.fromkeys(run.strategy for run in runs):
+        of_strategy = [run for run in runs if run.strategy == strategy]
+        scored = {(run.seed, fold) for run in of_strategy for fold in run.scored_folds}
         parts = []
         for seed in sorted(seeds):
             folds = [fold for of_seed, fold in expected if of_seed == seed]
-            lacking = [fold for fold in folds if (seed, fold) not in there]
+            lacking = [fold for fold in folds if (seed, fold) not in scored]
             if not lacking:
                 continue
             named = f"{'folds' if len(lacking) > 1 else 'fold'} {', '.join(lacking)}"
@@ -57,18 +57,18 @@ def missing_folds(runs: Sequence[Run]) -> dict[str, str]:
                 named = f"seed {seed}" if lacking == folds else f"{named} of seed {seed}"
             parts.append(named)
         if parts:
-            missing[setup] = "; ".join(parts)
+            missing[strategy] = "; ".join(parts)
     return missing
 
 
 def repeated_folds(runs: Sequence[Run]) -> list[str]:
-    """What there is to say of runs that scored the same fold of the same set-up and seed."""
+    """Notes about runs that scored the same fold with the same strategy and seed."""
     first: dict[tuple[str, int, str], Run] = {}
-    told: dict[tuple[str, str], str] = {}
+    notes: dict[tuple[str, str], str] = {}
     for run in runs:
         for fold in run.scored_folds:
-            other = first.setdefault((run.setup, run.seed, fold), run)
+            other = first.setdefault((run.strategy, run.seed, fold), run)
             if other is not run:
                 names = str(other.folder), str(run.folder)
-                told[names] = f"{names[0]} and {names[1]} are both {run.setup}: their scores are averaged"
-    return list(told.values())
+                notes[names] = f"{names[0]} and {names[1]} are both {run.strategy}: their scores are averaged"
+    return list(notes.values())

@@ -1,4 +1,4 @@
-"""After a run its table and report; after a sweep one table and report over all its runs."""
+"""Write the table and report of a run when it ends, and of several runs together."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from fednnunet.run_files import CASES_FILE, ROUNDS_FILE, RUN_FILE, SUMMARY_FILE
 
 
 class Result(NamedTuple):
-    """What a run ends with.
+    """Result of a run.
 
     Attributes:
-        text: the table of results and the path of the report, to print.
-        dsc: mean over training centres, each the mean over its held-out cases; None where one has no score.
+        text: results table and path of the report, to print.
+        dsc: mean DSC over training centres, each the mean over its held-out cases; None if one has no score.
     """
 
     text: str
@@ -43,12 +43,12 @@ def finish_run(run_folder: Path) -> Result:
     report = write_report(run_folder, results)
     table = results.table
     text = f"\n{table.as_text() if table else run.problem}\nreport: {os.path.relpath(report)}"
-    dsc = math.nan if table is None else float(table.values["dsc"].loc[run.setup, MEAN])
+    dsc = math.nan if table is None else float(table.values["dsc"].loc[run.strategy, MEAN])
     return Result(text, None if math.isnan(dsc) else dsc)
 
 
 def find_runs(folders: Sequence[Path]) -> list[Path]:
-    """The run folders among ``folders`` and, where one holds several runs, below it; sorted within a sweep.
+    """Run folders among ``folders``, or below one that holds several runs; sorted within a sweep.
 
     Raises:
         DataError: a folder holds no run; names it.
@@ -69,25 +69,25 @@ def compare_runs(
     reference: str | None = None,
     external: External = "mean",
 ) -> Path:
-    """Write merged tables and one report of several runs into ``folder`` and print the table.
+    """Write merged tables and one report of several runs into ``folder``, and print the table.
 
-    ``table.md``, ``table.tex`` and ``table.csv`` hold the table, with the paper's numbers where it has a table of the
-    dataset. The other CSV files have the columns of a run's; a column ``seed`` follows where seeds differ, and
-    in ``rounds.csv`` a column ``fold`` where folds do. ``comparisons.csv`` is there where there is a reference.
+    ``table.md``, ``table.tex`` and ``table.csv`` hold the table, with the paper's numbers if it has a table for the
+    dataset. The other CSV files have the same columns as a run's; a column ``seed`` follows if seeds differ, and in
+    ``rounds.csv`` a column ``fold`` if folds do. ``comparisons.csv`` is written if there is a reference.
 
     Args:
-        folder: takes the files.
-        run_folders: of the runs.
-        console: takes the table.
-        reference: set-up that the others are compared with; None for ``local``, where it is there.
-        external: which models count at external nodes (:func:`~fednnunet.reporting.tables.results_table.own_scores`).
+        folder: folder for the files.
+        run_folders: folders of the runs.
+        console: where to print the table.
+        reference: strategy that the others are compared with; None for ``local``, if there is one.
+        external: models that count at external nodes (:func:`~fednnunet.reporting.tables.results_table.own_scores`).
 
     Returns:
         Path of the report.
 
     Raises:
-        DataError: a file of a run cannot be read, or the runs cannot stand in one report; names them.
-        ConfigError: there is no such reference, or nothing that counts at external nodes.
+        DataError: a file of a run cannot be read, or the runs cannot be compared; names them.
+        ConfigError: there is no such reference, or no such model was scored at external nodes.
     """
     results = collect_results(read_runs(run_folders), reference, external)
     write_csv(results.cases, folder / CASES_FILE)

@@ -1,4 +1,4 @@
-"""The paper's tables of results (``paper_tables.json``), and ours beside them."""
+"""The paper's results tables (``paper_tables.json``), and our results compared with them."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ import numpy as np
 import pandas as pd
 
 from fednnunet.reporting.run_folder import Run
-from fednnunet.reporting.tables.results_table import MEAN, Metric, ResultsTable, order_setups
+from fednnunet.reporting.tables.results_table import MEAN, Metric, ResultsTable, order_strategies
 
 
 @dataclass(frozen=True)
 class PaperTable:
-    """A table of results in Skorupko, Avgoustidis et al., Scientific Reports 2025, and how it came about.
+    """A results table of Skorupko, Avgoustidis et al., Scientific Reports 2025, and the settings behind it.
 
     Attributes:
-        number: of the table.
-        doi: of the paper.
+        number: number of the table.
+        doi: DOI of the paper.
         configuration: nnU-Net configuration.
         hd95_unit: ``mm`` or ``pixels``.
         training: training centre to number of studies.
         external: external centre to number of studies.
-        values: ``dsc`` and ``hd95``; rows are set-ups, columns training, then external centres.
-        folds: of the cross-validation.
-        rounds: aggregations, one per epoch.
-        iterations: of a round.
+        values: ``dsc`` and ``hd95``; rows are strategies, columns training, then external centres.
+        folds: folds of the cross-validation.
+        rounds: number of rounds, one per epoch.
+        iterations: iterations per round.
     """
 
     number: int
@@ -46,7 +46,7 @@ class PaperTable:
 
 @cache
 def paper_tables() -> dict[str, PaperTable]:
-    """Name of the dataset (``dataset.name``) to the paper's table of it."""
+    """Name of the dataset (``dataset.name``) to the paper's table for it."""
     content = json.loads(resources.files("fednnunet.reporting").joinpath("paper_tables.json").read_text("utf-8"))
     protocol = {key: content[key] for key in ("doi", "folds", "rounds", "iterations")}
     tables = {}
@@ -62,103 +62,106 @@ def paper_tables() -> dict[str, PaperTable]:
 
 @dataclass(frozen=True)
 class PaperComparison:
-    """Our results, the paper's and their difference, for the centres that we have.
+    """Our results, the paper's and their difference, for our centres.
 
     Attributes:
         ours: our table.
-        paper: the paper's.
-        remarks: in what our runs differ from the paper's, as far as their folders tell.
+        paper: the paper's table.
+        differences: how our runs differ from the paper's, as far as their folders show.
     """
 
     ours: ResultsTable
     paper: PaperTable
-    remarks: list[str]
+    differences: list[str]
 
     @property
     def title(self) -> str:
-        """Which table of which paper."""
-        return f"Beside Table {self.paper.number} of the paper"
+        """Title of the comparison."""
+        return f"Compared with Table {self.paper.number} of the paper"
 
     @property
     def note(self) -> str:
-        """Where the numbers are from, and whether they can be compared."""
-        source = f"Paper: doi:{self.paper.doi}; its mean is worked out from its numbers of the centres shown."
-        return f"{source} Not comparable as it stands: {'; '.join(self.remarks)}." if self.remarks else source
+        """Source of the numbers, and whether they can be compared."""
+        source = f"Paper: doi:{self.paper.doi}; its mean is computed from its numbers for the centres shown."
+        return f"{source} Not directly comparable: {'; '.join(self.differences)}." if self.differences else source
 
     @property
-    def setups(self) -> list[str]:
-        """Ours and the paper's."""
-        return order_setups([*self.ours.setups, *self.paper.values["dsc"].index])
+    def strategies(self) -> list[str]:
+        """Strategies of ours and of the paper."""
+        return order_strategies([*self.ours.strategies, *self.paper.values["dsc"].index])
 
     def values(self, metric: Metric) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Ours and the paper's, rows :attr:`setups`, columns those of our table.
+        """Our values and the paper's; rows :attr:`strategies`, columns of our table.
 
-        NaN where there is none; a centre that trained in one and was external in the other is not the same.
+        NaN where there is none; a centre that trained in one and was external in the other does not count as the same.
         """
-        ours = self.ours.values[metric.column].reindex(index=self.setups)
+        ours = self.ours.values[metric.column].reindex(index=self.strategies)
         same = [centre for centre in self.ours.training if centre in self.paper.training]
         same += [centre for centre in self.ours.external if centre in self.paper.external]
-        paper = self.paper.values[metric.column][same].reindex(index=self.setups, columns=ours.columns)
+        paper = self.paper.values[metric.column][same].reindex(index=self.strategies, columns=ours.columns)
         return ours, paper.assign(**{MEAN: paper[self.ours.training].mean(axis=1, skipna=False)})
 
     def rows(self, metric: Metric) -> list[tuple[str, str, list[str]]]:
-        """Set-up, what the row holds (``ours``, ``paper`` or ``ours − paper``), and its cells as text."""
+        """Strategy, what the row holds (``ours``, ``paper`` or ``ours − paper``), and its cells as text."""
         ours, paper = self.values(metric)
         difference = ours - paper
         return [
             row
-            for setup in self.setups
+            for strategy in self.strategies
             for row in (
-                (setup, "ours", [metric.show(value) for value in ours.loc[setup]]),
-                (setup, "paper", [metric.show(value) for value in paper.loc[setup]]),
-                (setup, "ours − paper", [_signed(value, metric) for value in difference.loc[setup]]),
+                (strategy, "ours", [metric.show(value) for value in ours.loc[strategy]]),
+                (strategy, "paper", [metric.show(value) for value in paper.loc[strategy]]),
+                (strategy, "ours − paper", [_signed(value, metric) for value in difference.loc[strategy]]),
             )
         ]
 
 
 def compare_with_paper(table: ResultsTable, runs: Sequence[Run]) -> PaperComparison | None:
-    """The table of ``runs``, which are of one dataset, beside the paper's; None where it has none of the dataset."""
+    """The table of ``runs`` compared with the paper's of the same dataset; None if the paper has none."""
     dataset = next((str(run.info["dataset"]) for run in runs if "dataset" in run.info), "")
     paper = paper_tables().get(dataset)
-    return None if paper is None else PaperComparison(table, paper, _remarks(paper, table, runs))
+    return None if paper is None else PaperComparison(table, paper, _list_differences(paper, table, runs))
 
 
-def _remarks(paper: PaperTable, table: ResultsTable, runs: Sequence[Run]) -> list[str]:
-    """What makes the runs another experiment than the paper's; says nothing of external centres that are not there."""
+def _list_differences(paper: PaperTable, table: ResultsTable, runs: Sequence[Run]) -> list[str]:
+    """How the runs differ from the paper's experiment, missing external centres aside."""
     finished = [run for run in runs if run.finished]
-    remarks = []
+    differences = []
     configurations = {str(run.info["configuration"]) for run in finished} - {paper.configuration}
     if configurations:
-        remarks.append(f"configuration {', '.join(sorted(configurations))}, not {paper.configuration}")
+        differences.append(f"configuration {', '.join(sorted(configurations))}, not {paper.configuration}")
     if table.hd95_unit != paper.hd95_unit:
-        remarks.append(f"HD95 in {table.hd95_unit}, not {paper.hd95_unit}")
+        differences.append(f"HD95 in {table.hd95_unit}, not {paper.hd95_unit}")
     absent = [centre for centre in paper.training if centre not in table.training]
     if absent:
-        remarks.append(f"trained without {', '.join(absent)}")
+        differences.append(f"trained without {', '.join(absent)}")
     added = [centre for centre in table.training if centre not in paper.training]
     if added:
-        remarks.append(f"trained with {', '.join(added)}, too")
+        differences.append(f"also trained with {', '.join(added)}")
     cases = {node: number for run in finished for node, number in run.info.get("num_training", {}).items()}
     fewer = [
         f"{node} has {cases[node]} cases, not {studies}"
         for node, studies in paper.training.items()
         if cases.get(node, studies) < studies
     ]
-    remarks += fewer
+    differences += fewer
     lengths = {(run.info["rounds"], run.info["iterations"]) for run in finished} - {(paper.rounds, paper.iterations)}
-    remarks += [
+    differences += [
         f"{rounds} rounds × {iterations} iterations, not {paper.rounds} × {paper.iterations}"
         for rounds, iterations in sorted(lengths)
     ]
-    folds = {setup: {fold for run in finished if run.setup == setup for fold in run.folds} for setup in table.setups}
-    incomplete = [setup for setup in table.setups if not set(map(str, paper.folds)) <= folds[setup]]
+    folds = {
+        strategy: {fold for run in finished if run.strategy == strategy for fold in run.folds}
+        for strategy in table.strategies
+    }
+    incomplete = [strategy for strategy in table.strategies if not set(map(str, paper.folds)) <= folds[strategy]]
     if incomplete:
-        remarks.append(f"not all {len(paper.folds)} folds of {', '.join(incomplete)}")
-    return remarks
+        differences.append(f"not all {len(paper.folds)} folds of {', '.join(incomplete)}")
+    return differences
 
 
 def _signed(value: float, metric: Metric) -> str:
-    """With its sign, but for what rounds to zero."""
+    """The value with its sign; without one if it rounds to zero."""
     if np.isnan(value):
         return metric.show(value)
     rounded = round(value, metric.decimals)

@@ -1,4 +1,4 @@
-"""One self-contained HTML file: what was run, the table, curves, plans, pictures."""
+"""One self-contained HTML file: what was run, results table, curves, plans, pictures."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from fednnunet.config.run import POOLED_NODE
 from fednnunet.evaluation.statistics import show_p_value
 from fednnunet.files import write_atomically
 from fednnunet.reporting import figures
-from fednnunet.reporting.case_selection import PicturedCase, choose_cases
+from fednnunet.reporting.case_selection import ShownCase, choose_cases
 from fednnunet.reporting.comparison import LEVEL, show_points
 from fednnunet.reporting.figures.overlays import Overlay, show_dsc
 from fednnunet.reporting.results import Results
 from fednnunet.reporting.run_folder import Run, brief_plans
-from fednnunet.reporting.tables.results_table import ONE_EMPTY, STAR, order_setups, own_scores
+from fednnunet.reporting.tables.results_table import ONE_EMPTY, STAR, order_strategies, own_scores
 
 REPORT = "report.html"
 OVERLAY = "overlay"
-"""What names of figures begin with that show images."""
+"""Prefix of the names of figures that show images."""
 MOST_LISTED = 20
 
-SETUP_MEANINGS = {
+STRATEGY_MEANINGS = {
     "local": "every node trains alone on its own plans",
     "asym": "AsymFedAvg: every node keeps its own plans, layers of the same name and shape are averaged",
     "ffe": "federated fingerprint: all nodes train the same plans, all layers are averaged",
-    "centralized": "all images pooled in one place; what federation is compared with, not private",
+    "centralized": "all images pooled in one place; the reference for federation, not private",
 }
 
 
@@ -41,28 +41,28 @@ class Picture:
 
     Attributes:
         title: alternative text.
-        uri: the image itself.
-        width: in pixels, at its natural size.
-        readable: smallest width in pixels at which its letters can be read.
+        uri: the image as data URI.
+        width: natural width in pixels.
+        min_width: smallest width in pixels at which its text can be read.
     """
 
     title: str
     uri: str
     width: int
-    readable: int
+    min_width: int
 
 
 @dataclass(frozen=True)
-class PlansOfSetup:
-    """Plans of one set-up, side by side.
+class StrategyPlans:
+    """Plans of one strategy, side by side.
 
     Attributes:
-        setup: its name.
-        nodes: columns.
-        rows: property, and its value at each node.
+        strategy: name of the strategy.
+        nodes: names of the nodes, the columns.
+        rows: name of a property, and its value at each node.
     """
 
-    setup: str
+    strategy: str
     nodes: list[str]
     rows: list[tuple[str, list[str]]]
 
@@ -70,17 +70,17 @@ class PlansOfSetup:
 def write_report(folder: Path, results: Results) -> Path:
     """Write ``<folder>/report.html`` and its figures (``<folder>/figures``) over one or several runs.
 
-    What a run lacks is said in the page. The page needs no network and no script.
+    The page says what a run lacks. It needs no network and no script.
 
     Args:
-        folder: takes the report.
-        results: of the runs.
+        folder: folder for the report.
+        results: results of the runs.
 
     Returns:
         Path of the report.
 
     Raises:
-        DataError: plans or a picture of a run cannot be read; names it.
+        DataError: plans or a picture of a run cannot be read; names the file.
     """
     path = folder / REPORT
     write_atomically(path, render_report(folder, results))
@@ -90,7 +90,7 @@ def write_report(folder: Path, results: Results) -> Path:
 def render_report(folder: Path, results: Results) -> str:
     """The page as text; figures are also saved under ``<folder>/figures``."""
     runs, training, external = results.runs, results.training, results.external
-    setups = order_setups(run.setup for run in runs)
+    strategies = order_strategies(run.strategy for run in runs)
     environment = Environment(
         loader=PackageLoader("fednnunet.reporting", "."),
         autoescape=select_autoescape(default=True, default_for_string=True),
@@ -101,11 +101,11 @@ def render_report(folder: Path, results: Results) -> str:
     environment.filters |= {"points": show_points, "p_value": show_p_value, "dsc": show_dsc, "panel": _panel_uri}
     return environment.get_template("report.html.j2").render(
         title=_title(runs),
-        facts=_facts(runs, training, external),
+        metadata=_metadata(runs, training, external),
         commands=_distinct(run.info.get("command") for run in runs),
-        meanings={name: meaning for name in setups if (meaning := SETUP_MEANINGS.get(name.split(" ")[0]))},
+        meanings={name: meaning for name in strategies if (meaning := STRATEGY_MEANINGS.get(name.split(" ")[0]))},
         runs=runs,
-        duration=duration,
+        duration=format_duration,
         problems=results.problems,
         table=results.table,
         comparison=results.comparison,
@@ -114,14 +114,14 @@ def render_report(folder: Path, results: Results) -> str:
         level=LEVEL,
         empty_masks=_empty_masks(results),
         figures=_figures(results, folder / "figures"),
-        plans=[plans for run in _one_a_setup(runs) if (plans := _plans(run, training)) is not None],
-        pictured=_pictured(runs, [*training, *external], folder / "figures"),
+        plans=[plans for run in _one_run_per_strategy(runs) if (plans := _plans(run, training)) is not None],
+        shown_cases=_shown_cases(runs, [*training, *external], folder / "figures"),
         averaged_over=_averaged_over(results),
     )
 
 
 def _figures(results: Results, saved: Path) -> dict[str, Picture]:
-    """The page's figures by name, those for which there are figures to draw."""
+    """Name to figure of the page, for those that have data."""
     drawn: dict[str, tuple[Figure, str]] = {}
     if not results.rounds.empty:
         curves = figures.learning_curves(results.rounds, results.training)
@@ -129,25 +129,25 @@ def _figures(results: Results, saved: Path) -> dict[str, Picture]:
         drawn["round_costs"] = figures.round_costs(results.rounds), "Time and traffic of a round"
     if results.table is not None:
         boxes = figures.case_scores(results.scores, results.training, results.external, results.table.hd95_unit)
-        drawn["case_scores"] = boxes, "DSC and HD95 of held-out cases, a box a set-up and centre"
+        drawn["case_scores"] = boxes, "DSC and HD95 of held-out cases, one box per strategy and centre"
         crossed = figures.cross_centre(results.cases, results.training, results.external)
         if crossed is not None:
             drawn["cross_centre"] = crossed, "DSC of every node's model at every centre"
     if results.comparison is not None and (intervals := results.comparison.intervals()):
-        colours = figures.setup_colours(results.table.setups if results.table else [])
+        colours = figures.strategy_colours(results.table.strategies if results.table else [])
         title = f"points of DSC over {results.comparison.reference}, 95 % interval"
         drawn["comparison"] = figures.forest(intervals, title, colours, width=4.3), title
     return {name: _svg(figure, saved, name, title) for name, (figure, title) in drawn.items()}
 
 
 def _averaged_over(results: Results) -> str:
-    """Of what the table's values and the curves are means, beside cases: folds, seeds, both or nothing."""
+    """What values and curves are averaged over beside cases: folds, seeds, both or nothing."""
     counts = {"folds": results.rounds.get("fold"), "seeds": results.rounds.get("seed")}
     return " and ".join(name for name, values in counts.items() if values is not None and values.nunique() > 1)
 
 
-def duration(seconds: float | None) -> str:
-    """Seconds as people say them: 42 s, 3 min 05 s, 2 h 10 min."""
+def format_duration(seconds: float | None) -> str:
+    """Seconds as text, such as 42 s, 3 min 05 s, 2 h 10 min; a dash if unknown."""
     if seconds is None:
         return "–"
     whole = round(seconds)
@@ -160,12 +160,12 @@ def duration(seconds: float | None) -> str:
 
 def _title(runs: Sequence[Run]) -> str:
     datasets = _distinct(run.info.get("dataset") for run in runs)
-    setups = order_setups(run.setup for run in runs)
-    names = setups[0] if len(setups) == 1 else f"{', '.join(setups[:-1])} and {setups[-1]}"
+    strategies = order_strategies(run.strategy for run in runs)
+    names = strategies[0] if len(strategies) == 1 else f"{', '.join(strategies[:-1])} and {strategies[-1]}"
     return f"{names} on {', '.join(datasets)}" if datasets else names
 
 
-def _facts(runs: Sequence[Run], training: Sequence[str], external: Sequence[str]) -> list[tuple[str, str]]:
+def _metadata(runs: Sequence[Run], training: Sequence[str], external: Sequence[str]) -> list[tuple[str, str]]:
     counts = {node: number for run in runs for node, number in run.info.get("num_training", {}).items()}
     nodes = [f"{node} ({counts[node]} cases)" if node in counts else node for node in training]
 
@@ -174,7 +174,7 @@ def _facts(runs: Sequence[Run], training: Sequence[str], external: Sequence[str]
 
     seconds = [run.info["seconds"] for run in runs if "seconds" in run.info]
     versions = {name: number for run in runs for name, number in run.info.get("versions", {}).items()}
-    facts = [
+    metadata = [
         ("Dataset", values("dataset")),
         ("Configuration", values("configuration")),
         ("Training nodes", ", ".join(nodes)),
@@ -183,11 +183,11 @@ def _facts(runs: Sequence[Run], training: Sequence[str], external: Sequence[str]
         ("Fold", ", ".join(_distinct(fold for run in runs for fold in run.folds))),
         ("Seed", values("seed")),
         ("Started", min((_moment(run.info["started"]) for run in runs if "started" in run.info), default="")),
-        ("Duration", duration(sum(seconds)) if seconds else ""),
+        ("Duration", format_duration(sum(seconds)) if seconds else ""),
         ("Peak memory", values("peak_memory_gib", lambda gib: f"{gib:.1f} GiB") if len(runs) == 1 else ""),
         ("Versions", ", ".join(f"{name} {number}" for name, number in versions.items())),
     ]
-    return [(name, value) for name, value in facts if value]
+    return [(name, value) for name, value in metadata if value]
 
 
 def _moment(iso: str) -> str:
@@ -195,21 +195,21 @@ def _moment(iso: str) -> str:
 
 
 def _empty_masks(results: Results) -> list[tuple[str, str]]:
-    """Set-up, and its cases in which just one of prediction and reference is empty."""
+    """Strategy, and its cases in which either prediction or reference is empty, but not both."""
     if results.table is None:
         return []
     rows = own_scores(results.cases, results.external_scores)
     lists: dict[str, list[str]] = {}
     affected = rows[rows["empty"].isin(ONE_EMPTY)].groupby(["strategy", "node", "label", "empty"], sort=False)
-    for (setup, node, label, empty), found in affected["case"]:
+    for (strategy, node, label, empty), found in affected["case"]:
         numbers = sorted(set(found))
         more = f" and {len(numbers) - MOST_LISTED} more" if len(numbers) > MOST_LISTED else ""
         listed = f"{', '.join(map(str, numbers[:MOST_LISTED]))}{more}"
-        lists.setdefault(setup, []).append(f"{node} {listed} ({label}: empty {empty})")
-    return [(setup, "; ".join(parts)) for setup, parts in lists.items()]
+        lists.setdefault(strategy, []).append(f"{node} {listed} ({label}: empty {empty})")
+    return [(strategy, "; ".join(parts)) for strategy, parts in lists.items()]
 
 
-def _plans(run: Run, order: Sequence[str]) -> PlansOfSetup | None:
+def _plans(run: Run, order: Sequence[str]) -> StrategyPlans | None:
     if not run.plans:
         return None
     configuration = str(run.info.get("configuration", "2d"))
@@ -227,7 +227,7 @@ def _plans(run: Run, order: Sequence[str]) -> PlansOfSetup | None:
     if any(shared.values()):
         averaged = [f"{shared[node]:.0%}" if node in shared else "–" for node in briefs]
         rows.append(("parameters averaged", averaged))
-    return PlansOfSetup(run.setup, ["all nodes pooled" if n == POOLED_NODE else n for n in briefs], rows)
+    return StrategyPlans(run.strategy, ["all nodes pooled" if n == POOLED_NODE else n for n in briefs], rows)
 
 
 def _plan_value(value: Any) -> str:
@@ -238,16 +238,16 @@ def _plan_value(value: Any) -> str:
     return " × ".join(f"{number:g}" for number in value)
 
 
-def _pictured(runs: Sequence[Run], nodes: Sequence[str], saved: Path) -> dict[str, list[PicturedCase]]:
-    """For each node its pictured cases; one figure per node is saved, too."""
-    pictured = {}
+def _shown_cases(runs: Sequence[Run], nodes: Sequence[str], saved: Path) -> dict[str, list[ShownCase]]:
+    """Node to the cases that the report shows; one figure per node is saved as well."""
+    shown = {}
     for node in nodes:
         if cases := choose_cases(runs, node):
-            pictured[node] = cases
+            shown[node] = cases
             titled = {f"{case.rank}, case {case.number}": case.slices for case in cases}
             name = f"{OVERLAY}_{''.join(c if c.isalnum() else '_' for c in node)}"
             figures.save_picture(figures.overlay_grid(node, titled), saved, name)
-    return pictured
+    return shown
 
 
 def _panel_uri(overlay: Overlay) -> str:
@@ -258,15 +258,15 @@ def _svg(figure: Figure, saved: Path, name: str, title: str) -> Picture:
     svg = figures.save_figure(figure, saved, name)
     inches = figure.get_size_inches()[0]
     uri = figures.as_data_uri(svg, "image/svg+xml")
-    return Picture(title, uri, width=round(105 * inches), readable=round(82 * inches))
+    return Picture(title, uri, width=round(105 * inches), min_width=round(82 * inches))
 
 
-def _one_a_setup(runs: Sequence[Run]) -> list[Run]:
-    """The first finished run of each set-up, or its first one."""
+def _one_run_per_strategy(runs: Sequence[Run]) -> list[Run]:
+    """The first finished run of each strategy, or else its first run."""
     chosen: dict[str, Run] = {}
     for run in sorted(runs, key=lambda run: not run.finished):
-        chosen.setdefault(run.setup, run)
-    return [chosen[name] for name in order_setups(run.setup for run in runs)]
+        chosen.setdefault(run.strategy, run)
+    return [chosen[name] for name in order_strategies(run.strategy for run in runs)]
 
 
 def _distinct(values: Iterable[Any]) -> list[str]:

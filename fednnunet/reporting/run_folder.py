@@ -1,4 +1,4 @@
-"""Reads what a run left in its folder, as far as it got."""
+"""Read the folder of a run, finished or not."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from fednnunet.run_files import (
 )
 
 _TEXT = ["strategy", "node", "model", "fold", "label", "empty"]
-_NOT_A_SETUP = (
+_NOT_IN_NAME = (
     "strategy",
     "seed",
     "fold",
@@ -42,24 +42,24 @@ _NOT_A_SETUP = (
 
 @dataclass(frozen=True)
 class Run:
-    """One run of one set-up.
+    """One run of one strategy.
 
     Attributes:
-        folder: of the run.
-        setup: name of the set-up in tables and figures: the strategy, and what else a sweep varied.
-        info: ``run.json``; of a run that did not end, what its ``config.json`` tells of the same.
-        ended: whether the run wrote down its end.
+        folder: folder of the run.
+        strategy: name in tables and figures: the strategy, and what else a sweep varied.
+        info: content of ``run.json``; of a run that did not end, what its ``config.json`` says of the same.
+        ended: whether the run recorded its end.
         plans: node to nnU-Net's plans.
-        cases: ``cases.csv``, with a column ``seed``; folds are text.
+        cases: ``cases.csv`` with a column ``seed``; folds are text.
         rounds: ``rounds.csv``, with columns ``fold`` and ``seed``.
         overlays: centre to number of the case to file.
-        config: the composed configuration as yaml, empty when there is none.
-        overrides: what was changed on the command line, key to value.
-        error: why it failed, if it is known.
+        config: composed configuration as YAML; empty if there is none.
+        overrides: key to value of what was changed on the command line.
+        error: why the run failed, if known.
     """
 
     folder: Path
-    setup: str
+    strategy: str
     info: dict[str, Any]
     ended: bool
     plans: dict[str, dict[str, Any]]
@@ -72,60 +72,60 @@ class Run:
 
     @property
     def seed(self) -> int:
-        """Of the run; 0 where it is not known."""
+        """Random seed of the run; 0 if unknown."""
         return int(self.info.get("seed", 0))
 
     @property
     def folds(self) -> list[str]:
-        """That the run was to train; none where it is not known."""
+        """Folds that the run should train; none if unknown."""
         chosen = self.info.get("fold", [])
         return [str(fold) for fold in (chosen if isinstance(chosen, list) else [chosen])]
 
     @property
     def scored_folds(self) -> list[str]:
-        """Those whose scores are there, or, after the run's end, all."""
+        """Folds that have scores; all after the run's end."""
         scored = {fold for fold in self.cases["fold"] if fold != ENSEMBLE}
         return sorted(scored | set(self.folds if self.finished else ()))
 
     @property
     def finished(self) -> bool:
-        """Whether the run wrote down its end, and has scores where there is something to score."""
+        """Whether the run recorded its end, and has scores if there is anything to score."""
         return self.ended and (not self.cases.empty or self.info.get("fold") == "all")
 
     @property
     def problem(self) -> str | None:
-        """What there is to say of a run without all its results, in one line; else None."""
+        """What is missing of the run's results, in one line; None if nothing is."""
         if self.finished:
             on_all = "it trained on every case (fold=all), and there is no external centre"
             return f"{self.folder.name} has no scores: {on_all}" if self.cases.empty else None
         trained = int(self.rounds["round"].max()) if not self.rounds.empty else 0
-        got = f"it trained {trained} round{'s' * (trained != 1)}" if trained else "it trained no round"
+        progress = f"it trained {trained} round{'s' * (trained != 1)}" if trained else "it trained no round"
         if len(self.folds) > 1 and self.scored_folds:
-            got = f"it finished fold{'s' * (len(self.scored_folds) != 1)} {', '.join(self.scored_folds)}"
+            progress = f"it finished fold{'s' * (len(self.scored_folds) != 1)} {', '.join(self.scored_folds)}"
         scores = " and has no scores" if self.cases.empty else ""
-        return f"{self.folder.name} did not finish: {got}{scores}" + (f" ({self.error})" if self.error else "")
+        return f"{self.folder.name} did not finish: {progress}{scores}" + (f" ({self.error})" if self.error else "")
 
 
 def read_run(folder: Path) -> Run:
-    """Read a run folder; what is not there stays empty.
+    """Read a run folder; what is missing stays empty.
 
     Raises:
-        DataError: a file is there and cannot be read; names it.
+        DataError: a file exists and cannot be read; names it.
     """
-    ending = _read_json(folder / RUN_FILE)
-    info = ending or _as_asked(_read_json(folder / CONFIG_FILE))
+    final = _read_json(folder / RUN_FILE)
+    info = final or _info_from_config(_read_json(folder / CONFIG_FILE))
     seed = int(info.get("seed", 0))
     cases = read_csv(folder / CASES_FILE, CASE_COLUMNS)
     rounds = read_csv(folder / ROUNDS_FILE, ROUND_COLUMNS)
-    asked = info.get("fold", 0)  # rounds.csv names the fold where there are several
-    fold = rounds["fold"] if "fold" in rounds else str(asked[0] if isinstance(asked, list) else asked)
+    requested = info.get("fold", 0)  # rounds.csv names the fold where there are several
+    fold = rounds["fold"] if "fold" in rounds else str(requested[0] if isinstance(requested, list) else requested)
     strategies = [*cases["strategy"].unique(), *rounds["strategy"].unique()]
     config = folder / ".hydra" / "config.yaml"
     return Run(
         folder=folder,
-        setup=str(info.get("strategy", strategies[0] if strategies else folder.name)),
+        strategy=str(info.get("strategy", strategies[0] if strategies else folder.name)),
         info=info,
-        ended=bool(ending),
+        ended=bool(final),
         plans=_read_json(folder / PLANS_FILE),
         cases=cases.assign(seed=seed),
         rounds=rounds.assign(fold=fold, seed=seed),
@@ -137,28 +137,28 @@ def read_run(folder: Path) -> Run:
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Read the runs of a sweep; where it varied more than strategy, seed and fold, set-ups say so by name."""
+    """Read the runs of a sweep; names of strategies include what else it varied beside strategy, seed and fold."""
     runs = [read_run(folder) for folder in folders]
-    keys = sorted({key for run in runs for key in run.overrides if key.split(".")[0] not in _NOT_A_SETUP})
+    keys = sorted({key for run in runs for key in run.overrides if key.split(".")[0] not in _NOT_IN_NAME})
     varied = [key for key in keys if len({run.overrides.get(key) for run in runs}) > 1]
     named = []
     for run in runs:
         extra = "".join(f" {key}={run.overrides[key]}" for key in varied if key in run.overrides)
-        setup = f"{run.setup}{extra}"
-        cases, rounds = run.cases.assign(strategy=setup), run.rounds.assign(strategy=setup)
-        named.append(replace(run, setup=setup, cases=cases, rounds=rounds))
+        strategy = f"{run.strategy}{extra}"
+        cases, rounds = run.cases.assign(strategy=strategy), run.rounds.assign(strategy=strategy)
+        named.append(replace(run, strategy=strategy, cases=cases, rounds=rounds))
     return named
 
 
 def merge(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Rows of all runs below each other; the column ``seed`` stays where there are several."""
+    """Rows of all runs in one table; the column ``seed`` stays if there are several."""
     filled = [frame for frame in frames if not frame.empty]
     merged = pd.concat(filled, ignore_index=True) if filled else frames[0]
     return merged if merged["seed"].nunique() > 1 else merged.drop(columns="seed")
 
 
 def merge_rounds(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """As :func:`merge`; a column ``fold`` stays where there are several, too."""
+    """As :func:`merge`; the column ``fold`` also stays if there are several."""
     merged = merge(frames)
     return merged if merged["fold"].astype(str).nunique() > 1 else merged.drop(columns="fold")
 
@@ -175,7 +175,7 @@ def node_order(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
 
 
 def read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """Read a table of a run; a file that is not there is an empty table.
+    """Read a table of a run; a missing file is an empty table.
 
     Raises:
         DataError: not CSV, or a column is missing; names file and column.
@@ -199,12 +199,12 @@ def read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
 
 
 def write_csv(frame: pd.DataFrame, path: Path) -> None:
-    """Write a table so that ``path`` is whole at any moment; numbers keep all their digits."""
+    """Write a table atomically; numbers keep all their digits."""
     write_atomically(path, frame.to_csv(index=False))
 
 
 def brief_plans(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
-    """What tells two plans apart: batch size, patch (pixels), spacing (mm), stages, features a stage.
+    """Properties that distinguish plans: batch size, patch (pixels), spacing (mm), stages, features per stage.
 
     Raises:
         DataError: the plans have no such configuration.
@@ -237,8 +237,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _as_asked(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``run.json`` would say of a run's set-up, from the flat keys of its ``config.json``."""
+def _info_from_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``run.json`` would say about a run, from the flat keys of its ``config.json``."""
     names = {
         "strategy": "strategy.name",
         "dataset": "dataset.name",

@@ -126,7 +126,7 @@ def scores_of(run: Run) -> dict[str, dict[str, float]]:
     return {
         metric.column: {
             node: float(value)
-            for node, value in table.values[metric.column].loc[run.setup].items()
+            for node, value in table.values[metric.column].loc[run.strategy].items()
             if not math.isnan(value)
         }
         for metric in table.metrics
@@ -142,7 +142,7 @@ def overlay_images(run: Run) -> Iterator[tuple[str, int, bytes]]:
     for centre, cases in run.overlays.items():
         case = min(cases)
         overlay = figures.read_overlay(cases[case])
-        yield centre, case, figures.as_png(figures.overlay_grid(centre, {f"case {case}": {run.setup: overlay}}))
+        yield centre, case, figures.as_png(figures.overlay_grid(centre, {f"case {case}": {run.strategy: overlay}}))
 
 
 def fold_prefix(run: Mapping[str, Any], fold: Fold) -> str:

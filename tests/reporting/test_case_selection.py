@@ -1,4 +1,4 @@
-"""Best, median and worst are found among the cases that all set-ups pictured."""
+"""Best, median and worst are found among the cases that all strategies pictured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Set-ups against the reference: the rows, the marks, the sentences."""
+"""Strategies against the reference: the rows, the marks, the sentences."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from scipy import stats
 
 from fednnunet.errors import ConfigError
 from fednnunet.evaluation.statistics import fisher
-from fednnunet.reporting.comparison import ALL_CENTRES, COMPARISON_COLUMNS, Comparison, choose_reference, compare_setups
+from fednnunet.reporting.comparison import (
+    ALL_CENTRES,
+    COMPARISON_COLUMNS,
+    Comparison,
+    choose_reference,
+    compare_strategies,
+)
 
 CENTRES = {"Oslo": 20, "Lund": 8, "Porto": 12}
 GAINS = {"asym": 0.02, "ffe": 0.08}
@@ -32,17 +38,17 @@ def scores() -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def comparison(scores: pd.DataFrame) -> Comparison:
-    return compare_setups(scores, "local", ["Oslo", "Lund"], ["Porto"])
+    return compare_strategies(scores, "local", ["Oslo", "Lund"], ["Porto"])
 
 
-def differences(scores: pd.DataFrame, setup: str, centre: str) -> pd.Series:
+def differences(scores: pd.DataFrame, strategy: str, centre: str) -> pd.Series:
     wide = scores[scores["node"] == centre].pivot(index=["seed", "case"], columns="strategy", values="dsc")
-    return (wide[setup] - wide["local"]).dropna()
+    return (wide[strategy] - wide["local"]).dropna()
 
 
 def test_a_row_a_centre_and_one_for_the_training_centres_together(comparison: Comparison) -> None:
     assert list(comparison.rows.columns) == COMPARISON_COLUMNS
-    assert comparison.setups == ["asym", "ffe"]
+    assert comparison.strategies == ["asym", "ffe"]
     assert comparison.rows["node"].to_list() == ["Oslo", "Lund", ALL_CENTRES, "Porto"] * 2
     ffe = comparison.rows[comparison.rows["strategy"] == "ffe"].set_index("node")
     assert ffe["n_cases"].to_list() == [20, 8, 28, 12]
@@ -60,8 +66,8 @@ def test_rows_of_centres_are_scipys(comparison: Comparison, scores: pd.DataFrame
 
 
 def test_all_centres_are_the_mean_of_the_training_centres_and_fishers_p(comparison: Comparison) -> None:
-    for setup in GAINS:
-        rows = comparison.rows[comparison.rows["strategy"] == setup].set_index("node")
+    for strategy in GAINS:
+        rows = comparison.rows[comparison.rows["strategy"] == strategy].set_index("node")
         training = rows.loc[["Oslo", "Lund"]]
         assert rows.loc[ALL_CENTRES, "difference"] == pytest.approx(training["difference"].mean())
         assert rows.loc[ALL_CENTRES, "effect_size"] == pytest.approx(training["effect_size"].mean())
@@ -87,7 +93,7 @@ def test_the_column_of_means_gets_the_mark_of_all_centres(comparison: Comparison
 
 def test_a_centre_without_common_cases_has_no_row_of_numbers_and_no_mean(scores: pd.DataFrame) -> None:
     without = scores.query("not (strategy == 'ffe' and node == 'Lund')")
-    rows = compare_setups(without, "local", ["Oslo", "Lund"], ["Porto"]).rows.set_index(["strategy", "node"])
+    rows = compare_strategies(without, "local", ["Oslo", "Lund"], ["Porto"]).rows.set_index(["strategy", "node"])
     empty = rows.loc[[("ffe", "Lund"), ("ffe", ALL_CENTRES)], ["difference", "effect_size", "p", "p_holm"]]
     assert empty.isna().all(axis=None)
     assert rows.loc[("asym", "Lund"), "p_holm"] == rows.loc[("asym", "Lund"), "p"], "nothing to correct for"
@@ -119,9 +125,9 @@ def test_the_reference_is_local_where_it_is_there() -> None:
 
 
 @pytest.mark.parametrize(
-    ("setups", "problem"),
-    [(["asym", "ffe"], "no set-up with scores"), (["local a=1", "local a=2"], "several set-ups")],
+    ("strategies", "problem"),
+    [(["asym", "ffe"], "no strategy with scores"), (["local a=1", "local a=2"], "several strategies")],
 )
-def test_a_reference_that_is_not_there_is_refused_with_the_names_that_are(setups: list[str], problem: str) -> None:
-    with pytest.raises(ConfigError, match=f"reference local: {problem} .* choose one of: {', '.join(setups)}"):
-        choose_reference(setups, "local")
+def test_a_reference_that_is_not_there_is_refused_with_the_names_that_are(strategies: list[str], problem: str) -> None:
+    with pytest.raises(ConfigError, match=f"reference local: {problem} .* choose one of: {', '.join(strategies)}"):
+        choose_reference(strategies, "local")

@@ -58,7 +58,7 @@ def test_other_configurations_and_folders_are_set_ups_of_their_own(make_run: Mak
     ]
     check_comparable(read_runs(runs))
     assert missing_folds(read_runs(runs)) == {}
-    assert len({run.setup for run in read_runs(runs)}) == 3
+    assert len({run.strategy for run in read_runs(runs)}) == 3
 
 
 def test_folds_that_others_have_are_named(make_run: MakeRun) -> None:
@@ -92,10 +92,10 @@ def test_missing_folds_mark_the_table_and_tests_use_common_cases(make_run: MakeR
     runs = [make_run("local", fold=FIVE), interrupt(make_run("ffe", fold=FIVE), scored=[0, 1])]
     results = collect_results(read_runs(runs))
     assert results.table is not None
-    assert [results.table.row(name) for name in results.table.setups] == ["local", "ffe †"]
+    assert [results.table.row(name) for name in results.table.strategies] == ["local", "ffe †"]
     (note,) = [note for note in results.table.notes if note.startswith("†")]
     assert "ffe lacks folds 2, 3, 4." in note
-    assert "tests use only cases that both set-ups scored" in note
+    assert "tests use only cases that both strategies scored" in note
     assert results.comparison is not None
     rows = results.comparison.rows.set_index("node")
     assert rows.loc["ISPY1", "n_cases"] == 12, "six of each common fold"

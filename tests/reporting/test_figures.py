@@ -59,8 +59,8 @@ def test_boxes_means_and_dots_are_those_of_the_cases(make_run: MakeRun) -> None:
 
 
 def test_a_set_up_has_one_colour_everywhere() -> None:
-    assert figures.setup_colours(["asym", "mine"])["asym"] == figures.setup_colours(["local", "asym"])["asym"]
-    colours = figures.setup_colours(["local", "asym", "ffe", "centralized", *(f"s{i}" for i in range(6))])
+    assert figures.strategy_colours(["asym", "mine"])["asym"] == figures.strategy_colours(["local", "asym"])["asym"]
+    colours = figures.strategy_colours(["local", "asym", "ffe", "centralized", *(f"s{i}" for i in range(6))])
     assert len({to_hex(colour) for colour in colours.values()}) == 10
 
 

@@ -72,7 +72,7 @@ def test_no_comparison_is_left_of_an_earlier_report(make_run: MakeRun, tmp_path:
 def test_the_table_is_written_to_take_elsewhere(make_run: MakeRun, tmp_path: Path) -> None:
     printed = compare(tmp_path / "sweep", [make_run("local"), make_run("asym")])
     rows = pd.read_csv(tmp_path / "sweep" / "table.csv")
-    assert len(rows) == 2 * 5 * 2  # set-ups, centres, metrics
+    assert len(rows) == 2 * 5 * 2  # strategies, centres, metrics
     shown = f"{rows.loc[(rows['strategy'] == 'asym') & (rows['node'] == 'NACT'), 'value'].iloc[0]:.3f}"
     for text in (printed, *((tmp_path / "sweep" / f"table.{kind}").read_text() for kind in ("md", "tex"))):
         assert shown in text
@@ -93,7 +93,7 @@ def test_a_sweep_over_something_else_names_it_in_the_set_up(make_run: MakeRun, t
         make_run("asym", folder=tmp_path / memory, overrides=(f"gpu_memory={memory}", "paths.data=d"))
         for memory in ("uniform_8gb", "mixed")
     ]
-    assert [run.setup for run in read_runs(runs)] == ["asym gpu_memory=uniform_8gb", "asym gpu_memory=mixed"]
+    assert [run.strategy for run in read_runs(runs)] == ["asym gpu_memory=uniform_8gb", "asym gpu_memory=mixed"]
     compare(tmp_path, runs)
     assert set(pd.read_csv(tmp_path / "cases.csv")["strategy"]) == {
         *("asym gpu_memory=uniform_8gb", "asym gpu_memory=mixed")

@@ -51,7 +51,7 @@ def compare_results(results: Results) -> PaperComparison | None:
 
 
 def table_of(values: Values, training: list[str], external: list[str]) -> ResultsTable:
-    rows = [(setup, node, 0, dsc, hd95) for (setup, node), (dsc, hd95) in values.items()]
+    rows = [(strategy, node, 0, dsc, hd95) for (strategy, node), (dsc, hd95) in values.items()]
     scores = pd.DataFrame(rows, columns=["strategy", "node", "case", "dsc", "hd95"])
     return results_table(scores, training, external)
 
@@ -61,7 +61,7 @@ def beside(values: Values, training: list[str], external: list[str]) -> PaperCom
 
 
 @pytest.mark.parametrize(
-    ("dataset", "setup", "centre", "dsc", "hd95"),
+    ("dataset", "strategy", "centre", "dsc", "hd95"),
     [
         ("mamamia", "local", "ISPY1", 0.612, 17.60),
         ("mamamia", "asym", "GUMED", 0.557, 51.43),
@@ -77,10 +77,10 @@ def beside(values: Values, training: list[str], external: list[str]) -> PaperCom
         ("aimix", "centralized", "Sierra Leone", 0.804, 54.34),
     ],
 )
-def test_cells_of_the_papers_tables(dataset: str, setup: str, centre: str, dsc: float, hd95: float) -> None:
+def test_cells_of_the_papers_tables(dataset: str, strategy: str, centre: str, dsc: float, hd95: float) -> None:
     values = paper_tables()[dataset].values
-    assert values["dsc"].loc[setup, centre] == dsc
-    assert values["hd95"].loc[setup, centre] == hd95
+    assert values["dsc"].loc[strategy, centre] == dsc
+    assert values["hd95"].loc[strategy, centre] == hd95
 
 
 def test_every_cell_of_the_paper_is_a_score() -> None:
@@ -105,8 +105,8 @@ def test_ours_the_papers_and_the_difference_stand_below_each_other() -> None:
 
 def test_what_just_one_side_has_is_a_dash() -> None:
     comparison = beside({("asym", "ISPY1"): (0.5, 20.0), ("fedprox", "Oslo"): (0.6, 9.0)}, ["ISPY1", "Oslo"], [])
-    rows = {(setup, kind): cells for setup, kind, cells in comparison.rows(comparison.ours.metrics[0])}
-    assert [setup for setup, kind in rows if kind == "ours"] == ["local", "asym", "ffe", "centralized", "fedprox"]
+    rows = {(strategy, kind): cells for strategy, kind, cells in comparison.rows(comparison.ours.metrics[0])}
+    assert [strategy for strategy, kind in rows if kind == "ours"] == ["local", "asym", "ffe", "centralized", "fedprox"]
     assert rows["ffe", "ours"] == ["–", "–", "–"]
     assert rows["ffe", "paper"] == ["0.644", "–", "–"]
     assert rows["fedprox", "paper"] == ["–", "–", "–"]
@@ -115,13 +115,13 @@ def test_what_just_one_side_has_is_a_dash() -> None:
 
 def test_a_training_centre_is_not_compared_with_an_external_one() -> None:
     comparison = beside({("asym", "ISPY1"): (0.5, 20.0), ("asym", "NACT"): (0.6, 9.0)}, ["ISPY1"], ["NACT"])
-    rows = {(setup, kind): cells for setup, kind, cells in comparison.rows(comparison.ours.metrics[0])}
+    rows = {(strategy, kind): cells for strategy, kind, cells in comparison.rows(comparison.ours.metrics[0])}
     assert rows["asym", "paper"] == ["0.634", "0.634", "–"]
 
 
-def test_a_sweep_that_followed_the_paper_has_no_remarks(make_run: MakeRun) -> None:
+def test_a_sweep_that_followed_the_paper_has_no_differences(make_run: MakeRun) -> None:
     comparison = compared([paper_run(make_run, name) for name in ("local", "ffe")])
-    assert comparison.remarks == []
+    assert comparison.differences == []
     assert "Not comparable" not in comparison.note
 
 
@@ -134,13 +134,13 @@ def test_a_sweep_that_followed_the_paper_has_no_remarks(make_run: MakeRun) -> No
         ({"configuration": "3d_fullres"}, "configuration 3d_fullres, not 2d"),
         ({"hd95_unit": "pixels"}, "HD95 in pixels, not mm"),
         ({"num_training": {**STUDIES, "DUKE": 12}}, "DUKE has 12 cases, not 291"),
-        ({"nodes": [*STUDIES, "Oslo"]}, "trained with Oslo, too"),
+        ({"nodes": [*STUDIES, "Oslo"]}, "also trained with Oslo"),
     ],
 )
 def test_what_differs_from_the_paper_is_said(make_run: MakeRun, changes: dict[str, Any], remark: str) -> None:
     comparison = compared([paper_run(make_run, "asym", **changes)])
-    assert comparison.remarks == [remark]
-    assert f"Not comparable as it stands: {remark}." in comparison.note
+    assert comparison.differences == [remark]
+    assert f"Not directly comparable: {remark}." in comparison.note
 
 
 def test_folds_may_be_spread_over_runs(make_run: MakeRun, tmp_path: Path) -> None:
@@ -148,8 +148,8 @@ def test_folds_may_be_spread_over_runs(make_run: MakeRun, tmp_path: Path) -> Non
     for fold in FOLDS:
         folder = paper_run(make_run, "asym", fold=fold)
         folders.append(folder.rename(tmp_path / f"fold{fold}"))
-    assert compared(folders).remarks == []
-    assert compared(folders[1:]).remarks == ["not all 5 folds of asym"]
+    assert compared(folders).differences == []
+    assert compared(folders[1:]).differences == ["not all 5 folds of asym"]
 
 
 def test_no_table_of_the_paper_for_other_data(make_run: MakeRun) -> None:
@@ -158,7 +158,7 @@ def test_no_table_of_the_paper_for_other_data(make_run: MakeRun) -> None:
 
 def test_the_report_shows_the_papers_numbers_where_there_are_some(make_run: MakeRun, tmp_path: Path) -> None:
     page = write_report(tmp_path, gathered([paper_run(make_run, "asym")])).read_text()
-    assert "Beside Table 7 of the paper" in page
+    assert "Compared with Table 7 of the paper" in page
     assert "<td>0.739</td>" in page
     other = write_report(tmp_path, gathered([make_run("local")])).read_text()
     assert "of the paper</h2>" not in other
@@ -188,7 +188,7 @@ def test_csv_with_the_paper_has_its_value_and_the_difference() -> None:
 def test_markdown_rows_are_as_wide_as_their_head() -> None:
     text = as_markdown(table_of(VALUES, ["ISPY1"], ["KAUNO"]), beside(VALUES, ["ISPY1"], ["KAUNO"]))
     plain, table = (
-        [line.count("|") for line in block.splitlines() if "|" in line] for block in text.split("Beside Table 7")
+        [line.count("|") for line in block.splitlines() if "|" in line] for block in text.split("Compared with Table 7")
     )
     assert plain == [6] * (2 + 2 * 2)
     assert table == [7] * (2 + 3 * 4 * 2)
@@ -199,7 +199,7 @@ def test_latex_is_a_booktabs_table_with_the_best_in_bold() -> None:
     assert as_latex(table_of(VALUES, ["ISPY1"], ["KAUNO"])).splitlines()[1:] == [
         r"\begin{tabular}{llrrr}",
         r"\toprule",
-        r" & set-up & ISPY1 & mean & KAUNO (external) \\",
+        r" & strategy & ISPY1 & mean & KAUNO (external) \\",
         r"\midrule",
         r"DSC $\uparrow$ & local & 0.400 & 0.400 & -- \\",
         r" & asym & \textbf{0.500} & \textbf{0.500} & 0.250 \\",

@@ -11,12 +11,12 @@ from xml.etree import ElementTree
 import pytest
 
 from fednnunet.errors import DataError
-from fednnunet.reporting.report import duration, write_report
+from fednnunet.reporting.report import format_duration, write_report
 from fednnunet.reporting.results import collect_results
 from fednnunet.reporting.run_folder import read_runs
 
 MakeRun = Callable[..., Path]
-SETUPS = ("local", "asym", "ffe", "centralized")
+STRATEGIES = ("local", "asym", "ffe", "centralized")
 
 
 def parse(report: Path) -> ElementTree.Element:
@@ -37,7 +37,7 @@ def texts(page: ElementTree.Element, path: str) -> list[str]:
 @pytest.fixture(scope="module")
 def comparison(write_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> ElementTree.Element:
     folder = tmp_path_factory.mktemp("sweep")
-    return report_of(folder, [write_run(folder / name, name, overlays=True) for name in SETUPS])
+    return report_of(folder, [write_run(folder / name, name, overlays=True) for name in STRATEGIES])
 
 
 def test_nothing_is_loaded_from_outside(comparison: ElementTree.Element) -> None:
@@ -55,14 +55,14 @@ def test_nothing_is_loaded_from_outside(comparison: ElementTree.Element) -> None
 def test_every_node_and_set_up_has_its_place(comparison: ElementTree.Element) -> None:
     heads = texts(comparison, ".//section[@id='results']//thead//th")
     assert [head.split()[0] for head in heads[1:]] == ["ISPY1", "ISPY2", "DUKE", "NACT", "mean", "KAUNO"]
-    assert texts(comparison, ".//section[@id='results']//th[@scope='row']") == [*SETUPS, *SETUPS]
+    assert texts(comparison, ".//section[@id='results']//th[@scope='row']") == [*STRATEGIES, *STRATEGIES]
     plans = texts(comparison, ".//section[@id='plans']//tr[@class='group']/th")
     assert plans[:5] == ["local", "ISPY1", "ISPY2", "DUKE", "NACT"]
     assert plans[-2:] == ["centralized", "all nodes pooled"]
     assert texts(comparison, ".//section[@id='cases']/h3") == ["ISPY1", "ISPY2", "DUKE", "NACT", "KAUNO"]
     pictured = [image.get("alt", "") for image in comparison.findall(".//section[@id='cases']//img")]
     ranks = ("best", "median", "worst")
-    expected = [f"NACT, {rank} case, {name}: reference and prediction" for rank in ranks for name in SETUPS]
+    expected = [f"NACT, {rank} case, {name}: reference and prediction" for rank in ranks for name in STRATEGIES]
     assert [alt for alt in pictured if alt.startswith("NACT")] == expected
     assert len(comparison.findall(".//section[@id='config']/details")) == 4
 
@@ -71,7 +71,7 @@ def test_set_ups_are_tested_against_local(comparison: ElementTree.Element) -> No
     section = ".//section[@id='tests']"
     assert texts(comparison, f"{section}/h2") == ["Against local"]
     sentences = texts(comparison, f"{section}//li")
-    assert [sentence.split(":")[0] for sentence in sentences] == [f"{name} over local" for name in SETUPS[1:]]
+    assert [sentence.split(":")[0] for sentence in sentences] == [f"{name} over local" for name in STRATEGIES[1:]]
     centres = ["ISPY1", "ISPY2", "DUKE", "NACT", "all centres", "KAUNO"]
     assert texts(comparison, f"{section}//th[@scope='row']") == centres * 3
     marked = [
@@ -99,7 +99,7 @@ def test_plans_stand_side_by_side_with_the_share_that_is_averaged(comparison: El
     assert ["parameters averaged", "61%", "61%", "23%", "61%"] in rows
 
 
-def test_facts_count_cases_and_add_up_durations(comparison: ElementTree.Element) -> None:
+def test_metadata_count_cases_and_add_up_durations(comparison: ElementTree.Element) -> None:
     names, values = texts(comparison, ".//dl/dt"), texts(comparison, ".//dl/dd")
     facts = dict(zip(names, values, strict=True))
     assert facts["Training nodes"] == "ISPY1 (12 cases), ISPY2 (36 cases), DUKE (14 cases), NACT (5 cases)"
@@ -130,7 +130,7 @@ def test_an_empty_folder_gives_a_page_that_says_so(tmp_path: Path) -> None:
     for said in (
         "No run has scores yet.",
         "No round was finished.",
-        "No node has planned yet.",
+        "No node has made plans yet.",
         "No pictures",
     ):
         assert said in notes
@@ -155,4 +155,4 @@ def test_plans_of_another_configuration_are_refused(make_run: MakeRun, tmp_path:
     [(None, "–"), (41.6, "42 s"), (59.7, "1 min 00 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")],
 )
 def test_duration(seconds: float | None, text: str) -> None:
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text

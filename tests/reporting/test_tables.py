@@ -13,7 +13,7 @@ import pytest
 from fednnunet.errors import DataError
 from fednnunet.evaluation.statistics import Interval
 from fednnunet.reporting.run_folder import read_csv, write_csv
-from fednnunet.reporting.tables.results_table import External, order_setups, own_scores, results_table, summarise
+from fednnunet.reporting.tables.results_table import External, order_strategies, own_scores, results_table, summarise
 from fednnunet.run_files import CASE_COLUMNS
 
 
@@ -144,7 +144,7 @@ def test_a_table_without_a_column_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_rows_follow_the_paper_and_columns_the_configuration() -> None:
-    assert order_setups(["mine", "centralized", "ffe", "local", "asym x=1", "asym"]) == [
+    assert order_strategies(["mine", "centralized", "ffe", "local", "asym x=1", "asym"]) == [
         *("local", "asym x=1", "asym", "ffe", "centralized", "mine")
     ]
     table = results_table(
@@ -179,8 +179,8 @@ def test_best_leaves_out_the_pooled_baseline_and_shares_ties() -> None:
     }
     table = results_table(scored(values), ["A"])
     dsc, hd95 = table.metrics
-    assert [table.is_best(dsc, name, "A") for name in table.setups] == [False, True, True, False]
-    assert [table.is_best(hd95, name, "A") for name in table.setups] == [False, True, False, False]
+    assert [table.is_best(dsc, name, "A") for name in table.strategies] == [False, True, True, False]
+    assert [table.is_best(hd95, name, "A") for name in table.strategies] == [False, True, False, False]
 
 
 def test_one_set_up_alone_is_not_called_best() -> None:
@@ -211,7 +211,7 @@ def test_text_and_markdown_show_unit_and_external_nodes() -> None:
     values = {("local", "A"): (0.4, 9.0), ("asym", "A"): (0.5, 5.0), ("local", "X"): (0.1, 30.0)}
     table = results_table(scored(values), ["A"], ["X"], "pixels")
     lines = table.as_markdown().splitlines()
-    assert lines[0] == "| | set-up | A | mean | X (external) |"
+    assert lines[0] == "| | strategy | A | mean | X (external) |"
     assert lines[2] == "| DSC ↑ | local | 0.400 | 0.400 | 0.100 |"
     assert lines[3] == "|  | asym | **0.500** | **0.500** | – |"
     text = table.as_text()

@@ -38,37 +38,37 @@ def claims() -> ModuleType:
     return module
 
 
-def write_run(folder: Path, setup: str) -> None:
+def write_run(folder: Path, strategy: str) -> None:
     """A finished run in which every case of a centre gains the same, but for a little noise."""
-    rng = np.random.default_rng(list(setup.encode()))
+    rng = np.random.default_rng(list(strategy.encode()))
     rows = []
     for centre, cases in HELD_OUT.items():
         base = np.random.default_rng(cases).uniform(0.4, 0.6, cases)
-        scores = base + GAINS[setup][centre] + rng.normal(0, 1e-3, cases)
-        nodes = list(SIZES) if setup != "centralized" else ["centralized"]
-        models = nodes if centre == "Outside" else [centre] if setup != "centralized" else nodes
+        scores = base + GAINS[strategy][centre] + rng.normal(0, 1e-3, cases)
+        nodes = list(SIZES) if strategy != "centralized" else ["centralized"]
+        models = nodes if centre == "Outside" else [centre] if strategy != "centralized" else nodes
         rows += [
-            (setup, centre, model, case % 5, case, "1", dsc, 1.0, dsc, 0.0, "")
+            (strategy, centre, model, case % 5, case, "1", dsc, 1.0, dsc, 0.0, "")
             for model in models
             for case, dsc in enumerate(scores)
         ]
     (folder / ".hydra").mkdir(parents=True)
     pd.DataFrame(rows, columns=list(CASE_COLUMNS)).to_csv(folder / "cases.csv", index=False)
-    counts = SIZES if setup != "centralized" else {"centralized": sum(SIZES.values())}
-    info = {"strategy": setup, "fold": [0, 1, 2, 3, 4], "nodes": list(SIZES), "external": ["Outside"]}
+    counts = SIZES if strategy != "centralized" else {"centralized": sum(SIZES.values())}
+    info = {"strategy": strategy, "fold": [0, 1, 2, 3, 4], "nodes": list(SIZES), "external": ["Outside"]}
     (folder / "run.json").write_text(json.dumps(info | {"num_training": counts}))
 
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sweep")
-    for setup in GAINS:
-        write_run(folder / setup, setup)
+    for strategy in GAINS:
+        write_run(folder / strategy, strategy)
     return folder
 
 
 def test_each_claim_is_judged_by_its_interval(claims: ModuleType, sweep: Path) -> None:
-    judged = claims.claims(claims.read_study(sweep), margin=0.015).set_index("claim")
+    judged = claims.claims(claims.read_experiment(sweep), margin=0.015).set_index("claim")
     assert judged["verdict"].to_dict() == {
         "asym better than local": "borne out",
         "ffe better than local": "borne out",
@@ -115,7 +115,7 @@ def test_tables_and_figure_are_written(claims: ModuleType, sweep: Path) -> None:
 
 
 def test_a_sweep_that_is_not_finished_says_what_is_missing(claims: ModuleType, tmp_path: Path) -> None:
-    for setup in ("local", "asym"):
-        write_run(tmp_path / setup, setup)
+    for strategy in ("local", "asym"):
+        write_run(tmp_path / strategy, strategy)
     with pytest.raises(DataError, match=r"ffe, centralized did not finish"):
-        claims.read_study(tmp_path)
+        claims.read_experiment(tmp_path)

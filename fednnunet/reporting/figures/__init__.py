@@ -4,7 +4,14 @@ from fednnunet.reporting.figures.centres import centre_summaries
 from fednnunet.reporting.figures.overlays import Overlay, overlay_grid, overlay_panel, read_dsc, read_overlay
 from fednnunet.reporting.figures.rounds import learning_curves, round_costs
 from fednnunet.reporting.figures.scores import case_scores, cross_centre, forest
-from fednnunet.reporting.figures.style import as_data_uri, as_png, node_styles, save_figure, save_picture, setup_colours
+from fednnunet.reporting.figures.style import (
+    as_data_uri,
+    as_png,
+    node_styles,
+    save_figure,
+    save_picture,
+    strategy_colours,
+)
 
 __all__ = [
     "Overlay",
@@ -23,5 +30,5 @@ __all__ = [
     "round_costs",
     "save_figure",
     "save_picture",
-    "setup_colours",
+    "strategy_colours",
 ]

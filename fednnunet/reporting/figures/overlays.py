@@ -31,11 +31,11 @@ class Overlay:
     """One slice of a held-out case.
 
     Attributes:
-        image: (Y, X).
+        image: intensities (Y, X).
         reference: labels (Y, X).
         prediction: labels (Y, X).
-        spacing: of Y and X in mm.
-        dsc: of the whole case; NaN where it is not defined.
+        spacing: spacing of Y and X in mm.
+        dsc: DSC of the whole case; NaN if undefined.
     """
 
     image: np.ndarray
@@ -89,7 +89,7 @@ def show_dsc(dsc: float) -> str:
 
 
 def overlay_panel(overlay: Overlay) -> bytes:
-    """The slice with both contours and no letters, as a small PNG for a page."""
+    """The slice with both contours and without text, as a small PNG for a page."""
     height = min(max(overlay.aspect, 0.4), 1.6)
     figure = Figure(figsize=(PANEL_PIXELS / 120, PANEL_PIXELS / 120 * height), dpi=120, facecolor="black")
     canvas = FigureCanvasAgg(figure)
@@ -102,7 +102,7 @@ def overlay_panel(overlay: Overlay) -> bytes:
 
 
 def _panel_palette() -> Image.Image:
-    """A palette that keeps the contours' colours, which a palette of the commonest colours loses."""
+    """A palette that keeps the contours' colours, which a palette of the most frequent colours loses."""
     greys = np.linspace(0, 1, GREYS)[:, None].repeat(3, axis=1)
     shades = [np.linspace(0.4, 1, SHADES)[:, None] * to_rgb(colour) for colour in (REFERENCE_COLOUR, PREDICTION_COLOUR)]
     palette = Image.new("P", (1, 1))
@@ -111,25 +111,25 @@ def _panel_palette() -> Image.Image:
 
 
 def overlay_grid(node: str, cases: Mapping[str, Mapping[str, Overlay]]) -> Figure:
-    """Slices of a node's cases, one below the other, set-ups side by side.
+    """Slices of a node's cases, one below the other, strategies side by side.
 
     Args:
-        node: whose cases they are.
-        cases: title of a case (such as ``best``) to set-up to slice.
+        node: name of the node.
+        cases: title of a case (such as ``best``) to strategy to slice.
     """
-    setups = list(dict.fromkeys(setup for case in cases.values() for setup in case))
+    strategies = list(dict.fromkeys(strategy for case in cases.values() for strategy in case))
     aspect = max(overlay.aspect for case in cases.values() for overlay in case.values())
     width = min(max(3.0 / aspect, 1.6), 3.6)
-    figure = new_figure((0.1 + (width + 0.1) * len(setups), (width * aspect + 0.6) * len(cases) + 0.5))
-    grid = figure.subplots(len(cases), len(setups), squeeze=False)
+    figure = new_figure((0.1 + (width + 0.1) * len(strategies), (width * aspect + 0.6) * len(cases) + 0.5))
+    grid = figure.subplots(len(cases), len(strategies), squeeze=False)
     for row, (title, slices) in zip(grid, cases.items(), strict=True):
-        for axes, setup in zip(row, setups, strict=True):
+        for axes, strategy in zip(row, strategies, strict=True):
             axes.set_axis_off()
-            if setup not in slices:
+            if strategy not in slices:
                 continue
-            overlay = slices[setup]
+            overlay = slices[strategy]
             _draw(axes, overlay)
-            axes.set_title(f"{node} · {title} · {setup}\nDSC {show_dsc(overlay.dsc)}", fontsize=9, color=INK)
+            axes.set_title(f"{node} · {title} · {strategy}\nDSC {show_dsc(overlay.dsc)}", fontsize=9, color=INK)
             if not overlay.found:
                 where = {"x": 0.5, "y": 0.03, "transform": axes.transAxes, "ha": "center"}
                 axes.text(s="nothing predicted in this slice", fontsize=8, color="white", **where)

@@ -1,4 +1,4 @@
-"""What happened round by round: learning curves, time, traffic."""
+"""Learning curves, time and traffic over rounds."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from fednnunet.reporting.figures.style import (
     legend,
     new_figure,
     node_styles,
-    setup_colours,
+    strategy_colours,
 )
-from fednnunet.reporting.tables.results_table import order_setups
+from fednnunet.reporting.tables.results_table import order_strategies
 
 CURVES = {"train_loss": "training loss", "val_loss": "validation loss", "pseudo_dice": "pseudo-Dice"}
 MB = 1e6
 
 
 def learning_curves(rounds: pd.DataFrame, nodes: Sequence[str]) -> Figure:
-    """Losses and pseudo-Dice of every node over rounds; a column per set-up.
+    """Losses and pseudo-Dice of every node over rounds; one column per strategy.
 
     With several folds or seeds the line is their mean and the band their range.
 
     Args:
         rounds: columns of ``rounds.csv``.
-        nodes: in the order of the legend; others that ``rounds`` names follow.
+        nodes: nodes in the order of the legend; others in ``rounds`` follow.
     """
-    setups = order_setups(rounds["strategy"])
+    strategies = order_strategies(rounds["strategy"])
     styles = node_styles(nodes) | {name: (POOLED_COLOUR, "-") for name in rounds["node"].unique() if name not in nodes}
-    single = len(setups) == 1
-    shape = (1, len(CURVES)) if single else (len(CURVES), len(setups))
-    size = (10.5, 3.3) if single else (0.8 + 2.75 * len(setups), 7.0)
+    single = len(strategies) == 1
+    shape = (1, len(CURVES)) if single else (len(CURVES), len(strategies))
+    size = (10.5, 3.3) if single else (0.8 + 2.75 * len(strategies), 7.0)
     figure = new_figure(size)
     grid = figure.subplots(*shape, squeeze=False, sharex=True, sharey=False if single else "row")
     for row, (column, title) in enumerate(CURVES.items()):
-        for place, setup in enumerate(setups):
+        for place, strategy in enumerate(strategies):
             axes: Axes = grid[0][row] if single else grid[row][place]
             clean(axes)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
@@ -50,14 +50,14 @@ def learning_curves(rounds: pd.DataFrame, nodes: Sequence[str]) -> Figure:
                 axes.set_title(title, fontsize=10, color=INK)
             else:
                 if row == 0:
-                    axes.set_title(setup, fontsize=10, fontweight="bold", color=INK)
+                    axes.set_title(strategy, fontsize=10, fontweight="bold", color=INK)
                 if place == 0:
                     axes.set_ylabel(title)
             if single or row == len(CURVES) - 1:
                 axes.set_xlabel("round")
             if column == "pseudo_dice":
                 axes.set_ylim(0, 1)
-            _draw_nodes(axes, rounds[rounds["strategy"] == setup], column, styles)
+            _draw_nodes(axes, rounds[rounds["strategy"] == strategy], column, styles)
     drawn = [name for name in styles if name in set(rounds["node"])]
     handles = [Line2D([], [], color=styles[name][0], ls=styles[name][1], lw=2, label=name) for name in drawn]
     legend(figure, handles)
@@ -82,10 +82,10 @@ def round_costs(rounds: pd.DataFrame) -> Figure:
     With several folds or seeds the line is their mean.
 
     Args:
-        rounds: columns of ``rounds.csv``, with ``fold`` and ``seed`` where there are several.
+        rounds: columns of ``rounds.csv``, with ``fold`` and ``seed`` if there are several.
     """
-    setups = order_setups(rounds["strategy"])
-    colours = setup_colours(setups)
+    strategies = order_strategies(rounds["strategy"])
+    colours = strategy_colours(strategies)
     figure = new_figure((10.5, 3.4))
     time_axes, bytes_axes = figure.subplots(1, 2)
     for axes, title, columns, gather in (
@@ -96,13 +96,13 @@ def round_costs(rounds: pd.DataFrame) -> Figure:
         axes.set_title(title, loc="left", fontsize=10, color=INK)
         axes.set_xlabel("round")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-        for setup in setups:
-            chosen = rounds[rounds["strategy"] == setup]
+        for strategy in strategies:
+            chosen = rounds[rounds["strategy"] == strategy]
             keys = [key for key in ("seed", "fold", "round") if key in chosen.columns]
             by_round = chosen.groupby(keys)[list(columns)].agg(gather).groupby("round").mean()
             scale = MB if gather == "sum" else 1.0
             for column, dashes in zip(columns, ("-", "--"), strict=True):
-                axes.plot(by_round.index, by_round[column] / scale, color=colours[setup], ls=dashes, lw=1.6)
+                axes.plot(by_round.index, by_round[column] / scale, color=colours[strategy], ls=dashes, lw=1.6)
         axes.set_ylim(bottom=0)
         solid, dashed = columns
         axes.legend(
@@ -113,5 +113,5 @@ def round_costs(rounds: pd.DataFrame) -> Figure:
             frameon=False,
             fontsize=8,
         )
-    legend(figure, [Line2D([], [], color=colours[name], lw=2.5, label=name) for name in setups])
+    legend(figure, [Line2D([], [], color=colours[name], lw=2.5, label=name) for name in strategies])
     return figure

@@ -1,4 +1,4 @@
-"""Scores of held-out cases: boxes a centre, differences of set-ups, every model at every centre."""
+"""Scores of held-out cases: boxes per centre, differences of strategies, every model at every centre."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from fednnunet.evaluation.statistics import Interval
-from fednnunet.reporting.figures.style import INK, clean, draw_box, legend, new_figure, setup_colours
-from fednnunet.reporting.tables.results_table import order_setups
+from fednnunet.reporting.figures.style import INK, clean, draw_box, legend, new_figure, strategy_colours
+from fednnunet.reporting.tables.results_table import order_strategies
 
 
 def case_scores(scores: pd.DataFrame, training: Sequence[str], external: Sequence[str], hd95_unit: str) -> Figure:
-    """Box plots of DSC and HD95, set-ups side by side at each centre.
+    """Box plots of DSC and HD95, strategies side by side at each centre.
 
-    A box holds the middle half of the cases, its line is the median, its whiskers reach 1.5 times the box's length
-    at most; a dot is a case, a diamond the mean. Few cases get no box.
+    A box holds the middle half of the cases, its line is the median, its whiskers reach at most 1.5 times the box's
+    length; a dot is a case, a diamond the mean. Few cases get no box.
 
     Args:
         scores: one row per case (:func:`~fednnunet.reporting.tables.results_table.case_means`).
         training: nodes with training cases.
-        external: nodes without, drawn apart.
+        external: nodes without training cases, drawn apart.
         hd95_unit: ``mm`` or ``pixels``.
     """
-    setups = order_setups(scores["strategy"])
-    colours = setup_colours(setups)
+    strategies = order_strategies(scores["strategy"])
+    colours = strategy_colours(strategies)
     nodes = [*training, *external]
     centres = {name: i + (0.15 if name in external else 0.0) for i, name in enumerate(nodes)}
-    width = 0.84 / len(setups)
-    figure = new_figure((max(6.0, 0.9 + 0.3 * len(nodes) * (0.6 + len(setups))), 6.4))
+    width = 0.84 / len(strategies)
+    figure = new_figure((max(6.0, 0.9 + 0.3 * len(nodes) * (0.6 + len(strategies))), 6.4))
     for axes, (column, title) in zip(
         figure.subplots(2, 1, sharex=True),
         {"dsc": "DSC  (higher is better)", "hd95": f"HD95 in {hd95_unit}  (lower is better)"}.items(),
@@ -42,11 +42,11 @@ def case_scores(scores: pd.DataFrame, training: Sequence[str], external: Sequenc
         clean(axes)
         axes.grid(visible=False, axis="x")
         axes.set_title(title, loc="left", fontsize=10, color=INK)
-        for place, setup in enumerate(setups):
+        for place, strategy in enumerate(strategies):
             for node in nodes:
-                values = scores[(scores["strategy"] == setup) & (scores["node"] == node)][column].dropna()
-                x = centres[node] + (place - (len(setups) - 1) / 2) * width
-                draw_box(axes, values.to_numpy(), x, width, colours[setup])
+                values = scores[(scores["strategy"] == strategy) & (scores["node"] == node)][column].dropna()
+                x = centres[node] + (place - (len(strategies) - 1) / 2) * width
+                draw_box(axes, values.to_numpy(), x, width, colours[strategy])
         if external:
             axes.axvspan(len(training) - 0.43, len(nodes) - 0.27, color="#f1f3f5", zorder=-5, lw=0)
         if column == "dsc":
@@ -56,7 +56,7 @@ def case_scores(scores: pd.DataFrame, training: Sequence[str], external: Sequenc
         axes.set_xlim(-0.55, list(centres.values())[-1] + 0.55)
         axes.set_xticks(list(centres.values()), [f"{name}\n(external)" if name in external else name for name in nodes])
         axes.tick_params(axis="x", length=0)
-    legend(figure, [Patch(color=colours[name], alpha=0.75, lw=0, label=name) for name in setups])
+    legend(figure, [Patch(color=colours[name], alpha=0.75, lw=0, label=name) for name in strategies])
     return figure
 
 
@@ -70,63 +70,63 @@ def forest(
     """Mean differences with their confidence intervals, one below the other, and a line at no difference.
 
     Args:
-        intervals: row to set-up to mean and interval; set-ups of a row stand close together.
-        title: of the axis.
-        colours: of the set-ups; a legend names them where rows have several.
+        intervals: row to strategy to mean and interval; strategies of a row are drawn close together.
+        title: title of the axis.
+        colours: strategy to colour; a legend names strategies if rows have several.
         values: row to the values behind it, drawn as dots.
-        width: of the figure in inches.
+        width: width of the figure in inches.
     """
-    setups = list(dict.fromkeys(setup for row in intervals.values() for setup in row))
+    strategies = list(dict.fromkeys(strategy for row in intervals.values() for strategy in row))
     several = any(len(row) > 1 for row in intervals.values())
-    figure = new_figure((width, 0.9 + 0.36 * len(intervals) + 0.17 * len(intervals) * (len(setups) - 1) * several))
+    figure = new_figure((width, 0.9 + 0.36 * len(intervals) + 0.17 * len(intervals) * (len(strategies) - 1) * several))
     axes: Axes = figure.subplots()
     clean(axes)
     axes.grid(visible=False, axis="y")
     axes.axvline(0, color="#9aa5b1", lw=1, ls="--")
-    for place, (row, of_setups) in enumerate(intervals.items()):
-        for setup, interval in of_setups.items():
-            y = place + (0.7 * ((setups.index(setup) + 0.5) / len(setups) - 0.5) if several else 0.0)
+    for place, (row, of_strategies) in enumerate(intervals.items()):
+        for strategy, interval in of_strategies.items():
+            y = place + (0.7 * ((strategies.index(strategy) + 0.5) / len(strategies) - 0.5) if several else 0.0)
             dots = (values or {}).get(row, [])
-            axes.plot(dots, [y] * len(dots), "o", ms=4, mfc="none", mec=colours[setup], alpha=0.6)
-            axes.plot([interval.low, interval.high], [y, y], color=colours[setup], lw=2.2, solid_capstyle="butt")
-            axes.plot(interval.mean, y, "D", ms=5.5, color=colours[setup])
+            axes.plot(dots, [y] * len(dots), "o", ms=4, mfc="none", mec=colours[strategy], alpha=0.6)
+            axes.plot([interval.low, interval.high], [y, y], color=colours[strategy], lw=2.2, solid_capstyle="butt")
+            axes.plot(interval.mean, y, "D", ms=5.5, color=colours[strategy])
     axes.set_yticks(range(len(intervals)), list(intervals))
     axes.set_ylim(len(intervals) - 0.45, -0.55)
     axes.set_xlabel(title)
     if several:
-        legend(figure, [Line2D([], [], color=colours[name], lw=2.5, label=name) for name in setups])
+        legend(figure, [Line2D([], [], color=colours[name], lw=2.5, label=name) for name in strategies])
     return figure
 
 
 def cross_centre(cases: pd.DataFrame, training: Sequence[str], external: Sequence[str]) -> Figure | None:
-    """Mean DSC of each node's model (rows) on each centre's held-out cases (columns), a panel per set-up.
+    """Mean DSC of each node's model (rows) on each centre's held-out cases (columns), one panel per strategy.
 
     As in the paper's Fig. 4.
 
     Args:
         cases: columns of ``cases.csv``.
         training: nodes with training cases.
-        external: nodes without.
+        external: nodes without training cases.
 
     Returns:
-        None where no model was scored on another training centre.
+        None if no model was scored at another training centre.
     """
     elsewhere = cases[(cases["model"] != cases["node"]) & cases["node"].isin(training) & cases["model"].isin(training)]
-    setups = [name for name in order_setups(cases["strategy"]) if name in set(elsewhere["strategy"])]
-    if not setups:
+    strategies = [name for name in order_strategies(cases["strategy"]) if name in set(elsewhere["strategy"])]
+    if not strategies:
         return None
     columns = [*training, *external]
     keys = [key for key in ("fold", "seed", "case") if key in cases.columns]
     means = cases.groupby(["strategy", "model", "node", *keys])["dsc"].mean().groupby(level=[0, 1, 2]).mean()
     width, height = 0.55 * len(columns) + 0.9, 1.5 + 0.5 * len(training)
-    across = max(1, min(len(setups), int(10 / width)))
-    down = -(-len(setups) // across)
+    across = max(1, min(len(strategies), int(10 / width)))
+    down = -(-len(strategies) // across)
     figure = new_figure((1.2 + width * across, height * down))
     panels = figure.subplots(down, across, squeeze=False).ravel()
-    for axes in panels[len(setups) :]:
+    for axes in panels[len(strategies) :]:
         axes.set_axis_off()
-    for place, (axes, setup) in enumerate(zip(panels, setups, strict=False)):
-        matrix = means[setup].unstack("node").reindex(index=training, columns=columns)
+    for place, (axes, strategy) in enumerate(zip(panels, strategies, strict=False)):
+        matrix = means[strategy].unstack("node").reindex(index=training, columns=columns)
         axes.imshow(matrix, vmin=0, vmax=1, cmap="cividis", aspect="auto")
         for (row, column), value in np.ndenumerate(matrix.to_numpy()):
             text = "–" if np.isnan(value) else f"{value:.2f}"
@@ -134,7 +134,7 @@ def cross_centre(cases: pd.DataFrame, training: Sequence[str], external: Sequenc
         first = place % across == 0
         axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", fontsize=8)
         axes.set_yticks(range(len(training)), training if first else [], fontsize=8)
-        axes.set_title(setup, fontsize=10, fontweight="bold", color=INK)
+        axes.set_title(strategy, fontsize=10, fontweight="bold", color=INK)
         axes.tick_params(length=0, labelcolor=INK)
         axes.spines[:].set_visible(False)
         if external:

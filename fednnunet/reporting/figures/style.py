@@ -1,6 +1,6 @@
 """What all figures share: colours, axes, legends, files.
 
-Colours are Okabe and Ito's, told apart by colour-blind readers too.
+Colours are Okabe and Ito's, which colour-blind readers can tell apart too.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-SETUP_COLOURS = {"local": "#7a7a7a", "asym": "#0072B2", "ffe": "#D55E00", "centralized": "#009E73"}
+STRATEGY_COLOURS = {"local": "#7a7a7a", "asym": "#0072B2", "ffe": "#D55E00", "centralized": "#009E73"}
 OTHER_COLOURS = ("#CC79A7", "#E69F00", "#56B4E9", "#8c6d31", "#5e4fa2", "#000000")
 NODE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7a7a7a", "#000000")
 NODE_DASHES = ("-", "--", "-.", ":")
 POOLED_COLOUR = "#333333"
 INK, FAINT = "#26313b", "#d9dee3"
-FEWEST_FOR_A_BOX = 5
-MOST_DOTS = 40
-"""Cases of a centre that are drawn one by one; of more, only those beyond the whiskers."""
+MIN_CASES_FOR_BOX = 5
+MAX_DOTS = 40
+"""Largest number of cases that are drawn one by one; of more, only those beyond the whiskers."""
 
 
-def setup_colours(setups: Sequence[str]) -> dict[str, str]:
-    """Colour of every set-up; the paper's four always have the same."""
-    spare = iter(OTHER_COLOURS * (1 + len(setups) // len(OTHER_COLOURS)))
-    return {name: SETUP_COLOURS.get(name) or next(spare) for name in setups}
+def strategy_colours(strategies: Sequence[str]) -> dict[str, str]:
+    """Colour of every strategy; the paper's four always have the same."""
+    spare = iter(OTHER_COLOURS * (1 + len(strategies) // len(OTHER_COLOURS)))
+    return {name: STRATEGY_COLOURS.get(name) or next(spare) for name in strategies}
 
 
 def node_styles(nodes: Sequence[str]) -> dict[str, tuple[str, str]]:
@@ -42,14 +42,14 @@ def node_styles(nodes: Sequence[str]) -> dict[str, tuple[str, str]]:
 
 
 def new_figure(size: tuple[float, float]) -> Figure:
-    """An empty figure; ``size`` is width and height in inches."""
+    """An empty figure of ``size``, width and height in inches."""
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 def clean(axes: Axes) -> None:
-    """Quiet lines, a faint grid, dark letters."""
+    """Give the axes thin lines, a faint grid and dark text."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#9aa5b1")
     axes.grid(visible=True, color=FAINT, lw=0.6)
@@ -63,16 +63,16 @@ def draw_box(axes: Axes, values: np.ndarray, x: float, width: float, colour: str
     """A box plot of a centre's cases, with dots and a diamond for the mean.
 
     Args:
-        axes: to draw on.
-        values: one per case.
-        x: place.
-        width: of the place.
-        colour: as ``#rrggbb``.
-        mean: draw the diamond.
+        axes: axes to draw on.
+        values: one value per case.
+        x: centre of the box.
+        width: width of its place.
+        colour: colour as ``#rrggbb``.
+        mean: whether to draw the diamond.
     """
     if values.size == 0:
         return
-    if values.size >= FEWEST_FOR_A_BOX:
+    if values.size >= MIN_CASES_FOR_BOX:
         line = {"color": colour, "lw": 1.1}
         axes.boxplot(
             [values],
@@ -83,11 +83,11 @@ def draw_box(axes: Axes, values: np.ndarray, x: float, width: float, colour: str
             medianprops={"color": colour, "lw": 2},
             whiskerprops=line,
             capprops=line,
-            showfliers=values.size > MOST_DOTS,
+            showfliers=values.size > MAX_DOTS,
             flierprops={"marker": "o", "ms": 2.5, "mfc": colour, "mec": "none"},
             manage_ticks=False,
         )
-    if values.size <= MOST_DOTS:
+    if values.size <= MAX_DOTS:
         spread = (np.arange(values.size) * 0.618 % 1 - 0.5) * width * 0.5
         axes.plot(x + spread, values, "o", ms=3, mfc=colour, mec="white", mew=0.3, alpha=0.85, label="case")
     if mean:
@@ -99,7 +99,7 @@ def legend(
     handles: Sequence[Line2D | Patch],
     place: Literal["outside upper left", "outside lower center"] = "outside upper left",
 ) -> None:
-    """One legend for all axes; at the left, where a phone shows a wide figure first."""
+    """One legend for all axes, at the left, the part of a wide figure that a phone shows first."""
     columns = max(1, min(len(handles), 6))
     figure.legend(handles=handles, loc=place, ncols=columns, frameon=False, fontsize=9)
 
@@ -119,12 +119,12 @@ def save_picture(figure: Figure, folder: Path, name: str) -> None:
 
 
 def as_png(figure: Figure) -> bytes:
-    """The figure as PNG, 150 dots an inch."""
+    """The figure as PNG, 150 dots per inch."""
     return _render(figure, "png")
 
 
 def as_data_uri(content: bytes, kind: str) -> str:
-    """A picture as part of a page; ``kind`` such as ``image/png``."""
+    """A picture as data URI for a page; ``kind`` is such as ``image/png``."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 

@@ -1,4 +1,4 @@
-"""The table of results as files to take elsewhere: Markdown, LaTeX and CSV."""
+"""The results table as Markdown, LaTeX and CSV."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ LATEX = {
 
 
 def write_tables(folder: Path, table: ResultsTable, comparison: PaperComparison | None) -> None:
-    """Write ``table.md``, ``table.tex`` and ``table.csv``, with the paper's numbers where there are some."""
+    """Write ``table.md``, ``table.tex`` and ``table.csv``, with the paper's numbers if there are any."""
     write_atomically(folder / "table.md", as_markdown(table, comparison))
     write_atomically(folder / "table.tex", as_latex(table, comparison))
     write_csv(as_rows(table, comparison), folder / "table.csv")
 
 
 def as_markdown(table: ResultsTable, comparison: PaperComparison | None = None) -> str:
-    """The table; below it the paper's numbers, ours and the difference, three rows per set-up."""
+    """The table, and below it ours, the paper's and the difference, three rows per strategy."""
     text = table.as_markdown()
     if comparison is None:
         return text
     lines = [
         f"\n{comparison.title}:\n",
-        f"| | set-up | | {' | '.join(_titles(table))} |",
+        f"| | strategy | | {' | '.join(_titles(table))} |",
         f"| --- | --- | --- |{' ---: |' * len(table.columns)}",
         *(f"| {' | '.join(row)} |" for block in _blocks(comparison) for row in block),
         f"\n{comparison.note}",
@@ -55,22 +55,22 @@ def as_latex(table: ResultsTable, comparison: PaperComparison | None = None) -> 
     blocks = []
     for metric in table.metrics:
         rows = []
-        for row, setup in enumerate(table.setups):
-            cells = [escape_latex(table.cell(metric, setup, column)) for column in table.columns]
-            best = [table.is_best(metric, setup, column) for column in table.columns]
+        for row, strategy in enumerate(table.strategies):
+            cells = [escape_latex(table.cell(metric, strategy, column)) for column in table.columns]
+            best = [table.is_best(metric, strategy, column) for column in table.columns]
             marked = [rf"\textbf{{{cell}}}" if bold else cell for cell, bold in zip(cells, best, strict=True)]
-            rows.append([escape_latex(metric.title) if row == 0 else "", escape_latex(setup), *marked])
+            rows.append([escape_latex(metric.title) if row == 0 else "", escape_latex(strategy), *marked])
         blocks.append(rows)
-    text = "% needs \\usepackage{booktabs}\n" + _tabular(["", "set-up", *_titles(table)], blocks, text_columns=2)
+    text = "% needs \\usepackage{booktabs}\n" + _tabular(["", "strategy", *_titles(table)], blocks, text_columns=2)
     if comparison is None:
         return text
     beside = [[[escape_latex(cell) for cell in row] for row in block] for block in _blocks(comparison)]
     head = f"\n% {comparison.title}. {comparison.note}\n"
-    return text + head + _tabular(["", "set-up", "", *_titles(table)], beside, text_columns=3)
+    return text + head + _tabular(["", "strategy", "", *_titles(table)], beside, text_columns=3)
 
 
 def as_rows(table: ResultsTable, comparison: PaperComparison | None = None) -> pd.DataFrame:
-    """One row per set-up, centre and metric, all digits kept; means over centres are left out.
+    """One row per strategy, centre and metric, with all digits and without means over centres.
 
     Returns:
         Columns ``strategy``, ``node``, ``metric``, ``unit`` and ``value``; with a comparison also ``paper`` and
@@ -82,23 +82,23 @@ def as_rows(table: ResultsTable, comparison: PaperComparison | None = None) -> p
         paper = None
         if comparison is not None:
             ours, paper = comparison.values(metric)
-        for setup in ours.index:
+        for strategy in ours.index:
             for node in (column for column in table.columns if column != MEAN):
                 row = {
-                    "strategy": setup,
+                    "strategy": strategy,
                     "node": node,
                     "metric": metric.column,
                     "unit": table.hd95_unit if metric.column == "hd95" else "",
-                    "value": ours.loc[setup, node],
+                    "value": ours.loc[strategy, node],
                 }
                 if paper is not None:
-                    row |= {"paper": paper.loc[setup, node], "difference": row["value"] - paper.loc[setup, node]}
+                    row |= {"paper": paper.loc[strategy, node], "difference": row["value"] - paper.loc[strategy, node]}
                 rows.append(row)
     return pd.DataFrame(rows)
 
 
 def escape_latex(text: str) -> str:
-    """Text that LaTeX sets as it is."""
+    """``text`` with LaTeX's special characters escaped."""
     return "".join(LATEX.get(character, character) for character in text)
 
 
@@ -107,12 +107,12 @@ def _titles(table: ResultsTable) -> list[str]:
 
 
 def _blocks(comparison: PaperComparison) -> list[list[list[str]]]:
-    """A block a metric; its name stands in the first row only, that of a set-up in the first of its three."""
+    """One block per metric, named in its first row only; a strategy is named in the first of its three rows."""
     blocks = []
     for metric in comparison.ours.metrics:
         block: list[list[str]] = []
-        for place, (setup, kind, cells) in enumerate(comparison.rows(metric)):
-            block.append([metric.title if place == 0 else "", setup if kind == "ours" else "", kind, *cells])
+        for place, (strategy, kind, cells) in enumerate(comparison.rows(metric)):
+            block.append([metric.title if place == 0 else "", strategy if kind == "ours" else "", kind, *cells])
         blocks.append(block)
     return blocks
 

@@ -19,11 +19,11 @@ from fednnunet.datasets.splits import crossval_splits
 from fednnunet.fingerprint.schema import BINS
 from tests.integration.conftest import CENTRES, Train, result_folder
 
-SETUPS = ("local", "asym", "ffe", "centralized")
+STRATEGIES = ("local", "asym", "ffe", "centralized")
 
 
-@pytest.mark.parametrize("strategy", SETUPS)
-def test_every_setup_writes_its_tables_and_checkpoints(finished: Callable[[str], Path], strategy: str) -> None:
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_writes_its_tables_and_checkpoints(finished: Callable[[str], Path], strategy: str) -> None:
     run = finished(strategy)
     nodes = ["centralized"] if strategy == "centralized" else list(CENTRES)
     rounds = pd.read_csv(run / "rounds.csv")
