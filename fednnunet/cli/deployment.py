@@ -12,7 +12,7 @@ from fednnunet.errors import ConfigError
 server = typer.Typer(no_args_is_help=True, help="The server of a federation across machines.")
 node = typer.Typer(no_args_is_help=True, help="A hospital's node in a federation across machines.")
 
-State = Annotated[Path, typer.Option("--state", help="Folder for the server's state, made when it is not there.")]
+State = Annotated[Path, typer.Option("--state", help="Folder for the server's state, created if it does not exist.")]
 STATE = Path("server")
 
 
@@ -23,7 +23,7 @@ def server_up(
         "127.0.0.1:9092"
     ),
     state: State = STATE,
-    insecure: Annotated[bool, typer.Option("--insecure", help="Without TLS and node keys; on this machine.")] = False,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Without TLS and node keys; on this machine only.")] = False,
 ) -> None:
     """Start the server, and keep it alive; Ctrl-C ends it."""
     from fednnunet.deployment.server.supervisor import serve
@@ -37,7 +37,7 @@ def server_status(
     watch: Annotated[bool, typer.Option("--watch", help="Keep showing it; Ctrl-C ends it.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For programs: once, as JSON.")] = False,
 ) -> None:
-    """Show the server, its nodes and the run; exit code 2 when the server does not answer."""
+    """Show the server, its nodes and the run; exit code 2 if the server does not answer."""
     from rich.console import Console
 
     from fednnunet.deployment.server import status
@@ -66,12 +66,12 @@ def node_up(config: Annotated[Path, typer.Argument(help="The node's YAML file; s
 @node.command("audit")
 def node_audit(
     path: Annotated[Path, typer.Argument(help="A node's audit.jsonl, its folder, its YAML file, or a run's folder.")],
-    entries: Annotated[bool, typer.Option("--entries", help="One line a reply, too.")] = False,
+    entries: Annotated[bool, typer.Option("--entries", help="Also one line per reply.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    """Show what left a node, and check that its log is whole.
+    """Show the data that left a node, and check that its log is complete.
 
-    Exit code 2: lines were changed or removed, or something left that is no layer that the node planned.
+    Exit code 2: lines were changed or removed, or data left that are no layer of the node's plans.
     """
     from rich.console import Console
 
@@ -87,7 +87,7 @@ def node_check(
     config: Annotated[Path, typer.Argument(help="The node's YAML file; see deploy/node.yaml.")],
     quick: Annotated[bool, typer.Option("--quick", help="Open one case instead of all.")] = False,
 ) -> None:
-    """Test what the node needs before it joins; exit code 2 when something is to be repaired."""
+    """Test what the node needs before it joins; exit code 2 if something must be fixed."""
     from rich.console import Console
 
     from fednnunet.deployment.node.preflight.checks import check_node

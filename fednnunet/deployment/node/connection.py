@@ -96,7 +96,7 @@ class NodeConnection:
             self.calls.client.DeactivateNode(DeactivateNodeRequest(node_id=self.node.node_id))
 
     def _join(self) -> None:
-        # A process that was killed is still in, for the server, and no node is let in twice.
+        # For the server, a process that was killed is still connected, and no node may connect twice.
         if self._id_file.is_file():
             self.node = Node(node_id=int(self._id_file.read_text(encoding="utf-8")))
             with contextlib.suppress(Refused):

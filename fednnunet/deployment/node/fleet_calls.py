@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 
 RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0, 20.0)
 """Pauses between attempts to reach a server that does not answer; the last one for all further attempts."""
-ATTEMPTS_UNNOTICED = 2
-"""Failed attempts that the operator is not told of."""
+ATTEMPTS_BEFORE_NOTICE = 2
+"""Failed attempts that the operator is not notified of."""
 MAX_RESPONSE_BYTES = MAX_BODY_BYTES + 2**20
 """The longest response is one object of a message: its body, or 5 MiB of its arrays."""
 
@@ -84,7 +84,7 @@ class FleetCalls:
                     self._notify(f"{self._node_file.server} answers again")
                 return answer
             attempts += 1
-            if attempts > ATTEMPTS_UNNOTICED and not self._is_down:
+            if attempts > ATTEMPTS_BEFORE_NOTICE and not self._is_down:
                 self._is_down = True
                 self._notify(f"{self._node_file.server} does not answer ({problem}); the node keeps trying")
             log.info("attempt %d failed: %s", attempts, problem)
