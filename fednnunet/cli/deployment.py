@@ -23,7 +23,9 @@ def server_up(
         "127.0.0.1:9092"
     ),
     state: State = STATE,
-    insecure: Annotated[bool, typer.Option("--insecure", help="Without TLS and node keys; on this machine only.")] = False,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Without TLS and node keys; on this machine only.")
+    ] = False,
 ) -> None:
     """Start the server, and keep it alive; Ctrl-C ends it."""
     from fednnunet.deployment.server.supervisor import serve
