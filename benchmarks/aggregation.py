@@ -4,8 +4,8 @@
 
 The layers are those of the paper's 7-stage 2d network. States arrive one after another, as from a SuperLink; each is
 one of a few random ones, so that making them costs nothing. **Memory** is the peak of what the average itself
-allocates (sums and means), in models. **With norms**, updates that are too large are looked for in the pass that else
-looks for values that are not finite. **Time** stands beside a copy of the same bytes, which is what the memory can do,
+allocates (sums and means), in models. **With norms**, the pass that looks for values that are not finite also measures
+the norm of each update. **Time** stands beside a copy of the same bytes, which is what the memory can do,
 and beside numpy's ``stack(states).mean(0)``, which holds all states at once and is therefore timed on fewer nodes and
 scaled.
 """
@@ -23,8 +23,8 @@ import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import nn
 
-from fednnunet.server.strategy.averaging import StreamingAverage
-from fednnunet.server.strategy.layer_matching import match_layers
+from fednnunet.exchange.arrays import check_finite
+from fednnunet.server.strategy.averaging import StreamingAverage, check_layers
 from fednnunet.server.strategy.update_limit import RoundReference
 from fednnunet.training.network_state import layer_shapes
 
@@ -67,22 +67,20 @@ def random_states(layers: dict[str, list[int]]) -> list[State]:
     ]
 
 
-def average(states: Sequence[State], nodes: int) -> StreamingAverage[int]:
-    """An average over ``nodes`` nodes of these networks, empty."""
-    shapes = dict.fromkeys(range(nodes), states[0])
-    return StreamingAverage(shapes, match_layers({node: {n: a.shape for n, a in states[0].items()} for node in shapes}))
-
-
-def aggregate(
-    streaming: StreamingAverage[int], states: Sequence[State], nodes: int, start: State | None = None
-) -> State:
-    """One round; with ``start``, what it began with, the norm of every update is taken, too."""
+def aggregate(streaming: StreamingAverage, states: Sequence[State], nodes: int, start: State | None = None) -> State:
+    """One round of checks and sums; with ``start``, what nodes were sent, the norm of every update is measured too."""
     streaming.reset()
-    begun = None if start is None else RoundReference(start)
+    reference = None if start is None else RoundReference(start)
+    shapes = {name: array.shape for name, array in states[0].items()}
+    groups = {name: name for name in shapes}
     for node in range(nodes):
-        state = states[node % DISTINCT]
-        streaming.check(node, state, 1.0, f"node {node}", begun)
-        streaming.add_checked(node, state, 1.0)
+        state, where = states[node % DISTINCT], f"node {node}"
+        check_layers(state, shapes, where)
+        if reference is None:
+            check_finite(state, where)
+        else:
+            reference.validate_and_measure(state, groups, where)
+        streaming.add(state)
     return streaming.result()
 
 
@@ -90,7 +88,7 @@ def peak_models(states: Sequence[State], nodes: int) -> float:
     """Largest memory that a round's average takes at a time, in models."""
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
-    aggregate(average(states, nodes), states, nodes, states[0])
+    aggregate(StreamingAverage(), states, nodes, states[0])
     peak = tracemalloc.get_traced_memory()[1] - before
     tracemalloc.stop()
     return peak / sum(array.nbytes for array in states[0].values())
@@ -98,9 +96,9 @@ def peak_models(states: Sequence[State], nodes: int) -> float:
 
 def seconds(work: Callable[[], object]) -> float:
     """Wall seconds of ``work``."""
-    begun = time.perf_counter()
+    start = time.perf_counter()
     work()
-    return time.perf_counter() - begun
+    return time.perf_counter() - start
 
 
 def copy_all(states: Sequence[State], nodes: int) -> None:
@@ -112,7 +110,7 @@ def copy_all(states: Sequence[State], nodes: int) -> None:
 
 
 def stack_and_mean(states: Sequence[State], nodes: int) -> State:
-    """The average as one writes it first."""
+    """The average as one would write it first."""
     chosen = [states[node % DISTINCT] for node in range(nodes)]
     return {name: np.mean(np.stack([state[name] for state in chosen]), axis=0) for name in states[0]}
 
@@ -125,7 +123,7 @@ def main() -> None:
     states = random_states(table_1_layers())
     gib = nodes * sum(array.nbytes for array in states[0].values()) / GIB
     models = peak_models(states, nodes)
-    streaming = average(states, nodes)
+    streaming = StreamingAverage()
     aggregate(streaming, states, 1)  # the first round of a run makes the memory for the sums
     ours = seconds(lambda: aggregate(streaming, states, nodes))
     with_norms = seconds(lambda: aggregate(streaming, states, nodes, states[0]))

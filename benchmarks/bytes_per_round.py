@@ -35,7 +35,7 @@ from fednnunet.exchange.rounding import ErrorFeedback
 from fednnunet.server.local_grid import LocalGrid
 from fednnunet.server.node_requests import num_bytes
 from fednnunet.server.strategy.asym_fedavg import AsymFedAvg
-from fednnunet.server.strategy.layer_matching import Matching, Share
+from fednnunet.server.strategy.layer_matching import AverageOver, Matching
 from fednnunet.training.network_state import layer_shapes, load_state
 
 STAGES = {"ISPY1": 7, "ISPY2": 7, "DUKE": 8, "NACT": 7}
@@ -112,7 +112,7 @@ def bytes_of_a_round(
 
     initial = {}
     for node, state in states.items():
-        initial |= {strategy.group_of(node, layer): state[layer] for layer in strategy.layers_of(node)}
+        initial |= {group: state[layer] for layer, group in strategy.groups.of_node(node).items()}
     first = list(strategy.configure_train(1, to_array_record(initial), ConfigRecord(), grid))
     averages, _ = strategy.aggregate_train(1, replies(first))
     assert averages is not None, strategy.failures
@@ -155,9 +155,9 @@ def main() -> None:
     states = {stages: random_state(stages) for stages in sorted(set(STAGES.values()))}
     own = {node: states[STAGES[name]] for node, name in NODES.items()}
     equal = dict.fromkeys(NODES, states[FFE_STAGES])
-    setups: list[tuple[str, dict[int, State], Matching, Share]] = [
-        (f"asym {matching} {share}", own, matching, share)
-        for matching, share in itertools.product(get_args(Matching), get_args(Share))
+    setups: list[tuple[str, dict[int, State], Matching, AverageOver]] = [
+        (f"asym {matching} {average_over}", own, matching, average_over)
+        for matching, average_over in itertools.product(get_args(Matching), get_args(AverageOver))
     ]
     setups.append(("ffe", equal, "name", "all"))
     figures: list[tuple[str, float, str, float | None]] = []
@@ -167,8 +167,8 @@ def main() -> None:
     for title, row in (("original, asym", original), ("original, ffe", dict.fromkeys(STAGES, same))):
         cells = "".join(f"{value / MB:8.1f}{value / MB:8.1f}" for value in row.values())
         print(f"{title:<32}{cells}{1:18.3f}")
-    for (title, held, matching, share), dtype in itertools.product(setups, DTYPES):
-        strategy = AsymFedAvg(matching=matching, share=share)
+    for (title, held, matching, average_over), dtype in itertools.product(setups, DTYPES):
+        strategy = AsymFedAvg(matching=matching, average_over=average_over)
         found = bytes_of_a_round(strategy, held, dtype, grid)
         before = 2 * (sum(original.values()) if held is own else same * len(NODES))
         ratio = sum(down + up for down, up in found.values()) / before

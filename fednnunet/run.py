@@ -37,7 +37,7 @@ from fednnunet.server.local_grid import LocalGrid
 from fednnunet.server.run_recorder import RunRecorder
 from fednnunet.server.server_app import build_server_app
 from fednnunet.server.session import ServerSettings
-from fednnunet.server.strategy.asym_fedavg import AsymFedAvg, NoExchange
+from fednnunet.server.strategy.base import Strategy
 from fednnunet.tracking.base import Trackers
 from fednnunet.tracking.terminal import RunProgress
 
@@ -79,7 +79,7 @@ def _run(config: RunConfig, command: str, sweep: str | None) -> Result:
     nodes = node_settings(config, prepare_centres(config)) if here else []
     facts = run_metadata(config, command, sweep)
     write_atomically(folder / CONFIG_FILE, json.dumps(result_settings(config), indent=1))
-    strategy: AsymFedAvg | NoExchange = instantiate(config.strategy.aggregation)
+    strategy: Strategy = instantiate(config.strategy.aggregation)
     with contextlib.ExitStack() as stack:
         stack.enter_context(log_file(folder / LOG_FILE))
         progress = RunProgress(
@@ -169,7 +169,7 @@ def run_deployed(app: ServerApp, config: RunConfig, recorder: RunRecorder) -> fl
 
 def final_metadata(
     recorder: RunRecorder,
-    strategy: AsymFedAvg | NoExchange,
+    strategy: Strategy,
     started: datetime,
     seconds: float,
     peak_memory_gib: float,

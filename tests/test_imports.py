@@ -27,12 +27,17 @@ print(merge_fingerprints(parts)["spacings"] == golden["merged"]["spacings"])
 AVERAGE = """
 import json
 import numpy as np
-from fednnunet.server.strategy.averaging import average_layers, common_layers
+from fednnunet.server.strategy.averaging import StreamingAverage
+from fednnunet.server.strategy.layer_matching import match_layers
 golden = json.load(open(sys.argv[1] + "/aggregation.json"))
 states = [{name: np.array(values) for name, values in state.items()} for state in golden["states"]]
-averaged = average_layers(states)[0]
-same = all(np.allclose(averaged[name], mean) for name, mean in golden["mean"].items())
-print(same and sorted(common_layers(states)) == sorted(golden["common"]))
+groups = match_layers({node: {name: array.shape for name, array in state.items()} for node, state in enumerate(states)})
+average = StreamingAverage()
+for node, state in enumerate(states):
+    average.add({group: state[layer] for layer, group in groups[node].items()})
+means = average.result()
+same = all(np.allclose(means[name], mean) for name, mean in golden["mean"].items())
+print(same and sorted(means) == sorted(golden["common"]))
 """
 
 

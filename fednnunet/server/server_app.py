@@ -17,10 +17,10 @@ from fednnunet.server.phases.register import check_agreement, register_nodes
 from fednnunet.server.phases.train import is_finished, train_rounds
 from fednnunet.server.run_recorder import RunRecorder
 from fednnunet.server.session import ServerSettings, Session
-from fednnunet.server.strategy.asym_fedavg import AsymFedAvg, NoExchange
+from fednnunet.server.strategy.base import Strategy
 
 
-def build_server_app(settings: ServerSettings, strategy: AsymFedAvg | NoExchange, recorder: RunRecorder) -> ServerApp:
+def build_server_app(settings: ServerSettings, strategy: Strategy, recorder: RunRecorder) -> ServerApp:
     """A Flower ServerApp that runs the whole federation."""
     app = ServerApp()
 

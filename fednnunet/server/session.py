@@ -13,7 +13,7 @@ from fednnunet.exchange.messages import ExchangeDtype, Fold
 if TYPE_CHECKING:
     from fednnunet.server.node_client import NodeClient
     from fednnunet.server.run_recorder import RunRecorder
-    from fednnunet.server.strategy.asym_fedavg import AsymFedAvg, NoExchange
+    from fednnunet.server.strategy.base import Strategy
 
 TASK = ("channel_names", "labels", "regions_class_order")
 """Fields of ``dataset.json`` that make two datasets one segmentation task."""
@@ -127,7 +127,7 @@ class Session:
 
     client: NodeClient
     settings: ServerSettings
-    strategy: AsymFedAvg | NoExchange
+    strategy: Strategy
     recorder: RunRecorder
     federation: Federation = field(default_factory=Federation)
     final_models: dict[Fold, list[int]] = field(default_factory=dict)

@@ -106,10 +106,10 @@ def test_the_papers_rules_are_the_defaults_of_its_strategies(tmp_path: Path) -> 
     for strategy in ("asym", "ffe"):
         aggregation = composed(tmp_path, f"strategy={strategy}").strategy.aggregation
         assert aggregation["_target_"] == f"{AsymFedAvg.__module__}.{AsymFedAvg.__name__}"
-        assert {key: aggregation[key] for key in ("weighting", "matching", "share")} == {
+        assert {key: aggregation[key] for key in ("weighting", "matching", "average_over")} == {
             "weighting": "uniform",
             "matching": "name",
-            "share": "all",
+            "average_over": "all",
         }
 
 

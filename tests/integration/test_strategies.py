@@ -50,7 +50,7 @@ def test_what_is_kept_local_is_not_exchanged(train: Train, tmp_path: Path) -> No
 
 def test_layers_matched_by_resolution(train: Train, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    options = ("strategy.aggregation.matching=resolution", "strategy.aggregation.share=groups")
+    options = ("strategy.aggregation.matching=resolution", "strategy.aggregation.average_over=groups")
     result = train(run, "strategy=asym", *options)
     assert result.returncode == 0, result.stdout + result.stderr
     head = (

@@ -28,6 +28,7 @@ from fednnunet.fingerprint.merge import merge_fingerprints
 from fednnunet.fingerprint.schema import IntensityBins, LocalFingerprint
 from fednnunet.server.local_grid import LocalGrid
 from fednnunet.server.strategy.asym_fedavg import AsymFedAvg
+from fednnunet.server.strategy.base import Strategy
 from fednnunet.server.strategy.flower_adapter import FlowerStrategy
 from tests.support.scripted_federation import (
     CASES,
@@ -64,7 +65,7 @@ def federate(run_federation: RunFederation) -> Federate:
     def run(
         fault: Fault | None = None,
         min_replies: int | None = 2,
-        strategy: AsymFedAvg | None = None,
+        strategy: Strategy | None = None,
         grid_class: type[LocalGrid] = LocalGrid,
         nodes: Sequence[ScriptedNode] = (),
         **settings: Any,

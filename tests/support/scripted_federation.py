@@ -51,7 +51,8 @@ from fednnunet.server.local_grid import LocalGrid
 from fednnunet.server.run_recorder import RunRecorder
 from fednnunet.server.server_app import build_server_app
 from fednnunet.server.session import ServerSettings
-from fednnunet.server.strategy.asym_fedavg import AsymFedAvg, NoExchange
+from fednnunet.server.strategy.asym_fedavg import AsymFedAvg
+from fednnunet.server.strategy.base import Strategy
 from tests.support.recording_observer import RecordingObserver
 
 KEY = b"k" * 32
@@ -391,7 +392,7 @@ class FinishedRun:
 def run(
     folder: Path,
     nodes: Iterable[ScriptedNode],
-    strategy: AsymFedAvg | NoExchange | None = None,
+    strategy: Strategy | None = None,
     settings: Mapping[str, Any] | None = None,
     faults: Mapping[str, Fault] | None = None,
     grid_class: type[LocalGrid] = LocalGrid,

@@ -27,10 +27,10 @@ def evaluate_nodes(session: Session, fold: Fold, arrays: ArrayRecord) -> None:
     federation, strategy, settings = session.federation, session.strategy, session.settings
     session.recorder.on_stage("evaluate")
     requests = {
-        node: EvaluateRequest(fold=fold, server_round=federation.rounds, trained=strategy.trained(node))
+        node: EvaluateRequest(fold=fold, server_round=federation.rounds, trained=strategy.last_round(node))
         for node in federation.training
     }
-    averages = {node: strategy.arrays_for(node, arrays) for node in federation.training}
+    averages = {node: strategy.groups.arrays_for(node, arrays) for node in federation.training}
     own: dict[int, list[CaseScore]] = {}
     failures: list[ProtocolError] = []
     for reply in request_all(session, Kind.EVALUATE, requests, averages):
@@ -180,7 +180,7 @@ def _share_final_model(session: Session, nodes: Sequence[int]) -> bool:
     """Whether one final model is that of all ``nodes``: same plans, and every layer averaged."""
     planned = session.federation.planned
     first, *others = ({**planned[node].plans, "dataset_name": ""} for node in nodes)
-    return all(plans == first for plans in others) and session.strategy.averages_all_layers(nodes)
+    return all(plans == first for plans in others) and session.strategy.groups.cover_all_layers(nodes)
 
 
 def _relabel(scores: Iterable[CaseScore], model: str) -> list[CaseScore]:

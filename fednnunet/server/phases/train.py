@@ -13,8 +13,8 @@ from fednnunet.exchange.messages import Fold, Kind, TrainReply, TrainRequest
 from fednnunet.server.node_messages import num_bytes, parse_reply
 from fednnunet.server.node_requests import request_all
 from fednnunet.server.session import Federation, Session
-from fednnunet.server.strategy.asym_fedavg import WEIGHT_KEY
 from fednnunet.server.strategy.averaging import check_model
+from fednnunet.server.strategy.reply_validation import WEIGHT_KEY
 
 log = logging.getLogger(__name__)
 
@@ -87,10 +87,10 @@ def _initial_arrays(session: Session, fold: Fold) -> ArrayRecord:
     Where the run may miss nodes, the next one is asked for layers that a node does not send as it should.
     """
     federation, strategy = session.federation, session.strategy
-    missing = set(strategy.groups)
+    missing = set(strategy.groups.names)
     initial = ArrayRecord()
     for node in sorted(federation.training, key=lambda node: not federation.preprocessed[node].pretrained):
-        layers = [layer for layer in strategy.layers_of(node) if strategy.group_of(node, layer) in missing]
+        layers = [layer for layer, group in strategy.groups.of_node(node).items() if group in missing]
         if not layers:
             continue
         request = TrainRequest(fold=fold, server_round=0, layers=layers)
@@ -102,7 +102,7 @@ def _initial_arrays(session: Session, fold: Fold) -> ArrayRecord:
                 session.accept_failures([error])
                 continue
             for layer, array in reply.arrays.items():
-                group = strategy.group_of(node, layer)
+                group = strategy.groups.group_of(node, layer)
                 initial[group] = array
                 missing.discard(group)
     return initial

@@ -1,9 +1,10 @@
-"""What a strategy remembers over rounds, in the run's folder, so that an interrupted run goes on with it."""
+"""What a strategy remembers over rounds, in the run's folder, so that an interrupted run continues with it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
@@ -11,22 +12,31 @@ from fednnunet.exchange.arrays import BFLOAT16
 from fednnunet.exchange.messages import Fold
 from fednnunet.files import write_arrays
 
-KEPT_STATES = 2
+KEPT_CHECKPOINTS = 2
+"""Rounds: nodes may be one round behind the server."""
+
+State: TypeAlias = Mapping[str, Mapping[str, np.ndarray]]
+"""Named arrays, by what they are: the momenta of each layer, the rounding residuals of each group."""
 
 
-def write_state(folder: Path, fold: Fold, server_round: int, state: Mapping[str, np.ndarray]) -> None:
-    """Write the arrays of a round; the last two rounds are kept."""
-    write_arrays(state_file(folder, fold, server_round), state)
-    state_file(folder, fold, server_round - KEPT_STATES).unlink(missing_ok=True)
-
-
-def read_state(folder: Path, fold: Fold, server_round: int) -> dict[str, np.ndarray]:
-    """What :func:`write_state` wrote."""
-    with np.load(state_file(folder, fold, server_round), allow_pickle=False) as state:
-        # numpy's files hold bfloat16 as two bytes of no type.
-        return {name: array.view(BFLOAT16) if array.dtype.kind == "V" else array for name, array in state.items()}
-
-
-def state_file(folder: Path, fold: Fold, server_round: int) -> Path:
-    """Where the state after a round lies, or would."""
+def checkpoint_file(folder: Path, fold: Fold, server_round: int) -> Path:
+    """Where the state after a round is, or would be."""
     return folder / f"strategy_fold_{fold}_round_{server_round}.npz"
+
+
+def write_checkpoint(folder: Path, fold: Fold, server_round: int, state: State) -> None:
+    """Write the state after a round; the last two rounds are kept."""
+    flat = {f"{kind}/{name}": array for kind, arrays in state.items() for name, array in arrays.items()}
+    write_arrays(checkpoint_file(folder, fold, server_round), flat)
+    checkpoint_file(folder, fold, server_round - KEPT_CHECKPOINTS).unlink(missing_ok=True)
+
+
+def read_checkpoint(folder: Path, fold: Fold, server_round: int) -> dict[str, dict[str, np.ndarray]]:
+    """What :func:`write_checkpoint` wrote, without kinds that had no array."""
+    state: dict[str, dict[str, np.ndarray]] = {}
+    with np.load(checkpoint_file(folder, fold, server_round), allow_pickle=False) as arrays:
+        for key, array in arrays.items():
+            kind, _, name = key.partition("/")
+            # numpy's files hold bfloat16 as two bytes of no type.
+            state.setdefault(kind, {})[name] = array.view(BFLOAT16) if array.dtype.kind == "V" else array
+    return state

@@ -1,8 +1,8 @@
-"""How far a round took a node's layers, and which updates are too large to be averaged.
+"""How much a round changed a node's layers, and which updates are too large to be averaged.
 
-One node that sends values ten times as far away as the others do moves their mean more than all of them together. What
-is too large is told from the updates of the last rounds, which are known before the first reply of a round is in: so
-replies need not be kept for it, and their order does not matter.
+A node whose values lie ten times as far away as the others' moves the mean more than all of them together. The size
+that is usual is known from the last rounds before the first reply of a round arrives: replies need not be kept to be
+compared, and the order in which they arrive does not matter.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import numpy as np
 
 from fednnunet.exchange.arrays import BLOCK, FLOATS, check_finite
 
-ROUNDS_KNOWN = 5
-"""Updates of so many rounds tell what is usual; learning rates change over more."""
-ENOUGH_TO_COMPARE = 3
-"""Replies of a round whose median one of them cannot decide."""
-WEIGHTS = 1.0
+ROUNDS_REMEMBERED = 5
+"""Rounds whose updates define what is usual; over more of them the learning rate changes."""
+MIN_COMPARED = 3
+"""Smallest number of replies whose median a single one cannot decide."""
+SIZE_OF_WEIGHTS = 1.0
 """An update as large as the weights themselves."""
-FIRST_SUSPICION = WEIGHTS
-"""From here on updates are compared with the others of their round before anything is known of a fold."""
+FIRST_ROUND_SUSPICION = SIZE_OF_WEIGHTS
+"""In the first round of a fold, updates from this size on are compared with the others of their round."""
 HARMLESS = 1e-3
-"""Of the weights: smaller updates are never too large, such as the rounding errors of a run that stands still."""
+"""Fraction of the weights below which no update is too large, such as rounding errors of a run that stands still."""
 
 
 class RoundReference:
@@ -41,19 +41,25 @@ class RoundReference:
 
     @property
     def dtypes(self) -> dict[str, np.dtype]:
-        """Of the arrays, by group."""
+        """Type of each array, by group."""
         return {group: array.dtype for group, array in self._arrays.items()}
 
-    def update_norm(self, arrays: Mapping[str, np.ndarray], groups: Mapping[str, str], where: str) -> float | None:
-        """L2 norm of what a node's layers have changed by, over that of the layers it was sent.
+    def validate_and_measure(
+        self, arrays: Mapping[str, np.ndarray], groups: Mapping[str, str], where: str
+    ) -> float | None:
+        """Check that a node's layers are finite, and measure their update, in one pass over them.
+
+        With *w* the layers that the node sends and *w0* what it was sent of them, the norm of the update is
+        ``||w - w0|| / ||w0||`` (L2). Being relative, it compares nodes with different networks.
 
         Args:
             arrays: layers that the node sends.
-            groups: of its layers.
-            where: whose they are, for the error.
+            groups: layer to group.
+            where: whose layers they are, for the error.
 
         Returns:
-            Infinity where it is beyond float32; None where nothing but zeros was sent, so that there is no scale.
+            Norm of the update; infinity where it is beyond float32, None where nothing but zeros was sent, so that
+            there is no scale.
 
         Raises:
             ProtocolError: NaN or infinity in any layer; names ``where`` and the layer.
@@ -78,15 +84,15 @@ class RoundReference:
 
 
 def _squared_norm(array: np.ndarray, minus: np.ndarray | None = None) -> float:
-    """Of an array or a difference, over blocks that stay in the cache; of two bytes per value in float32."""
+    """Squared L2 norm of an array or a difference, in blocks that stay in the cache; in float32 or float64."""
     values, start = array.reshape(-1), None if minus is None else minus.reshape(-1)
     dtype = np.result_type(array.dtype.name if array.itemsize >= 4 else "float32")
     total = 0.0
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite shows in the sum
-        for place in range(0, values.size, BLOCK):
-            block = values[place : place + BLOCK].astype(dtype, copy=False)
+    with np.errstate(over="ignore", invalid="ignore"):  # values that are not finite show in the sum
+        for index in range(0, values.size, BLOCK):
+            block = values[index : index + BLOCK].astype(dtype, copy=False)
             if start is not None:
-                block = block - start[place : place + BLOCK].astype(dtype, copy=False)
+                block = block - start[index : index + BLOCK].astype(dtype, copy=False)
             total += float(np.dot(block, block))
     return total
 
@@ -94,53 +100,56 @@ def _squared_norm(array: np.ndarray, minus: np.ndarray | None = None) -> float:
 class UpdateLimit:
     """Which updates are too large: many times the median of those that were averaged before.
 
-    An update that is too large beside the last rounds' waits until its round is over: it may be that all are, as where
-    a learning rate starts anew. It is refused if it is too large beside the round's own median, too, where there are
-    three updates or more. Of a fold's first round nothing is known before, so that updates as large as the weights
-    wait; where fewer than three are in, they are compared with the weights. The median of an even number is the lower
-    of the two in its middle.
+    An update that is too large compared with the last rounds waits until its round is over: all of them may be, as when
+    a learning rate starts again. It is refused if it is also too large compared with the median of its own round, if
+    the round has three updates or more. Before the first round of a fold nothing is known: updates as large as the
+    weights wait, and if the round has fewer than three updates they are compared with the weights. The median of an
+    even number of updates is the lower of the two in the middle.
 
     Args:
-        times: the median an update is too large; None for no limit.
+        times: factor to the median from which on an update is too large; None for no limit.
+
+    Raises:
+        ValueError: a factor that is not above 1.
     """
 
     def __init__(self, times: float | None) -> None:
         if times is not None and not times > 1:
             raise ValueError(f"max_update_norm={times}: must be more than 1, or null for no limit")
         self._times = times
-        self._known: deque[list[float]] = deque(maxlen=ROUNDS_KNOWN)
+        self._rounds: deque[list[float]] = deque(maxlen=ROUNDS_REMEMBERED)
 
     def begin_fold(self, rounds: Iterable[Collection[float]] = ()) -> None:
-        """Forget, or know the norms of rounds that an interrupted run has behind it, in their order."""
-        self._known.clear()
+        """Forget other folds; remember the norms of the rounds that an interrupted run has finished, in their order."""
+        self._rounds.clear()
         for norms in rounds:
             self.end_round(norms)
 
     def end_round(self, norms: Collection[float]) -> None:
-        """Know the norms of the updates that were averaged in a round."""
+        """Remember the norms of the updates that were averaged in a round."""
         if norms:
-            self._known.append(list(norms))
+            self._rounds.append(list(norms))
 
     def is_suspicious(self, norm: float | None) -> bool:
-        """Whether an update must be compared with the others of its round; tells without knowing them."""
+        """Whether an update must be compared with the others of its round; needs no other reply of the round."""
         if self._times is None or norm is None:
             return False
         usual = self._usual_before
-        return norm >= (FIRST_SUSPICION if usual is None else max(self._times * usual, HARMLESS))
+        return norm >= (FIRST_ROUND_SUSPICION if usual is None else max(self._times * usual, HARMLESS))
 
     def problem(self, norm: float, of_round: Collection[float]) -> str | None:
-        """What is wrong with an update that may be too large; None where it is as large as others of its round.
+        """What is wrong with a suspicious update; None if it is no larger than others of its round.
 
         Args:
-            norm: of the update.
+            norm: norm of the update.
             of_round: norms of all updates of the round, this one included.
         """
         assert self._times is not None
         before = self._usual_before
-        known = [] if before is None else [before]
-        if len(of_round) >= ENOUGH_TO_COMPARE:
-            known.append(median_low(of_round))
-        usual = max(known, default=WEIGHTS)
+        medians = [] if before is None else [before]
+        if len(of_round) >= MIN_COMPARED:
+            medians.append(median_low(of_round))
+        usual = max(medians, default=SIZE_OF_WEIGHTS)
         if norm < self._times * usual:
             return None
         return (
@@ -151,4 +160,4 @@ class UpdateLimit:
     @property
     def _usual_before(self) -> float | None:
         """Median of the last rounds; None before the first."""
-        return median_low(norm for norms in self._known for norm in norms) if self._known else None
+        return median_low(norm for norms in self._rounds for norm in norms) if self._rounds else None

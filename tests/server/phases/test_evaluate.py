@@ -32,7 +32,9 @@ from fednnunet.server.node_client import NodeClient
 from fednnunet.server.phases.evaluate import evaluate_external_centres
 from fednnunet.server.run_recorder import RunRecorder
 from fednnunet.server.session import Federation, ServerSettings, Session
-from fednnunet.server.strategy.asym_fedavg import AsymFedAvg, NoExchange
+from fednnunet.server.strategy.asym_fedavg import AsymFedAvg
+from fednnunet.server.strategy.base import Strategy
+from fednnunet.server.strategy.no_exchange import NoExchange
 
 KEY = b"k" * 32
 NODES = {1: "Oslo", 2: "Porto", 3: "Riga"}
@@ -89,7 +91,7 @@ def score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorder: RunRecorder
     with contextlib.ExitStack() as stack:
 
         def run(
-            strategy: AsymFedAvg | NoExchange,
+            strategy: Strategy,
             finished: dict[Fold, list[int]],
             silent: tuple[int, ...] = (),
             says: str | None = None,
@@ -120,7 +122,7 @@ def score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorder: RunRecorder
         yield run
 
 
-def federation(strategy: AsymFedAvg | NoExchange) -> Federation:
+def federation(strategy: Strategy) -> Federation:
     """Two nodes of the same plans, and an external one."""
     described = {
         number: FingerprintReply(

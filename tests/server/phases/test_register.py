@@ -20,7 +20,7 @@ from fednnunet.server.node_client import NodeClient
 from fednnunet.server.phases.register import register_nodes
 from fednnunet.server.run_recorder import RunRecorder
 from fednnunet.server.session import Federation, ServerSettings, Session
-from fednnunet.server.strategy.asym_fedavg import NoExchange
+from fednnunet.server.strategy.no_exchange import NoExchange
 from tests.support.recording_observer import RecordingObserver
 
 KEY = b"k" * 32

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -13,8 +14,11 @@ from flwr.clientapp import ClientApp
 from fednnunet.exchange.messages import TrainRequest
 from fednnunet.exchange.records import from_array_record, to_array_record
 from fednnunet.server.local_grid import LocalGrid
-from fednnunet.server.strategy.asym_fedavg import AsymFedAvg, NoExchange
+from fednnunet.server.strategy.asym_fedavg import AsymFedAvg
+from fednnunet.server.strategy.base import Strategy
+from fednnunet.server.strategy.no_exchange import NoExchange
 
+S = TypeVar("S", bound=Strategy)
 SHAPES = {
     1: {"encoder": [2, 3], "head": [2], "own": [4]},
     2: {"encoder": [2, 3], "head": [5]},
@@ -57,21 +61,21 @@ def grid() -> Iterator[LocalGrid]:
 
 
 def run_round(
-    strategy: AsymFedAvg, grid: LocalGrid, arrays: ArrayRecord | None = None
+    strategy: Strategy, grid: LocalGrid, arrays: ArrayRecord | None = None
 ) -> tuple[dict[str, np.ndarray], MetricRecord | None]:
     messages = strategy.configure_train(1, arrays or ArrayRecord(), ConfigRecord(), grid)
     averaged, metrics = strategy.aggregate_train(1, grid.send_and_receive(messages))
     return from_array_record(averaged or ArrayRecord(), "the strategy"), metrics
 
 
-def prepared(strategy: AsymFedAvg) -> AsymFedAvg:
+def prepared(strategy: S) -> S:
     strategy.prepare(SHAPES, NAMES)
     return strategy
 
 
 def test_layers_of_every_node_are_averaged_and_nothing_else_travels(grid: LocalGrid) -> None:
     strategy = prepared(AsymFedAvg())
-    assert [strategy.layers_of(node) for node in SHAPES] == [["encoder"]] * 3
+    assert [strategy.groups.layers_of(node) for node in SHAPES] == [["encoder"]] * 3
     averaged, metrics = run_round(strategy, grid)
     assert averaged.keys() == {"encoder"}
     assert np.all(averaged["encoder"] == 2)
@@ -85,21 +89,21 @@ def test_weights_by_number_of_cases(grid: LocalGrid) -> None:
 
 
 def test_groups_share_what_two_nodes_have(grid: LocalGrid) -> None:
-    strategy = prepared(AsymFedAvg(share="groups"))
-    assert [sorted(strategy.layers_of(node)) for node in SHAPES] == [
+    strategy = prepared(AsymFedAvg(average_over="groups"))
+    assert [sorted(strategy.groups.layers_of(node)) for node in SHAPES] == [
         ["encoder", "head"],
         ["encoder"],
         ["encoder", "head"],
     ]
     averaged, _ = run_round(strategy, grid)
-    group = strategy.group_of(1, "head")
-    assert group == strategy.group_of(3, "head")
+    group = strategy.groups.group_of(1, "head")
+    assert group == strategy.groups.group_of(3, "head")
     assert np.all(averaged[group] == 2)
 
 
 def test_averages_come_back_under_the_nodes_own_names(grid: LocalGrid) -> None:
-    strategy = prepared(AsymFedAvg(share="groups"))
-    group = strategy.group_of(1, "head")
+    strategy = prepared(AsymFedAvg(average_over="groups"))
+    group = strategy.groups.group_of(1, "head")
     arrays = to_array_record(
         {"encoder": np.full((2, 3), 10, dtype=np.float32), group: np.full(2, 100, dtype=np.float32)}
     )
@@ -133,43 +137,30 @@ def test_no_exchange_sends_no_array(grid: LocalGrid) -> None:
     averaged, metrics = run_round(strategy, grid)
     assert averaged == {}
     assert metrics is not None
+    strategy.prepare(SHAPES, NAMES, "bfloat16")
+    assert not strategy.has_state, "what does not travel is not rounded"
 
 
-def test_nodes_of_a_round_are_drawn_by_seed_and_name() -> None:
-    layers = {node: {"encoder": [2]} for node in range(1, 11)}
-    names = {node: f"node{node}" for node in layers}
-    strategy = AsymFedAvg(fraction_train=0.4, seed=3)
-    strategy.prepare(layers, names)
-    drawn = [strategy.sample(0, server_round) for server_round in range(1, 101)]
-    assert {len(nodes) for nodes in drawn} == {4}
-    assert len({tuple(nodes) for nodes in drawn}) > 50, "every round draws anew"
-    assert {node for nodes in drawn for node in nodes} == set(layers)
-    assert strategy.sample(1, 1) != drawn[0] or strategy.sample(1, 2) != drawn[1]
-
-    joined_in_another_order = AsymFedAvg(fraction_train=0.4, seed=3)
-    ids = {node: 100 - node for node in layers}
-    joined_in_another_order.prepare(
-        {ids[node]: layers[node] for node in reversed(layers)}, {ids[node]: name for node, name in names.items()}
-    )
-    assert sorted(ids[node] for node in drawn[0]) == sorted(joined_in_another_order.sample(0, 1))
-
-    few = AsymFedAvg(fraction_train=0.01)
-    few.prepare(layers, names)
-    assert len(few.sample(0, 1)) == 2
+def test_flower_alone_can_run_it(grid: LocalGrid) -> None:
+    """The strategy is one of Flower's: its own loop trains with it, without this project's server."""
+    start = to_array_record({"encoder": np.full((2, 3), 10, dtype=np.float32)})
+    result = prepared(AsymFedAvg()).start(grid, start, num_rounds=3)
+    assert np.all(from_array_record(result.arrays, "a test")["encoder"] == 10 + 3 * 2)
+    assert sorted(result.train_metrics_clientapp) == [1, 2, 3]
 
 
 def test_a_round_of_some_nodes(grid: LocalGrid) -> None:
-    strategy = prepared(AsymFedAvg(fraction_train=0.67, share="groups"))
+    strategy = prepared(AsymFedAvg(fraction_train=0.67, average_over="groups"))
     asked = strategy.sample(0, 1)
     assert len(asked) == 2
     (other,) = set(SHAPES) - set(asked)
     averaged, _ = run_round(strategy, grid)
     assert np.all(averaged["encoder"] == np.mean(asked))
-    assert {node: strategy.trained(node) for node in SHAPES} == {**dict.fromkeys(asked, 1), other: 0}
+    assert {node: strategy.last_round(node) for node in SHAPES} == {**dict.fromkeys(asked, 1), other: 0}
 
     messages = strategy.configure_train(2, ArrayRecord(), ConfigRecord({"nodes": [other]}), grid)
     assert [message.metadata.dst_node_id for message in messages] == [other]
-    everyone = AsymFedAvg(share="groups")
+    everyone = AsymFedAvg(average_over="groups")
     everyone.prepare(SHAPES, NAMES)
     unasked = everyone.configure_train(2, ArrayRecord(), ConfigRecord(), grid)
     averages, _ = strategy.aggregate_train(2, grid.send_and_receive(unasked))

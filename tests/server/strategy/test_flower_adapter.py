@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, FedMedian, FedTrimmedAvg, FedYogi, Krum, Strategy
 
 from fednnunet.errors import ConfigError
 from fednnunet.exchange.records import from_array_record, to_array_record
-from fednnunet.server.local_grid import LocalGrid
 from fednnunet.server.strategy.flower_adapter import FlowerStrategy
+from tests.support.train_replies import train_reply
 
 SHAPES = {"encoder": [3, 2], "decoder": [4]}
 NODES = {1: "A", 2: "B", 3: "C"}
 CASES = {1: 10, 2: 30, 3: 60}
 
 
-@pytest.fixture(autouse=True)
-def grid() -> Iterator[LocalGrid]:
-    """Flower's messages want a grid to be there."""
-    grid = LocalGrid(ClientApp(), {node: {} for node in NODES}, 1)
-    yield grid
-    grid.close()
+pytestmark = pytest.mark.usefixtures("empty_grid")
 
 
 def reply(node: int, server_round: int, change: Callable[[dict[str, np.ndarray]], None] | None = None) -> Message:
@@ -36,11 +30,7 @@ def reply(node: int, server_round: int, change: Callable[[dict[str, np.ndarray]]
     arrays = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}
     if change is not None:
         change(arrays)
-    question = Message(RecordDict(), dst_node_id=node, message_type="train")
-    metrics = MetricRecord({"num-examples": CASES[node], "train_loss": float(node)})
-    answer = Message(RecordDict({"arrays": to_array_record(arrays), "metrics": metrics}), reply_to=question)
-    answer.metadata.__dict__["_src_node_id"] = node
-    return answer
+    return train_reply(node, arrays, CASES[node], train_loss=float(node))
 
 
 def prepared(strategy: Strategy, **options: Any) -> FlowerStrategy:
@@ -192,6 +182,6 @@ def test_networks_must_be_the_same() -> None:
 
 def test_layers_can_be_kept_local() -> None:
     flower = prepared(FedAvg(), keep_local=["decoder"])
-    assert flower.layers_of(1) == ["encoder"]
+    assert flower.groups.layers_of(1) == ["encoder"]
     with pytest.raises(ConfigError, match="no layer has the part head; there are, for example, decoder, encoder"):
         prepared(FedAvg(), keep_local=["head"])

@@ -11,7 +11,7 @@ import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from torch import nn
 
-from fednnunet.server.strategy.layer_matching import Matching, Share, match_layers, places_by_resolution
+from fednnunet.server.strategy.layer_matching import AverageOver, Matching, match_layers, places_by_resolution
 from fednnunet.training.network_state import layer_shapes
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "explanation" / "layer_matching.md"
@@ -51,13 +51,15 @@ def size(layers: Shapes) -> int:
     return sum(map(prod, layers.values()))
 
 
-@pytest.mark.parametrize(("matching", "share"), itertools.product(("name", "resolution"), ("all", "groups")))
-def test_the_documents_table_is_right(table_1: dict[str, Shapes], matching: Matching, share: Share) -> None:
-    matched = match_layers(table_1, matching, share)
+@pytest.mark.parametrize(("matching", "average_over"), itertools.product(("name", "resolution"), ("all", "groups")))
+def test_the_documents_table_is_right(
+    table_1: dict[str, Shapes], matching: Matching, average_over: AverageOver
+) -> None:
+    matched = match_layers(table_1, matching, average_over)
     parts = [
         100 * size({layer: table_1[node][layer] for layer in matched[node]}) / size(table_1[node]) for node in table_1
     ]
-    row = f"| `{matching}` | `{share}` | " + " | ".join(f"{part:.1f} %" for part in parts) + " |"
+    row = f"| `{matching}` | `{average_over}` | " + " | ".join(f"{part:.1f} %" for part in parts) + " |"
     assert row in DOCUMENT.read_text()
 
 
@@ -96,7 +98,7 @@ def test_each_layer_is_in_a_group_of_its_own(table_1: dict[str, Shapes]) -> None
         assert list(groups) == [layer for layer in table_1[node] if layer in groups]
 
 
-@pytest.mark.parametrize(("argument", "value"), [("matching", "colour"), ("share", "most")])
+@pytest.mark.parametrize(("argument", "value"), [("matching", "colour"), ("average_over", "most")])
 def test_unknown_rules_are_refused(argument: str, value: str) -> None:
     with pytest.raises(ValueError, match=f"{argument}={value}: must be"):
         match_layers({"A": {"w": (1,)}}, **{argument: value})

@@ -9,8 +9,7 @@ from pathlib import Path
 import ml_dtypes  # noqa: F401  numpy learns of bfloat16
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
+from flwr.app import ConfigRecord
 
 from fednnunet.errors import ProtocolError
 from fednnunet.exchange.records import from_array_record, to_array_record
@@ -18,6 +17,7 @@ from fednnunet.server.local_grid import LocalGrid
 from fednnunet.server.run_recorder import RunRecorder
 from fednnunet.server.strategy.asym_fedavg import AsymFedAvg
 from fednnunet.server.strategy.update_limit import RoundReference, UpdateLimit
+from tests.support.train_replies import train_reply
 
 GROUPS = {"a": "a", "b": "b@2", "count": "count"}
 
@@ -29,28 +29,30 @@ def test_norm_is_numpys_of_the_change_over_the_start(dtype: str) -> None:
     sent = {"a": rng.standard_normal((300, 500)).astype(dtype), "b": rng.standard_normal(70_000).astype(dtype)}
     pairs = [(sent[layer].astype(float), start[GROUPS[layer]].astype(float)) for layer in sent]
     expected = np.sqrt(sum(((x - y) ** 2).sum() for x, y in pairs) / sum((y**2).sum() for _, y in pairs))
-    begun = RoundReference({**start, "count": np.array(7)})
-    assert begun.update_norm({**sent, "count": np.array(10**9)}, GROUPS, "") == pytest.approx(expected, rel=1e-5)
+    start_of_round = RoundReference({**start, "count": np.array(7)})
+    assert start_of_round.validate_and_measure({**sent, "count": np.array(10**9)}, GROUPS, "") == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def test_layers_that_were_not_sent_do_not_count() -> None:
-    begun = RoundReference({"a": np.ones(4, dtype=np.float32)})
+    start_of_round = RoundReference({"a": np.ones(4, dtype=np.float32)})
     sent = {"a": np.full(4, 3, dtype=np.float32), "b": np.full(9, 1e9, dtype=np.float32)}
-    assert begun.update_norm(sent, GROUPS, "") == 2
-    assert RoundReference({}).update_norm(sent, GROUPS, "") is None
-    assert RoundReference({"a": np.zeros(4, dtype=np.float32)}).update_norm(sent, GROUPS, "") is None
+    assert start_of_round.validate_and_measure(sent, GROUPS, "") == 2
+    assert RoundReference({}).validate_and_measure(sent, GROUPS, "") is None
+    assert RoundReference({"a": np.zeros(4, dtype=np.float32)}).validate_and_measure(sent, GROUPS, "") is None
 
 
 @pytest.mark.parametrize("layer", ["a", "b"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_is_refused_and_what_is_beyond_squaring_is_infinite(layer: str, value: float) -> None:
-    begun = RoundReference({"a": np.ones(100_000, dtype=np.float32)})
+    start_of_round = RoundReference({"a": np.ones(100_000, dtype=np.float32)})
     sent = {"a": np.ones(100_000, dtype=np.float32), "b": np.ones(100_000, dtype=np.float32)}
     sent[layer][-1] = value
     with pytest.raises(ProtocolError, match=f"node B sent layer {layer} with values that are not finite"):
-        begun.update_norm(sent, GROUPS, "node B")
+        start_of_round.validate_and_measure(sent, GROUPS, "node B")
     sent[layer][-1] = 3e38
-    assert begun.update_norm(sent, GROUPS, "node B") == (np.inf if layer == "a" else 0)
+    assert start_of_round.validate_and_measure(sent, GROUPS, "node B") == (np.inf if layer == "a" else 0)
 
 
 def after(*rounds: Sequence[float], times: float | None = 10) -> UpdateLimit:
@@ -114,9 +116,8 @@ def test_limits_that_refuse_everything_are_refused() -> None:
         AsymFedAvg(max_update_norm=1)
 
 
-def test_nothing_depends_on_the_order_of_arrival_where_updates_are_too_large() -> None:
+def test_nothing_depends_on_the_order_of_arrival_where_updates_are_too_large(empty_grid: LocalGrid) -> None:
     """Nodes 2 and 5 wait until all are in; 5 is refused, 2 is as far as the others and is averaged."""
-    grid = LocalGrid(ClientApp(), {}, 1)  # Flower's messages want one
     start = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
     far = {1: 1.5, 2: 1.6, 3: 1.4, 4: 0.9, 5: 30.0}
     results = set()
@@ -124,8 +125,10 @@ def test_nothing_depends_on_the_order_of_arrival_where_updates_are_too_large() -
         strategy = AsymFedAvg()
         strategy.prepare({node: {"w": [1000]} for node in far}, {node: f"node{node}" for node in far})
         strategy.begin_fold({}, [[0.14, 0.16, 0.15]])
-        list(strategy.configure_train(1, to_array_record({"w": start}), ConfigRecord(), grid))
-        aggregated, _ = strategy.aggregate_train(1, [reply(node, start * (1 + far[node])) for node in order])
+        list(strategy.configure_train(1, to_array_record({"w": start}), ConfigRecord(), empty_grid))
+        aggregated, _ = strategy.aggregate_train(
+            1, [train_reply(node, {"w": start * (1 + far[node])}) for node in order]
+        )
         assert aggregated is not None
         assert strategy.failures.keys() == {5}
         assert "sent an update 30 times as large as the weights, where 1.5 is usual" in strategy.failures[5]
@@ -134,7 +137,6 @@ def test_nothing_depends_on_the_order_of_arrival_where_updates_are_too_large() -
         np.testing.assert_allclose(mean, start * (1 + np.mean([1.5, 1.6, 1.4, 0.9])), rtol=1e-6)
         results.add(mean.tobytes())
     assert len(results) == 1
-    grid.close()
 
 
 def test_the_recorder_knows_the_norms_of_a_folds_rounds(tmp_path: Path) -> None:
@@ -151,11 +153,3 @@ def test_the_recorder_knows_the_norms_of_a_folds_rounds(tmp_path: Path) -> None:
     assert again.update_norms_of(1) == [[1.0, 1 / 3 * 10], [2.0]]
     again.on_fold_start(1, 2, 1)
     assert again.update_norms_of(1) == [[1.0, 1 / 3 * 10]]
-
-
-def reply(node: int, weights: np.ndarray) -> Message:
-    question = Message(RecordDict(), dst_node_id=node, message_type="train")
-    arrays: ArrayRecord = to_array_record({"w": weights})
-    answer = Message(RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 1})}), reply_to=question)
-    answer.metadata.__dict__["_src_node_id"] = node
-    return answer

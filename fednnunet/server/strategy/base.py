@@ -1,0 +1,284 @@
+"""What every strategy has in common, and the few methods that a new one writes."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp import strategy as flower
+
+from fednnunet.exchange.flower_internals import aggregate_metricrecords
+from fednnunet.exchange.messages import ExchangeDtype, Fold, Kind, TrainRequest
+from fednnunet.exchange.records import from_array_record, to_array_record
+from fednnunet.exchange.rounding import ErrorFeedback
+from fednnunet.server.strategy.checkpoint import State, checkpoint_file, read_checkpoint, write_checkpoint
+from fednnunet.server.strategy.layer_groups import LayerGroups
+from fednnunet.server.strategy.layer_matching import Shapes, match_layers
+from fednnunet.server.strategy.reply_validation import WEIGHT_KEY, ReplyValidator, Update
+from fednnunet.server.strategy.sampling import NodeSampler
+from fednnunet.server.strategy.update_limit import UpdateLimit
+
+log = logging.getLogger(__name__)
+
+
+class Strategy(flower.Strategy):
+    """How the server combines what nodes send.
+
+    A new strategy writes one method, :meth:`aggregate`. It overrides :meth:`match_layers` to say which layers are
+    exchanged, and :meth:`state` with :meth:`load_state` if it remembers arrays over rounds (momenta). The rest is
+    composed here: sampling of nodes, validation of replies, rounding of layers while they travel, checkpoints.
+    See ``docs/how-to/add-a-strategy.md``.
+
+    Args:
+        keep_local: Parts of layer names, such as ``seg_layers`` or ``norm``; layers with one of them between their
+            dots stay their node's own (personalised federated learning).
+        fraction_train: Fraction of the nodes that train in a round, drawn anew for each, at least two nodes
+            (FedAvg's client fraction, McMahan et al. 2017).
+        seed: Random seed of the draw.
+        max_update_norm: Refuse a node's layers if they changed this many times as much as is usual in the last rounds,
+            see :class:`~fednnunet.server.strategy.update_limit.UpdateLimit`; None for no limit.
+
+    Attributes:
+        groups: Layers that each node exchanges, and the group in which each is combined.
+        proximal_mu: Weight of FedProx's proximal term at the nodes, 0 for none.
+    """
+
+    proximal_mu: float = 0.0
+
+    def __init__(
+        self,
+        keep_local: Sequence[str] = (),
+        fraction_train: float = 1.0,
+        seed: int = 0,
+        max_update_norm: float | None = 10.0,
+    ) -> None:
+        self._keep_local = tuple(keep_local)
+        self._sampler = NodeSampler(fraction_train, seed)
+        self._limit = UpdateLimit(max_update_norm)
+        self._last_rounds: dict[int, int] = {}
+        self._start: Mapping[str, np.ndarray] = {}
+        self._compose(LayerGroups({}, {}), {}, "float32")
+
+    # what a strategy writes ------------------------------------------------------------------------------
+
+    @abstractmethod
+    def aggregate(
+        self, server_round: int, arrays: Mapping[str, np.ndarray], updates: Iterable[Update]
+    ) -> Mapping[str, np.ndarray]:
+        """New arrays from a round's updates.
+
+        Args:
+            server_round: Counted from 1.
+            arrays: What nodes were sent at the start of the round, by group, in the type that it travelled in.
+                Read-only.
+            updates: Valid replies, one at a time as they arrive, in a fixed order of the nodes; none if all failed.
+                Each is as large as a model: add it up, and forget it.
+
+        Returns:
+            New arrays by group; groups that are not in it keep what they have.
+        """
+
+    def match_layers(self, layers: Mapping[int, Shapes]) -> Mapping[int, Mapping[str, str]]:
+        """Layers that nodes exchange: node id to layer to group; all that every node has, under the same name.
+
+        Args:
+            layers: node id to layer to shape, of whole networks.
+        """
+        return match_layers(layers)
+
+    def state(self) -> State:
+        """Named arrays that the next round needs, by what they are; an empty kind says that there will be some."""
+        return {}
+
+    def load_state(self, state: State) -> None:
+        """Continue with what :meth:`state` returned; with nothing at the start of a fold."""
+
+    # before training -------------------------------------------------------------------------------------
+
+    def prepare(self, layers: Mapping[int, Shapes], names: Mapping[int, str], dtype: ExchangeDtype = "float32") -> None:
+        """Match the networks of a run, before its first round.
+
+        Args:
+            layers: node id to layer to shape.
+            names: node id to the node's name.
+            dtype: Type that layers are rounded to while they travel.
+        """
+        groups = LayerGroups(layers, self.match_layers(layers), self._keep_local)
+        self._compose(groups, {node: names[node] for node in layers}, dtype)
+        for name, fraction in self.shared_fraction().items():
+            log.info("node %s shares %.0f %% of its parameters", name, 100 * fraction)
+
+    def _compose(self, groups: LayerGroups, names: Mapping[int, str], dtype: ExchangeDtype) -> None:
+        self.groups, self._names = groups, names
+        self._rounding = ErrorFeedback(dtype)
+        self._validator = ReplyValidator(groups, names, dtype, self._limit)
+
+    def shared_fraction(self) -> dict[str, float]:
+        """Node name to the fraction of its parameters that it exchanges."""
+        return {self._names[node]: fraction for node, fraction in self.groups.shared_fraction().items()}
+
+    def begin_fold(self, last_rounds: Mapping[int, int], update_norms: Iterable[Collection[float]] = ()) -> None:
+        """Forget what the rounds of another fold left.
+
+        Args:
+            last_rounds: node id to the last round of this fold that the node was in; 0 if there is none.
+            update_norms: Norms of the rounds that an interrupted run has finished, in their order.
+        """
+        self._last_rounds = dict(last_rounds)
+        self._limit.begin_fold(update_norms)
+        self._rounding = ErrorFeedback(self._rounding.dtype)
+        self.load_state({})
+
+    # rounds ----------------------------------------------------------------------------------------------
+
+    def sample(self, fold: Fold, server_round: int) -> list[int]:
+        """Nodes that train in a round."""
+        return self._sampler.sample(self._names, fold, server_round)
+
+    def last_round(self, node: int) -> int:
+        """The last round of this fold that ``node`` was in; 0 if there is none."""
+        return self._last_rounds.get(node, 0)
+
+    @property
+    def failures(self) -> dict[int, str]:
+        """Node id to reason, of the replies of the last round that could not be used."""
+        return self._validator.failures
+
+    @property
+    def update_norms(self) -> dict[int, float]:
+        """Node id to the norm of its update, relative to the weights, of the replies that were used."""
+        return self._validator.update_norms
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """One request per node of the round, with the arrays of the groups it is in.
+
+        Args:
+            server_round: Counted from 1.
+            arrays: By group.
+            config: ``fold``, ``epochs`` per round, and ``nodes`` if these ones are to train.
+            grid: Not used: the caller sends the messages.
+        """
+        fold = fold_of(config)
+        nodes: list[int] = config.get("nodes") or self.sample(fold, server_round)  # type: ignore[assignment]
+        self._start = from_array_record(arrays, "the server")
+        self._validator.begin_round(nodes, self._start)
+        return [
+            _train_message(
+                node,
+                TrainRequest(
+                    fold=fold,
+                    server_round=server_round,
+                    trained=self.last_round(node),
+                    epochs=int(config.get("epochs", 1)),  # type: ignore[arg-type]
+                    layers=self.groups.layers_of(node),
+                    dtype=self._rounding.dtype,
+                    proximal_mu=self.proximal_mu,
+                ),
+                self.groups.arrays_for(node, arrays),
+            )
+            for node in nodes
+        ]
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """New arrays by group, as they are sent, and mean metrics; None where no reply could be used."""
+        start, self._start = self._start, {}  # of the size of a model
+        updates = self._validator.updates(server_round, replies)
+        arrays = self.aggregate(server_round, start, updates)
+        deque(updates, maxlen=0)  # those that it did not read
+        accepted = self._validator.accepted
+        if not accepted:
+            return None, None
+        self._last_rounds |= dict.fromkeys(accepted, server_round)
+        return self._to_record(arrays), _mean_metrics(list(accepted.values()))
+
+    def _to_record(self, arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
+        """Arrays as nodes are sent them; rounded one by one, so that hardly more than the result is in memory."""
+        if not self._rounding.rounds:
+            return to_array_record(arrays)
+        record = ArrayRecord()
+        for group, array in arrays.items():
+            record.update(to_array_record(self._rounding.encoded({group: array}, "the server")))
+        return record
+
+    # an interrupted run ----------------------------------------------------------------------------------
+
+    @property
+    def has_state(self) -> bool:
+        """Whether a round depends on more than what the nodes of the last one have.
+
+        An average does not: its nodes can be asked again. What rounding left over is needed, averages of layers that
+        the nodes of the last round do not have, and what the strategy itself remembers.
+        """
+        return self._rounding.rounds or self._sampler.fraction < 1 or bool(self.state())
+
+    def save(self, folder: Path, fold: Fold, server_round: int, arrays: ArrayRecord) -> None:
+        """Write the state after a round, and the arrays of the next; nothing if there is no state."""
+        if self.has_state:
+            held = {"arrays": from_array_record(arrays, "the server"), "residuals": self._rounding.residuals}
+            write_checkpoint(folder, fold, server_round, {**held, **self.state()})
+
+    def remembers(self, folder: Path, fold: Fold, server_round: int) -> bool:
+        """Whether an interrupted run can continue after ``server_round``; the nodes may be a round ahead."""
+        return not self.has_state or checkpoint_file(folder, fold, server_round).is_file()
+
+    def restore(self, folder: Path, fold: Fold, server_round: int) -> ArrayRecord | None:
+        """The arrays after ``server_round`` of an interrupted run; None to ask the nodes for the round again."""
+        if not self.has_state:
+            return None
+        state = read_checkpoint(folder, fold, server_round)
+        arrays = to_array_record(state.pop("arrays", {}))
+        self._rounding.residuals = state.pop("residuals", {})
+        self.load_state(state)
+        return arrays
+
+    # Flower's evaluation is not used: nodes score cases, which is a phase of its own (phases/evaluate.py). ---
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """No message."""
+        return []
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """No metric."""
+        return None
+
+    def summary(self) -> None:
+        """Log the strategy and its options, as Flower does before the first round."""
+        log.info("%s: %s", type(self).__name__, {k: v for k, v in vars(self).items() if not k.startswith("_")})
+
+
+def fold_of(config: ConfigRecord) -> Fold:
+    """The fold that is trained, which the server app hands to a strategy in ``config``."""
+    fold = config.get("fold", 0)
+    return "all" if fold == "all" else int(fold)  # type: ignore[arg-type]
+
+
+def same_metrics(replies: Sequence[MetricRecord]) -> list[MetricRecord]:
+    """The metrics that all replies have: a pseudo-Dice may be undefined at one node."""
+    common = set.intersection(*(set(metrics) for metrics in replies))
+    return [MetricRecord({key: metrics[key] for key in sorted(common)}) for metrics in replies]
+
+
+def _train_message(node: int, body: TrainRequest, arrays: ArrayRecord) -> Message:
+    config = ConfigRecord({"body": body.model_dump_json(), "server-round": body.server_round})
+    content = RecordDict({"config": config})
+    if arrays:
+        content["arrays"] = arrays
+    return Message(content, dst_node_id=node, message_type=Kind.TRAIN.value)
+
+
+def _mean_metrics(replies: Sequence[MetricRecord]) -> MetricRecord:
+    """Mean of the metrics that every node has, weighted by training cases."""
+    records = [RecordDict({"metrics": metrics}) for metrics in same_metrics(replies)]
+    return aggregate_metricrecords(records, WEIGHT_KEY)

@@ -1,0 +1,95 @@
+"""Which layers nodes exchange, and in which group each is combined at the server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+
+from flwr.app import ArrayRecord
+
+from fednnunet.errors import ConfigError
+from fednnunet.server.strategy.layer_matching import Shapes
+
+
+class LayerGroups:
+    """Layers that each node exchanges, and their groups.
+
+    The server holds one array per group. A node sends and receives its layers under its own names: its architecture
+    decides what a layer is called, its group decides what the layer is combined with.
+
+    Args:
+        layers: node id to layer to shape; all layers of the node's network.
+        groups: node id to exchanged layer to group, as
+            :func:`~fednnunet.server.strategy.layer_matching.match_layers` returns them.
+        keep_local: parts of layer names, such as ``seg_layers`` or ``norm``; a layer with one of them between its dots
+            stays its node's own (personalised federated learning).
+
+    Raises:
+        ConfigError: no layer has one of the parts in ``keep_local``.
+    """
+
+    def __init__(
+        self,
+        layers: Mapping[int, Shapes],
+        groups: Mapping[int, Mapping[str, str]],
+        keep_local: Sequence[str] = (),
+    ) -> None:
+        kept = frozenset(keep_local)
+        _check_parts(kept, layers)
+        self._layers = layers
+        self._groups = {
+            node: {layer: group for layer, group in matched.items() if not kept & set(layer.split("."))}
+            for node, matched in groups.items()
+        }
+
+    @property
+    def nodes(self) -> list[int]:
+        """Nodes of the federation, in their fixed order."""
+        return list(self._groups)
+
+    @property
+    def names(self) -> set[str]:
+        """Names of all groups."""
+        return {group for groups in self._groups.values() for group in groups.values()}
+
+    def of_node(self, node: int) -> Mapping[str, str]:
+        """Layer to group, of the layers that ``node`` sends and receives."""
+        return self._groups[node]
+
+    def layers_of(self, node: int) -> list[str]:
+        """Layers that ``node`` sends and receives."""
+        return list(self._groups[node])
+
+    def group_of(self, node: int, layer: str) -> str:
+        """Group in which ``layer`` of ``node`` is combined."""
+        return self._groups[node][layer]
+
+    def shapes_of(self, node: int) -> dict[str, tuple[int, ...]]:
+        """Layer to shape, of the layers that ``node`` sends and receives."""
+        return {layer: tuple(self._layers[node][layer]) for layer in self._groups[node]}
+
+    def arrays_for(self, node: int, arrays: ArrayRecord) -> ArrayRecord:
+        """Arrays of the groups that ``node`` is in, under its own layer names; nothing is copied."""
+        return ArrayRecord({layer: arrays[group] for layer, group in self._groups[node].items() if group in arrays})
+
+    def shared_fraction(self) -> dict[int, float]:
+        """Node id to the fraction of its parameters that it exchanges."""
+        return {
+            node: sum(prod(layers[name]) for name in self._groups[node]) / sum(prod(shape) for shape in layers.values())
+            for node, layers in self._layers.items()
+        }
+
+    def cover_all_layers(self, nodes: Sequence[int]) -> bool:
+        """Whether ``nodes`` exchange every layer of their networks, all in the same groups."""
+        first = self._groups[nodes[0]]
+        return all(self._groups[node] == first and len(first) == len(self._layers[node]) for node in nodes)
+
+
+def _check_parts(keep_local: frozenset[str], layers: Mapping[int, Shapes]) -> None:
+    parts = {part for names in layers.values() for name in names for part in name.split(".")}
+    unknown = sorted(keep_local - parts)
+    if unknown:
+        raise ConfigError(
+            f"strategy.aggregation.keep_local: no layer has the part {unknown[0]}; there are, for example, "
+            f"{', '.join(sorted(part for part in parts if not part.isdigit()))}"
+        )

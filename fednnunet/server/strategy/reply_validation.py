@@ -1,0 +1,182 @@
+"""Which replies of a round are used: checked one by one, and handed on in a fixed order."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from math import isfinite
+
+import numpy as np
+from flwr.app import ArrayRecord, Message, MetricRecord
+
+from fednnunet.errors import ProtocolError, one_line
+from fednnunet.exchange.messages import ExchangeDtype
+from fednnunet.exchange.records import from_array_record
+from fednnunet.exchange.rounding import ErrorFeedback, check_dtypes
+from fednnunet.server.strategy.averaging import check_layers
+from fednnunet.server.strategy.layer_groups import LayerGroups
+from fednnunet.server.strategy.update_limit import RoundReference, UpdateLimit
+
+log = logging.getLogger(__name__)
+
+WEIGHT_KEY = "num-examples"
+"""Metric with a node's number of training cases, as Flower's strategies call it."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """A node's reply of a round, checked.
+
+    Attributes:
+        node: Flower id of the node.
+        name: Name of the node.
+        num_cases: Training cases of the node, one or more.
+        metrics: Single finite numbers, ``num-examples`` among them.
+        arrays: Layers that the node sent, by group; read-only.
+        norm: Norm of the update, see
+            :meth:`~fednnunet.server.strategy.update_limit.RoundReference.validate_and_measure`.
+        reply: The message itself, with layers under the node's own names.
+    """
+
+    node: int
+    name: str
+    num_cases: int
+    metrics: MetricRecord
+    arrays: Mapping[str, np.ndarray]
+    norm: float | None
+    reply: Message
+
+
+class ReplyValidator:
+    """Checks the replies of a round; what cannot be used is refused with a reason that names the node.
+
+    A node's layers are used if they are those that it was asked for, each once, in the shape of its network and the
+    type that layers travel in, with finite values and an update that is not too large.
+
+    Args:
+        groups: Layers that each node exchanges.
+        names: node id to the node's name.
+        dtype: Type that layers are rounded to while they travel.
+        limit: Decides which updates are too large.
+
+    Attributes:
+        failures: node id to reason, of the replies of the last round that could not be used.
+        accepted: node id to metrics, of the replies that were used.
+        update_norms: node id to the norm of its update, of the replies that were used and have one.
+    """
+
+    def __init__(self, groups: LayerGroups, names: Mapping[int, str], dtype: ExchangeDtype, limit: UpdateLimit) -> None:
+        self.failures: dict[int, str] = {}
+        self.accepted: dict[int, MetricRecord] = {}
+        self.update_norms: dict[int, float] = {}
+        self._groups, self._names, self._limit = groups, names, limit
+        self._rounding = ErrorFeedback(dtype)
+        self.begin_round((), {})
+
+    def begin_round(self, nodes: Collection[int], arrays: Mapping[str, np.ndarray]) -> None:
+        """Expect replies from ``nodes``, which are sent ``arrays`` (by group)."""
+        self._expected = [node for node in self._groups.nodes if node in nodes]
+        self._replied: set[int] = set()
+        self._reference = RoundReference(arrays)
+        self._dtypes = {
+            group: self._rounding.dtype_of(dtype) if self._rounding.rounds else dtype
+            for group, dtype in self._reference.dtypes.items()
+        }
+
+    def updates(self, server_round: int, replies: Iterable[Message]) -> Iterator[Update]:
+        """Yield the replies that can be used; note the others in ``failures``.
+
+        They come in the order of the nodes, whatever the order of arrival, so that sums are the same to the last bit.
+        A reply that arrives before its turn is held until then. Updates that may be too large come last: they are
+        compared with the others of their round.
+        """
+        self.failures, self.accepted, self.update_norms = {}, {}, {}
+        norms: dict[int, float] = {}
+        suspicious: dict[int, Update] = {}
+        early: dict[int, Update | None] = {}  # None: there is nothing to wait for
+        waiting = list(self._expected)
+        for reply in replies:
+            node = reply.metadata.src_node_id
+            early.setdefault(node, None)
+            try:
+                update = self._validate(reply)
+            except ProtocolError as error:
+                self._refuse(server_round, node, str(error))
+            else:
+                if update.norm is not None:
+                    norms[node] = update.norm
+                if self._limit.is_suspicious(update.norm):
+                    suspicious[node] = update
+                else:
+                    early[node] = update
+            while waiting and waiting[0] in early:
+                yield from self._accept(early.pop(waiting.pop(0)))
+        for node in waiting:
+            yield from self._accept(early.pop(node, None))
+        for node in [node for node in self._expected if node in suspicious]:
+            update = suspicious.pop(node)
+            problem = self._limit.problem(norms[node], norms.values())
+            if problem is None:
+                yield from self._accept(update)
+            else:
+                self._refuse(server_round, node, f"node {update.name} {problem}")
+        self._limit.end_round(self.update_norms.values())
+        self.begin_round((), {})  # the reference has the size of a model
+
+    def _accept(self, update: Update | None) -> Iterator[Update]:
+        if update is not None:
+            self.accepted[update.node] = update.metrics
+            if update.norm is not None and isfinite(update.norm):
+                self.update_norms[update.node] = update.norm
+            yield update
+
+    def _refuse(self, server_round: int, node: int, problem: str) -> None:
+        log.warning("round %d: %s", server_round, problem)
+        self.failures.setdefault(node, problem)  # the first reason stands
+
+    def _validate(self, reply: Message) -> Update:
+        """What ``reply`` holds.
+
+        Raises:
+            ProtocolError: an error reply, or one that cannot be used; names the node.
+        """
+        node = reply.metadata.src_node_id
+        name = self._names.get(node, str(node))
+        where = f"node {name}"
+        if node not in self._groups.nodes:
+            raise ProtocolError(f"{where} is not part of this round")
+        if node not in self._expected:
+            raise ProtocolError(f"{where} was not asked to train in this round")
+        if node in self._replied:
+            raise ProtocolError(f"{where} has answered this round already")
+        self._replied.add(node)
+        metrics = _validate_metrics(reply, name)
+        arrays = from_array_record(reply.content.array_records.get("arrays", ArrayRecord()), where)
+        groups = self._groups.of_node(node)
+        check_dtypes(arrays, self._rounding.dtype, where)
+        check_layers(arrays, self._groups.shapes_of(node), where)
+        for layer, array in arrays.items():
+            dtype = self._dtypes.get(groups[layer], array.dtype)
+            if array.dtype != dtype:
+                raise ProtocolError(f"{where} sent layer {layer} as {array.dtype} instead of {dtype}")
+        norm = self._reference.validate_and_measure(arrays, groups, where)
+        by_group = {groups[layer]: array for layer, array in arrays.items()}
+        for group, array in by_group.items():  # of a group that was not sent the first reply decides
+            self._dtypes.setdefault(group, array.dtype)
+        return Update(node, name, int(metrics[WEIGHT_KEY]), metrics, by_group, norm, reply)  # type: ignore[arg-type]
+
+
+def _validate_metrics(reply: Message, name: str) -> MetricRecord:
+    """The reply's metrics that are single finite numbers.
+
+    Raises:
+        ProtocolError: an error reply, or one without a number of cases.
+    """
+    if reply.has_error():
+        raise ProtocolError(one_line(reply.error.reason or f"node {name} failed without a reason"))
+    metrics = reply.content.metric_records.get("metrics", MetricRecord())
+    cases = metrics.get(WEIGHT_KEY)
+    if not isinstance(cases, int) or cases < 1:
+        raise ProtocolError(f"node {name} sent a reply without its number of cases")
+    return MetricRecord({k: v for k, v in metrics.items() if isinstance(v, int | float) and isfinite(v)})
