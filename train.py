@@ -33,7 +33,7 @@ def main(cfg: DictConfig) -> float | None:
     """One job: Hydra calls it once, or once for every job of a sweep, maybe in another process.
 
     Returns:
-        Mean DSC over training centres, which ``hydra/sweeper=optuna`` maximises; None where there is none.
+        Mean DSC over training centres, which ``hparams_search=dsc_optuna`` maximises; None where there is none.
     """
     job = HydraConfig.get()
     sweep = Path(job.sweep.dir).name if job.mode == RunMode.MULTIRUN else None

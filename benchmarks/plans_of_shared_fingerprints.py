@@ -3,7 +3,7 @@
     python benchmarks/plans_of_shared_fingerprints.py [--federations 20] [--planner ExperimentPlanner]
 
 Each federation is planned with nnU-Net's own planner from three fingerprints: the pooled images' (``histogram``, the
-default), that of ``fingerprint.share=quantised`` and that of ``fingerprint.intensity=weighted_mean``; these two are
+default), that of ``fingerprint.precision=quantised`` and that of ``fingerprint.intensity=weighted_mean``; these two are
 held against the first. Federations are the phantom's four centres, with real images, and random ones of real size: a
 planner wants no images. Geometry is the paper's (Tables 1, 3, 5 and 6), and assumed where the paper is silent: pixels
 of cardiac MRI, all of CT, fields of view, cropping and intensities. Every random federation has centres, numbers of
@@ -27,7 +27,7 @@ import numpy as np
 import torch
 import yaml
 
-from fednnunet.config.run import ModelConfig
+from fednnunet.config.groups import ModelConfig
 from fednnunet.datasets.raw import RawDataset, read_dataset
 from fednnunet.fingerprint import LocalFingerprint, merge_fingerprints
 from fednnunet.fingerprint.extract import extract_contribution, extract_fingerprint, intensity_ranges

@@ -43,7 +43,7 @@ import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from fednnunet.config.run import ModelConfig, NodeConfig, TrainerConfig
+from fednnunet.config.groups import ComputeConfig, ModelConfig, TrainerConfig
 from fednnunet.datasets.raw import read_dataset
 from fednnunet.datasets.staging import raw_digest, stage_dataset
 from fednnunet.fingerprint.extract import extract_fingerprint
@@ -73,7 +73,7 @@ TRAINER = TrainerConfig(
     weight_decay=3e-5,
     oversample_foreground=0.33,
 )
-NODE = NodeConfig(
+COMPUTE = ComputeConfig(
     device="cpu", precision="auto", augmentation_workers=0, preprocessing_workers=1, threads=1, compile=False
 )
 MODEL = ModelConfig(
@@ -150,14 +150,14 @@ def lightning_loop(trainer: nnUNetTrainer, callbacks: Sequence[L.Callback] = ())
     """Our loop, with nnU-Net's hooks before and after it as a node calls them."""
     trainer.on_train_start()
     module = NNUNetModule(trainer)
-    lightning_trainer = build_lightning_trainer(module, NODE, callbacks, Path(trainer.output_folder))
+    lightning_trainer = build_lightning_trainer(module, COMPUTE, callbacks, Path(trainer.output_folder))
     lightning_trainer.fit(module, datamodule=NNUNetDataModule(trainer))
     trainer.on_train_end()
 
 
 def set_up() -> None:
     """What every process of this script does first."""
-    torch.set_num_threads(NODE.threads)
+    torch.set_num_threads(COMPUTE.threads)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 

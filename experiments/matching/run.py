@@ -49,7 +49,7 @@ def main() -> int:
         command = [
             *(sys.executable, str(ROOT / "train.py"), "--multirun"),
             *(f"seed={arguments.seeds}", f"experiment={','.join(strategies)}"),
-            *(f"dataset.configuration={configuration}", *settings),
+            *(f"configuration={configuration}", *settings),
             f"hydra.sweep.dir={arguments.out / configuration}",
         ]
         log = arguments.out / f"{configuration}.log"

@@ -11,8 +11,8 @@ from typing import Annotated
 
 import typer
 
+from fednnunet.config.groups import CentreConfig
 from fednnunet.config.hydra_datasets import configured_dataset
-from fednnunet.config.run import CentreConfig
 from fednnunet.datasets.quality.summary import DataIssue
 from fednnunet.datasets.raw import DATASET_NAME, RawDataset, find_dataset, list_cases
 from fednnunet.errors import ConfigError, DataError

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 import fednnunet
-from fednnunet.config.run import DatasetConfig
+from fednnunet.config.groups import DatasetConfig
 from fednnunet.errors import ConfigError, first_problem
 
 PACKAGE = Path(fednnunet.__file__).parent
@@ -20,7 +20,7 @@ CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "co
 
 def dataset_names() -> list[str]:
     """Names that ``train.py dataset=NAME`` takes."""
-    return sorted(path.stem for path in (CONF / "dataset").glob("*.yaml"))
+    return sorted(path.stem for path in (CONF / "dataset").glob("*.yaml") if not path.stem.startswith("_"))
 
 
 def configured_dataset(name: str) -> DatasetConfig:

@@ -4,45 +4,43 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import Field, PositiveFloat, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from fednnunet.config.run import NodeConfig
+from fednnunet.config.groups import ComputeConfig, Config, FingerprintLimits, GpuMemoryTarget, InitConfig
 from fednnunet.errors import ConfigError, first_problem
 from fednnunet.exchange.messages import NodeName
 
 ADDRESS = re.compile(r"^(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9._-]+):(\d{1,5})$")
 VERSION_PATH = "/v1/fleet/fednnunet"
-"""Where a server tells its versions and time, to whom is not in yet."""
+"""Where a server states its versions and time, also to nodes that have not joined."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
-class NodeFile(NodeConfig):
-    """What ``fednnunet node up`` is told; paths are relative to the file.
+class NodeFile(Config):
+    """What ``fednnunet node up`` reads; paths are relative to the file.
 
-    What the server may decide (:class:`~fednnunet.config.shared.SharedRunConfig`) is not in here; what the machine and
-    the data of the hospital need is, and the server cannot change it.
+    The groups are those of the run's configuration. What the server may decide
+    (:class:`~fednnunet.config.shared.SharedRunConfig`) is not in here; what the machine and the data of the hospital
+    need is, and the server cannot change it.
 
     Attributes:
-        name: of the node; the one that its key was made for.
-        data: folder in nnU-Net's raw format; or nnU-Net id or name, looked up below ``raw_folder``.
-        raw_folder: where ids and names are looked up; None for the variable ``nnUNet_raw``.
-        external: has no training cases; serves for testing only.
-        server: ``host:port`` of the server.
-        certificate: of the authority that signed the server's (``ca.crt``).
-        key: the node's private key (``node.key``).
-        folder: work folder: checkpoints, preprocessed images, logs, audit.
-        gpu_memory: GB that plans aim at; None for what the server's configuration says.
-        share: least that is done to what is told of the fingerprint; ``quantised`` hides single cases.
-        find_duplicates: tell salted digests of the images where the server asks for them; see
-            docs/explanation/security.md.
-        classes: import paths of classes of your own that the server may name (trainers, planners, preprocessors).
-        pretrained: checkpoint to start from.
-        plans: a plans file to use instead of planning.
-        previous_stage: folder of finished ``3d_lowres`` runs, which ``3d_cascade_fullres`` takes as input.
-        insecure: talk to a server without TLS and without a key; on one machine only.
+        name: Name of the node; the one that its key was made for.
+        data: Folder in nnU-Net's raw format; or nnU-Net id or name, looked up below ``raw_folder``.
+        raw_folder: Folder where ids and names are looked up; null for the variable ``nnUNet_raw``.
+        external: The node has no training cases; it is for evaluation only.
+        server: Address of the server, ``host:port``.
+        certificate: Certificate of the authority that signed the server's (``ca.crt``).
+        key: Private key of the node (``node.key``).
+        folder: Work folder: checkpoints, preprocessed images, logs, audit.
+        classes: Import paths of classes of your own that the server may name (trainers, planners, preprocessors).
+        insecure: Talk to a server without TLS and without a key; on one machine only.
+        compute: How the node computes.
+        gpu_memory: GPU memory that plans aim at; null for what the server's configuration says.
+        fingerprint: The most that the node reveals of its images, whatever the server asks for.
+        init: What training starts from.
     """
 
     name: NodeName
@@ -53,20 +51,12 @@ class NodeFile(NodeConfig):
     certificate: Path | None = None
     key: Path | None = None
     folder: Path
-    gpu_memory: PositiveFloat | None = None
-    share: Literal["full", "quantised"] = "full"
-    find_duplicates: bool = False
     classes: list[str] = Field(default=[])
-    pretrained: Path | None = None
-    plans: Path | None = None
-    previous_stage: Path | None = None
     insecure: bool = False
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed"] = "auto"
-    augmentation_workers: int = Field(default=0, ge=0)
-    preprocessing_workers: int = Field(default=1, ge=1)
-    threads: int = Field(default=0, ge=0)
-    compile: bool = False
+    compute: ComputeConfig = ComputeConfig()
+    gpu_memory: GpuMemoryTarget = GpuMemoryTarget()
+    fingerprint: FingerprintLimits = FingerprintLimits()
+    init: InitConfig = InitConfig()
 
     @field_validator("server")
     @classmethod
@@ -116,16 +106,24 @@ def read_node_file(path: Path) -> NodeFile:
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds no keys; see deploy/node.yaml for an example")
     try:
-        site = NodeFile.model_validate(content)
+        node_file = NodeFile.model_validate(content)
     except ValidationError as error:
         raise ConfigError(f"{path}: {first_problem(error, 'file').replace('Value error, ', '')}") from None
-    return site.model_copy(update=_resolved(site, path.resolve().parent))
+    return node_file.model_copy(update=_resolved(node_file, path.resolve().parent))
 
 
-def _resolved(site: NodeFile, base: Path) -> dict[str, Any]:
-    """Paths of ``site`` as absolute ones."""
-    names = ("raw_folder", "certificate", "key", "folder", "pretrained", "plans", "previous_stage")
-    paths = {name: base / value.expanduser() for name in names if (value := getattr(site, name)) is not None}
-    if isinstance(site.data, str) and ("/" in site.data or (base / site.data).is_dir()):
-        return paths | {"data": str(base / Path(site.data).expanduser())}
-    return paths
+def _resolved(node_file: NodeFile, base: Path) -> dict[str, Any]:
+    """The keys of ``node_file`` that are paths, with absolute ones."""
+
+    def absolute(paths: Any) -> Any:
+        if isinstance(paths, dict):
+            return {node: absolute(path) for node, path in paths.items()}
+        return base / paths.expanduser() if isinstance(paths, Path) else paths
+
+    names = ("raw_folder", "certificate", "key", "folder")
+    resolved = {name: absolute(getattr(node_file, name)) for name in names}
+    resolved["init"] = InitConfig(**{name: absolute(path) for name, path in node_file.init})
+    data = node_file.data
+    if isinstance(data, str) and ("/" in data or (base / data).is_dir()):
+        resolved["data"] = str(base / Path(data).expanduser())
+    return resolved

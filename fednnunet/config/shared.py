@@ -2,123 +2,76 @@
 
 Everything else is the node's own: where its data lie, its device, its memory. Nothing in here is a path, and a class
 is named only if nnU-Net defines it or the node's own configuration allows it.
+
+To add a key that nodes read, edit three places:
+
+1. The class of its group in ``config/groups.py``: type, range, one line of description.
+2. The group's default in ``conf/<group>/*.yaml``, with a comment (``python -m fednnunet.config.reference`` then renews
+   ``docs/reference/configuration.md``).
+3. The code at the node that reads ``settings.config.<group>.<key>``.
+
+Which group decides who sets the key where nodes are other machines: the groups of :class:`SharedKeys` come from the
+server, the others of :class:`NodeRunConfig` from the node's own file (:class:`~fednnunet.config.node_file.NodeFile`),
+and for ``fingerprint`` and ``gpu_memory`` the node's own file has the last word. Add a key of the node's own file to
+``deploy/node.yaml``, too.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from pydantic import Field, field_validator
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, field_validator
-
+from fednnunet.config.groups import (
+    CachePaths,
+    ComputeConfig,
+    Config,
+    Configuration,
+    EvaluationConfig,
+    FingerprintConfig,
+    Folds,
+    GpuMemoryConfig,
+    InitConfig,
+    ModelConfig,
+    TrainerConfig,
+)
 from fednnunet.exchange.messages import Fold
 
-Configuration = Literal["2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres"]
 
-
-class Config(BaseModel):
-    """Base of all configuration groups: unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-
-
-class SharedDataset(Config):
-    """What a node is told of a dataset.
+class SharedKeys(Config):
+    """The keys of a run that every node needs, wherever it is.
 
     Attributes:
-        name: as it appears in reports.
+        seed: Random seed of the run: initialisation and augmentation at every node.
+        fold: Held-out fold of nnU-Net's 5-fold cross-validation, 0 to 4; several, one after another, as a list; ``all``
+            trains on every case and scores external centres only.
         configuration: nnU-Net configuration to train.
-        hd95_unit: ``mm`` by the image's spacing, ``pixels`` where it has none.
-        surface_tolerance: within which two surfaces count as one for the surface DSC, in that unit.
-    """
-
-    name: str
-    configuration: Configuration
-    hd95_unit: Literal["mm", "pixels"]
-    surface_tolerance: float = Field(default=2.0, gt=0)
-
-
-class SharedTrainer(Config):
-    """What nnU-Net's trainer does. None leaves a value as the class sets it.
-
-    Attributes:
-        class_: key ``class``: an ``nnUNetTrainer`` class that nnU-Net finds, or an import path of one's own.
-        epochs: epochs; with ``strategy.local_epochs=1`` also the number of rounds.
-        iterations: training iterations per epoch.
-        val_iterations: validation iterations per epoch.
-        initial_lr: initial learning rate.
-        weight_decay: of the optimizer.
-        oversample_foreground: fraction of a batch's patches that must hold foreground.
-        save_probabilities: keep softmax outputs of held-out cases, for nnU-Net's ensembles (``--npz``).
-    """
-
-    class_: str = Field(alias="class")
-    epochs: int | None = Field(default=None, ge=1)
-    iterations: int | None = Field(default=None, ge=1)
-    val_iterations: int | None = Field(default=None, ge=1)
-    initial_lr: float | None = Field(default=None, gt=0)
-    weight_decay: float | None = Field(default=None, ge=0)
-    oversample_foreground: float | None = Field(default=None, ge=0, le=1)
-    save_probabilities: bool = False
-
-
-class SharedModel(Config):
-    """How nnU-Net plans the network and preprocesses for it.
-
-    Attributes:
-        planner: an ``ExperimentPlanner`` class that nnU-Net finds, or an import path of one's own.
-        plans_name: identifier of the plans, in nnU-Net's folder names; None for the planner's own.
-        preprocessor: a preprocessor class that nnU-Net finds; None for the planner's own.
-        overwrite_target_spacing: mm (Z, Y, X) to resample to in 3d, instead of the planner's choice.
-        overrides: attributes of the planner to change, such as ``UNet_base_num_features``.
-    """
-
-    planner: str
-    plans_name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_-]+$")
-    preprocessor: str | None = None
-    overwrite_target_spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
-    overrides: dict[str, Any] = {}
-
-
-def _known_folds(fold: Any) -> Any:
-    folds = fold if isinstance(fold, list) else [fold]
-    for one in folds:
-        if one != "all" and (type(one) is not int or not 0 <= one <= 4):
-            raise ValueError(f"fold={one}: must be 0 to 4, or all to train on every case")
-    if not folds or len(set(map(str, folds))) < len(folds):
-        raise ValueError(f"fold={fold}: name each fold once")
-    return fold
-
-
-Folds = Annotated[Fold | list[Fold], BeforeValidator(_known_folds)]
-"""One fold, or several that are trained one after another."""
-
-
-class SharedRunConfig(Config):
-    """What a node is told with the first message of a run; unknown keys are errors.
-
-    Attributes:
-        seed: of the run.
-        fold: to train.
-        dataset: how images are preprocessed and scored.
-        share: what is done to what is told of the fingerprint.
-        trainer: how long and how nnU-Net's trainer trains.
-        model: how nnU-Net plans the network.
-        gpu_memory: GB that plans aim at, where the node does not say; None for what the planner was made for.
-        cap_memory: take no more of a CUDA GPU than that.
+        trainer: How long and how nnU-Net's trainer trains.
+        model: How nnU-Net plans the network.
+        fingerprint: What nodes send of their fingerprints.
+        gpu_memory: GPU memory that plans aim at.
+        evaluation: What is scored, and in which unit.
     """
 
     seed: int = Field(ge=0)
     fold: Folds
-    dataset: SharedDataset
-    share: Literal["full", "quantised"]
-    trainer: SharedTrainer
-    model: SharedModel
-    gpu_memory: PositiveFloat | None
-    cap_memory: bool
+    configuration: Configuration
+    trainer: TrainerConfig
+    model: ModelConfig
+    fingerprint: FingerprintConfig
+    gpu_memory: GpuMemoryConfig
+    evaluation: EvaluationConfig
+
+    @property
+    def folds(self) -> list[Fold]:
+        """Folds to train, one after another."""
+        return self.fold if isinstance(self.fold, list) else [self.fold]
+
+
+class SharedRunConfig(SharedKeys):
+    """What a server sends a node on another machine with the first message of a run."""
 
     @field_validator("model")
     @classmethod
-    def _overrides_are_numbers(cls, model: SharedModel) -> SharedModel:
+    def _overrides_are_numbers(cls, model: ModelConfig) -> ModelConfig:
         for name, value in model.overrides.items():
             values = value if isinstance(value, list) else [value]
             if name.startswith("_") or not all(isinstance(one, bool | int | float) for one in values):
@@ -134,3 +87,21 @@ class SharedRunConfig(Config):
             "model.preprocessor": self.model.preprocessor or "",
         }
         return {key: name for key, name in named.items() if "." in name}
+
+
+class NodeRunConfig(SharedKeys):
+    """What a node's part of a run depends on.
+
+    Attributes:
+        init: What training starts from.
+        compute: How the node computes.
+        paths: Folders of the node.
+    """
+
+    init: InitConfig
+    compute: ComputeConfig
+    paths: CachePaths
+
+    def gpu_memory_of(self, node: str) -> float | None:
+        """Planning target of ``node`` in GB; None leaves it to the planner."""
+        return self.gpu_memory.per_node.get(node, self.gpu_memory.gb)

@@ -111,7 +111,7 @@ class SweepCallback(Callback):
         if "submitit" in config.hydra.launcher._target_:
             print(f"what the jobs print is in {os.path.relpath(self.folder)}/.submitit", flush=True)
         if "optuna" in config.hydra.sweeper._target_ and "max" not in str(config.hydra.sweeper.direction).lower():
-            print("warning: this looks for the worst mean DSC; take hydra/sweeper=optuna_dsc", file=sys.stderr)
+            print("warning: this looks for the worst mean DSC; take hparams_search=dsc_optuna", file=sys.stderr)
 
     def on_job_start(self, config: DictConfig, *, task_function: TaskFunction, **kwargs: Any) -> None:
         """Mark the run as one of this start of the sweep, whose end, but on SLURM, is the end of the job, too."""

@@ -23,7 +23,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import distributed
 
-from fednnunet.config.run import TrainerConfig
+from fednnunet.config.groups import TrainerConfig
 from fednnunet.node.process_setup import set_up_process
 from fednnunet.node.settings import NodeSettings
 from fednnunet.training.callback import FederatedCallback
@@ -45,7 +45,7 @@ class Ranks:
     """
 
     def __init__(self, settings: NodeSettings, device: torch.device) -> None:
-        self.size = settings.config.node.devices
+        self.size = settings.config.compute.num_devices
         self._connections: list[Connection] = []
         if self.size == 1:
             return
@@ -137,8 +137,8 @@ def run_rank(settings: NodeSettings, rank: int, meeting: Path, connection: Conne
     """Process entry of a helper."""
     set_up_process(settings.folder / "node.log", settings.threads)
     config = settings.config
-    device = resolve_device(config.node.device)
-    join_group(rank, config.node.devices, meeting, device)
+    device = resolve_device(config.compute.device)
+    join_group(rank, config.compute.num_devices, meeting, device)
     cap_memory(device, config.gpu_memory_of(settings.name) if config.gpu_memory.cap else None)
     _Rank(settings, rank, device, connection).serve()
 
@@ -179,7 +179,7 @@ class _Rank:
             order["dataset_json"],
             settings,
             self.device,
-            self.settings.config.node.precision,
+            self.settings.config.compute.precision,
         )
 
     def _fit(self, epoch: int) -> None:
@@ -187,8 +187,8 @@ class _Rank:
         skip_epochs(self.trainer, epoch)
         self.trainer.on_train_start()
         module = NNUNetModule(self.trainer)
-        node = self.settings.config.node
-        fit = build_lightning_trainer(module, node, [FederatedCallback(self)], self.settings.folder).fit
+        compute = self.settings.config.compute
+        fit = build_lightning_trainer(module, compute, [FederatedCallback(self)], self.settings.folder).fit
         fit(module, datamodule=NNUNetDataModule(self.trainer))
         self.trainer.on_train_end()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fednnunet.config.run import NodeRunConfig
+from fednnunet.config.shared import NodeRunConfig
 from fednnunet.files import DISK_FULL
 
 CPU_OUT_OF_MEMORY = "can't allocate memory"
@@ -21,16 +21,18 @@ def explain_out_of_memory(error: Exception, node: str, config: NodeRunConfig) ->
         target = config.gpu_memory_of(node)
         plans = f"plans for {target:g} GB" if target is not None else f"what {config.model.planner} plans for"
         return (
-            f"out of GPU memory with {plans}; lower the target: +gpu_memory.nodes.{node}=…, or gpu_memory.default=… "
+            f"out of GPU memory with {plans}; lower the target: +gpu_memory.per_node.{node}=…, or gpu_memory.gb=… "
             "for all nodes (strategy=ffe needs the same for all)"
         )
     if isinstance(error, MemoryError) or CPU_OUT_OF_MEMORY in str(error):
         return (
-            "out of main memory; lower federation.max_parallel_nodes, node.preprocessing_workers or "
-            f"+gpu_memory.nodes.{node}, which decides the size of patch and batch"
+            "out of main memory; lower federation.max_parallel_nodes, compute.preprocessing_workers or "
+            f"+gpu_memory.per_node.{node}, which decides the size of patch and batch"
         )
     if AUGMENTATION_DIED in str(error):
-        return "a background process for augmentation died, mostly for want of memory; lower node.augmentation_workers"
+        return (
+            "a background process for augmentation died, mostly for lack of memory; lower compute.augmentation_workers"
+        )
     return None
 
 

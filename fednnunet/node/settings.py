@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from fednnunet.config.run import NodeRunConfig
+from fednnunet.config.shared import NodeRunConfig
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,6 @@ class NodeSettings:
         same_machine: server and node are one machine: errors may name files, pictures may be kept for the
             report.
         run: id of the run, where the server tells it; None for a worker that is started for its run.
-        find_duplicates: tell salted digests of the images where the server asks for them.
     """
 
     name: str
@@ -34,7 +33,6 @@ class NodeSettings:
     threads: int
     same_machine: bool
     run: str | None = None
-    find_duplicates: bool = False
 
     @property
     def seed(self) -> int:

@@ -80,16 +80,16 @@ class NodeStages:
             folder = settings.folder / variable
             folder.mkdir(parents=True, exist_ok=True)
             os.environ[variable] = str(folder)
-        os.environ["nnUNet_n_proc_DA"] = str(self.config.node.augmentation_workers)
-        os.environ["nnUNet_compile"] = str(self.config.node.compile)
+        os.environ["nnUNet_n_proc_DA"] = str(self.config.compute.augmentation_workers)
+        os.environ["nnUNet_compile"] = str(self.config.compute.compile)
 
     # describe ------------------------------------------------------------------------------------------
 
     def describe(self, request: messages.FingerprintRequest) -> messages.FingerprintReply:
         """Check the images, extract nnU-Net's fingerprint (or take it from the cache)."""
         name, external = self.settings.name, self.settings.external
-        self.device = resolve_device(self.config.node.device)
-        check_device(self.config.node, self.device)
+        self.device = resolve_device(self.config.compute.device)
+        check_device(self.config.compute, self.device)
         cap_memory(self.device, self.config.gpu_memory_of(name) if self.config.gpu_memory.cap else None)
         self.centres = {
             centre: read_dataset(folder, centre, external=external) for centre, folder in self.settings.datasets.items()
@@ -108,7 +108,7 @@ class NodeStages:
             version=__version__,
             external=external,
             num_training=0 if external else len(self.dataset.cases),
-            configuration=self.config.dataset.configuration,
+            configuration=self.config.configuration,
             channel_names=self.dataset.channel_names,
             labels=self.dataset.labels,
             regions_class_order=self.dataset.dataset_json.get("regions_class_order"),
@@ -123,11 +123,13 @@ class NodeStages:
         """Digests of the images, if this node tells them; which case each is of stays here, in a file."""
         if salt is None:
             return None
-        if not self.settings.find_duplicates:
-            log.warning("the server asks for digests of the images; find_duplicates is false here, so none are told")
+        if not self.config.fingerprint.find_duplicates:
+            log.warning(
+                "the server asks for digests of the images; fingerprint.find_duplicates is false here, so none are sent"
+            )
             return None
         assert self.dataset is not None
-        dataset, workers = self.dataset, self.config.node.preprocessing_workers
+        dataset, workers = self.dataset, self.config.compute.preprocessing_workers
         digests = self._cached("image_digests", lambda: image_digests(dataset, self.settings.name, workers))
         cases: dict[str, list[str]] = {}
         for case, digest in digests.items():
@@ -139,10 +141,10 @@ class NodeStages:
         return sorted(cases)
 
     def _tell(self, request: messages.FingerprintRequest) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-        """Intensity ranges and fingerprint, where they were asked for; ``fingerprint.share`` rounds what leaves."""
+        """Intensity ranges and fingerprint, where they were asked for; ``fingerprint.precision`` rounds what leaves."""
         assert self.dataset is not None
-        dataset, workers = self.dataset, self.config.node.preprocessing_workers
-        quantised = self.config.fingerprint.share == "quantised"
+        dataset, workers = self.dataset, self.config.compute.preprocessing_workers
+        quantised = self.config.fingerprint.precision == "quantised"
         if request.tell == "ranges":
             ranges = self._cached("intensity_ranges", lambda: _dump(intensity_ranges(dataset, workers)))
             if quantised:
@@ -156,7 +158,7 @@ class NodeStages:
             )
             return None, LocalFingerprint.parse(made, "the cache").quantised().to_dict() if quantised else made
         if quantised and request.tell == "statistics":
-            raise ConfigError("fingerprint.share=quantised here, but the server asks for exact statistics")
+            raise ConfigError("fingerprint.precision=quantised here, but the server asks for exact statistics")
         fingerprint = self._fingerprint()  # also where nothing is told: planning will want it
         return None, fingerprint if request.tell == "statistics" else None
 
@@ -176,7 +178,7 @@ class NodeStages:
     def _fingerprint(self) -> dict[str, Any]:
         """nnU-Net's fingerprint of the node."""
         assert self.dataset is not None
-        dataset, workers = self.dataset, self.config.node.preprocessing_workers
+        dataset, workers = self.dataset, self.config.compute.preprocessing_workers
         return self._cached("dataset_fingerprint", lambda: extract_fingerprint(dataset, workers))
 
     def _cached(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -203,7 +205,7 @@ class NodeStages:
         results = Path(os.environ["nnUNet_results"])
         rounds: dict[messages.Fold, list[int]] = {}
         for fold in self.config.folds:
-            folders = results.glob(f"*/*__{self.config.dataset.configuration}/fold_{fold}")
+            folders = results.glob(f"*/*__{self.config.configuration}/fold_{fold}")
             rounds[fold] = sorted(finished for folder in folders for finished in whole_rounds(folder))
         return rounds
 
@@ -217,17 +219,17 @@ class NodeStages:
         else:
             fingerprint = LocalFingerprint.parse(request.fingerprint, "the server").to_dict()
         name, model = self.settings.name, self.config.model
-        given = model.plans_of(name)
+        given = self.config.init.plans_of(name)
         if given is not None:
             channels = len(dataset.channel_names)
             self.plans = import_plans(dataset.name, fingerprint, given.expanduser(), name, channels, model)
         else:
             memory = self.config.gpu_memory_of(name)
             self.plans = make_plans(dataset.name, fingerprint, model, memory, request.num_training)
-        configuration = self.config.dataset.configuration
+        configuration = self.config.configuration
         if configuration not in self.plans["configurations"]:
             raise ConfigError(
-                f"dataset.configuration={configuration}: nnU-Net plans only "
+                f"configuration={configuration}: nnU-Net plans only "
                 f"{', '.join(self.plans['configurations'])} for these images"
             )
         layers = layer_shapes(self._network(self.plans))
@@ -246,7 +248,7 @@ class NodeStages:
             raise ProtocolError("preprocessing was asked for before a plan")
         start = time.perf_counter()
         digest = raw_digest(dataset)
-        configuration = self.config.dataset.configuration
+        configuration = self.config.configuration
         planned = self.settings.folder / "nnUNet_preprocessed" / dataset.name
         per_centre = {centre: splits_of(data, centre) for centre, data in self.centres.items()}
         folds = pooled_splits(per_centre) if self._pooled else next(iter(per_centre.values()))
@@ -257,7 +259,7 @@ class NodeStages:
             self.plans,
             configuration,
             self._cache_folder(digest) / cache_key(digest, self.plans, configuration, folds),
-            self.config.node.preprocessing_workers,
+            self.config.compute.preprocessing_workers,
         )
         _link(planned / REFERENCES, cache / dataset.name / REFERENCES)
         os.environ["nnUNet_preprocessed"] = str(cache)
@@ -269,23 +271,24 @@ class NodeStages:
             num_validation=0 if request.fold == "all" else len(validation),
             epochs=trainer.num_epochs,
             iterations=trainer.num_iterations_per_epoch,
-            pretrained=self.config.trainer.pretrained_of(self.settings.name) is not None,
+            pretrained=self.config.init.weights_of(self.settings.name) is not None,
         )
 
     def begin_fold(self, fold: messages.Fold) -> nnUNetTrainer:
         """Build the trainer of ``fold``, as if it were the only one: from the node's seed, or pretrained."""
         assert self.plans is not None
         dataset, settings, name = self._described(), self.config.trainer, self.settings.name
-        configuration, precision = self.config.dataset.configuration, self.config.node.precision
+        configuration, precision = self.config.configuration, self.config.compute.precision
         dataset_json = {key: value for key, value in dataset.dataset_json.items() if key != "dataset"}
         self.ranks.build(self.plans, configuration, fold, dataset_json, self.settings.seed)
         L.seed_everything(self.settings.seed, verbose=False)
         trainer = build_nnunet_trainer(self.plans, configuration, fold, dataset_json, settings, self.device, precision)
-        source = settings.pretrained_of(name)
+        source = self.config.init.weights_of(name)
         if source is not None:
             load_pretrained(trainer, find_checkpoint(source, name, fold))
-        if settings.previous_stage is not None and trainer.is_cascaded:
-            copy_previous_stage(trainer, name, settings.previous_stage, self._identifiers())
+        previous_stage = self.config.init.previous_stage
+        if previous_stage is not None and trainer.is_cascaded:
+            copy_previous_stage(trainer, name, previous_stage, self._identifiers())
         self.trainer = trainer
         return trainer
 
@@ -339,13 +342,13 @@ class NodeStages:
     def received(self) -> ReceivedModels:
         """Models of other nodes that are to score this node's cases."""
         if self._received is None:
-            dataset_json, configuration = self._described().dataset_json, self.config.dataset.configuration
+            dataset_json, configuration = self._described().dataset_json, self.config.configuration
             folder = self.settings.folder / "received"
             self._received = ReceivedModels(folder, configuration, dataset_json, self._network, self.device)
         return self._received
 
     def _network(self, plans: dict[str, Any]) -> nn.Module:
-        trainer_class, configuration = find_trainer(self.config.trainer.class_), self.config.dataset.configuration
+        trainer_class, configuration = find_trainer(self.config.trainer.class_), self.config.configuration
         return build_network(trainer_class, PlansManager(plans), configuration, self._described().dataset_json)
 
     def _score(
@@ -363,8 +366,8 @@ class NodeStages:
             segment,
             determine_reader_writer_from_dataset_json(dataset.dataset_json, first)(),
             dataset.labels,
-            self.config.dataset.hd95_unit,
-            self.config.dataset.surface_tolerance,
+            self.config.evaluation.distance_unit,
+            self.config.evaluation.surface_tolerance,
             predictions,
             self.settings.folder / "overlays" if pictured else None,
         )

@@ -240,7 +240,7 @@ class NodeWorker:
             restore_random_state(self.random_state)
         module = NNUNetModule(trainer)
         lightning_trainer = build_lightning_trainer(
-            module, self.settings.config.node, [FederatedCallback(self)], self.settings.folder
+            module, self.settings.config.compute, [FederatedCallback(self)], self.settings.folder
         )
         self.fitting = self.first_epoch = True
         try:

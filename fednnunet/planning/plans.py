@@ -14,7 +14,7 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 
-from fednnunet.config.run import ModelConfig
+from fednnunet.config.groups import ModelConfig
 from fednnunet.errors import ConfigError
 from fednnunet.files import write_atomically
 from fednnunet.planning.class_lookup import find_class
@@ -110,7 +110,7 @@ def import_plans(
     plans = _read_plans(source, node)
     known = len(plans["foreground_intensity_properties_per_channel"])
     if known != channels:
-        raise ConfigError(f"model.plans={source} is for images of {known} channels; node {node} has {channels}")
+        raise ConfigError(f"init.plans={source} is for images of {known} channels; node {node} has {channels}")
     plans["dataset_name"] = dataset
     if model.plans_name is not None:
         plans["plans_name"] = model.plans_name
@@ -126,14 +126,14 @@ def _read_plans(source: Path, node: str) -> dict[str, Any]:
     try:
         plans = json.loads(path.read_text())
     except FileNotFoundError:
-        raise ConfigError(f"model.plans: there is no file {path}") from None
+        raise ConfigError(f"init.plans: there is no file {path}") from None
     except (json.JSONDecodeError, UnicodeDecodeError):
-        raise ConfigError(f"model.plans: {path} is not JSON") from None
+        raise ConfigError(f"init.plans: {path} is not JSON") from None
     if isinstance(plans, dict) and "configurations" not in plans:  # a run's: plans by node
         if node not in plans:
             raise ConfigError(
-                f"model.plans: {path} has no plans of node {node}, only of {', '.join(plans)}; "
-                f"give it a file of its own: model.plans={{{node}: …}}"
+                f"init.plans: {path} has no plans of node {node}, only of {', '.join(plans)}; "
+                f"give it a file of its own: init.plans={{{node}: …}}"
             )
         plans = plans[node]
     _check_version(plans, path)
@@ -148,11 +148,11 @@ def _check_version(plans: Any, path: Path) -> None:
     """
     configurations = plans.get("configurations") if isinstance(plans, dict) else None
     if not isinstance(configurations, dict) or "foreground_intensity_properties_per_channel" not in plans:
-        raise ConfigError(f"model.plans: {path} are no plans of nnU-Net v2 (v1's plans.pkl cannot be used)")
+        raise ConfigError(f"init.plans: {path} are no plans of nnU-Net v2 (v1's plans.pkl cannot be used)")
     for name, configuration in configurations.items():
         if "inherits_from" not in configuration and "architecture" not in configuration:
             raise ConfigError(
-                f"model.plans: {path} were made by another version of nnU-Net's planner ({name} has no architecture: "
+                f"init.plans: {path} were made by another version of nnU-Net's planner ({name} has no architecture: "
                 "nnU-Net before 2.5); plan anew with this version"
             )
 

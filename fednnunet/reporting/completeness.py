@@ -15,7 +15,7 @@ def check_comparable(runs: Sequence[Run]) -> None:
         DataError: two runs are of different datasets, scored different labels at a node, or measured distances in
             different units; names both and what differs.
     """
-    for key, what in (("dataset", "dataset"), ("hd95_unit", "unit of HD95")):
+    for key, what in (("dataset", "dataset"), ("distance_unit", "unit of HD95")):
         known = [run for run in runs if key in run.info]
         for run in known[1:]:
             if run.info[key] != known[0].info[key]:

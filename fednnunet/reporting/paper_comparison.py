@@ -23,7 +23,7 @@ class PaperTable:
         number: number of the table.
         doi: DOI of the paper.
         configuration: nnU-Net configuration.
-        hd95_unit: ``mm`` or ``pixels``.
+        distance_unit: ``mm`` or ``pixels``.
         training: training centre to number of studies.
         external: external centre to number of studies.
         values: ``dsc`` and ``hd95``; rows are strategies, columns training, then external centres.
@@ -35,7 +35,7 @@ class PaperTable:
     number: int
     doi: str
     configuration: str
-    hd95_unit: str
+    distance_unit: str
     training: dict[str, int]
     external: dict[str, int]
     values: dict[str, pd.DataFrame]
@@ -130,8 +130,8 @@ def _list_differences(paper: PaperTable, table: ResultsTable, runs: Sequence[Run
     configurations = {str(run.info["configuration"]) for run in finished} - {paper.configuration}
     if configurations:
         differences.append(f"configuration {', '.join(sorted(configurations))}, not {paper.configuration}")
-    if table.hd95_unit != paper.hd95_unit:
-        differences.append(f"HD95 in {table.hd95_unit}, not {paper.hd95_unit}")
+    if table.distance_unit != paper.distance_unit:
+        differences.append(f"HD95 in {table.distance_unit}, not {paper.distance_unit}")
     absent = [centre for centre in paper.training if centre not in table.training]
     if absent:
         differences.append(f"trained without {', '.join(absent)}")

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from matplotlib.figure import Figure
 
-from fednnunet.config.run import POOLED_NODE
+from fednnunet.config.groups import POOLED_NODE
 from fednnunet.evaluation.statistics import show_p_value
 from fednnunet.files import write_atomically
 from fednnunet.reporting import figures
@@ -128,7 +128,7 @@ def _figures(results: Results, saved: Path) -> dict[str, Picture]:
         drawn["learning_curves"] = curves, "Losses and pseudo-Dice over rounds"
         drawn["round_costs"] = figures.round_costs(results.rounds), "Time and traffic of a round"
     if results.table is not None:
-        boxes = figures.case_scores(results.scores, results.training, results.external, results.table.hd95_unit)
+        boxes = figures.case_scores(results.scores, results.training, results.external, results.table.distance_unit)
         drawn["case_scores"] = boxes, "DSC and HD95 of held-out cases, one box per strategy and centre"
         crossed = figures.cross_centre(results.cases, results.training, results.external)
         if crossed is not None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from fednnunet.config.run import POOLED_NODE
+from fednnunet.config.groups import POOLED_NODE
 from fednnunet.errors import DataError
 from fednnunet.exchange.messages import ENSEMBLE
 from fednnunet.files import write_atomically
@@ -242,8 +242,8 @@ def _info_from_config(config: Mapping[str, Any]) -> dict[str, Any]:
     names = {
         "strategy": "strategy.name",
         "dataset": "dataset.name",
-        "configuration": "dataset.configuration",
-        "hd95_unit": "dataset.hd95_unit",
+        "configuration": "configuration",
+        "distance_unit": "evaluation.distance_unit",
         "seed": "seed",
         "fold": "fold",
     }

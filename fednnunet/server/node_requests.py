@@ -195,7 +195,8 @@ def request_as_nodes_join(session: Session, request: FingerprintRequest, expecte
     if len(joining.replies) < (settings.min_replies or expected):
         raise ConfigError(
             f"after {settings.timeout} s: {joining.summary()}; start the others and see their logs, or raise "
-            f"federation.timeout, or lower federation.{'nodes' if settings.needs_all_nodes else 'min_nodes'}"
+            "federation.reply_timeout_s, or lower "
+            f"federation.{'expected_nodes' if settings.needs_all_nodes else 'min_nodes'}"
         )
     if len(joining.replies) < expected or not at_first.issuperset(joining.replies):
         recorder.on_message(joining.summary())

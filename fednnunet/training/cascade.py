@@ -2,7 +2,7 @@
 
 A ``3d_lowres`` run leaves its segmentations of each fold's held-out cases, on the grid of the next stage, in nnU-Net's
 folder ``predicted_next_stage``. The run of the next stage finds them by the node's name, below the folder that
-``trainer.previous_stage`` names.
+``init.previous_stage`` names.
 """
 
 from __future__ import annotations
@@ -76,9 +76,9 @@ def copy_previous_stage(trainer: nnUNetTrainer, node: str, source: Path, identif
     missing = sorted(set(identifiers) - set(found))
     if missing:
         raise ConfigError(
-            f"trainer.previous_stage={source}: {stage} segmentations of {len(missing)} of {len(identifiers)} cases "
+            f"init.previous_stage={source}: {stage} segmentations of {len(missing)} of {len(identifiers)} cases "
             "are missing; they are of each fold's held-out cases, so train all: "
-            f"dataset.configuration={stage} 'fold=[0,1,2,3,4]'"
+            f"configuration={stage} 'fold=[0,1,2,3,4]'"
         )
     target.mkdir(parents=True, exist_ok=True)
     for identifier in identifiers:
@@ -96,7 +96,7 @@ def _find(source: Path, node: str, stage: str, next_stage: str) -> dict[str, Pat
         other = found.setdefault(path.name.split(".")[0], path)
         if other != path:
             raise ConfigError(
-                f"trainer.previous_stage={source} holds two segmentations of a case, by different runs of {stage}: "
+                f"init.previous_stage={source} holds two segmentations of a case, by different runs of {stage}: "
                 "name the folder of one"
             )
     return found
@@ -110,6 +110,6 @@ def _check_shapes(trainer: nnUNetTrainer, source: Path, identifiers: Sequence[st
         data, _, previous, _ = dataset.load_case(identifier)
         if tuple(data.shape[1:]) != tuple(previous.shape):
             raise ConfigError(
-                f"trainer.previous_stage={source}: the segmentations have another shape than the images of "
+                f"init.previous_stage={source}: the segmentations have another shape than the images of "
                 f"{trainer.configuration_name}: that run had other plans; repeat it with the same dataset and model"
             )

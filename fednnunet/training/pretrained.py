@@ -24,7 +24,7 @@ NAMED_MISMATCHES = 3
 
 
 def find_checkpoint(source: Path, node: str, fold: Fold) -> Path:
-    """The checkpoint that ``trainer.pretrained=<source>`` means for a node.
+    """The checkpoint that ``init.weights=<source>`` means for a node.
 
     Args:
         source: a checkpoint, a folder that holds ``checkpoint_final.pth``, or the folder of a finished run, of which
@@ -43,15 +43,15 @@ def find_checkpoint(source: Path, node: str, fold: Fold) -> Path:
     nodes = source / "nodes"
     if not nodes.is_dir():
         raise ConfigError(
-            f"trainer.pretrained={source} is neither a checkpoint, nor a folder with {FINAL}, nor a run's folder"
+            f"init.weights={source} is neither a checkpoint, nor a folder with {FINAL}, nor a run's folder"
         )
     found = {path.parent.name: path for path in nodes.glob(f"{node}/nnUNet_results/*/*/fold_*/{FINAL}")}
     if not found:
         trained = nodes.glob(f"*/nnUNet_results/*/*/fold_*/{FINAL}")
         others = sorted({path.relative_to(nodes).parts[0] for path in trained})
         raise ConfigError(
-            f"trainer.pretrained: the run {source} holds no {FINAL} of node {node}, "
-            f"only of {', '.join(others) or 'none'}; name one by node: trainer.pretrained={{{node}: …}}"
+            f"init.weights: the run {source} holds no {FINAL} of node {node}, "
+            f"only of {', '.join(others) or 'none'}; name one by node: init.weights={{{node}: …}}"
         )
     return found.get(f"fold_{fold}", found[min(found)])
 
@@ -74,8 +74,8 @@ def load_pretrained(trainer: nnUNetTrainer, path: Path) -> None:
     if misfits:
         named = "; ".join(misfits[:NAMED_MISMATCHES]) + (" …" if len(misfits) > NAMED_MISMATCHES else "")
         raise ConfigError(
-            f"trainer.pretrained={path}{origin}: {len(misfits)} of {len(wanted)} layers do not fit the planned "
-            f"network: {named}. Train with the plans of that model: model.plans=<its plans.json>"
+            f"init.weights={path}{origin}: {len(misfits)} of {len(wanted)} layers do not fit the planned "
+            f"network: {named}. Train with the plans of that model: init.plans=<its plans.json>"
         )
     network.load_state_dict(ours | {name: theirs[name] for name in wanted})
     log.info("started from %s%s: %d layers, segmentation heads anew", path, origin, len(wanted))
@@ -86,12 +86,12 @@ def _read(path: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals(NUMBERS):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise ConfigError(f"trainer.pretrained: there is no file {path}") from None
+        raise ConfigError(f"init.weights: there is no file {path}") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"trainer.pretrained={path} cannot be read as a checkpoint: {cause[:200]}") from None
+        raise ConfigError(f"init.weights={path} cannot be read as a checkpoint: {cause[:200]}") from None
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("network_weights"), dict):
-        raise ConfigError(f"trainer.pretrained={path} is no checkpoint of nnU-Net: it has no network_weights")
+        raise ConfigError(f"init.weights={path} is no checkpoint of nnU-Net: it has no network_weights")
     return checkpoint
 
 

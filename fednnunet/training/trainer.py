@@ -26,7 +26,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
-from fednnunet.config.run import NodeConfig, TrainerConfig
+from fednnunet.config.groups import ComputeConfig, TrainerConfig
 from fednnunet.errors import ConfigError
 from fednnunet.planning.class_lookup import find_class, nnunet_classes
 from fednnunet.training.module import NNUNetModule
@@ -46,23 +46,25 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("node.device=cuda, but torch sees no CUDA GPU here; use node.device=cpu or auto")
+        raise ConfigError("compute.device=cuda, but torch sees no CUDA GPU here; use compute.device=cpu or auto")
     if name == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("node.device=mps, but torch sees no Apple GPU here; use node.device=cpu or auto")
+        raise ConfigError("compute.device=mps, but torch sees no Apple GPU here; use compute.device=cpu or auto")
     return torch.device(name)
 
 
-def check_device(node: NodeConfig, device: torch.device) -> None:
+def check_device(compute: ComputeConfig, device: torch.device) -> None:
     """Whether ``device`` can do what the configuration asks of it.
 
     Raises:
         ConfigError: mixed precision needs CUDA (or a CPU, slowly); or there are fewer GPUs than asked for.
     """
-    if node.precision in ("16-mixed", "bf16-mixed") and device.type not in ("cuda", "cpu"):
-        raise ConfigError(f"node.precision={node.precision} does not work on {device.type}; use node.precision=auto")
-    there = {"cuda": torch.cuda.device_count(), "mps": 1}.get(device.type, node.devices)
-    if node.devices > there:
-        raise ConfigError(f"node.devices={node.devices}, but torch sees {there} GPU here; lower it")
+    if compute.precision in ("16-mixed", "bf16-mixed") and device.type not in ("cuda", "cpu"):
+        raise ConfigError(
+            f"compute.precision={compute.precision} does not work on {device.type}; use compute.precision=auto"
+        )
+    there = {"cuda": torch.cuda.device_count(), "mps": 1}.get(device.type, compute.num_devices)
+    if compute.num_devices > there:
+        raise ConfigError(f"compute.num_devices={compute.num_devices}, but torch sees {there} GPU here; lower it")
 
 
 def cap_memory(device: torch.device, gigabytes: float | None) -> None:
@@ -216,13 +218,13 @@ def plot_progress(trainer: nnUNetTrainer) -> None:
 
 
 def build_lightning_trainer(
-    module: NNUNetModule, node: NodeConfig, callbacks: Sequence[L.Callback], root: Path
+    module: NNUNetModule, compute: ComputeConfig, callbacks: Sequence[L.Callback], root: Path
 ) -> L.Trainer:
     """A Lightning trainer that runs the epochs which the nnU-Net trainer has left."""
     nnunet = module.nnunet
     cuda = nnunet.device.type == "cuda"
     plugins: list[Any] = [LightningEnvironment()]  # not SLURM's, of whose tasks a node knows nothing
-    precision: Any = node.precision
+    precision: Any = compute.precision
     if precision == "auto":
         precision = "16-mixed" if cuda else "32-true"  # nnU-Net: autocast on CUDA only
     if not module.automatic_optimization:

@@ -17,6 +17,10 @@ from fednnunet.server.strategy.asym_fedavg import AsymFedAvg
 
 LABELS = {"mamamia": ["tumour"], "mnms": ["LV", "MYO", "RV"], "aimix": ["abdomen"]}
 CONF = Path(__file__).parents[2] / "conf"
+GROUPS = (
+    *("strategy", "trainer", "model", "init", "fingerprint", "exchange", "evaluation", "gpu_memory", "compute"),
+    *("federation", "logger", "paths", "experiment", "hparams_search"),
+)
 TABLES = {"table7_mamamia": "mamamia", "table8_mnms": "mnms", "table9_aimix": "aimix"}
 """Experiments on data that is not generated."""
 CENTRES = "dataset.centres=[{name: Oslo, dataset: 201}, {name: Porto, dataset: /data/Dataset202_Porto}]"
@@ -33,11 +37,7 @@ def options(group: str) -> list[str]:
 
 @pytest.mark.parametrize(
     ("group", "option"),
-    [
-        (group, option)
-        for group in ("strategy", "trainer", "model", "gpu_memory", "node", "federation", "logger", "experiment")
-        for option in options(group)
-    ],
+    [(group, option) for group in GROUPS for option in options(group)],
 )
 def test_every_option_of_every_group_composes(tmp_path: Path, group: str, option: str) -> None:
     config = composed(tmp_path, f"{group}={option}")
@@ -54,12 +54,13 @@ def test_phantom_brings_the_demo_training_and_the_command_line_wins(tmp_path: Pa
 
 @pytest.mark.parametrize("name", [*TABLES.values(), "mamamia_public"])
 def test_datasets_are_those_of_the_papers_tables(tmp_path: Path, name: str) -> None:
-    dataset = composed(tmp_path, f"dataset={name}").dataset
+    config = composed(tmp_path, f"dataset={name}")
+    dataset = config.dataset
     paper = paper_tables()[dataset.name]
     assert {centre.name: centre.studies for centre in dataset.centres if not centre.external} == paper.training
     external = {} if name == "mamamia_public" else paper.external
     assert {centre.name: centre.studies for centre in dataset.centres if centre.external} == external
-    assert (dataset.configuration, dataset.hd95_unit) == (paper.configuration, paper.hd95_unit)
+    assert (config.configuration, config.evaluation.distance_unit) == (paper.configuration, paper.distance_unit)
     assert dataset.labels == {label: value for value, label in enumerate(["background", *LABELS[dataset.name]])}
 
 
@@ -98,7 +99,7 @@ def test_tables_sweep_the_four_set_ups_into_one_folder(experiment: str) -> None:
 
 
 def test_memory_targets_are_by_name_of_the_node(tmp_path: Path) -> None:
-    config = composed(tmp_path, "+gpu_memory.nodes.DUKE=16", "gpu_memory.default=6")
+    config = composed(tmp_path, "+gpu_memory.per_node.DUKE=16", "gpu_memory.gb=6")
     assert [config.gpu_memory_of(name) for name in ("ISPY1", "DUKE")] == [6, 16]
 
 
@@ -123,19 +124,25 @@ def test_the_papers_rules_are_the_defaults_of_its_strategies(tmp_path: Path) -> 
         ("fold=5", "fold=5: must be 0 to 4"),
         ("fold=-1", "fold=-1"),
         ("seed=-1", "seed=-1"),
-        ("gpu_memory.default=0", "gpu_memory.default=0"),
-        ("+gpu_memory.nodes.Berlin=8", "gpu_memory.nodes: Berlin is no centre .*Oslo, Porto"),
-        ("node.device=tpu", "node.device=tpu"),
-        ("dataset.configuration=4d", "dataset.configuration=4d"),
-        ("dataset.hd95_unit=inch", "dataset.hd95_unit=inch"),
+        ("gpu_memory.gb=0", "gpu_memory.gb=0"),
+        ("+gpu_memory.per_node.Berlin=8", "gpu_memory.per_node: Berlin is no centre .*Oslo, Porto"),
+        ("compute.device=tpu", "compute.device=tpu"),
+        ("configuration=4d", "configuration=4d"),
+        ("evaluation.distance_unit=inch", "evaluation.distance_unit=inch"),
         ("dataset.centres=[]", "dataset.centres"),
-        ("dataset.centres=[{name: A, dataset: 1}, {name: A, dataset: 2}]", "the name A is there twice"),
+        ("dataset.centres=[{name: A, dataset: 1}, {name: A, dataset: 2}]", "two centres have the name A"),
         ("dataset.centres=[{name: A, dataset: 1, external: true}]", "all are external"),
         ("dataset.centres=[{name: ../A, dataset: 1}]", "dataset.centres.0.name"),
         ("dataset.centres=[{dataset: 1}]", "dataset.centres.0.name"),
-        ("strategy.fingerprint=mean", "strategy.fingerprint=mean"),
-        ("federation={grid: local, nodes: 2, min_nodes: 3}", "min_nodes=3 is more than nodes=2; lower it"),
-        ("federation.nodes=3", "federation.nodes=3: on this machine 2 nodes are started, .*dataset.centres"),
+        ("strategy.plan_from=mean", "strategy.plan_from=mean"),
+        (
+            "federation={grid: single_machine, expected_nodes: 2, min_nodes: 3}",
+            "min_nodes=3 is more than expected_nodes=2; lower it",
+        ),
+        (
+            "federation.expected_nodes=3",
+            "federation.expected_nodes=3: on this machine 2 nodes are started, .*dataset.centres",
+        ),
     ],
 )
 def test_mistakes_are_named_by_key_and_value(tmp_path: Path, override: str, problem: str) -> None:
@@ -147,7 +154,7 @@ def test_mistakes_are_named_by_key_and_value(tmp_path: Path, override: str, prob
 def test_mixed_memory_names_the_phantoms_nodes(tmp_path: Path) -> None:
     config = composed(tmp_path, "gpu_memory=mixed")
     assert len({config.gpu_memory_of(centre.name) for centre in config.training_centres}) > 2
-    with pytest.raises(ConfigError, match=r"gpu_memory.nodes: DUKE is no centre of custom"):
+    with pytest.raises(ConfigError, match=r"gpu_memory.per_node: DUKE is no centre of custom"):
         composed(tmp_path, "dataset=custom", CENTRES, "gpu_memory=mixed")
 
 
@@ -169,19 +176,19 @@ def test_folds_that_are_none(tmp_path: Path, fold: str, problem: str) -> None:
 
 
 def test_the_cascade_needs_the_low_resolution_and_has_no_external_centres(tmp_path: Path) -> None:
-    cascade = "dataset.configuration=3d_cascade_fullres"
-    with pytest.raises(ConfigError, match=r"trainer.previous_stage"):
+    cascade = "configuration=3d_cascade_fullres"
+    with pytest.raises(ConfigError, match=r"init.previous_stage"):
         composed(tmp_path, cascade)
-    assert composed(tmp_path, cascade, "trainer.previous_stage=low").external_centres == []
+    assert composed(tmp_path, cascade, "init.previous_stage=low").external_centres == []
     assert len(composed(tmp_path).external_centres) == 1
 
 
 def test_weights_and_plans_are_for_all_nodes_or_by_name(tmp_path: Path) -> None:
-    config = composed(tmp_path, "trainer.pretrained=all.pth", "model.plans={DUKE: duke.json}")
-    assert config.trainer.pretrained_of("DUKE") == Path("all.pth")
-    assert (config.model.plans_of("DUKE"), config.model.plans_of("NACT")) == (Path("duke.json"), None)
-    with pytest.raises(ConfigError, match=r"trainer.pretrained: DUKES is no centre of phantom"):
-        composed(tmp_path, "trainer.pretrained={DUKES: x.pth}")
+    config = composed(tmp_path, "init.weights=all.pth", "init.plans={DUKE: duke.json}")
+    assert config.init.weights_of("DUKE") == Path("all.pth")
+    assert (config.init.plans_of("DUKE"), config.init.plans_of("NACT")) == (Path("duke.json"), None)
+    with pytest.raises(ConfigError, match=r"init.weights: DUKES is no centre of phantom"):
+        composed(tmp_path, "init.weights={DUKES: x.pth}")
 
 
 @pytest.mark.filterwarnings(r"ignore:\s'hydra/launcher/\w+' is validated against ConfigStore schema")

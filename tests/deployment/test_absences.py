@@ -73,7 +73,7 @@ def test_a_node_that_leaves_and_comes_back_joins_the_next_round(federation: Fede
 
 def test_a_round_closes_at_its_deadline_and_who_was_late_is_in_again(federation: Federation, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    federation.start_train(run, *OPTIONS, "federation.timeout=8")
+    federation.start_train(run, *OPTIONS, "federation.reply_timeout_s=8")
     wait_for_round_of(federation, run, {"Oslo", "Porto"})
     with frozen(federation, "Porto"):
         wait_for_round_of(federation, run, {"Oslo"})

@@ -23,8 +23,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from fednnunet.cli.main import main
+from fednnunet.config.groups import ModelConfig
 from fednnunet.config.node_file import read_node_file
-from fednnunet.config.run import ModelConfig
 from fednnunet.datasets.raw import read_dataset
 from fednnunet.datasets.staging import estimate_size, stage_dataset
 from fednnunet.deployment import keys as keys_module
@@ -69,7 +69,7 @@ def write_site(tmp_path: Path, make_dataset: MakeDataset, keys: Path) -> WriteSi
             "certificate": str(keys / "ca.crt"),
             "key": str(keys / "nodes" / NODE / "node.key"),
             "folder": str(tmp_path / "work"),
-            "device": "cpu",
+            "compute": {"device": "cpu"},
         } | changes
         file = tmp_path / "node.yaml"
         file.write_text(yaml.safe_dump({key: value for key, value in values.items() if value is not None}))
@@ -399,13 +399,15 @@ def test_a_device_that_is_not_there_or_not_used_is_told(
     write_site: WriteSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    automatic = read_node_file(write_site(device="auto"))
+    automatic = read_node_file(write_site(compute={"device": "auto"}))
     driver = tmp_path / "nvidiactl"
     assert check_device(automatic, [driver]).found.endswith("torch sees no GPU")
     driver.touch()
     assert "a GPU driver is installed, but this torch cannot use it" in check_device(automatic, [driver]).found
-    assert check_device(read_node_file(write_site(device="cpu")), [driver]).state == "good"
-    assert results(write_site(device="cuda"))["device"].found.startswith("node.device=cuda, but torch sees no CUDA GPU")
+    assert check_device(read_node_file(write_site(compute={"device": "cpu"})), [driver]).state == "good"
+    assert results(write_site(compute={"device": "cuda"}))["device"].found.startswith(
+        "compute.device=cuda, but torch sees no CUDA GPU"
+    )
 
 
 @pytest.mark.parametrize(
@@ -413,7 +415,7 @@ def test_a_device_that_is_not_there_or_not_used_is_told(
     [
         (8, 10, "good", ""),
         (8, 6, "warning", "end the other processes on the GPU"),
-        (16, 11, "bad", "set gpu_memory: 11 or less"),
+        (16, 11, "bad", "set gpu_memory.gb to 11 or less"),
         (None, 1, "good", ""),
     ],
 )
@@ -429,7 +431,7 @@ def test_a_gpu_is_measured_against_the_memory_that_plans_aim_at(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free * 2**30, 11 * 2**30))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "GeForce")
-    found = check_device(read_node_file(write_site(device="auto", gpu_memory=gpu_memory)))
+    found = check_device(read_node_file(write_site(compute={"device": "auto"}, gpu_memory={"gb": gpu_memory})))
     assert found.state == state
     assert found.found.startswith(f"GeForce with 11.0 GB, {free}.0 free")
     assert advice in found.advice

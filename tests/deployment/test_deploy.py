@@ -36,6 +36,8 @@ def test_the_example_names_every_key_and_those_not_to_be_filled_in_have_their_de
     for key, field in NodeFile.model_fields.items():
         if key not in TO_FILL_IN:
             assert getattr(site, key) == field.default, key
+    for group in ("compute", "gpu_memory", "fingerprint", "init"):
+        assert set(values[group]) == set(type(getattr(site, group)).model_fields), group
     assert site.certificate == DEPLOY / "ca.crt"
 
 

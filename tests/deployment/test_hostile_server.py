@@ -32,12 +32,12 @@ KEY = b"k" * 32
 TASK: dict[str, Any] = {
     "seed": 0,
     "fold": 0,
-    "dataset": {"name": "boxes", "configuration": "2d", "hd95_unit": "mm"},
-    "share": "full",
+    "configuration": "2d",
+    "fingerprint": {"precision": "full"},
     "trainer": {"class": "nnUNetTrainer", "epochs": 1},
     "model": {"planner": "ExperimentPlanner"},
-    "gpu_memory": None,
-    "cap_memory": True,
+    "gpu_memory": {"gb": None, "cap": True},
+    "evaluation": {"distance_unit": "mm"},
 }
 Answer = Callable[[BaseHTTPRequestHandler], None]
 
@@ -46,7 +46,8 @@ Answer = Callable[[BaseHTTPRequestHandler], None]
 def site(tmp_path: Path) -> NodeFile:
     path = tmp_path / "node.yaml"
     content = {"name": "Oslo", "data": 101, "raw_folder": "raw", "server": "127.0.0.1:1", "folder": "work"}
-    path.write_text(yaml.safe_dump(content | {"insecure": True, "classes": ["our.trainers.OurTrainer"], "threads": 1}))
+    options = {"insecure": True, "classes": ["our.trainers.OurTrainer"], "compute": {"threads": 1}}
+    path.write_text(yaml.safe_dump(content | options))
     return read_node_file(path)
 
 
@@ -167,12 +168,12 @@ def changed(**changes: Any) -> dict[str, Any]:
     ("task", "problem"),
     [
         (changed(paths={"cache": "/etc"}), "paths"),
-        (changed(node={"device": "cpu"}), "node"),
-        (changed(trainer__pretrained="/etc/passwd"), "trainer.pretrained"),
-        (changed(trainer__previous_stage="/"), "trainer.previous_stage"),
-        (changed(model__plans="/etc/passwd"), "model.plans"),
-        (changed(dataset__raw_folder="/data"), "dataset.raw_folder"),
-        (changed(dataset__generator={"_target_": "os.system"}), "dataset.generator"),
+        (changed(compute={"device": "cpu"}), "compute"),
+        (changed(init={"weights": "/etc/passwd"}), "init"),
+        (changed(init={"previous_stage": "/"}), "init"),
+        (changed(model__plans="/etc/passwd"), "init.plans"),
+        (changed(dataset={"raw_folder": "/data"}), "dataset"),
+        (changed(dataset={"generator": {"_target_": "os.system"}}), "dataset"),
         (changed(model__plans_name="../../elsewhere"), "model.plans_name"),
         (changed(model__overrides={"dataset_name": "/etc"}), "numbers only"),
         (changed(model__overrides={"plans_identifier": ["x"]}), "numbers only"),
@@ -180,8 +181,8 @@ def changed(**changes: Any) -> dict[str, Any]:
         (changed(model__overrides={"UNet_class": {"a": 1}}), "numbers only"),
         (changed(fold="../0"), "fold"),
         (changed(fold=7), "fold"),
-        (changed(share="everything"), "share"),
-        (changed(dataset__configuration="../2d"), "dataset.configuration"),
+        (changed(fingerprint__precision="everything"), "fingerprint.precision"),
+        (changed(configuration="../2d"), "configuration"),
         (changed(trainer__epochs=0), "trainer.epochs"),
         (changed(seed=-1), "seed"),
     ],
@@ -206,11 +207,35 @@ def test_what_the_node_allows_is_taken(site: NodeFile) -> None:
 @pytest.mark.parametrize("allowed", [False, True])
 def test_digests_of_images_are_for_the_node_to_allow(site: NodeFile, tmp_path: Path, allowed: bool) -> None:
     write_boxes(tmp_path / "raw")
-    with pytest.raises(ProtocolError, match="find_duplicates"):
-        assignment_of(site, FingerprintRequest(run="r1", task=changed(find_duplicates=True)))
-    assignment = assignment_of(site, FingerprintRequest(run="r1", task=TASK, salt="0" * 64))
-    own = site.model_copy(update={"find_duplicates": True}) if allowed else site
-    assert settings_of(own, assignment).find_duplicates is allowed
+    limits = site.fingerprint.model_copy(update={"find_duplicates": allowed})
+    own = site.model_copy(update={"fingerprint": limits})
+    for asked in (False, True):
+        task = changed(fingerprint__find_duplicates=asked)
+        assignment = assignment_of(site, FingerprintRequest(run="r1", task=task, salt="0" * 64))
+        assert settings_of(own, assignment).config.fingerprint.find_duplicates is allowed
+
+
+@pytest.mark.parametrize(
+    ("own", "asked", "precision"),
+    [("full", "full", "full"), ("quantised", "full", "quantised"), ("full", "quantised", "quantised")],
+)
+def test_the_coarser_fingerprint_of_node_and_server_leaves_the_node(
+    site: NodeFile, tmp_path: Path, own: str, asked: str, precision: str
+) -> None:
+    write_boxes(tmp_path / "raw")
+    node_file = site.model_copy(update={"fingerprint": site.fingerprint.model_copy(update={"precision": own})})
+    task = changed(fingerprint__precision=asked)
+    assignment = assignment_of(site, FingerprintRequest(run="r1", task=task))
+    assert settings_of(node_file, assignment).config.fingerprint.precision == precision
+
+
+def test_a_nodes_own_memory_target_wins(site: NodeFile, tmp_path: Path) -> None:
+    write_boxes(tmp_path / "raw")
+    task = changed(gpu_memory={"gb": 8, "per_node": {"Oslo": 100}})
+    assignment = assignment_of(site, FingerprintRequest(run="r1", task=task))
+    assert settings_of(site, assignment).config.gpu_memory_of("Oslo") == 8
+    own = site.model_copy(update={"gpu_memory": site.gpu_memory.model_copy(update={"gb": 6})})
+    assert settings_of(own, assignment).config.gpu_memory_of("Oslo") == 6
 
 
 @pytest.mark.parametrize("run", ["../r", "", "a/b", "a" * 65, "r\n", "."])

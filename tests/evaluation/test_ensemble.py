@@ -13,7 +13,7 @@ from nnunetv2.ensembling.ensemble import average_probabilities
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from fednnunet.config.run import ModelConfig
+from fednnunet.config.groups import ModelConfig
 from fednnunet.datasets.raw import RawDataset, read_dataset
 from fednnunet.evaluation.ensemble import FoldModels, segment_with_each
 from fednnunet.evaluation.predict import Predictor

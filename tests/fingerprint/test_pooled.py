@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 
-from fednnunet.config.run import ModelConfig
+from fednnunet.config.groups import ModelConfig
 from fednnunet.datasets.raw import RawDataset, read_dataset
 from fednnunet.datasets.staging import stage_dataset
 from fednnunet.fingerprint import LocalFingerprint, extract, merge_fingerprints

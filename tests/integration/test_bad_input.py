@@ -108,7 +108,7 @@ def test_data_that_do_not_fit(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_gpu_asked_for_and_none_there(train: Train, tmp_path: Path) -> None:
-    check(train(tmp_path / "run", "node.device=cuda"), tmp_path / "run", "node.device=cuda", "no CUDA GPU")
+    check(train(tmp_path / "run", "compute.device=cuda"), tmp_path / "run", "compute.device=cuda", "no CUDA GPU")
 
 
 @pytest.mark.parametrize(

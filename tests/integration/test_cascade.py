@@ -20,10 +20,10 @@ COMMON = (
     "trainer.iterations=2",
     "model.overrides.UNet_max_features_3d=8",
     "model.overrides.UNet_min_batch_size=2",
-    "gpu_memory.default=0.005",  # so small that the full resolution needs a low one before it
+    "gpu_memory.gb=0.005",  # so small that the full resolution needs a low one before it
 )
-LOWRES = "dataset.configuration=3d_lowres"
-CASCADE = "dataset.configuration=3d_cascade_fullres"
+LOWRES = "configuration=3d_lowres"
+CASCADE = "configuration=3d_cascade_fullres"
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def lowres(volumes: Path, train: Train, tmp_path_factory: pytest.TempPathFactory
 def test_cascade_refines_the_low_resolution(volumes: Path, lowres: Path, train: Train, tmp_path: Path) -> None:
     assert set(pd.read_csv(lowres / "cases.csv").node) == {"Oslo", "Porto", "Riga"}
     run = tmp_path / "run"
-    result = train(run, *COMMON, CASCADE, f"trainer.previous_stage={lowres}", raw=volumes, apart=True)
+    result = train(run, *COMMON, CASCADE, f"init.previous_stage={lowres}", raw=volumes, apart=True)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "external centres are left out" in result.stderr
     assert set(pd.read_csv(run / "cases.csv").node) == {"Oslo", "Porto"}
@@ -60,10 +60,10 @@ def test_cascade_refines_the_low_resolution(volumes: Path, lowres: Path, train: 
 def test_cascade_says_what_it_needs(volumes: Path, lowres: Path, train: Train, tmp_path: Path) -> None:
     without = train(tmp_path / "a", *COMMON, CASCADE, raw=volumes)
     assert without.returncode == 2
-    assert "trainer.previous_stage=" in without.stderr
+    assert "init.previous_stage=" in without.stderr
     for path in lowres.glob("nodes/Porto/nnUNet_results/*/*/predicted_next_stage/*/case_002*"):
         path.unlink()
-    missing = train(tmp_path / "b", *COMMON, CASCADE, f"trainer.previous_stage={lowres}", raw=volumes)
+    missing = train(tmp_path / "b", *COMMON, CASCADE, f"init.previous_stage={lowres}", raw=volumes)
     assert missing.returncode == 2
     for part in ("node Porto", "3d_lowres segmentations of 1 of 5 cases are missing", "fold=[0,1,2,3,4]"):
         assert part in missing.stderr

@@ -169,8 +169,8 @@ def train_kind(kind: Kind, train: Train, folder: Path) -> Path:
         folder / "run",
         f"strategy={kind.strategy}",
         f"dataset.centres=[{', '.join(entries)}]",
-        f"dataset.configuration={kind.configuration}",
-        f"dataset.hd95_unit={kind.unit}",
+        f"configuration={kind.configuration}",
+        f"evaluation.distance_unit={kind.unit}",
         "model.overrides.UNet_max_features_3d=8",
         raw=folder / "raw",
     )

@@ -25,7 +25,7 @@ def test_an_image_at_two_hospitals_is_found_and_nothing_else_is_told_of_it(
         target.write_bytes(gzip.compress(gzip.decompress(source.read_bytes()), 1))
         assert target.read_bytes() != source.read_bytes()
     run = tmp_path / "run"
-    result = train(run, "strategy=local", "trainer.epochs=1", "federation.find_duplicates=true", raw=copied)
+    result = train(run, "strategy=local", "trainer.epochs=1", "fingerprint.find_duplicates=true", raw=copied)
     assert result.returncode == 0, result.stdout + result.stderr
 
     ((digest, holders),) = json.loads((run / "duplicates.json").read_text()).items()

@@ -83,7 +83,7 @@ def tool(name: str, run: Path, arguments: str) -> None:
 
 def test_nnunets_tools_work_on_what_a_run_wrote(folds: Path, train: Train, raw: Path, tmp_path: Path) -> None:
     volumes = tmp_path / "3d"
-    options = (*OSLO_ALONE, FOLDS, "dataset.configuration=3d_fullres", "trainer.save_probabilities=true")
+    options = (*OSLO_ALONE, FOLDS, "configuration=3d_fullres", "trainer.save_probabilities=true")
     assert train(volumes, *options, "model.overrides.UNet_max_features_3d=8").returncode == 0
     other = result_folder(volumes, "Oslo").parent
     (result_folder(folds, "Oslo").parent.parent / other.name).symlink_to(other)

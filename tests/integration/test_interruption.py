@@ -179,7 +179,7 @@ def processes_of(session: int) -> list[psutil.Process]:
 
 @pytest.mark.parametrize("end", ["finish", "worker killed", "server killed"])
 def test_no_process_of_the_augmentation_is_left_behind(raw: Path, tmp_path: Path, end: str) -> None:
-    options = (*LONGER, "node.augmentation_workers=2", "dataset.centres=[{name: Oslo, dataset: 201}]")
+    options = (*LONGER, "compute.augmentation_workers=2", "dataset.centres=[{name: Oslo, dataset: 201}]")
     process = start_and_wait_for_round(raw, tmp_path / "run", 1, options)
     everyone = processes_of(process.pid)
     logs = [node for node in everyone if any(Path(f.path).name == "node.log" for f in _open_files(node))]

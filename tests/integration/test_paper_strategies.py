@@ -105,7 +105,7 @@ def test_ffe_plans_what_nnunet_plans_on_the_pooled_images(finished: Callable[[st
 
 def test_what_a_node_tells_of_its_images_may_be_quantised(train: Train, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    result = train(run, "strategy=ffe", "fingerprint.share=quantised", "trainer.epochs=1")
+    result = train(run, "strategy=ffe", "fingerprint.precision=quantised", "trainer.epochs=1")
     assert result.returncode == 0, result.stdout + result.stderr
     told = json.loads((run / "federated_fingerprint.json").read_text())
     assert all(float(f"{size:.2g}") == size for spacing in told["spacings"] for size in spacing)

@@ -80,7 +80,7 @@ def test_a_killed_sweep_leaves_no_process_and_goes_on_with_what_is_left(raw: Pat
 
 @pytest.mark.nightly
 def test_optuna_takes_the_best_and_repeats_no_trial(sweep: Sweep, tmp_path: Path) -> None:
-    search = ("hydra/sweeper=optuna_dsc", "hydra.sweeper.n_trials=2", "trainer.initial_lr=interval(0.001,0.1)")
+    search = ("hparams_search=dsc_optuna", "hydra.sweeper.n_trials=2", "trainer.initial_lr=interval(0.001,0.1)")
     result = sweep(*search)
     assert result.returncode == 0, result.stderr
     note = OmegaConf.load(tmp_path / "sweep" / "optimization_results.yaml")

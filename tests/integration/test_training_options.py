@@ -100,13 +100,13 @@ def test_pretrained_weights_of_a_finished_run_are_where_training_starts(
     before = finished("ffe")
     # A learning rate of nothing: what was loaded is what is saved.
     frozen = ("trainer.initial_lr=1e-12", "trainer.weight_decay=0", "trainer.epochs=1")
-    plans = f"model.plans={before}"
-    result = train(tmp_path / "run", *frozen, "strategy=ffe", f"trainer.pretrained={before}", plans, OSLO_AND_LUND)
+    plans = f"init.plans={before}"
+    result = train(tmp_path / "run", *frozen, "strategy=ffe", f"init.weights={before}", plans, OSLO_AND_LUND)
     assert result.returncode == 0, result.stdout + result.stderr
     assert torch.allclose(weights(tmp_path / "run", "Lund")[FIRST], weights(before, "Lund")[FIRST], atol=1e-8)
 
     # One node brings weights, the other none: all shared layers start from them.
-    one = f"trainer.pretrained={{Oslo: {result_folder(before, 'Oslo') / 'checkpoint_final.pth'}}}"
+    one = f"init.weights={{Oslo: {result_folder(before, 'Oslo') / 'checkpoint_final.pth'}}}"
     options = (*frozen, "strategy=asym", one, plans, OSLO_AND_LUND)
     result = train(tmp_path / "one", *options)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -114,22 +114,22 @@ def test_pretrained_weights_of_a_finished_run_are_where_training_starts(
 
 
 def test_pretrained_weights_that_do_not_fit(finished: Callable[[str], Path], train: Train, tmp_path: Path) -> None:
-    options = (OSLO_AND_LUND, f"trainer.pretrained={finished('ffe')}", "model.overrides.UNet_base_num_features=6")
+    options = (OSLO_AND_LUND, f"init.weights={finished('ffe')}", "model.overrides.UNet_base_num_features=6")
     result = train(tmp_path / "run", *options)
     assert result.returncode == 2
     # Whichever of the two says so first.
-    assert re.search(r"error: node (Oslo|Lund): trainer\.pretrained=\S+Dataset20[13]_\1", result.stderr)
-    for part in ("do not fit", "model.plans="):
+    assert re.search(r"error: node (Oslo|Lund): init\.weights=\S+Dataset20[13]_\1", result.stderr)
+    for part in ("do not fit", "init.plans="):
         assert part in result.stderr
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        ("node.devices=2", "trainer.epochs=3"),
-        ("node.precision=bf16-mixed",),
-        ("node.precision=16-mixed",),
-        ("node.augmentation_workers=2",),
+        ("compute.num_devices=2", "trainer.epochs=3"),
+        ("compute.precision=bf16-mixed",),
+        ("compute.precision=16-mixed",),
+        ("compute.augmentation_workers=2",),
     ],
     ids=["two processes", "bfloat16", "float16", "augmentation in the background"],
 )
@@ -148,7 +148,7 @@ def test_ways_to_compute(finished: Callable[[str], Path], train: Train, tmp_path
 def test_unlike_memory_gives_unlike_plans_where_the_strategy_allows_it(train: Train, tmp_path: Path) -> None:
     """Under asym networks differ; under ffe a batch may, a network may not."""
     common = (OSLO_AND_LUND, "model.overrides.UNet_min_batch_size=2", "model.overrides.max_dataset_covered=1")
-    base, little = "gpu_memory.default=0.005", "+gpu_memory.nodes={Oslo: 0.0005}"
+    base, little = "gpu_memory.gb=0.005", "+gpu_memory.per_node={Oslo: 0.0005}"
     asym = train(tmp_path / "asym", "strategy=asym", *common, base, little)
     assert asym.returncode == 0, asym.stdout + asym.stderr
     plans = json.loads((tmp_path / "asym" / "plans.json").read_text())
@@ -160,7 +160,7 @@ def test_unlike_memory_gives_unlike_plans_where_the_strategy_allows_it(train: Tr
     for part in ("nodes Lund and Oslo plan different networks", "gpu_memory", "strategy=asym"):
         assert part in refused.stderr
 
-    ffe = train(tmp_path / "ffe", "strategy=ffe", *common, base, "+gpu_memory.nodes={Oslo: 0.003}")
+    ffe = train(tmp_path / "ffe", "strategy=ffe", *common, base, "+gpu_memory.per_node={Oslo: 0.003}")
     assert ffe.returncode == 0, ffe.stdout + ffe.stderr
     plans = json.loads((tmp_path / "ffe" / "plans.json").read_text())
     batches = {node: plans[node]["configurations"]["2d"]["batch_size"] for node in ("Oslo", "Lund")}

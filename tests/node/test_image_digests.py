@@ -36,7 +36,9 @@ def test_digests_leave_only_where_the_node_allows_it(settings: NodeSettings, tmp
 
     copy = folder / "imagesTr" / "case_004_0000.nii.gz"
     copy.write_bytes((folder / "imagesTr" / "case_001_0000.nii.gz").read_bytes())
-    with serving(replace(settings, find_duplicates=True)) as server:
+    allowed = settings.config.fingerprint.model_copy(update={"find_duplicates": True})
+    config = settings.config.model_copy(update={"fingerprint": allowed})
+    with serving(replace(settings, config=config)) as server:
         assert ask(server, None).image_digests is None
         first, second = (ask(server, salt).image_digests for salt in salts)
     own = image_digests(read_dataset(folder, "Oslo"), "Oslo")

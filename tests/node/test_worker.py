@@ -40,15 +40,14 @@ def run_config(folder: Path) -> RunConfig:
         {
             "seed": 0,
             "fold": 0,
+            "configuration": "2d",
             "dataset": {
                 "name": "boxes",
-                "configuration": "2d",
-                "hd95_unit": "mm",
                 "raw_folder": None,
                 "centres": [{"name": "Oslo", "dataset": 101}],
             },
-            "strategy": {"name": "asym", "fingerprint": "local", "aggregation": {}},
-            "fingerprint": {"intensity": "histogram", "share": "full"},
+            "strategy": {"name": "asym", "plan_from": "own", "aggregation": {}},
+            "fingerprint": {"intensity": "histogram"},
             "exchange": {"dtype": "float32"},
             "evaluation": {"cross_centre": False},
             "trainer": {
@@ -64,16 +63,10 @@ def run_config(folder: Path) -> RunConfig:
                 "planner": "ExperimentPlanner",
                 "overrides": {"UNet_base_num_features": 4, "UNet_max_features_2d": 8},
             },
-            "gpu_memory": {"default": 8},
-            "node": {
-                "device": "cpu",
-                "precision": "auto",
-                "augmentation_workers": 0,
-                "preprocessing_workers": 1,
-                "threads": 1,
-                "compile": False,
-            },
-            "federation": {"grid": "local", "max_parallel_nodes": 1, "timeout": None},
+            "gpu_memory": {"gb": 8},
+            "compute": {"device": "cpu", "threads": 1},
+            "init": {},
+            "federation": {"grid": "single_machine", "max_parallel_nodes": 1},
             "logger": {},
             "paths": {"data": folder, "cache": folder / "cache", "run": folder / "run"},
         }
@@ -322,8 +315,8 @@ def multiply_out_of_memory() -> None:
 @pytest.mark.parametrize(
     ("fail", "parts"),
     [
-        (allocate_too_much, ["out of main memory", "federation.max_parallel_nodes", "+gpu_memory.nodes.Oslo"]),
-        (multiply_out_of_memory, ["out of GPU memory with plans for 8 GB", "+gpu_memory.nodes.Oslo=…"]),
+        (allocate_too_much, ["out of main memory", "federation.max_parallel_nodes", "+gpu_memory.per_node.Oslo"]),
+        (multiply_out_of_memory, ["out of GPU memory with plans for 8 GB", "+gpu_memory.per_node.Oslo=…"]),
     ],
 )
 def test_lack_of_memory_says_what_to_lower(settings: NodeSettings, fail: Callable[[], None], parts: list[str]) -> None:

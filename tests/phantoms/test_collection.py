@@ -14,18 +14,19 @@ from hydra.utils import instantiate
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 
-from fednnunet.config.run import ModelConfig, RunConfig, read_config
+from fednnunet.config.groups import ModelConfig
+from fednnunet.config.run import RunConfig, read_config
 from fednnunet.datasets.image_checks import check_images
 from fednnunet.datasets.raw import MIN_TRAINING_CASES, read_dataset
 from fednnunet.datasets.splits import splits_of
 from fednnunet.errors import ConfigError
+from fednnunet.launch.settings import prepare_centres
 from fednnunet.phantoms.breast import BreastCentre
 from fednnunet.phantoms.collection import Centre, Grid, MriCentre, Scale, draw_volume, read_centres
 from fednnunet.phantoms.ultrasound import UltrasoundCentre, draw_resolution
 from fednnunet.phantoms.writer import case_rng
 from fednnunet.planning.plans import make_plans
 from fednnunet.reporting.paper_comparison import paper_tables
-from fednnunet.run import prepare_centres
 
 ROOT = Path(__file__).parents[2]
 PAPER = json.loads((ROOT / "tests/golden/paper_collections.json").read_text())
@@ -60,11 +61,14 @@ def of_the_paper(collection: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("collection", COLLECTIONS)
 def test_centres_are_those_of_the_real_configuration(tmp_path: Path, collection: str) -> None:
-    phantom = composed(tmp_path, collection).dataset
+    composed_phantom = composed(tmp_path, collection)
+    phantom = composed_phantom.dataset
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        real = read_config(compose("config", overrides=[f"dataset={collection}", f"paths.run={tmp_path}"])).dataset
+        composed_real = read_config(compose("config", overrides=[f"dataset={collection}", f"paths.run={tmp_path}"]))
+    real = composed_real.dataset
     assert [(c.name, c.external) for c in phantom.centres] == [(c.name, c.external) for c in real.centres]
-    assert (phantom.configuration, phantom.hd95_unit) == (real.configuration, real.hd95_unit)
+    assert composed_phantom.configuration == composed_real.configuration
+    assert composed_phantom.evaluation == composed_real.evaluation
     centres = full_size(collection)
     assert [(name, c.dataset, c.external) for name, c in centres.items()] == [
         (c.name, c.dataset, c.external) for c in phantom.centres

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fednnunet.config.run import ModelConfig
+from fednnunet.config.groups import ModelConfig
 from fednnunet.datasets.raw import read_dataset
 from fednnunet.datasets.staging import stage_dataset
 from fednnunet.errors import ConfigError
@@ -117,7 +117,7 @@ def of_two_channels(plans: dict[str, Any]) -> dict[str, Any]:
     [
         (old, "made by another version of nnU-Net's planner .*2d has no architecture"),
         (of_two_channels, "for images of 2 channels; node Oslo has 1"),
-        (lambda plans: {"Porto": plans}, r"no plans of node Oslo, only of Porto.*model.plans=\{Oslo: …\}"),
+        (lambda plans: {"Porto": plans}, r"no plans of node Oslo, only of Porto.*init.plans=\{Oslo: …\}"),
         (lambda plans: {"configurations": []}, "no plans of nnU-Net v2"),
         (lambda plans: None, "no plans of nnU-Net v2"),
     ],

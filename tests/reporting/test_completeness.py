@@ -32,7 +32,7 @@ def test_other_datasets_labels_and_units_are_refused_by_name(make_run: MakeRun, 
     labels = make_run("local", labels=("tumour",))
     unit = make_run("fedprox")
     info = json.loads((unit / "run.json").read_text())
-    (unit / "run.json").write_text(json.dumps(info | {"hd95_unit": "pixels"}))
+    (unit / "run.json").write_text(json.dumps(info | {"distance_unit": "pixels"}))
     for other, difference in (
         (dataset, f"{ours} has the dataset phantom, {dataset} mamamia"),
         (labels, f"{ours} scored the labels oedema, tumour at DUKE, {labels} tumour"),
@@ -52,8 +52,8 @@ def test_an_interrupted_run_of_another_dataset_is_refused_too(make_run: MakeRun)
 
 def test_other_configurations_and_folders_are_set_ups_of_their_own(make_run: MakeRun, tmp_path: Path) -> None:
     runs = [
-        make_run("asym", folder=tmp_path / "a", overrides=("dataset.configuration=2d",)),
-        make_run("asym", folder=tmp_path / "b", overrides=("dataset.configuration=3d_fullres",)),
+        make_run("asym", folder=tmp_path / "a", overrides=("configuration=2d",)),
+        make_run("asym", folder=tmp_path / "b", overrides=("configuration=3d_fullres",)),
         make_run("asym", folder=tmp_path / "c", overrides=("dataset.raw_folder=/data/b",)),
     ]
     check_comparable(read_runs(runs))

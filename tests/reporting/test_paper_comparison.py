@@ -132,7 +132,7 @@ def test_a_sweep_that_followed_the_paper_has_no_differences(make_run: MakeRun) -
         ({"fold": 0}, "not all 5 folds of asym"),
         ({"rounds": 36, "iterations": 12}, "36 rounds × 12 iterations, not 1000 × 250"),
         ({"configuration": "3d_fullres"}, "configuration 3d_fullres, not 2d"),
-        ({"hd95_unit": "pixels"}, "HD95 in pixels, not mm"),
+        ({"distance_unit": "pixels"}, "HD95 in pixels, not mm"),
         ({"num_training": {**STUDIES, "DUKE": 12}}, "DUKE has 12 cases, not 291"),
         ({"nodes": [*STUDIES, "Oslo"]}, "also trained with Oslo"),
     ],
@@ -212,10 +212,10 @@ def test_latex_is_a_booktabs_table_with_the_best_in_bold() -> None:
 
 
 def test_latex_escapes_names() -> None:
-    values = {("asym model.plans={A_1: 5%}", "R&D_#1"): (0.5, 5.0)}
+    values = {("asym init.plans={A_1: 5%}", "R&D_#1"): (0.5, 5.0)}
     text = as_latex(table_of(values, ["R&D_#1"], []))
     assert r"R\&D\_\#1" in text
-    assert r"asym model.plans=\{A\_1: 5\%\}" in text
+    assert r"asym init.plans=\{A\_1: 5\%\}" in text
     assert escape_latex(r"a\b~^<|>") == (
         r"a\textbackslash{}b\textasciitilde{}\textasciicircum{}\textless{}\textbar{}\textgreater{}"
     )

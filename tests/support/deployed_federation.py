@@ -26,13 +26,13 @@ CENTRES = {"Oslo": 201, "Porto": 202, "Riga": 204}
 EXTERNAL = ("Riga",)
 SMALL = (
     "dataset=custom",
-    "trainer=demo",
+    "trainer=short",
     "trainer.iterations=3",
     "trainer.val_iterations=1",
-    "model=demo",
+    "model=small",
     "model.overrides.UNet_base_num_features=4",
     "model.overrides.UNet_max_features_2d=8",
-    "node.threads=1",
+    "compute.threads=1",
 )
 WAIT_SECONDS = 240.0
 ENVIRONMENT = {**os.environ, "COLUMNS": "200", "FLWR_TELEMETRY_ENABLED": "0", "PYTHONUNBUFFERED": "1"}
@@ -110,7 +110,7 @@ class Federation:
             "certificate": str(self.keys / "ca.crt"),
             "key": str(self.keys / "nodes" / name / "node.key"),
             "folder": "work",
-            "threads": 1,
+            "compute": {"threads": 1},
             **changes,
         }
         path = self.folder / "nodes" / name / "node.yaml"

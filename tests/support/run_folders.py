@@ -105,7 +105,7 @@ def write_run() -> MakeRun:
             "configuration": "2d",
             "nodes": list(NODES),
             "external": [EXTERNAL],
-            "hd95_unit": "mm",
+            "distance_unit": "mm",
             "rounds": ROUNDS,
             "iterations": 10,
             "started": "2026-01-02T03:04:05+00:00",
@@ -118,7 +118,7 @@ def write_run() -> MakeRun:
         }
         (folder / "run.json").write_text(json.dumps(info))
         centres = [{"name": name, "external": name == EXTERNAL} for name in [*NODES, EXTERNAL]]
-        config = {f"dataset.{key}": info[key] for key in ("configuration", "hd95_unit")}
+        config = {"configuration": info["configuration"], "evaluation.distance_unit": info["distance_unit"]}
         config |= {"seed": seed, "fold": fold, "dataset.name": dataset, "dataset.centres": centres}
         (folder / "config.json").write_text(json.dumps(config | {"strategy.name": strategy}))
         cases = [

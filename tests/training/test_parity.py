@@ -14,7 +14,7 @@ import torch
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from fednnunet.config.run import ModelConfig, NodeConfig, TrainerConfig
+from fednnunet.config.groups import ComputeConfig, ModelConfig, TrainerConfig
 from fednnunet.datasets.raw import read_dataset
 from fednnunet.datasets.staging import raw_digest, stage_dataset
 from fednnunet.errors import ConfigError
@@ -43,7 +43,7 @@ VARIANT = TrainerConfig(class_="nnUNetTrainer", epochs=1, iterations=2, val_iter
 """All else as the class sets it."""
 STEEPNESS = 50.0
 """Factor on the initial weights of the segmentation layers; it makes gradients that have to be clipped."""
-NODE = NodeConfig(
+COMPUTE = ComputeConfig(
     device="cpu",
     precision="auto",
     augmentation_workers=0,
@@ -154,7 +154,7 @@ def lightning_loop(trainer: nnUNetTrainer) -> None:
     trainer.on_train_start()
     module = NNUNetModule(trainer)
     root = Path(trainer.output_folder)
-    build_lightning_trainer(module, NODE, [], root).fit(module, datamodule=NNUNetDataModule(trainer))
+    build_lightning_trainer(module, COMPUTE, [], root).fit(module, datamodule=NNUNetDataModule(trainer))
     trainer.on_train_end()
 
 
@@ -322,7 +322,7 @@ def distance_after_epoch(trainer: nnUNetTrainer, weight: float) -> float:
     trainer.on_train_start()
     module = NNUNetModule(trainer)
     root = Path(trainer.output_folder)
-    build_lightning_trainer(module, NODE, [pull], root).fit(module, datamodule=NNUNetDataModule(trainer))
+    build_lightning_trainer(module, COMPUTE, [pull], root).fit(module, datamodule=NNUNetDataModule(trainer))
     moved = [(tensor.detach() - pull.origin[name]).norm() ** 2 for name, tensor in named_tensors(trainer.network)]
     return float(sum(moved) ** 0.5)
 

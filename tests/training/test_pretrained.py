@@ -118,7 +118,7 @@ def test_layers_that_do_not_fit_are_named_and_nothing_is_loaded(tmp_path: Path) 
     for part in (
         "(Dataset077_Liver, nnUNetTrainer, 2d)",
         "encoder.stages.0.0.convs.0.conv.weight is (4, 1, 3, 3) there and (6, 1, 3, 3) here",
-        "model.plans=",
+        "init.plans=",
     ):
         assert part in str(caught.value)
     assert all(torch.equal(before[name], value) for name, value in ours.state_dict().items())
@@ -140,7 +140,7 @@ def test_a_run_gives_each_node_its_own_checkpoint(tmp_path: Path) -> None:
     assert find_checkpoint(tmp_path / "run", "Oslo", 1) == oslo / "fold_0" / FINAL
     assert find_checkpoint(oslo / "fold_3", "Porto", 1) == oslo / "fold_3" / FINAL
     assert find_checkpoint(oslo / "fold_3" / FINAL, "Porto", 1) == oslo / "fold_3" / FINAL
-    with pytest.raises(ConfigError, match=r"of node Porto, only of Oslo; name one by node: trainer.pretrained={Porto"):
+    with pytest.raises(ConfigError, match=r"of node Porto, only of Oslo; name one by node: init.weights={Porto"):
         find_checkpoint(tmp_path / "run", "Porto", 0)
     with pytest.raises(ConfigError, match="neither a checkpoint, nor a folder"):
         find_checkpoint(tmp_path / "nowhere", "Oslo", 0)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from fednnunet.config.run import NodeConfig
+from fednnunet.config.groups import ComputeConfig
 from fednnunet.errors import ConfigError
 from fednnunet.training.trainer import (
     build_lightning_trainer,
@@ -18,7 +18,7 @@ from fednnunet.training.trainer import (
     resolve_device,
 )
 
-NODE = NodeConfig(
+COMPUTE = ComputeConfig(
     device="auto", precision="auto", augmentation_workers=0, preprocessing_workers=1, threads=1, compile=False
 )
 
@@ -26,24 +26,24 @@ NODE = NodeConfig(
 def test_unknown_device_is_refused() -> None:
     assert resolve_device("cpu") == torch.device("cpu")
     if not torch.backends.mps.is_available():
-        with pytest.raises(ConfigError, match=r"node.device=mps, but torch sees no Apple GPU"):
+        with pytest.raises(ConfigError, match=r"compute.device=mps, but torch sees no Apple GPU"):
             resolve_device("mps")
 
 
 @pytest.mark.parametrize(
     ("device", "change", "problem"),
     [
-        ("mps", {"precision": "16-mixed"}, "node.precision=16-mixed does not work on mps"),
-        ("mps", {"devices": 2}, "node.devices=2, but torch sees 1 GPU here"),
+        ("mps", {"precision": "16-mixed"}, "compute.precision=16-mixed does not work on mps"),
+        ("mps", {"num_devices": 2}, "compute.num_devices=2, but torch sees 1 GPU here"),
     ],
 )
 def test_what_a_device_can_not_do_is_refused(device: str, change: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
-        check_device(NODE.model_copy(update=change), torch.device(device))
+        check_device(COMPUTE.model_copy(update=change), torch.device(device))
 
 
 def test_what_a_cpu_can_do_is_not_refused() -> None:
-    check_device(NODE.model_copy(update={"precision": "bf16-mixed", "devices": 2}), torch.device("cpu"))
+    check_device(COMPUTE.model_copy(update={"precision": "bf16-mixed", "num_devices": 2}), torch.device("cpu"))
 
 
 def test_memory_target_is_a_part_of_the_gpu() -> None:
@@ -56,4 +56,4 @@ def test_the_tasks_of_a_slurm_job_are_not_the_nodes(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("SLURM_NTASKS", "4")
     nnunet = SimpleNamespace(device=torch.device("cpu"), is_ddp=False, num_epochs=3, current_epoch=1)
     module: Any = SimpleNamespace(nnunet=nnunet, automatic_optimization=True)
-    assert build_lightning_trainer(module, NODE, [], tmp_path).world_size == 1
+    assert build_lightning_trainer(module, COMPUTE, [], tmp_path).world_size == 1

@@ -5,22 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from pydantic import BaseModel, ValidationError
 
 from fednnunet.audit.log import AUDIT_LOG, AuditLog
+from fednnunet.config.groups import CachePaths
 from fednnunet.config.node_file import NodeFile
-from fednnunet.config.run import (
-    CachePaths,
-    FingerprintConfig,
-    GpuMemoryConfig,
-    ModelConfig,
-    NodeConfig,
-    NodeRunConfig,
-    TrainerConfig,
-)
-from fednnunet.config.shared import SharedRunConfig
+from fednnunet.config.shared import NodeRunConfig, SharedRunConfig
 from fednnunet.datasets.raw import find_dataset
 from fednnunet.deployment.supervision import OTHER_RUN
 from fednnunet.errors import ConfigError, FednnUNetError, ProtocolError, first_problem
@@ -137,20 +129,15 @@ def settings_of(node_file: NodeFile, assignment: RunAssignment) -> NodeSettings:
     Raises:
         DataError: the data folder does not exist.
     """
-    task = assignment.task
-    own: dict[str, Any] = {name: getattr(node_file, name) for name in NodeConfig.model_fields}
-    share = task.share if node_file.share == "full" else node_file.share
+    shared = assignment.task
     config = NodeRunConfig(
-        seed=task.seed,
-        fold=task.fold,
-        dataset=task.dataset,
-        fingerprint=FingerprintConfig(intensity="histogram", share=share),
-        trainer=TrainerConfig(
-            **task.trainer.model_dump(), pretrained=node_file.pretrained, previous_stage=node_file.previous_stage
-        ),
-        model=ModelConfig(**task.model.model_dump(), plans=node_file.plans),
-        gpu_memory=GpuMemoryConfig(default=node_file.gpu_memory or task.gpu_memory, cap=task.cap_memory),
-        node=NodeConfig(**own),
+        **dict(shared)
+        | {
+            "fingerprint": shared.fingerprint.within(node_file.fingerprint),
+            "gpu_memory": shared.gpu_memory.within(node_file.gpu_memory),
+        },
+        init=node_file.init,
+        compute=node_file.compute,
         paths=CachePaths(cache=node_file.folder / "cache"),
     )
     return NodeSettings(
@@ -159,9 +146,8 @@ def settings_of(node_file: NodeFile, assignment: RunAssignment) -> NodeSettings:
         datasets={node_file.name: find_dataset(node_file.data, node_file.raw_folder, node_file.name)},
         external=node_file.external,
         config=config,
-        threads=node_file.threads or cores(),
+        threads=node_file.compute.threads or cores(),
         same_machine=False,
-        find_duplicates=node_file.find_duplicates,
         run=assignment.run,
     )
 
@@ -174,7 +160,7 @@ def run_deployed_worker(node_file: NodeFile, address: str, key: bytes) -> None:
         address: path of the socket to listen at.
         key: secret that the relay shows.
     """
-    set_up_process(node_file.folder / LOG_FILE, node_file.threads or cores())
+    set_up_process(node_file.folder / LOG_FILE, node_file.compute.threads or cores())
     Path(address).unlink(missing_ok=True)  # left by a worker that was killed
     audit = AuditLog(node_file.folder / AUDIT_LOG, node_file.name)
     DeployedWorker(node_file, WorkerChannel(address, key, audit.record), audit).serve()

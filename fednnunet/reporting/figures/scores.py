@@ -16,7 +16,7 @@ from fednnunet.reporting.figures.style import INK, clean, draw_box, legend, new_
 from fednnunet.reporting.tables.results_table import order_strategies
 
 
-def case_scores(scores: pd.DataFrame, training: Sequence[str], external: Sequence[str], hd95_unit: str) -> Figure:
+def case_scores(scores: pd.DataFrame, training: Sequence[str], external: Sequence[str], distance_unit: str) -> Figure:
     """Box plots of DSC and HD95, strategies side by side at each centre.
 
     A box holds the middle half of the cases, its line is the median, its whiskers reach at most 1.5 times the box's
@@ -26,7 +26,7 @@ def case_scores(scores: pd.DataFrame, training: Sequence[str], external: Sequenc
         scores: one row per case (:func:`~fednnunet.reporting.tables.results_table.case_means`).
         training: nodes with training cases.
         external: nodes without training cases, drawn apart.
-        hd95_unit: ``mm`` or ``pixels``.
+        distance_unit: ``mm`` or ``pixels``.
     """
     strategies = order_strategies(scores["strategy"])
     colours = strategy_colours(strategies)
@@ -36,7 +36,7 @@ def case_scores(scores: pd.DataFrame, training: Sequence[str], external: Sequenc
     figure = new_figure((max(6.0, 0.9 + 0.3 * len(nodes) * (0.6 + len(strategies))), 6.4))
     for axes, (column, title) in zip(
         figure.subplots(2, 1, sharex=True),
-        {"dsc": "DSC  (higher is better)", "hd95": f"HD95 in {hd95_unit}  (lower is better)"}.items(),
+        {"dsc": "DSC  (higher is better)", "hd95": f"HD95 in {distance_unit}  (lower is better)"}.items(),
         strict=True,
     ):
         clean(axes)

@@ -88,7 +88,7 @@ def as_rows(table: ResultsTable, comparison: PaperComparison | None = None) -> p
                     "strategy": strategy,
                     "node": node,
                     "metric": metric.column,
-                    "unit": table.hd95_unit if metric.column == "hd95" else "",
+                    "unit": table.distance_unit if metric.column == "hd95" else "",
                     "value": ours.loc[strategy, node],
                 }
                 if paper is not None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fednnunet.config.run import POOLED_NODE
+from fednnunet.config.groups import POOLED_NODE
 from fednnunet.evaluation.statistics import Interval
 from fednnunet.exchange.messages import ENSEMBLE
 
@@ -147,7 +147,7 @@ class ResultsTable:
         strategies: names of the rows.
         training: columns whose mean is the column ``mean``.
         external: columns of nodes without training cases, not part of the mean.
-        hd95_unit: ``mm`` or ``pixels``.
+        distance_unit: ``mm`` or ``pixels``.
         metrics: DSC and HD95.
         values: metric column to values, rows ``strategies``, columns :attr:`columns`.
         intervals: metric column, strategy and column to the interval of the mean over cases.
@@ -159,7 +159,7 @@ class ResultsTable:
     strategies: list[str]
     training: list[str]
     external: list[str]
-    hd95_unit: str
+    distance_unit: str
     metrics: list[Metric]
     values: dict[str, pd.DataFrame]
     intervals: Mapping[tuple[str, str, str], Interval] = field(default_factory=dict)
@@ -249,7 +249,7 @@ class ResultsTable:
 
 
 def results_table(
-    scores: pd.DataFrame, node_order: Sequence[str], external: Sequence[str] = (), hd95_unit: str = "mm"
+    scores: pd.DataFrame, node_order: Sequence[str], external: Sequence[str] = (), distance_unit: str = "mm"
 ) -> ResultsTable:
     """Results table: means over a node's held-out cases of all folds, as in nnU-Net's cross-validation.
 
@@ -260,11 +260,11 @@ def results_table(
         scores: rows of :func:`case_means`.
         node_order: training nodes.
         external: nodes without training cases.
-        hd95_unit: ``mm`` or ``pixels``.
+        distance_unit: ``mm`` or ``pixels``.
     """
     metrics = [
         Metric("dsc", "DSC ↑", 3, larger_is_better=True),
-        Metric("hd95", f"HD95 ({hd95_unit}) ↓", 2, larger_is_better=False),
+        Metric("hd95", f"HD95 ({distance_unit}) ↓", 2, larger_is_better=False),
     ]
     strategies = order_strategies(scores["strategy"])
     training, outside = list(node_order), list(external)
@@ -278,4 +278,4 @@ def results_table(
         frame = by_node.reindex(index=strategies, columns=[*training, *outside]).astype(float)
         frame.insert(len(training), MEAN, frame[training].mean(axis=1, skipna=False))
         values[column] = frame
-    return ResultsTable(strategies, training, outside, hd95_unit, metrics, values)
+    return ResultsTable(strategies, training, outside, distance_unit, metrics, values)

@@ -62,7 +62,9 @@ def _request_connected_nodes(session: Session, request: FingerprintRequest) -> l
     """
     connected = sorted(session.client.grid.get_node_ids())
     if not connected:
-        raise ConfigError("no node is connected; start the nodes first, or set how many to wait for: federation.nodes")
+        raise ConfigError(
+            "no node is connected; start the nodes first, or set how many to wait for: federation.expected_nodes"
+        )
     replies = request_all(session, Kind.FINGERPRINT, dict.fromkeys(connected, request))
     if len(replies) < len(connected):
         names = sorted(reply.body.node for reply in replies)
@@ -111,7 +113,7 @@ def check_agreement(session: Session) -> None:
         if first.configuration != other.configuration:
             raise ConfigError(
                 f"nodes {first.node} and {other.node} train {first.configuration} and {other.configuration}; "
-                "set the same dataset.configuration"
+                "set the same configuration"
             )
         for field in () if heterogeneous_tasks else (*TASK, "file_ending"):
             ours, theirs = getattr(first, field), getattr(other, field)

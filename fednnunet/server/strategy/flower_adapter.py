@@ -53,7 +53,7 @@ class FlowerStrategy(Strategy):
             if layers[first] != layers[other]:
                 raise ConfigError(
                     f"{kind} needs the same network at every node; {names[first]} and {names[other]} have different "
-                    "ones: set strategy.fingerprint=federated, the same gpu_memory and model, or use strategy=asym"
+                    "ones: set strategy.plan_from=federated, the same gpu_memory and model, or use strategy=asym"
                 )
 
     def aggregate(

@@ -164,7 +164,7 @@ def test_without_a_number_those_that_are_there_are_the_federation(describe: Desc
 
 
 def test_without_a_number_none_are_an_error(describe: Describe) -> None:
-    with pytest.raises(ConfigError, match=r"no node is connected; .*federation.nodes"):
+    with pytest.raises(ConfigError, match=r"no node is connected; .*federation.expected_nodes"):
         describe([1])
 
 
@@ -181,12 +181,12 @@ def test_after_the_time_enough_are_enough(describe: Describe, observer: Recordin
 
 
 @pytest.mark.parametrize(
-    ("least", "to_lower"), [(None, "federation.nodes"), (2, "federation.min_nodes")], ids=["all", "least"]
+    ("least", "to_lower"), [(None, "federation.expected_nodes"), (2, "federation.min_nodes")], ids=["all", "least"]
 )
 def test_after_the_time_too_few_are_an_error(describe: Describe, least: int | None, to_lower: str) -> None:
     said = (
         "after 2 s: nodes of the run: Oslo; 2 of 3 nodes are missing; start the others and see their logs, "
-        f"or raise federation.timeout, or lower {to_lower}"
+        f"or raise federation.reply_timeout_s, or lower {to_lower}"
     )
     with pytest.raises(ConfigError, match=f"^{re.escape(said)}$"):
         describe([0, 10**6, 10**6], expected_nodes=3, min_replies=least, timeout=2)

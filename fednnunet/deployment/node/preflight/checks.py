@@ -178,20 +178,20 @@ def check_device(node_file: NodeFile, drivers: Sequence[Path] = GPU_DRIVERS) -> 
 
     from fednnunet.training import trainer as build
 
-    device = build.resolve_device(node_file.device)
-    build.check_device(node_file, device)
+    device = build.resolve_device(node_file.compute.device)
+    build.check_device(node_file.compute, device)
     if device.type == "cuda":
         return _check_gpus(node_file)
     found = f"{device.type}, {os.cpu_count()} cores (torch {torch.__version__})"
-    if node_file.device == "auto" and any(driver.exists() for driver in drivers):
+    if node_file.compute.device == "auto" and any(driver.exists() for driver in drivers):
         return CheckResult(
             "warning",
             f"{found}; a GPU driver is installed, but this torch cannot use it",
-            "install torch for CUDA (https://pytorch.org/get-started), or set device: cpu",
+            "install torch for CUDA (https://pytorch.org/get-started), or set compute.device: cpu",
         )
-    if node_file.device == "auto":
+    if node_file.compute.device == "auto":
         return CheckResult(
-            "warning", f"{found}; torch sees no GPU", "use a GPU for real training; otherwise set device: cpu"
+            "warning", f"{found}; torch sees no GPU", "use a GPU for real training; otherwise set compute.device: cpu"
         )
     return CheckResult("good", found)
 
@@ -200,22 +200,23 @@ def _check_gpus(node_file: NodeFile) -> CheckResult:
     import torch
 
     found, short, busy = [], [], []
-    for index in range(node_file.devices):
+    target = node_file.gpu_memory.gb
+    for index in range(node_file.compute.num_devices):
         free, total = (size / GIGABYTE for size in torch.cuda.mem_get_info(index))
         found.append(f"{torch.cuda.get_device_name(index)} with {total:.1f} GB, {free:.1f} free")
-        if node_file.gpu_memory is not None and node_file.gpu_memory > total:
+        if target is not None and target > total:
             short.append(total)
-        elif node_file.gpu_memory is not None and node_file.gpu_memory > free:
+        elif target is not None and target > free:
             busy.append(free)
     text = ", ".join(found)
     if short:
         return CheckResult(
-            "bad", f"{text}; gpu_memory is {node_file.gpu_memory:g}", f"set gpu_memory: {int(min(short))} or less"
+            "bad", f"{text}; gpu_memory.gb is {target:g}", f"set gpu_memory.gb to {int(min(short))} or less"
         )
     if busy:
         return CheckResult(
             "warning",
-            f"{text}; gpu_memory is {node_file.gpu_memory:g}",
+            f"{text}; gpu_memory.gb is {target:g}",
             "end the other processes on the GPU (see nvidia-smi)",
         )
     return CheckResult("good", text)

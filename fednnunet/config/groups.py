@@ -1,0 +1,349 @@
+"""The groups of the configuration, one class each; ``conf/<group>/`` holds their options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, model_validator
+
+from fednnunet.exchange.messages import ENSEMBLE, ExchangeDtype, Fold, NodeName
+
+POOLED_NODE = "centralized"
+"""Name of the one node that holds all centres' cases."""
+
+Configuration = Literal["2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres"]
+
+
+class Config(BaseModel):
+    """Base of all configuration groups: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class CentreConfig(Config):
+    """One centre of a dataset.
+
+    Attributes:
+        name: Name in tables.
+        dataset: nnU-Net dataset id, name (``Dataset101_X``), or a folder; ignored where nodes are other machines, which
+            know their own.
+        external: The centre has no training cases; it is for evaluation only.
+        studies: Number of studies in the paper; `fednnunet convert` compares it.
+    """
+
+    name: NodeName
+    dataset: int | str | None = None
+    external: bool = False
+    studies: int | None = Field(default=None, ge=1)
+
+
+class DatasetConfig(Config):
+    """Which images: group ``dataset``.
+
+    Attributes:
+        name: Name in folders and reports.
+        raw_folder: Folder where dataset ids and names are looked up; null means the variable ``nnUNet_raw``.
+        centres: Centres that the images come from.
+        labels: Value of each label, which `fednnunet convert` writes; null where only ``dataset.json`` defines them.
+        generator: Function that makes the dataset when it does not exist (a Hydra ``_target_``), or null.
+    """
+
+    name: str
+    raw_folder: str | None
+    labels: dict[str, int] | None = None
+    centres: list[CentreConfig] = Field(min_length=1)
+    generator: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> DatasetConfig:
+        names = [centre.name for centre in self.centres]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"centres: two centres have the name {repeated[0]}")
+        for reserved in (POOLED_NODE, ENSEMBLE):
+            if reserved in names:
+                raise ValueError(f"centres: no centre can have the name {reserved}, which is a model in the tables")
+        if all(centre.external for centre in self.centres):
+            raise ValueError("centres: all are external; at least one must have training cases")
+        return self
+
+
+class FingerprintLimits(Config):
+    """What a node reveals of its images before training.
+
+    Attributes:
+        precision: ``full``, or ``quantised``: rounded to a grid that hides single cases before it leaves the node.
+        find_duplicates: Compare salted digests of the nodes' images, and warn of images that two nodes hold.
+    """
+
+    precision: Literal["full", "quantised"] = "full"
+    find_duplicates: bool = False
+
+
+class FingerprintConfig(FingerprintLimits):
+    """What nodes send of their fingerprints, and how the server merges them: group ``fingerprint``.
+
+    Attributes:
+        precision: ``full``, or ``quantised``: rounded to a grid that hides single cases before it leaves the node.
+        find_duplicates: Compare salted digests of the nodes' images, and warn of images that two nodes hold.
+        intensity: How intensities are merged. ``histogram``: as nnU-Net would from the pooled images;
+            ``weighted_mean``: the rule of the original FednnU-Net.
+    """
+
+    intensity: Literal["histogram", "weighted_mean"] = "histogram"
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> FingerprintConfig:
+        if self.precision == "quantised" and self.intensity == "weighted_mean":
+            raise ValueError("precision=quantised needs intensity=histogram")
+        return self
+
+    def within(self, limits: FingerprintLimits) -> FingerprintConfig:
+        """The same, but no more precise than ``limits``, and with digests only where ``limits`` allows them."""
+        quantised = "quantised" in (self.precision, limits.precision)
+        return self.model_copy(
+            update={
+                "precision": "quantised" if quantised else "full",
+                "find_duplicates": limits.find_duplicates,
+            }
+        )
+
+
+class StrategyConfig(Config):
+    """How nodes work together: group ``strategy``.
+
+    Attributes:
+        name: Name in folders and reports.
+        plan_from: Fingerprint that a node plans from: its ``own``, the ``federated`` one, or that of the ``pooled``
+            dataset.
+        keep_local: Parts of layer names; layers with one of them in their name are not exchanged.
+        local_epochs: Epochs that every node trains between two aggregations.
+        fraction_train: Fraction of the nodes that train in a round.
+        heterogeneous_tasks: Nodes may differ in labels and channels; the layers of their networks that match are
+            shared.
+        aggregation: Class that aggregates the layers (a Hydra ``_target_``), and its parameters.
+    """
+
+    name: str
+    plan_from: Literal["own", "federated", "pooled"]
+    keep_local: list[str] = Field(default=[])
+    local_epochs: int = Field(default=1, ge=1)
+    fraction_train: float = Field(default=1.0, gt=0, le=1)
+    heterogeneous_tasks: bool = False
+    aggregation: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _tasks_have_own_plans(self) -> StrategyConfig:
+        if self.heterogeneous_tasks and self.plan_from != "own":
+            raise ValueError("heterogeneous_tasks=true needs plan_from=own: strategy=asym (or local)")
+        return self
+
+
+class TrainerConfig(Config):
+    """What nnU-Net's trainer does: group ``trainer``. Null leaves a value as the trainer class sets it.
+
+    Attributes:
+        class_: ``nnUNetTrainer`` class that nnU-Net finds, or an import path of your own (key ``class``).
+        epochs: Epochs; with ``strategy.local_epochs=1`` also the number of rounds.
+        iterations: Training iterations per epoch.
+        val_iterations: Validation iterations per epoch.
+        initial_lr: Initial learning rate.
+        weight_decay: Weight decay of the optimizer.
+        oversample_foreground: Fraction of a batch's patches that must contain foreground.
+        save_probabilities: Keep the softmax outputs of held-out cases, for nnU-Net's ensembles (``--npz``).
+    """
+
+    class_: str = Field(alias="class")
+    epochs: int | None = Field(default=None, ge=1)
+    iterations: int | None = Field(default=None, ge=1)
+    val_iterations: int | None = Field(default=None, ge=1)
+    initial_lr: float | None = Field(default=None, gt=0)
+    weight_decay: float | None = Field(default=None, ge=0)
+    oversample_foreground: float | None = Field(default=None, ge=0, le=1)
+    save_probabilities: bool = False
+
+
+class ModelConfig(Config):
+    """How nnU-Net plans the network and preprocesses for it: group ``model``.
+
+    Attributes:
+        planner: ``ExperimentPlanner`` class that nnU-Net finds, or an import path of your own.
+        plans_name: Identifier of the plans, part of nnU-Net's folder names; null for the planner's own.
+        preprocessor: Preprocessor class that nnU-Net finds; null for the planner's own.
+        overwrite_target_spacing: Spacing to resample to in 3d, mm (Z, Y, X); null for the planner's choice.
+        overrides: Attributes of the planner to change, such as ``UNet_base_num_features``.
+    """
+
+    planner: str
+    plans_name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_-]+$")
+    preprocessor: str | None = None
+    overwrite_target_spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+    overrides: dict[str, Any] = {}
+
+
+class InitConfig(Config):
+    """What training starts from, instead of nothing: group ``init``.
+
+    Attributes:
+        plans: Plans file, or folder of a finished run, to use instead of planning; for all nodes, or by node name.
+        weights: Checkpoint to start from: nnU-Net's ``.pth``, or the folder of a finished run, whose checkpoint of the
+            same node is taken; for all nodes, or by node name.
+        previous_stage: Folder of finished ``3d_lowres`` runs, the input of ``3d_cascade_fullres``.
+    """
+
+    plans: Path | dict[str, Path] | None = None
+    weights: Path | dict[str, Path] | None = None
+    previous_stage: Path | None = None
+
+    def plans_of(self, node: str) -> Path | None:
+        """Plans file or run folder of ``node``; None if it plans."""
+        return self.plans.get(node) if isinstance(self.plans, dict) else self.plans
+
+    def weights_of(self, node: str) -> Path | None:
+        """Checkpoint or run folder that ``node`` starts from, if any."""
+        return self.weights.get(node) if isinstance(self.weights, dict) else self.weights
+
+
+class GpuMemoryTarget(Config):
+    """GPU memory that one node plans for.
+
+    Attributes:
+        gb: GPU memory in GB that nnU-Net plans patch and batch size for; null for what the planner was made for.
+    """
+
+    gb: PositiveFloat | None = None
+
+
+class GpuMemoryConfig(GpuMemoryTarget):
+    """GPU memory that plans aim at: group ``gpu_memory``.
+
+    Attributes:
+        gb: GPU memory in GB that nnU-Net plans patch and batch size for; null for what the planner was made for.
+        per_node: GB by node name, for nodes that differ.
+        cap: On CUDA, let no worker take more than its target, as if its GPU were that small.
+    """
+
+    per_node: dict[str, PositiveFloat] = Field(default={})
+    cap: bool = True
+
+    def within(self, own: GpuMemoryTarget) -> GpuMemoryConfig:
+        """The same for one node, whose ``own`` target wins where it has one."""
+        return self.model_copy(update={"gb": own.gb or self.gb, "per_node": {}})
+
+
+class ComputeConfig(Config):
+    """How a node computes: group ``compute``.
+
+    Attributes:
+        device: ``auto`` (the GPU if there is one), ``cpu``, ``cuda`` or ``mps``.
+        num_devices: GPUs (on the CPU: processes) that share each batch, by distributed data parallel.
+        precision: Arithmetic of training; ``auto`` is nnU-Net's own: float16 autocast on CUDA, else float32.
+        augmentation_workers: Background processes for augmentation; 0 augments in the training process, which alone is
+            reproducible.
+        preprocessing_workers: Processes for fingerprint and preprocessing; 1 works in the node's process.
+        threads: Threads of torch; 0 divides the machine's cores among the nodes that run at once.
+        compile: Use ``torch.compile`` on the network (CUDA only).
+    """
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    num_devices: int = Field(default=1, ge=1)
+    precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed"] = "auto"
+    augmentation_workers: int = Field(default=0, ge=0)
+    preprocessing_workers: int = Field(default=1, ge=1)
+    threads: int = Field(default=0, ge=0)
+    compile: bool = False
+
+
+class FederationConfig(Config):
+    """How server and nodes are brought together: group ``federation``.
+
+    Attributes:
+        grid: ``single_machine`` runs server and nodes on this machine, without ports; ``deployment`` is the server of
+            nodes on other machines.
+        server: Folder of the server's state (``fednnunet server up``), for ``deployment``.
+        max_parallel_nodes: Nodes that compute at the same time; 0 for one per core (CPU) or one (GPU). For
+            ``single_machine``.
+        reply_timeout_s: Seconds that the server waits for nodes to register and for the replies of a round; null waits
+            forever.
+        min_nodes: Fewest nodes that the federation goes on with when others fail or do not reply; null needs all.
+        expected_nodes: Nodes that must register before the run begins, within ``reply_timeout_s``; null means one per
+            centre.
+    """
+
+    grid: Literal["single_machine", "deployment"]
+    server: Path | None = None
+    max_parallel_nodes: int = Field(default=0, ge=0)
+    reply_timeout_s: float | None = Field(default=None, gt=0)
+    min_nodes: int | None = Field(default=None, ge=1)
+    expected_nodes: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _min_nodes_are_expected(self) -> FederationConfig:
+        if self.expected_nodes is not None and self.min_nodes is not None and self.min_nodes > self.expected_nodes:
+            raise ValueError(
+                f"min_nodes={self.min_nodes} is more than expected_nodes={self.expected_nodes}; lower it, or raise "
+                "expected_nodes"
+            )
+        return self
+
+
+class ExchangeConfig(Config):
+    """How layers travel between nodes and server: group ``exchange``.
+
+    Attributes:
+        dtype: Type that layers are rounded to while they travel, with error feedback; ``float32`` sends them unchanged.
+    """
+
+    dtype: ExchangeDtype = "float32"
+
+
+class EvaluationConfig(Config):
+    """What is scored after training, and in which unit: group ``evaluation``.
+
+    Attributes:
+        cross_centre: Score every node's model on every other node's held-out cases, too (paper, Fig. 4).
+        distance_unit: Unit of distances: ``mm``, or ``pixels`` where images have no spacing.
+        surface_tolerance: Distance within which two surfaces count as one for the surface DSC, in ``distance_unit``.
+    """
+
+    cross_centre: bool = False
+    distance_unit: Literal["mm", "pixels"] = "mm"
+    surface_tolerance: float = Field(default=2.0, gt=0)
+
+
+class CachePaths(Config):
+    """Folders of a node.
+
+    Attributes:
+        cache: Folder of fingerprints and preprocessed images, shared by runs.
+    """
+
+    cache: Path
+
+
+class PathsConfig(CachePaths):
+    """Folders of a run: group ``paths``.
+
+    Attributes:
+        cache: Folder of fingerprints and preprocessed images, shared by runs.
+        data: Folder of generated datasets.
+        run: Folder of this run.
+    """
+
+    data: Path
+    run: Path
+
+
+def _known_folds(fold: Any) -> Any:
+    folds = fold if isinstance(fold, list) else [fold]
+    for one in folds:
+        if one != "all" and (type(one) is not int or not 0 <= one <= 4):
+            raise ValueError(f"fold={one}: must be 0 to 4, or all to train on every case")
+    if not folds or len(set(map(str, folds))) < len(folds):
+        raise ValueError(f"fold={fold}: name each fold once")
+    return fold
+
+
+Folds = Annotated[Fold | list[Fold], BeforeValidator(_known_folds)]
+"""One fold, or several that are trained one after another."""

@@ -1,0 +1,105 @@
+"""From the configuration to the settings of server and nodes."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+
+from fednnunet.config.groups import POOLED_NODE
+from fednnunet.config.run import RunConfig
+from fednnunet.datasets.raw import find_dataset, read_dataset
+from fednnunet.errors import FednnUNetError
+from fednnunet.launch.run_folder import run_id
+from fednnunet.node.settings import NodeSettings
+from fednnunet.processes import cores
+from fednnunet.server.session import ServerSettings
+
+log = logging.getLogger(__name__)
+
+
+def server_settings(config: RunConfig) -> ServerSettings:
+    """Settings of the server."""
+    settings = ServerSettings(
+        fingerprint=config.fingerprint.intensity if config.strategy.plan_from == "federated" else None,
+        folds=config.folds,
+        timeout=config.federation.reply_timeout_s,
+        dtype=config.exchange.dtype,
+        cross_centre=config.evaluation.cross_centre,
+        local_epochs=config.strategy.local_epochs,
+        heterogeneous_tasks=config.strategy.heterogeneous_tasks,
+        min_replies=config.federation.min_nodes,
+        expected_nodes=config.federation.expected_nodes,
+        find_duplicates=config.fingerprint.find_duplicates,
+    )
+    if config.on_single_machine:
+        return settings
+    return dataclasses.replace(
+        settings,
+        expected_nodes=config.federation.expected_nodes or len(config.dataset.centres),
+        wait_for_nodes=True,
+        run=run_id(config.paths.run),
+        shared_config=config.shared.model_dump(mode="json", by_alias=True),
+        centres={centre.name: centre.external for centre in config.dataset.centres},
+    )
+
+
+def prepare_centres(config: RunConfig) -> dict[str, Path]:
+    """Raw folder of every centre; a generated dataset is made when it does not exist.
+
+    Raises:
+        FednnUNetError: a folder is missing, empty or not nnU-Net's raw format.
+    """
+    raw_folder = Path(config.dataset.raw_folder) if config.dataset.raw_folder else None
+    if config.dataset.generator is not None:
+        try:
+            instantiate(config.dataset.generator, folder=raw_folder, _convert_="all")
+        except InstantiationException as error:
+            if isinstance(error.__cause__, FednnUNetError):  # Hydra wraps the generator's error
+                raise error.__cause__ from None
+            raise
+    folders = {}
+    for centre in config.dataset.centres:
+        assert centre.dataset is not None, "checked with the configuration"
+        folder = find_dataset(centre.dataset, raw_folder, centre.name)
+        read_dataset(folder, centre.name, external=centre.external)
+        folders[centre.name] = folder.resolve()
+    return folders
+
+
+def node_settings(config: RunConfig, folders: Mapping[str, Path]) -> list[NodeSettings]:
+    """One node per centre; for the pooled baseline, one that holds all training centres."""
+    external = {centre.name: centre.external for centre in config.dataset.centres}
+    taking_part = {centre.name for centre in (*config.training_centres, *config.external_centres)}
+    nodes = {name: {name: folder} for name, folder in folders.items() if name in taking_part}
+    if len(nodes) < len(folders):
+        log.warning("external centres are left out: they have no 3d_lowres segmentations for the cascade to refine")
+    if config.pools_cases:
+        pooled = {name: folder for name, folder in folders.items() if not external[name]}
+        nodes = {POOLED_NODE: pooled} | {name: data for name, data in nodes.items() if external[name]}
+    threads = config.compute.threads or max(1, cores() // parallel_nodes(config))
+    return [
+        NodeSettings(
+            name=name,
+            folder=config.paths.run.resolve() / "nodes" / name,
+            datasets=datasets,
+            external=external.get(name, False),
+            config=config,
+            threads=threads,
+            same_machine=True,
+        )
+        for name, datasets in nodes.items()
+    ]
+
+
+def parallel_nodes(config: RunConfig) -> int:
+    """Nodes that compute at the same time: as configured, else one per core, on a GPU one."""
+    if config.federation.max_parallel_nodes:
+        return config.federation.max_parallel_nodes
+    device = config.compute.device
+    on_gpu = device in ("cuda", "mps") or (device == "auto" and Path("/dev/nvidia0").exists())
+    return 1 if on_gpu or config.pools_cases else min(len(config.training_centres), cores())
