@@ -1,1 +1,1 @@
-"""From datasets as they are published to nnU-Net's raw format, one dataset per centre."""
+"""Convert published datasets to nnU-Net's raw format, one dataset per centre."""

@@ -107,7 +107,7 @@ def convert(
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
-        raise ConfigError(f"{error.strerror}: {target}; make room, and give the same command to go on") from None
+        raise ConfigError(f"{error.strerror}: {target}; make room, and repeat the command to continue") from None
     finally:
         for writer in writers.values():
             writer.save()

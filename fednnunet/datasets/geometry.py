@@ -34,8 +34,8 @@ class GridDifference:
 
     Attributes:
         what: ``shape``, or a key of :attr:`Grid.placement`.
-        value: of the first grid.
-        reference: of the second.
+        value: value of the first grid.
+        reference: value of the second grid.
     """
 
     what: str
@@ -44,7 +44,7 @@ class GridDifference:
 
 
 def grid_differences(grid: Grid, reference: Grid) -> list[GridDifference]:
-    """All properties in which ``grid`` differs from ``reference``; the shape alone where that differs.
+    """All properties in which ``grid`` differs from ``reference``; only the shape where that differs.
 
     Numbers within :data:`TOLERANCE` are the same.
     """

@@ -14,13 +14,13 @@ from fednnunet.errors import DataError
 
 DATASET_NAME = re.compile(r"Dataset(\d{3})_.+")
 MIN_TRAINING_CASES = 5
-"""nnU-Net's five-fold split needs as many cases."""
+"""Smallest number of cases for nnU-Net's five folds."""
 RGB_ENDINGS = (".png", ".bmp", ".tif")
-"""Files that may hold several channels (``nnunetv2.imageio.natural_image_reader_writer``)."""
+"""Endings of files that may hold several channels (``nnunetv2.imageio.natural_image_reader_writer``)."""
 TIFF_ENDINGS = (".tif", ".tiff")
-"""Files of volumes whose spacing stands in a ``.json`` beside them."""
+"""Endings of volumes whose spacing is in a ``.json`` file beside them."""
 IMAGE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl", ".tiff", *RGB_ENDINGS)
-"""Files that nnU-Net's readers open; any other file beside the images, such as a ``.json``, is ignored."""
+"""Endings of files that nnU-Net's readers open; any other file beside the images, such as a ``.json``, is ignored."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class RawDataset:
     """A dataset in nnU-Net's raw format.
 
     Attributes:
-        folder: where it lies.
+        folder: folder of the dataset.
         name: ``DatasetXXX_Name``.
         dataset_json: content of ``dataset.json``.
         cases: sorted by name.
@@ -69,7 +69,7 @@ class RawDataset:
 
     @property
     def file_ending(self) -> str:
-        """Such as ``.nii.gz``."""
+        """Ending of images and label maps, such as ``.nii.gz``."""
         return str(self.dataset_json["file_ending"])
 
 
@@ -78,8 +78,8 @@ def find_dataset(dataset: int | str, raw_folder: Path | None, centre: str) -> Pa
 
     Args:
         dataset: ``101``, ``Dataset101_Name``, or a path to a folder of that name.
-        raw_folder: where ids and names are looked up; None for the environment variable ``nnUNet_raw``.
-        centre: for the error's text.
+        raw_folder: folder in which ids and names are looked up; None for the environment variable ``nnUNet_raw``.
+        centre: named in errors.
 
     Raises:
         DataError: not found, ambiguous, or not named ``DatasetXXX_Name``.
@@ -106,15 +106,15 @@ def _look_up(text: str, raw_folder: Path | None, centre: str) -> Path:
         raw_folder = Path(os.environ["nnUNet_raw"])
     if not raw_folder.is_dir():
         raise DataError(f"centre {centre}: there is no raw folder {raw_folder}")
-    there = sorted(path for path in raw_folder.iterdir() if path.is_dir() and DATASET_NAME.fullmatch(path.name))
+    datasets = sorted(path for path in raw_folder.iterdir() if path.is_dir() and DATASET_NAME.fullmatch(path.name))
     if text.isdigit():
-        found = [path for path in there if path.name.startswith(f"Dataset{int(text):03d}_")]
+        found = [path for path in datasets if path.name.startswith(f"Dataset{int(text):03d}_")]
     else:
-        found = [path for path in there if path.name == text]
+        found = [path for path in datasets if path.name == text]
     if len(found) > 1:
         raise DataError(f"centre {centre}: id {text} is ambiguous in {raw_folder}: {', '.join(p.name for p in found)}")
     if not found:
-        names = ", ".join(path.name for path in there) or "no datasets"
+        names = ", ".join(path.name for path in datasets) or "no datasets"
         raise DataError(
             f"centre {centre}: dataset {text} is not in {raw_folder}, which holds {names}; put it there, or give its "
             "path in dataset.centres"
@@ -127,8 +127,8 @@ def read_dataset(folder: Path, centre: str, external: bool = False) -> RawDatase
 
     Args:
         folder: ``…/DatasetXXX_Name``.
-        centre: for the error's text.
-        external: needs no training cases; ``imagesTs`` and ``labelsTs`` serve where ``imagesTr`` is not there.
+        centre: named in errors.
+        external: whether training cases are not needed; ``imagesTs`` and ``labelsTs`` serve without ``imagesTr``.
 
     Raises:
         DataError: names centre, file or field, and what is wrong.
@@ -147,7 +147,7 @@ def read_dataset(folder: Path, centre: str, external: bool = False) -> RawDatase
 
 
 def list_cases(folder: Path, centre: str, external: bool = False) -> RawDataset:
-    """As :func:`read_dataset`, also where files of a case are missing or the cases are too few to train on.
+    """As :func:`read_dataset`, but files of a case may be missing, and cases too few to train on.
 
     Raises:
         DataError: names centre, file or field, and what is wrong.
@@ -188,7 +188,7 @@ def _read_description(folder: Path, centre: str) -> dict[str, Any]:
 
 
 def _problem_of_labels(description: dict[str, Any]) -> str | None:
-    """What nnU-Net's ``LabelManager`` and ``verify_dataset_integrity`` would stop at, later and with less said."""
+    """Why nnU-Net's ``LabelManager`` or ``verify_dataset_integrity`` would stop, later and with less explanation."""
     labels = description["labels"]
     if not isinstance(labels, dict) or labels.get("background") != 0:
         return "labels must map names to values, background to 0"

@@ -64,7 +64,7 @@ def test_a_dry_run_shows_everything_and_writes_nothing(
     assert "171" in printed  # of ISPY1 in the paper
 
 
-def test_a_problem_stops_the_command_and_skipping_it_is_told(
+def test_a_problem_stops_the_command_and_a_skipped_one_is_listed(
     convert: Convert, download: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert convert("mamamia", download, tmp_path / "raw") == 2

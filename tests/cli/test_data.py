@@ -85,7 +85,7 @@ def test_a_configured_dataset_brings_its_centres(data_summary: Call, tmp_path: P
     assert "→ `python train.py dataset=phantom` makes it" in out
 
 
-def test_what_is_not_there_is_one_line(data_summary: Call) -> None:
+def test_a_missing_dataset_is_one_line(data_summary: Call) -> None:
     code, out, err = data_summary("phantom")
     assert (code, out) == (2, "")
     assert err.startswith("error: centre ISPY1: there is no raw folder data/phantom; `python train.py dataset=phantom`")

@@ -1,4 +1,4 @@
-"""Which dataset takes a centre's cases."""
+"""The datasets that centres' cases are written to."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ def test_every_centre_has_a_name_that_a_node_may_have(name: str) -> None:
         (["Malaga", "Málaga"], 1, [], "its node would be named Malaga, like another"),
     ],
 )
-def test_what_can_not_be_numbered_is_refused(centres: list[str], first: int, external: list[str], problem: str) -> None:
+def test_centres_that_cannot_be_numbered_are_refused(
+    centres: list[str], first: int, external: list[str], problem: str
+) -> None:
     with pytest.raises(ConfigError, match=problem):
         numbered_targets(scan(*centres), "Custom", first, external)
 

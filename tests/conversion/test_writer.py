@@ -1,4 +1,4 @@
-"""Studies become nnU-Net raw datasets: what is written, what is refused, what an interrupted conversion leaves."""
+"""Cases become nnU-Net raw datasets: what is written, what is refused, what an interrupted conversion leaves."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def content(folder: Path) -> dict[str, str]:
     }
 
 
-def test_cases_lie_as_nnunet_wants_them_and_the_source_is_as_it_was(
+def test_cases_have_nnunets_layout_and_the_source_is_unchanged(
     cases: list[SourceCase], source: Path, tmp_path: Path
 ) -> None:
     before = content(source)
@@ -347,7 +347,7 @@ def test_an_empty_label_map_is_noted(cases: list[SourceCase], source: Path, tmp_
     assert read_manifest(tmp_path / "raw" / "Dataset601_Oslo").cases["case2"].notes == ["the label map is empty"]
 
 
-def test_an_interrupted_conversion_goes_on_where_it_was(cases: list[SourceCase], tmp_path: Path) -> None:
+def test_an_interrupted_conversion_continues_where_it_stopped(cases: list[SourceCase], tmp_path: Path) -> None:
     def interrupt(case: SourceCase) -> None:
         if case.name == "case2":
             raise KeyboardInterrupt
@@ -424,7 +424,7 @@ def test_nothing_found_is_an_error() -> None:
         )
 
 
-def test_the_manifest_of_a_killed_conversion_lets_it_go_on(cases: list[SourceCase], tmp_path: Path) -> None:
+def test_a_killed_conversion_continues_from_its_manifest(cases: list[SourceCase], tmp_path: Path) -> None:
     child = os.fork()
     if child == 0:
         run(cases, tmp_path / "raw", progress=Silent(lambda case: os._exit(9) if case.name == "case2" else None))

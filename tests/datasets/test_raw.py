@@ -38,7 +38,7 @@ def test_folder_of_another_name_is_refused(make_dataset: Callable[..., Path]) ->
         find_dataset(str(folder), None, "A")
 
 
-def test_missing_dataset_is_told_with_what_is_there(make_dataset: Callable[..., Path]) -> None:
+def test_missing_dataset_error_lists_the_datasets_that_exist(make_dataset: Callable[..., Path]) -> None:
     folder = make_dataset()
     with pytest.raises(DataError, match=r"centre Oslo: dataset 7 is not in .* Dataset101_Boxes"):
         find_dataset(7, folder.parent, "Oslo")
@@ -102,7 +102,7 @@ REFUSED_LABELS = [
 
 
 @pytest.mark.parametrize(("labels", "problem"), REFUSED_LABELS)
-def test_labels_that_can_not_be_trained_on_are_told(
+def test_labels_that_cannot_be_trained_on_are_refused(
     make_dataset: Callable[..., Path], labels: dict[str, Any], problem: str
 ) -> None:
     folder = make_dataset()
@@ -117,7 +117,7 @@ def test_nnunet_refuses_these_labels_as_well(labels: dict[str, Any]) -> None:
         LabelManager(labels, None)
 
 
-def test_files_of_another_ending_may_lie_beside_the_same_cases(make_dataset: Callable[..., Path]) -> None:
+def test_files_with_another_ending_are_allowed_beside_the_same_cases(make_dataset: Callable[..., Path]) -> None:
     folder = make_dataset()
     (folder / "imagesTr" / "case_003_0000.nrrd").touch()
     (folder / "imagesTr" / "case_003_0000.json").touch()

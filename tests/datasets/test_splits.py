@@ -88,6 +88,6 @@ def test_without_own_splits_they_are_nnunets(make_dataset: MakeDataset) -> None:
         ([{"train": CASES, "val": []}] * 5, "fold 0 has no held-out case"),
     ],
 )
-def test_own_splits_that_can_not_be_used_are_refused(make_dataset: MakeDataset, content: Any, problem: str) -> None:
+def test_own_splits_that_cannot_be_used_are_refused(make_dataset: MakeDataset, content: Any, problem: str) -> None:
     with pytest.raises(DataError, match=f"centre Oslo: .*splits_final.json.*{problem}"):
         splits_of(own_splits(make_dataset, content), "Oslo")

@@ -148,7 +148,7 @@ def test_a_breast_has_one_tumour_that_enhances(tmp_path: Path) -> None:
     assert np.median(contrasts) > 1.3
 
 
-def test_sagittal_volumes_say_so_in_their_header(tmp_path: Path) -> None:
+def test_sagittal_volumes_have_a_sagittal_header(tmp_path: Path) -> None:
     folders = made("mamamia", tmp_path, ["NACT", "GUMED"], scale=0.1, slice_scale=0.1)
     for name, file, slices_along in (
         ("NACT", "imagesTr/NACT_000_0000.nii.gz", 0),

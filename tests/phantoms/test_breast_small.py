@@ -83,7 +83,7 @@ def test_datasets_are_valid_and_as_described(centres: dict[str, Any], tmp_path: 
             assert sitk.GetArrayFromImage(image).std() > 0
 
 
-def test_what_is_there_stays_and_other_parameters_replace_it(centres: dict[str, Any], tmp_path: Path) -> None:
+def test_existing_datasets_stay_and_other_parameters_replace_them(centres: dict[str, Any], tmp_path: Path) -> None:
     one = {"NACT": centres["NACT"]}
     (folder,) = make_small_phantom(tmp_path, one, 1)
     before = (folder / "dataset.json").stat().st_mtime_ns
@@ -103,7 +103,7 @@ def test_folder_that_is_no_phantom_is_left_alone(centres: dict[str, Any], tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == [centres["NACT"]["dataset"]]
 
 
-def test_dataset_that_another_run_made_meanwhile_is_kept(
+def test_dataset_that_another_run_has_just_made_is_kept(
     centres: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, real, times = {"NACT": centres["NACT"]}, phantom.make_case, []

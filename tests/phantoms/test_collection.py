@@ -259,7 +259,7 @@ def test_slices_are_scaled_with_the_pixels_only_where_there_are_many(tmp_path: P
     assert (breast.dataset.generator["slice_scale"], heart.dataset.generator["slice_scale"]) == (0.3, 1.0)
 
 
-def test_what_is_there_stays_until_the_scale_changes(tmp_path: Path) -> None:
+def test_existing_datasets_stay_until_the_scale_changes(tmp_path: Path) -> None:
     made = generator("aimix") | {"scale": 0.1, "case_fraction": 0.01, "folder": tmp_path}
     (folder, *_) = instantiate(made, _convert_="all")
     before = (folder / "dataset.json").stat().st_mtime_ns

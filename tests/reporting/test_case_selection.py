@@ -1,4 +1,4 @@
-"""Best, median and worst are found among the cases that all strategies pictured."""
+"""Best, median and worst are chosen among the cases with pictures from all strategies."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_cases_are_ranked_by_their_mean_over_set_ups(pictured: Callable[..., Pat
         pictured("local", {0: 0.1, 1: 0.9, 2: 0.5, 3: 0.6, 4: 0.2, 9: 1.0}),
         pictured("asym", {0: 0.9, 1: 0.9, 2: 0.5, 3: 0.5, 4: 0.1}),
     ]
-    assert chosen(runs) == {"best": 1, "median": 0, "worst": 4}  # 9 was pictured by one alone
+    assert chosen(runs) == {"best": 1, "median": 0, "worst": 4}  # only one strategy has a picture of 9
     best = choose_cases(read_runs(runs), "NACT")[0]
     assert list(best.slices) == ["local", "asym"]
     assert best.dsc == pytest.approx(0.9)
@@ -58,11 +58,11 @@ def test_of_several_seeds_the_first_is_shown(pictured: Callable[..., Path]) -> N
     assert chosen(runs) == {"only": 0}
 
 
-def test_fewer_than_three_show_what_is_there(pictured: Callable[..., Path]) -> None:
+def test_fewer_than_three_cases_are_all_shown(pictured: Callable[..., Path]) -> None:
     assert chosen([pictured("asym", {0: 0.4, 5: 0.6})]) == {"best": 5, "worst": 0}
     assert chosen([pictured("ffe", {0: np.nan})]) == {"only": 0}
 
 
-def test_without_a_common_case_those_that_most_pictured_are_shown(pictured: Callable[..., Path]) -> None:
+def test_without_a_common_case_those_of_most_strategies_are_shown(pictured: Callable[..., Path]) -> None:
     runs = [pictured("local", {0: 0.1, 1: 0.9}), pictured("asym", {1: 0.5}), pictured("ffe", {2: 0.7})]
     assert chosen(runs) == {"only": 1}

@@ -43,7 +43,7 @@ def dots(axes: Axes) -> list[list[float]]:
     return [list(line.get_ydata()) for line in axes.lines if line.get_label() == "case"]
 
 
-def test_a_row_a_quantity_and_a_dot_a_case(centres: list[CentreSummary]) -> None:
+def test_one_row_per_quantity_and_one_dot_per_case(centres: list[CentreSummary]) -> None:
     rows = {axes.get_title(loc="left").split(":")[0]: axes for axes in centre_summaries(centres).axes}
     assert list(rows) == [
         "image size in voxels",

@@ -46,7 +46,7 @@ def differences(scores: pd.DataFrame, strategy: str, centre: str) -> pd.Series:
     return (wide[strategy] - wide["local"]).dropna()
 
 
-def test_a_row_a_centre_and_one_for_the_training_centres_together(comparison: Comparison) -> None:
+def test_one_row_per_centre_and_one_for_all_training_centres(comparison: Comparison) -> None:
     assert list(comparison.rows.columns) == COMPARISON_COLUMNS
     assert comparison.strategies == ["asym", "ffe"]
     assert comparison.rows["node"].to_list() == ["Oslo", "Lund", ALL_CENTRES, "Porto"] * 2
@@ -116,7 +116,7 @@ def test_sentences_have_the_papers_form() -> None:
     ]
 
 
-def test_the_reference_is_local_where_it_is_there() -> None:
+def test_the_default_reference_is_local() -> None:
     assert choose_reference(["local", "ffe"], None) == "local"
     assert choose_reference(["local memory=mixed", "ffe"], None) == "local memory=mixed"
     assert choose_reference(["local memory=mixed", "local memory=8", "ffe"], None) is None
@@ -128,6 +128,6 @@ def test_the_reference_is_local_where_it_is_there() -> None:
     ("strategies", "problem"),
     [(["asym", "ffe"], "no strategy with scores"), (["local a=1", "local a=2"], "several strategies")],
 )
-def test_a_reference_that_is_not_there_is_refused_with_the_names_that_are(strategies: list[str], problem: str) -> None:
+def test_an_unknown_reference_is_refused_with_the_known_names(strategies: list[str], problem: str) -> None:
     with pytest.raises(ConfigError, match=f"reference local: {problem} .* choose one of: {', '.join(strategies)}"):
         choose_reference(strategies, "local")

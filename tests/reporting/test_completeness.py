@@ -1,4 +1,4 @@
-"""Runs that cannot stand in one report are refused; what others lack is named."""
+"""Runs that cannot be compared in one report are refused; what others lack is named."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def test_overlay_respects_spacing_and_names_node_case_and_score(make_run: MakeRu
     assert shown[0].get_aspect() == pytest.approx(1.2)
 
 
-def test_an_empty_prediction_is_said_in_the_picture(make_run: MakeRun) -> None:
+def test_an_empty_prediction_is_marked_in_the_picture(make_run: MakeRun) -> None:
     overlay = figures.read_overlay(read_run(make_run("asym", overlays=True)).overlays["NACT"][0])
     nothing = replace(overlay, prediction=0 * overlay.prediction, dsc=float("nan"))
     (axes,) = figures.overlay_grid("NACT", {"best": {"asym": nothing}}).axes
@@ -134,7 +134,7 @@ def test_saved_as_png_and_svg(tmp_path: Path, make_run: MakeRun) -> None:
     assert b"<svg" in (tmp_path / "figures" / "costs.svg").read_bytes()
 
 
-def test_forest_has_a_row_a_setup_with_all_its_seeds() -> None:
+def test_forest_has_one_row_per_strategy_with_all_its_seeds() -> None:
     values = {"asym": [0.5, 0.6, 0.7], "centralized steps": [0.6, 0.7, 0.8]}
     intervals = {name: {name: mean_interval(seeds)} for name, seeds in values.items()}
     colours = dict.fromkeys(values, "#000000")

@@ -1,4 +1,4 @@
-"""A run ends with a table and a report; a sweep with one of each over all its runs."""
+"""A run ends with a table and a report, a sweep with one of each over all its runs."""
 
 from __future__ import annotations
 

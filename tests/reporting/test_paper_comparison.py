@@ -1,4 +1,4 @@
-"""The paper's tables, and our results beside them."""
+"""The paper's tables, and our results compared with them."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_a_sweep_that_followed_the_paper_has_no_differences(make_run: MakeRun) -
         ({"nodes": [*STUDIES, "Oslo"]}, "also trained with Oslo"),
     ],
 )
-def test_what_differs_from_the_paper_is_said(make_run: MakeRun, changes: dict[str, Any], remark: str) -> None:
+def test_differences_from_the_paper_are_listed(make_run: MakeRun, changes: dict[str, Any], remark: str) -> None:
     comparison = compared([paper_run(make_run, "asym", **changes)])
     assert comparison.differences == [remark]
     assert f"Not directly comparable: {remark}." in comparison.note
@@ -167,7 +167,7 @@ def test_the_report_shows_the_papers_numbers_where_there_are_some(make_run: Make
 VALUES = {("local", "ISPY1"): (0.4, 9.0), ("asym", "ISPY1"): (0.5, 5.0), ("asym", "KAUNO"): (0.25, 30.125)}
 
 
-def test_csv_has_a_row_a_value() -> None:
+def test_csv_has_one_row_per_value() -> None:
     rows = as_rows(table_of(VALUES, ["ISPY1"], ["KAUNO"]))
     assert list(rows.columns) == ["strategy", "node", "metric", "unit", "value"]
     assert len(rows) == 2 * 2 * 2

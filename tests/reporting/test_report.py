@@ -112,7 +112,7 @@ def test_what_users_typed_is_escaped(comparison: ElementTree.Element) -> None:
     assert texts(comparison, ".//section[@id='run']/pre") == ["python train.py -m strategy=local,asym <&>"]
 
 
-def test_an_unfinished_run_is_said_not_hidden(make_run: MakeRun, tmp_path: Path) -> None:
+def test_an_unfinished_run_is_reported(make_run: MakeRun, tmp_path: Path) -> None:
     whole, broken = make_run("asym"), make_run("ffe")
     (broken / "cases.csv").unlink()
     (broken / "run.json").unlink()
@@ -123,7 +123,7 @@ def test_an_unfinished_run_is_said_not_hidden(make_run: MakeRun, tmp_path: Path)
     assert texts(page, ".//section[@id='results']//th[@scope='row']") == ["asym", "asym"]
 
 
-def test_an_empty_folder_gives_a_page_that_says_so(tmp_path: Path) -> None:
+def test_the_page_of_an_empty_folder_says_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     page = report_of(tmp_path, [tmp_path / "run"])
     notes = " ".join(texts(page, ".//p[@class='note']"))

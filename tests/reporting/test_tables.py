@@ -1,4 +1,4 @@
-"""Means and the table of results, against numbers worked by hand."""
+"""Means and the results table, against numbers computed by hand."""
 
 from __future__ import annotations
 

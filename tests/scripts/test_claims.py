@@ -1,4 +1,4 @@
-"""The script that judges the phantom's comparison, on scores whose differences are known."""
+"""The script that checks the paper's claims, on scores whose differences are known."""
 
 from __future__ import annotations
 

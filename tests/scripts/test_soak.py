@@ -1,4 +1,4 @@
-"""The script that judges a long run, on samples and books whose faults are known."""
+"""The script that judges a long run, on samples and records whose faults are known."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_kills_are_those_of_the_seed_and_reach_every_part_of_every_node(soak: Mo
     counts = Counter(kill.part for kill in kills)
     assert set(counts) == set(soak.PARTS)
     assert max(counts.values()) - min(counts.values()) <= 1
-    assert {kill.node for kill in kills if kill.part == "link"} == set(nodes)
+    assert {kill.node for kill in kills if kill.part == "connection"} == set(nodes)
     assert {kill.node for kill in kills if kill.part in ("server", "superlink", "train")} == {None}
 
 
@@ -124,7 +124,7 @@ AUDITS = {"Oslo": {1: 1, 2: 2, 3: 1}, "Porto": {1: 1, 2: 1, 3: 1}}
         ([*BOOKED, (3, "Lund")], AUDITS, "round 3 has node Lund, which there is not"),
     ],
 )
-def test_books_that_do_not_agree_are_told(
+def test_contradicting_records_are_reported(
     soak: ModuleType, booked: list[tuple[int, str]], audits: dict[str, dict[int, int]], problem: str | None
 ) -> None:
     assert soak.compare_books(3, booked, audits, least_nodes=2) == ([problem] if problem else [])
@@ -151,11 +151,11 @@ def test_books_are_read_from_files(soak: ModuleType, tmp_path: Path) -> None:
         soak.read_audit(path)
 
 
-def test_an_end_that_did_not_come_is_told(soak: ModuleType, tmp_path: Path) -> None:
+def test_a_missing_end_is_reported(soak: ModuleType, tmp_path: Path) -> None:
     run, work = tmp_path / "run", tmp_path / "work"
     run.mkdir()
-    told = soak.check_ends(run, {"stage": "train", "finished": False}, {"Oslo": work})
-    assert told == [
+    problems = soak.check_ends(run, {"stage": "train", "finished": False}, {"Oslo": work})
+    assert problems == [
         "the run folder holds no finished run",
         "the server says that the run is at stage train",
         "node Oslo has 0 final checkpoints",

@@ -43,7 +43,7 @@ AIMIX_CENTRES = {
 }
 """Name or ISO 3166 code of a country, in lower case, to the centre."""
 OTHER_COUNTRIES = ("ghana", "gha", "uganda", "uga")
-"""In the African set, not in the paper."""
+"""Countries of the African set that are not in the paper."""
 PLANE = "fetal abdomen"
 AFRICAN_TABLE = "African_planes_database.csv"
 SPANISH_TABLE = "FETAL_PLANES_DB_data.csv"

@@ -5,7 +5,7 @@ column                  what it holds
 ======================  ===========================================================================================
 ``image``               path of the image, relative to the CSV's folder or absolute
 ``image_<channel>``     instead of ``image``: one column per channel, in nnU-Net's order; nnU-Net chooses the
-                        normalisation by the channel's name, so CT wants ``image_CT``
+                        normalisation by the channel's name, so CT needs ``image_CT``
 ``label``               path of the label map
 ``centre``              name of the centre (``center`` is read as well)
 ``case``                not needed: name of the case, once per centre; the image's file name if not given

@@ -93,7 +93,7 @@ def test_image_without_mask_is_left_out_and_mask_without_image_a_problem(aimix: 
     )
 
 
-def test_listed_image_that_is_not_there_is_a_problem(aimix: Path) -> None:
+def test_listed_image_that_is_missing_is_a_problem(aimix: Path) -> None:
     (aimix / "Zenodo_dataset" / "Algeria" / "patient001_DZA_plane0.png").unlink()
     scan = read_aimix(aimix)
     assert case_names(scan, "Algeria") == ["patient002_DZA_plane0"]
@@ -122,7 +122,7 @@ def test_unknown_country_and_empty_fields_are_problems(aimix: Path) -> None:
     ]
 
 
-def test_endings_in_capital_letters_and_hidden_files_of_a_mac_are_understood(aimix: Path) -> None:
+def test_upper_case_endings_are_read_and_hidden_files_of_macos_ignored(aimix: Path) -> None:
     folder = aimix / "Zenodo_dataset" / "Malawi"
     (folder / "patient001_MWI_plane0.png").rename(folder / "patient001_MWI_plane0.PNG")
     (aimix / "Spain" / "._HCB 1.png").write_bytes(b"Mac OS X")
@@ -189,7 +189,7 @@ def test_fetal_planes_db_is_spain(aimix: Path) -> None:
     assert ConversionIssue("FETAL_PLANES_DB_data.csv", "1 images of the plane Other", "Spain") in scan.left_out
 
 
-def test_masks_may_lie_elsewhere_and_beside_the_images(aimix: Path, tmp_path: Path) -> None:
+def test_masks_may_be_elsewhere_or_beside_the_images(aimix: Path, tmp_path: Path) -> None:
     usual = read_aimix(aimix)
     (aimix / "masks").rename(tmp_path / "drawn")
     elsewhere = read_aimix(aimix, masks=tmp_path / "drawn")

@@ -242,7 +242,7 @@ def test_label_maps_are_found_without_a_pipelines_folder_and_beside_the_images(t
     assert (case.name, case.centre, case.patient) == ("sub-r001s001_ses-1", "R001", "sub-r001s001")
 
 
-def test_names_with_the_images_suffix_are_told_apart(tmp_path: Path) -> None:
+def test_label_maps_with_the_images_suffix_are_distinguished(tmp_path: Path) -> None:
     """The layout of the spine-generic datasets."""
     root = touch(
         tmp_path / "data-multi-subject",
@@ -253,7 +253,7 @@ def test_names_with_the_images_suffix_are_told_apart(tmp_path: Path) -> None:
     assert [path.name for path in case.files] == ["sub-amu01_T2w.nii.gz", "sub-amu01_T2w_seg-manual.nii.gz"]
 
 
-def test_a_source_that_is_none_says_what_is_wanted(dataset: Path, tmp_path: Path) -> None:
+def test_an_unusable_source_is_refused_with_what_is_expected(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"is no BIDS dataset: it has no folder sub-"):
         read_bids(dataset / "derivatives")
     with pytest.raises(

@@ -36,7 +36,7 @@ def test_eucanimages_channels_are_those_of_mamamia(tmp_path: Path, download: Pat
         assert read_eucanimage(tmp_path / "e", phases=phases).channel_names == trained
 
 
-def test_eucanimages_label_maps_may_lie_in_segmentations_itself(tmp_path: Path) -> None:
+def test_label_maps_may_be_in_segmentations_itself(tmp_path: Path) -> None:
     write_patient(tmp_path, "HCB_1", phases=2, masks="segmentations")
     assert read_eucanimage(tmp_path).cases[0].label == SourceImage(tmp_path / "segmentations/HCB_1.nii.gz")
 
@@ -92,7 +92,7 @@ def test_eucanimages_centres_may_stand_in_a_table(tmp_path: Path, separator: str
         (b"patient,hospital\nS1,HCB", "has no column centre"),
     ],
 )
-def test_a_table_that_is_none_is_refused(tmp_path: Path, content: bytes | None, message: str) -> None:
+def test_an_unusable_table_is_refused(tmp_path: Path, content: bytes | None, message: str) -> None:
     write_patient(tmp_path, "S1", phases=2)
     if content is not None:
         (tmp_path / "centres.csv").write_bytes(content)
@@ -100,7 +100,7 @@ def test_a_table_that_is_none_is_refused(tmp_path: Path, content: bytes | None, 
         read_eucanimage(tmp_path, centres=tmp_path / "centres.csv")
 
 
-def test_eucanimages_layout_is_told_where_the_folder_has_another(tmp_path: Path) -> None:
+def test_another_layout_than_eucanimages_is_refused_with_the_expected_one(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"there is no folder .*nowhere; the EuCanImage reader takes MAMA-MIA's layout"):
         read_eucanimage(tmp_path / "nowhere")
     (tmp_path / "Oslo/images").mkdir(parents=True)

@@ -101,7 +101,7 @@ def test_labels_may_come_from_json(tmp_path: Path, content: dict[str, object]) -
     assert read_generic(csv, labels=str(path)).labels == {"background": 0, "tumour": 1, "node": 2}
 
 
-def test_what_is_wrong_with_a_line_is_told_and_the_others_are_read(tmp_path: Path) -> None:
+def test_a_wrong_line_is_a_problem_and_the_others_are_read(tmp_path: Path) -> None:
     text = (
         "image,label,centre,case\n"
         "a.nii.gz,m.nii.gz,A,good\n"
@@ -165,7 +165,7 @@ def test_names_become_safe_and_stay_different(tmp_path: Path) -> None:
         ('image,label,centre\n"a.nii,m.nii,A\n', "line 2: .* quotation mark"),
     ],
 )
-def test_a_table_that_is_none_says_what_it_has_and_what_is_wanted(tmp_path: Path, text: str, says: str) -> None:
+def test_an_unusable_table_is_refused_with_what_it_has_and_needs(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(DataError, match=says):
         read_generic(write(tmp_path, text), labels="tumour=1")
 

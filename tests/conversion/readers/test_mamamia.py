@@ -198,7 +198,7 @@ def test_a_wrong_or_partial_download_says_what_is_missing(tmp_path: Path, there:
         read_mamamia(source)
 
 
-def test_a_folder_of_segmentations_without_one_says_so(download: Path) -> None:
+def test_an_empty_folder_of_segmentations_is_named(download: Path) -> None:
     for mask in (download / "segmentations/expert").iterdir():
         mask.unlink()
     with pytest.raises(DataError, match=r"expert holds no label map \(\.nii\.gz\): download them too"):

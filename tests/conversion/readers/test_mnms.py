@@ -97,7 +97,7 @@ def test_csv_of_2020_without_index_serves_and_the_newer_one_comes_first(mnms: Pa
     assert {found[patient] for patient in MNMS1 if patient in found} == {"Vall d'Hebron"}
 
 
-def test_releases_may_lie_in_two_places(tmp_path: Path) -> None:
+def test_releases_may_be_in_two_places(tmp_path: Path) -> None:
     first, second = make_mnms1(tmp_path / "a" / "OpenDataset"), make_mnms2(tmp_path / "b" / "MnM2")
     assert patients(read_mnms(first, mnms2=second, duplicates="keep")) == EVERYBODY
 
@@ -139,7 +139,7 @@ def test_unknown_ids_in_the_list_are_problems(mnms: Path) -> None:
     ("lines", "expected"),
     [(["first,second", "A0S9V9,41"], "mnms1"), (["mnms1,mnms2", "A0S9V9,"], "line 2: it must have both ids")],
 )
-def test_list_that_pairs_nobody_is_refused(mnms: Path, lines: list[str], expected: str) -> None:
+def test_list_without_pairs_is_refused(mnms: Path, lines: list[str], expected: str) -> None:
     overlap = write_table(mnms / "lists" / "overlap.csv", lines)
     with pytest.raises(DataError, match=expected):
         read_mnms(mnms, overlap=overlap)
@@ -159,7 +159,7 @@ def test_patient_of_both_is_found_by_the_voxels_of_any_frame_whatever_their_orde
     assert scan.problems == ()
 
 
-def test_empty_and_unreadable_images_make_nobody_a_patient_of_both(mnms: Path) -> None:
+def test_empty_and_unreadable_images_pair_no_patients(mnms: Path) -> None:
     blank = np.zeros((4, *SHAPE), np.int16)
     write_image(mnms / "OpenDataset" / "Validation" / "A5C2D2" / "A5C2D2_sa.nii.gz", blank)
     write_image(mnms / "MnM2" / "dataset" / "172" / "172_SA_ED.nii.gz", blank[0])
@@ -168,7 +168,7 @@ def test_empty_and_unreadable_images_make_nobody_a_patient_of_both(mnms: Path) -
     assert patients(read_mnms(mnms)) == EVERYBODY
 
 
-def test_finding_nobody_in_both_is_a_problem_that_names_the_ways_out(mnms: Path) -> None:
+def test_finding_no_patient_in_both_is_a_problem_that_names_the_options(mnms: Path) -> None:
     scan = read_mnms(mnms)
     assert patients(scan) == EVERYBODY
     assert [issue.name for issue in scan.problems] == ["M&Ms-2"]

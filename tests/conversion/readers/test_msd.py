@@ -97,7 +97,7 @@ def test_a_table_says_the_centres_and_patients(task: Path, tmp_path: Path) -> No
     ]
 
 
-def test_what_the_table_of_centres_lacks_or_has_too_much_is_told(task: Path, tmp_path: Path) -> None:
+def test_missing_and_surplus_lines_in_the_table_of_centres_are_problems(task: Path, tmp_path: Path) -> None:
     table = tmp_path / "centres.csv"
     table.write_text("case,centre\nprostate_16,A\nprostate_16,B\nprostate_99,A\n")
     scan = read_msd(task, centres=table)
@@ -159,7 +159,7 @@ def test_a_folder_that_is_no_task_says_what_is_wanted(task: Path) -> None:
         ),
     ],
 )
-def test_a_description_that_is_none_names_its_field(task: Path, changes: dict[str, Any], says: str) -> None:
+def test_an_unusable_description_error_names_the_field(task: Path, changes: dict[str, Any], says: str) -> None:
     describe(task, ["prostate_16"], **changes)
     with pytest.raises(DataError, match=says):
         read_msd(task)

@@ -1,4 +1,4 @@
-"""What is measured of a centre's cases, and what is warned of; against numbers known from how they were made."""
+"""Measures of a centre's cases and issues found in them, against numbers known from how the cases were made."""
 
 from __future__ import annotations
 
@@ -88,10 +88,10 @@ def test_measures_are_those_of_the_files(oslo: Path) -> None:
         assert case.intensities[0] == pytest.approx(np.percentile(voxels[voxels != 0], (0.5, 50, 99.5)), rel=1e-6)
         assert case.label_voxels == {1: int(mask.sum())}
     np.testing.assert_allclose(centre.volumes("tumour"), 3.0 * centre.voxels("tumour"))
-    told = json.loads(json.dumps(centre.as_dict()))
-    assert told["shape"] == {"min": [6, 40, 40], "median": [6, 40, 40], "max": [6, 40, 40]}
-    assert told["labels"]["tumour"]["volume"]["max"] == centre.volumes("tumour").max()
-    assert len(told["cases"]) == 6
+    content = json.loads(json.dumps(centre.as_dict()))
+    assert content["shape"] == {"min": [6, 40, 40], "median": [6, 40, 40], "max": [6, 40, 40]}
+    assert content["labels"]["tumour"]["volume"]["max"] == centre.volumes("tumour").max()
+    assert len(content["cases"]) == 6
 
 
 def test_background_of_zeros_does_not_count_as_intensity(oslo: Path) -> None:
@@ -167,7 +167,9 @@ def test_axes_are_named_as_nibabel_names_them(code: str) -> None:
         (70, (5.0, 1.0, 1.0), "coronal"),
     ],
 )
-def test_slices_lie_across_the_largest_spacing(degrees: float, spacing: tuple[float, ...], plane: str) -> None:
+def test_slices_are_perpendicular_to_the_largest_spacing(
+    degrees: float, spacing: tuple[float, ...], plane: str
+) -> None:
     sine, cosine = np.sin(np.radians(degrees)), np.cos(np.radians(degrees))
     turned = np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]])
     assert slice_plane(turned, spacing) == plane
@@ -181,7 +183,7 @@ def test_mixed_orientation_is_warned_of(oslo: Path, porto: Path) -> None:
     assert issue.found == "4 axial LPS and 2 axial PSL"
 
 
-def test_a_centre_whose_slices_lie_otherwise_than_the_others_is_warned_of(oslo: Path, porto: Path) -> None:
+def test_another_slice_plane_than_at_other_centres_is_a_warning(oslo: Path, porto: Path) -> None:
     lund = write_boxes(oslo.parent, "Dataset203_Lund", seed=3)
     direction = (0, 0, 1, 1, 0, 0, 0, 1, 0)  # slices along left-right
 
@@ -199,12 +201,12 @@ def test_a_centre_whose_slices_lie_otherwise_than_the_others_is_warned_of(oslo: 
 # warnings ----------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_said_of_good_centres(oslo: Path, porto: Path) -> None:
+def test_good_centres_have_no_issues(oslo: Path, porto: Path) -> None:
     assert issues_of(oslo, porto) == {}
 
 
 @pytest.mark.parametrize("broken", [0, 3])
-def test_a_file_that_can_not_be_read_is_named_and_the_others_go_on(oslo: Path, broken: int) -> None:
+def test_an_unreadable_file_is_named_and_the_others_are_measured(oslo: Path, broken: int) -> None:
     image(oslo, broken).write_bytes(b"no image")
     label(oslo, 5).unlink()
     centre = measure(oslo)
@@ -216,7 +218,7 @@ def test_a_file_that_can_not_be_read_is_named_and_the_others_go_on(oslo: Path, b
     assert f"{label(oslo, 5)} is missing" in issue.found
 
 
-def test_a_centre_without_a_readable_file_is_told(oslo: Path) -> None:
+def test_a_centre_without_a_readable_file_is_an_issue(oslo: Path) -> None:
     for case in range(6):
         image(oslo, case).write_bytes(b"")
     (issue,) = find_issues([measure(oslo)])
@@ -224,7 +226,7 @@ def test_a_centre_without_a_readable_file_is_told(oslo: Path) -> None:
     assert "none of nnU-Net's readers for .nii.gz can read" in issue.found
 
 
-def test_nan_is_a_case_that_can_not_be_used(oslo: Path) -> None:
+def test_a_case_with_nan_cannot_be_used(oslo: Path) -> None:
     for path in [*oslo.glob("*/*.nii.gz")]:  # ITK reads NaN in NIfTI as 0; MetaImage keeps it
         voxels = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
         if path == image(oslo, 2):

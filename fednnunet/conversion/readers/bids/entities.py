@@ -13,7 +13,7 @@ from fednnunet.conversion.readers.source_files import NIFTI_ENDINGS
 DERIVED = frozenset({"space", "res", "den", "seg", "scale", "atlas", "label", "desc"})
 """Entities that a derivative adds to those of its source."""
 DESCRIBES_LABELS = frozenset({"seg", "scale", "atlas", "label", "desc"})
-"""Those of them that say nothing about the image that a label map belongs to."""
+"""Entities of these that say nothing about the image that a label map belongs to."""
 
 
 @dataclass(frozen=True)

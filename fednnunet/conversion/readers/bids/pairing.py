@@ -1,4 +1,4 @@
-"""Which image each label map in BIDS lies on."""
+"""Find the image that each label map in BIDS belongs to."""
 
 from __future__ import annotations
 
