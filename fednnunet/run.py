@@ -25,7 +25,7 @@ from fednnunet.launch.run_folder import (
     result_settings,
     run_metadata,
 )
-from fednnunet.launch.settings import node_settings, parallel_nodes, prepare_centres, server_settings
+from fednnunet.launch.settings import build_strategy, node_settings, parallel_nodes, prepare_centres, server_settings
 from fednnunet.lock import locked
 from fednnunet.node.launcher import NodeProcesses
 from fednnunet.node.settings import NodeSettings
@@ -34,7 +34,6 @@ from fednnunet.run_files import CONFIG_FILE, LOG_FILE, RUN_FILE
 from fednnunet.server.local_grid import LocalGrid
 from fednnunet.server.run_recorder import RunRecorder
 from fednnunet.server.server_app import build_server_app
-from fednnunet.server.strategy.base import Strategy
 from fednnunet.tracking.base import Trackers
 from fednnunet.tracking.terminal import RunProgress
 
@@ -75,7 +74,7 @@ def _run(config: RunConfig, command: str, sweep: str | None) -> Result:
     nodes = node_settings(config, prepare_centres(config)) if config.on_single_machine else []
     metadata = run_metadata(config, command, sweep)
     write_atomically(folder / CONFIG_FILE, json.dumps(result_settings(config), indent=1))
-    strategy: Strategy = instantiate(config.strategy.aggregation)
+    strategy = build_strategy(config)
     with contextlib.ExitStack() as stack:
         stack.enter_context(log_file(folder / LOG_FILE))
         progress = RunProgress(

@@ -117,19 +117,16 @@ class StrategyConfig(Config):
         name: Name in folders and reports.
         plan_from: Fingerprint that a node plans from: its ``own``, the ``federated`` one, or that of the ``pooled``
             dataset.
-        keep_local: Parts of layer names; layers with one of them in their name are not exchanged.
         local_epochs: Epochs that every node trains between two aggregations.
-        fraction_train: Fraction of the nodes that train in a round.
         heterogeneous_tasks: Nodes may differ in labels and channels; the layers of their networks that match are
             shared.
-        aggregation: Class that aggregates the layers (a Hydra ``_target_``), and its parameters.
+        aggregation: Import path (a Hydra ``_target_``) and parameters of a
+            :class:`~fednnunet.server.strategy.base.Strategy`.
     """
 
     name: str
     plan_from: Literal["own", "federated", "pooled"]
-    keep_local: list[str] = Field(default=[])
     local_epochs: int = Field(default=1, ge=1)
-    fraction_train: float = Field(default=1.0, gt=0, le=1)
     heterogeneous_tasks: bool = False
     aggregation: dict[str, Any]
 

@@ -13,11 +13,12 @@ from hydra.utils import instantiate
 from fednnunet.config.groups import POOLED_NODE
 from fednnunet.config.run import RunConfig
 from fednnunet.datasets.raw import find_dataset, read_dataset
-from fednnunet.errors import FednnUNetError
+from fednnunet.errors import ConfigError, FednnUNetError, one_line
 from fednnunet.launch.run_folder import run_id
 from fednnunet.node.settings import NodeSettings
 from fednnunet.processes import cores
 from fednnunet.server.session import ServerSettings
+from fednnunet.server.strategy.base import Strategy
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,21 @@ def server_settings(config: RunConfig) -> ServerSettings:
         shared_config=config.shared.model_dump(mode="json", by_alias=True),
         centres={centre.name: centre.external for centre in config.dataset.centres},
     )
+
+
+def build_strategy(config: RunConfig) -> Strategy:
+    """The strategy that the configuration names by its import path.
+
+    Raises:
+        ConfigError: there is none at the path, or it does not take these parameters.
+    """
+    try:
+        strategy = instantiate(config.strategy.aggregation)
+    except InstantiationException as error:
+        raise ConfigError(f"strategy.aggregation: {one_line(str(error.__cause__ or error))}") from error
+    if not isinstance(strategy, Strategy):
+        raise ConfigError(f"strategy.aggregation: {type(strategy).__name__} is not a {Strategy.__module__}.Strategy")
+    return strategy
 
 
 def prepare_centres(config: RunConfig) -> dict[str, Path]:

@@ -32,7 +32,7 @@ def composed(tmp_path: Path, *overrides: str) -> RunConfig:
 
 
 def options(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml") if not path.stem.startswith("_"))
 
 
 @pytest.mark.parametrize(

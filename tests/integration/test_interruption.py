@@ -73,7 +73,7 @@ INTERRUPTED = {
     "asym": LONGER,
     "bfloat16": (*LONGER, "exchange.dtype=bfloat16"),
     "fedadam": ("strategy=fedadam", "trainer.epochs=8", "strategy.local_epochs=2"),
-    "two of three nodes per round": ("strategy=asym", "strategy.fraction_train=0.6", "trainer.epochs=6"),
+    "two of three nodes per round": ("strategy=asym", "strategy.aggregation.fraction_train=0.6", "trainer.epochs=6"),
 }
 
 

@@ -40,7 +40,7 @@ def test_nodes_end_with_one_model(train: Train, tmp_path: Path, strategy: str) -
 
 def test_what_is_kept_local_is_not_exchanged(train: Train, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    result = train(run, "strategy=ffe", "strategy.keep_local=[seg_layers,norm]", *TWO_NODES)
+    result = train(run, "strategy=ffe", "strategy.aggregation.keep_local=[seg_layers,norm]", *TWO_NODES)
     assert result.returncode == 0, result.stdout + result.stderr
     ours, theirs = final_weights(run, "Oslo"), final_weights(run, "Lund")
     assert torch.equal(ours[FIRST], theirs[FIRST])
@@ -142,7 +142,7 @@ def test_several_epochs_a_round(train: Train, tmp_path: Path) -> None:
 def test_some_nodes_a_round(train: Train, tmp_path: Path) -> None:
     """Two of three nodes in each of five rounds; the schedule of all follows the rounds."""
     run = tmp_path / "run"
-    result = train(run, "strategy=asym", "strategy.fraction_train=0.6", "trainer.epochs=5")
+    result = train(run, "strategy=asym", "strategy.aggregation.fraction_train=0.6", "trainer.epochs=5")
     assert result.returncode == 0, result.stdout + result.stderr
     rounds = pd.read_csv(run / "rounds.csv")
     assert rounds.groupby("round").node.nunique().to_dict() == dict.fromkeys(range(1, 6), 2)
