@@ -54,7 +54,7 @@ from fednnunet.exchange.channel import WorkerChannel  # noqa: E402
 from fednnunet.exchange.messages import Kind, TrainReply, TrainRequest  # noqa: E402
 from fednnunet.exchange.records import to_array_record  # noqa: E402
 from fednnunet.server.local_grid import wait_for_next_poll  # noqa: E402
-from fednnunet.server.node_requests import num_bytes  # noqa: E402
+from fednnunet.server.node_messages import num_bytes  # noqa: E402
 from tests.support.network import Link  # noqa: E402
 
 NODES = 2

@@ -15,8 +15,14 @@ DOCUMENTS = [
     *sorted((ROOT / "docs").glob("**/*.md")),
     *sorted(ROOT.glob("experiments/**/README.md")),
 ]
-TEST = re.compile(r"`([\w/]+\.py)::(\w+)`")
-LINK = re.compile(r"\]\((?!https?:)([^)#]+)[^)]*\)")
+TEST = re.compile(r"`([\w/]+\.py)::(\w+)`|\[[^\]]+\]\([./]*tests/([\w/]+\.py) \"(\w+)\"\)")
+"""A test: its name as text, or a link to its file with the test's name as the link's title."""
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)[^)]*\)")
+
+
+def named_tests(text: str) -> list[tuple[str, str]]:
+    """File below ``tests/`` and name of every test that a document names."""
+    return [(file or linked_file, test or linked_test) for file, test, linked_file, linked_test in TEST.findall(text)]
 
 
 def name(path: Path) -> str:
@@ -31,7 +37,7 @@ def test_links_lead_somewhere(document: Path) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name)
 def test_tests_that_are_named_exist(document: Path) -> None:
-    for file, test in TEST.findall(document.read_text()):
+    for file, test in named_tests(document.read_text()):
         assert f"def {test}(" in (ROOT / "tests" / file).read_text(), f"{file}::{test}"
 
 
@@ -49,4 +55,4 @@ def test_experiments_quote_the_papers_numbers_and_the_folders(experiment: str, d
 
 
 def test_features_name_their_tests() -> None:
-    assert len(TEST.findall((ROOT / "docs" / "reference" / "nnunet_features.md").read_text())) > 20
+    assert len(named_tests((ROOT / "docs" / "reference" / "nnunet_features.md").read_text())) > 20
