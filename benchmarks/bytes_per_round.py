@@ -152,7 +152,7 @@ def bytes_of_a_round(
 
     initial = {}
     for node, state in states.items():
-        initial |= {strategy.group_of(node, layer): state[layer] for layer in strategy.layers_of(node)}
+        initial |= {strategy.groups.group_of(node, layer): state[layer] for layer in strategy.groups.layers_of(node)}
     first = list(strategy.configure_train(1, to_array_record(initial), ConfigRecord(), grid))
     averages, _ = strategy.aggregate_train(1, replies(first))
     assert averages is not None, strategy.failures
