@@ -1,7 +1,7 @@
 # Everything a newcomer or CI runs. Set-up steps live here and nowhere else.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo experiment-phantom test test-fast test-nightly check format benchmarks soak clean
+.PHONY: help setup demo experiment-phantom test test-fast test-nightly check format dist-check benchmarks soak clean
 SHELL := /bin/bash
 
 VENV := .venv
@@ -50,6 +50,17 @@ check: $(READY) ## lint, format, types, layers between modules, declared depende
 format: $(READY) ## format the code and fix what the linter can fix
 	@$(VENV)/bin/ruff check --fix .
 	@$(VENV)/bin/ruff format .
+
+# In a folder of its own, so that nothing of this repository is imported.
+dist-check: $(READY) ## build wheel and sdist, and train two rounds in an environment that has nothing but the wheel
+	@rm -rf build dist
+	@$(PY) -m build --outdir dist . >/dev/null
+	@$(PY) -m venv build/wheel/venv
+	@build/wheel/venv/bin/pip install --quiet -c constraints.txt torch
+	@build/wheel/venv/bin/pip install --quiet -c constraints.txt dist/*.whl
+	@build/wheel/venv/bin/python -c 'import torchvision' 2>/dev/null || build/wheel/venv/bin/pip uninstall --quiet --yes torchvision
+	@cd build/wheel && venv/bin/fednnunet --help >/dev/null && venv/bin/fednnunet train --help >/dev/null
+	@cd build/wheel && venv/bin/fednnunet train dataset=phantom strategy=asym trainer.epochs=2
 
 benchmarks: $(READY) ## run every script that stands behind a claimed figure (but the soak)
 	@set -e; for script in $(filter-out benchmarks/soak.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(PY) "$$script"; done

@@ -25,4 +25,4 @@ def test_killed_processes_are_started_again_and_the_run_goes_on(
     federation.finish_train()
     check_result(run, undisturbed)
     for name, part in (("Porto", "worker"), ("Oslo", "connection"), ("server", "SuperLink")):
-        assert f"the {part} ended (killed by SIGKILL); it is started again" in federation.output(name)
+        assert f"the {part} ended (killed by SIGKILL); it is restarted" in federation.output(name)
