@@ -88,8 +88,12 @@ def test_a_certificate_that_expires_is_named_on_both_sides_and_a_new_one_is_take
 
 def renew_certificate(federation: Federation, days: float) -> None:
     """As docs/how-to/deployment.md says."""
-    before = federation.output("server").count("a new server certificate is in use")
+
+    def renewals() -> int:
+        return federation.output("server").count("a new server certificate is in use")
+
+    before = renewals()
     for name in ("server.crt", "server.key"):
         (federation.keys / name).unlink()
     make_keys(federation.keys, [federation.address.rpartition(":")[0]], (), days)  # type: ignore[arg-type]
-    federation.wait_for(lambda: federation.output("server").count("a new server certificate is in use") > before, "the new certificate")
+    federation.wait_for(lambda: renewals() > before, "the new certificate")
