@@ -241,6 +241,7 @@ class ComputeConfig(Config):
         preprocessing_workers: Processes for fingerprint and preprocessing; 1 works in the node's process.
         threads: Threads of torch; 0 divides the machine's cores among the nodes that run at once.
         compile: Use ``torch.compile`` on the network (CUDA only).
+        detect_anomaly: Stop where a gradient becomes NaN, and say at which operation; slow.
     """
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -250,6 +251,7 @@ class ComputeConfig(Config):
     preprocessing_workers: int = Field(default=1, ge=1)
     threads: int = Field(default=0, ge=0)
     compile: bool = False
+    detect_anomaly: bool = False
 
 
 class FederationConfig(Config):

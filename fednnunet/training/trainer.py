@@ -245,6 +245,7 @@ def build_lightning_trainer(
         use_distributed_sampler=False,
         inference_mode=False,
         benchmark=cuda,
+        detect_anomaly=compute.detect_anomaly,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

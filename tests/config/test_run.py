@@ -19,7 +19,7 @@ LABELS = {"mamamia": ["tumour"], "mnms": ["LV", "MYO", "RV"], "aimix": ["abdomen
 CONF = Path(__file__).parents[2] / "conf"
 GROUPS = (
     *("strategy", "trainer", "model", "init", "fingerprint", "exchange", "evaluation", "gpu_memory", "compute"),
-    *("federation", "logger", "paths", "experiment", "hparams_search"),
+    *("federation", "logger", "paths", "experiment", "hparams_search", "debug", "local"),
 )
 TABLES = {"table7_mamamia": "mamamia", "table8_mnms": "mnms", "table9_aimix": "aimix"}
 """Experiments on data that is not generated."""
