@@ -11,6 +11,7 @@ import time
 import traceback
 import uuid
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -34,7 +35,6 @@ OPTIMISED = "optimization_results.yaml"
 WATCH_SECONDS = 1.0
 END_SECONDS = 10.0
 """For a job to end its nodes."""
-NO_PLUGIN = "this launcher or sweeper is not installed: pip install 'fednnunet[sweeps]'"
 
 
 def record_failure(folder: Path, error: Exception) -> None:
@@ -58,23 +58,12 @@ def report_failures() -> int:
     return 2
 
 
-def launcher_error(error: Exception) -> str:
-    """What went wrong between this process and those of a sweep's jobs; empty for any other error."""
-    if str(error).startswith("Unknown plugin class"):  # Hydra's
-        return NO_PLUGIN
-    if str(error) == "No trials are completed yet.":  # Optuna's
-        return "no trial could be scored; each says why above"
-    text = next(iter(str(error).strip().splitlines()), "")
-    from_launcher = type(error).__module__.startswith(("joblib.", "submitit."))
-    return f"the process of a job ended, and the sweep with it: {text.rstrip('.')}" if from_launcher else ""
-
-
-def go_on() -> str:
-    """How to go on with the run, or sweep, that was interrupted."""
+def resume_hint(program: Sequence[str]) -> str:
+    """The command that resumes the run, or sweep, that was interrupted."""
     jobs = SweepCallback.current
     if jobs is None or jobs.folder is None:
         return ""
-    return f" To go on: {shlex.join(['python', sys.argv[0], f'continue={os.path.relpath(jobs.folder)}'])}"
+    return f" To resume: {shlex.join([*program, f'continue={os.path.relpath(jobs.folder)}'])}"
 
 
 class SweepCallback(Callback):

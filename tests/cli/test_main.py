@@ -50,7 +50,11 @@ def test_reference_and_external_models_are_chosen(
     [
         ({"dataset": "other"}, (), "a report compares runs with the same dataset"),
         ({"labels": ("tumour",)}, (), "a report compares runs with the same labels"),
-        ({}, ("--reference", "krum"), "reference krum: no set-up with scores is called so; choose one of: local, ffe"),
+        (
+            {},
+            ("--reference", "krum"),
+            "reference krum: no strategy with scores has this name; choose one of: local, ffe",
+        ),
     ],
 )
 def test_what_can_not_be_compared_is_one_line_and_nothing_is_written(

@@ -1,0 +1,94 @@
+"""``fednnunet train`` and ``python train.py``: compose the configuration, check it, run it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach launch() below instead of Hydra's own exit
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from fednnunet.config.hydra_datasets import CONF, set_by_dataset
+from fednnunet.config.run import read_config
+from fednnunet.errors import FednnUNetError
+from fednnunet.launch.library_errors import format_hydra_error, launcher_error
+from fednnunet.launch.resume import expand_continue
+from fednnunet.launch.sweep_callback import record_failure, report_failures, resume_hint
+
+command = ""
+"""What the user typed, for the report; a sweep's jobs in other processes get it with the function below."""
+user_errors: list[str] = []
+"""What the user has to fix, where a single run is started."""
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def main(cfg: DictConfig) -> float | None:
+    """One job: Hydra calls it once, or once for every job of a sweep, maybe in another process.
+
+    Returns:
+        Mean DSC over training centres, which ``hparams_search=dsc_optuna`` maximises; None where there is none.
+    """
+    job = HydraConfig.get()
+    sweep = Path(job.sweep.dir).name if job.mode == RunMode.MULTIRUN else None
+    try:
+        config = read_config(cfg)
+        if (sweep is None or job.job.num == 0) and (values := set_by_dataset(cfg, job)):
+            print(values, flush=True)
+        from fednnunet.run import run
+
+        result = run(config, command, sweep)
+    except Exception as error:
+        if sweep is not None:
+            record_failure(Path(job.runtime.output_dir), error)
+        elif isinstance(error, FednnUNetError):
+            user_errors.append(str(error))  # raised here, Hydra would report it in its own words, too
+        else:
+            raise
+        return None
+    if sweep is None:  # a sweep ends with one table of all its runs
+        print(result.text)
+    return result.dsc
+
+
+def launch(program: Sequence[str], arguments: Sequence[str]) -> int:
+    """Run what ``arguments`` say.
+
+    Args:
+        program: words of the command before its arguments: ``python train.py`` or ``fednnunet train``.
+        arguments: overrides and Hydra's flags; ``continue=FOLDER`` stands for those of an earlier run.
+
+    Returns:
+        Exit code: 0, 2 when the user has something to fix, 130 after Ctrl-C.
+    """
+    global command
+    try:
+        sys.argv = [program[-1], *expand_continue(list(arguments))]
+        command = shlex.join([*program, *sys.argv[1:]])
+        main()
+    except FednnUNetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (HydraException, OmegaConfBaseException) as error:
+        print(f"error: {format_hydra_error(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; the last checkpoints are kept.{resume_hint(program)}", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if not (problem := launcher_error(error)):
+            raise
+        print(f"error: {problem}.{resume_hint(program)}", file=sys.stderr)
+        return 2
+    for error_text in user_errors:
+        print(f"error: {error_text}", file=sys.stderr)
+    return 2 if user_errors else report_failures()

@@ -1,0 +1,31 @@
+"""Errors of Hydra, Optuna and launchers, told apart by their text, in this project's words.
+
+These libraries have no exception types for what users have to fix, or type it wrongly. Every text that this project
+looks for in a message of theirs is here, and ``tests/launch/test_library_errors.py`` raises it in the library.
+"""
+
+from __future__ import annotations
+
+import re
+
+NO_PLUGIN = "this launcher or sweeper is not installed: pip install 'fednnunet[sweeps]'"
+
+
+def format_hydra_error(error: Exception) -> str:
+    """Hydra's error in one line, without its advice to append a key that nothing reads."""
+    text = " ".join(str(error).split("Config search path")[0].split())
+    if "hydra_plugins" in text or "'hydra/sweeper/optuna'" in text:
+        return NO_PLUGIN
+    unknown = re.search(r"Could not override '([^']+)'", text)
+    return f"unknown key {unknown[1]}; --cfg job shows all keys, --help all groups" if unknown else text
+
+
+def launcher_error(error: Exception) -> str:
+    """What went wrong between this process and those of a sweep's jobs; empty for any other error."""
+    if str(error).startswith("Unknown plugin class"):  # Hydra's
+        return NO_PLUGIN
+    if str(error) == "No trials are completed yet.":  # Optuna's
+        return "no trial could be scored; each says why above"
+    text = next(iter(str(error).strip().splitlines()), "")
+    from_launcher = type(error).__module__.startswith(("joblib.", "submitit."))
+    return f"the process of a job ended, and the sweep with it: {text.rstrip('.')}" if from_launcher else ""

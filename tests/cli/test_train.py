@@ -1,0 +1,66 @@
+"""``fednnunet train`` is ``python train.py``: the same help, configuration and exit codes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from fednnunet.config.hydra_datasets import CONF, set_by_dataset
+
+ROOT = Path(__file__).parents[2]
+PROGRAMS = {
+    "python train.py": [sys.executable, "train.py"],
+    "fednnunet train": [sys.executable, "-m", "fednnunet.cli.main", "train"],
+}
+
+
+def call(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*PROGRAMS[program], *arguments], capture_output=True, text=True, cwd=ROOT)
+
+
+def test_both_commands_print_the_same() -> None:
+    for arguments in (("--help",), ("--cfg", "job", "strategy=ffe", "seed=3")):
+        script, entry = (call(program, *arguments) for program in PROGRAMS)
+        assert script.returncode == entry.returncode == 0, entry.stderr
+        assert entry.stdout == script.stdout
+        assert entry.stdout
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_wrong_key_is_one_line_and_exit_code_2(program: str) -> None:
+    result = call(program, "trainer.epoch=3")
+    assert result.returncode == 2
+    assert result.stderr == "error: unknown key trainer.epoch; --cfg job shows all keys, --help all groups\n"
+
+
+def hydra_of(*overrides: str) -> tuple[DictConfig, DictConfig]:
+    """A composed configuration, and Hydra's own as it is in a job."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", overrides=list(overrides), return_hydra_config=True)
+    hydra = config.hydra
+    with open_dict(config):
+        OmegaConf.set_readonly(config, False)
+        del config.hydra
+    return config, hydra
+
+
+@pytest.mark.parametrize(
+    ("overrides", "values"),
+    [
+        ((), "trainer=short, model=small, configuration=2d, evaluation.distance_unit=mm (set by dataset=phantom)"),
+        (
+            ("trainer=nnunet", "configuration=3d_fullres"),
+            "model=small, evaluation.distance_unit=mm (set by dataset=phantom)",
+        ),
+        (("dataset=mamamia_public",), "configuration=2d, evaluation.distance_unit=mm (set by dataset=mamamia_public)"),
+        (("dataset=custom",), ""),
+    ],
+)
+def test_what_a_dataset_sets_is_printed_at_the_start(overrides: tuple[str, ...], values: str) -> None:
+    config, hydra = hydra_of(*overrides)
+    assert set_by_dataset(config, hydra) == values
