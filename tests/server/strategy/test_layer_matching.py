@@ -1,4 +1,4 @@
-"""Which layers of unlike networks are averaged together."""
+"""Which layers of different networks are averaged together."""
 
 from __future__ import annotations
 
