@@ -1,8 +1,8 @@
 """Digests of images that two nodes can compare through a server that has neither image.
 
 HMAC-SHA256 (RFC 2104) with a salt of the run: digests of two runs cannot be compared, and no table of known images can
-be made in advance. Anyone who knows the salt and has an image can tell whether a node has it (docs/explanation/
-security.md).
+be made in advance. Anyone who knows the salt and has an image can find out whether a node has it: see
+docs/explanation/security.md.
 """
 
 from __future__ import annotations

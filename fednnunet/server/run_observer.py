@@ -1,4 +1,4 @@
-"""The events of a run, for whoever follows it: terminal, experiment trackers, the server's status file."""
+"""The events of a run, for its observers: the terminal, experiment trackers, the server's status file."""
 
 from __future__ import annotations
 

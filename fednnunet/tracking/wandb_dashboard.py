@@ -31,12 +31,12 @@ _INTRODUCTION = (
 
 @dataclass(frozen=True)
 class Metrics:
-    """Names under which the tracker logs, of some runs.
+    """Names under which the tracker logs some runs.
 
     Attributes:
-        scores: metric to summary keys of the server's run: the mean first, then a node each.
+        scores: metric to summary keys of the server's run: the mean first, then one per node.
         curves: title to keys of the server's run over rounds.
-        costs: likewise, seconds and bytes of a round.
+        costs: title to keys of seconds and bytes per round.
     """
 
     scores: dict[str, list[str]]
@@ -45,7 +45,7 @@ class Metrics:
 
 
 def metrics_of(run_folders: Sequence[Path]) -> Metrics:
-    """What the tracker logs of these runs.
+    """Names under which the tracker logs these runs.
 
     Raises:
         DataError: none of them is finished, or a file cannot be read.
@@ -125,18 +125,18 @@ def make_dashboard(
     """Write workspace and report as JSON to ``path`` and, unless ``offline``, save them at W&B.
 
     Args:
-        metrics: to show.
-        path: of the file.
+        metrics: metrics to show.
+        path: file to write.
         entity: W&B user or team; None for the account's default.
-        project: of W&B.
-        sweep: only runs of this sweep.
+        project: W&B project.
+        sweep: show only runs of this sweep.
         offline: do not send it.
 
     Returns:
-        What to tell of it, in lines.
+        Lines for the user.
 
     Raises:
-        ConfigError: a library is not there, or W&B refuses the dashboard.
+        ConfigError: a library is missing, or W&B refuses the dashboard.
     """
     import requests
     import wandb

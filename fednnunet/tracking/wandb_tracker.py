@@ -196,8 +196,8 @@ class WandbTracker(Tracker):
     # ---------------------------------------------------------------- runs of W&B
 
     def _tag(self, *names: Any) -> None:
-        wanted = [str(name) for name in (*names, *self.tags) if name]
-        self.tags = tuple(dict.fromkeys(name[:_LONGEST_TAG] for name in wanted))
+        tags = [str(name) for name in (*names, *self.tags) if name]
+        self.tags = tuple(dict.fromkeys(name[:_LONGEST_TAG] for name in tags))
 
     @property
     def _note(self) -> Path:

@@ -17,6 +17,7 @@ from fednnunet.exchange.flower_internals import aggregate_metricrecords
 from fednnunet.exchange.messages import ExchangeDtype, Fold, Kind, TrainRequest
 from fednnunet.exchange.records import from_array_record, to_array_record
 from fednnunet.exchange.rounding import ErrorFeedback
+from fednnunet.server.node_messages import build_request
 from fednnunet.server.strategy.checkpoint import State, checkpoint_file, read_checkpoint, write_checkpoint
 from fednnunet.server.strategy.layer_groups import LayerGroups
 from fednnunet.server.strategy.layer_matching import Shapes, match_layers
@@ -171,7 +172,8 @@ class Strategy(flower.Strategy):
         self._start = from_array_record(arrays, "the server")
         self._validator.begin_round(nodes, self._start)
         return [
-            _train_message(
+            build_request(
+                Kind.TRAIN,
                 node,
                 TrainRequest(
                     fold=fold,
@@ -268,14 +270,6 @@ def same_metrics(replies: Sequence[MetricRecord]) -> list[MetricRecord]:
     """The metrics that all replies have: a pseudo-Dice may be undefined at one node."""
     common = set.intersection(*(set(metrics) for metrics in replies))
     return [MetricRecord({key: metrics[key] for key in sorted(common)}) for metrics in replies]
-
-
-def _train_message(node: int, body: TrainRequest, arrays: ArrayRecord) -> Message:
-    config = ConfigRecord({"body": body.model_dump_json(), "server-round": body.server_round})
-    content = RecordDict({"config": config})
-    if arrays:
-        content["arrays"] = arrays
-    return Message(content, dst_node_id=node, message_type=Kind.TRAIN.value)
 
 
 def _mean_metrics(replies: Sequence[MetricRecord]) -> MetricRecord:
