@@ -1,6 +1,6 @@
 """Plans to ``nnUNet_preprocessed``, kept in a cache that runs share.
 
-A cache entry is named by what it was made from, so that the five folds, the set-ups that plan alike and a
+A cache entry is named by what it was made from, so that the five folds, strategies with the same plans and a
 repeated run preprocess once. nnU-Net's own layout lies inside it.
 """
 

@@ -47,9 +47,9 @@ def test_tests_that_are_named_exist(document: Path) -> None:
 def test_experiments_quote_the_papers_numbers_and_the_folders(experiment: str, dataset: str) -> None:
     text = (ROOT / "experiments" / experiment / "README.md").read_text()
     values = paper_tables()[dataset].values
-    for setup, dsc in values["dsc"].iterrows():
-        pairs = zip(dsc, values["hd95"].loc[setup], strict=True)
-        assert f"| {setup} | {' | '.join(f'{d:.3f}, {h:.2f}' for d, h in pairs)} |" in text
+    for strategy, dsc in values["dsc"].iterrows():
+        pairs = zip(dsc, values["hd95"].loc[strategy], strict=True)
+        assert f"| {strategy} | {' | '.join(f'{d:.3f}, {h:.2f}' for d, h in pairs)} |" in text
     folders = re.findall(r"dataset: (\w+)", (ROOT / "conf" / "dataset" / f"{dataset}.yaml").read_text())
     assert re.findall(r"`(Dataset\w+)`", text) == folders
 

@@ -272,7 +272,7 @@ class CaseScore(Body):
 
     Attributes:
         centre: the centre the case is of (the node, or one of the pooled centres).
-        case: anonymous number of the case at its centre, the same in every set-up and run.
+        case: anonymous number of the case at its centre, the same in every strategy and run.
         label: label or region name.
         model: node whose model it was, or ``ensemble`` of all that scored; None for the node's own.
         dsc: Dice similarity coefficient in [0, 1]; None where it is not defined.

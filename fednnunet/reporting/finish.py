@@ -16,7 +16,7 @@ from fednnunet.reporting.results import collect_results
 from fednnunet.reporting.run_folder import read_runs, write_csv
 from fednnunet.reporting.tables.export import write_tables
 from fednnunet.reporting.tables.results_table import MEAN, External
-from fednnunet.run_files import CASES_FILE, ROUNDS_FILE, RUN_FILE, SUMMARY_FILE
+from fednnunet.run_files import CASES_FILE, COMPARISONS_FILE, ROUNDS_FILE, RUN_FILE, SUMMARY_FILE
 
 
 class Result(NamedTuple):
@@ -94,9 +94,9 @@ def compare_runs(
     write_csv(results.summary, folder / SUMMARY_FILE)
     write_csv(results.rounds, folder / ROUNDS_FILE)
     if results.comparison is not None:
-        write_csv(results.comparison.rows, folder / "comparisons.csv")
+        write_csv(results.comparison.rows, folder / COMPARISONS_FILE)
     else:
-        (folder / "comparisons.csv").unlink(missing_ok=True)  # of an earlier report in this folder
+        (folder / COMPARISONS_FILE).unlink(missing_ok=True)  # of an earlier report in this folder
     report = write_report(folder, results)
     console.print()
     if results.table is not None:

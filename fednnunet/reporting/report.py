@@ -21,8 +21,8 @@ from fednnunet.reporting.figures.overlays import Overlay, show_dsc
 from fednnunet.reporting.results import Results
 from fednnunet.reporting.run_folder import Run, brief_plans
 from fednnunet.reporting.tables.results_table import ONE_EMPTY, STAR, order_strategies, own_scores
+from fednnunet.run_files import REPORT_FILE
 
-REPORT = "report.html"
 OVERLAY = "overlay"
 """Prefix of the names of figures that show images."""
 MOST_LISTED = 20
@@ -82,7 +82,7 @@ def write_report(folder: Path, results: Results) -> Path:
     Raises:
         DataError: plans or a picture of a run cannot be read; names the file.
     """
-    path = folder / REPORT
+    path = folder / REPORT_FILE
     write_atomically(path, render_report(folder, results))
     return path
 

@@ -19,6 +19,7 @@ from fednnunet.run_files import (
     CASES_FILE,
     CONFIG_FILE,
     ERROR_FILE,
+    HYDRA_CONFIG_FILE,
     OVERRIDES_FILE,
     PLANS_FILE,
     ROUND_COLUMNS,
@@ -120,7 +121,7 @@ def read_run(folder: Path) -> Run:
     requested = info.get("fold", 0)  # rounds.csv names the fold where there are several
     fold = rounds["fold"] if "fold" in rounds else str(requested[0] if isinstance(requested, list) else requested)
     strategies = [*cases["strategy"].unique(), *rounds["strategy"].unique()]
-    config = folder / ".hydra" / "config.yaml"
+    config = folder / HYDRA_CONFIG_FILE
     return Run(
         folder=folder,
         strategy=str(info.get("strategy", strategies[0] if strategies else folder.name)),

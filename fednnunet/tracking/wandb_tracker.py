@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from fednnunet.errors import ConfigError
 from fednnunet.exchange.messages import Fold
 from fednnunet.files import write_atomically
-from fednnunet.reporting.report import OVERLAY, REPORT
+from fednnunet.reporting.report import OVERLAY
 from fednnunet.reporting.run_folder import Run, brief_plans, read_csv, read_run
 from fednnunet.reporting.tables.results_table import MEAN, SUMMARY_COLUMNS, summarise
-from fednnunet.run_files import CASES_FILE, ROUNDS_FILE, SUMMARY_FILE
+from fednnunet.run_files import CASES_FILE, REPORT_FILE, ROUNDS_FILE, SUMMARY_FILE
 from fednnunet.tracking.base import Tracker, fold_prefix, node_metrics, overlay_images, round_metrics, scores_of
 
 if TYPE_CHECKING:
@@ -167,8 +167,8 @@ class WandbTracker(Tracker):
         run.log({"results": wandb.Table(dataframe=read_csv(folder / SUMMARY_FILE, SUMMARY_COLUMNS))})
         files = [folder / name for name in (CASES_FILE, SUMMARY_FILE, ROUNDS_FILE)]
         if self.pictures:
-            run.log({"report": wandb.Html(str(folder / REPORT), inject=False)})
-            files.append(folder / REPORT)
+            run.log({"report": wandb.Html(str(folder / REPORT_FILE), inject=False)})
+            files.append(folder / REPORT_FILE)
         for path in sorted((folder / "figures").glob("*.png")):
             if self.pictures or not path.name.startswith(OVERLAY):
                 run.log({path.stem: wandb.Image(str(path))})
