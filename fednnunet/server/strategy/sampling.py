@@ -18,7 +18,7 @@ class NodeSampler:
     """Draws the nodes of a round (client fraction C of McMahan et al. 2017, algorithm 1).
 
     Attributes:
-        fraction: of the nodes that train in a round, above 0 and at most 1.
+        fraction: Fraction of the nodes that train in a round, above 0 and at most 1.
         seed: Random seed of the run.
 
     Raises:
@@ -38,9 +38,9 @@ class NodeSampler:
         Depends on seed, fold, round and the nodes' names only, not on the order in which they joined.
 
         Args:
-            names: node id to the node's name.
-            fold: that is trained.
-            server_round: counted from 1.
+            names: Node id to the node's name.
+            fold: Fold that is trained.
+            server_round: Round, counted from 1.
         """
         count = max(MIN_SAMPLED, round(self.fraction * len(names)))
         if count >= len(names):
