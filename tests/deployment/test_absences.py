@@ -43,7 +43,7 @@ def wait_for_round_of(federation: Federation, run: Path, nodes: set[str]) -> int
     return federation.wait_for(there, f"a round of {nodes}")
 
 
-def test_nodes_that_are_not_what_the_run_takes_them_for_end_it_by_name(federation: Federation, tmp_path: Path) -> None:
+def test_nodes_that_differ_from_the_configuration_end_the_run_by_name(federation: Federation, tmp_path: Path) -> None:
     federation.start_train(tmp_path / "run", *OPTIONS, "dataset.centres=[{name: Oslo}, {name: Porto, external: true}]")
     assert (
         "error: node Porto: is a training node by its own configuration, and external by dataset.centres"
@@ -71,7 +71,9 @@ def test_a_node_that_leaves_and_comes_back_joins_the_next_round(federation: Fede
     assert set(pd.read_csv(run / "cases.csv").node) == {"Oslo", "Porto"}
 
 
-def test_a_round_closes_at_its_deadline_and_who_was_late_is_in_again(federation: Federation, tmp_path: Path) -> None:
+def test_a_round_closes_at_its_deadline_and_a_late_node_joins_the_next_one(
+    federation: Federation, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     federation.start_train(run, *OPTIONS, "federation.reply_timeout_s=8")
     wait_for_round_of(federation, run, {"Oslo", "Porto"})

@@ -123,7 +123,7 @@ class Nothing(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_node_that_has_all_it_needs_is_told_so(
+def test_a_node_passes_all_checks(
     write_site: WriteSite,
     keys: Path,
     tmp_path: Path,
@@ -170,7 +170,7 @@ def test_a_key_that_the_server_does_not_know_is_named(write_site: WriteSite, key
         assert f"nodes/{NODE}" in found.advice
 
 
-def test_another_version_at_the_server_is_to_be_fixed_and_the_rest_is_tested(
+def test_another_version_at_the_server_is_an_error_and_the_other_checks_run(
     write_site: WriteSite, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gateway, "__version__", "0.0.1")
@@ -182,7 +182,7 @@ def test_another_version_at_the_server_is_to_be_fixed_and_the_rest_is_tested(
     assert found["registration"].state == "good"
 
 
-def test_a_server_that_does_not_tell_its_version_is_worth_a_look(
+def test_a_server_that_does_not_report_its_version_is_a_warning(
     write_site: WriteSite, keys: Path, tmp_path: Path
 ) -> None:
     with flower_server(keys, tmp_path / "state", plain=True) as (port, state):
@@ -192,7 +192,7 @@ def test_a_server_that_does_not_tell_its_version_is_worth_a_look(
     assert found["registration"].state == "good"
 
 
-def test_what_is_no_server_of_a_federation_is_said_to_be_none(write_site: WriteSite, keys: Path) -> None:
+def test_a_server_of_another_kind_is_recognized(write_site: WriteSite, keys: Path) -> None:
     with answering(Nothing, keys) as address:
         found = results(write_site(server=address))["registration"]
     assert found.state == "bad"
@@ -208,7 +208,7 @@ def test_what_is_no_server_of_a_federation_is_said_to_be_none(write_site: WriteS
         (0.0, "good", "within 2 s"),
     ],
 )
-def test_clocks_that_differ_are_told_by_how_much(
+def test_the_difference_between_clocks_is_reported(
     ahead: float, state: str, says: str, write_site: WriteSite, keys: Path
 ) -> None:
     with answering(type("Skewed", (Nothing,), {"clock_ahead": ahead}), keys) as address:
@@ -244,7 +244,7 @@ def test_a_server_certificate_for_another_name_is_refused(write_site: WriteSite,
 @pytest.mark.parametrize(
     ("days", "state", "says"), [(0, "bad", "certificate has expired"), (20, "warning", "for 127.0.0.1, until")]
 )
-def test_a_server_certificate_at_its_end_is_told(
+def test_a_server_certificate_that_expires_soon_is_reported(
     days: int, state: str, says: str, write_site: WriteSite, keys: Path
 ) -> None:
     for name in ("server.crt", "server.key"):
@@ -257,14 +257,14 @@ def test_a_server_certificate_at_its_end_is_told(
     assert "server.crt" in found.advice
 
 
-def test_a_server_without_tls_is_told(write_site: WriteSite) -> None:
+def test_a_server_without_tls_is_reported(write_site: WriteSite) -> None:
     with answering(Nothing, None) as address:
         found = results(write_site(server=address))["TLS"]
     assert found.state == "bad"
     assert "does not speak TLS" in found.found
 
 
-def test_no_server_behind_the_address_is_told(write_site: WriteSite) -> None:
+def test_an_address_without_a_server_is_reported(write_site: WriteSite) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # and does not listen
         found = results(write_site(server=f"127.0.0.1:{unused.getsockname()[1]}"))
@@ -310,7 +310,7 @@ def tunnelling(credentials: str) -> Iterator[tuple[str, list[str]]]:
         yield address, asked
 
 
-def test_a_proxy_of_the_environment_is_gone_through(
+def test_the_proxy_of_the_environment_is_used(
     write_site: WriteSite, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with flower_server(keys, tmp_path / "state") as (port, state), tunnelling("node:s3/cret") as (proxy, asked):
@@ -325,7 +325,7 @@ def test_a_proxy_of_the_environment_is_gone_through(
         assert "407" in results(file)["TLS"].found
 
 
-def test_a_configuration_with_an_error_leaves_only_the_versions_to_test(write_site: WriteSite) -> None:
+def test_with_an_invalid_configuration_only_the_versions_are_tested(write_site: WriteSite) -> None:
     found = results(write_site(server="fed.example.org"))
     assert found["configuration"].state == "bad"
     assert "server: fed.example.org is no address; it must be host:port" in found["configuration"].found
@@ -333,7 +333,7 @@ def test_a_configuration_with_an_error_leaves_only_the_versions_to_test(write_si
     assert {one.state for one in found.values()} == {"good", "bad", "skipped"}
 
 
-def test_data_that_is_not_there_or_can_not_be_read_is_told(write_site: WriteSite, make_dataset: MakeDataset) -> None:
+def test_missing_and_unreadable_data_are_reported(write_site: WriteSite, make_dataset: MakeDataset) -> None:
     found = results(write_site(data="/no/such/Dataset001_Folder"))
     assert "there is no folder /no/such" in found["data"].found
     assert found["disk"].state == "skipped"
@@ -346,7 +346,7 @@ def test_data_that_is_not_there_or_can_not_be_read_is_told(write_site: WriteSite
     assert "case_003_0000.nii.gz cannot be read" in found["images"].found
 
 
-def test_images_that_lie_elsewhere_than_their_labels_are_worth_a_look(
+def test_images_on_another_grid_than_their_labels_are_a_warning(
     write_site: WriteSite, make_dataset: MakeDataset
 ) -> None:
     data = make_dataset(name="Dataset103_Shifted")
@@ -361,14 +361,16 @@ def test_images_that_lie_elsewhere_than_their_labels_are_worth_a_look(
     assert seen == [(done, 6) for done in range(1, 7)]
 
 
-def test_a_work_folder_that_can_not_be_written_is_told(write_site: WriteSite, tmp_path: Path) -> None:
+def test_a_read_only_work_folder_is_reported(write_site: WriteSite, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     found = results(write_site(folder=str(tmp_path / "file" / "work")))["disk"]
     assert found.state == "bad"
     assert str(tmp_path / "file") in found.found
 
 
-def test_a_disk_without_room_is_told(write_site: WriteSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_without_enough_space_is_reported(
+    write_site: WriteSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("fednnunet.deployment.node.preflight.checks.CHECKPOINTS", 2.0**60)
     (tmp_path / "work").mkdir()
     checkpoint = tmp_path / "work" / "checkpoint_round_1.pth"
@@ -381,7 +383,7 @@ def test_a_disk_without_room_is_told(write_site: WriteSite, tmp_path: Path, monk
     assert "; 1.0 GB are used already" in found.found
 
 
-def test_the_estimate_of_disk_is_near_what_preprocessing_takes(
+def test_the_disk_estimate_is_close_to_what_preprocessing_uses(
     make_dataset: MakeDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
@@ -395,7 +397,7 @@ def test_the_estimate_of_disk_is_near_what_preprocessing_takes(
     assert 0.6 < taken / estimate_size(dataset, NODE) < 1.1
 
 
-def test_a_device_that_is_not_there_or_not_used_is_told(
+def test_a_missing_or_unused_device_is_reported(
     write_site: WriteSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -419,7 +421,7 @@ def test_a_device_that_is_not_there_or_not_used_is_told(
         (None, 1, "good", ""),
     ],
 )
-def test_a_gpu_is_measured_against_the_memory_that_plans_aim_at(
+def test_the_memory_of_a_gpu_is_compared_with_that_of_the_plans(
     gpu_memory: float | None,
     free: int,
     state: str,
@@ -449,7 +451,7 @@ def test_a_certificate_of_no_authority_is_refused(write_site: WriteSite, keys: P
 
 
 @pytest.mark.parametrize(("years", "state"), [(0, "bad"), (20 / 365, "warning")])
-def test_an_authority_at_its_end_is_told(
+def test_an_authority_that_expires_soon_is_reported(
     years: float, state: str, write_site: WriteSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keys_module, "CA_YEARS", years)
@@ -459,7 +461,7 @@ def test_an_authority_at_its_end_is_told(
     assert "new ca.crt" in found.advice
 
 
-def test_a_key_that_others_can_read_is_refused_with_the_command_that_mends_it(
+def test_a_key_that_others_can_read_is_refused_with_the_command_to_fix_it(
     write_site: WriteSite, keys: Path, tmp_path: Path
 ) -> None:
     key = keys / "nodes" / NODE / "node.key"
@@ -482,7 +484,7 @@ def test_a_key_of_another_kind_is_refused(write_site: WriteSite, keys: Path) -> 
     assert "is of another kind" in results(write_site(key=str(other)))["key"].found
 
 
-def test_without_tls_and_keys_the_server_is_still_asked(write_site: WriteSite) -> None:
+def test_without_tls_and_keys_the_server_is_still_checked(write_site: WriteSite) -> None:
     with answering(Nothing, None) as address:
         found = results(write_site(server=address, insecure=True, certificate=None, key=None))
     assert found["clock"].state == "good"
@@ -491,7 +493,7 @@ def test_without_tls_and_keys_the_server_is_still_asked(write_site: WriteSite) -
     }
 
 
-def test_what_is_to_be_fixed_ends_with_code_2(
+def test_failed_checks_end_with_exit_code_2(
     write_site: WriteSite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = write_site(server="no.such.host.invalid:9092")

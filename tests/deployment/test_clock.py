@@ -29,7 +29,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
 
 
 @pytest.mark.parametrize(("off", "said"), [(-OFF, "behind the server's"), (OFF, "ahead of the server's")])
-def test_a_clock_that_is_wrong_is_named_and_the_node_joins_when_it_is_right(
+def test_a_wrong_clock_is_named_and_the_node_joins_once_it_is_right(
     federation: Federation, monkeypatch: pytest.MonkeyPatch, off: timedelta, said: str
 ) -> None:
     clock = Clock(off)

@@ -96,7 +96,7 @@ def check_reply(replies: list[Message], id_: str, connection: NodeConnection) ->
     assert all(np.array_equal(arrays[name], array) for name, array in ARRAYS.items())
 
 
-def test_arrays_there_and_back(grid: SuperLinkGrid, connection: NodeConnection) -> None:
+def test_arrays_make_the_round_trip_unchanged(grid: SuperLinkGrid, connection: NodeConnection) -> None:
     id_ = send(grid, connection)
     message = receive(connection)
     assert message is not None
@@ -105,7 +105,7 @@ def test_arrays_there_and_back(grid: SuperLinkGrid, connection: NodeConnection) 
     assert grid.pull_messages([id_]) == []
 
 
-def test_a_message_that_its_node_has_lost_is_sent_again(grid: SuperLinkGrid, connection: NodeConnection) -> None:
+def test_a_message_that_its_node_has_lost_is_resent(grid: SuperLinkGrid, connection: NodeConnection) -> None:
     id_ = send(grid, connection)
     assert receive(connection) is not None  # and the node is killed
     for _ in range(2):
@@ -118,7 +118,7 @@ def test_a_message_that_its_node_has_lost_is_sent_again(grid: SuperLinkGrid, con
     check_reply(grid.pull_messages([id_]), id_, connection)
 
 
-def test_a_message_that_is_worked_on_is_not_sent_again(grid: SuperLinkGrid, connection: NodeConnection) -> None:
+def test_a_message_that_a_node_works_on_is_not_resent(grid: SuperLinkGrid, connection: NodeConnection) -> None:
     for _ in range(5):
         assert receive(connection) is None
     id_ = send(grid, connection)

@@ -29,7 +29,7 @@ def services(file: Path) -> dict[str, Any]:
     return yaml.safe_load(file.read_text())["services"]
 
 
-def test_the_example_names_every_key_and_those_not_to_be_filled_in_have_their_defaults() -> None:
+def test_the_example_names_every_key_and_optional_keys_have_their_defaults() -> None:
     values = yaml.safe_load((DEPLOY / "node.yaml").read_text())
     assert set(values) == set(NodeFile.model_fields)
     site = read_node_file(DEPLOY / "node.yaml")
@@ -43,7 +43,7 @@ def test_the_example_names_every_key_and_those_not_to_be_filled_in_have_their_de
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd")
 @pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.stem)
-def test_systemd_takes_the_units(unit: Path, tmp_path: Path) -> None:
+def test_systemd_accepts_the_units(unit: Path, tmp_path: Path) -> None:
     content = unit.read_text()
     assert content.count("/opt/fednnunet/bin/fednnunet") == 1
     copy = tmp_path / unit.name
@@ -52,7 +52,7 @@ def test_systemd_takes_the_units(unit: Path, tmp_path: Path) -> None:
     assert (verified.returncode, verified.stdout + verified.stderr) == (0, "")
 
 
-def test_what_units_and_containers_start_is_a_command() -> None:
+def test_units_and_containers_start_valid_commands() -> None:
     started = [re.findall(r"^ExecStart=\S+ (.*)$", unit.read_text(), re.M)[0].split() for unit in UNITS]
     for file in COMPOSED:
         for service in services(file).values():
@@ -67,7 +67,7 @@ def test_what_units_and_containers_start_is_a_command() -> None:
 
 
 @pytest.mark.parametrize("file", COMPOSED, ids=lambda path: path.stem)
-def test_containers_run_without_privileges_and_write_to_their_volumes_only(file: Path) -> None:
+def test_containers_run_without_privileges_and_write_only_to_their_volumes(file: Path) -> None:
     assert services(file)
     volumes = yaml.safe_load(file.read_text())["volumes"]
     for service in services(file).values():
@@ -79,7 +79,7 @@ def test_containers_run_without_privileges_and_write_to_their_volumes_only(file:
         assert writable <= {*volumes, "./runs"}
 
 
-def test_the_image_copies_what_is_there_and_the_context_holds_it() -> None:
+def test_the_image_copies_existing_files_of_its_context() -> None:
     lines = (DEPLOY / "Dockerfile").read_text().splitlines()
     copied = {name for line in lines if line.startswith("COPY ") for name in line.split()[1:-1]}
     ignored = (DEPLOY.parent / ".dockerignore").read_text().splitlines()

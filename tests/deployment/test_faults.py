@@ -12,7 +12,7 @@ KILLED = {"plan": "train", "preprocess": "server", "train": "train", "round 2": 
 """What dies of the server's machine: ``train.py``, or ``fednnunet server up`` with all it started."""
 
 
-def test_a_server_machine_that_dies_goes_on_where_it_was(
+def test_a_run_continues_after_the_server_machine_has_died(
     federation: Federation, undisturbed: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -25,9 +25,7 @@ def test_a_server_machine_that_dies_goes_on_where_it_was(
     check_result(run, undisturbed)
 
 
-def test_a_hospital_that_is_gone_for_a_while_is_waited_for_by_name(
-    federation: Federation, undisturbed: Path, tmp_path: Path
-) -> None:
+def test_a_run_waits_for_an_absent_hospital_by_name(federation: Federation, undisturbed: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     federation.start_train(run, *OPTIONS)
     federation.wait_for(partial(reached, federation, run, "round 2"), "round 2")

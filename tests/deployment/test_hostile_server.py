@@ -91,7 +91,7 @@ def connect_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_node_is_sent_nowhere_else(connect_to: Callable[[Answer], NodeConnection], status: int) -> None:
+def test_a_node_follows_no_redirect(connect_to: Callable[[Answer], NodeConnection], status: int) -> None:
     asked: list[str] = []
 
     def intranet(request: BaseHTTPRequestHandler) -> None:
@@ -199,13 +199,13 @@ def test_a_server_names_no_class_that_the_node_does_not_list(site: NodeFile, key
         assignment_of(site, FingerprintRequest(run="r1", task=changed(**{key.replace(".", "__"): name})))
 
 
-def test_what_the_node_allows_is_taken(site: NodeFile) -> None:
+def test_classes_that_the_node_allows_are_accepted(site: NodeFile) -> None:
     task = changed(trainer__class="our.trainers.OurTrainer", model__overrides={"UNet_base_num_features": 4})
     assert assignment_of(site, FingerprintRequest(run="r1", task=task)).run == "r1"
 
 
 @pytest.mark.parametrize("allowed", [False, True])
-def test_digests_of_images_are_for_the_node_to_allow(site: NodeFile, tmp_path: Path, allowed: bool) -> None:
+def test_only_the_node_can_allow_digests_of_images(site: NodeFile, tmp_path: Path, allowed: bool) -> None:
     write_boxes(tmp_path / "raw")
     limits = site.fingerprint.model_copy(update={"find_duplicates": allowed})
     own = site.model_copy(update={"fingerprint": limits})
@@ -239,7 +239,7 @@ def test_a_nodes_own_memory_target_wins(site: NodeFile, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("run", ["../r", "", "a/b", "a" * 65, "r\n", "."])
-def test_a_run_is_no_path(run: str) -> None:
+def test_a_run_id_is_not_a_path(run: str) -> None:
     with pytest.raises(ValueError, match="run"):
         FingerprintRequest(run=run, task=TASK)
 
@@ -247,7 +247,7 @@ def test_a_run_is_no_path(run: str) -> None:
 # the worker --------------------------------------------------------------------------------------------
 
 
-def test_a_worker_begins_another_run_only_when_it_is_told_a_whole_one(
+def test_a_worker_starts_another_run_only_for_a_complete_description(
     site: NodeFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # AF_UNIX paths are short

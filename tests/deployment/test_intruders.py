@@ -271,7 +271,7 @@ def test_a_signature_speaks_for_its_own_node(
 
 
 @pytest.mark.parametrize("shift", [-306, 6])
-def test_a_signature_of_another_time_is_refused(
+def test_a_signature_of_another_time_is_rejected(
     federation: Federation, oslo: NodeConnection, monkeypatch: pytest.MonkeyPatch, shift: int
 ) -> None:
     with monkeypatch.context() as clock:
@@ -333,7 +333,7 @@ def as_node(node_id: int, run_id: int) -> None:
     act_as(node_id, run_id)
 
 
-def test_a_node_replies_to_messages_of_its_own_only(
+def test_a_node_replies_only_to_its_own_messages(
     grid: SuperLinkGrid, oslo: NodeConnection, porto: NodeConnection
 ) -> None:
     message = Message(RecordDict(), porto.node.node_id, "query.fingerprint")
@@ -378,7 +378,7 @@ def test_a_node_sends_no_other_node_an_instruction(
 # endpoints ---------------------------------------------------------------------------------------------
 
 
-def test_from_outside_nothing_is_reached_but_what_a_node_needs(federation: Federation, oslo: NodeConnection) -> None:
+def test_the_public_endpoint_serves_only_what_a_node_needs(federation: Federation, oslo: NodeConnection) -> None:
     flower = {path for _, path in PROTOBUF_REQUEST_TYPES}
     assert flower > NEEDED, "Flower's paths have changed"
     others = (flower - NEEDED) | {"/", "/docs", "/openapi.json", "/health", "/v1/runtime/ready", POLLS_PATH}
@@ -443,7 +443,7 @@ def test_the_operator_endpoint_needs_the_token_and_is_on_this_machine(federation
     assert listening == ["127.0.0.1"]
 
 
-def test_the_operators_token_is_shown_to_no_proxy(federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_proxy_sees_the_operators_token(federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as proxy:
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
         monkeypatch.setenv("no_proxy", "intranet.example.org")  # where both are there the small one counts
@@ -455,13 +455,13 @@ def test_the_operators_token_is_shown_to_no_proxy(federation: Federation, monkey
             proxy.accept()
 
 
-def test_what_the_server_writes_is_its_owners(federation: Federation) -> None:
+def test_only_their_owner_can_read_the_servers_files(federation: Federation) -> None:
     written = [path for path in federation.state.rglob("*") if path.is_file()]
     assert {"state.db", "server.json", TOKEN_FILE, "server.log"} <= {path.name for path in written}
     assert {path.name for path in written if stat.S_IMODE(path.stat().st_mode) & 0o077} == set()
 
 
-def test_what_a_node_writes_is_its_owners(federation: Federation) -> None:
+def test_only_their_owner_can_read_a_nodes_files(federation: Federation) -> None:
     write_boxes(federation.raw, "Dataset201_Oslo")
     try:
         federation.start_node("Oslo")
@@ -479,7 +479,7 @@ def test_what_a_node_writes_is_its_owners(federation: Federation) -> None:
 # floods ------------------------------------------------------------------------------------------------
 
 
-def test_of_who_is_no_node_nothing_is_read(federation: Federation) -> None:
+def test_no_body_is_read_from_strangers(federation: Federation) -> None:
     before = memory(federation)
     announced = {"content-length": str(60 * MEBIBYTE)} | PROTOBUF
     for headers in (announced, announced | {"flwr-public-key": "x", "flwr-signature": "x", "flwr-timestamp": "x"}):
@@ -489,7 +489,7 @@ def test_of_who_is_no_node_nothing_is_read(federation: Federation) -> None:
     assert memory(federation) - before < 10
 
 
-def test_no_request_is_longer_than_its_path_may_have(federation: Federation, oslo: NodeConnection) -> None:
+def test_requests_to_each_path_are_limited_in_size(federation: Federation, oslo: NodeConnection) -> None:
     too_long = {"content-length": str(gateway.LIMITS[PUSH_OBJECT] + 1)}
     assert knock(federation, PUSH_OBJECT, signed(federation.keys, "Oslo") | too_long) == 413
     small = {"content-length": str(gateway.MAX_SMALL_BYTES + 1)}
@@ -502,7 +502,7 @@ def test_no_request_is_longer_than_its_path_may_have(federation: Federation, osl
     assert memory(federation) - before < 100
 
 
-def test_headers_have_an_end(federation: Federation) -> None:
+def test_headers_are_limited_in_size(federation: Federation) -> None:
     before = memory(federation)
     for _ in range(5):
         assert flood(federation, PULL, {}, 50, inside_headers=True) < 40, "it was cut off"
@@ -552,13 +552,13 @@ def connected(address: str, keys: Path) -> ssl.SSLSocket:
 
 
 @pytest.mark.parametrize("begun", [b"", b"POST /v1/fl", b"POST / HTTP/1.1\r\nhost: x\r\nx: "])
-def test_a_connection_that_asks_for_nothing_is_closed(short_timeouts: tuple[str, Path], begun: bytes) -> None:
+def test_an_idle_connection_is_closed(short_timeouts: tuple[str, Path], begun: bytes) -> None:
     with connected(*short_timeouts) as idle:
         idle.sendall(begun)
         assert not _answered(idle)
 
 
-def test_a_request_that_never_ends_is_given_up(short_timeouts: tuple[str, Path]) -> None:
+def test_a_request_that_never_ends_is_rejected(short_timeouts: tuple[str, Path]) -> None:
     with connected(*short_timeouts) as slow:
         slow.sendall(b"POST /v1/fleet/activate-node HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n")
         headers = signed(short_timeouts[1], "Oslo")
@@ -566,7 +566,7 @@ def test_a_request_that_never_ends_is_given_up(short_timeouts: tuple[str, Path])
         assert slow.recv(100).startswith(b"HTTP/1.1 408 ")
 
 
-def test_one_address_has_so_many_connections(short_timeouts: tuple[str, Path]) -> None:
+def test_connections_per_host_are_limited(short_timeouts: tuple[str, Path]) -> None:
     held = [connected(*short_timeouts) for _ in range(3)]
     with connected(*short_timeouts) as another:
         another.sendall(f"GET {gateway.VERSION_PATH} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
@@ -578,7 +578,7 @@ def test_one_address_has_so_many_connections(short_timeouts: tuple[str, Path]) -
 # plain HTTP --------------------------------------------------------------------------------------------
 
 
-def test_plain_http_is_for_this_machine_and_warns(tmp_path: Path) -> None:
+def test_plain_http_is_for_this_machine_only_and_warns(tmp_path: Path) -> None:
     here = Federation(tmp_path, tmp_path / "raw", nodes=("Oslo",))
     beyond = f"0.0.0.0:{free_port()}"
     for options, problem in (

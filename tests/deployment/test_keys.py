@@ -41,7 +41,7 @@ def shake_hands(server: Path, trusted: Path, name: str) -> None:
         thread.join()
 
 
-def test_a_node_trusts_its_federations_server_by_each_of_its_names_and_no_other(tmp_path: Path) -> None:
+def test_a_node_trusts_its_server_by_each_of_its_names_and_no_other(tmp_path: Path) -> None:
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     make_keys(ours, ["127.0.0.1", "fl.example.org"], [])
     make_keys(theirs, ["127.0.0.1"], [])
@@ -53,7 +53,7 @@ def test_a_node_trusts_its_federations_server_by_each_of_its_names_and_no_other(
         shake_hands(theirs, ours, "127.0.0.1")
 
 
-def test_flower_takes_a_nodes_key_pair(tmp_path: Path) -> None:
+def test_flower_accepts_a_nodes_key_pair(tmp_path: Path) -> None:
     make_keys(tmp_path, ["localhost"], ["Vall d'Hebron"])
     folder = tmp_path / "nodes" / "Vall d'Hebron"
     options = {"auth_supernode_private_key": str(folder / "node.key"), "auth_supernode_public_key": None}

@@ -11,7 +11,7 @@ from tests.support.deployed_federation import Federation, check_result, reached
 STAGES = ("fingerprint", "plan", "preprocess", "train", "round 2", "evaluate", "external")
 
 
-def test_killed_processes_are_started_again_and_the_run_goes_on(
+def test_killed_processes_are_restarted_and_the_run_continues(
     federation: Federation, undisturbed: Path, tmp_path: Path
 ) -> None:
     """A worker, a connection and the SuperLink, one after another, in every stage."""

@@ -13,7 +13,7 @@ PORT = 9092
 OPTIONS = ("trainer.epochs=3",)
 
 
-def test_four_machines_come_to_the_result_of_one(raw: Path, tmp_path: Path) -> None:
+def test_four_machines_reach_the_result_of_one(raw: Path, tmp_path: Path) -> None:
     with machines(len(CENTRES)) as network:
         inside = {name: node.command() for name, node in zip(CENTRES, network.nodes, strict=True)}
         federation = Federation(
@@ -32,7 +32,7 @@ def test_four_machines_come_to_the_result_of_one(raw: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.nightly
-def test_a_network_that_is_cut_slow_and_drops_connections_changes_nothing(raw: Path, tmp_path: Path) -> None:
+def test_a_slow_and_unreliable_network_changes_nothing(raw: Path, tmp_path: Path) -> None:
     options = ("strategy=asym", "trainer.epochs=4")
     federation = Federation(tmp_path, raw, nodes=("Oslo", "Porto"))
     host, port = federation.address.split(":")

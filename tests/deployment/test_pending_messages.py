@@ -28,7 +28,7 @@ def test_a_restarted_superlink_counts_from_zero() -> None:
     assert is_lost(sent, {NODE: 4})
 
 
-def test_nothing_is_lost_that_cannot_be_counted() -> None:
+def test_a_message_without_a_count_is_not_lost() -> None:
     assert not is_lost(sent_after(None), {NODE: 100})
     assert not is_lost(sent_after(0), {NODE + 1: 100})
 

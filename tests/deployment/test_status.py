@@ -110,7 +110,7 @@ def test_nodes_are_shown_with_their_last_heartbeat_and_round(write_state: WriteS
     ]
 
 
-def test_whom_the_run_waits_for_is_said(write_state: WriteState) -> None:
+def test_nodes_that_the_run_waits_for_are_named(write_state: WriteState) -> None:
     lines = printed(
         write_state({"waiting_for": ["Porto"], "updated": "2030-05-01T10:00:00+00:00", "message": "node Porto is away"})
     )
@@ -163,12 +163,12 @@ def test_a_server_that_has_died_is_not_asked(write_state: WriteState) -> None:
     assert "run asym on mamamia, fold 0, round 12 of 1000; outputs/asym" in lines
 
 
-def test_another_process_with_the_number_of_a_dead_server_is_not_it(write_state: WriteState) -> None:
+def test_another_process_with_the_id_of_a_dead_server_is_not_the_server(write_state: WriteState) -> None:
     before = datetime.fromtimestamp(psutil.Process().create_time(), UTC) - timedelta(days=1)
     assert "has died" in printed(write_state(started=before.isoformat(timespec="seconds")))[0]
 
 
-def test_a_server_that_does_not_answer_is_told_with_its_log(write_state: WriteState) -> None:
+def test_a_server_that_does_not_answer_is_reported_with_its_log(write_state: WriteState) -> None:
     def ask(_: Path) -> list[NodeInfo]:
         raise httpx.ConnectError("[Errno 111] Connection refused")
 
@@ -186,7 +186,7 @@ def test_no_server_and_damaged_files_are_errors_that_name_them(tmp_path: Path, w
         read_status(state, known)
 
 
-def test_programs_get_the_same_as_json(write_state: WriteState) -> None:
+def test_the_status_is_available_as_json(write_state: WriteState) -> None:
     content = json.loads(as_json(read_status(write_state({}), known)))
     assert [(node["name"], node["online"]) for node in content["nodes"]] == [
         ("Kaunas", False),
@@ -203,11 +203,11 @@ def test_programs_get_the_same_as_json(write_state: WriteState) -> None:
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0, "0 s"), (59, "59 s"), (61, "1 min 1 s"), (7260, "2 h 1 min"), (90000, "1 d 1 h")]
 )
-def test_times_are_told_in_two_units(seconds: int, text: str) -> None:
+def test_times_have_two_units(seconds: int, text: str) -> None:
     assert ago(NOW - timedelta(seconds=seconds), NOW) == text
 
 
-def test_a_running_server_tells_of_its_nodes(
+def test_a_running_server_reports_its_nodes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_keys(tmp_path / "keys", ["127.0.0.1"], ["Oslo", "Porto"])

@@ -47,7 +47,9 @@ def wait_for_stage(federation: Federation, run: Path, stage: str) -> None:
     federation.wait_for(lambda: reached(federation, run, stage), f"stage {stage}")
 
 
-def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(federation: Federation, undisturbed: Path) -> None:
+def test_a_full_disk_is_named_and_the_run_continues_once_there_is_space(
+    federation: Federation, undisturbed: Path
+) -> None:
     folder, run, work = federation.folder, federation.folder / "run", federation.work_folder("Oslo")
     federation.start_train(run, *OPTIONS)
     wait_for_stage(federation, run, "plan")
@@ -68,7 +70,7 @@ def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(federation:
     check_result(run, undisturbed)
 
 
-def test_a_certificate_that_expires_is_named_on_both_sides_and_a_new_one_is_taken_without_a_restart(
+def test_an_expired_certificate_is_named_on_both_sides_and_replaced_without_a_restart(
     federation: Federation, undisturbed: Path
 ) -> None:
     run = federation.folder / "certificate"
