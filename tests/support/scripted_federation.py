@@ -13,7 +13,6 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -407,6 +406,7 @@ def run(
         faults: name of a node to what it does wrong.
         grid_class: the grid.
     """
+    folder.mkdir(exist_ok=True)
     by_name = {node.name: node for node in nodes}
     for name, node in by_name.items():
         node.fault = (faults or {}).get(name)
@@ -454,6 +454,17 @@ RunFederation = Callable[..., FinishedRun]
 
 @pytest.fixture
 def run_federation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFederation:
-    """:func:`run` in the test's own folder, which is also the working directory."""
+    """:func:`run` in the test's own folder, which is also the working directory, unless another is given."""
     monkeypatch.chdir(tmp_path)
-    return partial(run, tmp_path)
+
+    def run_in(
+        nodes: Iterable[ScriptedNode],
+        strategy: AsymFedAvg | NoExchange | None = None,
+        settings: Mapping[str, Any] | None = None,
+        faults: Mapping[str, Fault] | None = None,
+        grid_class: type[LocalGrid] = LocalGrid,
+        folder: Path = tmp_path,
+    ) -> FinishedRun:
+        return run(folder, nodes, strategy, settings, faults, grid_class)
+
+    return run_in

@@ -1,0 +1,230 @@
+"""Whole runs at the server, with nodes that follow a script: exchange, rounds, missing nodes, resuming."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from fednnunet.config.run import RunConfig, read_config
+from fednnunet.errors import FednnUNetError
+from fednnunet.exchange.messages import Kind
+from fednnunet.server.strategy.asym_fedavg import AsymFedAvg, NoExchange
+from tests.support.scripted_federation import (
+    Fault,
+    FinishedRun,
+    RunFederation,
+    ScriptedNode,
+    end_worker,
+    fail_with_reason,
+    same,
+)
+
+CONF = Path(__file__).parents[2] / "conf"
+NODES = ("Riga", "Porto", "Turku")
+FLOWER = ("fedprox", "fedavgm", "fedadam", "fedyogi", "fedmedian", "fedtrimmedavg", "krum")
+
+
+def nodes(epochs: int = 3, names: Sequence[str] = NODES) -> list[ScriptedNode]:
+    return [ScriptedNode(name, epochs=epochs) for name in names]
+
+
+def configured(tmp_path: Path, *overrides: str) -> RunConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return read_config(compose("config", overrides=[f"paths.run={tmp_path}", *overrides]))
+
+
+# what is exchanged -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*FLOWER, "asym", "ffe"])
+def test_nodes_end_with_one_model(run_federation: RunFederation, tmp_path: Path, name: str) -> None:
+    strategy = configured(tmp_path, f"strategy={name}").strategy
+    settings = {"fingerprint": "histogram" if strategy.fingerprint == "federated" else None}
+    run = run_federation(nodes(), instantiate(strategy.aggregation), settings)
+    assert run.messages == []
+    assert run.rows == [(r, node) for r in (1, 2, 3) for node in sorted(NODES)]
+    finals = [node.final[0] for node in run.nodes.values()]
+    assert all(same(finals[0], other) for other in finals[1:])
+    kept = [node.name for node in run.nodes.values() if same(finals[0], node.sent[0, 3])]
+    assert len(kept) == (name == "krum"), "it chooses one node's layers; the others average"
+    assert all(np.isfinite(array).all() for array in finals[0].values())
+
+
+def test_local_nodes_receive_nothing(run_federation: RunFederation) -> None:
+    run = run_federation(nodes(), NoExchange())
+    for node in run.nodes.values():
+        assert not any(node.received.values())
+        assert not any(request.layers for request in node.requests_of(Kind.TRAIN))
+
+
+UNET = {
+    "encoder.stages.0.convs.0.conv.weight": [4, 1, 3, 3],
+    "encoder.stages.0.convs.0.norm.weight": [4],
+    "decoder.seg_layers.0.weight": [2, 4, 1, 1],
+}
+
+
+def test_what_is_kept_local_is_not_exchanged(run_federation: RunFederation, tmp_path: Path) -> None:
+    strategy = instantiate(
+        configured(tmp_path, "strategy=ffe", "strategy.keep_local=[seg_layers,norm]").strategy.aggregation
+    )
+    run = run_federation([ScriptedNode(name, UNET) for name in NODES], strategy, {"fingerprint": "histogram"})
+    shared, *kept = UNET
+    for node in run.nodes.values():
+        assert {tuple(request.layers) for request in node.requests_of(Kind.TRAIN)} == {(shared,)}
+        assert all(set(state) == {shared} for state in node.received.values() if state)
+    ours, theirs = (run.nodes[name].final[0] for name in ("Riga", "Porto"))
+    assert np.array_equal(ours[shared], theirs[shared])
+    for layer in kept:
+        assert not np.array_equal(ours[layer], theirs[layer]), layer
+
+
+def unet(stages: int) -> dict[str, list[int]]:
+    """Layers of a network with so many resolutions; its last head is that of the full resolution."""
+    encoder = {f"encoder.stages.{stage}.0.convs.0.conv.weight": [4, 4, 3, 3] for stage in range(stages)}
+    heads = {f"decoder.seg_layers.{stage}.weight": [2, 4, 1, 1] for stage in range(stages - 1)}
+    return encoder | heads
+
+
+def test_layers_matched_by_resolution(run_federation: RunFederation) -> None:
+    large, small = ScriptedNode("Porto", unet(5)), ScriptedNode("Riga", unet(4))
+    run_federation([large, small], AsymFedAvg(matching="resolution", share="groups"))
+    head = large.final[0]["decoder.seg_layers.3.weight"], small.final[0]["decoder.seg_layers.2.weight"]
+    assert np.array_equal(*head), "the heads of the full resolution are one"
+    assert not np.array_equal(large.final[0]["decoder.seg_layers.2.weight"], head[0])
+
+
+def test_all_nodes_begin_with_the_same_values_whatever_their_order(
+    run_federation: RunFederation, tmp_path: Path
+) -> None:
+    """Also where their networks differ, and each has initialised its own."""
+    layers = {"Oslo": unet(4), "Porto": unet(5)}
+    began = []
+    for number, order in enumerate((("Oslo", "Porto"), ("Porto", "Oslo"))):
+        members = [ScriptedNode(name, layers[name]) for name in order]
+        run = run_federation(members, folder=tmp_path / str(number))
+        began.append({name: run.nodes[name].received[0, 1] for name in order})
+    once, again = began
+    assert once["Oslo"]
+    assert same(once["Oslo"], once["Porto"])
+    assert all(same(once[name], again[name]) for name in layers)
+
+
+# rounds ------------------------------------------------------------------------------------------------
+
+
+def test_several_epochs_per_round(run_federation: RunFederation) -> None:
+    """Five epochs, two per round: three rounds; the node makes the last of one epoch."""
+    run = run_federation(nodes(epochs=5), settings={"local_epochs": 2})
+    assert sorted(run.rounds["round"].unique()) == [1, 2, 3]
+    for node in run.nodes.values():
+        trained = [(request.server_round, request.epochs) for request in node.requests_of(Kind.TRAIN)]
+        assert [pair for pair in trained if pair[0]] == [(1, 2), (2, 2), (3, 2)]
+
+
+def test_some_nodes_per_round(run_federation: RunFederation) -> None:
+    """Two of three nodes in each of five rounds."""
+    run = run_federation(nodes(epochs=5), AsymFedAvg(fraction_train=0.6))
+    assert run.rounds.groupby("round").node.nunique().to_dict() == dict.fromkeys(range(1, 6), 2)
+    assert set(run.cases.node) == set(NODES)
+    for name, node in run.nodes.items():
+        mine = sorted(run.rounds[run.rounds.node == name]["round"])
+        requests = [request for request in node.requests_of(Kind.TRAIN) if request.server_round]
+        assert [request.server_round for request in requests] == mine
+        assert [request.trained for request in requests] == [0, *mine][:-1], "what it goes on from"
+        assert node.requests_of(Kind.EVALUATE)[0].trained == mine[-1]
+    for server_round in range(1, 6):
+        members = run.rounds[run.rounds["round"] == server_round].node
+        average = run.mean_of(server_round, *members)
+        after = [node.received.get((0, server_round + 1)) for node in run.nodes.values()]
+        assert all(same(state, average) for state in after if state is not None)
+    finals = [node.final[0] for node in run.nodes.values()]
+    assert all(same(finals[0], other) for other in finals), "who was not in the last round has its average, too"
+
+
+# who is missing ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", [end_worker, fail_with_reason("its disk is gone")], ids=["killed", "fails"])
+def test_a_federation_goes_on_without_a_node_while_enough_are_in(run_federation: RunFederation, fault: object) -> None:
+    external = ScriptedNode("Oslo", cases=0)
+    faults = {"Porto": Fault("", worker=fault)}  # type: ignore[arg-type]
+    run = run_federation([*nodes(), external], settings={"min_replies": 2}, faults=faults)
+    said = [message for message in run.messages if message.startswith("node Porto: ")]
+    assert said
+    assert all(message.endswith("the federation goes on without it") for message in said)
+    assert same(run.average_after(2), run.mean_of(2, "Riga", "Turku"))
+    assert {node for r, node in run.rows if r == 2} == {"Riga", "Turku"}
+    if fault is end_worker:
+        assert {node for r, node in run.rows if r == 3} == {"Riga", "Turku"}
+        assert set(run.cases.node) == {"Riga", "Turku", "Oslo"}
+    else:
+        assert {node for r, node in run.rows if r == 3} == set(NODES), "it is asked again in the next round"
+
+
+def test_a_worker_that_is_killed_ends_the_run_by_name_where_all_are_needed(run_federation: RunFederation) -> None:
+    with pytest.raises(FednnUNetError, match="node Porto: "):
+        run_federation(nodes(), faults={"Porto": Fault("", worker=end_worker)})
+
+
+# resuming ----------------------------------------------------------------------------------------------
+
+
+Start = Callable[[Path, Sequence[ScriptedNode], Mapping[str, Fault]], FinishedRun]
+
+
+def interrupt_and_resume(start: Start, folder: Path, members: Sequence[ScriptedNode], at: str) -> FinishedRun:
+    """A run that ends in a round, and is resumed; nodes keep only the requests after that."""
+    power_cut = Fault("", worker=fail_with_reason("the power is gone"), of=at)
+    with pytest.raises(FednnUNetError, match="node Porto: the power is gone"):
+        start(folder, members, {"Porto": power_cut})
+    for node in members:
+        node.requests.clear()
+    return start(folder, members, {})
+
+
+INTERRUPTED = {
+    "asym": (5, ("strategy=asym",)),
+    "bfloat16": (5, ("strategy=asym", "exchange.dtype=bfloat16")),
+    "fedadam": (8, ("strategy=fedadam", "strategy.local_epochs=2")),
+    "fedavgm": (5, ("strategy=fedavgm",)),
+    "two of three nodes per round": (6, ("strategy=asym", "strategy.fraction_train=0.6")),
+}
+
+
+@pytest.mark.parametrize(("epochs", "overrides"), INTERRUPTED.values(), ids=INTERRUPTED)
+def test_an_interrupted_run_is_resumed_to_the_same_result(
+    run_federation: RunFederation, tmp_path: Path, epochs: int, overrides: tuple[str, ...]
+) -> None:
+    config = configured(tmp_path, *overrides)
+    settings = {"dtype": config.exchange.dtype, "local_epochs": config.strategy.local_epochs}
+
+    def start(folder: Path, members: Sequence[ScriptedNode], faults: Mapping[str, Fault]) -> FinishedRun:
+        return run_federation(members, instantiate(config.strategy.aggregation), settings, faults, folder=folder)
+
+    at = "4" if config.strategy.fraction_train < 1 else "3"  # a round that Porto is in
+    ours = interrupt_and_resume(start, tmp_path / "interrupted", nodes(epochs), at)
+    theirs = start(tmp_path / "whole", nodes(epochs), {})
+    assert ours.rows == theirs.rows
+    for name, node in theirs.nodes.items():
+        assert same(ours.nodes[name].final[0], node.final[0]), name
+    assert (ours.folder / "cases.csv").read_text() == (theirs.folder / "cases.csv").read_text()
+
+
+def test_a_finished_fold_is_not_trained_again(run_federation: RunFederation, tmp_path: Path) -> None:
+    def start(folder: Path, members: Sequence[ScriptedNode], faults: Mapping[str, Fault]) -> FinishedRun:
+        return run_federation(members, None, {"folds": [0, 1]}, faults, folder=folder)
+
+    ours = interrupt_and_resume(start, tmp_path / "interrupted", nodes(), "1/2")
+    theirs = start(tmp_path / "whole", nodes(), {})
+    for kind in (Kind.TRAIN, Kind.EVALUATE):
+        assert {request.fold for node in ours.nodes.values() for request in node.requests_of(kind)} == {1}
+    assert (ours.folder / "cases.csv").read_text() == (theirs.folder / "cases.csv").read_text()
+    assert set(ours.cases.fold) == {"0", "1"}
+    columns = ["round", "node", "fold"]
+    assert ours.rounds[columns].equals(theirs.rounds[columns])
