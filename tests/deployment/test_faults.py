@@ -5,9 +5,12 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 from tests.deployment.conftest import OPTIONS
 from tests.support.deployed_federation import Federation, check_result, reached
 
+pytestmark = pytest.mark.xdist_group("deployed")
 KILLED = {"plan": "train", "preprocess": "server", "train": "train", "round 2": "server", "evaluate": "train"}
 """What dies of the server's machine: ``train.py``, or ``fednnunet server up`` with all it started."""
 

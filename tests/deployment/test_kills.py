@@ -1,23 +1,35 @@
-"""``kill -9`` of every process in every stage: the run goes on by itself, to the same result."""
+"""``kill -9`` of every process in several stages: the run goes on by itself, to the same result."""
 
 from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 from tests.deployment.conftest import OPTIONS
 from tests.support.deployed_federation import Federation, check_result, reached
 
+pytestmark = pytest.mark.xdist_group("deployed")
 STAGES = ("fingerprint", "plan", "preprocess", "train", "round 2", "evaluate", "external")
+SOME_STAGES = ("preprocess", "round 2", "evaluate")
 
 
+@pytest.mark.parametrize(
+    "stages",
+    [
+        pytest.param(SOME_STAGES, id="before, in and after training"),
+        pytest.param(STAGES, id="every stage", marks=pytest.mark.nightly),
+    ],
+)
 def test_killed_processes_are_restarted_and_the_run_continues(
-    federation: Federation, undisturbed: Path, tmp_path: Path
+    federation: Federation, undisturbed: Path, tmp_path: Path, stages: tuple[str, ...]
 ) -> None:
-    """A worker, a connection and the SuperLink, one after another, in every stage."""
+    """A worker, a connection and the SuperLink, one after another, in each of these stages."""
     run = tmp_path / "run"
+    before = {name: len(federation.output(name)) for name in federation.processes}
     federation.start_train(run, *OPTIONS)
-    for stage in STAGES:
+    for stage in stages:
         federation.wait_for(partial(reached, federation, run, stage), f"stage {stage}")
         one, other = ("Riga", "Riga") if stage == "external" else ("Porto", "Oslo")
         for of, part in ((one, "worker"), (other, "connection"), ("server", "superlink")):
@@ -25,4 +37,4 @@ def test_killed_processes_are_restarted_and_the_run_continues(
     federation.finish_train()
     check_result(run, undisturbed)
     for name, part in (("Porto", "worker"), ("Oslo", "connection"), ("server", "SuperLink")):
-        assert f"the {part} ended (killed by SIGKILL); it is restarted" in federation.output(name)
+        assert f"the {part} ended (killed by SIGKILL); it is restarted" in federation.output(name)[before[name] :]

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
-import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,8 +12,8 @@ import pytest
 import torch
 
 from tests.conftest import write_boxes
+from tests.support.train_script import ROOT, run_local
 
-ROOT = Path(__file__).parents[2]
 CENTRES = {"Oslo": 0, "Porto": 1, "Lund": 2}
 
 
@@ -61,34 +58,18 @@ def result_folder(run: Path, node: str, fold: int | str = 0) -> Path:
     return folder
 
 
+def go_on(run: Path) -> None:
+    """``python train.py continue=…`` to its end, in this process."""
+    result = run_local([sys.executable, str(ROOT / "train.py"), f"continue={run}"])
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
 def final_weights(run: Path, node: str, fold: int | str = 0) -> dict[str, torch.Tensor]:
     """A node's network as it is saved after the last aggregation."""
     return torch.load(result_folder(run, node, fold) / "checkpoint_final.pth", weights_only=False)["network_weights"]
 
 
 Train = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def run_local(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    """A ``python train.py …`` in this process: the same script, arguments, output and exit code.
-
-    What it takes seconds to import, here and for the nodes, is imported once for all tests.
-    """
-    out, errors = io.StringIO(), io.StringIO()
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        contextlib.chdir(ROOT),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(errors),
-    ):
-        patch.setattr(sys, "argv", arguments[1:])
-        patch.setenv("COLUMNS", "200")
-        try:
-            runpy.run_path(arguments[1], run_name="__main__")
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-    return subprocess.CompletedProcess(arguments, code, out.getvalue(), errors.getvalue())
 
 
 def run_apart(arguments: list[str]) -> subprocess.CompletedProcess[str]:
@@ -99,26 +80,33 @@ def run_apart(arguments: list[str]) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="session")
 def train(raw: Path) -> Train:
-    """Run ``train.py`` into a folder and return what it printed and its exit code; ``apart`` for a process of its own.
+    """Run ``train.py`` into a folder and return what it printed and its exit code.
 
-    A test that changes the environment needs one: nodes have that of when the first of them was started.
+    ``apart`` gives it a process of its own. A test that changes the environment of nodes needs one: they have that of
+    when the first of them was started.
     """
 
-    def run(folder: Path, *overrides: str, raw: Path = raw, apart: bool = False) -> subprocess.CompletedProcess[str]:
-        return (run_apart if apart else run_local)(command(raw, folder, *overrides))
+    def run(
+        folder: Path, *overrides: str, raw: Path = raw, apart: bool = False, report: bool = False
+    ) -> subprocess.CompletedProcess[str]:
+        arguments = command(raw, folder, *overrides)
+        return run_apart(arguments) if apart else run_local(arguments, report)
 
     return run
 
 
 @pytest.fixture(scope="session")
 def finished(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Folder of a finished run of a strategy; each is trained once a session."""
+    """Folder of a finished run of a strategy, with its report; each is trained once per session.
+
+    Files that use it are in the group ``finished`` of pytest-xdist, so that one process trains for all of them.
+    """
     folders: dict[str, Path] = {}
 
     def of(strategy: str) -> Path:
         if strategy not in folders:
             folder = tmp_path_factory.mktemp(strategy) / "run"
-            result = train(folder, f"strategy={strategy}")
+            result = train(folder, f"strategy={strategy}", report=True)
             assert result.returncode == 0, result.stdout + result.stderr
             folders[strategy] = folder
         return folders[strategy]

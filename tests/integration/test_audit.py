@@ -6,11 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
 from fednnunet.audit.reader import find_logs, read_trail, summarise
 from fednnunet.exchange.messages import Kind
 from tests.integration.conftest import CENTRES
 from tests.integration.test_exchange import HEADER
+
+pytestmark = pytest.mark.xdist_group("finished")
 
 
 def test_the_nodes_logs_agree_with_the_servers_count_of_bytes(finished: Callable[[str], Path]) -> None:

@@ -7,7 +7,7 @@ import sys
 
 from omegaconf import OmegaConf
 
-from tests.integration.conftest import ROOT
+from tests.support.train_script import ROOT
 
 
 def told(*arguments: str) -> str:

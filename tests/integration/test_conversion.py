@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from fednnunet.cli.main import main
-from tests.integration.conftest import ROOT, command, run_local
+from tests.integration.conftest import command
+from tests.support.train_script import ROOT, run_local
 
 
 def test_the_command_that_a_conversion_prints_trains_on_its_datasets(

@@ -243,7 +243,13 @@ def check_segmentation(kind: Kind, prediction: Path, reference: Path, scores: pd
         assert row.hd95 == pytest.approx(hd95)
 
 
-@pytest.mark.parametrize("name", KINDS)
+MORE_READERS = ("CT", "grey", "tif")
+"""New in these are the reader and the normalisation, which tests/datasets and tests/conversion test, too."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.nightly if name in MORE_READERS else ()) for name in KINDS]
+)
 def test_kind_of_data_is_trained_and_scored(name: str, train: Train, tmp_path: Path) -> None:
     kind = KINDS[name]
     run = train_kind(kind, train, tmp_path)

@@ -11,6 +11,8 @@ import torch
 
 from tests.integration.conftest import CENTRES, Train, final_weights
 
+pytestmark = pytest.mark.xdist_group("finished")
+
 HEADER = 128
 """Bytes of numpy's header before the values of each layer."""
 EPSILON = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +18,9 @@ from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from fednnunet.evaluation.metrics import dice_score
-from tests.integration.conftest import ROOT, Train, command, result_folder
+from tests.integration.conftest import Train, result_folder
+
+pytestmark = pytest.mark.xdist_group("finished")
 
 FOLDS = "fold=[0,1]"
 OSLO_ALONE = ("strategy=local", "dataset.centres=[{name: Oslo, dataset: 201}]")
@@ -64,19 +65,33 @@ def test_summary_is_the_one_that_nnunet_writes(folds: Path, tmp_path: Path) -> N
     assert ours == theirs
 
 
-def nnunet_folders(run: Path) -> dict[str, str]:
-    """Environment in which nnU-Net's tools work on a node's results."""
+IN_ONE_PROCESS = """
+import importlib, json, multiprocessing, sys
+calls = [(*function.split(":"), arguments) for function, arguments in json.loads(sys.argv[1])]
+forkserver = multiprocessing.get_context("forkserver")
+forkserver.set_forkserver_preload([module for module, _, _ in calls])
+multiprocessing.get_context = lambda method=None: forkserver
+for module, name, arguments in calls:
+    sys.argv = [name, *arguments]
+    getattr(importlib.import_module(module), name)()
+"""
+
+
+def use_tools(run: Path, *commands: str) -> None:
+    """nnU-Net's commands (``predict -i …``) on the results of Oslo, one after another in one process.
+
+    Importing nnU-Net takes longer than what they do, and each of their pools would import it again.
+    """
+    functions = {point.name: point.value for point in entry_points(group="console_scripts")}
+    calls = [(functions[f"nnUNetv2_{name}"], arguments) for name, *arguments in map(str.split, commands)]
     node = run / "nodes" / "Oslo"
-    return {
-        **os.environ,
-        **{name: str(node / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")},
-    }
-
-
-def tool(name: str, run: Path, arguments: str) -> None:
-    program = Path(sys.executable).with_name(f"nnUNetv2_{name}")
+    folders = {name: str(node / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
     result = subprocess.run(
-        [program, *arguments.split()], capture_output=True, text=True, env=nnunet_folders(run), timeout=300
+        [sys.executable, "-c", IN_ONE_PROCESS, json.dumps(calls)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **folders},
+        timeout=600,
     )
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
 
@@ -88,22 +103,26 @@ def test_nnunets_tools_work_on_what_a_run_wrote(folds: Path, train: Train, raw: 
     other = result_folder(volumes, "Oslo").parent
     (result_folder(folds, "Oslo").parent.parent / other.name).symlink_to(other)
 
-    tool("find_best_configuration", folds, "201 -c 2d 3d_fullres -f 0 1 -np 1")
+    images = tmp_path / "images"
+    images.mkdir()
+    for name in ("case_000_0000.nii.gz", "case_001_0000.nii.gz"):
+        (images / name).symlink_to(raw / "Dataset204_Riga" / "imagesTr" / name)
+    predicted = [tmp_path / f"predicted_{fold}" for fold in (0, 1)]
+    predict = f"predict -i {images} -d 201 -c 2d -device cpu -npp 0 -nps 0 --save_probabilities"
+    use_tools(
+        folds,
+        "find_best_configuration 201 -c 2d 3d_fullres -f 0 1 -np 1",
+        *(f"{predict} -o {folder} -f {fold}" for fold, folder in enumerate(predicted)),
+        f"ensemble -i {predicted[0]} {predicted[1]} -o {tmp_path / 'ensemble'} -np 1",
+        f"export_model_to_zip -d 201 -o {tmp_path / 'model.zip'} -c 2d -f 0 1",
+    )
+
     results = folds / "nodes" / "Oslo" / "nnUNet_results" / "Dataset201_Oslo"
     best = json.loads((results / "inference_information.json").read_text())
     ensembles = [name for name in best["all_results"] if name.startswith("ensemble___")]
     assert len(best["all_results"]) == 3
     assert len(ensembles) == 1
 
-    images = tmp_path / "images"
-    images.mkdir()
-    for name in ("case_000_0000.nii.gz", "case_001_0000.nii.gz"):
-        (images / name).symlink_to(raw / "Dataset204_Riga" / "imagesTr" / name)
-    predicted = [tmp_path / f"predicted_{fold}" for fold in (0, 1)]
-    for fold, folder in enumerate(predicted):
-        arguments = f"-i {images} -o {folder} -d 201 -c 2d -f {fold} -device cpu -npp 1 -nps 1"
-        tool("predict", folds, f"{arguments} --save_probabilities")
-    tool("ensemble", folds, f"-i {predicted[0]} {predicted[1]} -o {tmp_path / 'ensemble'} -np 1")
     cases = cases_of(folds).set_index(["node", "fold", "model", "case"])
     for number in (0, 1):
         together = sitk.ReadImage(str(tmp_path / "ensemble" / f"case_{number:03d}.nii.gz"))
@@ -111,37 +130,10 @@ def test_nnunets_tools_work_on_what_a_run_wrote(folds: Path, train: Train, raw: 
         dsc = dice_score(sitk.GetArrayFromImage(together) == 1, sitk.GetArrayFromImage(reference) == 1)
         assert cases.loc[("Riga", "ensemble", "Oslo", number), "dsc"] == pytest.approx(dsc)
 
-    tool("export_model_to_zip", folds, f"-d 201 -o {tmp_path / 'model.zip'} -c 2d -f 0 1")
     with zipfile.ZipFile(tmp_path / "model.zip") as archive:
         names = archive.namelist()
     for fold in (0, 1):
         assert f"Dataset201_Oslo/nnUNetTrainer__nnUNetPlans__2d/fold_{fold}/checkpoint_final.pth" in names
-
-
-def test_a_finished_fold_is_not_trained_again(raw: Path, folds: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    process = subprocess.Popen(
-        command(raw, run, "strategy=asym", FOLDS, "trainer.save_probabilities=true"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=ROOT,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 200
-    while not (run / "cases.csv").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert set(cases_of(run).fold) == {"0"}
-    checkpoint = result_folder(run, "Oslo") / "checkpoint_final.pth"
-    before = checkpoint.stat().st_mtime_ns
-
-    go_on = [sys.executable, "train.py", f"continue={run}"]
-    subprocess.run(go_on, cwd=ROOT, check=True, capture_output=True, timeout=300)
-    assert checkpoint.stat().st_mtime_ns == before
-    assert (run / "cases.csv").read_text() == (folds / "cases.csv").read_text()
-    ours, theirs = (pd.read_csv(folder / "rounds.csv")[[*CURVES, "fold"]] for folder in (run, folds))
-    pd.testing.assert_frame_equal(ours, theirs)
 
 
 def test_fold_all_trains_on_every_case_and_scores_external_centres(train: Train, raw: Path, tmp_path: Path) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
-import shutil
 import signal
 import subprocess
-import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -18,9 +19,12 @@ import psutil
 import pytest
 import torch
 
-from tests.integration.conftest import CENTRES, ROOT, Train, command, final_weights, result_folder
+from tests.integration.conftest import CENTRES, Train, command, final_weights, go_on, result_folder
+from tests.support.train_script import ROOT
 
 LONGER = ("strategy=asym", "trainer.epochs=5")
+AUGMENTED = (*LONGER, "node.augmentation_workers=2", "dataset.centres=[{name: Oslo, dataset: 201}]")
+WAIT_SECONDS = 200.0
 Whole = Callable[[tuple[str, ...]], Path]
 
 
@@ -56,13 +60,53 @@ def start_and_wait_for_round(
 
 def wait_for_round(process: subprocess.Popen[str], run: Path, server_round: int) -> None:
     """Until a round of the run is over."""
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + WAIT_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
-        rounds = run / "rounds.csv"
-        if rounds.exists() and re.search(rf"^\w+,{server_round},", rounds.read_text(), re.MULTILINE):
+        if is_over(run, server_round):
             return
         time.sleep(0.02)
     raise AssertionError(f"round {server_round} was not reached: {process.communicate()}")
+
+
+def is_over(run: Path, server_round: int) -> bool:
+    """Whether every node's figures of a round are written."""
+    rounds = run / "rounds.csv"
+    return rounds.exists() and bool(re.search(rf"^\w+,{server_round},", rounds.read_text(), re.MULTILINE))
+
+
+@contextlib.contextmanager
+def worker_killed(run: Path, node: str, after_round: int) -> Iterator[list[psutil.Process]]:
+    """``kill -9`` a node's worker after a round of a run that this process makes meanwhile.
+
+    Yields:
+        The processes of all nodes when it was killed, filled in then.
+    """
+    everyone: list[psutil.Process] = []
+    stop = threading.Event()
+
+    def wait_and_kill() -> None:
+        while not is_over(run, after_round):
+            if stop.wait(0.02):
+                raise AssertionError(f"round {after_round} was not reached")
+        writers = {name: processes_that_write(run / "nodes" / name / "node.log") for name in os.listdir(run / "nodes")}
+        everyone.extend(process for processes in writers.values() for process in processes)
+        ours = {process.pid for process in writers[node]}
+        (worker,) = [process for process in writers[node] if process.ppid() not in ours]
+        worker.kill()
+
+    with ThreadPoolExecutor(1) as pool:
+        killed = pool.submit(wait_and_kill)
+        try:
+            yield everyone
+        finally:
+            stop.set()
+        killed.result()
+
+
+def processes_that_write(log: Path) -> list[psutil.Process]:
+    """Below this process, those that have a log open: a worker, and what augments for it."""
+    children = psutil.Process().children(recursive=True)
+    return [child for child in children if any(Path(file.path) == log for file in _open_files(child))]
 
 
 def losses(run: Path) -> pd.DataFrame:
@@ -100,8 +144,7 @@ def test_interrupted_run_leaves_no_process_and_goes_on_to_the_same_result(
     assert list((tmp_path / "run").glob("nodes/*/nnUNet_results/*/*/fold_0/checkpoint_latest.pth"))
     assert not (tmp_path / "run" / "cases.csv").exists()
 
-    go_on = [sys.executable, "train.py", f"continue={tmp_path / 'run'}"]
-    subprocess.run(go_on, cwd=ROOT, check=True, capture_output=True, timeout=300)
+    go_on(tmp_path / "run")
     pd.testing.assert_frame_equal(losses(tmp_path / "run"), losses(whole(options)))
     assert (tmp_path / "run" / "cases.csv").read_text() == (whole(options) / "cases.csv").read_text()
     for node in CENTRES:
@@ -110,18 +153,14 @@ def test_interrupted_run_leaves_no_process_and_goes_on_to_the_same_result(
     assert not list((tmp_path / "run").glob("strategy_fold_*"))
 
 
-def test_killed_worker_ends_the_run_by_name_and_it_can_go_on(raw: Path, train: Train, tmp_path: Path) -> None:
+def test_killed_worker_ends_the_run_by_name_and_it_can_go_on(train: Train, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = start_and_wait_for_round(raw, run, 1)
-    me = psutil.Process(process.pid)
-    log = run / "nodes" / "Porto" / "node.log"
-    children = me.children(recursive=True)
-    (worker,) = [child for child in children if any(Path(f.path) == log for f in _open_files(child))]
-    worker.kill()
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 2
-    assert "error: node Porto" in errors
-    _, alive = psutil.wait_procs(children, timeout=10)
+    with worker_killed(run, "Porto", after_round=1) as everyone:
+        result = train(run, *LONGER)
+    assert result.returncode == 2
+    assert "error: node Porto" in result.stderr
+    assert len(everyone) == len(CENTRES) + 1
+    _, alive = psutil.wait_procs(everyone, timeout=10)
     assert not alive
     assert train(run, *LONGER).returncode == 0
     assert sorted(losses(run)["round"].unique()) == [1, 2, 3, 4, 5]
@@ -177,18 +216,14 @@ def processes_of(session: int) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.parametrize("end", ["finish", "worker killed", "server killed"])
+@pytest.mark.nightly
+@pytest.mark.parametrize("end", ["finish", "server killed"])
 def test_no_process_of_the_augmentation_is_left_behind(raw: Path, tmp_path: Path, end: str) -> None:
-    options = (*LONGER, "compute.augmentation_workers=2", "dataset.centres=[{name: Oslo, dataset: 201}]")
-    process = start_and_wait_for_round(raw, tmp_path / "run", 1, options)
+    process = start_and_wait_for_round(raw, tmp_path / "run", 1, AUGMENTED)
     everyone = processes_of(process.pid)
     logs = [node for node in everyone if any(Path(f.path).name == "node.log" for f in _open_files(node))]
     assert len(logs) > 3, "the worker and its augmentation processes write to its log"
-    if end == "worker killed":
-        ours = {node.pid for node in logs}
-        (worker,) = [node for node in logs if node.ppid() not in ours]
-        worker.kill()
-    elif end == "server killed":
+    if end == "server killed":
         process.kill()
     process.communicate(timeout=200)
     _, alive = psutil.wait_procs(everyone, timeout=20)
@@ -196,42 +231,21 @@ def test_no_process_of_the_augmentation_is_left_behind(raw: Path, tmp_path: Path
     assert not processes_of(process.pid)
 
 
-def test_data_that_changed_meanwhile_are_noticed(raw: Path, train: Train, tmp_path: Path) -> None:
-    changed = tmp_path / "raw"
-    shutil.copytree(raw, changed)
-    process = start_and_wait_for_round(changed, tmp_path / "run", 2)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    shutil.copyfile(
-        changed / "Dataset202_Porto" / "labelsTr" / "case_001.nii.gz",
-        changed / "Dataset202_Porto" / "labelsTr" / "case_002.nii.gz",
-    )
-    result = train(tmp_path / "run", *LONGER, raw=changed)
-    assert result.returncode == 2
-    for part in ("node Porto", "is of another dataset", "start a new run"):
-        assert part in result.stderr
+def test_no_process_of_the_augmentation_outlives_its_worker(train: Train, tmp_path: Path) -> None:
+    with worker_killed(tmp_path / "run", "Oslo", after_round=1) as everyone:
+        assert train(tmp_path / "run", *AUGMENTED).returncode == 2
+    assert len(everyone) > 3, "the worker and its augmentation processes write to its log"
+    _, alive = psutil.wait_procs(everyone, timeout=20)
+    assert not alive
 
 
-def test_a_folder_of_another_configuration_is_refused(train: Train, tmp_path: Path, raw: Path) -> None:
-    process = start_and_wait_for_round(raw, tmp_path / "run", 1)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    result = train(tmp_path / "run", *LONGER, "seed=3")
-    assert result.returncode == 2
-    assert "holds a run with seed=0, not 3" in result.stderr
-
-
-def test_a_federation_goes_on_without_a_node_while_enough_are_in(raw: Path, tmp_path: Path) -> None:
+def test_a_federation_goes_on_without_a_node_while_enough_are_in(train: Train, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = start_and_wait_for_round(raw, run, 1, (*LONGER, "federation.min_nodes=2"))
-    log = run / "nodes" / "Porto" / "node.log"
-    children = psutil.Process(process.pid).children(recursive=True)
-    (worker,) = [child for child in children if any(Path(f.path) == log for f in _open_files(child))]
-    worker.kill()
-    output, errors = process.communicate(timeout=200)
-    assert process.returncode == 0, errors
-    assert "node Porto: " in output
-    assert "the federation goes on without it" in output
+    with worker_killed(run, "Porto", after_round=1):
+        result = train(run, *LONGER, "federation.min_nodes=2")
+    assert result.returncode == 0, result.stderr
+    assert "node Porto: " in result.stdout
+    assert "the federation goes on without it" in result.stdout
     rounds = losses(run)
     assert set(rounds[rounds["round"] == 5].node) == {"Oslo", "Lund"}
     assert set(pd.read_csv(run / "cases.csv").node) == {"Oslo", "Lund", "Riga"}

@@ -19,6 +19,7 @@ from fednnunet.datasets.splits import crossval_splits
 from fednnunet.fingerprint.schema import BINS
 from tests.integration.conftest import CENTRES, Train, result_folder
 
+pytestmark = pytest.mark.xdist_group("finished")
 STRATEGIES = ("local", "asym", "ffe", "centralized")
 
 
@@ -105,7 +106,8 @@ def test_ffe_plans_what_nnunet_plans_on_the_pooled_images(finished: Callable[[st
 
 def test_what_a_node_tells_of_its_images_may_be_quantised(train: Train, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    result = train(run, "strategy=ffe", "fingerprint.precision=quantised", "trainer.epochs=1")
+    centres = "dataset.centres=[{name: Oslo, dataset: 201}, {name: Lund, dataset: 203}]"
+    result = train(run, "strategy=ffe", "fingerprint.precision=quantised", "trainer.epochs=1", centres)
     assert result.returncode == 0, result.stdout + result.stderr
     told = json.loads((run / "federated_fingerprint.json").read_text())
     assert all(float(f"{size:.2g}") == size for spacing in told["spacings"] for size in spacing)
@@ -160,7 +162,7 @@ def test_nnunet_predict_gives_the_segmentation_that_was_scored(
         name: str(run / "nodes" / "Porto" / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
     }
     tool = Path(sys.executable).with_name("nnUNetv2_predict")
-    arguments = f"-i {images} -o {output} -d Dataset202_Porto -c 2d -f 0 -device cpu -npp 1 -nps 1".split()
+    arguments = f"-i {images} -o {output} -d Dataset202_Porto -c 2d -f 0 -device cpu -npp 0 -nps 0".split()
     subprocess.run([tool, *arguments], check=True, capture_output=True, env={**os.environ, **folders}, timeout=300)
     assert len(scored) == 2
     for path in scored:
@@ -178,11 +180,17 @@ def test_finished_run_is_not_trained_again(finished: Callable[[str], Path], trai
     assert (run / "rounds.csv").stat().st_mtime_ns == before
 
 
+def test_a_folder_of_another_configuration_is_refused(finished: Callable[[str], Path], train: Train) -> None:
+    result = train(finished("local"), "strategy=local", "seed=3")
+    assert result.returncode == 2
+    assert "holds a run with seed=0, not 3" in result.stderr
+
+
 def test_wandb_gets_a_run_for_the_server_and_one_a_node(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    result = train(tmp_path / "run", "strategy=ffe", "logger=wandb", apart=True)
+    result = train(tmp_path / "run", "strategy=ffe", "logger=wandb", "trainer.epochs=1")
     assert result.returncode == 0, result.stdout + result.stderr
     runs = list((tmp_path / "run" / "wandb").glob("offline-run-*"))
     assert len(runs) == 1 + len(CENTRES) + 1  # the external centre is a node, too
@@ -193,7 +201,7 @@ def test_wandb_gets_a_run_for_the_server_and_one_a_node(
 def test_every_model_is_scored_at_every_centre(train: Train, tmp_path: Path) -> None:
     """Porto's network differs from the others' and is scored on their images, from where they lie."""
     run = tmp_path / "run"
-    result = train(run, "strategy=local", "evaluation.cross_centre=true", "trainer.epochs=1")
+    result = train(run, "strategy=local", "evaluation.cross_centre=true", "trainer.epochs=1", report=True)
     assert result.returncode == 0, result.stdout + result.stderr
     cases = pd.read_csv(run / "cases.csv")
     nodes = set(CENTRES)

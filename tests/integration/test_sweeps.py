@@ -13,8 +13,9 @@ import psutil
 import pytest
 from omegaconf import OmegaConf
 
-from tests.integration.conftest import ROOT, command
+from tests.integration.conftest import command
 from tests.integration.test_interruption import processes_of, wait_for_round
+from tests.support.train_script import ROOT
 
 TINY = ("dataset.centres=[{name: Oslo, dataset: 201}]", "strategy=local", "trainer.epochs=1", "trainer.iterations=2")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,8 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from tests.integration.conftest import Train, result_folder
+
+pytestmark = pytest.mark.xdist_group("finished")
 
 OSLO_ALONE = ("strategy=local", "dataset.centres=[{name: Oslo, dataset: 201}]")
 OSLO_AND_LUND = "dataset.centres=[{name: Oslo, dataset: 201}, {name: Lund, dataset: 203}]"
@@ -62,29 +63,10 @@ def test_local_is_nnunet_itself_bit_for_bit(
         assert all(torch.equal(measured[layer], value) for layer, value in expected.items())
 
 
-OWN_TRAINER = """
-import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-
-class Gentle(nnUNetTrainer):
-    def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):
-        super().__init__(plans, configuration, fold, dataset_json, device)
-        self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 3, 2, 1
-
-    def configure_optimizers(self):
-        optimizer = torch.optim.AdamW(self.network.parameters(), 1e-4)
-        return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
-"""
-
-
-def test_own_trainer_by_import_path_decides_its_epochs(
-    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "gentle.py").write_text(OWN_TRAINER)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH")))))
-    settings = ("trainer=nnunet", "trainer.class=gentle.Gentle")
+def test_own_trainer_by_import_path_decides_its_epochs(train: Train, tmp_path: Path) -> None:
+    settings = ("trainer=nnunet", "trainer.class=tests.support.own_trainer.Gentle")
     from_class = tuple(f"trainer.{name}=null" for name in ("epochs", "iterations", "val_iterations"))
-    result = train(tmp_path / "run", *settings, *from_class, "strategy=ffe", OSLO_AND_LUND, apart=True)
+    result = train(tmp_path / "run", *settings, *from_class, "strategy=ffe", OSLO_AND_LUND)
     assert result.returncode == 0, result.stdout + result.stderr
     assert losses(tmp_path / "run")["round"].max() == 3
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -123,6 +105,15 @@ def test_pretrained_weights_that_do_not_fit(finished: Callable[[str], Path], tra
         assert part in result.stderr
 
 
+@pytest.fixture(scope="module")
+def plain(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two nodes, each in one process, in float32."""
+    run = tmp_path_factory.mktemp("plain") / "run"
+    result = train(run, "strategy=asym", OSLO_AND_LUND)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return run
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -133,16 +124,16 @@ def test_pretrained_weights_that_do_not_fit(finished: Callable[[str], Path], tra
     ],
     ids=["two processes", "bfloat16", "float16", "augmentation in the background"],
 )
-def test_ways_to_compute(finished: Callable[[str], Path], train: Train, tmp_path: Path, options: tuple[str]) -> None:
-    result = train(tmp_path / "run", "strategy=asym", *options)
+def test_ways_to_compute(plain: Path, train: Train, tmp_path: Path, options: tuple[str]) -> None:
+    result = train(tmp_path / "run", "strategy=asym", OSLO_AND_LUND, *options)
     assert result.returncode == 0, result.stdout + result.stderr
-    ours, plain = pd.read_csv(tmp_path / "run" / "rounds.csv"), pd.read_csv(finished("asym") / "rounds.csv")
+    ours, theirs = pd.read_csv(tmp_path / "run" / "rounds.csv"), pd.read_csv(plain / "rounds.csv")
     assert ours[["train_loss", "val_loss"]].notna().all(axis=None)
     # However a node computes, its state is exchanged once, and its checkpoint is nnU-Net's.
     first = ours["round"] == 1
-    assert ours[first].bytes_up.tolist() == plain[plain["round"] == 1].bytes_up.tolist()
-    assert list(weights(tmp_path / "run", "Oslo")) == list(weights(finished("asym"), "Oslo"))
-    assert not torch.equal(weights(tmp_path / "run", "Oslo")[FIRST], weights(finished("asym"), "Oslo")[FIRST])
+    assert ours[first].bytes_up.tolist() == theirs[theirs["round"] == 1].bytes_up.tolist()
+    assert list(weights(tmp_path / "run", "Oslo")) == list(weights(plain, "Oslo"))
+    assert not torch.equal(weights(tmp_path / "run", "Oslo")[FIRST], weights(plain, "Oslo")[FIRST])
 
 
 def test_unlike_memory_gives_unlike_plans_where_the_strategy_allows_it(train: Train, tmp_path: Path) -> None:

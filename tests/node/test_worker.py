@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import socket
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Client
@@ -94,8 +95,9 @@ class Server:
         arrays: Arrays | None = None,
         dtype: ExchangeDtype = "float32",
         trained: int = 0,
+        epochs: int = 1,
     ) -> tuple[TrainReply, Arrays]:
-        body = TrainRequest(server_round=server_round, trained=trained, layers=layers, dtype=dtype)
+        body = TrainRequest(server_round=server_round, trained=trained, epochs=epochs, layers=layers, dtype=dtype)
         reply, received = self.ask(Kind.TRAIN, body.model_dump_json(), arrays)
         return TrainReply.model_validate_json(reply), received
 
@@ -262,6 +264,54 @@ def test_a_damaged_checkpoint_is_not_offered_to_go_on_from(settings: NodeSetting
         assert same(first, server.train(1, layers, trained=1)[1])
         assert same(second, server.train(2, layers, first, trained=1)[1])
     assert "checkpoint_round_2.pth is damaged" in (tmp_path / "Oslo" / "node.log").read_text()
+
+
+def test_data_that_changed_meanwhile_are_noticed(settings: NodeSettings, tmp_path: Path) -> None:
+    write_boxes(tmp_path / "raw")
+    with serving(settings) as server:
+        layers = layers_of(server)
+        server.train(1, layers, server.train(0, layers)[1])
+    labels = tmp_path / "raw" / "Dataset101_Boxes" / "labelsTr"
+    shutil.copyfile(labels / "case_001.nii.gz", labels / "case_002.nii.gz")
+    with serving(settings) as server:
+        assert layers_of(server) == layers
+        with pytest.raises(WorkerFailure, match=r"node Oslo: .* is of another dataset: .*; start a new run") as caught:
+            server.train(2, layers, trained=1)
+    assert caught.value.failure.error == "config"
+
+
+def final_checkpoint(folder: Path) -> dict[str, Any]:
+    """nnU-Net's, of the one fold that was trained."""
+    (path,) = folder.glob("nnUNet_results/*/*/fold_0/checkpoint_final.pth")
+    return torch.load(path, weights_only=False)
+
+
+def test_several_epochs_per_round(server: Server, tmp_path: Path) -> None:
+    """Three epochs, two per round: the second round is of one epoch."""
+    layers = layers_of(server)
+    _, state = server.train(0, layers)
+    _, first = server.train(1, layers, state, epochs=2)
+    _, second = server.train(2, layers, first, epochs=2)
+    server.evaluate(second, server_round=2)
+    final = final_checkpoint(tmp_path / "Oslo")
+    assert final["current_epoch"] == 3
+    assert len(final["logging"]["train_losses"]) == 3
+
+
+def test_rounds_that_a_node_was_not_in_count_as_over(server: Server, tmp_path: Path) -> None:
+    """Its schedule follows the rounds; of those that it was not in, nothing is logged."""
+    layers = layers_of(server)
+    first, state = server.train(1, layers, server.train(0, layers)[1])
+    third, after = server.train(3, layers, state, trained=1)
+    assert first.learning_rate == pytest.approx(0.01)
+    assert third.learning_rate == pytest.approx(0.01 * (1 - 2 / 3) ** 0.9)
+    server.evaluate(after, server_round=3, trained=3)
+    final = final_checkpoint(tmp_path / "Oslo")
+    logged = final["logging"]
+    assert final["current_epoch"] == 3
+    assert {len(values) for values in logged.values()} == {3}
+    assert np.isnan(logged["train_losses"]).tolist() == [False, True, False]
+    assert not np.isnan(logged["ema_fg_dice"]).any()
 
 
 def layers_of(server: Server) -> list[str]:

@@ -13,7 +13,8 @@ from hydra.utils import instantiate
 from fednnunet.config.run import RunConfig, read_config
 from fednnunet.errors import FednnUNetError
 from fednnunet.exchange.messages import Kind
-from fednnunet.server.strategy.asym_fedavg import AsymFedAvg, NoExchange
+from fednnunet.server.strategy.asym_fedavg import AsymFedAvg
+from fednnunet.server.strategy.no_exchange import NoExchange
 from tests.support.scripted_federation import (
     Fault,
     FinishedRun,
@@ -93,7 +94,7 @@ def unet(stages: int) -> dict[str, list[int]]:
 
 def test_layers_matched_by_resolution(run_federation: RunFederation) -> None:
     large, small = ScriptedNode("Porto", unet(5)), ScriptedNode("Riga", unet(4))
-    run_federation([large, small], AsymFedAvg(matching="resolution", share="groups"))
+    run_federation([large, small], AsymFedAvg(matching="resolution", average_over="groups"))
     head = large.final[0]["decoder.seg_layers.3.weight"], small.final[0]["decoder.seg_layers.2.weight"]
     assert np.array_equal(*head), "the heads of the full resolution are one"
     assert not np.array_equal(large.final[0]["decoder.seg_layers.2.weight"], head[0])

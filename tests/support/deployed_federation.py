@@ -20,8 +20,8 @@ import yaml
 
 from fednnunet.deployment.keys import make_keys
 from tests.conftest import write_boxes
+from tests.support.train_script import ROOT, run_local
 
-ROOT = Path(__file__).parents[2]
 CENTRES = {"Oslo": 201, "Porto": 202, "Riga": 204}
 EXTERNAL = ("Riga",)
 SMALL = (
@@ -51,8 +51,9 @@ def train_locally(raw: Path, run: Path, *options: str, nodes: Sequence[str] = tu
         f"{{name: {name}, dataset: {CENTRES[name]}, external: {str(name in EXTERNAL).lower()}}}" for name in nodes
     )
     given = [f"dataset.centres=[{centres}]", f"dataset.raw_folder={raw}", f"paths.cache={raw.parent / 'cache'}"]
-    command = [sys.executable, "train.py", *SMALL, *given, f"hydra.run.dir={run}", *options]
-    subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=True, capture_output=True, timeout=WAIT_SECONDS)
+    command = [sys.executable, str(ROOT / "train.py"), *SMALL, *given, f"hydra.run.dir={run}", *options]
+    result = run_local(command)
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def free_port() -> int:

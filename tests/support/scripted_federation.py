@@ -459,7 +459,7 @@ def run_federation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFedera
 
     def run_in(
         nodes: Iterable[ScriptedNode],
-        strategy: AsymFedAvg | NoExchange | None = None,
+        strategy: Strategy | None = None,
         settings: Mapping[str, Any] | None = None,
         faults: Mapping[str, Fault] | None = None,
         grid_class: type[LocalGrid] = LocalGrid,
