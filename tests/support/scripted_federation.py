@@ -11,7 +11,7 @@ import contextlib
 import json
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -388,6 +388,24 @@ class FinishedRun:
         return list(zip(self.rounds["round"], self.rounds["node"], strict=True))
 
 
+@contextlib.contextmanager
+def serving(nodes: Sequence[ScriptedNode], grid_class: type[LocalGrid] = LocalGrid) -> Iterator[LocalGrid]:
+    """A grid with these nodes, whose Flower ids are 1, 2, …, in order."""
+    with contextlib.ExitStack() as stack:
+        # The path of a socket has at most 107 bytes, and that of a test's folder may be longer.
+        sockets = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nodes")))
+        (sockets / "key").write_bytes(KEY)
+        addresses = {}
+        for number, node in enumerate(nodes, start=1):
+            channel = WorkerChannel(sockets / node.name, KEY)
+            stack.callback(channel.close)
+            threading.Thread(target=node.serve, args=(channel,), daemon=True).start()
+            addresses[number] = {"socket": str(sockets / node.name), "key-file": str(sockets / "key")}
+        grid = grid_class(_tampering_app(nodes), addresses, len(addresses))
+        stack.callback(grid.close)
+        yield grid
+
+
 def run(
     folder: Path,
     nodes: Iterable[ScriptedNode],
@@ -413,18 +431,7 @@ def run(
     given = ServerSettings(**{"fingerprint": None, "folds": [0], "timeout": 20, **(settings or {})})
     observer = RecordingObserver()
     recorder = RunRecorder(folder, "asym", given.folds, [observer])
-    with contextlib.ExitStack() as stack:
-        # The path of a socket has at most 107 bytes, and that of a test's folder may be longer.
-        sockets = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nodes")))
-        (sockets / "key").write_bytes(KEY)
-        addresses = {}
-        for number, node in enumerate(by_name.values(), start=1):
-            channel = WorkerChannel(sockets / node.name, KEY)
-            stack.callback(channel.close)
-            threading.Thread(target=node.serve, args=(channel,), daemon=True).start()
-            addresses[number] = {"socket": str(sockets / node.name), "key-file": str(sockets / "key")}
-        grid = grid_class(_tampering_app(list(by_name.values())), addresses, len(addresses))
-        stack.callback(grid.close)
+    with serving(list(by_name.values()), grid_class) as grid:
         grid.run_server(build_server_app(given, strategy or AsymFedAvg(), recorder))
     return FinishedRun(by_name, observer.messages, folder)
 

@@ -2,77 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from fednnunet import __version__
-from fednnunet.client_app import app
 from fednnunet.errors import NodeError, ProtocolError
-from fednnunet.exchange.arrays import SharedArrays
-from fednnunet.exchange.channel import Request, WorkerChannel
-from fednnunet.exchange.messages import (
-    ENSEMBLE,
-    CaseScore,
-    EvaluateReply,
-    EvaluateRequest,
-    Failure,
-    FingerprintReply,
-    Fold,
-    PlanReply,
-)
-from fednnunet.server.local_grid import LocalGrid
+from fednnunet.exchange.messages import ENSEMBLE, Fold, Kind
 from fednnunet.server.node_client import NodeClient
 from fednnunet.server.phases.evaluate import evaluate_external_centres
+from fednnunet.server.phases.prepare import plan_networks
+from fednnunet.server.phases.register import register_nodes
 from fednnunet.server.run_recorder import RunRecorder
-from fednnunet.server.session import Federation, ServerSettings, Session
+from fednnunet.server.session import ServerSettings, Session
 from fednnunet.server.strategy.asym_fedavg import AsymFedAvg
 from fednnunet.server.strategy.base import Strategy
 from fednnunet.server.strategy.no_exchange import NoExchange
+from tests.support.scripted_federation import Answer, Fault, ScriptedNode, fail_with_reason, serving
 
-KEY = b"k" * 32
-NODES = {1: "Oslo", 2: "Porto", 3: "Riga"}
-RIGA = 3
 LAYERS = {"encoder": [2, 3]}
-
-
-class Node:
-    """Sends a model that is its number all over; at the external centre, scores by the mean of what it has kept."""
-
-    def __init__(self, number: int, sends: bool, says: str | None) -> None:
-        self.number, self.sends, self.says = number, sends, says
-        self.kept: dict[str, list[float]] = {}
-
-    def answer(self, request: Request) -> None:
-        body = EvaluateRequest.model_validate_json(request.body)
-        if body.keep is not None:
-            self.kept.setdefault(body.keep.node, []).append(float(request.arrays["encoder"].mean()))
-            request.reply(EvaluateReply(seconds=0).model_dump_json())
-        elif body.score:
-            means = {name: float(np.mean(self.kept[name])) for name in body.score}
-            if len(means) > 1:
-                means[ENSEMBLE] = float(np.mean(list(means.values())))
-            cases = [self._score(self.says or name, mean / 100) for name, mean in means.items()]
-            request.reply(EvaluateReply(cases=cases, seconds=0).model_dump_json())
-        elif not self.sends:
-            request.fail(Failure(reason=f"node {NODES[self.number]}: its disk is gone", error="internal"))
-        else:
-            fold = 0 if body.fold == "all" else body.fold
-            arrays = SharedArrays.allocate({"encoder": ((2, 3), np.dtype("float32"))})
-            arrays.views()["encoder"][:] = 10 * self.number + fold
-            request.reply(EvaluateReply(mirror_axes=[0], seconds=0).model_dump_json(), arrays)
-            arrays.close()
-
-    def _score(self, model: str, dsc: float) -> CaseScore:
-        return CaseScore(centre=NODES[self.number], case=0, label="tumour", model=model, dsc=dsc, hd95=1.0)
-
-
+NODES = {1: "Oslo", 2: "Porto", 3: "Riga"}
 Score = Callable[..., dict[tuple[str, str], float]]
 
 
@@ -82,68 +33,50 @@ def recorder(tmp_path: Path) -> RunRecorder:
 
 
 @pytest.fixture
-def score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorder: RunRecorder) -> Iterator[Score]:
-    """Score Riga's case with the models of the two other nodes; returns fold and model to DSC."""
-    monkeypatch.chdir(tmp_path)
-    Path("key").write_bytes(KEY)
+def score(recorder: RunRecorder) -> Score:
+    """Score Riga's case with the models of the two other nodes; returns fold and model to DSC.
 
-    addresses = itertools.count()
-    with contextlib.ExitStack() as stack:
+    All values of Oslo's model of fold 1 are 0.11, of Porto's 0.21; a score is the mean of a model's values.
+    """
 
-        def run(
-            strategy: Strategy,
-            finished: dict[Fold, list[int]],
-            silent: tuple[int, ...] = (),
-            says: str | None = None,
-            min_replies: int | None = None,
-        ) -> dict[tuple[str, str], float]:
-            configs = {}
-            for number in NODES:
-                address = f"socket{next(addresses)}"
-                channel = WorkerChannel(address, KEY)
-                stack.callback(channel.close)
-                node = Node(number, number not in silent, says)
-                threading.Thread(target=serve, args=(channel, node), daemon=True).start()
-                configs[number] = {"socket": address, "key-file": "key"}
-            grid = LocalGrid(app, configs, 1)
-            stack.callback(grid.close)
-            settings = ServerSettings(None, list(finished), 20, min_replies=min_replies)
-            client = NodeClient(grid, recorder)
-            evaluate_external_centres(Session(client, settings, strategy, recorder, federation(strategy), finished))
-            cases = pd.read_csv(recorder.cases, dtype={"fold": str})
-            assert set(cases["node"]) == {"Riga"}
-            return cases.set_index(["fold", "model"])["dsc"].to_dict()
+    def run(
+        strategy: Strategy,
+        finished: dict[Fold, list[int]],
+        silent: tuple[int, ...] = (),
+        says: str | None = None,
+        min_replies: int | None = None,
+    ) -> dict[tuple[str, str], float]:
+        nodes = [ScriptedNode(name, LAYERS, cases=0 if name == "Riga" else 5) for name in NODES.values()]
+        for number, node in enumerate(nodes, start=1):
+            for fold in () if node.external else finished:
+                value = (10 * number + int(fold)) / 100
+                node.final[fold] = {"encoder": np.full((2, 3), value, dtype=np.float32)}
+            if number in silent:
+                node.fault = Fault("", fail_with_reason("its disk is gone"), kind=Kind.EVALUATE, of="layers")
+        if says is not None:
+            nodes[-1].fault = Fault("", rename_model(says), kind=Kind.EVALUATE, of="")
+        settings = ServerSettings(None, list(finished), 20, min_replies=min_replies)
+        with serving(nodes) as grid:
+            session = Session(NodeClient(grid, recorder), settings, strategy, recorder, final_models=finished)
+            register_nodes(session)
+            plan_networks(session)
+            strategy.prepare({1: LAYERS, 2: LAYERS}, {1: "Oslo", 2: "Porto"})
+            evaluate_external_centres(session)
+        cases = pd.read_csv(recorder.cases, dtype={"fold": str})
+        assert set(cases["node"]) == {"Riga"}
+        return cases.set_index(["fold", "model"])["dsc"].to_dict()
 
-        def serve(channel: WorkerChannel, node: Node) -> None:
-            with contextlib.suppress(ConnectionError):  # the test is over
-                while (request := channel.receive()) is not None:
-                    node.answer(request)
-
-        yield run
+    return run
 
 
-def federation(strategy: Strategy) -> Federation:
-    """Two nodes of the same plans, and an external one."""
-    described = {
-        number: FingerprintReply(
-            node=name,
-            version=__version__,
-            external=number == RIGA,
-            num_training=0 if number == RIGA else 5,
-            configuration="2d",
-            channel_names={"0": "MRI"},
-            labels={"background": 0, "tumour": 1},
-            file_ending=".nii.gz",
-        )
-        for number, name in NODES.items()
-    }
-    plans = {
-        number: PlanReply(plans={"dataset_name": name, "patch": 64}, layers=LAYERS, num_parameters=6)
-        for number, name in NODES.items()
-        if number != RIGA
-    }
-    strategy.prepare(dict.fromkeys(plans, LAYERS), {number: NODES[number] for number in plans})
-    return Federation(described, plans)
+def rename_model(name: str) -> Callable[[Answer], None]:
+    """Scores of a model of this name."""
+
+    def rename(answer: Answer) -> None:
+        for case in answer.body["cases"]:
+            case["model"] = name
+
+    return rename
 
 
 def test_every_nodes_folds_and_all_nodes_are_ensembles(score: Score) -> None:
