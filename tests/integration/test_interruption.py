@@ -23,7 +23,7 @@ from tests.integration.conftest import CENTRES, Train, command, final_weights, g
 from tests.support.train_script import ROOT
 
 LONGER = ("strategy=asym", "trainer.epochs=5")
-AUGMENTED = (*LONGER, "node.augmentation_workers=2", "dataset.centres=[{name: Oslo, dataset: 201}]")
+AUGMENTED = (*LONGER, "compute.augmentation_workers=2", "dataset.centres=[{name: Oslo, dataset: 201}]")
 WAIT_SECONDS = 200.0
 Whole = Callable[[tuple[str, ...]], Path]
 

@@ -45,7 +45,7 @@ def configured(tmp_path: Path, *overrides: str) -> RunConfig:
 @pytest.mark.parametrize("name", [*FLOWER, "asym", "ffe"])
 def test_nodes_end_with_one_model(run_federation: RunFederation, tmp_path: Path, name: str) -> None:
     strategy = configured(tmp_path, f"strategy={name}").strategy
-    settings = {"fingerprint": "histogram" if strategy.fingerprint == "federated" else None}
+    settings = {"fingerprint": "histogram" if strategy.plan_from == "federated" else None}
     run = run_federation(nodes(), instantiate(strategy.aggregation), settings)
     assert run.messages == []
     assert run.rows == [(r, node) for r in (1, 2, 3) for node in sorted(NODES)]
@@ -72,7 +72,7 @@ UNET = {
 
 def test_what_is_kept_local_is_not_exchanged(run_federation: RunFederation, tmp_path: Path) -> None:
     strategy = instantiate(
-        configured(tmp_path, "strategy=ffe", "strategy.keep_local=[seg_layers,norm]").strategy.aggregation
+        configured(tmp_path, "strategy=ffe", "strategy.aggregation.keep_local=[seg_layers,norm]").strategy.aggregation
     )
     run = run_federation([ScriptedNode(name, UNET) for name in NODES], strategy, {"fingerprint": "histogram"})
     shared, *kept = UNET
@@ -123,6 +123,7 @@ def test_several_epochs_per_round(run_federation: RunFederation) -> None:
     """Five epochs, two per round: three rounds; the node makes the last of one epoch."""
     run = run_federation(nodes(epochs=5), settings={"local_epochs": 2})
     assert sorted(run.rounds["round"].unique()) == [1, 2, 3]
+    assert run.training == {"rounds": 3, "iterations": 2}, "for run.json: iterations of a round, two epochs of one"
     for node in run.nodes.values():
         trained = [(request.server_round, request.epochs) for request in node.requests_of(Kind.TRAIN)]
         assert [pair for pair in trained if pair[0]] == [(1, 2), (2, 2), (3, 2)]
@@ -194,7 +195,7 @@ INTERRUPTED = {
     "bfloat16": (5, ("strategy=asym", "exchange.dtype=bfloat16")),
     "fedadam": (8, ("strategy=fedadam", "strategy.local_epochs=2")),
     "fedavgm": (5, ("strategy=fedavgm",)),
-    "two of three nodes per round": (6, ("strategy=asym", "strategy.fraction_train=0.6")),
+    "two of three nodes per round": (6, ("strategy=asym", "strategy.aggregation.fraction_train=0.6")),
 }
 
 
@@ -208,7 +209,7 @@ def test_an_interrupted_run_is_resumed_to_the_same_result(
     def start(folder: Path, members: Sequence[ScriptedNode], faults: Mapping[str, Fault]) -> FinishedRun:
         return run_federation(members, instantiate(config.strategy.aggregation), settings, faults, folder=folder)
 
-    at = "4" if config.strategy.fraction_train < 1 else "3"  # a round that Porto is in
+    at = "4" if "fraction_train" in overrides[-1] else "3"  # a round that Porto is in
     ours = interrupt_and_resume(start, tmp_path / "interrupted", nodes(epochs), at)
     theirs = start(tmp_path / "whole", nodes(epochs), {})
     assert ours.rows == theirs.rows

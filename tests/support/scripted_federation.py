@@ -354,11 +354,13 @@ class FinishedRun:
         nodes: by name.
         messages: to the operator.
         folder: of the run.
+        training: rounds of a fold and iterations of a round.
     """
 
     nodes: dict[str, ScriptedNode]
     messages: list[str]
     folder: Path
+    training: Mapping[str, int]
 
     def average_after(self, server_round: int, fold: Fold = 0, node: str = "Riga") -> State:
         """What a node received after this round."""
@@ -433,7 +435,7 @@ def run(
     recorder = RunRecorder(folder, "asym", given.folds, [observer])
     with serving(list(by_name.values()), grid_class) as grid:
         grid.run_server(build_server_app(given, strategy or AsymFedAvg(), recorder))
-    return FinishedRun(by_name, observer.messages, folder)
+    return FinishedRun(by_name, observer.messages, folder, recorder.training)
 
 
 def _tampering_app(nodes: Sequence[ScriptedNode]) -> ClientApp:
