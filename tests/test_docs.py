@@ -7,17 +7,23 @@ from pathlib import Path
 
 import pytest
 
+from fednnunet import run_files
+from fednnunet.reporting.comparison import COMPARISON_COLUMNS
 from fednnunet.reporting.paper_comparison import paper_tables
+from fednnunet.reporting.tables.results_table import SUMMARY_COLUMNS
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
-    ROOT / "README.md",
+    *sorted(ROOT.glob("*.md")),
     *sorted((ROOT / "docs").glob("**/*.md")),
     *sorted(ROOT.glob("experiments/**/README.md")),
+    *sorted(ROOT.glob("benchmarks/*.md")),
 ]
 TEST = re.compile(r"`([\w/]+\.py)::(\w+)`|\[[^\]]+\]\([./]*tests/([\w/]+\.py) \"(\w+)\"\)")
 """A test: its name as text, or a link to its file with the test's name as the link's title."""
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)[^)]*\)")
+
+HEADING_LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)#([^)\s]+)\)")
 
 
 def named_tests(text: str) -> list[tuple[str, str]]:
@@ -33,6 +39,69 @@ def name(path: Path) -> str:
 def test_links_lead_somewhere(document: Path) -> None:
     for target in LINK.findall(document.read_text()):
         assert (document.parent / target).exists(), target
+
+
+def anchors(document: Path) -> set[str]:
+    """What a link to a heading of a document may name, as GitHub makes it."""
+    text = re.sub(r"(?ms)^```.*?^```$", "", document.read_text())
+    titles = re.findall(r"(?m)^#+ (.+)$", text)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_links_to_headings_lead_somewhere(document: Path) -> None:
+    for target, anchor in HEADING_LINK.findall(document.read_text()):
+        assert anchor in anchors(document.parent / target if target else document), f"{target}#{anchor}"
+
+
+def test_the_index_reaches_every_document() -> None:
+    seen, open_documents = set(), [ROOT / "README.md"]
+    while open_documents:
+        document = open_documents.pop()
+        seen.add(document)
+        targets = ((document.parent / target).resolve() for target in LINK.findall(document.read_text()))
+        open_documents += [path for path in targets if path.suffix == ".md" and path not in seen]
+    assert not set(DOCUMENTS) - seen
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().split()) <= 800
+
+
+def section(document: Path, title: str) -> str:
+    """Text of a document below a heading, to the next one."""
+    return re.split(r"(?m)^#", document.read_text().split(f" {title}\n", 1)[1])[0]
+
+
+OUTPUTS = ROOT / "docs" / "reference" / "outputs.md"
+
+
+@pytest.mark.parametrize(
+    ("document", "title", "columns"),
+    [
+        (OUTPUTS, "`rounds.csv`", run_files.ROUND_COLUMNS),
+        (OUTPUTS, "`cases.csv`", run_files.CASE_COLUMNS),
+        (OUTPUTS, "`summary.csv`", SUMMARY_COLUMNS),
+    ],
+)
+def test_columns_of_tables_are_described(document: Path, title: str, columns: list[str]) -> None:
+    first_cells = re.findall(r"(?m)^\| (`.*?) \|", section(document, title))
+    described = [column for cell in first_cells for column in re.findall(r"`(\w+)`", cell)]
+    assert set(columns) <= set(described)
+    assert set(described) - set(columns) <= {"fold"}, "rounds.csv has a column fold where there are several"
+
+
+def test_columns_of_comparisons_are_described() -> None:
+    text = section(ROOT / "docs" / "explanation" / "evaluation.md", "Statistics")
+    assert set(COMPARISON_COLUMNS) - {"strategy", "reference", "node"} <= set(re.findall(r"`(\w+)`", text))
+
+
+def test_files_of_a_run_are_described() -> None:
+    text = OUTPUTS.read_text()
+    files = [value for key, value in vars(run_files).items() if key.endswith("_FILE")]
+    assert len(files) > 8
+    for file in files:
+        assert f"`{Path(file).name}`" in text, file
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name)
