@@ -18,6 +18,7 @@ DOCUMENTS = [
     *sorted((ROOT / "docs").glob("**/*.md")),
     *sorted(ROOT.glob("experiments/**/README.md")),
     *sorted(ROOT.glob("benchmarks/*.md")),
+    *sorted(ROOT.glob("findings/*.md")),
 ]
 TEST = re.compile(r"`([\w/]+\.py)::(\w+)`|\[[^\]]+\]\([./]*tests/([\w/]+\.py) \"(\w+)\"\)")
 """A test: its name as text, or a link to its file with the test's name as the link's title."""
