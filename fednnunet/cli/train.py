@@ -23,7 +23,7 @@ from fednnunet.config.run import read_config
 from fednnunet.errors import FednnUNetError
 from fednnunet.launch.library_errors import format_hydra_error, launcher_error
 from fednnunet.launch.resume import expand_continue
-from fednnunet.launch.sweep_callback import record_failure, report_failures, resume_hint
+from fednnunet.launch.sweep_callback import SweepCallback, record_failure, report_failures, resume_hint
 
 command = ""
 """What the user typed, for the report; a sweep's jobs in other processes get it with the function below."""
@@ -71,6 +71,8 @@ def launch(program: Sequence[str], arguments: Sequence[str]) -> int:
         Exit code: 0, 2 when the user has something to fix, 130 after Ctrl-C.
     """
     global command
+    user_errors.clear()
+    SweepCallback.current = None
     try:
         sys.argv = [program[-1], *expand_continue(list(arguments))]
         command = shlex.join([*program, *sys.argv[1:]])
