@@ -20,8 +20,8 @@ DOCUMENTS = [
     *sorted(ROOT.glob("benchmarks/*.md")),
     *sorted(ROOT.glob("findings/*.md")),
 ]
-TEST = re.compile(r"`([\w/]+\.py)::(\w+)`|\[[^\]]+\]\([./]*tests/([\w/]+\.py) \"(\w+)\"\)")
-"""A test: its name as text, or a link to its file with the test's name as the link's title."""
+TEST = re.compile(r"`([\w/]+\.py)::(\w+)`|^\[\w+\]: [./]*tests/([\w/]+\.py) \"(\w+)\"$", re.MULTILINE)
+"""A test: its name as text, or ``[t1]: ../../tests/file.py "name of the test"``, which ``[test][t1]`` refers to."""
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)[^)]*\)")
 
 HEADING_LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)#([^)\s]+)\)")
@@ -38,8 +38,17 @@ def name(path: Path) -> str:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name)
 def test_links_lead_somewhere(document: Path) -> None:
-    for target in LINK.findall(document.read_text()):
+    text = document.read_text()
+    for target in [*LINK.findall(text), *re.findall(r"(?m)^\[\w+\]: (?!https?:)(\S+)", text)]:
         assert (document.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_references_are_defined_and_used(document: Path) -> None:
+    text = document.read_text()
+    used, defined = re.findall(r"\[\w+\]\[(\w+)\]", text), re.findall(r"(?m)^\[(\w+)\]: ", text)
+    assert set(used) == set(defined)
+    assert len(defined) == len(set(defined))
 
 
 def anchors(document: Path) -> set[str]:
