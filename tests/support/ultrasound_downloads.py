@@ -68,7 +68,7 @@ def published(country: str, patient: int, plane: int) -> str:
 
 @pytest.fixture
 def aimix(tmp_path: Path) -> Path:
-    """Two patients a country with four planes each, two Spanish images, and masks of the abdomens."""
+    """Two patients per country with four planes each, two Spanish images, and masks of the abdomens."""
     source = tmp_path / "aimix"
     african = source / "Zenodo_dataset"
     lines, seed = ["Patient_num,Plane,Train,Center,Filename"], 0

@@ -62,7 +62,7 @@ class _Image:
 
 
 @dataclass
-class _Found:
+class _Scan:
     """Images and issues found so far."""
 
     images: list[_Image] = field(default_factory=list)
@@ -107,7 +107,7 @@ def read_aimix(
     source = source.absolute()
     if not source.is_dir():
         raise DataError(f"there is no folder {source}")
-    found = _Found()
+    found = _Scan()
     if table is not None:
         pairs = _read_own_table(source, table, found)
     else:
@@ -124,7 +124,7 @@ def read_aimix(
     )
 
 
-def _read_published(source: Path, masks: Path, found: _Found) -> None:
+def _read_published(source: Path, masks: Path, found: _Scan) -> None:
     african, spanish = find_file(source, AFRICAN_TABLE), find_file(source, SPANISH_TABLE)
     if african is not None:
         _read_planes(african, "Filename", "Center", found)
@@ -147,7 +147,7 @@ def _read_published(source: Path, masks: Path, found: _Found) -> None:
         )
 
 
-def _read_planes(table: Path, name_column: str, centre_column: str | None, found: _Found) -> None:
+def _read_planes(table: Path, name_column: str, centre_column: str | None, found: _Scan) -> None:
     """Add the images that a published table lists; without ``centre_column`` all are Spain's."""
     others: Counter[tuple[str, str]] = Counter()
     files: dict[Path, dict[str, Path]] = {}
@@ -177,7 +177,7 @@ def _read_planes(table: Path, name_column: str, centre_column: str | None, found
         found.left_out.append(ConversionIssue(table.name, f"{number} images {what}", centre))
 
 
-def _lines(table: Path, needed: tuple[str, ...], found: _Found) -> Iterator[tuple[int, Mapping[str, str]]]:
+def _lines(table: Path, needed: tuple[str, ...], found: _Scan) -> Iterator[tuple[int, Mapping[str, str]]]:
     """Number and cells of every line without a problem."""
     for row in read_table(table, needed).rows:
         if row.problem:
@@ -186,7 +186,7 @@ def _lines(table: Path, needed: tuple[str, ...], found: _Found) -> Iterator[tupl
             yield row.line, row.cells
 
 
-def _read_own_table(source: Path, table: Path, found: _Found) -> list[tuple[_Image, Path]]:
+def _read_own_table(source: Path, table: Path, found: _Scan) -> list[tuple[_Image, Path]]:
     """Images and their masks."""
     pairs = []
     for line, row in _lines(table, ("image", "mask", "centre"), found):
@@ -211,7 +211,7 @@ def _read_own_table(source: Path, table: Path, found: _Found) -> list[tuple[_Ima
     return pairs
 
 
-def _add_masks(source: Path, masks: Path, found: _Found) -> list[tuple[_Image, Path]]:
+def _add_masks(source: Path, masks: Path, found: _Scan) -> list[tuple[_Image, Path]]:
     """Images and their masks; images without a mask are left out, masks without an image are problems."""
     if not masks.is_dir():
         raise DataError(
@@ -260,7 +260,7 @@ def _add_masks(source: Path, masks: Path, found: _Found) -> list[tuple[_Image, P
     return pairs
 
 
-def _cases_of(pairs: list[tuple[_Image, Path]], found: _Found) -> list[SourceCase]:
+def _cases_of(pairs: list[tuple[_Image, Path]], found: _Scan) -> list[SourceCase]:
     cases: dict[tuple[str, str], SourceCase] = {}
     for image, mask in pairs:
         name, patient = as_case_name(name_of(image.path)), as_case_name(image.patient)
@@ -272,7 +272,7 @@ def _cases_of(pairs: list[tuple[_Image, Path]], found: _Found) -> list[SourceCas
     return list(cases.values())
 
 
-def _join_duplicates(cases: list[SourceCase], drop: bool, found: _Found) -> list[SourceCase]:
+def _join_duplicates(cases: list[SourceCase], drop: bool, found: _Scan) -> list[SourceCase]:
     """The cases; those of the same image (by its bytes) become one patient's, or are dropped but for the first."""
     first: dict[str, SourceCase] = {}
     kept: list[SourceCase] = []

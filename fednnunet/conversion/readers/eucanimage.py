@@ -26,8 +26,8 @@ EUCANIMAGE_FEWEST_PHASES = 2
 """Before contrast, and the first after it."""
 EUCANIMAGE_HOLDS = (
     "the EuCanImage reader takes MAMA-MIA's layout: images/PATIENT/PATIENT_000N.nii.gz, N the phase, and "
-    "segmentations/PATIENT.nii.gz or segmentations/expert/PATIENT.nii.gz; all centres in one such tree, or one tree a "
-    f"centre in folders named {', '.join(EUCANIMAGE_CENTRES)}"
+    "segmentations/PATIENT.nii.gz or segmentations/expert/PATIENT.nii.gz; all centres in one such tree, or one tree "
+    f"per centre in folders named {', '.join(EUCANIMAGE_CENTRES)}"
 )
 
 

@@ -6,15 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
+from fednnunet.config.hydra_datasets import configured_dataset
 from fednnunet.conversion.readers.acouslic import read_acouslic
 from fednnunet.conversion.readers.aimix import read_aimix
 from fednnunet.conversion.scan_result import ConversionIssue, ScanResult, SourceCase, SourceImage
 from fednnunet.errors import DataError
 from tests.support.ultrasound_downloads import PLANES, draw, draw_mask, make_acouslic
-
-ROOT = Path(__file__).parents[3]
 
 AFRICAN = ("Algeria", "Egypt", "Malawi")
 
@@ -69,9 +67,9 @@ def test_other_planes_and_countries_are_left_out_by_number(aimix: Path) -> None:
 
 
 def test_centres_are_those_of_the_configuration(aimix: Path, tmp_path: Path) -> None:
-    configured = OmegaConf.load(ROOT / "conf" / "dataset" / "aimix.yaml").centres
-    internal = {centre.name for centre in configured if not centre.get("external")}
-    external = {centre.name for centre in configured if centre.get("external")}
+    configured = configured_dataset("aimix").centres
+    internal = {centre.name for centre in configured if not centre.external}
+    external = {centre.name for centre in configured if centre.external}
     assert {case.centre for case in read_aimix(aimix).cases} == internal
     assert {case.centre for case in read_acouslic(make_acouslic(tmp_path / "b", {"a": {0: 1}})).cases} == external
 

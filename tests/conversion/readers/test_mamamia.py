@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import SimpleITK as sitk
-import yaml
 
+from fednnunet.config.hydra_datasets import configured_dataset
 from fednnunet.conversion.readers.eucanimage import EUCANIMAGE_CENTRES
 from fednnunet.conversion.readers.mamamia import MAMAMIA_CENTRES, read_mamamia
 from fednnunet.conversion.scan_result import ConversionIssue, ScanResult, SourceImage
@@ -215,6 +215,6 @@ def test_reading_leaves_the_source_as_it_is(download: Path) -> None:
 
 
 def test_centres_are_named_as_in_the_configuration() -> None:
-    configured = yaml.safe_load((Path(__file__).parents[3] / "conf/dataset/mamamia.yaml").read_text())["centres"]
-    assert tuple(centre["name"] for centre in configured if not centre.get("external")) == MAMAMIA_CENTRES
-    assert tuple(centre["name"] for centre in configured if centre.get("external")) == EUCANIMAGE_CENTRES
+    configured = configured_dataset("mamamia").centres
+    assert tuple(centre.name for centre in configured if not centre.external) == MAMAMIA_CENTRES
+    assert tuple(centre.name for centre in configured if centre.external) == EUCANIMAGE_CENTRES

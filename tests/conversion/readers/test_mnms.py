@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from omegaconf import OmegaConf
 
+from fednnunet.config.hydra_datasets import configured_dataset
 from fednnunet.conversion.readers.acdc import read_acdc
 from fednnunet.conversion.readers.mnms import read_mnms
 from fednnunet.conversion.scan_result import ConversionIssue, SourceImage
@@ -32,8 +32,6 @@ from tests.support.cine_downloads import (
     write_image,
     write_table,
 )
-
-CONF = Path(__file__).parents[3] / "conf" / "dataset" / "mnms.yaml"
 
 
 @pytest.fixture
@@ -79,11 +77,10 @@ def test_frames_of_mnms1_are_those_of_the_csv_and_mnms2_has_files_of_its_short_a
 
 
 def test_names_of_hospitals_are_those_of_the_configuration(mnms: Path, tmp_path: Path) -> None:
-    centres = OmegaConf.to_container(OmegaConf.load(CONF).centres)
-    assert isinstance(centres, list)
-    internal = {centre["name"] for centre in centres if not centre.get("external")}
+    centres = configured_dataset("mnms").centres
+    internal = {centre.name for centre in centres if not centre.external}
     assert set(patients(read_mnms(mnms, duplicates="keep")).values()) == internal
-    external = {centre["name"] for centre in centres if centre.get("external")}
+    external = {centre.name for centre in centres if centre.external}
     assert set(patients(read_acdc(make_acdc(tmp_path / "acdc"))).values()) == external
 
 

@@ -10,15 +10,15 @@ derivatives: imaging; with the entities ``seg`` and ``scale`` that its repositor
         <source entities>[_space-<space>][_res-<label>]_dseg.nii.gz                    values: the nearest dseg.tsv
         <source entities>[_space-<space>][_label-<label>][_desc-<label>]_mask.nii.gz   1 inside, 0 outside
 
-What the specification leaves open, and is an option or a rule here:
+What the specification leaves open is an option or a rule here:
 
-* which of several images and label maps are meant: options, by the ends of the names. A label map's image is the one of
-  its subject and session whose other entities do not contradict it, and of several the one that has just its entities;
-* the column with the centre: ``site`` or ``centre``, or as the option says; another table may have it;
+* which of several images and label maps to read: options, by the ends of the names. A label map's image is the one of
+  its subject and session whose other entities do not contradict it, and of several the one with exactly its entities;
+* the column with the centre: ``site`` or ``centre``, or the one that the option names; another table may hold it;
 * ``dseg.tsv`` is not required; the standard's own table (1 is grey matter …) is not assumed without one.
 
-Label maps that end otherwise (``_msk``, ``_T2w_seg-manual``), or lie beside the images, or in ``derivatives`` without
-a pipeline's folder, are read by the same options. One label map a case: several masks are not put together.
+Label maps with other endings (``_msk``, ``_T2w_seg-manual``), beside the images, or in ``derivatives`` without a
+pipeline's folder are read with the same options. One label map per case: several masks are not merged.
 """
 
 from __future__ import annotations
