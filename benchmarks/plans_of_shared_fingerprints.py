@@ -29,10 +29,12 @@ import yaml
 
 from fednnunet.config.groups import ModelConfig
 from fednnunet.datasets.raw import RawDataset, read_dataset
-from fednnunet.fingerprint import LocalFingerprint, merge_fingerprints
+from fednnunet.fingerprint import DatasetFingerprint, merge_fingerprints
+from fednnunet.fingerprint.bins import IntensityBins, IntensityRange, histogram_bins_over
 from fednnunet.fingerprint.extract import extract_contribution, extract_fingerprint, intensity_ranges
 from fednnunet.fingerprint.merge import PERCENTILES
-from fednnunet.fingerprint.schema import ChannelIntensities, IntensityBins, IntensityRange, common_ranges
+from fednnunet.fingerprint.quantise import quantise_fingerprint, quantise_range
+from fednnunet.fingerprint.schema import ChannelIntensities
 from fednnunet.phantoms.breast_small import make_small_phantom
 from fednnunet.planning.plans import make_plans
 
@@ -59,9 +61,9 @@ class Node(Protocol):
 
     def ranges(self) -> Ranges: ...
 
-    def contribution(self, total: int, bins: Mapping[str, IntensityBins]) -> LocalFingerprint: ...
+    def contribution(self, total: int, bins: Mapping[str, IntensityBins]) -> DatasetFingerprint: ...
 
-    def statistics(self) -> LocalFingerprint: ...
+    def statistics(self) -> DatasetFingerprint: ...
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,11 @@ class ImageNode:
     def ranges(self) -> Ranges:
         return intensity_ranges(self.dataset)
 
-    def contribution(self, total: int, bins: Mapping[str, IntensityBins]) -> LocalFingerprint:
+    def contribution(self, total: int, bins: Mapping[str, IntensityBins]) -> DatasetFingerprint:
         return extract_contribution(self.dataset, total, bins)
 
-    def statistics(self) -> LocalFingerprint:
-        return LocalFingerprint.parse(extract_fingerprint(self.dataset), "the node")
+    def statistics(self) -> DatasetFingerprint:
+        return DatasetFingerprint.parse(extract_fingerprint(self.dataset), "the node")
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class RandomNode:
     def ranges(self) -> Ranges:
         return {"0": IntensityRange(low=float(self.samples.min()), high=float(self.samples.max()), integer=True)}
 
-    def contribution(self, total: int, bins: Mapping[str, IntensityBins]) -> LocalFingerprint:
+    def contribution(self, total: int, bins: Mapping[str, IntensityBins]) -> DatasetFingerprint:
         values = self.samples.ravel()
         intensities = ChannelIntensities(
             count=values.size,
@@ -111,14 +113,14 @@ class RandomNode:
             bins=bins["0"],
             histogram=np.bincount(bins["0"].index(values), minlength=bins["0"].number).tolist(),
         )
-        return LocalFingerprint(
+        return DatasetFingerprint(
             spacings=self.spacings.tolist(),
             shapes_after_crop=self.shapes.tolist(),
             relative_sizes=self.relative_sizes.tolist(),
             intensities={"0": intensities},
         )
 
-    def statistics(self) -> LocalFingerprint:
+    def statistics(self) -> DatasetFingerprint:
         values = self.samples
         told = {"mean": values.mean(), "std": values.std(), "min": values.min(), "max": values.max()}
         told |= {name: np.percentile(values, q) for name, q in PERCENTILES.items()}
@@ -128,7 +130,7 @@ class RandomNode:
             "foreground_intensity_properties_per_channel": {"0": {name: float(v) for name, v in told.items()}},
             "median_relative_size_after_cropping": float(np.median(self.relative_sizes)),
         }
-        return LocalFingerprint.parse(fingerprint, "the node")
+        return DatasetFingerprint.parse(fingerprint, "the node")
 
 
 # federations -------------------------------------------------------------------------------------------
@@ -280,11 +282,11 @@ def fingerprint_of(nodes: Sequence[Node], shared: str) -> dict[str, Any]:
     if shared == "weighted_mean":
         return merge_fingerprints([node.statistics() for node in nodes])
     quantised = shared == "quantised"
-    ranges = [{c: r.quantised() if quantised else r for c, r in node.ranges().items()} for node in nodes]
-    bins = common_ranges(ranges)
+    ranges = [{c: quantise_range(r) if quantised else r for c, r in node.ranges().items()} for node in nodes]
+    bins = histogram_bins_over(ranges)
     total = sum(node.cases for node in nodes)
     parts = [node.contribution(total, bins) for node in nodes]
-    return merge_fingerprints([part.quantised() if quantised else part for part in parts])
+    return merge_fingerprints([quantise_fingerprint(part) if quantised else part for part in parts])
 
 
 @contextlib.contextmanager

@@ -52,9 +52,10 @@ from fednnunet.planning.plans import make_plans
 from fednnunet.preprocessing import cache_key, preprocess
 from fednnunet.training.callback import FederatedCallback
 from fednnunet.training.data import NNUNetDataModule
+from fednnunet.training.lightning_trainer import build_lightning_trainer
 from fednnunet.training.module import NNUNetModule
 from fednnunet.training.network_state import layer_shapes, load_state, read_state, state_spec
-from fednnunet.training.trainer import build_lightning_trainer, build_nnunet_trainer
+from fednnunet.training.trainer import build_nnunet_trainer
 
 TARGET_RATIO = 1.02
 CONFIGURATIONS = ("2d", "3d_fullres")
@@ -283,11 +284,11 @@ class Exchange:
         self.arrays = {name: np.empty(shape, dtype) for name, (shape, dtype) in spec.items()}
         read_state(network, self.layers, self.arrays)
 
-    def begin(self, module: NNUNetModule) -> None:
+    def start_epoch(self, module: NNUNetModule) -> None:
         """Load the layers."""
         load_state(module.network, self.arrays)
 
-    def end(self, module: NNUNetModule) -> bool:
+    def end_epoch(self, module: NNUNetModule) -> bool:
         """Hand the layers over."""
         read_state(module.network, self.layers, self.arrays)
         return True

@@ -19,9 +19,9 @@ sys.meta_path.insert(0, Absent())
 """
 MERGE = """
 import json
-from fednnunet.fingerprint import LocalFingerprint, merge_fingerprints
+from fednnunet.fingerprint import DatasetFingerprint, merge_fingerprints
 golden = json.load(open(sys.argv[1] + "/fingerprints.json"))
-parts = [LocalFingerprint.from_json(json.dumps(part)) for part in golden["fingerprints"]]
+parts = [DatasetFingerprint.from_json(json.dumps(part)) for part in golden["fingerprints"]]
 print(merge_fingerprints(parts)["spacings"] == golden["merged"]["spacings"])
 """
 AVERAGE = """

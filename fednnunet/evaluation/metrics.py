@@ -1,26 +1,147 @@
-"""DSC, HD95, surface DSC and volume error: functions of two masks, and torchmetrics metrics over cases.
+"""Metrics of segmentations as torchmetrics classes: calling one gives a case's value, ``compute`` the mean over cases.
 
-Empty masks, in one place. Where prediction and reference are both empty there was nothing to find and nothing was
-found: DSC and surface DSC are 1, HD95 and volume error 0. (nnU-Net's ``compute_metrics`` and MONAI say NaN for DSC and
-leave the case out.) Where just one is empty, both DSC are 0, the volume error has no value without a reference, and
-HD95 has none in the metric's definition (MONAI: NaN or infinity). Leaving such cases out would reward a model for
-finding nothing, so HD95 is then the length of the image's diagonal, the largest distance two of its points can have.
-The BraTS challenges do the same with a constant, the diagonal of their images; here images differ in size. Reports
-count and list such cases (:attr:`LabelScore.empty`); :class:`HausdorffDistance95` counts them in ``num_undefined``.
+What is computed of two masks is in :mod:`~fednnunet.evaluation.functional`, where also the rule for empty masks
+stands. :class:`SegmentationMetrics` applies all of them to every label or region of a label map. Reports count and list
+cases with an empty mask (:attr:`LabelScore.empty`); :class:`HausdorffDistance95` counts them in ``num_undefined``.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from scipy.ndimage import binary_erosion, generate_binary_structure
-from scipy.spatial import KDTree
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 
-PERCENTILE = 95.0
+from fednnunet.evaluation.functional import (
+    SurfaceDistances,
+    dice_score,
+    hausdorff_distance_95,
+    surface_dice,
+    surface_distances,
+    volume_error,
+)
+
+Labels = Mapping[str, int | list[int]]
+"""nnU-Net's ``labels``: name to the value in label maps; a list of values is a region."""
+NOT_SCORED = ("background", "ignore")
+
+
+class _MeanOverCases(Metric):
+    """Mean of one value per case; cases without a value (NaN) are left out."""
+
+    full_state_update = False
+    is_differentiable = False
+    total: torch.Tensor
+    count: torch.Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
+
+    def _add(self, value: float) -> None:
+        if not math.isnan(value):
+            self.total += value
+            self.count += 1
+
+    def compute(self) -> torch.Tensor:
+        return self.total / self.count if self.count > 0 else torch.tensor(torch.nan, dtype=torch.float64)
+
+
+class DiceScore(_MeanOverCases):
+    """Mean DSC over cases (:func:`~fednnunet.evaluation.functional.dice_score`), in [0, 1].
+
+    >>> metric = DiceScore()
+    >>> metric.update(torch.tensor([[1, 1, 0]]), torch.tensor([[1, 0, 0]]))
+    >>> round(float(metric.compute()), 3)
+    0.667
+    """
+
+    higher_is_better = True
+
+    def update(self, prediction: torch.Tensor, reference: torch.Tensor) -> None:
+        """Add a case: two masks of one shape."""
+        self._add(dice_score(prediction.cpu().numpy(), reference.cpu().numpy()))
+
+
+class HausdorffDistance95(_MeanOverCases):
+    """Mean HD95 over cases (:func:`~fednnunet.evaluation.functional.hausdorff_distance_95`), in the spacing's unit.
+
+    ``num_undefined`` counts cases where just one mask was empty, which enter the mean with the image's diagonal.
+
+    >>> metric = HausdorffDistance95()
+    >>> metric.update(torch.tensor([[1, 0, 0]]), torch.tensor([[0, 0, 1]]), (1.0, 0.5))
+    >>> float(metric.compute())
+    1.0
+    """
+
+    higher_is_better = False
+    num_undefined: torch.Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("num_undefined", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(
+        self,
+        prediction: torch.Tensor,
+        reference: torch.Tensor,
+        spacing: Sequence[float],
+        distances: SurfaceDistances | None = None,
+    ) -> None:
+        """Add a case: two masks of one shape, size of a voxel along each axis, distances where they are known."""
+        self._add(hausdorff_distance_95(prediction.cpu().numpy(), reference.cpu().numpy(), spacing, distances))
+        self.num_undefined += bool(prediction.any()) != bool(reference.any())
+
+
+class SurfaceDice(_MeanOverCases):
+    """Mean surface DSC over cases (:func:`~fednnunet.evaluation.functional.surface_dice`), in [0, 1].
+
+    Args:
+        tolerance: distance at which two surfaces count as one, in the unit of the spacing.
+
+    >>> metric = SurfaceDice(tolerance=1.0)
+    >>> metric.update(torch.tensor([[1, 0, 0]]), torch.tensor([[0, 1, 0]]), (1.0, 0.5))
+    >>> float(metric.compute())
+    1.0
+    """
+
+    higher_is_better = True
+
+    def __init__(self, tolerance: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.tolerance = tolerance
+
+    def update(
+        self,
+        prediction: torch.Tensor,
+        reference: torch.Tensor,
+        spacing: Sequence[float],
+        distances: SurfaceDistances | None = None,
+    ) -> None:
+        """Add a case: two masks of one shape, size of a voxel along each axis, distances where they are known."""
+        masks = prediction.cpu().numpy(), reference.cpu().numpy()
+        self._add(surface_dice(*masks, spacing, self.tolerance, distances))
+
+
+class VolumeError(_MeanOverCases):
+    """Mean volume error over cases with a reference (:func:`~fednnunet.evaluation.functional.volume_error`).
+
+    >>> metric = VolumeError()
+    >>> metric.update(torch.tensor([1, 0, 0]), torch.tensor([1, 1, 0]))
+    >>> metric.update(torch.tensor([1, 0, 0]), torch.tensor([0, 0, 0]))  # no reference: no value
+    >>> float(metric.compute())
+    -0.5
+    """
+
+    higher_is_better = None
+
+    def update(self, prediction: torch.Tensor, reference: torch.Tensor) -> None:
+        """Add a case: two masks of one shape."""
+        self._add(volume_error(prediction.cpu().numpy(), reference.cpu().numpy()))
 
 
 class LabelScore(NamedTuple):
@@ -28,11 +149,11 @@ class LabelScore(NamedTuple):
 
     Attributes:
         label: its name.
-        dsc: :func:`dice_score`.
-        hd95: :func:`hausdorff_distance_95`.
-        surface_dsc: :func:`surface_dice`.
-        volume_error: :func:`volume_error`.
-        empty: which of the two masks is.
+        dsc: Dice similarity coefficient, in [0, 1].
+        hd95: 95th percentile of the Hausdorff distance, in the unit of the spacing.
+        surface_dsc: share of both surfaces within the tolerance of the other, in [0, 1].
+        volume_error: volume segmented too much, as a fraction of the reference's; NaN without a reference.
+        empty: which of the two masks is empty.
     """
 
     label: str
@@ -43,159 +164,77 @@ class LabelScore(NamedTuple):
     empty: Literal["prediction", "reference", "both"] | None
 
 
-def dice_score(prediction: np.ndarray, reference: np.ndarray) -> float:
-    r"""Dice similarity coefficient of two masks of one shape, in [0, 1].
+class SegmentationMetrics:
+    """All metrics of every foreground label or region; a call adds a case and returns its scores.
 
-    .. math:: \mathrm{DSC} = 2 |P \cap R| / (|P| + |R|)
-    """
-    prediction, reference = _masks(prediction, reference)
-    size = int(prediction.sum()) + int(reference.sum())
-    return 1.0 if size == 0 else 2.0 * int((prediction & reference).sum()) / size
-
-
-def hausdorff_distance_95(prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float]) -> float:
-    """95th percentile of the symmetric Hausdorff distance between the surfaces of two masks.
-
-    The larger of the two directed 95th percentiles, as in ``monai.metrics.compute_hausdorff_distance``.
+    Where the reference has the label ``ignore``, prediction and reference are taken as background. For DSC this is to
+    leave these voxels out, as nnU-Net's ``compute_metrics`` does; surfaces for HD95 end where the ignored voxels begin.
 
     Args:
-        prediction: mask (Z, Y, X) or (Y, X).
-        reference: mask of the same shape.
-        spacing: size of a voxel along each axis: mm, or ones for pixels. The result has its unit.
+        labels: nnU-Net's ``labels``.
+        tolerance: tolerance of the surface DSC, in the unit of the spacing.
+
+    >>> metrics = SegmentationMetrics({"background": 0, "tumour": 1}, tolerance=1.0)
+    >>> prediction, reference = np.array([[[0, 1, 1]]]), np.array([[[0, 0, 1]]])
+    >>> [score] = metrics(prediction, reference, spacing=(5.0, 1.0, 1.0))
+    >>> score.label, round(score.dsc, 3), score.volume_error
+    ('tumour', 0.667, 1.0)
+    >>> round(metrics.compute()["tumour"]["dsc"], 3)
+    0.667
     """
-    return _hd95(*_masks(prediction, reference), spacing, surface_distances(prediction, reference, spacing))
 
-
-def surface_dice(prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float], tolerance: float) -> float:
-    """Share of both surfaces that lies within ``tolerance`` of the other one, in [0, 1].
-
-    Nikolov et al. 2021 (normalised surface Dice), on voxels of the surface as in
-    ``monai.metrics.compute_surface_dice``.
-
-    Args:
-        prediction: mask (Z, Y, X) or (Y, X).
-        reference: mask of the same shape.
-        spacing: size of a voxel along each axis.
-        tolerance: in the unit of the spacing.
-    """
-    return _surface_dice(*_masks(prediction, reference), surface_distances(prediction, reference, spacing), tolerance)
-
-
-def volume_error(prediction: np.ndarray, reference: np.ndarray) -> float:
-    """Volume that was segmented too much (or, negative, too little), as a fraction of the reference's; NaN without."""
-    prediction, reference = _masks(prediction, reference)
-    ours, theirs = int(prediction.sum()), int(reference.sum())
-    if theirs == 0:
-        return 0.0 if ours == 0 else np.nan
-    return (ours - theirs) / theirs
-
-
-def surface_distances(
-    prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Distance of each surface voxel of one mask to the surface of the other, both ways; none where a mask is empty.
-
-    Args:
-        prediction: mask (Z, Y, X) or (Y, X).
-        reference: mask of the same shape.
-        spacing: size of a voxel along each axis.
-    """
-    prediction, reference = _masks(prediction, reference)
-    if len(spacing) != prediction.ndim:
-        raise ValueError(f"spacing has {len(spacing)} values, the masks {prediction.ndim} axes")
-    if not prediction.any() or not reference.any():
-        return np.empty(0), np.empty(0)
-    box = _bounding_box(prediction | reference)
-    ours, theirs = _surface(prediction[box]) * np.asarray(spacing), _surface(reference[box]) * np.asarray(spacing)
-    # A distance map of the whole box takes gigabytes where one stray voxel makes the box as large as the image.
-    return KDTree(theirs).query(ours)[0], KDTree(ours).query(theirs)[0]
-
-
-def _hd95(
-    prediction: np.ndarray,
-    reference: np.ndarray,
-    spacing: Sequence[float],
-    distances: tuple[np.ndarray, np.ndarray],
-) -> float:
-    if not prediction.any() and not reference.any():
-        return 0.0
-    if not prediction.any() or not reference.any():
-        return float(np.linalg.norm((np.array(prediction.shape) - 1) * np.asarray(spacing)))
-    return max(float(np.percentile(directed, PERCENTILE)) for directed in distances)
-
-
-def _surface_dice(
-    prediction: np.ndarray, reference: np.ndarray, distances: tuple[np.ndarray, np.ndarray], tolerance: float
-) -> float:
-    if not prediction.any() or not reference.any():
-        return float(prediction.any() == reference.any())
-    near = sum(int((directed <= tolerance).sum()) for directed in distances)
-    return near / sum(len(directed) for directed in distances)
-
-
-def _masks(prediction: Any, reference: Any) -> tuple[np.ndarray, np.ndarray]:
-    prediction, reference = np.asarray(prediction).astype(bool), np.asarray(reference).astype(bool)
-    if prediction.shape != reference.shape:
-        raise ValueError(f"prediction has shape {prediction.shape}, reference {reference.shape}")
-    return prediction, reference
-
-
-def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
-    """Smallest box around ``mask``; distances between points inside it do not change by cutting it out."""
-    box = []
-    for axis in range(mask.ndim):
-        other = tuple(a for a in range(mask.ndim) if a != axis)
-        found = np.flatnonzero(mask.any(axis=other))
-        box.append(slice(int(found[0]), int(found[-1]) + 1))
-    return tuple(box)
-
-
-def _surface(mask: np.ndarray) -> np.ndarray:
-    """Indices (points, axes) of voxels of ``mask`` with a face neighbour outside of it."""
-    return np.argwhere(mask & ~binary_erosion(mask, generate_binary_structure(mask.ndim, 1), border_value=0))
-
-
-def score_case(
-    prediction: np.ndarray,
-    reference: np.ndarray,
-    labels: Mapping[str, int | list[int]],
-    spacing: Sequence[float],
-    tolerance: float,
-) -> list[LabelScore]:
-    """Scores of every foreground label or region.
-
-    Where the reference has the label ``ignore``, both are taken as background. For DSC this is to leave these voxels
-    out, as nnU-Net's ``compute_metrics`` does; surfaces for HD95 end where the ignored voxels begin.
-
-    Args:
-        prediction: label map (Z, Y, X).
-        reference: label map of the same shape.
-        labels: nnU-Net's ``labels``; a list of values is a region.
-        spacing: size of a voxel along (Z, Y, X).
-        tolerance: of the surface DSC, in the unit of the spacing.
-    """
-    if reference.shape[0] == 1:  # a 2D image: nnU-Net gives its missing axis a spacing without meaning
-        prediction, reference, spacing = prediction[0], reference[0], tuple(spacing)[1:]
-    if "ignore" in labels:
-        prediction = np.where(reference == labels["ignore"], 0, prediction)
-    scores = []
-    for name, value in labels.items():
-        if name in ("background", "ignore"):
-            continue
-        values = value if isinstance(value, list | tuple) else [value]
-        ours, theirs = np.isin(prediction, values), np.isin(reference, values)
-        distances = surface_distances(ours, theirs, spacing)
-        scores.append(
-            LabelScore(
-                name,
-                dice_score(ours, theirs),
-                _hd95(ours, theirs, spacing, distances),
-                _surface_dice(ours, theirs, distances, tolerance),
-                volume_error(ours, theirs),
-                _EMPTY[bool(ours.any()), bool(theirs.any())],
+    def __init__(self, labels: Labels, tolerance: float) -> None:
+        self.labels = labels
+        # Only rank 0 of a node with several devices scores: it must not wait for the others. Compute groups would
+        # merge metrics whose first case has the same value.
+        self._metrics = {
+            name: MetricCollection(
+                {
+                    "dsc": DiceScore(sync_on_compute=False),
+                    "hd95": HausdorffDistance95(sync_on_compute=False),
+                    "surface_dsc": SurfaceDice(tolerance, sync_on_compute=False),
+                    "volume_error": VolumeError(sync_on_compute=False),
+                },
+                compute_groups=False,
             )
-        )
-    return scores
+            for name in labels
+            if name not in NOT_SCORED
+        }
+
+    def __call__(self, prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float]) -> list[LabelScore]:
+        """Add a case.
+
+        Args:
+            prediction: label map (Z, Y, X).
+            reference: label map of the same shape.
+            spacing: size of a voxel along (Z, Y, X).
+
+        Returns:
+            Scores of every foreground label or region.
+        """
+        if reference.shape[0] == 1:  # a 2D image: nnU-Net gives its missing axis a spacing without meaning
+            prediction, reference, spacing = prediction[0], reference[0], tuple(spacing)[1:]
+        if "ignore" in self.labels:
+            prediction = np.where(reference == self.labels["ignore"], 0, prediction)
+        scores = []
+        for name, metrics in self._metrics.items():
+            ours, theirs = (np.isin(label_map, self.labels[name]) for label_map in (prediction, reference))
+            values = metrics(
+                prediction=torch.from_numpy(ours),
+                reference=torch.from_numpy(theirs),
+                spacing=spacing,
+                distances=surface_distances(ours, theirs, spacing),
+            )
+            empty = _EMPTY[bool(ours.any()), bool(theirs.any())]
+            scores.append(LabelScore(name, **{metric: float(value) for metric, value in values.items()}, empty=empty))
+        return scores
+
+    def compute(self) -> dict[str, dict[str, float]]:
+        """Label or region to the mean over cases of each metric; NaN where no case has a value."""
+        return {
+            name: {metric: float(value) for metric, value in metrics.compute().items()}
+            for name, metrics in self._metrics.items()
+        }
 
 
 _EMPTY: dict[tuple[bool, bool], Literal["prediction", "reference", "both"] | None] = {
@@ -204,65 +243,3 @@ _EMPTY: dict[tuple[bool, bool], Literal["prediction", "reference", "both"] | Non
     (True, False): "reference",
     (False, False): "both",
 }
-
-
-class _MeanOverCases(Metric):
-    """Mean of one value per case."""
-
-    full_state_update = False
-    total: torch.Tensor
-    count: torch.Tensor
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
-
-    def _add(self, value: float) -> None:
-        self.total += value
-        self.count += 1
-
-    def compute(self) -> torch.Tensor:
-        return self.total / self.count if self.count > 0 else torch.tensor(torch.nan, dtype=torch.float64)
-
-
-class DiceScore(_MeanOverCases):
-    """Mean DSC over cases (:func:`dice_score`).
-
-    >>> metric = DiceScore()
-    >>> metric.update(torch.tensor([[1, 1, 0]]), torch.tensor([[1, 0, 0]]))
-    >>> round(float(metric.compute()), 3)
-    0.667
-    """
-
-    is_differentiable = False
-    higher_is_better = True
-
-    def update(self, prediction: torch.Tensor, reference: torch.Tensor) -> None:
-        """Add a case: two masks of one shape."""
-        self._add(dice_score(prediction.cpu().numpy(), reference.cpu().numpy()))
-
-
-class HausdorffDistance95(_MeanOverCases):
-    """Mean HD95 over cases (:func:`hausdorff_distance_95`), in the unit of the spacing.
-
-    ``num_undefined`` counts cases where just one mask was empty, which enter the mean with the image's diagonal.
-
-    >>> metric = HausdorffDistance95()
-    >>> metric.update(torch.tensor([[1, 0, 0]]), torch.tensor([[0, 0, 1]]), (1.0, 0.5))
-    >>> float(metric.compute())
-    1.0
-    """
-
-    is_differentiable = False
-    higher_is_better = False
-    num_undefined: torch.Tensor
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("num_undefined", torch.tensor(0), dist_reduce_fx="sum")
-
-    def update(self, prediction: torch.Tensor, reference: torch.Tensor, spacing: Sequence[float]) -> None:
-        """Add a case: two masks of one shape, and the size of a voxel along each axis."""
-        self._add(hausdorff_distance_95(prediction.cpu().numpy(), reference.cpu().numpy(), spacing))
-        self.num_undefined += bool(prediction.any()) != bool(reference.any())

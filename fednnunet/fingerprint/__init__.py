@@ -1,6 +1,6 @@
-"""Dataset fingerprints: a node's contribution, and the federation's fingerprint of all of them."""
+"""Dataset fingerprints: a node's contribution, and the federated fingerprint merged from all of them."""
 
 from fednnunet.fingerprint.merge import merge_fingerprints
-from fednnunet.fingerprint.schema import LocalFingerprint
+from fednnunet.fingerprint.schema import DatasetFingerprint
 
-__all__ = ["LocalFingerprint", "merge_fingerprints"]
+__all__ = ["DatasetFingerprint", "merge_fingerprints"]

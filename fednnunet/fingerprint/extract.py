@@ -1,4 +1,4 @@
-"""Dataset fingerprint of a node: nnU-Net's own, or the node's contribution to the federation's."""
+"""Extract the fingerprint of a node: nnU-Net's own, or the node's contribution to the federated one."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 
 from fednnunet.datasets.raw import Case, RawDataset
+from fednnunet.fingerprint.bins import IntensityBins, IntensityRange
 from fednnunet.fingerprint.merge import PERCENTILES, percentile
-from fednnunet.fingerprint.schema import ChannelIntensities, IntensityBins, IntensityRange, LocalFingerprint
+from fednnunet.fingerprint.schema import ChannelIntensities, DatasetFingerprint
 from fednnunet.processes import map_in_processes
 
 MAX_FOREGROUND_VOXELS = 10e7
 """Foreground voxels that nnU-Net samples from a whole dataset for its intensity statistics."""
 SAMPLING_SEED = 1234
-"""nnU-Net's, anew for every case (``DatasetFingerprintExtractor.collect_foreground_intensities``)."""
+"""Seed of nnU-Net, set anew for every case (``DatasetFingerprintExtractor.collect_foreground_intensities``)."""
 CHUNK = 10**7
-"""Samples drawn at a time."""
+"""Number of samples drawn at a time."""
 
 
 def extract_fingerprint(dataset: RawDataset, workers: int = 1) -> dict[str, Any]:
-    """nnU-Net's fingerprint of ``dataset``, JSON-ready.
+    """nnU-Net's fingerprint of ``dataset``, ready for JSON.
 
     The values of ``DatasetFingerprintExtractor.run``, to the bit, in about half its time and a third of its memory.
-    ``workers=1`` works in this process: a pool costs seconds of imports a process.
+    ``workers=1`` works in this process: a pool costs seconds of imports per process.
     """
     cases = list(map_in_processes(partial(_read, reader=_reader(dataset)), dataset.cases, workers))
     samples = samples_per_case(len(cases))
@@ -48,8 +49,8 @@ def extract_fingerprint(dataset: RawDataset, workers: int = 1) -> dict[str, Any]
 def _statistics(foreground: Sequence[tuple[np.random.RandomState, np.ndarray]], samples: int) -> dict[str, float]:
     """nnU-Net's statistics of the samples of one channel.
 
-    The samples are held in nnU-Net's order, as its float32 mean depends on it. Percentiles are read off the distinct
-    values and how often each was drawn: a fraction of the time of sorting 1e8 samples.
+    The samples are held in nnU-Net's order, on which its float32 mean depends. Percentiles are read off the distinct
+    values and how often each was drawn, in a fraction of the time that sorting 1e8 samples takes.
     """
     drawn = np.empty(len(foreground) * samples, dtype=foreground[0][1].dtype)
     counts = [
@@ -73,7 +74,7 @@ def _statistics(foreground: Sequence[tuple[np.random.RandomState, np.ndarray]], 
 
 
 def samples_per_case(cases: int) -> int:
-    """Foreground voxels that nnU-Net samples from each case of a dataset of so many."""
+    """Number of foreground voxels that nnU-Net samples from each case of a dataset of ``cases`` cases."""
     return int(MAX_FOREGROUND_VOXELS // cases)
 
 
@@ -92,17 +93,17 @@ def intensity_ranges(dataset: RawDataset, workers: int = 1) -> dict[str, Intensi
 
 def extract_contribution(
     dataset: RawDataset, total_cases: int, bins: Mapping[str, IntensityBins], workers: int = 1
-) -> LocalFingerprint:
+) -> DatasetFingerprint:
     """What ``dataset`` adds to the fingerprint of a federation.
 
     Voxels are sampled as nnU-Net would sample them from the pooled dataset: seeded anew for each case, with
     replacement, so that every case counts the same.
 
     Args:
-        dataset: of the node.
-        total_cases: training cases of all nodes.
-        bins: common to all nodes, by channel number.
-        workers: processes; 1 works in this one.
+        dataset: dataset of the node.
+        total_cases: number of training cases of all nodes.
+        bins: bins that all nodes share, by channel number.
+        workers: number of processes; 1 works in this one.
     """
     channels = [bins[str(channel)] for channel in range(len(dataset.channel_names))]
     analyse = partial(_contribute, reader=_reader(dataset), samples=samples_per_case(total_cases), bins=channels)
@@ -114,7 +115,7 @@ def extract_contribution(
         relative_sizes.append(case.relative_size)
         for channel, sampled in zip(sums, case.channels, strict=False):  # a case without foreground has none
             channel.add(*sampled)
-    return LocalFingerprint(
+    return DatasetFingerprint(
         spacings=spacings,
         shapes_after_crop=shapes,
         relative_sizes=relative_sizes,
@@ -142,7 +143,7 @@ class _CaseContribution:
     shape: list[int]
     relative_size: float
     channels: list[tuple[_Sampled, np.ndarray]]
-    """Each with its histogram."""
+    """Samples and histogram of each channel."""
 
 
 def _contribute(case: Case, reader: type, samples: int, bins: list[IntensityBins]) -> _CaseContribution:
@@ -162,10 +163,10 @@ def draw(
     """How often ``random.choice(values, samples, replace=True)`` draws each of ``values``.
 
     Args:
-        random: is advanced as by ``choice``.
-        values: to draw from.
-        into: takes what was drawn, in order; None holds no more than :data:`CHUNK` samples at a time.
-        samples: number, where ``into`` is None.
+        random: generator; advanced as by ``choice``.
+        values: values to draw from.
+        into: array for the samples in order; None holds no more than :data:`CHUNK` samples at a time.
+        samples: number of samples, where ``into`` is None.
     """
     total = samples if into is None else len(into)
     counts = np.zeros(len(values), dtype=np.int64)
@@ -188,7 +189,7 @@ def _sample(values: np.ndarray, counts: np.ndarray, bins: IntensityBins) -> tupl
 
 
 class _Sum:
-    """Sampled intensities of one channel over cases; one histogram is held, not one per case."""
+    """Sampled intensities of one channel, summed over cases; one histogram is held, not one per case."""
 
     def __init__(self, bins: IntensityBins) -> None:
         self.bins = bins
@@ -225,7 +226,14 @@ def _ranges(case: Case, reader: type) -> list[IntensityRange]:
 
 @dataclass(frozen=True)
 class _Read:
-    """What nnU-Net takes of a case: mm, voxels after cropping, part that cropping leaves, foreground by channel."""
+    """What nnU-Net reads of a case.
+
+    Attributes:
+        spacing: mm, (Z, Y, X).
+        shape: voxels after cropping to nonzero, (Z, Y, X).
+        relative_size: size after cropping, as a fraction of the size before.
+        foreground: intensities of foreground voxels, one array per channel.
+    """
 
     spacing: list[float]
     shape: list[int]

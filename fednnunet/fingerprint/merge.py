@@ -1,8 +1,8 @@
-"""Federated fingerprint: what the server makes of the nodes' contributions (paper, FFE).
+"""Federated fingerprint: the nodes' contributions merged by the server (paper, FFE).
 
 ``histogram`` builds the fingerprint that nnU-Net would extract from the pooled images: counts, sums and histograms
 add up. ``weighted_mean`` is the original FednnU-Net's rule: nnU-Net's statistics of the nodes, averaged with the number
-of cases as weight, which leaves the variance between centres out.
+of cases as weight, which leaves out the variance between centres.
 """
 
 from __future__ import annotations
@@ -13,27 +13,42 @@ from typing import Any
 
 import numpy as np
 
-from fednnunet.fingerprint.schema import ChannelIntensities, IntensityBins, LocalFingerprint
+from fednnunet.fingerprint.bins import IntensityBins
+from fednnunet.fingerprint.schema import ChannelIntensities, DatasetFingerprint
 
 PERCENTILES = {"percentile_00_5": 0.5, "median": 50.0, "percentile_99_5": 99.5}
 
 
-def merge_fingerprints(parts: Sequence[LocalFingerprint]) -> dict[str, Any]:
+def merge_fingerprints(parts: Sequence[DatasetFingerprint]) -> dict[str, Any]:
     """Merge the contributions of all nodes into one fingerprint in nnU-Net's format.
 
     Shapes and spacings are concatenated (paper). From contributions that add up, sizes, means, standard deviations,
-    minima and maxima are those of the pooled dataset to float rounding; median and percentiles are exact for integer
-    intensities and within one bin for others. Of nnU-Net's own fingerprints weighted means are taken, as in the
-    original.
+    minima and maxima are those of the pooled dataset up to float rounding; median and percentiles are exact for integer
+    intensities and within one bin for others. nnU-Net's own fingerprints are averaged, as in the original.
 
     Args:
-        parts: of the nodes, all of one kind.
+        parts: contributions of the nodes, all of one kind.
 
     Returns:
         nnU-Net's ``dataset_fingerprint.json``.
 
     Raises:
         ValueError: no parts, parts of both kinds, with different channels or bins, or a channel without foreground.
+
+    >>> from fednnunet.fingerprint.schema import IntensityProperties
+    >>> def node(cases: int, mean: float) -> DatasetFingerprint:
+    ...     intensities = IntensityProperties(
+    ...         max=9, mean=mean, median=mean, min=0, percentile_00_5=0, percentile_99_5=9, std=1
+    ...     )
+    ...     return DatasetFingerprint(
+    ...         spacings=[[1, 1, 1]] * cases,
+    ...         shapes_after_crop=[[8, 8, 8]] * cases,
+    ...         foreground_intensity_properties_per_channel={"0": intensities},
+    ...         median_relative_size_after_cropping=1.0,
+    ...     )
+    >>> merged = merge_fingerprints([node(cases=1, mean=2.0), node(cases=3, mean=6.0)])
+    >>> len(merged["spacings"]), merged["foreground_intensity_properties_per_channel"]["0"]["mean"]
+    (4, 5.0)
     """
     if not parts:
         raise ValueError("there is no fingerprint to merge")
@@ -56,7 +71,7 @@ def merge_fingerprints(parts: Sequence[LocalFingerprint]) -> dict[str, Any]:
 # histogram ---------------------------------------------------------------------------------------------
 
 
-def _pooled(parts: Sequence[LocalFingerprint], channels: Sequence[str]) -> dict[str, Any]:
+def _pooled(parts: Sequence[DatasetFingerprint], channels: Sequence[str]) -> dict[str, Any]:
     intensities = [part.intensities or {} for part in parts]
     return {
         "foreground_intensity_properties_per_channel": {
@@ -73,6 +88,15 @@ def merge_intensities(parts: Sequence[ChannelIntensities], channel: str = "0") -
 
     Raises:
         ValueError: different bins, or no foreground at all.
+
+    >>> bins = IntensityBins(low=0, width=1, number=3, integer=True)
+    >>> zeros = ChannelIntensities(
+    ...     count=3, mean=0, squared_deviations=0, low=0, high=0, bins=bins, histogram=[3, 0, 0]
+    ... )
+    >>> two = ChannelIntensities(count=1, mean=2, squared_deviations=0, low=2, high=2, bins=bins, histogram=[0, 0, 1])
+    >>> merged = merge_intensities([zeros, two])
+    >>> merged["mean"], merged["median"], merged["max"]
+    (0.5, 0.0, 2.0)
     """
     bins = parts[0].bins
     if any(part.bins != bins for part in parts):
@@ -98,7 +122,16 @@ def merge_intensities(parts: Sequence[ChannelIntensities], channel: str = "0") -
 
 
 def percentile(value_at: Callable[[int], float], count: int, percent: float) -> float:
-    """As ``numpy.percentile`` of ``count`` values, of which ``value_at`` gives the one of each rank (from 0)."""
+    """Percentile as of ``numpy.percentile``, from the values by rank.
+
+    Args:
+        value_at: gives the value of a rank, counted from 0.
+        count: number of values.
+        percent: in [0, 100].
+
+    >>> percentile([10.0, 20.0, 40.0].__getitem__, count=3, percent=75)
+    30.0
+    """
     rank = (count - 1) * (percent / 100)
     first = int(np.floor(rank))
     a, b = value_at(first), value_at(min(first + 1, count - 1))
@@ -107,7 +140,7 @@ def percentile(value_at: Callable[[int], float], count: int, percent: float) -> 
 
 
 def _value_at(below: np.ndarray, bins: IntensityBins, rank: int) -> float:
-    """The value of this rank; of values that are not integers, evenly spread over their bin."""
+    """Value of this rank; values that are not integers are taken as evenly spread over their bin."""
     place = int(np.searchsorted(below, rank, side="right"))
     if bins.integer:
         return bins.low + place
@@ -118,7 +151,7 @@ def _value_at(below: np.ndarray, bins: IntensityBins, rank: int) -> float:
 # weighted mean -----------------------------------------------------------------------------------------
 
 
-def _weighted_means(parts: Sequence[LocalFingerprint], channels: Sequence[str]) -> dict[str, Any]:
+def _weighted_means(parts: Sequence[DatasetFingerprint], channels: Sequence[str]) -> dict[str, Any]:
     cases = np.array([part.num_cases for part in parts], dtype=np.float64)
     weights = cases / cases.sum()
 

@@ -6,7 +6,6 @@ import os
 import shlex
 import signal
 import sys
-import threading
 import time
 import traceback
 import uuid
@@ -23,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fednnunet.errors import FednnUNetError
 from fednnunet.files import write_atomically
+from fednnunet.processes import end_with
 from fednnunet.run_files import ERROR_FILE, ROUNDS_FILE, SWEEP_FILE
 
 # conf/hydra has options of the plugins' names on purpose: they set what the plugins leave open.
@@ -154,20 +154,18 @@ def _track_comparison(loggers: DictConfig, folder: Path) -> None:
 
 def _end_with(pid: int) -> None:
     """End this process as Ctrl-C does when process ``pid`` is no more, however it ended."""
-    name = f"end with {pid}"
-    if any(thread.name == name for thread in threading.enumerate()):  # a launcher may use a process for several jobs
-        return
     command = psutil.Process(pid)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def watch() -> None:
+    def wait_for_command() -> None:
         while _is_alive(command):
             time.sleep(WATCH_SECONDS)
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(END_SECONDS)
-        os._exit(1)  # joblib's processes would wait for the next job
 
-    threading.Thread(target=watch, name=name, daemon=True).start()
+    def interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(END_SECONDS)  # then joblib's processes would wait for the next job
+
+    end_with(wait_for_command, f"end with {pid}", interrupt)
 
 
 def _is_alive(process: psutil.Process) -> bool:

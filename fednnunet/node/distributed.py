@@ -12,7 +12,6 @@ import json
 import logging
 import multiprocessing
 import os
-import threading
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -26,12 +25,15 @@ from torch import distributed
 from fednnunet.config.groups import TrainerConfig
 from fednnunet.node.process_setup import set_up_process
 from fednnunet.node.settings import NodeSettings
+from fednnunet.processes import end_with
 from fednnunet.training.callback import FederatedCallback
 from fednnunet.training.data import NNUNetDataModule
+from fednnunet.training.devices import cap_memory, resolve_device
 from fednnunet.training.epochs import skip_epochs
+from fednnunet.training.lightning_trainer import build_lightning_trainer
 from fednnunet.training.module import NNUNetModule
 from fednnunet.training.network_state import named_tensors
-from fednnunet.training.trainer import build_lightning_trainer, build_nnunet_trainer, cap_memory, resolve_device
+from fednnunet.training.trainer import build_nnunet_trainer
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +62,8 @@ class Ranks:
             theirs.close()
             self._connections.append(ours)
             processes.append(process)
-        threading.Thread(target=_end_with, args=(processes,), name="rank-watch", daemon=True).start()
+        # A node that lost one of its ranks cannot continue, and would wait for it for ever.
+        end_with(lambda: _wait_for_first_end(processes), "rank-watch")
         join_group(0, self.size, meeting, device)
 
     def build(
@@ -85,7 +88,7 @@ class Ranks:
         """Let the helpers begin to train with this epoch; comes right before rank 0 does."""
         self._tell(do="fit", epoch=epoch)
 
-    def begin_epoch(self, network: torch.nn.Module, epoch: int, first: bool) -> None:
+    def start_epoch(self, network: torch.nn.Module, epoch: int, first: bool) -> None:
         """Another epoch: give every rank the weights of rank 0."""
         if not first:
             self._tell(do="epoch", epoch=epoch)
@@ -101,11 +104,9 @@ class Ranks:
             connection.send_bytes(json.dumps(order).encode())
 
 
-def _end_with(processes: list[BaseProcess]) -> None:
-    """A node that lost one of its ranks cannot go on, and would wait for it for ever."""
+def _wait_for_first_end(processes: list[BaseProcess]) -> None:
     wait([process.sentinel for process in processes])
     log.error("a process of this node ended (%s): see above for its reason", ", ".join(p.name for p in processes))
-    os._exit(1)
 
 
 def join_group(rank: int, size: int, meeting: Path, device: torch.device) -> None:
@@ -192,11 +193,11 @@ class _Rank:
         fit(module, datamodule=NNUNetDataModule(self.trainer))
         self.trainer.on_train_end()
 
-    def begin(self, module: NNUNetModule) -> None:
+    def start_epoch(self, module: NNUNetModule) -> None:
         """:class:`~fednnunet.training.callback.Rounds`: take the weights of rank 0."""
         share_state(module.network)
 
-    def end(self, module: NNUNetModule) -> bool:
+    def end_epoch(self, module: NNUNetModule) -> bool:
         """:class:`~fednnunet.training.callback.Rounds`: wait for what rank 0 says."""
         order = json.loads(self.connection.recv_bytes())
         if order["do"] != "epoch":

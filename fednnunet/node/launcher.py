@@ -10,7 +10,9 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import TracebackType
@@ -23,22 +25,66 @@ from fednnunet.processes import children_of
 
 log = logging.getLogger(__name__)
 
-PRELOAD = "fednnunet.node.worker"
+WORKER_MODULE = "fednnunet.node.worker"
 MEMORY_SAMPLE_SECONDS = 1.0
 END_SECONDS = 5.0
 
 
+@dataclass(frozen=True)
+class WorkerAddress:
+    """Where a worker listens, and the key it shares with its relay.
+
+    Attributes:
+        socket: path of the worker's socket.
+        key: the key.
+        key_file: file with the key, readable by its owner alone.
+    """
+
+    socket: str
+    key: bytes
+    key_file: Path
+
+    @property
+    def node_config(self) -> dict[str, str]:
+        """Flower's node configuration: what the relay needs to find the worker."""
+        return {"socket": self.socket, "key-file": str(self.key_file)}
+
+
+def worker_address(folder: Path, name: str) -> WorkerAddress:
+    """A new address in ``folder``, which :func:`socket_folder` made."""
+    key, key_file = secrets.token_bytes(32), folder / f"{name}.key"
+    key_file.touch(mode=0o600)
+    key_file.write_bytes(key)
+    return WorkerAddress(str(folder / f"{name}.sock"), key, key_file)
+
+
+def socket_folder() -> Path:
+    """A new folder for sockets and keys, its owner's alone (0700).
+
+    It lies outside the run's or node's own folder, which may be too deep: AF_UNIX paths hold about 100 characters.
+    """
+    return Path(tempfile.mkdtemp(prefix="fednnunet-"))
+
+
+def worker_context(module: str) -> ForkServerContext:
+    """Context whose processes are forked from a server that has imported ``module``, and with it torch and nnU-Net."""
+    os.environ.setdefault("nnUNet_def_n_proc", "1")  # nnU-Net reads it when it is imported
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([module])
+    return context
+
+
 class NodeProcesses:
-    """One worker process a node, forked from a server that has imported torch and nnU-Net once.
+    """One worker process per node, forked from a server that has imported torch and nnU-Net once.
 
     A context manager: entering waits until every worker listens, leaving ends them all.
 
     Args:
-        nodes: settings of each.
+        nodes: settings of each node.
 
     Attributes:
         addresses: Flower's node id to the ``node_config`` of its relay.
-        peak_memory_gib: largest sum of memory of this process and all it started, GiB.
+        peak_memory_gib: largest memory use of this process and all that it started, together, GiB.
     """
 
     def __init__(self, nodes: Sequence[NodeSettings]) -> None:
@@ -49,8 +95,7 @@ class NodeProcesses:
         self._stop = threading.Event()
 
     def __enter__(self) -> NodeProcesses:
-        # AF_UNIX paths hold about 100 characters: the run folder may be too deep. mkdtemp makes it 0700.
-        self._sockets = Path(tempfile.mkdtemp(prefix="fednnunet-"))
+        self._sockets = socket_folder()
         try:
             self._start()
         except BaseException:
@@ -65,26 +110,19 @@ class NodeProcesses:
         self._end()
 
     def _start(self) -> None:
-        # nnU-Net reads it when it is imported, which the fork server does once for all workers.
-        os.environ.setdefault("nnUNet_def_n_proc", "1")
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([PRELOAD])
+        context = worker_context(WORKER_MODULE)
         ready: dict[str, Connection] = {}
         for number, settings in enumerate(self.nodes, start=1):
-            key = secrets.token_bytes(32)
-            key_file = self._sockets / f"{number}.key"
-            key_file.touch(mode=0o600)
-            key_file.write_bytes(key)
-            address = str(self._sockets / f"{number}.sock")
+            address = worker_address(self._sockets, str(number))
             receiver, sender = context.Pipe(duplex=False)
             process: BaseProcess = context.Process(
-                target=_work, args=(settings, address, key, sender), name=f"node {settings.name}"
+                target=_work, args=(settings, address.socket, address.key, sender), name=f"node {settings.name}"
             )
             process.start()
             sender.close()
             self._processes.append(process)
             ready[settings.name] = receiver
-            self.addresses[number] = {"name": settings.name, "socket": address, "key-file": str(key_file)}
+            self.addresses[number] = {"name": settings.name} | address.node_config
         for settings, process in zip(self.nodes, self._processes, strict=True):
             wait([ready[settings.name], process.sentinel])
             try:
@@ -119,7 +157,7 @@ class NodeProcesses:
                     # Proportional set size: pages that forked workers share count once.
                     total += process.memory_full_info().pss if psutil.LINUX else process.memory_info().rss
                 except psutil.Error:
-                    continue  # ended meanwhile
+                    continue  # has just ended
             self.peak_memory_gib = max(self.peak_memory_gib, total / 2**30)
 
 

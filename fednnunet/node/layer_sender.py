@@ -1,4 +1,4 @@
-"""Layers on their way from a node's network to the server, in shared memory that is used again."""
+"""Layers that a node sends to the server, in shared memory that is reused."""
 
 from __future__ import annotations
 
@@ -15,24 +15,28 @@ from fednnunet.exchange.rounding import ErrorFeedback
 from fednnunet.training.network_state import read_state, state_arrays, state_spec
 
 
-class Outgoing:
-    """What a node sends: layers as they are, or those of a finished round, rounded.
+class LayerSender:
+    """Sends layers as they are, or those of a finished round, rounded.
 
-    A round is rounded once: what that leaves over belongs to the next, and who asks again gets the same bytes.
+    A round is rounded once: the rounding error is added to the next round, and a repeated request gets the same bytes.
     """
 
     def __init__(self) -> None:
         self._plain: SharedArrays | None = None
         self._rounded: SharedArrays | None = None
-        self.begin_fold()
+        self.reset()
 
-    def begin_fold(self) -> None:
-        """Another network, of which nothing is left over."""
+    def reset(self) -> None:
+        """Forget what was sent, and its rounding errors: another network follows."""
         self._feedback = ErrorFeedback("float32")
         self._sent: list[str] | None = None
 
     def finish_round(self, network: nn.Module, layers: Sequence[str], dtype: ExchangeDtype) -> dict[str, np.ndarray]:
-        """A round is trained: what rounding has left over before it, to be stored with the network."""
+        """Prepare to send a trained round.
+
+        Returns:
+            Rounding errors of the rounds before it by layer, to be stored with the network.
+        """
         if self._feedback.dtype != dtype:
             self._feedback = ErrorFeedback(dtype)
         self._sent = None
@@ -44,25 +48,25 @@ class Outgoing:
     def restore_round(
         self, network: nn.Module, layers: Sequence[str], dtype: ExchangeDtype, residuals: Mapping[str, np.ndarray]
     ) -> None:
-        """Go on from a round of a checkpoint with what was stored then."""
+        """Resume from the round of a checkpoint, with the rounding errors stored in it."""
         self._feedback = ErrorFeedback(dtype)
         self._feedback.residuals = dict(residuals)
         self._sent = None
         if residuals:
-            # Layers that are not finite were refused then, too, and have left nothing over.
+            # Layers that are not finite were refused at that time, too, and left no rounding error.
             with contextlib.suppress(ProtocolError):
                 self.rounded(network, layers, dtype)
 
     def rounded(self, network: nn.Module, layers: Sequence[str], dtype: ExchangeDtype) -> SharedArrays:
-        """``layers`` of the finished round as ``dtype``.
+        """The ``layers`` of the finished round as ``dtype``.
 
         Raises:
-            ProtocolError: values that are not finite, or not what was asked for when the round was first sent.
+            ProtocolError: values are not finite, or the round was first asked for with other layers or another dtype.
         """
         if self._sent is None:
             spec = state_spec(network, layers)
             wire = {name: (shape, self._feedback.dtype_of(number)) for name, (shape, number) in spec.items()}
-            self._rounded = _memory(self._rounded, wire)
+            self._rounded = _reuse(self._rounded, wire)
             self._feedback.encode(state_arrays(network, layers), self._rounded.views(), "the node")
             self._sent = list(layers)
         if self._sent != list(layers) or self._feedback.dtype != dtype:
@@ -71,13 +75,13 @@ class Outgoing:
         return self._rounded
 
     def plain(self, network: nn.Module, layers: Sequence[str]) -> SharedArrays:
-        """``layers`` as they are."""
-        self._plain = _memory(self._plain, state_spec(network, layers))
+        """The ``layers`` as they are."""
+        self._plain = _reuse(self._plain, state_spec(network, layers))
         read_state(network, layers, self._plain.views())
         return self._plain
 
 
-def _memory(present: SharedArrays | None, spec: Spec) -> SharedArrays:
+def _reuse(present: SharedArrays | None, spec: Spec) -> SharedArrays:
     if present is not None and present.spec == spec:
         return present
     if present is not None:

@@ -1,4 +1,4 @@
-"""What to do where memory, or the disk, was short."""
+"""Errors that say that memory or the disk was full, and what to do about them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from fednnunet.config.shared import NodeRunConfig
 from fednnunet.files import DISK_FULL
 
 CPU_OUT_OF_MEMORY = "can't allocate memory"
-"""torch's words; it raises a plain RuntimeError."""
+"""Message of torch, which raises a plain RuntimeError."""
 AUGMENTATION_DIED = "background workers are no longer alive"
-"""batchgenerators' words."""
+"""Message of batchgenerators."""
 CHECKPOINT_NOT_WRITTEN = ("PytorchStreamWriter failed writing", "iostream error", "inline_container.cc")
-"""torch's words for a checkpoint that the disk did not take; it hides the number of the error."""
+"""Messages of torch where a checkpoint did not fit on the disk; it hides the error number."""
 
 
 def explain_out_of_memory(error: Exception, node: str, config: NodeRunConfig) -> str | None:
-    """What to lower where ``error`` says that memory was short; None for any other error."""
+    """Which setting to lower, if ``error`` says that memory ran out; None for any other error."""
     if isinstance(error, torch.OutOfMemoryError):
         target = config.gpu_memory_of(node)
         plans = f"plans for {target:g} GB" if target is not None else f"what {config.model.planner} plans for"
@@ -30,16 +30,14 @@ def explain_out_of_memory(error: Exception, node: str, config: NodeRunConfig) ->
             f"+gpu_memory.per_node.{node}, which decides the size of patch and batch"
         )
     if AUGMENTATION_DIED in str(error):
-        return (
-            "a background process for augmentation died, mostly for lack of memory; lower compute.augmentation_workers"
-        )
+        return "a background process for augmentation died, mostly for lack of memory; lower node.augmentation_workers"
     return None
 
 
-def lack_of_disk(error: BaseException | None) -> bool:
-    """Whether ``error`` says that the disk is full, or was caused by one that does."""
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether ``error`` says that the disk is full, or was caused by an error that does."""
     if error is None:
         return False
     full = isinstance(error, OSError) and error.errno in DISK_FULL
-    by_torch = isinstance(error, RuntimeError) and any(words in str(error) for words in CHECKPOINT_NOT_WRITTEN)
-    return full or by_torch or lack_of_disk(error.__cause__ or error.__context__)
+    by_torch = isinstance(error, RuntimeError) and any(message in str(error) for message in CHECKPOINT_NOT_WRITTEN)
+    return full or by_torch or is_disk_full(error.__cause__ or error.__context__)

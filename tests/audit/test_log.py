@@ -29,7 +29,7 @@ from fednnunet.exchange.messages import (
     TrainReply,
     TrainRequest,
 )
-from fednnunet.fingerprint.schema import IntensityRange, common_ranges
+from fednnunet.fingerprint.bins import IntensityRange, histogram_bins_over
 from fednnunet.node.settings import NodeSettings
 from tests.conftest import write_boxes
 from tests.node.test_worker import Server, run_config, serving
@@ -217,7 +217,7 @@ def test_every_reply_of_a_worker_is_logged_and_no_value_case_or_path_with_it(tmp
         ranges = FingerprintReply.model_validate_json(ask(Kind.FINGERPRINT, '{"tell": "ranges"}')).intensity_ranges
         assert ranges is not None
         own = {channel: IntensityRange(**bounds) for channel, bounds in ranges.items()}
-        bins = {channel: bins.model_dump() for channel, bins in common_ranges([own]).items()}
+        bins = {channel: bins.model_dump() for channel, bins in histogram_bins_over([own]).items()}
         told = FingerprintReply.model_validate_json(
             ask(Kind.FINGERPRINT, json.dumps({"tell": "contribution", "total_cases": 6, "bins": bins}))
         ).fingerprint

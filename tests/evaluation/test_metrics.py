@@ -14,15 +14,25 @@ from hypothesis import strategies as st
 from monai.metrics import compute_dice, compute_hausdorff_distance, compute_surface_dice
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics
 
+from fednnunet.evaluation.functional import dice_score, hausdorff_distance_95, surface_dice, volume_error
 from fednnunet.evaluation.metrics import (
     DiceScore,
     HausdorffDistance95,
-    dice_score,
-    hausdorff_distance_95,
-    score_case,
-    surface_dice,
-    volume_error,
+    LabelScore,
+    SegmentationMetrics,
+    SurfaceDice,
+    VolumeError,
 )
+
+
+def score_case(
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    labels: dict[str, Any],
+    spacing: tuple[float, ...],
+    tolerance: float,
+) -> list[LabelScore]:
+    return SegmentationMetrics(labels, tolerance)(prediction, reference, spacing)
 
 
 def one_hot(mask: np.ndarray) -> torch.Tensor:
@@ -208,3 +218,57 @@ def test_cases_with_one_empty_mask_count_and_are_counted() -> None:
     assert distance.compute() == pytest.approx(2 * 5 / 4)  # diagonal of 3 x 4
     distance.reset()
     assert distance.num_undefined == 0
+
+
+@given(seed=st.integers(0, 2**32 - 1), cases=st.integers(1, 4))
+@settings(max_examples=20, deadline=None)
+def test_scores_of_a_case_are_exactly_those_of_the_functions(seed: int, cases: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels = {"background": 0, "a": 1, "whole": [1, 2]}
+    spacing, tolerance = (3.0, 0.7, 0.7), 1.0
+    metrics = SegmentationMetrics(labels, tolerance)
+    all_scores = []
+    for _ in range(cases):
+        prediction, reference = (rng.choice(rng.integers(0, 3, size=2), size=(3, 6, 7)) for _ in range(2))
+        scores = metrics(prediction, reference, spacing)
+        for score, values in zip(scores, ([1], [1, 2]), strict=True):
+            masks = np.isin(prediction, values), np.isin(reference, values)
+            expected = (
+                dice_score(*masks),
+                hausdorff_distance_95(*masks, spacing),
+                surface_dice(*masks, spacing, tolerance),
+                volume_error(*masks),
+            )
+            np.testing.assert_array_equal(score[1:5], expected)  # bit for bit; NaN equals NaN
+        all_scores.append(scores)
+    for index, (_, means) in enumerate(metrics.compute().items()):
+        columns = np.array([scores[index][1:5] for scores in all_scores], dtype=float)
+        defined = [column[np.isfinite(column)] for column in columns.T]
+        expected_means = [column.mean() if column.size else np.nan for column in defined]
+        np.testing.assert_allclose(list(means.values()), expected_means, rtol=1e-12)
+
+
+def test_metrics_of_equal_values_stay_apart() -> None:
+    """The first case is perfect in all of them; torchmetrics' compute groups would keep one state for two metrics."""
+    metrics = SegmentationMetrics({"background": 0, "a": 1}, tolerance=1.0)
+    perfect = np.zeros((1, 8, 8), dtype=int)
+    perfect[0, 2:4, 2:4] = 1
+    metrics(perfect, perfect, (1.0, 1.0, 1.0))
+    metrics(np.roll(perfect, 1, axis=2), perfect, (1.0, 1.0, 1.0))
+    assert metrics.compute()["a"] == {"dsc": 0.75, "hd95": 0.5, "surface_dsc": 1.0, "volume_error": 0.0}
+
+
+def test_known_surface_distances_are_used() -> None:
+    """They are most of the work, and two metrics need them."""
+    prediction, reference = torch.tensor([[1, 0, 0]]), torch.tensor([[0, 0, 1]])
+    distances = np.array([7.0]), np.array([5.0])
+    assert HausdorffDistance95()(prediction, reference, (1.0, 1.0), distances) == 7
+    assert SurfaceDice(6.0)(prediction, reference, (1.0, 1.0), distances) == 0.5
+
+
+def test_cases_without_a_value_do_not_enter_the_mean() -> None:
+    metric = VolumeError()
+    full, empty = torch.ones(1, 4, 5), torch.zeros(1, 4, 5)
+    assert torch.isnan(metric(full, empty))
+    assert metric(empty, full) == -1
+    assert metric.compute() == -1

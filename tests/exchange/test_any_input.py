@@ -18,7 +18,7 @@ from fednnunet.errors import ProtocolError
 from fednnunet.exchange.arrays import DTYPES, Layout, SharedArrays
 from fednnunet.exchange.messages import REPLIES, REQUESTS, Body, Failure, parse_body
 from fednnunet.exchange.records import from_array_record, to_array_record
-from fednnunet.fingerprint.schema import LocalFingerprint
+from fednnunet.fingerprint.schema import DatasetFingerprint
 
 MODELS: list[type[Body]] = [*dict.fromkeys([*REQUESTS.values(), *REPLIES.values()]), Failure]
 NUMBERS = st.integers() | st.integers(-(2**70), 2**70) | st.floats() | st.sampled_from([0, 1, -1, 2**31, 2**40, 2**63])
@@ -67,7 +67,7 @@ def test_bodies_made_to_hurt(model: type[Body], text: str) -> None:
 @given(JSON)
 @settings(deadline=None)
 def test_fingerprints(content: Any) -> None:
-    told, problem = value_or_problem(lambda: LocalFingerprint.parse(content, "node B"))
+    told, problem = value_or_problem(lambda: DatasetFingerprint.parse(content, "node B"))
     assert told is not None or "malformed fingerprint" in problem
 
 

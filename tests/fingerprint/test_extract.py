@@ -11,7 +11,7 @@ import pytest
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 
 from fednnunet.datasets.raw import read_dataset
-from fednnunet.fingerprint import LocalFingerprint
+from fednnunet.fingerprint import DatasetFingerprint
 from fednnunet.fingerprint.extract import SAMPLING_SEED, _statistics, extract_fingerprint
 
 
@@ -28,7 +28,7 @@ def test_fingerprint_is_that_of_nnunets_extractor(
     theirs = json.loads((tmp_path / "preprocessed" / folder.name / "dataset_fingerprint.json").read_text())
     ours = extract_fingerprint(read_dataset(folder, "A"))
     assert json.loads(json.dumps(ours)) == theirs
-    assert LocalFingerprint.parse(ours, "A").num_cases == 6
+    assert DatasetFingerprint.parse(ours, "A").num_cases == 6
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -8,18 +8,19 @@ from pathlib import Path
 import pytest
 
 from fednnunet.errors import ProtocolError
-from fednnunet.fingerprint import LocalFingerprint, merge_fingerprints
-from fednnunet.fingerprint.schema import ChannelIntensities, IntensityBins
+from fednnunet.fingerprint import DatasetFingerprint, merge_fingerprints
+from fednnunet.fingerprint.bins import IntensityBins
+from fednnunet.fingerprint.schema import ChannelIntensities
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "fingerprints.json").read_text())
 
 
 @pytest.fixture
-def parts() -> list[LocalFingerprint]:
-    return [LocalFingerprint.parse(part, "node") for part in GOLDEN["fingerprints"]]
+def parts() -> list[DatasetFingerprint]:
+    return [DatasetFingerprint.parse(part, "node") for part in GOLDEN["fingerprints"]]
 
 
-def test_merge_reproduces_the_original(parts: list[LocalFingerprint]) -> None:
+def test_merge_reproduces_the_original(parts: list[DatasetFingerprint]) -> None:
     merged = merge_fingerprints(parts)
     assert merged["spacings"] == GOLDEN["merged"]["spacings"]
     assert merged["shapes_after_crop"] == GOLDEN["merged"]["shapes_after_crop"]
@@ -30,11 +31,11 @@ def test_merge_reproduces_the_original(parts: list[LocalFingerprint]) -> None:
         assert merged[name][channel] == pytest.approx(expected, rel=1e-6)
 
 
-def test_merge_of_one_is_itself(parts: list[LocalFingerprint]) -> None:
+def test_merge_of_one_is_itself(parts: list[DatasetFingerprint]) -> None:
     assert merge_fingerprints(parts[:1]) == parts[0].to_dict()
 
 
-def test_merge_weighs_by_cases(parts: list[LocalFingerprint]) -> None:
+def test_merge_weighs_by_cases(parts: list[DatasetFingerprint]) -> None:
     doubled = parts[1].model_copy(
         update={
             "spacings": parts[1].spacings * 2,
@@ -47,14 +48,14 @@ def test_merge_weighs_by_cases(parts: list[LocalFingerprint]) -> None:
         assert twice["foreground_intensity_properties_per_channel"][channel] == pytest.approx(expected)
 
 
-def contribution(low: float = 0.0, channels: tuple[str, ...] = ("0", "1"), voxels: int = 6) -> LocalFingerprint:
+def contribution(low: float = 0.0, channels: tuple[str, ...] = ("0", "1"), voxels: int = 6) -> DatasetFingerprint:
     """Of one case, with integer intensities from ``low``."""
     bins = IntensityBins(low=low, width=1.0, number=3, integer=True)
     histogram = [voxels - voxels // 2, 0, voxels // 2]
     intensities = ChannelIntensities(
         count=voxels, mean=low + 1, squared_deviations=voxels, low=low, high=low + 2, bins=bins, histogram=histogram
     )
-    return LocalFingerprint(
+    return DatasetFingerprint(
         spacings=[[3.0, 1.0, 1.0]],
         shapes_after_crop=[[8, 64, 64]],
         relative_sizes=[1.0],
@@ -62,13 +63,13 @@ def contribution(low: float = 0.0, channels: tuple[str, ...] = ("0", "1"), voxel
     )
 
 
-def own(parts: list[LocalFingerprint], channels: tuple[str, ...]) -> LocalFingerprint:
+def own(parts: list[DatasetFingerprint], channels: tuple[str, ...]) -> DatasetFingerprint:
     """nnU-Net's statistics of a node with these of the golden channels."""
     field = "foreground_intensity_properties_per_channel"
     return parts[0].model_copy(update={field: {channel: getattr(parts[0], field)[channel] for channel in channels}})
 
 
-def test_merge_refuses_parts_that_disagree(parts: list[LocalFingerprint]) -> None:
+def test_merge_refuses_parts_that_disagree(parts: list[DatasetFingerprint]) -> None:
     first = contribution()
     for disagreeing, problem in (
         ([own(parts, ("0",)), parts[1]], "different channels: 0 and 0, 1"),
@@ -82,7 +83,7 @@ def test_merge_refuses_parts_that_disagree(parts: list[LocalFingerprint]) -> Non
             merge_fingerprints(disagreeing)
 
 
-def test_the_order_of_channels_does_not_matter(parts: list[LocalFingerprint]) -> None:
+def test_the_order_of_channels_does_not_matter(parts: list[DatasetFingerprint]) -> None:
     for first, turned in (
         (contribution(), contribution(channels=("1", "0"))),
         (own(parts, ("0", "1")), own(parts, ("1", "0"))),
@@ -103,7 +104,7 @@ def test_the_order_of_channels_does_not_matter(parts: list[LocalFingerprint]) ->
 )
 def test_malformed_json_is_refused_with_node_and_place(text: str | bytes, problem: str) -> None:
     with pytest.raises(ProtocolError, match=problem):
-        LocalFingerprint.from_json(text, "node B")
+        DatasetFingerprint.from_json(text, "node B")
 
 
 @pytest.mark.parametrize(
@@ -119,4 +120,4 @@ def test_malformed_json_is_refused_with_node_and_place(text: str | bytes, proble
 )
 def test_malformed_fingerprint_is_refused_with_node_and_field(change: dict, field: str) -> None:
     with pytest.raises(ProtocolError, match=f"(?s)node B.*{field}"):
-        LocalFingerprint.parse(GOLDEN["fingerprints"][0] | change, "node B")
+        DatasetFingerprint.parse(GOLDEN["fingerprints"][0] | change, "node B")

@@ -19,8 +19,9 @@ from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor impo
 from fednnunet.config.groups import ModelConfig
 from fednnunet.datasets.raw import RawDataset, read_dataset
 from fednnunet.datasets.staging import stage_dataset
-from fednnunet.fingerprint import LocalFingerprint, extract, merge_fingerprints
-from fednnunet.fingerprint.schema import BINS, common_ranges
+from fednnunet.fingerprint import DatasetFingerprint, extract, merge_fingerprints
+from fednnunet.fingerprint.bins import BINS, histogram_bins_over
+from fednnunet.fingerprint.quantise import quantise_fingerprint, quantise_range
 from fednnunet.planning.plans import make_plans
 
 CASES = 20
@@ -82,9 +83,9 @@ def pooled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def federate(dataset: RawDataset, nodes: Sequence[Sequence[int]]) -> dict[str, Any]:
     """The fingerprint that nodes with these cases make, by what travels only."""
     parts = [replace(dataset, cases=tuple(dataset.cases[case] for case in cases)) for cases in nodes]
-    bins = common_ranges([extract.intensity_ranges(part) for part in parts])
+    bins = histogram_bins_over([extract.intensity_ranges(part) for part in parts])
     told = [extract.extract_contribution(part, len(dataset.cases), bins).to_json() for part in parts]
-    return merge_fingerprints([LocalFingerprint.from_json(text) for text in told])
+    return merge_fingerprints([DatasetFingerprint.from_json(text) for text in told])
 
 
 def spread(order: Sequence[int], cuts: Sequence[int]) -> list[list[int]]:
@@ -156,7 +157,7 @@ def test_weighted_means_are_not_the_pooled_statistics(pooled: Pooled) -> None:
     _, dataset, expected = pooled
     nodes = [replace(dataset, cases=dataset.cases[:10]), replace(dataset, cases=dataset.cases[10:])]
     merged = merge_fingerprints(
-        [LocalFingerprint.from_json(json.dumps(extract.extract_fingerprint(node))) for node in nodes]
+        [DatasetFingerprint.from_json(json.dumps(extract.extract_fingerprint(node))) for node in nodes]
     )
     for channel, theirs in expected[INTENSITIES].items():
         assert merged[INTENSITIES][channel]["std"] < (1 - 100 * ROUNDING) * theirs["std"]
@@ -180,11 +181,11 @@ def test_samples_are_drawn_as_nnunet_draws_them(pooled: Pooled) -> None:
 def test_quantised_contributions_hide_cases_and_move_plans_little(pooled: Pooled) -> None:
     _, dataset, expected = pooled
     ranges = extract.intensity_ranges(dataset)
-    bins = common_ranges([{channel: r.quantised() for channel, r in ranges.items()}])
-    contribution = extract.extract_contribution(dataset, CASES, bins).quantised()
+    bins = histogram_bins_over([{channel: quantise_range(r) for channel, r in ranges.items()}])
+    contribution = quantise_fingerprint(extract.extract_contribution(dataset, CASES, bins))
     assert contribution.spacings == sorted(contribution.spacings)
     assert all(size % 4 == 0 for shape in contribution.shapes_after_crop for size in shape if size >= 32)
-    thin = contribution.model_copy(update={"shapes_after_crop": [[9, 33, 101]] * CASES}).quantised()
+    thin = quantise_fingerprint(contribution.model_copy(update={"shapes_after_crop": [[9, 33, 101]] * CASES}))
     assert thin.shapes_after_crop == [[9, 32, 104]] * CASES
     assert all(float(f"{size:.2g}") == size for spacing in contribution.spacings for size in spacing)
     merged = merge_fingerprints([contribution])

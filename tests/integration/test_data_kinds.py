@@ -19,7 +19,7 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from skimage.io import imsave
 
 from fednnunet.datasets.splits import crossval_splits
-from fednnunet.evaluation.metrics import hausdorff_distance_95
+from fednnunet.evaluation.functional import hausdorff_distance_95
 from fednnunet.exchange.messages import ENSEMBLE
 from tests.integration.conftest import Train
 

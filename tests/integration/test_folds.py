@@ -17,7 +17,7 @@ import SimpleITK as sitk
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
-from fednnunet.evaluation.metrics import dice_score
+from fednnunet.evaluation.functional import dice_score
 from tests.integration.conftest import Train, result_folder
 
 pytestmark = pytest.mark.xdist_group("finished")

@@ -16,7 +16,7 @@ import SimpleITK as sitk
 import torch
 
 from fednnunet.datasets.splits import crossval_splits
-from fednnunet.fingerprint.schema import BINS
+from fednnunet.fingerprint.bins import BINS
 from tests.integration.conftest import CENTRES, Train, result_folder
 
 pytestmark = pytest.mark.xdist_group("finished")

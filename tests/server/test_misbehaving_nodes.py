@@ -24,8 +24,9 @@ from fednnunet.errors import FednnUNetError, ProtocolError
 from fednnunet.exchange.arrays import Layout
 from fednnunet.exchange.messages import MAX_BODY_BYTES, Kind
 from fednnunet.exchange.records import from_array_record, to_array_record
+from fednnunet.fingerprint.bins import IntensityBins
 from fednnunet.fingerprint.merge import merge_fingerprints
-from fednnunet.fingerprint.schema import IntensityBins, LocalFingerprint
+from fednnunet.fingerprint.schema import DatasetFingerprint
 from fednnunet.server.local_grid import LocalGrid
 from fednnunet.server.strategy.asym_fedavg import AsymFedAvg
 from fednnunet.server.strategy.base import Strategy
@@ -383,7 +384,7 @@ def test_in_other_stages_the_others_go_on(federate: Federate, fault: Fault) -> N
     merged = json.loads((run.folder / "federated_fingerprint.json").read_text())
     cases = 2 * CASES if fault.kind == Kind.FINGERPRINT else 3 * CASES
     bins = IntensityBins(low=10, width=1, number=4, integer=True)
-    theirs = LocalFingerprint.model_validate(fingerprint_of("0", bins, CASES).to_dict())
+    theirs = DatasetFingerprint.model_validate(fingerprint_of("0", bins, CASES).to_dict())
     assert merged == merge_fingerprints([theirs] * (cases // CASES)), "of those that are left, exactly"
     *_, last = (body for body in run.nodes["Riga"].requests_of(Kind.FINGERPRINT) if body.tell == "contribution")
     assert last.total_cases == cases

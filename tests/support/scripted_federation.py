@@ -45,7 +45,8 @@ from fednnunet.exchange.messages import (
     TrainReply,
     TrainRequest,
 )
-from fednnunet.fingerprint.schema import ChannelIntensities, IntensityBins, LocalFingerprint
+from fednnunet.fingerprint.bins import IntensityBins
+from fednnunet.fingerprint.schema import ChannelIntensities, DatasetFingerprint
 from fednnunet.server.local_grid import LocalGrid
 from fednnunet.server.run_recorder import RunRecorder
 from fednnunet.server.server_app import build_server_app
@@ -77,7 +78,7 @@ def same(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> bo
     return ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in ours)
 
 
-def fingerprint_of(channel: str, bins: IntensityBins, cases: int) -> LocalFingerprint:
+def fingerprint_of(channel: str, bins: IntensityBins, cases: int) -> DatasetFingerprint:
     """Fingerprint of so many cases with the foreground intensities :data:`SAMPLES`."""
     intensities = ChannelIntensities(
         count=SAMPLES.size * cases,
@@ -88,7 +89,7 @@ def fingerprint_of(channel: str, bins: IntensityBins, cases: int) -> LocalFinger
         bins=bins,
         histogram=(cases * np.bincount(bins.index(SAMPLES), minlength=bins.number)).tolist(),
     )
-    return LocalFingerprint(
+    return DatasetFingerprint(
         spacings=[[3.0, 1.0, 1.0]] * cases,
         shapes_after_crop=[[8, 64, 64]] * cases,
         relative_sizes=[1.0] * cases,

@@ -24,9 +24,10 @@ from fednnunet.planning.plans import make_plans
 from fednnunet.preprocessing import cache_key, preprocess
 from fednnunet.training import trainer as build
 from fednnunet.training.data import NNUNetDataModule
+from fednnunet.training.lightning_trainer import build_lightning_trainer
 from fednnunet.training.module import GRADIENT_CLIP_NORM, NNUNetModule
 from fednnunet.training.network_state import named_tensors
-from fednnunet.training.trainer import build_lightning_trainer, build_nnunet_trainer, nested_transforms
+from fednnunet.training.trainer import build_nnunet_trainer, nested_transforms
 from tests.conftest import write_boxes
 
 CONFIGURATIONS = ("2d", "3d_fullres")

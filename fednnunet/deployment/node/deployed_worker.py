@@ -84,9 +84,7 @@ class DeployedWorker:
         log.info("run %s", assignment.run)
         self.audit.run = assignment.run
         worker = NodeWorker(settings_of(self.node_file, assignment), self.channel, self._switch_run)
-        worker.deferred = first
-        worker.serve()
-        raise AssertionError("a worker serves until its process ends")
+        worker.serve(first)
 
     def _assignment_of(self, request: Request) -> RunAssignment:
         if request.kind is not Kind.FINGERPRINT:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import secrets
 import shutil
-import tempfile
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 
 from fednnunet.config.node_file import NodeFile
 from fednnunet.datasets.raw import find_dataset
@@ -16,8 +13,9 @@ from fednnunet.deployment.keys import read_private_key
 from fednnunet.deployment.node.connection import LOG_FILE, run_connection
 from fednnunet.deployment.supervision import OTHER_RUN, SupervisedProcess, ended_by_signal, supervise, terminal
 from fednnunet.lock import locked
+from fednnunet.node.launcher import socket_folder, worker_address, worker_context
 
-PRELOAD = ["fednnunet.deployment.node.deployed_worker"]
+WORKER_MODULE = "fednnunet.deployment.node.deployed_worker"
 RETRY_TIMEOUT_S = 600.0
 """How long the connection waits for a worker that is being restarted."""
 
@@ -38,21 +36,14 @@ def serve(node_file: NodeFile) -> None:
         read_private_key(node_file.key)
     ended = ended_by_signal()
     notify = terminal()
-    os.environ.setdefault("nnUNet_def_n_proc", "1")  # nnU-Net reads it when it is imported
     os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
-    # AF_UNIX paths hold about 100 characters: the work folder may be too deep. mkdtemp makes it 0700.
-    sockets = Path(tempfile.mkdtemp(prefix="fednnunet-"))
-    key, key_file = secrets.token_bytes(32), sockets / "worker.key"
-    key_file.touch(mode=0o600)
-    key_file.write_bytes(key)
-    address = str(sockets / "worker.sock")
-    # Flower's node configuration: what the ClientApp needs to find the worker.
-    node_config = {"socket": address, "key-file": str(key_file), "retry-timeout-s": str(RETRY_TIMEOUT_S)}
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
+    sockets = socket_folder()
+    address = worker_address(sockets, "worker")
+    node_config = address.node_config | {"retry-timeout-s": str(RETRY_TIMEOUT_S)}
+    context = worker_context(WORKER_MODULE)
 
     def start_worker() -> BaseProcess:
-        process = context.Process(target=_work, args=(node_file, address, key), name="worker")
+        process = context.Process(target=_work, args=(node_file, address.socket, address.key), name="worker")
         process.start()
         return process
 

@@ -12,8 +12,9 @@ from pydantic import ValidationError
 from fednnunet.errors import ConfigError, DataError, ProtocolError, first_problem, one_line
 from fednnunet.exchange.messages import Body, FingerprintReply, Kind, PlanRequest, PreprocessRequest
 from fednnunet.files import write_atomically
+from fednnunet.fingerprint.bins import IntensityRange, histogram_bins_over
 from fednnunet.fingerprint.merge import merge_fingerprints
-from fednnunet.fingerprint.schema import IntensityRange, LocalFingerprint, common_ranges
+from fednnunet.fingerprint.schema import DatasetFingerprint
 from fednnunet.server.node_requests import request_all
 from fednnunet.server.session import Federation, Session
 
@@ -64,7 +65,7 @@ def federated_fingerprint(session: Session) -> dict[str, Any]:
         federation.remove(unusable)
 
 
-def _contributions(session: Session) -> dict[int, LocalFingerprint]:
+def _contributions(session: Session) -> dict[int, DatasetFingerprint]:
     """Contributions of the training nodes; of fewer, where some cannot be used and may be missed.
 
     Nodes whose ranges cannot be used are left out before the others are asked.
@@ -75,7 +76,7 @@ def _contributions(session: Session) -> dict[int, LocalFingerprint]:
     if settings.fingerprint == "histogram":
         ranges = _parse_each(session, described, _parse_ranges)
         federation.remove(set(described) - set(ranges))
-        bins = {channel: b.model_dump() for channel, b in common_ranges(list(ranges.values())).items()}
+        bins = {channel: b.model_dump() for channel, b in histogram_bins_over(list(ranges.values())).items()}
         empty = sorted(set(federation.described[federation.training[0]].channel_names) - set(bins))
         if empty:
             raise DataError(f"no node has foreground in channel {empty[0]}: every label map is empty")
@@ -101,9 +102,9 @@ def _parse_each(
     return parsed
 
 
-def _parse_fingerprint(reply: FingerprintReply, bins: Mapping[str, Any]) -> LocalFingerprint:
+def _parse_fingerprint(reply: FingerprintReply, bins: Mapping[str, Any]) -> DatasetFingerprint:
     """A node's part of the fingerprint; over ``bins``, where a contribution was requested."""
-    parsed = LocalFingerprint.parse(reply.fingerprint, f"node {reply.node}")
+    parsed = DatasetFingerprint.parse(reply.fingerprint, f"node {reply.node}")
     over = {channel: intensities.bins.model_dump() for channel, intensities in (parsed.intensities or {}).items()}
     for part, ours, theirs in (
         ("channels", sorted(reply.channel_names), sorted(parsed.channels)),

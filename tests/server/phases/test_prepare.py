@@ -9,7 +9,8 @@ import pytest
 
 from fednnunet.errors import ProtocolError
 from fednnunet.exchange.messages import Kind
-from fednnunet.fingerprint.schema import IntensityBins, LocalFingerprint
+from fednnunet.fingerprint.bins import IntensityBins
+from fednnunet.fingerprint.schema import DatasetFingerprint
 from tests.support.scripted_federation import (
     SAMPLES,
     Answer,
@@ -57,10 +58,10 @@ def test_every_node_plans_for_the_federations_cases(run_federation: RunFederatio
     ids=["channels", "cases", "bins"],
 )
 def test_a_fingerprint_that_was_not_asked_for_is_refused(
-    other: Callable[[IntensityBins], LocalFingerprint], problem: str, run_federation: RunFederation
+    other: Callable[[IntensityBins], DatasetFingerprint], problem: str, run_federation: RunFederation
 ) -> None:
     def replace(answer: Answer) -> None:
-        bins = LocalFingerprint.model_validate(answer.body["fingerprint"]).intensities["0"].bins
+        bins = DatasetFingerprint.model_validate(answer.body["fingerprint"]).intensities["0"].bins
         answer.body["fingerprint"] = other(bins).to_dict()
 
     with pytest.raises(ProtocolError, match=f"^node Porto sent a fingerprint of {problem}"):

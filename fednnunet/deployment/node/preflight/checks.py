@@ -176,10 +176,10 @@ def check_device(node_file: NodeFile, drivers: Sequence[Path] = GPU_DRIVERS) -> 
     """
     import torch
 
-    from fednnunet.training import trainer as build
+    from fednnunet.training import devices
 
-    device = build.resolve_device(node_file.compute.device)
-    build.check_device(node_file.compute, device)
+    device = devices.resolve_device(node_file.compute.device)
+    devices.check_device(node_file.compute, device)
     if device.type == "cuda":
         return _check_gpus(node_file)
     found = f"{device.type}, {os.cpu_count()} cores (torch {torch.__version__})"

@@ -11,12 +11,8 @@ import torch
 
 from fednnunet.config.groups import ComputeConfig
 from fednnunet.errors import ConfigError
-from fednnunet.training.trainer import (
-    build_lightning_trainer,
-    check_device,
-    memory_fraction,
-    resolve_device,
-)
+from fednnunet.training.devices import check_device, memory_fraction, resolve_device
+from fednnunet.training.lightning_trainer import build_lightning_trainer
 
 COMPUTE = ComputeConfig(
     device="auto", precision="auto", augmentation_workers=0, preprocessing_workers=1, threads=1, compile=False

@@ -1,0 +1,201 @@
+"""The first stage: read and check a node's images, and describe them to the server."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from fednnunet import __version__
+from fednnunet.datasets.image_checks import check_images
+from fednnunet.datasets.pooled import pool_datasets, pooled_name
+from fednnunet.datasets.quality.measure import image_digests
+from fednnunet.datasets.raw import RawDataset, read_dataset
+from fednnunet.datasets.staging import raw_digest, stage_dataset
+from fednnunet.errors import ConfigError, ProtocolError, first_problem
+from fednnunet.evaluation.score import HeldOutCase
+from fednnunet.exchange.digests import DIGESTS_FILE, salted
+from fednnunet.exchange.messages import FingerprintReply, FingerprintRequest, Fold
+from fednnunet.files import write_atomically
+from fednnunet.fingerprint.bins import IntensityBins, IntensityRange
+from fednnunet.fingerprint.extract import extract_contribution, extract_fingerprint, intensity_ranges
+from fednnunet.fingerprint.quantise import quantise_fingerprint, quantise_range
+from fednnunet.fingerprint.schema import DatasetFingerprint
+from fednnunet.node.settings import NodeSettings
+from fednnunet.training.checkpoint import whole_rounds
+
+log = logging.getLogger(__name__)
+
+POOLED_DATASET = "Dataset999_Pooled"
+
+
+class NodeDataset:
+    """A node's images as one nnU-Net dataset, read from their raw folders and staged in ``nnUNet_raw``.
+
+    What is computed from the images is cached, under a digest of the raw files.
+
+    Args:
+        settings: settings of the node.
+
+    Attributes:
+        centres: centre name to its dataset; several for the pooled baseline.
+        raw: the dataset that nnU-Net works on: the node's own, or that of all centres.
+
+    Raises:
+        DataError: a dataset cannot be read.
+    """
+
+    def __init__(self, settings: NodeSettings) -> None:
+        self.settings = settings
+        self.config = settings.config
+        self.workers = settings.config.compute.preprocessing_workers
+        self.centres: dict[str, RawDataset] = {
+            centre: read_dataset(folder, centre, external=settings.external)
+            for centre, folder in settings.datasets.items()
+        }
+        staged = Path(os.environ["nnUNet_raw"])
+        if self.is_pooled:
+            self.raw = pool_datasets(self.centres, staged, POOLED_DATASET)
+        else:
+            self.raw = next(iter(self.centres.values()))
+            stage_dataset(self.raw, staged)
+        if settings.external:
+            check_images(self.raw, settings.name)
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether the cases of several centres lie here."""
+        return len(self.centres) > 1
+
+    def cases(self) -> list[HeldOutCase]:
+        """All cases, numbered within their centre."""
+        return [
+            HeldOutCase(centre, number, pooled_name(centre, case.name) if self.is_pooled else case.name, case)
+            for centre, dataset in self.centres.items()
+            for number, case in enumerate(dataset.cases)
+        ]
+
+    def describe(self, request: FingerprintRequest) -> FingerprintReply:
+        """What the server may know of the dataset.
+
+        Raises:
+            DataError: an image cannot be used.
+            ConfigError: the server asks for more than this node's configuration allows.
+            ProtocolError: the request does not fit the dataset.
+        """
+        external = self.settings.external
+        ranges, fingerprint = (None, None) if external else self._fingerprint_content(request)
+        return FingerprintReply(
+            node=self.settings.name,
+            version=__version__,
+            external=external,
+            num_training=0 if external else len(self.raw.cases),
+            configuration=self.config.configuration,
+            channel_names=self.raw.channel_names,
+            labels=self.raw.labels,
+            regions_class_order=self.raw.dataset_json.get("regions_class_order"),
+            file_ending=self.raw.file_ending,
+            fingerprint=fingerprint,
+            intensity_ranges=ranges,
+            resume_rounds={} if external else self._resume_rounds(),
+            image_digests=self._image_digests(request.salt),
+        )
+
+    # fingerprint ---------------------------------------------------------------------------------------
+
+    def fingerprint(self) -> dict[str, Any]:
+        """nnU-Net's fingerprint of the node."""
+        return self._cached("dataset_fingerprint", lambda: extract_fingerprint(self.raw, self.workers))
+
+    def _fingerprint_content(self, request: FingerprintRequest) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+        """Intensity ranges and fingerprint, where they were asked for; ``fingerprint.precision`` rounds what leaves."""
+        quantised = self.config.fingerprint.precision == "quantised"
+        if request.tell == "ranges":
+            ranges = self._cached("intensity_ranges", lambda: _dump(intensity_ranges(self.raw, self.workers)))
+            if quantised:
+                ranges = _dump({channel: quantise_range(IntensityRange(**r)) for channel, r in ranges.items()})
+            return ranges, None
+        if request.tell == "contribution":
+            contribution = self._contribution(request)
+            if quantised:
+                contribution = quantise_fingerprint(DatasetFingerprint.parse(contribution, "the cache")).to_dict()
+            return None, contribution
+        if quantised and request.tell == "statistics":
+            raise ConfigError("fingerprint.precision=quantised here, but the server asks for exact statistics")
+        fingerprint = self.fingerprint()  # cached for planning, also where the server does not ask for it
+        return None, fingerprint if request.tell == "statistics" else None
+
+    def _contribution(self, request: FingerprintRequest) -> dict[str, Any]:
+        if request.total_cases is None or request.total_cases < len(self.raw.cases):
+            raise ProtocolError(f"the server says that there are {request.total_cases} training cases in all")
+        try:
+            bins = {channel: IntensityBins.model_validate(b) for channel, b in (request.bins or {}).items()}
+        except ValidationError as error:
+            raise ProtocolError(f"the server sent malformed bins: {first_problem(error, 'bins')}") from None
+        missing = sorted(set(self.raw.channel_names) - set(bins))
+        if missing:
+            raise ProtocolError(f"the server sent no bins for channel {missing[0]}")
+        total = request.total_cases
+        key = hashlib.sha256(json.dumps([total, request.bins], sort_keys=True).encode()).hexdigest()[:12]
+        return self._cached(
+            f"contribution_{key}", lambda: extract_contribution(self.raw, total, bins, self.workers).to_dict()
+        )
+
+    # digests, rounds, cache ----------------------------------------------------------------------------
+
+    def _image_digests(self, salt: str | None) -> list[str] | None:
+        """Digests of the images, if this node shares them; which case each belongs to stays here, in a file."""
+        if salt is None:
+            return None
+        if not self.config.fingerprint.find_duplicates:
+            log.warning(
+                "the server asks for digests of the images; fingerprint.find_duplicates is false here, so none are sent"
+            )
+            return None
+        digests = self._cached("image_digests", lambda: image_digests(self.raw, self.settings.name, self.workers))
+        cases: dict[str, list[str]] = {}
+        for case, digest in digests.items():
+            cases.setdefault(salted(digest, salt), []).append(case)
+        write_atomically(self.settings.folder / DIGESTS_FILE, json.dumps(dict(sorted(cases.items())), indent=1))
+        for copies in cases.values():
+            if len(copies) > 1:
+                log.warning("the same image: %s", ", ".join(copies))
+        return sorted(cases)
+
+    def _resume_rounds(self) -> dict[Fold, list[int]]:
+        """Fold to the rounds whose checkpoints are intact."""
+        results = Path(os.environ["nnUNet_results"])
+        rounds: dict[Fold, list[int]] = {}
+        for fold in self.config.folds:
+            folders = results.glob(f"*/*__{self.config.configuration}/fold_{fold}")
+            rounds[fold] = sorted(finished for folder in folders for finished in whole_rounds(folder))
+        return rounds
+
+    def cache_folder(self, digest: str) -> Path:
+        """Folder for what is computed from raw files of this digest."""
+        return self.config.paths.cache.resolve() / f"{self.raw.name}_{digest}"
+
+    def _cached(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What ``compute`` returns for the images as they are; computed once, after every image was checked."""
+        folder = self.cache_folder(raw_digest(self.raw))
+        cached = folder / f"{name}.json"
+        if cached.is_file():
+            return json.loads(cached.read_text())
+        checked = folder / "checked"
+        if not checked.is_file():
+            for centre, dataset in self.centres.items():
+                check_images(dataset, centre)
+            write_atomically(checked, "")
+        computed = compute()
+        write_atomically(cached, json.dumps(computed))
+        return computed
+
+
+def _dump(models: Mapping[str, BaseModel]) -> dict[str, Any]:
+    return {name: model.model_dump() for name, model in models.items()}

@@ -1,0 +1,107 @@
+"""The stages between description and training: plan, preprocess, build a fold's trainer."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import nn
+
+from fednnunet.datasets.splits import pooled_splits, splits_of
+from fednnunet.datasets.staging import raw_digest
+from fednnunet.errors import ConfigError
+from fednnunet.exchange.messages import Fold, PlanRequest
+from fednnunet.files import write_atomically
+from fednnunet.fingerprint.schema import DatasetFingerprint
+from fednnunet.node.describe import NodeDataset
+from fednnunet.node.distributed import Ranks
+from fednnunet.node.settings import NodeSettings
+from fednnunet.planning.plans import import_plans, make_plans
+from fednnunet.preprocessing import REFERENCES, cache_key, preprocess
+from fednnunet.training.cascade import copy_previous_stage
+from fednnunet.training.pretrained import find_checkpoint, load_pretrained
+from fednnunet.training.trainer import build_network, build_nnunet_trainer, find_trainer
+
+
+def plan_network(dataset: NodeDataset, request: PlanRequest, settings: NodeSettings) -> dict[str, Any]:
+    """Plans from the federated fingerprint or the node's own, or imported where ``init.plans`` names some.
+
+    Raises:
+        ConfigError: nnU-Net plans no such configuration for these images.
+        ProtocolError: the federated fingerprint is malformed.
+    """
+    config, name, raw = settings.config, settings.name, dataset.raw
+    if request.fingerprint is None:
+        fingerprint = dataset.fingerprint()
+    else:
+        fingerprint = DatasetFingerprint.parse(request.fingerprint, "the server").to_dict()
+    given = config.init.plans_of(name)
+    if given is not None:
+        plans = import_plans(raw.name, fingerprint, given.expanduser(), name, len(raw.channel_names), config.model)
+    else:
+        plans = make_plans(raw.name, fingerprint, config.model, config.gpu_memory_of(name), request.num_training)
+    configuration = config.configuration
+    if configuration not in plans["configurations"]:
+        raise ConfigError(
+            f"configuration={configuration}: nnU-Net plans only {', '.join(plans['configurations'])} for these images"
+        )
+    return plans
+
+
+def planned_network(plans: dict[str, Any], dataset: NodeDataset, settings: NodeSettings) -> nn.Module:
+    """The network that ``plans`` describe for this node's task."""
+    config = settings.config
+    trainer_class = find_trainer(config.trainer.class_)
+    return build_network(trainer_class, PlansManager(plans), config.configuration, dataset.raw.dataset_json)
+
+
+def preprocess_cases(dataset: NodeDataset, plans: dict[str, Any], settings: NodeSettings) -> None:
+    """Write nnU-Net's splits and preprocess all cases; sets ``nnUNet_preprocessed`` to where they lie."""
+    config, raw = settings.config, dataset.raw
+    digest, configuration = raw_digest(raw), config.configuration
+    planned = settings.folder / "nnUNet_preprocessed" / raw.name
+    per_centre = {centre: splits_of(data, centre) for centre, data in dataset.centres.items()}
+    folds = pooled_splits(per_centre) if dataset.is_pooled else next(iter(per_centre.values()))
+    write_atomically(planned / "splits_final.json", json.dumps(folds, indent=1))
+    entry = dataset.cache_folder(digest) / cache_key(digest, plans, configuration, folds)
+    cache = preprocess(raw, planned, plans, configuration, entry, config.compute.preprocessing_workers)
+    _link(planned / REFERENCES, cache / raw.name / REFERENCES)
+    os.environ["nnUNet_preprocessed"] = str(cache)
+
+
+def build_fold_trainer(
+    fold: Fold,
+    dataset: NodeDataset,
+    plans: dict[str, Any],
+    settings: NodeSettings,
+    device: torch.device,
+    ranks: Ranks,
+) -> nnUNetTrainer:
+    """Build the trainer of ``fold``, as if it were the only one: from the node's seed, or pretrained."""
+    config, trainer_settings = settings.config, settings.config.trainer
+    configuration = config.configuration
+    dataset_json = {key: value for key, value in dataset.raw.dataset_json.items() if key != "dataset"}
+    ranks.build(plans, configuration, fold, dataset_json, settings.seed)
+    L.seed_everything(settings.seed, verbose=False)
+    trainer = build_nnunet_trainer(
+        plans, configuration, fold, dataset_json, trainer_settings, device, config.compute.precision
+    )
+    source = config.init.weights_of(settings.name)
+    if source is not None:
+        load_pretrained(trainer, find_checkpoint(source, settings.name, fold))
+    if config.init.previous_stage is not None and trainer.is_cascaded:
+        identifiers = [case.identifier for case in dataset.cases()]
+        copy_previous_stage(trainer, settings.name, config.init.previous_stage, identifiers)
+    return trainer
+
+
+def _link(link: Path, target: Path) -> None:
+    """Let ``link``, where nnU-Net's tools look, stand for ``target`` in the cache."""
+    link.unlink(missing_ok=True)
+    link.symlink_to(target)

@@ -1,0 +1,88 @@
+"""One round at a node: the request that opens it, what makes it valid, the reply to it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from fednnunet.errors import ProtocolError
+from fednnunet.exchange.channel import Request
+from fednnunet.exchange.messages import EvaluateRequest, TrainReply, TrainRequest
+from fednnunet.training.checkpoint import finished_rounds
+from fednnunet.training.network_state import check_state, state_spec
+
+
+@dataclass
+class OpenRound:
+    """A round that the server asked for and has no reply to yet.
+
+    Attributes:
+        request: what to reply to.
+        body: its body.
+        epochs_left: epochs of the round that are not trained yet.
+        started: time at which its first epoch began, in seconds of ``time.perf_counter``.
+        loaded: time at which its arrays were loaded; None before.
+    """
+
+    request: Request
+    body: TrainRequest
+    epochs_left: int
+    started: float = 0.0
+    loaded: float | None = None
+
+
+def check_round(trainer: nnUNetTrainer, body: TrainRequest, arrays: Mapping[str, np.ndarray]) -> None:
+    """Refuse a round that cannot be trained or replied to before it starts, not after it.
+
+    Raises:
+        ProtocolError: it is beyond the last epoch, or its layers do not fit the network.
+    """
+    if epochs_before(body) >= trainer.num_epochs:
+        raise ProtocolError(f"round {body.server_round} was asked for; there are {trainer.num_epochs} epochs")
+    check_state(trainer.network, arrays)
+    state_spec(trainer.network, body.layers)
+
+
+def round_to_resume_from(trainer: nnUNetTrainer, body: TrainRequest | EvaluateRequest) -> int:
+    """The last round that counted; the last before this one, if later ones came too late to count."""
+    rounds = finished_rounds(Path(trainer.output_folder))
+    if body.trained not in rounds and body.trained < body.server_round:
+        return max((done for done in rounds if body.trained < done < body.server_round), default=body.trained)
+    return body.trained
+
+
+def epochs_before(body: TrainRequest) -> int:
+    """Epochs that are over when the round starts."""
+    return (body.server_round - 1) * body.epochs
+
+
+def round_reply(
+    trainer: nnUNetTrainer, body: TrainRequest, seconds_train: float, seconds_exchange: float
+) -> TrainReply:
+    """The reply to a round: nnU-Net's figures of its last epoch, None where they are not finite."""
+
+    def last(name: str) -> float | None:
+        value = float(trainer.logger.get_value(name, step=-1))
+        return value if math.isfinite(value) else None
+
+    return TrainReply(
+        fold=body.fold,
+        server_round=body.server_round,
+        num_examples=num_examples(trainer),
+        train_loss=last("train_losses"),
+        val_loss=last("val_losses"),
+        pseudo_dice=last("mean_fg_dice"),
+        learning_rate=last("lrs"),
+        seconds_train=seconds_train,
+        seconds_exchange=seconds_exchange,
+    )
+
+
+def num_examples(trainer: nnUNetTrainer) -> int:
+    """Training cases of the trainer's fold."""
+    return len(trainer.do_split()[0])

@@ -1,0 +1,295 @@
+"""Training at a node: the rounds of one fold, in one Lightning fit, and how it resumes after an interruption.
+
+The first request to train starts Lightning's fit. From then on the federated callback waits between two epochs for
+the next round, so the trainer is built once per fold. :meth:`TrainingSession.next_step` says of each request that
+comes in the meantime whether it starts the next round, ends the fit, or has nothing to do with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from enum import Enum, auto
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from fednnunet.errors import ProtocolError
+from fednnunet.exchange.arrays import SharedArrays
+from fednnunet.exchange.channel import Request
+from fednnunet.exchange.messages import EvaluateReply, EvaluateRequest, Fold, Kind, TrainReply, TrainRequest
+from fednnunet.node.error_replies import failure_of
+from fednnunet.node.layer_sender import LayerSender
+from fednnunet.node.rounds import (
+    OpenRound,
+    check_round,
+    epochs_before,
+    num_examples,
+    round_reply,
+    round_to_resume_from,
+)
+from fednnunet.node.settings import NodeSettings
+from fednnunet.node.stages import NodeStages
+from fednnunet.training.callback import FederatedCallback
+from fednnunet.training.checkpoint import (
+    checkpoint_of,
+    end_loaders,
+    finished_rounds,
+    load_round,
+    restore_random_state,
+    save_final,
+    save_round,
+)
+from fednnunet.training.data import NNUNetDataModule
+from fednnunet.training.epochs import skip_epochs
+from fednnunet.training.lightning_trainer import build_lightning_trainer
+from fednnunet.training.module import NNUNetModule
+from fednnunet.training.network_state import check_state, load_state
+
+log = logging.getLogger(__name__)
+
+
+class NextStep(Enum):
+    """What a request means for a fit that waits between two rounds."""
+
+    START = auto()
+    """The next round of the fold: train it in this fit."""
+    STOP = auto()
+    """The fit is over; the request is answered after its end."""
+    IGNORE = auto()
+    """Nothing: the request is answered while the fit waits on."""
+
+
+class TrainingSession:
+    """Trains a node's folds one after another, round by round, as the server asks.
+
+    Implements :class:`~fednnunet.training.callback.Rounds`.
+
+    Args:
+        settings: settings of the node.
+        stages: stages of the node; its trainer is trained.
+        wait_for_round: called between two rounds; answers requests until one calls :meth:`start_round` (True), or ends
+            the fit (False).
+
+    Attributes:
+        layers: what is sent of the network.
+    """
+
+    def __init__(self, settings: NodeSettings, stages: NodeStages, wait_for_round: Callable[[], bool]) -> None:
+        self.settings = settings
+        self.stages = stages
+        self.wait_for_round = wait_for_round
+        self.layers = LayerSender()
+        self._is_fitting = self._is_first_epoch = False
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all rounds: another fold or other plans, or the same fold from a checkpoint."""
+        self._open: OpenRound | None = None
+        self._finished_round = 0
+        self._failed = False
+        self._reply: TrainReply | None = None
+        self._evaluation: EvaluateReply | None = None
+        self._random_state: dict[str, Any] | None = None
+        self.layers.reset()
+
+    # requests ------------------------------------------------------------------------------------------
+
+    def train(self, request: Request, body: TrainRequest) -> None:
+        """Reply with the node's initial state (round 0), with a round again, or train from this round on.
+
+        Raises:
+            ProtocolError: no such round can be trained now.
+        """
+        trainer = self._switch_fold(body.fold)
+        if body.server_round == 0:
+            self._reply = TrainReply(fold=body.fold, server_round=0, num_examples=num_examples(trainer))
+            self._send_reply(request, body)
+            return
+        if self._failed or self._must_rewind(trainer, body):
+            trainer = self._restart_fold(trainer)
+        self._resume_from(trainer, body)
+        if self._reply is not None and body.server_round == self._reply.server_round:
+            self._send_reply(request, body)
+        elif body.server_round > self._finished_round:
+            self._fit(trainer, request, body)
+        else:
+            raise ProtocolError(f"round {body.server_round} was asked for after round {self._finished_round}")
+
+    def evaluate(self, body: EvaluateRequest, arrays: Mapping[str, np.ndarray]) -> EvaluateReply:
+        """Finish the fold with the last aggregate: write the final checkpoint, score the held-out cases.
+
+        Raises:
+            ProtocolError: the fold is not at this round.
+        """
+        start = time.perf_counter()
+        trainer = self._switch_fold(body.fold)
+        if body.server_round == 0:
+            raise ProtocolError("evaluation was asked for before training")
+        self._resume_from(trainer, body)
+        if body.server_round < self._finished_round:
+            raise ProtocolError(
+                f"evaluation after round {body.server_round} was asked for; "
+                f"the node has finished round {self._finished_round}"
+            )
+        if self._evaluation is None:
+            check_state(trainer.network, arrays)
+            load_state(trainer.network, arrays)
+            skip_epochs(trainer, trainer.num_epochs)
+            save_final(trainer)
+            cases = self.stages.evaluate()
+            self._evaluation = EvaluateReply(cases=cases, seconds=time.perf_counter() - start)
+        return self._evaluation
+
+    def next_step(self, body: TrainRequest | EvaluateRequest, arrays: Mapping[str, np.ndarray]) -> NextStep:
+        """What a request means for the fit, which has finished a round and waits.
+
+        Raises:
+            ProtocolError: a later round that cannot be trained or replied to.
+        """
+        trainer = self._trainer
+        if isinstance(body, EvaluateRequest):
+            is_end = body.of_own_model and body.fold == trainer.fold and body.server_round >= self._finished_round
+            return NextStep.STOP if is_end else NextStep.IGNORE
+        if body.fold != trainer.fold:
+            return NextStep.IGNORE
+        if body.server_round > self._finished_round:
+            check_round(trainer, body, arrays)
+            return NextStep.START
+        return NextStep.STOP if self._must_rewind(trainer, body) else NextStep.IGNORE
+
+    # folds and resume ----------------------------------------------------------------------------------
+
+    @property
+    def _trainer(self) -> nnUNetTrainer:
+        if self.stages.trainer is None:
+            raise ProtocolError("training was asked for before preprocessing")
+        return self.stages.trainer
+
+    def _switch_fold(self, fold: Fold) -> nnUNetTrainer:
+        """The trainer of ``fold``; folds follow each other, each from its own beginning."""
+        trainer = self._trainer
+        if trainer.fold == fold:
+            return trainer
+        if self._is_fitting:
+            raise ProtocolError(f"fold {fold} was asked for while fold {trainer.fold} is training")
+        self.reset()
+        return self.stages.start_fold(fold)
+
+    def _must_rewind(self, trainer: nnUNetTrainer, body: TrainRequest) -> bool:
+        """Whether the server has lost rounds that this node has finished, and the node can resume from before them."""
+        return body.server_round < self._finished_round and body.trained in finished_rounds(Path(trainer.output_folder))
+
+    def _restart_fold(self, trainer: nnUNetTrainer) -> nnUNetTrainer:
+        """The trainer of the same fold as a worker that has just started has it."""
+        why = "the last attempt failed" if self._failed else "the server has lost its result"
+        log.warning("round %d is trained again: %s", self._finished_round + 1, why)
+        end_loaders(trainer)
+        self.reset()
+        return self.stages.start_fold(trainer.fold)
+
+    def _resume_from(self, trainer: nnUNetTrainer, body: TrainRequest | EvaluateRequest) -> None:
+        """Where this worker has just started and the node has trained before: load the checkpoint of that round."""
+        if self._finished_round or not body.trained:
+            return
+        last = round_to_resume_from(trainer, body)
+        state = load_round(trainer, last)
+        self.stages.ranks.load(checkpoint_of(trainer, last), trainer.current_epoch)
+        self._finished_round = last
+        self._reply = TrainReply.model_validate(state["reply"])
+        self._random_state = state["random"]
+        if isinstance(body, TrainRequest):
+            self.layers.restore_round(trainer.network, body.layers, body.dtype, state["residuals"])
+
+    # the fit -------------------------------------------------------------------------------------------
+
+    def _fit(self, trainer: nnUNetTrainer, request: Request, body: TrainRequest) -> None:
+        """Run Lightning's fit, from this round to the last; returns when the rounds are over."""
+        check_round(trainer, body, request.arrays)
+        self.start_round(request, body)
+        self.stages.ranks.fit(trainer.current_epoch)
+        trainer.on_train_start()
+        if self._random_state is not None:
+            restore_random_state(self._random_state)
+        module = NNUNetModule(trainer)
+        lightning_trainer = build_lightning_trainer(
+            module, self.settings.config.compute, [FederatedCallback(self)], self.settings.folder
+        )
+        self._is_fitting = self._is_first_epoch = True
+        try:
+            lightning_trainer.fit(module, datamodule=NNUNetDataModule(trainer))
+        except Exception as error:
+            open_round, self._open, self._failed = self._open, None, True
+            if open_round is None or open_round.request is request:
+                raise
+            # A later round's request is open, not the one that started the fit.
+            open_round.request.fail(failure_of(error, Kind.TRAIN, self.settings))
+        finally:
+            self._is_fitting = False
+
+    def start_round(self, request: Request, body: TrainRequest) -> None:
+        """Train this round next; epochs of rounds that the node missed are skipped."""
+        skip_epochs(self._trainer, epochs_before(body))
+        self._open = OpenRound(request, body, body.epochs)
+
+    def start_epoch(self, module: NNUNetModule) -> None:
+        """Load what the server sent, where the epoch is the first of its round."""
+        current = self._open
+        assert current is not None
+        is_new = current.loaded is None
+        if is_new:
+            current.started = time.perf_counter()
+            load_state(module.network, current.request.arrays)
+        self.stages.ranks.start_epoch(module.network, module.nnunet.current_epoch, self._is_first_epoch)
+        if is_new:
+            module.set_proximal_term(current.request.arrays, current.body.proximal_mu)
+            current.loaded = time.perf_counter()
+        self._is_first_epoch = False
+
+    def end_epoch(self, module: NNUNetModule) -> bool:
+        """Reply after the last epoch of a round, and wait for the next round; False where none follows."""
+        current, trainer = self._open, module.nnunet
+        assert current is not None
+        current.epochs_left -= 1
+        is_last = trainer.current_epoch >= trainer.num_epochs
+        if current.epochs_left and not is_last:
+            return True
+        self._finish_round(trainer, current)
+        if not is_last and self.wait_for_round():
+            return True
+        self.stages.ranks.end_fit()
+        return False
+
+    def _finish_round(self, trainer: nnUNetTrainer, current: OpenRound) -> None:
+        """Save the round, then reply."""
+        body = current.body
+        assert current.loaded is not None
+        self._reply = round_reply(trainer, body, time.perf_counter() - current.loaded, current.loaded - current.started)
+        residuals = self.layers.finish_round(trainer.network, body.layers, body.dtype)
+        save_round(trainer, self._reply.model_dump(), residuals)
+        self._finished_round = body.server_round
+        self._send_reply(current.request, body)
+        self._open = None
+
+    def _send_reply(self, request: Request, body: TrainRequest) -> None:
+        """Send the stored reply with the layers asked for; layers that cannot be sent don't end the fit."""
+        assert self._reply is not None
+        start = time.perf_counter()
+        try:
+            arrays = self._collect_layers(body)
+        except ProtocolError as error:
+            request.fail(failure_of(error, Kind.TRAIN, self.settings))
+            return
+        seconds = self._reply.seconds_exchange + time.perf_counter() - start
+        request.reply(self._reply.model_copy(update={"seconds_exchange": seconds}).model_dump_json(), arrays)
+
+    def _collect_layers(self, body: TrainRequest) -> SharedArrays | None:
+        if not body.layers:
+            return None
+        network = self._trainer.network
+        if body.server_round == 0 or body.dtype == "float32":
+            return self.layers.plain(network, body.layers)
+        return self.layers.rounded(network, body.layers, body.dtype)
