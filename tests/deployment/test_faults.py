@@ -13,14 +13,22 @@ from tests.support.deployed_federation import Federation, check_result, reached
 pytestmark = pytest.mark.xdist_group("deployed")
 KILLED = {"plan": "train", "preprocess": "server", "train": "train", "round 2": "server", "evaluate": "train"}
 """What dies of the server's machine: ``train.py``, or ``fednnunet server up`` with all it started."""
+BEFORE_IN_AND_AFTER_TRAINING = {"plan": "train", "round 2": "server", "evaluate": "train"}
 
 
+@pytest.mark.parametrize(
+    "killed",
+    [
+        pytest.param(BEFORE_IN_AND_AFTER_TRAINING, id="before, in and after training"),
+        pytest.param(KILLED, id="more stages", marks=pytest.mark.nightly),
+    ],
+)
 def test_a_run_continues_after_the_server_machine_has_died(
-    federation: Federation, undisturbed: Path, tmp_path: Path
+    federation: Federation, undisturbed: Path, tmp_path: Path, killed: dict[str, str]
 ) -> None:
     run = tmp_path / "run"
     federation.start_train(run, *OPTIONS)
-    for stage, machine in KILLED.items():
+    for stage, machine in killed.items():
         federation.wait_for(partial(reached, federation, run, stage), f"stage {stage}")
         federation.kill_all_of(machine)
         federation.start_train(run, *OPTIONS) if machine == "train" else federation.start_server()

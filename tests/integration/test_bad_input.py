@@ -15,6 +15,8 @@ import torch
 
 from tests.integration.conftest import Train
 
+OSLO_ALONE = ("strategy=local", "dataset.centres=[{name: Oslo, dataset: 201}]")
+
 
 def check(result: Any, run: Path, *parts: str) -> None:
     lines = [line for line in result.stderr.splitlines() if line.lower().startswith("error")]
@@ -102,13 +104,18 @@ def test_data_that_do_not_fit(
     change: Callable[[Path], None],
     parts: list[str],
 ) -> None:
-    result = train(tmp_path / "run", raw=broken(change))
-    check(result, tmp_path / "run", *parts)
+    centres = "dataset.centres=[{name: Oslo, dataset: 201}, {name: Porto, dataset: 202}]"
+    check(train(tmp_path / "run", centres, raw=broken(change)), tmp_path / "run", *parts)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_gpu_asked_for_and_none_there(train: Train, tmp_path: Path) -> None:
-    check(train(tmp_path / "run", "compute.device=cuda"), tmp_path / "run", "compute.device=cuda", "no CUDA GPU")
+    check(
+        train(tmp_path / "run", *OSLO_ALONE, "compute.device=cuda"),
+        tmp_path / "run",
+        "compute.device=cuda",
+        "no CUDA GPU",
+    )
 
 
 @pytest.mark.parametrize(
@@ -120,4 +127,4 @@ def test_gpu_asked_for_and_none_there(train: Train, tmp_path: Path) -> None:
     ],
 )
 def test_names_that_nnunet_does_not_know(train: Train, tmp_path: Path, override: str, parts: list[str]) -> None:
-    check(train(tmp_path / "run", override), tmp_path / "run", *parts)
+    check(train(tmp_path / "run", *OSLO_ALONE, override), tmp_path / "run", *parts)

@@ -19,7 +19,7 @@ def run_local(arguments: Sequence[str], report: bool = False) -> subprocess.Comp
     """A ``python train.py …`` in this process: the same script, arguments, output and exit code.
 
     What it takes seconds to import, here and for the nodes, is imported once for all tests. Figures and report take
-    3 CPU seconds, and are left out unless a test reads them.
+    3 CPU seconds, and measuring memory every second a tenth of the rest; both are left out unless a test reads them.
     """
     out, errors = io.StringIO(), io.StringIO()
     with (
@@ -32,6 +32,7 @@ def run_local(arguments: Sequence[str], report: bool = False) -> subprocess.Comp
         patch.setenv("COLUMNS", "200")
         if not report:
             patch.setattr("fednnunet.reporting.finish.write_report", lambda folder, results: folder / "report.html")
+            patch.setattr("fednnunet.node.launcher.MEMORY_SAMPLE_SECONDS", 600.0)
         try:
             runpy.run_path(arguments[1], run_name="__main__")
             code = 0
