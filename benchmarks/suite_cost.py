@@ -37,10 +37,10 @@ class Cost:
     """What a suite took.
 
     Attributes:
-        cpu_seconds: user and system time of all its processes.
-        wall_seconds: from its start to its end.
-        exit_code: of pytest.
-        counts: outcome (``passed``, ``failed``, ``error``) to number of tests.
+        cpu_seconds: User and system time of all its processes.
+        wall_seconds: Time from its start to its end.
+        exit_code: Exit code of pytest.
+        counts: Outcome (``passed``, ``failed``, ``error``) to number of tests.
     """
 
     cpu_seconds: float

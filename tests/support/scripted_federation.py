@@ -148,11 +148,11 @@ class Fault:
     """What a node does wrong, and how the operator reads of it.
 
     Attributes:
-        problem: part of the message to the operator.
-        worker: changes what its worker sends.
-        wire: changes what its relay hands to the grid.
-        kind: of the message.
-        of: round (``2``, or ``1/2`` for round 2 of fold 1); content of the fingerprint that was asked for; ``own`` or
+        problem: Part of the message to the operator.
+        worker: Changes what the node's worker sends.
+        wire: Changes what the node's relay hands to the grid.
+        kind: Kind of the message that it shows in.
+        of: Round (``2``, or ``1/2`` for round 2 of fold 1), requested content of a fingerprint, or ``own`` or
             ``layers`` of an evaluation.
     """
 
@@ -180,20 +180,20 @@ class ScriptedNode:
     """Answers as a good node would, and keeps what it received and sent.
 
     Args:
-        name: of the node.
-        layers: layer to shape of its network.
-        cases: training cases; 0 for an external centre.
-        epochs: of a fold.
-        plans: of its network.
-        introduction: other fields of its :class:`FingerprintReply`.
+        name: Name of the node.
+        layers: Layer to shape of its network.
+        cases: Number of training cases; 0 for an external centre.
+        epochs: Epochs of a fold.
+        plans: Plans of its network.
+        introduction: Other fields of its :class:`FingerprintReply`.
 
     Attributes:
-        fault: what it does wrong.
-        requests: all bodies that it received, in order.
-        received: fold and round to the layers that it received; the round after the last is evaluation.
-        sent: fold and round to its layers after training.
-        final: fold to the model that it scored.
-        kept: node to fold to the model of that node that it was sent to score.
+        fault: What it does wrong.
+        requests: Bodies of all requests, in order.
+        received: Fold and round to the layers that it received; the round after the last is evaluation.
+        sent: Fold and round to its layers after training.
+        final: Fold to the model that it scored.
+        kept: Node to fold to the model of that node that it was sent to score.
     """
 
     def __init__(
@@ -352,10 +352,10 @@ class FinishedRun:
     """A run that is over.
 
     Attributes:
-        nodes: by name.
-        messages: to the operator.
-        folder: of the run.
-        training: rounds of a fold and iterations of a round.
+        nodes: Name to node.
+        messages: Messages to the operator.
+        folder: Folder of the run.
+        training: Rounds of a fold and iterations of a round.
     """
 
     nodes: dict[str, ScriptedNode]
@@ -417,15 +417,15 @@ def run(
     faults: Mapping[str, Fault] | None = None,
     grid_class: type[LocalGrid] = LocalGrid,
 ) -> FinishedRun:
-    """Run a federation to its end; in the folder of one that was interrupted it goes on.
+    """Run a federation to its end; in the folder of an interrupted run, resume that one.
 
     Args:
-        folder: of the run.
-        nodes: in the order in which they join.
-        strategy: by default :class:`AsymFedAvg`.
-        settings: fields of :class:`ServerSettings`.
-        faults: name of a node to what it does wrong.
-        grid_class: the grid.
+        folder: Folder of the run.
+        nodes: Nodes in the order in which they join.
+        strategy: Strategy; by default :class:`AsymFedAvg`.
+        settings: Fields of :class:`ServerSettings`.
+        faults: Name of a node to what it does wrong.
+        grid_class: Class of the grid.
     """
     folder.mkdir(exist_ok=True)
     by_name = {node.name: node for node in nodes}
