@@ -135,3 +135,23 @@ def test_experiments_quote_the_papers_numbers_and_the_folders(experiment: str, d
 
 def test_features_name_their_tests() -> None:
     assert len(named_tests((ROOT / "docs" / "reference" / "nnunet_features.md").read_text())) > 20
+
+
+REFERENCE = ROOT / "docs" / "reference" / "configuration.md"
+OPEN_MAPS = ("strategy.aggregation.", "gpu_memory.per_node.", "logger.", "dataset.generator.", "model.overrides.")
+GROUPS = sorted(path.name for path in (ROOT / "conf").iterdir() if path.is_dir() and path.name != "hydra")
+OF_THE_READER = {"mine", "NAME", "fedadagrad"}
+"""Options that documents tell readers to write."""
+
+
+@pytest.mark.parametrize("document", [one for one in DOCUMENTS if one != REFERENCE], ids=name)
+def test_keys_and_options_that_are_named_exist(document: Path) -> None:
+    text, group = document.read_text(), "|".join(GROUPS)
+    known = set(re.findall(r"(?m)^\| `([\w.]+)` \|", REFERENCE.read_text()))
+    key = rf"(?:{group})(?:\.\w+)+"
+    for named in re.findall(rf"(?<![\w/.])\+?({key})(?==)|`\+?({key})`", text):
+        found = named[0] or named[1]
+        assert found in known or found.startswith(OPEN_MAPS) or re.search(r"\.(md|json|py|yaml|csv)$", found), found
+    for chosen, options in re.findall(rf"(?<![\w/.])({group}|hydra/\w+)=([\w/,]+)", text):
+        for option in set(options.split(",")) - OF_THE_READER:
+            assert (ROOT / "conf" / chosen / f"{option}.yaml").is_file() or chosen == "hydra/launcher", option
