@@ -40,12 +40,12 @@ app.add_typer(node, name="node")
 
 @app.command()
 def keys(
-    folder: Annotated[Path, typer.Argument(help="Takes the files; what is there stays.")],
+    folder: Annotated[Path, typer.Argument(help="Folder for the files; existing files stay.")],
     server: Annotated[
-        list[str], typer.Option(help="Host name or IP address by which nodes reach the server; may be given again.")
+        list[str], typer.Option(help="Host name or IP address by which nodes reach the server; can be repeated.")
     ],
-    node: Annotated[list[str] | None, typer.Option(help="Name of a node; may be given again.")] = None,
-    days: Annotated[int, typer.Option(help="The server's certificate is valid so long.", min=1)] = 825,
+    node: Annotated[list[str] | None, typer.Option(help="Name of a node; can be repeated.")] = None,
+    days: Annotated[int, typer.Option(help="Days that the server's certificate is valid.", min=1)] = 825,
 ) -> None:
     """Make what a federation across machines needs: a CA, the server's certificate, a key pair for each node."""
     from fednnunet.deployment.keys import make_keys

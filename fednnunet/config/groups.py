@@ -218,7 +218,7 @@ class GpuMemoryConfig(GpuMemoryTarget):
     Attributes:
         gb: GPU memory in GB that nnU-Net plans patch and batch size for; null for what the planner was made for.
         per_node: GB by node name, for nodes that differ.
-        cap: On CUDA, let no worker take more than its target, as if its GPU were that small.
+        cap: On CUDA, a worker takes no more than its target, as if its GPU were that small.
     """
 
     per_node: dict[str, PositiveFloat] = Field(default={})

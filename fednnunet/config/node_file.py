@@ -80,14 +80,14 @@ class NodeFile(Config):
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """Host and port of ``host:port``; an IPv6 host stands in brackets.
+    """Host and port of ``host:port``; an IPv6 host is in brackets.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is not an address.
     """
     match = ADDRESS.match(address)
     if match is None or int(match[2]) >= 2**16:
-        raise ConfigError(f"{address} is no address; it must be host:port, such as fed.example.org:9092")
+        raise ConfigError(f"{address} is not an address; it must be host:port, such as fed.example.org:9092")
     return match[1].strip("[]"), int(match[2])
 
 
@@ -102,9 +102,9 @@ def read_node_file(path: Path) -> NodeFile:
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds no keys; see deploy/node.yaml for an example")
+        raise ConfigError(f"{path} contains no keys; see deploy/node.yaml for an example")
     try:
         node_file = NodeFile.model_validate(content)
     except ValidationError as error:

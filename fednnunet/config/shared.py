@@ -1,6 +1,6 @@
-"""What a server may tell a node to do: the part of a run's configuration that travels.
+"""What a server may tell a node to do: the part of a run's configuration that it sends.
 
-Everything else is the node's own: where its data lie, its device, its memory. Nothing in here is a path, and a class
+Everything else is the node's own: where its data are, its device, its memory. Nothing in here is a path, and a class
 is named only if nnU-Net defines it or the node's own configuration allows it.
 
 To add a key that nodes read, edit three places:

@@ -1,1 +1,1 @@
-"""How a run starts, goes on, and belongs to a sweep."""
+"""How a run starts, is resumed, and belongs to a sweep."""

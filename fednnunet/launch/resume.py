@@ -1,4 +1,4 @@
-"""``continue=FOLDER``: the command that an interrupted run, or sweep, was started with."""
+"""``continue=FOLDER``: the command that started an interrupted run, or sweep."""
 
 from __future__ import annotations
 

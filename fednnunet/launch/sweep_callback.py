@@ -1,4 +1,4 @@
-"""The jobs of one command, in whichever processes they run: which they are, which failed, how they compare."""
+"""The jobs of one command, whichever processes run them: which they are, which failed, how they compare."""
 
 from __future__ import annotations
 
@@ -67,16 +67,16 @@ def resume_hint(program: Sequence[str]) -> str:
 
 
 class SweepCallback(Callback):
-    """Hydra callback: knows where the run or sweep lies, and compares a sweep's runs when it ends.
+    """Hydra callback: knows the folder of the run or sweep, and compares a sweep's runs when it ends.
 
-    Hydra calls ``on_job_start`` in the process of the job, on a copy of this object; all else in the one of the
-    command.
+    Hydra calls ``on_job_start`` in the process of the job, on a copy of this object; everything else in the
+    process of the command.
 
     Attributes:
-        current: the one that this command made.
-        folder: of the run, or of the sweep.
-        jobs: how many a sweep that ended had.
-        failed: its jobs that failed, and why.
+        current: Callback of this command.
+        folder: Folder of the run, or of the sweep.
+        jobs: Number of jobs of a sweep that has ended.
+        failed: Jobs that failed, and why.
     """
 
     current: ClassVar[SweepCallback | None] = None
@@ -100,17 +100,17 @@ class SweepCallback(Callback):
         if "submitit" in config.hydra.launcher._target_:
             print(f"what the jobs print is in {os.path.relpath(self.folder)}/.submitit", flush=True)
         if "optuna" in config.hydra.sweeper._target_ and "max" not in str(config.hydra.sweeper.direction).lower():
-            print("warning: this looks for the worst mean DSC; take hparams_search=dsc_optuna", file=sys.stderr)
+            print("warning: this looks for the worst mean DSC; use hparams_search=dsc_optuna", file=sys.stderr)
 
     def on_job_start(self, config: DictConfig, *, task_function: TaskFunction, **kwargs: Any) -> None:
-        """Mark the run as one of this start of the sweep, whose end, but on SLURM, is the end of the job, too."""
+        """Mark the run as a job of this sweep; except on SLURM, let the job end when the sweep ends."""
         folder = Path(config.hydra.runtime.output_dir)
         (folder / ERROR_FILE).unlink(missing_ok=True)
         if self._start:
             write_atomically(folder / MEMBER, self._start)
         if self._pid == os.getpid():
             return
-        os.environ["TTY_COMPATIBLE"] = "0"  # plain lines: live ones of several jobs would write over each other
+        os.environ["TTY_COMPATIBLE"] = "0"  # plain lines: live ones of several jobs would overwrite each other
         if not config.hydra.launcher._target_.endswith("SlurmLauncher"):
             _end_with(self._pid)
 
@@ -153,7 +153,7 @@ def _track_comparison(loggers: DictConfig, folder: Path) -> None:
 
 
 def _end_with(pid: int) -> None:
-    """End this process as Ctrl-C does when process ``pid`` is no more, however it ended."""
+    """End this process, as Ctrl-C does, once process ``pid`` has ended, for whatever reason."""
     command = psutil.Process(pid)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

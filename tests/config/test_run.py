@@ -79,7 +79,7 @@ def test_folders_of_datasets_do_not_collide(tmp_path: Path) -> None:
     assert len(set(numbers)) == len(numbers)
 
 
-@pytest.mark.parametrize("experiment", [*TABLES, "four_setups"])
+@pytest.mark.parametrize("experiment", [*TABLES, "four_strategies"])
 def test_tables_follow_the_papers_protocol(tmp_path: Path, experiment: str) -> None:
     config = composed(tmp_path, f"experiment={experiment}", "dataset=aimix")
     assert config.folds == [0, 1, 2, 3, 4]

@@ -328,7 +328,7 @@ def test_the_proxy_of_the_environment_is_used(
 def test_with_an_invalid_configuration_only_the_versions_are_tested(write_site: WriteSite) -> None:
     found = results(write_site(server="fed.example.org"))
     assert found["configuration"].state == "bad"
-    assert "server: fed.example.org is no address; it must be host:port" in found["configuration"].found
+    assert "server: fed.example.org is not an address; it must be host:port" in found["configuration"].found
     assert {name for name, one in found.items() if one.state == "good"} == {"versions"}
     assert {one.state for one in found.values()} == {"good", "bad", "skipped"}
 
