@@ -155,3 +155,11 @@ def test_keys_and_options_that_are_named_exist(document: Path) -> None:
     for chosen, options in re.findall(rf"(?<![\w/.])({group}|hydra/\w+)=([\w/,]+)", text):
         for option in set(options.split(",")) - OF_THE_READER:
             assert (ROOT / "conf" / chosen / f"{option}.yaml").is_file() or chosen == "hydra/launcher", option
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_paths_that_are_named_exist(document: Path) -> None:
+    top = "conf|fednnunet|benchmarks|tests|deploy|experiments"
+    for path in re.findall(rf"`((?:{top})/[\w./-]+)`", document.read_text()):
+        if "NAME" not in path and not path.endswith(("/mine.yaml", "/local/default.yaml")):
+            assert (ROOT / path).exists(), path
