@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import ValidationError
 
 LONGEST_LINE = 1000
-"""Characters of what others say that are shown."""
+"""Number of characters that are shown of text from elsewhere."""
 
 
 class FednnUNetError(Exception):
@@ -34,7 +34,7 @@ class NodeError(FednnUNetError):
 
     Args:
         node: name of the node.
-        reason: what the node says of it.
+        reason: message of the node.
     """
 
     def __init__(self, node: str, reason: str) -> None:

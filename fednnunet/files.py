@@ -1,4 +1,4 @@
-"""Writing a file so that a reader, or a crash, never meets half of it."""
+"""Write files so that no reader and no crash ever finds half of one."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-"""Numbers of errors that say so."""
+"""Error numbers for a full disk."""
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace ``path`` by ``text``: it is the old file or the new one at any moment. Makes its folder."""
+    """Replace ``path`` by ``text``: at any moment it is the old file or the new one. Creates its folder."""
     with _partial(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
@@ -43,7 +43,7 @@ def write_arrays(path: Path, arrays: Mapping[str, Any], *, compressed: bool = Fa
 
 
 def has_free_space(folder: Path, size: int = 2**20) -> bool:
-    """Whether so many bytes can be written in ``folder`` now."""
+    """Whether ``size`` bytes can be written in ``folder`` now."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"\1" * size)

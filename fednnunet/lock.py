@@ -20,12 +20,12 @@ LOCK_FILE = ".lock"
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes out of ``folder``; the system frees it when this process ends, however it ends.
+    """Keep other processes out of ``folder``; the system releases it when this process ends, however it ends.
 
-    Where the file system knows no locks, nothing is kept out.
+    Where the file system has no locks, no process is kept out.
 
     Raises:
-        ConfigError: another process is in it; says which.
+        ConfigError: another process uses it; the message says which.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK_FILE).open("a+", encoding="utf-8") as file:

@@ -1,7 +1,7 @@
-"""Plans to ``nnUNet_preprocessed``, kept in a cache that runs share.
+"""Preprocess cases by nnU-Net's plans, into a cache that runs share.
 
-A cache entry is named by what it was made from, so that the five folds, strategies with the same plans and a
-repeated run preprocess once. nnU-Net's own layout lies inside it.
+A cache entry is named by what it was made from, so that the five folds, strategies with the same plans and a repeated
+run preprocess once. It has nnU-Net's own layout.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fednnunet.datasets.raw import RawDataset
 log = logging.getLogger(__name__)
 
 REFERENCES = "gt_segmentations"
-"""nnU-Net's folder of label maps as they were, beside the preprocessed cases."""
+"""nnU-Net's folder of the original label maps, beside the preprocessed cases."""
 
 
 def cache_key(raw_digest: str, plans: dict[str, Any], configuration: str, folds: list[dict[str, list[str]]]) -> str:
@@ -40,20 +40,23 @@ def preprocess(
     cache: Path,
     workers: int = 1,
 ) -> Path:
-    """Run nnU-Net's preprocessor on every case; the folder to use as ``nnUNet_preprocessed``.
+    """Run nnU-Net's preprocessor on every case.
 
-    The entry appears under its name when it is whole; an interrupted or parallel run leaves none half-made.
+    The entry appears under its name when it is complete; an interrupted or parallel run leaves none half-made.
 
     Args:
         dataset: the node's cases.
         planned: ``nnUNet_preprocessed/<dataset>`` with ``dataset.json``, fingerprint and plans.
         plans: the plans, already in ``planned``.
-        configuration: such as ``2d``.
-        cache: the entry to make or reuse.
-        workers: 1 works in this process (a pool costs seconds of imports a process), more start nnU-Net's.
+        configuration: nnU-Net's configuration, such as ``2d``.
+        cache: folder of the entry to make or reuse.
+        workers: number of processes; 1 works in this one (each further one costs seconds of imports).
+
+    Returns:
+        The folder to use as ``nnUNet_preprocessed``.
     """
     if cache.is_dir():
-        log.info("preprocessed data is there: %s", cache.name)
+        log.info("preprocessed data are there already: %s", cache.name)
         return cache
     partial = cache.with_name(f"{cache.name}.partial-{uuid.uuid4().hex[:8]}")
     target = partial / dataset.name

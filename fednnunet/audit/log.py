@@ -1,7 +1,7 @@
-"""What left a node: a log of every reply, one JSON line each, written before the reply goes.
+"""Log of what leaves a node: one JSON line per reply, written before the reply is sent.
 
-A line tells names, sizes and digests, never values. It carries the digest of the line before it, so a line that is
-changed or removed later shows. Imports no training library: what reads the log has none.
+A line holds names, sizes and digests, never values. It carries the digest of the line before it, so a line that is
+changed or removed later is noticed. This module imports no training library: what reads the log has none.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 AUDIT_LOG = "audit.jsonl"
 EXPANDED_FIELDS = ("fingerprint", "intensity_ranges")
-"""Fields of bodies whose parts are listed one by one: what is told of the images."""
+"""Fields of bodies whose parts are listed one by one: what describes the images."""
 BLOCK = 1 << 16
 
 
@@ -46,7 +46,7 @@ class FieldSize(BaseModel):
     """Size of a field that left.
 
     Attributes:
-        bytes: as JSON.
+        bytes: size as JSON.
         numbers: how many numbers it holds.
     """
 
@@ -57,7 +57,7 @@ class FieldSize(BaseModel):
 
 
 class Tensor(BaseModel):
-    """An array that left."""
+    """An array that left: its dtype, shape and size."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -67,28 +67,28 @@ class Tensor(BaseModel):
 
 
 class Entry(BaseModel):
-    """One line: a reply that was about to leave.
+    """One line of the log: a reply that was about to leave.
 
     Attributes:
-        time: UTC, ISO 8601.
-        node: its name.
-        run: the federation's run, where there are several.
-        kind: of the message that is answered.
-        asked: what the server asked for, in short.
-        ok: whether the node did it.
-        reason: the text that left instead, where it did not.
-        bytes: of body and arrays.
+        time: time in UTC, ISO 8601.
+        node: name of the node.
+        run: id of the run, where the log holds several.
+        kind: kind of the message that is answered.
+        asked: what the server asked for, in brief.
+        ok: whether the node did what was asked.
+        reason: message that left instead, where it did not.
+        bytes: size of body and arrays.
         body_sha256: digest of the body.
-        arrays_sha256: of the arrays, each filled up to 64 bytes with zeros; None without arrays.
-        withheld: replies kept back since the line before because the log could not be written; a
+        arrays_sha256: digest of the arrays, each padded with zeros to a multiple of 64 bytes; None without arrays.
+        withheld: number of replies kept back since the line before because the log could not be written; a
             :class:`~fednnunet.exchange.messages.Failure` of one fixed text went instead of each.
-        repaired: bytes of a torn line that were cut off before this one was written.
+        repaired: number of bytes of a torn line that were cut off before this one was written.
         previous: digest of the line before, without its end of line; None for the first.
-        fields: of the body; ``fingerprint`` and ``intensity_ranges`` by their parts.
-        scores: rows of scores, in an answer to ``evaluate``.
-        digests: salted digests of images, in an answer to ``query.fingerprint`` that has them.
-        layers: of the network that the node planned, name to shape, in an answer to ``query.plan``.
-        tensors: the arrays.
+        fields: sizes of the body's fields; ``fingerprint`` and ``intensity_ranges`` by their parts.
+        scores: number of rows of scores, in an answer to ``evaluate``.
+        digests: number of salted digests of images, in an answer to ``query.fingerprint`` that has them.
+        layers: layers of the network that the node planned, name to shape, in an answer to ``query.plan``.
+        tensors: the arrays that left, by name.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -116,14 +116,14 @@ class Entry(BaseModel):
 class AuditLog:
     """Appends to a node's log; one process at a time.
 
-    A line reaches the disk before its reply leaves, so what left is in the log whatever happens. A crash, or a disk
-    that is full, can tear the last line; the reply that it tells of has not left then. The next append cuts the torn
-    line off, says so in ``repaired``, and goes on from the last whole line, so the chain holds.
+    A line reaches the disk before its reply leaves, so what left is in the log whatever happens. A crash or a full
+    disk can tear the last line; the reply that it describes has not left then. The next append cuts off the torn line,
+    records that in ``repaired``, and continues from the last complete line, so the chain holds.
 
     Args:
-        path: of the file; made with mode 0600 where it is not there.
-        node: its name.
-        run: the federation's run, where there are several in one log.
+        path: file of the log; created with mode 0600 where it does not exist.
+        node: name of the node.
+        run: id of the run, where one log holds several.
     """
 
     def __init__(self, path: Path, node: str, run: str | None = None) -> None:
@@ -131,10 +131,14 @@ class AuditLog:
         self.node = node
         self.run = run
         self._last: str | None = None
-        self._withheld = self._mended = 0
+        self._withheld = self._repaired = 0
 
     def record(self, request: Request, reply: Reply) -> Failure | None:
-        """Append ``reply`` to the log; where that fails, what to send instead."""
+        """Append ``reply`` to the log.
+
+        Returns:
+            What to send instead, where the log cannot be written.
+        """
         try:
             self._append(_described(request, reply))
         except OSError as error:
@@ -153,10 +157,10 @@ class AuditLog:
             size = os.fstat(file).st_size - torn
             if torn:
                 os.ftruncate(file, size)
-                self._mended += torn
+                self._repaired += torn
             # The line that this process wrote last, not the file's: that lines were cut off since then shows.
             previous = self._last or (digest_of(whole) if whole is not None else None)
-            described |= {"previous": previous, "withheld": self._withheld, "repaired": self._mended}
+            described |= {"previous": previous, "withheld": self._withheld, "repaired": self._repaired}
             entry = Entry(node=self.node, run=self.run, **described)
             line = entry.model_dump_json(exclude_defaults=True).encode()
             try:
@@ -170,11 +174,11 @@ class AuditLog:
                 raise
         finally:
             os.close(file)
-        self._last, self._withheld, self._mended = digest_of(line), 0, 0
+        self._last, self._withheld, self._repaired = digest_of(line), 0, 0
 
 
 def digest_of(line: bytes) -> str:
-    """What the next line carries of ``line``, which is without its end of line."""
+    """Digest of a line without its end of line, which the next line carries."""
     return hashlib.sha256(line).hexdigest()
 
 
@@ -190,11 +194,11 @@ def _tail(file: int) -> tuple[bytes | None, int]:
     return (lines.rpartition(b"\n")[2] if end else None), len(torn)
 
 
-# what a line tells ------------------------------------------------------------------------------------
+# content of a line -----------------------------------------------------------------------------------
 
 
 def _described(request: Request, reply: Reply) -> dict[str, Any]:
-    """Fields of an :class:`Entry` that tell of one reply."""
+    """Fields of an :class:`Entry` that describe one reply."""
     body, content, tensors = reply.body.encode(), json.loads(reply.body), _tensors(reply.arrays)
     return {
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),

@@ -1,4 +1,4 @@
-"""A node's log of what left it, read back: whether it is whole, and what it adds up to."""
+"""Read a node's log of what left it: whether it is complete, and what it adds up to."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Trail:
     """A log that was read.
 
     Attributes:
-        path: of the file.
-        entries: its lines, as far as they can be read.
-        breaks: where lines were changed or removed, in words.
-        torn: bytes at the end that are no whole line; what they tell of has not left.
-        head: digest of the last line; None of an empty log.
+        path: file of the log.
+        entries: lines of the log, as far as they can be read.
+        breaks: descriptions of where lines were changed or removed.
+        torn: number of bytes of an incomplete last line; the reply that it describes has not left.
+        head: digest of the last line; None for an empty log.
     """
 
     path: Path
@@ -50,21 +50,21 @@ class Group:
 
 @dataclass(frozen=True)
 class Summary:
-    """What left, as far as a log tells.
+    """What left, according to a log.
 
     Attributes:
-        groups: by run and kind, in the order in which they began.
-        fields: kind to the fields that left in bodies, to the largest number of numbers in one of each.
-        reasons: texts of errors that left, each once.
-        scores: rows of scores.
-        digests: salted digests of images.
-        largest: field that was the largest single thing beside tensors; None where nothing left.
-        largest_bytes: its size.
-        tensors: that left.
-        unexpected: tensors that no layer of the node's plan has the name and shape of, each once; and fields that
-            the protocol does not know.
-        uncompared: tensors before which the log has no plan.
-        withheld: replies that were kept back because the log could not be written.
+        groups: replies by run and kind, in order of their first reply.
+        fields: kind to the fields that left in bodies, each with the largest count of numbers that it held.
+        reasons: distinct error messages that left.
+        scores: number of rows of scores.
+        digests: number of salted digests of images.
+        largest: largest single field, tensors aside; None where nothing left.
+        largest_bytes: size of that field.
+        tensors: number of tensors that left.
+        unexpected: distinct tensors whose name and shape match no layer of the node's plan, and fields that the
+            protocol does not know.
+        uncompared: number of tensors before which the log has no plan.
+        withheld: number of replies that were kept back because the log could not be written.
     """
 
     groups: list[Group]
@@ -81,10 +81,10 @@ class Summary:
 
 
 def find_logs(path: Path) -> list[Path]:
-    """The logs that ``path`` stands for: itself, that of a node's YAML or folder, or those of a run's nodes.
+    """Find the logs that ``path`` stands for: the file itself, the log of a node's YAML or folder, or those of a run.
 
     Raises:
-        DataError: there is none.
+        DataError: no log is there.
         ConfigError: the YAML is not that of a node.
     """
     if path.is_file() and path.suffix in (".yaml", ".yml"):
@@ -155,9 +155,9 @@ def summarise(entries: Iterable[Entry]) -> Summary:
         if entry.layers is not None:
             planned[entry.run] = entry.layers
         known = (REPLIES[entry.kind] if entry.ok else Failure).model_fields
-        told = fields.setdefault(entry.kind if entry.ok else "error", {})
+        numbers = fields.setdefault(entry.kind if entry.ok else "error", {})
         for name, field in entry.fields.items():
-            told[name] = max(told.get(name, 0), field.numbers)
+            numbers[name] = max(numbers.get(name, 0), field.numbers)
             if name.partition(".")[0] not in known:
                 unexpected[f"field {name} of {entry.kind}"] = None
             if field.bytes > largest_bytes:

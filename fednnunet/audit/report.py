@@ -1,4 +1,4 @@
-"""``fednnunet node audit``: what left a node, for people; :mod:`fednnunet.audit.reader` reads the log."""
+"""``fednnunet node audit``: show what left a node; :mod:`fednnunet.audit.reader` reads the log."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ def show_audit(paths: Sequence[Path], console: Console, *, entries: bool, as_jso
     """Print what the logs say.
 
     Args:
-        paths: of the logs.
-        console: takes it.
-        entries: one line a reply too.
-        as_json: a list of objects, one a log, instead of text.
+        paths: files of the logs.
+        console: where to print.
+        entries: also print one line per reply.
+        as_json: print a list of objects, one per log, instead of text.
 
     Returns:
-        Whether every chain is unbroken and nothing left that was not to leave.
+        Whether every chain is unbroken and nothing unexpected left.
     """
     trails = [read_trail(path) for path in paths]
     summaries = [summarise(trail.entries) for trail in trails]
     if as_json:
-        objects = [_as_dict(trail, told, entries) for trail, told in zip(trails, summaries, strict=True)]
+        objects = [_as_dict(trail, summary, entries) for trail, summary in zip(trails, summaries, strict=True)]
         console.print(json.dumps(objects, indent=1), soft_wrap=True, highlight=False, markup=False)
     else:
-        for trail, told in zip(trails, summaries, strict=True):
-            _show(trail, told, console, entries)
-    return not any(trail.breaks for trail in trails) and not any(told.unexpected for told in summaries)
+        for trail, summary in zip(trails, summaries, strict=True):
+            _show(trail, summary, console, entries)
+    return not any(trail.breaks for trail in trails) and not any(summary.unexpected for summary in summaries)
 
 
-def _as_dict(trail: Trail, told: Summary, entries: bool) -> dict[str, Any]:
+def _as_dict(trail: Trail, summary: Summary, entries: bool) -> dict[str, Any]:
     lines = {"lines": [entry.model_dump(mode="json", exclude_defaults=True) for entry in trail.entries]}
     return {
         "path": str(trail.path),
@@ -59,7 +59,7 @@ def _as_dict(trail: Trail, told: Summary, entries: bool) -> dict[str, Any]:
         "breaks": trail.breaks,
         "torn": trail.torn,
         "head": trail.head,
-        **dataclasses.asdict(told),
+        **dataclasses.asdict(summary),
         **(lines if entries else {}),
     }
 
@@ -68,18 +68,18 @@ def _nodes(trail: Trail) -> list[str]:
     return list(dict.fromkeys(entry.node for entry in trail.entries))
 
 
-def _show(trail: Trail, told: Summary, console: Console, entries: bool) -> None:
+def _show(trail: Trail, summary: Summary, console: Console, entries: bool) -> None:
     console.print(f"\n[bold]What left node {escape(', '.join(_nodes(trail)) or '?')}[/bold]", highlight=False)
     console.print(str(trail.path), style="dim", soft_wrap=True, highlight=False, markup=False)
-    for run in dict.fromkeys(group.run for group in told.groups):
-        console.print(_table(run, [group for group in told.groups if group.run == run]))
+    for run in dict.fromkeys(group.run for group in summary.groups):
+        console.print(_table(run, [group for group in summary.groups if group.run == run]))
     if entries:
         for entry in trail.entries:
             console.print(entry_line(entry), soft_wrap=True, highlight=False, markup=False)
         console.print()
-    for sentence in sentences(told):
+    for sentence in sentences(summary):
         console.print(f"• {sentence}", soft_wrap=True, highlight=False, markup=False)
-    for found in told.unexpected:
+    for found in summary.unexpected:
         console.print(f"! not to be expected: {found}", style="bold red", soft_wrap=True, highlight=False, markup=False)
     if trail.torn:
         console.print(f"• The last line is torn ({trail.torn} bytes): what it tells of has not left.", soft_wrap=True)
@@ -102,38 +102,40 @@ def _table(run: str | None, groups: Sequence[Group]) -> Table:
     return table
 
 
-def sentences(told: Summary) -> list[str]:
-    """What kinds of things left, in plain words."""
-    said = []
+def sentences(summary: Summary) -> list[str]:
+    """What left, in plain words."""
+    lines = []
     for kind, what in WHAT.items():
-        replies = sum(group.replies - group.failures for group in told.groups if group.kind is kind)
+        replies = sum(group.replies - group.failures for group in summary.groups if group.kind is kind)
         if not replies:
             continue
-        listed = [_field(name, numbers) for name, numbers in told.fields[kind].items()]
-        said.append(f"{what}, {replies} ×: {', '.join(listed)}.")
-    if told.scores:
-        said.append(f"Rows of scores: {told.scores:,}; cases are numbers in them, not names.")
-    if told.digests:
-        said.append(
-            f"Salted digests of images: {told.digests:,}; the server can test with them whether the node holds an "
+        listed = [_field(name, numbers) for name, numbers in summary.fields[kind].items()]
+        lines.append(f"{what}, {replies} ×: {', '.join(listed)}.")
+    if summary.scores:
+        lines.append(f"Rows of scores: {summary.scores:,}; cases are numbers in them, not names.")
+    if summary.digests:
+        lines.append(
+            f"Salted digests of images: {summary.digests:,}; the server can test with them whether the node holds an "
             "image that it has itself."
         )
-    said += [f"Text of an error: {reason}" for reason in told.reasons]
-    if told.tensors:
-        compared = told.tensors - told.uncompared
-        if not told.unexpected:
-            each = f"{compared:,} of them have" if told.uncompared else "Each has"
-            said.append(
-                f"Tensors: {told.tensors:,}. {each} the name and the shape of a layer of the network that the node "
+    lines += [f"Text of an error: {reason}" for reason in summary.reasons]
+    if summary.tensors:
+        compared = summary.tensors - summary.uncompared
+        if not summary.unexpected:
+            each = f"{compared:,} of them have" if summary.uncompared else "Each has"
+            lines.append(
+                f"Tensors: {summary.tensors:,}. {each} the name and the shape of a layer of the network that the node "
                 "planned."
             )
-        if told.uncompared:
-            said.append(f"Tensors that cannot be compared, as the log has no plan before them: {told.uncompared:,}.")
-    if told.largest is not None:
-        said.append(f"The largest single thing beside tensors: {told.largest}, {told.largest_bytes:,} bytes.")
-    if told.withheld:
-        said.append(f"Replies kept back because this log could not be written: {told.withheld:,}.")
-    return said
+        if summary.uncompared:
+            lines.append(
+                f"Tensors that cannot be compared, as the log has no plan before them: {summary.uncompared:,}."
+            )
+    if summary.largest is not None:
+        lines.append(f"The largest single thing beside tensors: {summary.largest}, {summary.largest_bytes:,} bytes.")
+    if summary.withheld:
+        lines.append(f"Replies kept back because this log could not be written: {summary.withheld:,}.")
+    return lines
 
 
 def _field(name: str, numbers: int) -> str:
@@ -143,7 +145,7 @@ def _field(name: str, numbers: int) -> str:
 
 
 def entry_line(entry: Entry) -> str:
-    """One line that tells of one reply."""
+    """One line about one reply."""
     asked = ", ".join(f"{name} {value}" for name, value in entry.asked.items())
     end = f"failed: {entry.reason}" if not entry.ok else f"{len(entry.tensors)} tensors, {decimal(entry.bytes)}"
     scores = f", {entry.scores} scores" if entry.scores else ""

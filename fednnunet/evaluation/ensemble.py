@@ -19,9 +19,9 @@ class FoldModels:
     """A node's models of several folds, which have one network and differ in their weights.
 
     Attributes:
-        node: whose models.
-        predictor: with the network; its weights are overwritten.
-        weights: each reads the layers of one fold's model.
+        node: node that trained the models.
+        predictor: predictor with the network, whose weights are overwritten.
+        weights: functions that read the layers of one fold's model each.
     """
 
     node: str

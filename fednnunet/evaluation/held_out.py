@@ -1,4 +1,4 @@
-"""What nnU-Net does with each held-out case of a fold after training."""
+"""Segment a fold's held-out cases after training, as nnU-Net does."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def held_out_segmenter(
 ) -> Callable[[HeldOutCase], np.ndarray]:
     """A function that segments one held-out case with the trainer's network.
 
-    It does what ``nnUNetTrainer.perform_actual_validation`` does with a case: the cascade gets the previous stage's
-    segmentation, a stage that has a next one leaves it its own.
+    It does what ``nnUNetTrainer.perform_actual_validation`` does with a case: a cascade gets the previous stage's
+    segmentation, and a stage that has a next one saves its own for it.
 
     Args:
-        trainer: after training.
-        identifiers: of the cases.
-        probabilities: folder for softmax outputs and properties, as ``nnUNetv2_ensemble`` wants them, or None.
+        trainer: trained nnU-Net trainer.
+        identifiers: identifiers of the cases.
+        probabilities: folder for softmax outputs and properties, as ``nnUNetv2_ensemble`` expects them, or None.
     """
     predictor = Predictor.of_trainer(trainer)
     dataset = trainer.dataset_class(

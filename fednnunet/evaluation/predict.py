@@ -14,15 +14,15 @@ from torch import nn
 
 
 class Predictor:
-    """One network with its plans, ready to segment; what ``nnUNetv2_predict`` does, in this process.
+    """One network with its plans, ready to segment as ``nnUNetv2_predict`` does, in this process.
 
     Args:
-        network: without deep supervision.
+        network: network without deep supervision.
         plans: nnU-Net's plans.
-        configuration: such as ``2d``.
+        configuration: nnU-Net's configuration, such as ``2d``.
         dataset_json: nnU-Net's ``dataset.json``.
         mirror_axes: axes of test-time mirroring, nnU-Net's ``inference_allowed_mirroring_axes``.
-        device: where to compute.
+        device: device to compute on.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Predictor:
 
     @classmethod
     def of_trainer(cls, trainer: nnUNetTrainer) -> Predictor:
-        """The trainer's network; deep supervision is switched off in it."""
+        """A predictor with the trainer's network, in which deep supervision is switched off."""
         trainer.set_deep_supervision_enabled(False)
         return cls(
             trainer.network.module if trainer.is_ddp else trainer.network,  # only this process predicts
@@ -90,7 +90,7 @@ class Predictor:
         )
 
     def load_files(self, images: list[str]) -> tuple[np.ndarray, dict[str, Any]]:
-        """The raw ``images``, one file per channel, preprocessed (C, Z, Y, X), and what exporting needs to know."""
+        """The raw ``images``, one file per channel, preprocessed (C, Z, Y, X), and properties that exporting needs."""
         preprocessor = self.configuration.preprocessor_class(verbose=False)
         data, _, properties = preprocessor.run_case(images, None, self.plans, self.configuration, self.dataset_json)
         return np.asarray(data, dtype=np.float32), properties

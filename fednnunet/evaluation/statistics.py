@@ -10,15 +10,15 @@ import pandas as pd
 from scipy import stats
 
 CASE_KEYS = ["node", "fold", "seed", "case"]
-"""What makes two rows of two strategies the same case."""
+"""Columns that identify a case across strategies."""
 
 RESAMPLES = 9999
-"""Of a bootstrap."""
+"""Number of resamples of a bootstrap."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean, or another figure of several values, with its confidence interval; the bounds of a single one are NaN."""
+    """A mean, or another statistic, with its confidence interval; for a single value the bounds are NaN."""
 
     mean: float
     low: float
@@ -35,7 +35,11 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
 
 
 def mean_of_means(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Every sample counts the same, however many values it has."""
+    """Mean of the samples' means: every sample counts the same, however many values it has.
+
+    >>> float(mean_of_means(np.array([1.0, 1.0, 1.0]), np.array([3.0])))
+    2.0
+    """
     return np.mean([values.mean(axis=axis) for values in samples], axis=0)
 
 
@@ -51,12 +55,12 @@ def bootstrap(
 
     Args:
         samples: one sequence of values per centre.
-        statistic: of the samples, along ``axis``; the mean of their means, unless another is given.
-        confidence: of the interval.
-        seed: of the draws; the same values give the same interval.
+        statistic: function of the samples, along ``axis``.
+        confidence: level of the interval.
+        seed: seed of the draws; the same values give the same interval.
 
     Returns:
-        NaN as bounds where a sample has fewer than two values, as mean where one has none.
+        Bounds are NaN where a sample has fewer than two values, the mean too where one has none.
     """
     arrays = tuple(np.asarray(values, dtype=float) for values in samples)
     if any(values.size == 0 for values in arrays):
@@ -78,15 +82,15 @@ def bootstrap(
 
 
 def paired_differences(cases: pd.DataFrame, strategy: str, reference: str, metric: str = "dsc") -> pd.Series:
-    """Score of ``strategy`` less that of ``reference``, for every case (of a fold and seed) in which both have one.
+    """Score of ``strategy`` minus that of ``reference``, for every case (of a fold and seed) in which both have one.
 
     Args:
         cases: one row per case, as
             :func:`~fednnunet.reporting.tables.results_table.case_means` gives them, with columns ``strategy``,
             ``node``, ``fold``, ``seed``, ``case`` and ``metric``.
-        strategy: value of ``strategy``.
-        reference: the other strategy.
-        metric: column that is compared.
+        strategy: value in column ``strategy``.
+        reference: value of the strategy to compare with.
+        metric: column to compare.
 
     Returns:
         Indexed by :data:`CASE_KEYS`.
@@ -96,7 +100,7 @@ def paired_differences(cases: pd.DataFrame, strategy: str, reference: str, metri
 
 
 def select_centre(differences: pd.Series, centre: str) -> pd.Series:
-    """Those of :func:`paired_differences` that are of one centre."""
+    """The :func:`paired_differences` of one centre."""
     return differences[differences.index.get_level_values("node") == centre]
 
 
@@ -121,11 +125,14 @@ def wilcoxon_by_centre(cases: pd.DataFrame, strategy: str, reference: str, metri
 def rank_biserial(differences: Sequence[float]) -> float:
     """Matched-pairs rank-biserial correlation, the effect size of :func:`wilcoxon`.
 
-    The share of the rank sum that favours the first of a pair less the share that favours the second (Kerby 2014,
+    The share of the rank sum that favours the first of a pair minus the share that favours the second (Kerby 2014,
     doi:10.2466/11.IT.3.1): 1 where it is better in every case, -1 where it is worse in every case.
 
     Returns:
         0 where nothing differs, NaN where there is nothing to compare.
+
+    >>> rank_biserial([0.1, 0.2, -0.3, 0.0])
+    0.0
     """
     values = np.asarray(differences, dtype=float)
     if values.size == 0:
@@ -146,6 +153,9 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     """Adjust the p-values of several comparisons (Holm 1979): each bounds the chance of any false finding.
 
     A comparison that could not be made (NaN) stays so, and does not count.
+
+    >>> holm({"asym": 0.01, "ffe": 0.04})
+    {'asym': 0.02, 'ffe': 0.04}
     """
     made = sorted((p_value, name) for name, p_value in p_values.items() if not np.isnan(p_value))
     adjusted = dict.fromkeys(p_values, np.nan)
@@ -157,7 +167,11 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def show_p_value(p_value: float) -> str:
-    """A p-value as papers print it: three decimals, ``< 0.001`` below them, a dash where there is none."""
+    """A p-value as papers print it: three decimals, ``< 0.001`` below them, a dash where there is none.
+
+    >>> show_p_value(0.0312), show_p_value(0.00004)
+    ('0.031', '< 0.001')
+    """
     if np.isnan(p_value):
         return "–"
     return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"

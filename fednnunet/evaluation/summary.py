@@ -18,13 +18,13 @@ from fednnunet.preprocessing import REFERENCES
 def write_summary(trainer: nnUNetTrainer, predictions: Path, identifiers: Sequence[str]) -> dict[str, Any]:
     """Score segmentations with nnU-Net's ``compute_metrics`` and write ``<predictions>/summary.json``.
 
-    The same file as ``compute_metrics_on_folder`` writes, without the pool of processes it starts for it (seconds
+    The file is the one that ``compute_metrics_on_folder`` writes, without the pool of processes that it starts (seconds
     of imports each).
 
     Args:
-        trainer: whose plans, labels and reference segmentations count.
+        trainer: trainer whose plans, labels and reference segmentations are used.
         predictions: folder of the segmentations.
-        identifiers: of the cases in it.
+        identifiers: identifiers of the cases in it.
 
     Returns:
         What was written, with labels or regions as keys.

@@ -28,7 +28,7 @@ from fednnunet.fingerprint.extract import extract_contribution, extract_fingerpr
 from fednnunet.fingerprint.quantise import quantise_fingerprint, quantise_range
 from fednnunet.fingerprint.schema import DatasetFingerprint
 from fednnunet.node.settings import NodeSettings
-from fednnunet.training.checkpoint import whole_rounds
+from fednnunet.training.checkpoint import intact_rounds
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +174,7 @@ class NodeDataset:
         rounds: dict[Fold, list[int]] = {}
         for fold in self.config.folds:
             folders = results.glob(f"*/*__{self.config.configuration}/fold_{fold}")
-            rounds[fold] = sorted(finished for folder in folders for finished in whole_rounds(folder))
+            rounds[fold] = sorted(finished for folder in folders for finished in intact_rounds(folder))
         return rounds
 
     def cache_folder(self, digest: str) -> Path:

@@ -2,8 +2,8 @@
 
 nnU-Net decides by ``torch.distributed`` whether a trainer is one of several, and then divides the batch, gathers
 losses and wraps the network itself; so every rank joins the process group before it builds its trainer. The worker
-tells the helpers what to do by a pipe, in JSON; weights go from rank 0 to all at the start of every round, so a state
-is exchanged with the server once per node.
+sends its orders to the helpers through a pipe, in JSON; weights go from rank 0 to all at the start of every round, so a
+state is exchanged with the server once per node.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Ranks:
     """Rank 0's view of the others; with one device there are none, and every method does nothing.
 
     Args:
-        settings: of the node.
-        device: that the node computes on.
+        settings: settings of the node.
+        device: device that the node computes on.
     """
 
     def __init__(self, settings: NodeSettings, device: torch.device) -> None:
@@ -51,26 +51,26 @@ class Ranks:
         self._connections: list[Connection] = []
         if self.size == 1:
             return
-        meeting = settings.folder.resolve() / "ranks"
-        meeting.unlink(missing_ok=True)
+        rendezvous = settings.folder.resolve() / "ranks"
+        rendezvous.unlink(missing_ok=True)
         context = multiprocessing.get_context("spawn")
         processes: list[BaseProcess] = []
         for rank in range(1, self.size):
             ours, theirs = context.Pipe()
-            process = context.Process(target=run_rank, args=(settings, rank, meeting, theirs), name=f"rank {rank}")
+            process = context.Process(target=run_rank, args=(settings, rank, rendezvous, theirs), name=f"rank {rank}")
             process.start()
             theirs.close()
             self._connections.append(ours)
             processes.append(process)
         # A node that lost one of its ranks cannot continue, and would wait for it for ever.
         end_with(lambda: _wait_for_first_end(processes), "rank-watch")
-        join_group(0, self.size, meeting, device)
+        join_group(0, self.size, rendezvous, device)
 
     def build(
         self, plans: dict[str, Any], configuration: str, fold: int | str, dataset_json: dict[str, Any], seed: int
     ) -> None:
-        """Let the helpers build their trainers; comes right before rank 0 builds its own."""
-        self._tell(
+        """Let the helpers build their trainers; called right before rank 0 builds its own."""
+        self._send(
             do="build",
             plans=plans,
             configuration=configuration,
@@ -81,25 +81,25 @@ class Ranks:
         )
 
     def load(self, checkpoint: Path, epochs: int) -> None:
-        """Let the helpers take optimizer and schedule from a checkpoint, made after so many epochs."""
-        self._tell(do="load", checkpoint=str(checkpoint), epochs=epochs)
+        """Let the helpers load optimizer and schedule from a checkpoint that was made after ``epochs`` epochs."""
+        self._send(do="load", checkpoint=str(checkpoint), epochs=epochs)
 
     def fit(self, epoch: int) -> None:
-        """Let the helpers begin to train with this epoch; comes right before rank 0 does."""
-        self._tell(do="fit", epoch=epoch)
+        """Let the helpers start training with this epoch; called right before rank 0 does."""
+        self._send(do="fit", epoch=epoch)
 
     def start_epoch(self, network: torch.nn.Module, epoch: int, first: bool) -> None:
-        """Another epoch: give every rank the weights of rank 0."""
+        """Start another epoch: give every rank the weights of rank 0."""
         if not first:
-            self._tell(do="epoch", epoch=epoch)
+            self._send(do="epoch", epoch=epoch)
         if self.size > 1:
             share_state(network)
 
     def end_fit(self) -> None:
-        """The rounds of the fold are over."""
-        self._tell(do="done")
+        """Let the helpers end their fit: the rounds of the fold are over."""
+        self._send(do="done")
 
-    def _tell(self, **order: Any) -> None:
+    def _send(self, **order: Any) -> None:
         for connection in self._connections:
             connection.send_bytes(json.dumps(order).encode())
 
@@ -109,8 +109,8 @@ def _wait_for_first_end(processes: list[BaseProcess]) -> None:
     log.error("a process of this node ended (%s): see above for its reason", ", ".join(p.name for p in processes))
 
 
-def join_group(rank: int, size: int, meeting: Path, device: torch.device) -> None:
-    """Join the process group of a node's ranks: on this machine only, met through a file, without ports to the world.
+def join_group(rank: int, size: int, rendezvous: Path, device: torch.device) -> None:
+    """Join the process group of a node's ranks: on this machine only, through a file, without open ports.
 
     Lightning and nnU-Net find the group there.
     """
@@ -121,7 +121,7 @@ def join_group(rank: int, size: int, meeting: Path, device: torch.device) -> Non
         torch.cuda.set_device(rank)
     distributed.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        init_method=meeting.as_uri(),
+        init_method=rendezvous.as_uri(),
         rank=rank,
         world_size=size,
     )
@@ -129,23 +129,23 @@ def join_group(rank: int, size: int, meeting: Path, device: torch.device) -> Non
 
 @torch.no_grad()
 def share_state(network: torch.nn.Module) -> None:
-    """Give all ranks the parameters and buffers of rank 0."""
+    """Copy parameters and buffers of rank 0 to all ranks."""
     for _, tensor in named_tensors(network):
         distributed.broadcast(tensor, src=0)
 
 
-def run_rank(settings: NodeSettings, rank: int, meeting: Path, connection: Connection) -> None:
-    """Process entry of a helper."""
+def run_rank(settings: NodeSettings, rank: int, rendezvous: Path, connection: Connection) -> None:
+    """Entry point of a helper process."""
     set_up_process(settings.folder / "node.log", settings.threads)
     config = settings.config
     device = resolve_device(config.compute.device)
-    join_group(rank, config.compute.num_devices, meeting, device)
+    join_group(rank, config.compute.num_devices, rendezvous, device)
     cap_memory(device, config.gpu_memory_of(settings.name) if config.gpu_memory.cap else None)
     _Rank(settings, rank, device, connection).serve()
 
 
 class _Rank:
-    """A helper: builds, loads and trains as rank 0 tells."""
+    """A helper: builds, loads and trains as rank 0 orders."""
 
     def __init__(self, settings: NodeSettings, rank: int, device: torch.device, connection: Connection) -> None:
         self.settings = settings
@@ -155,7 +155,7 @@ class _Rank:
         self.trainer: nnUNetTrainer | None = None
 
     def serve(self) -> None:
-        """Do what rank 0 says until it ends."""
+        """Carry out the orders of rank 0 until it ends."""
         while True:
             try:
                 order = json.loads(self.connection.recv_bytes())
@@ -194,11 +194,11 @@ class _Rank:
         self.trainer.on_train_end()
 
     def start_epoch(self, module: NNUNetModule) -> None:
-        """:class:`~fednnunet.training.callback.Rounds`: take the weights of rank 0."""
+        """:class:`~fednnunet.training.callback.Rounds`: receive the weights of rank 0."""
         share_state(module.network)
 
     def end_epoch(self, module: NNUNetModule) -> bool:
-        """:class:`~fednnunet.training.callback.Rounds`: wait for what rank 0 says."""
+        """:class:`~fednnunet.training.callback.Rounds`: wait for the next order of rank 0."""
         order = json.loads(self.connection.recv_bytes())
         if order["do"] != "epoch":
             return False

@@ -23,14 +23,14 @@ from fednnunet.training.network_state import check_state, layer_shapes
 
 
 class ReceivedModels:
-    """A folder of models, as :class:`~fednnunet.exchange.messages.Model` and arrays.
+    """A folder of models, each a :class:`~fednnunet.exchange.messages.Model` and its arrays.
 
     Args:
-        folder: of the models alone.
-        configuration: nnU-Net's, such as ``2d``.
-        dataset_json: nnU-Net's, of this node's images.
-        build: makes the network of plans.
-        device: where to compute.
+        folder: folder for the models alone.
+        configuration: nnU-Net's configuration, such as ``2d``.
+        dataset_json: nnU-Net's ``dataset.json`` of this node's images.
+        build: builds the network of given plans.
+        device: device to compute on.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class ReceivedModels:
         """Store a model that fits this node's task.
 
         Raises:
-            ProtocolError: plans that name other than networks, a layer that is missing or does not fit.
+            ProtocolError: the plans name anything else than networks, or a layer is missing or does not fit.
         """
         check_received_plans(model.plans, self.configuration)
         network = self.build(model.plans)
@@ -79,7 +79,7 @@ class ReceivedModels:
         return FoldModels(node, predictor, [partial(_read, self._file(node, fold)) for fold in folds])
 
     def clear(self) -> None:
-        """Forget all of them."""
+        """Delete all of them."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _file(self, node: str, fold: Fold) -> Path:

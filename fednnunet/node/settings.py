@@ -1,4 +1,4 @@
-"""What a node worker is told when it starts."""
+"""Settings that a node worker starts with."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ class NodeSettings:
     """Settings of one node worker.
 
     Attributes:
-        name: of the node.
-        folder: the node's own work folder: log, nnU-Net's raw, planning and results folders.
+        name: name of the node.
+        folder: work folder of the node: log, nnU-Net's raw, planning and results folders.
         datasets: centre name to raw folder; one entry, or all centres for the pooled baseline.
-        external: no training cases.
-        config: the run's configuration.
-        threads: threads of torch.
-        same_machine: server and node are one machine: errors may name files, pictures may be kept for the
-            report.
-        run: id of the run, where the server tells it; None for a worker that is started for its run.
+        external: whether the node has no training cases.
+        config: configuration of the run.
+        threads: number of threads of torch.
+        same_machine: whether server and node run on one machine: errors may then name files, and overlays are kept for
+            the report.
+        run: id of the run, where the server sends it; None for a worker that is started for its run.
     """
 
     name: str
@@ -36,6 +36,6 @@ class NodeSettings:
 
     @property
     def seed(self) -> int:
-        """Seed of this node: the run's seed and the node's name."""
+        """Seed of this node, made of the run's seed and the node's name."""
         digest = hashlib.sha256(f"{self.config.seed}/{self.name}".encode()).digest()
         return int.from_bytes(digest[:4], "little")

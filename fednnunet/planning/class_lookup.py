@@ -21,16 +21,16 @@ def find_class(name: str, key: str, base: type[C], folder: str) -> type[C]:
     """A class that nnU-Net defines below ``folder``, or any class by its import path.
 
     nnU-Net's own search imports module after module until the name turns up, and fails where one of them needs a
-    package that is not installed; here only the module that defines the class is imported.
+    package that is not installed. Here, only the module that defines the class is imported.
 
     Args:
-        name: such as ``ExperimentPlanner``, or ``my_package.my_module.MyPlanner``.
-        key: of the configuration, for the error's text.
-        base: what it must be derived from.
-        folder: of nnU-Net's package, such as ``experiment_planning``.
+        name: name of the class, such as ``ExperimentPlanner``, or ``my_package.my_module.MyPlanner``.
+        key: configuration key, for the error message.
+        base: class that it must be derived from.
+        folder: folder of nnU-Net's package, such as ``experiment_planning``.
 
     Raises:
-        ConfigError: there is none (with the nearest names), it needs a package that is not there, or it is not
+        ConfigError: there is none (with the nearest names), it needs a package that is not installed, or it is not
             derived from ``base``.
     """
     if "." in name:

@@ -1,4 +1,4 @@
-"""Fingerprint, GPU memory and number of cases to nnU-Net's plans."""
+"""From a fingerprint, GPU memory and the number of cases to nnU-Net's plans."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def make_plans(
 
     Args:
         dataset: ``DatasetXXX_Name``.
-        fingerprint: nnU-Net's, the node's own or the federation's.
+        fingerprint: nnU-Net's fingerprint, the node's own or the federated one.
         model: planner class and its options.
-        gpu_memory_gb: planning target in GB; None for what the planner was made for.
-        num_training: cases that the batch-size cap (5 % of the voxels of the dataset) counts; None for the
+        gpu_memory_gb: planning target in GB; None for the planner's default.
+        num_training: number of cases that the batch-size cap (5 % of the voxels of the dataset) counts; None for the
             dataset's own.
 
     Raises:
@@ -94,14 +94,14 @@ def _build_planner(dataset: str, model: ModelConfig, gpu_memory_gb: float | None
 def import_plans(
     dataset: str, fingerprint: dict[str, Any], source: Path, node: str, channels: int, model: ModelConfig
 ) -> dict[str, Any]:
-    """Plans made elsewhere, for ``dataset``: what ``nnUNetv2_move_plans_between_datasets`` does.
+    """Use plans made elsewhere for ``dataset``, as ``nnUNetv2_move_plans_between_datasets`` does.
 
     Args:
         dataset: ``DatasetXXX_Name`` to train on.
-        fingerprint: of that dataset, kept beside the plans.
+        fingerprint: fingerprint of that dataset, stored beside the plans.
         source: nnU-Net's plans file, or a run's folder with the plans of ``node``.
-        node: name of the node, for a run's folder and the error's text.
-        channels: input channels of the dataset.
+        node: name of the node, for a run's folder and the error message.
+        channels: number of input channels of the dataset.
         model: may give the plans another name.
 
     Raises:
@@ -141,7 +141,7 @@ def _read_plans(source: Path, node: str) -> dict[str, Any]:
 
 
 def _check_version(plans: Any, path: Path) -> None:
-    """Whether the plans are of the form that this nnU-Net writes.
+    """Check that the plans have the form that this nnU-Net writes.
 
     Raises:
         ConfigError: names the file and what is missing.
@@ -159,7 +159,7 @@ def _check_version(plans: Any, path: Path) -> None:
 
 @contextlib.contextmanager
 def _positive_augmentation_processes() -> Iterator[None]:
-    """The planner takes its torch threads from ``nnUNet_n_proc_DA`` and fails at 0, which is valid in training."""
+    """Set ``nnUNet_n_proc_DA`` to 1 instead of 0: the planner takes its torch threads from it, and fails at 0."""
     configured = os.environ.get("nnUNet_n_proc_DA")
     if configured == "0":
         os.environ["nnUNet_n_proc_DA"] = "1"

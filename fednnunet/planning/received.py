@@ -1,4 +1,4 @@
-"""Plans that another node made: what they may name.
+"""Check plans that another node made: they may name only what nnU-Net and torch define.
 
 nnU-Net imports and calls what its plans name, for the network, for preprocessing and for the export.
 """
@@ -18,12 +18,12 @@ RESAMPLING = re.compile(r"resample_\w+|no_resampling_hack")
 
 
 def check_received_plans(plans: dict[str, Any], configuration: str) -> None:
-    """Whether a network can be built and images preprocessed by ``plans`` without running anything but nnU-Net.
+    """Check that ``plans`` can be used without running anything but nnU-Net and torch.
 
     Raises:
-        ProtocolError: not nnU-Net's plans, without ``configuration``, or naming anything but network classes of
+        ProtocolError: they are not nnU-Net's plans, lack ``configuration``, or name anything but network classes of
             nnU-Net's architectures package, layers of ``torch.nn``, and nnU-Net's own classes and functions for
-            preprocessing; arguments that are no plain values.
+            preprocessing; or give arguments that are no plain values.
     """
     try:
         chosen = plans["configurations"][configuration]

@@ -1,9 +1,9 @@
 """Checkpoints: nnU-Net's own files, plus what an exact resume needs beside them.
 
 After every round, before its state leaves the node, ``checkpoint_round_<n>.pth`` is written: it holds what is sent.
-Where that is rounded, ``checkpoint_round_<n>.npz`` holds what the rounds before had left over.
-The last three are kept: a crash can find some nodes per round ahead of others, and a disk can damage one of theirs; all
-have a round in common still that can be asked for again.
+Where that is rounded, ``checkpoint_round_<n>.npz`` holds the rounding errors of the rounds before.
+The last three are kept: a crash can find some nodes one round ahead of others, and a disk can damage a checkpoint; all
+nodes then still have a round in common that can be repeated.
 ``checkpoint_latest.pth`` is the newest of them under nnU-Net's name.
 """
 
@@ -50,7 +50,7 @@ NUMBERS: list[Any] = [
     ),
     *(type(np.dtype(kind)) for kind in ("float64", "float32", "float16", "int64", "int32", "bool")),
 ]
-"""What nnU-Net's checkpoints hold besides tensors; a checkpoint with anything else is not read."""
+"""Types in nnU-Net's checkpoints besides tensors; a checkpoint with any other is not read."""
 PROGRESS_DPI = 30
 """nnU-Net's figure is 30 x 54 inches."""
 
@@ -61,7 +61,7 @@ def save_round(trainer: nnUNetTrainer, reply: dict[str, Any], residuals: Mapping
     Args:
         trainer: after its ``on_epoch_end`` (``current_epoch`` counts finished epochs).
         reply: body of the :class:`~fednnunet.exchange.messages.TrainReply` of the round.
-        residuals: what rounding had left over before the round was rounded; empty where nothing is.
+        residuals: rounding errors of the rounds before; empty where nothing is rounded.
     """
     folder = Path(trainer.output_folder)
     checkpoint = folder / f"checkpoint_round_{reply['server_round']}.pth"
@@ -72,10 +72,10 @@ def save_round(trainer: nnUNetTrainer, reply: dict[str, Any], residuals: Mapping
         os.replace(partial, checkpoint)
     finally:
         trainer.current_epoch += 1
-        partial.unlink(missing_ok=True)  # half of it, where the disk is full: what is left there is needed
+        partial.unlink(missing_ok=True)  # an incomplete one, where the disk is full: its space is needed
     if residuals:
         write_arrays(_residuals_of(checkpoint), residuals)
-    # The .json goes last: where it is, its checkpoint is whole.
+    # The .json is written last: where it exists, its checkpoint is complete.
     note = {"reply": reply, "epochs": trainer.current_epoch, "data": _data_of(trainer), "random": _random_state()}
     write_atomically(checkpoint.with_suffix(".json"), json.dumps(note))
     _name_latest(checkpoint)
@@ -85,7 +85,7 @@ def save_round(trainer: nnUNetTrainer, reply: dict[str, Any], residuals: Mapping
 
 
 def _name_latest(checkpoint: Path) -> None:
-    """Let nnU-Net's name stand for ``checkpoint`` too, without a second copy where the disk can do that."""
+    """Give ``checkpoint`` nnU-Net's name too, as a hard link where the file system has them."""
     link = checkpoint.with_name(f"{LATEST}.partial")
     link.unlink(missing_ok=True)
     try:
@@ -101,21 +101,21 @@ def _data_of(trainer: nnUNetTrainer) -> str:
 
 
 def finished_rounds(folder: Path) -> dict[int, Path]:
-    """Rounds that can be gone on from, each with its checkpoint in ``folder``."""
+    """Rounds from which training can resume, each with its checkpoint in ``folder``."""
     found = ((ROUND.fullmatch(path.name), path.with_suffix(".pth")) for path in folder.glob("checkpoint_round_*.json"))
     return {int(match[1]): checkpoint for match, checkpoint in found if match and checkpoint.is_file()}
 
 
-def whole_rounds(folder: Path) -> list[int]:
-    """The :func:`finished_rounds` whose files hold what was written, by the checksums that torch and numpy put in."""
+def intact_rounds(folder: Path) -> list[int]:
+    """The :func:`finished_rounds` whose files are intact, by the checksums that torch and NumPy write."""
     return sorted(
         finished
         for finished, checkpoint in finished_rounds(folder).items()
-        if _is_whole(checkpoint) and (not _residuals_of(checkpoint).is_file() or _is_whole(_residuals_of(checkpoint)))
+        if _is_intact(checkpoint) and (not _residuals_of(checkpoint).is_file() or _is_intact(_residuals_of(checkpoint)))
     )
 
 
-def _is_whole(path: Path) -> bool:
+def _is_intact(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
@@ -147,14 +147,14 @@ def checkpoint_of(trainer: nnUNetTrainer, server_round: int) -> Path:
 def load_round(trainer: nnUNetTrainer, server_round: int) -> dict[str, Any]:
     """Restore an initialised trainer as it was after ``server_round``.
 
-    The file is the node's own (nnU-Net reads it with pickle); nothing from the network gets here.
+    The file is the node's own (nnU-Net reads it with pickle); nothing received from the network gets here.
 
     Returns:
-        ``reply``, the body that the server was sent then, ``residuals``, as :func:`save_round` was given them, and
-        ``random``, for :func:`restore_random_state`.
+        ``reply``, the body that was sent to the server; ``residuals``, as given to :func:`save_round`; and ``random``,
+        for :func:`restore_random_state`.
 
     Raises:
-        ProtocolError: there is no checkpoint of that round.
+        ProtocolError: that round has no checkpoint.
         ConfigError: it was trained on other images, or for other plans.
     """
     checkpoint = checkpoint_of(trainer, server_round)
@@ -177,7 +177,7 @@ def _load_residuals(path: Path) -> dict[str, np.ndarray]:
 
 
 def save_final(trainer: nnUNetTrainer) -> None:
-    """Write ``checkpoint_final.pth`` from the state after the last aggregation, end the loaders."""
+    """Write ``checkpoint_final.pth`` from the state after the last aggregation, and end the loaders."""
     trainer.on_train_end()
     with plt.rc_context({"savefig.dpi": PROGRESS_DPI}):
         plot_progress(trainer)
@@ -191,7 +191,7 @@ def end_loaders(trainer: nnUNetTrainer) -> None:
 
 
 def read_final(trainer: nnUNetTrainer, fold: Fold) -> dict[str, Any]:
-    """What ``checkpoint_final.pth`` of a fold holds; ``trainer`` may be on another one.
+    """Content of a fold's ``checkpoint_final.pth``; ``trainer`` may be on another fold.
 
     Raises:
         ProtocolError: the fold is not finished.

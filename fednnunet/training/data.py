@@ -1,4 +1,4 @@
-"""nnU-Net's augmented batches, given to Lightning epoch by epoch."""
+"""nnU-Net's augmented batches, handed to Lightning epoch by epoch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 
 class EpochLoader:
-    """``length`` batches an epoch of nnU-Net's endless generator.
+    """``length`` batches per epoch of nnU-Net's endless generator.
 
     A plain iterable: a torch ``DataLoader`` around the generator would draw its base seed from the global
     random state and so change every augmentation after it.

@@ -19,7 +19,7 @@ from fednnunet.errors import ConfigError
 from fednnunet.training.network_state import named_tensors
 
 GRADIENT_CLIP_NORM = 12.0
-"""The norm at which ``nnUNetTrainer.train_step`` clips."""
+"""Norm at which ``nnUNetTrainer.train_step`` clips gradients."""
 
 
 class NNUNetModule(L.LightningModule):
@@ -37,8 +37,8 @@ class NNUNetModule(L.LightningModule):
         self.nnunet = nnunet
         self.network = nnunet.network
         self.automatic_optimization = type(nnunet).train_step is nnUNetTrainer.train_step
-        self._pull: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._pull_weight = 0.0
+        self._proximal_anchors: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._proximal_weight = 0.0
         self._train_outputs: list[dict[str, Any]] = []
         self._validation_outputs: list[dict[str, Any]] = []
 
@@ -47,30 +47,30 @@ class NNUNetModule(L.LightningModule):
         return self.network(images)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The trainer's optimizer; its schedule is stepped by the trainer's own epoch hook."""
+        """The trainer's optimizer; the trainer's own epoch hook steps its schedule."""
         return self.nnunet.optimizer
 
     def set_proximal_term(self, layers: Iterable[str], weight: float) -> None:
         """Add FedProx's proximal term (Li et al. 2020) to every step from now on.
 
         Args:
-            layers: that it holds, towards their present values.
-            weight: mu; 0 for no term.
+            layers: names of the layers that it pulls towards their present values.
+            weight: mu of the paper; 0 for no term.
 
         Raises:
-            ConfigError: the trainer has a training step of its own, which cannot be added to.
+            ConfigError: the trainer has its own training step, to which no term can be added.
         """
         if weight and not self.automatic_optimization:
             raise ConfigError(f"{type(self.nnunet).__name__} has its own train_step, without FedProx's proximal term")
         tensors = dict(named_tensors(self.network)) if weight else {}
-        self._pull = [(tensors[name], tensors[name].detach().clone()) for name in layers if name in tensors]
-        self._pull_weight = weight
+        self._proximal_anchors = [(tensors[name], tensors[name].detach().clone()) for name in layers if name in tensors]
+        self._proximal_weight = weight
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """The proximal term's gradient, after unscaling and before clipping; the logged loss is without it."""
-        for tensor, origin in self._pull:
+        """Add the proximal term's gradient, after unscaling and before clipping; the logged loss is without it."""
+        for tensor, origin in self._proximal_anchors:
             if tensor.grad is not None:
-                tensor.grad.add_(tensor.detach() - origin, alpha=self._pull_weight)
+                tensor.grad.add_(tensor.detach() - origin, alpha=self._proximal_weight)
 
     def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
         """Clip as ``nnUNetTrainer.train_step`` does."""
@@ -93,7 +93,7 @@ class NNUNetModule(L.LightningModule):
         return loss
 
     def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
-        """Done at the start of each step."""
+        """Do nothing: gradients are set to zero at the start of each step."""
 
     def on_validation_epoch_start(self) -> None:
         losses = [

@@ -1,8 +1,8 @@
 """A network's state as unique named arrays.
 
 nnU-Net's ``state_dict()`` lists most tensors two to four times (``decoder.encoder.*`` aliases ``encoder.*``,
-``all_modules.*`` aliases ``conv`` and ``norm``); what is exchanged are its parameters and buffers, each once,
-under names free of the prefixes that ``torch.compile`` and DDP add.
+``all_modules.*`` aliases ``conv`` and ``norm``). Exchanged are its parameters and buffers, each once, under names
+without the prefixes that ``torch.compile`` and DDP add.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def named_tensors(network: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def layer_shapes(network: nn.Module) -> dict[str, list[int]]:
-    """Name to shape of every tensor that can be exchanged."""
+    """Shape of every tensor that can be exchanged, by name."""
     return {name: list(tensor.shape) for name, tensor in named_tensors(network)}
 
 
@@ -52,7 +52,7 @@ def read_state(network: nn.Module, layers: Iterable[str], out: Mapping[str, np.n
 
 
 def state_arrays(network: nn.Module, layers: Iterable[str]) -> dict[str, np.ndarray]:
-    """``layers`` of ``network`` as arrays to read: views of what lies in main memory, copies of what does not.
+    """Read-only arrays of ``layers``: views of tensors in main memory, copies of others.
 
     Raises:
         ProtocolError: a layer the network does not have.
@@ -83,10 +83,10 @@ def state_spec(network: nn.Module, layers: Iterable[str]) -> dict[str, tuple[tup
 
 
 def check_state(network: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
-    """Whether received arrays can be loaded into ``network``.
+    """Check that received arrays can be loaded into ``network``.
 
     Raises:
-        ProtocolError: unknown layer, other shape, or values that are not finite.
+        ProtocolError: unknown layer, different shape, or values that are not finite.
     """
     tensors = dict(named_tensors(network))
     for name, array in arrays.items():
@@ -104,7 +104,7 @@ def check_state(network: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
 def load_state(network: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
     """Overwrite the named tensors of ``network``; the others stay as they are (paper, algorithm 1).
 
-    The arrays are trusted: :func:`check_state` comes before.
+    The arrays are trusted: call :func:`check_state` first.
     """
     tensors = dict(named_tensors(network))
     with warnings.catch_warnings():
@@ -115,7 +115,7 @@ def load_state(network: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def _as_tensor(array: np.ndarray) -> torch.Tensor:
-    """A tensor in the array's memory; torch does not know numpy's bfloat16, whose bits are its own."""
+    """A tensor in the array's memory; torch does not know NumPy's bfloat16, but its bits are the same."""
     if array.dtype == BFLOAT16:
         return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
     return torch.from_numpy(array)

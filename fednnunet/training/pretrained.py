@@ -19,7 +19,7 @@ from fednnunet.training.network_state import unwrap
 log = logging.getLogger(__name__)
 
 SEGMENTATION_LAYERS = ".seg_layers."
-"""Never taken over, as in ``nnunetv2.run.load_pretrained_weights``: another task has other labels."""
+"""Layers that are never loaded, as in ``nnunetv2.run.load_pretrained_weights``: another task has other labels."""
 NAMED_MISMATCHES = 3
 
 
@@ -27,13 +27,13 @@ def find_checkpoint(source: Path, node: str, fold: Fold) -> Path:
     """The checkpoint that ``init.weights=<source>`` means for a node.
 
     Args:
-        source: a checkpoint, a folder that holds ``checkpoint_final.pth``, or the folder of a finished run, of which
-            the checkpoint of the same node is taken, of the same fold where it trained several.
-        node: its name.
-        fold: that will be trained.
+        source: a checkpoint, a folder that holds ``checkpoint_final.pth``, or the folder of a finished run, from which
+            the checkpoint of the same node is taken, and of the same fold where it trained several.
+        node: name of the node.
+        fold: fold that will be trained.
 
     Raises:
-        ConfigError: there is none; says where it was looked for.
+        ConfigError: there is none; the message says where it was searched for.
     """
     source = source.expanduser()
     if source.is_file():
@@ -57,7 +57,7 @@ def find_checkpoint(source: Path, node: str, fold: Fold) -> Path:
 
 
 def load_pretrained(trainer: nnUNetTrainer, path: Path) -> None:
-    """Take over every layer but the segmentation heads, by nnU-Net's rule: all of them must be there and fit.
+    """Load every layer except the segmentation heads, by nnU-Net's rule: all of them must exist and fit.
 
     Only tensors and numbers are read from the file; nothing in it is executed.
 
@@ -69,16 +69,16 @@ def load_pretrained(trainer: nnUNetTrainer, path: Path) -> None:
     network = unwrap(trainer.network)
     ours, theirs = network.state_dict(), _without_prefixes(checkpoint["network_weights"])
     origin = _origin(checkpoint)
-    wanted = [name for name in ours if SEGMENTATION_LAYERS not in name]
-    misfits = [problem for name in wanted if (problem := _misfit(name, ours[name], theirs.get(name)))]
+    needed = [name for name in ours if SEGMENTATION_LAYERS not in name]
+    misfits = [problem for name in needed if (problem := _misfit(name, ours[name], theirs.get(name)))]
     if misfits:
         named = "; ".join(misfits[:NAMED_MISMATCHES]) + (" …" if len(misfits) > NAMED_MISMATCHES else "")
         raise ConfigError(
-            f"init.weights={path}{origin}: {len(misfits)} of {len(wanted)} layers do not fit the planned "
+            f"init.weights={path}{origin}: {len(misfits)} of {len(needed)} layers do not fit the planned "
             f"network: {named}. Train with the plans of that model: init.plans=<its plans.json>"
         )
-    network.load_state_dict(ours | {name: theirs[name] for name in wanted})
-    log.info("started from %s%s: %d layers, segmentation heads anew", path, origin, len(wanted))
+    network.load_state_dict(ours | {name: theirs[name] for name in needed})
+    log.info("started from %s%s: %d layers, segmentation heads anew", path, origin, len(needed))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _origin(checkpoint: Mapping[str, Any]) -> str:
-    """Whose checkpoint it is, for messages."""
+    """Origin of a checkpoint, for messages."""
     arguments = checkpoint.get("init_args") or {}
     plans = arguments.get("plans") or {}
     parts = [plans.get("dataset_name"), checkpoint.get("trainer_name"), arguments.get("configuration")]

@@ -1,0 +1,71 @@
+"""What a request means for a fit that waits between two rounds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from torch import nn
+
+from fednnunet.errors import ProtocolError
+from fednnunet.exchange.messages import EvaluateRequest, TrainRequest
+from fednnunet.node.training_session import NextStep, TrainingSession
+
+START, STOP, IGNORE = NextStep.START, NextStep.STOP, NextStep.IGNORE
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> TrainingSession:
+    """Fold 0 of five epochs; round 2 is finished, and the checkpoint of round 1 is there."""
+    for suffix in (".json", ".pth"):
+        (tmp_path / f"checkpoint_round_1{suffix}").touch()
+    trainer = SimpleNamespace(fold=0, num_epochs=5, network=nn.Linear(2, 1), output_folder=str(tmp_path))
+    stages: Any = SimpleNamespace(trainer=trainer)
+    settings: Any = SimpleNamespace()
+    session = TrainingSession(settings, stages, wait_for_round=lambda: False)
+    session._finished_round = 2
+    return session
+
+
+@pytest.mark.parametrize(
+    ("body", "step"),
+    [
+        (TrainRequest(server_round=3, trained=2, layers=["weight"]), START),
+        (TrainRequest(server_round=5, trained=2, layers=[]), START),  # rounds 3 and 4 were without this node
+        (TrainRequest(server_round=2, trained=2, layers=["weight"]), IGNORE),  # its reply again
+        (TrainRequest(server_round=1, trained=1, layers=[]), STOP),  # the server lost round 2
+        (TrainRequest(server_round=1, trained=0, layers=[]), IGNORE),  # no checkpoint to resume from: refused
+        (TrainRequest(server_round=0, layers=["weight"]), IGNORE),
+        (TrainRequest(fold=1, server_round=3, layers=[]), IGNORE),  # refused while fold 0 trains
+        (EvaluateRequest(server_round=2), STOP),
+        (EvaluateRequest(server_round=5), STOP),  # the rounds ended without this node
+        (EvaluateRequest(server_round=1), IGNORE),
+        (EvaluateRequest(fold=1, server_round=2), IGNORE),
+        (EvaluateRequest(layers=["weight"]), IGNORE),
+        (EvaluateRequest(score={"Porto": [0]}), IGNORE),
+    ],
+    ids=str,
+)
+def test_a_request_between_two_rounds(
+    session: TrainingSession, body: TrainRequest | EvaluateRequest, step: NextStep
+) -> None:
+    assert session.next_step(body, {}) is step
+
+
+@pytest.mark.parametrize(
+    ("body", "arrays", "problem"),
+    [
+        (TrainRequest(server_round=6, layers=[]), {}, "round 6 was asked for; there are 5 epochs"),
+        (TrainRequest(server_round=4, epochs=2, layers=[]), {}, "round 4 was asked for; there are 5 epochs"),
+        (TrainRequest(server_round=3, layers=["gamma"]), {}, "layer gamma was asked for"),
+        (TrainRequest(server_round=3, layers=[]), {"weight": np.zeros(3)}, "layer weight was received with shape"),
+    ],
+)
+def test_a_round_that_cannot_be_trained_is_refused_before_it_starts(
+    session: TrainingSession, body: TrainRequest, arrays: dict[str, np.ndarray], problem: str
+) -> None:
+    with pytest.raises(ProtocolError, match=problem):
+        session.next_step(body, arrays)
