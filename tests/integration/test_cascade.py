@@ -48,7 +48,7 @@ def lowres(volumes: Path, train: Train, tmp_path_factory: pytest.TempPathFactory
 def test_cascade_refines_the_low_resolution(volumes: Path, lowres: Path, train: Train, tmp_path: Path) -> None:
     assert set(pd.read_csv(lowres / "cases.csv").node) == {"Oslo", "Porto", "Riga"}
     run = tmp_path / "run"
-    result = train(run, *COMMON, CASCADE, f"init.previous_stage={lowres}", raw=volumes)
+    result = train(run, *COMMON, CASCADE, f"init.previous_stage={lowres}", raw=volumes, apart=True)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "external centres are left out" in result.stderr
     assert set(pd.read_csv(run / "cases.csv").node) == {"Oslo", "Porto"}
