@@ -112,6 +112,7 @@ def _authority(folder: Path, files: KeyFiles) -> tuple[x509.Certificate, ec.Elli
         _certificate(name, name, key, timedelta(days=365 * CA_YEARS))
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(usage, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA384())
     )
     _write_key(key_file, _pem(key), files)
@@ -147,6 +148,9 @@ def _server(
         .add_extension(x509.SubjectAlternativeName(list(names.values())), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        # Python 3.13 refuses certificates without these (ssl.VERIFY_X509_STRICT).
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
         .sign(signer, hashes.SHA384())
     )
     _write_key(key_file, _pem(key), files)
