@@ -269,8 +269,7 @@ def _connected(node_file: NodeFile) -> Iterator[Any]:
     if node_file.insecure:
         connection = HTTPConnection(*via, timeout=TIMEOUT)
     else:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.load_verify_locations(cafile=node_file.certificate)
+        context = ssl.create_default_context(cafile=node_file.certificate)  # as strict as Flower's client
         connection = HTTPSConnection(*via, timeout=TIMEOUT, context=context)
     if proxy:
         connection.set_tunnel(host, port, _credentials(proxy))
