@@ -6,8 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
+import typer
+from click import Command, Group
 
 from fednnunet import run_files
+from fednnunet.cli.main import app
+from fednnunet.exchange.messages import Kind
 from fednnunet.reporting.comparison import COMPARISON_COLUMNS
 from fednnunet.reporting.paper_comparison import paper_tables
 from fednnunet.reporting.tables.results_table import SUMMARY_COLUMNS
@@ -163,3 +167,24 @@ def test_paths_that_are_named_exist(document: Path) -> None:
     for path in re.findall(rf"`((?:{top})/[\w./-]+)`", document.read_text()):
         if "NAME" not in path and not path.endswith(("/mine.yaml", "/local/default.yaml")):
             assert (ROOT / path).exists(), path
+
+
+def commands(command: Command, path: str) -> list[str]:
+    """A command, or those that a group of commands has."""
+    if not isinstance(command, Group):
+        return [path]
+    return [one for name, inner in command.commands.items() for one in commands(inner, f"{path} {name}")]
+
+
+def test_every_command_is_in_the_reference() -> None:
+    text = (ROOT / "docs" / "reference" / "cli.md").read_text()
+    for command in commands(typer.main.get_command(app), "fednnunet"):
+        if command.startswith("fednnunet convert "):
+            assert f"`{command.split()[-1]}`" in text
+        else:
+            assert f"`{command}" in text, command
+
+
+def test_every_message_is_in_the_reference() -> None:
+    text = (ROOT / "docs" / "reference" / "messages.md").read_text()
+    assert all(f"| `{kind.value}` |" in text for kind in Kind)
