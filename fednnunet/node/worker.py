@@ -118,7 +118,7 @@ class NodeWorker:
                 request.reply(*self._evaluate(request, body))
             else:
                 request.reply(self._run_stage(request.kind, body).model_dump_json())
-        except Exception as error:  # noqa: BLE001  whatever it is, the server is told and the worker lives on
+        except Exception as error:  # noqa: BLE001  whatever it is, the server gets to know it and the worker continues
             request.fail(failure_of(error, request.kind, self.settings))
 
     def _run_stage(self, kind: Kind, body: Body) -> BaseModel:

@@ -33,8 +33,8 @@ def save_for_next_stages(
     instead of read from its preprocessed file.
 
     Args:
-        trainer: of this stage.
-        identifier: of the case.
+        trainer: trainer of this stage.
+        identifier: identifier of the case.
         logits: (C, Z, Y, X) on this stage's grid.
         properties: nnU-Net's, of the preprocessed case.
     """
@@ -62,10 +62,10 @@ def copy_previous_stage(trainer: nnUNetTrainer, node: str, source: Path, identif
     """Copy the previous stage's segmentations of all cases to where nnU-Net reads them.
 
     Args:
-        trainer: of the cascade.
+        trainer: trainer of the cascade.
         node: its name.
         source: folder of finished runs of the previous stage, at any depth.
-        identifiers: of all cases of the node.
+        identifiers: identifiers of all cases of the node.
 
     Raises:
         ConfigError: a case is missing, is there twice, or was segmented under other plans.

@@ -165,7 +165,7 @@ def test_lines_that_are_removed_while_the_worker_runs_show_at_its_next_one(
     assert "gone" in broken
 
 
-def test_nothing_leaves_a_node_that_can_not_log_it(node: Node) -> None:
+def test_nothing_leaves_a_node_that_cannot_log_it(node: Node) -> None:
     with node(AuditLog(Path("/dev/full"), "Oslo")) as ask:
         for answer in (trained, fail):
             with pytest.raises(WorkerFailure, match="node Oslo: the log of what leaves it cannot be written") as caught:

@@ -246,7 +246,7 @@ def test_other_plans_end_the_training_of_before(settings: NodeSettings, server: 
 
 
 @pytest.mark.parametrize("damage", ["a bit flipped", "the end missing"])
-def test_a_damaged_checkpoint_is_not_offered_to_go_on_from(settings: NodeSettings, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_checkpoint_is_not_resumed_from(settings: NodeSettings, tmp_path: Path, damage: str) -> None:
     write_boxes(tmp_path / "raw")
     with serving(settings) as server:
         layers = layers_of(server)
@@ -266,7 +266,7 @@ def test_a_damaged_checkpoint_is_not_offered_to_go_on_from(settings: NodeSetting
     assert "checkpoint_round_2.pth is damaged" in (tmp_path / "Oslo" / "node.log").read_text()
 
 
-def test_data_that_changed_meanwhile_are_noticed(settings: NodeSettings, tmp_path: Path) -> None:
+def test_changed_data_are_noticed_on_resume(settings: NodeSettings, tmp_path: Path) -> None:
     write_boxes(tmp_path / "raw")
     with serving(settings) as server:
         layers = layers_of(server)

@@ -122,7 +122,7 @@ def of_two_channels(plans: dict[str, Any]) -> dict[str, Any]:
         (lambda plans: None, "no plans of nnU-Net v2"),
     ],
 )
-def test_plans_that_can_not_be_used_are_refused(
+def test_plans_that_cannot_be_used_are_refused(
     staged: tuple[Path, str, dict[str, Any]],
     plan: Plan,
     tmp_path: Path,

@@ -33,7 +33,7 @@ def test_unknown_device_is_refused() -> None:
         ("mps", {"num_devices": 2}, "compute.num_devices=2, but torch sees 1 GPU here"),
     ],
 )
-def test_what_a_device_can_not_do_is_refused(device: str, change: dict[str, Any], problem: str) -> None:
+def test_what_a_device_cannot_do_is_refused(device: str, change: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         check_device(COMPUTE.model_copy(update=change), torch.device(device))
 

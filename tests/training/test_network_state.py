@@ -109,6 +109,6 @@ def test_bad_arrays_are_refused(network: nn.Module, change: dict[str, np.ndarray
         check_state(network, received)
 
 
-def test_a_layer_that_is_not_there_can_not_be_read(network: nn.Module) -> None:
+def test_a_missing_layer_cannot_be_read(network: nn.Module) -> None:
     with pytest.raises(ProtocolError, match="no such layer"):
         state_spec(network, ["decoder.nobody"])
