@@ -24,11 +24,13 @@ from fednnunet.exchange.channel import Reply, Request
 from fednnunet.exchange.messages import (
     REQUESTS,
     Body,
-    EvaluateRequest,
     Failure,
     FingerprintRequest,
     Kind,
+    Model,
     PlanRequest,
+    ScoreModelsRequest,
+    SendModelRequest,
     TrainRequest,
     parse_body,
 )
@@ -210,7 +212,7 @@ def _described(request: Request, reply: Reply) -> dict[str, Any]:
         "body_sha256": hashlib.sha256(body).hexdigest(),
         "arrays_sha256": None if reply.arrays is None else reply.arrays.sha256(),
         "fields": dict(_fields(content)),
-        "scores": len(content["cases"]) if reply.ok and request.kind is Kind.EVALUATE else None,
+        "scores": len(content["cases"]) if reply.ok and "cases" in content else None,
         "digests": len(content["image_digests"]) if content.get("image_digests") is not None else None,
         "layers": content["layers"] if reply.ok and request.kind is Kind.PLAN else None,
         "tensors": tensors,
@@ -247,15 +249,15 @@ def _asked(request: Request) -> dict[str, bool | int | str]:
         body: Body = parse_body(REQUESTS[request.kind], request.body, "the server")
     except ProtocolError:
         return {"malformed": True}
-    asked = body.model_dump(include={"tell", "fold", "server_round", "dtype"})
+    asked = body.model_dump(include={"content", "fold", "server_round", "dtype"})
     if isinstance(body, FingerprintRequest) and body.salt is not None:
         asked["image_digests"] = True
     if isinstance(body, PlanRequest):
         asked["fingerprint"] = "own" if body.fingerprint is None else "federated"
-    if isinstance(body, TrainRequest | EvaluateRequest) and body.layers:
+    if isinstance(body, TrainRequest | SendModelRequest) and body.layers:
         asked["layers"] = len(body.layers)
-    if isinstance(body, EvaluateRequest) and body.keep is not None:
-        asked["keep"] = body.keep.node
-    if isinstance(body, EvaluateRequest) and body.score:
-        asked["score"] = ", ".join(body.score)
+    if isinstance(body, Model):
+        asked["model"] = body.node
+    if isinstance(body, ScoreModelsRequest):
+        asked["models"] = ", ".join(body.models)
     return asked

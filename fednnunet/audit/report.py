@@ -23,6 +23,9 @@ WHAT = {
     Kind.PREPROCESS: "Counts after preprocessing",
     Kind.TRAIN: "Figures of training",
     Kind.EVALUATE: "Scores of segmentations",
+    Kind.SEND_MODEL: "Final models",
+    Kind.KEEP_MODEL: "Receipts of other nodes' models",
+    Kind.SCORE_MODELS: "Scores of other nodes' models",
 }
 
 

@@ -1,8 +1,8 @@
-"""The five messages of the protocol: their names, their fields, their limits.
+"""The messages of the protocol: their names, fields and limits.
 
-A message is a JSON body that one of the models below validates, and for ``train`` and ``evaluate``
-named arrays beside it (:mod:`fednnunet.exchange.arrays`). Nothing else travels: no image, no case name,
-no path, and nothing that is unpickled or executed.
+A message is a JSON body that one of the models below validates; beside some bodies travel named arrays
+ (:mod:`fednnunet.exchange.arrays`): layers of a network. Nothing else travels: no image, no case name, no path, and
+nothing that is unpickled or executed.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fednnunet.errors import ProtocolError, first_problem
 
 MAX_BODY_BYTES = 64 * 2**20
-"""Largest JSON body: fingerprints list two triples per case, so this is > 100,000 cases."""
+"""Largest JSON body: fingerprints list two triples per case, so this is more than 100,000 cases."""
 
 NodeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.'-]{0,63}$")]
 ENSEMBLE = "ensemble"
-"""Stands for a fold, where the models of several were averaged, and for a node, where those of all were."""
+"""Takes the place of the fold where models of several were averaged, and of the node where those of all were."""
 RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
-"""Of a federation across machines; the same when an interrupted run goes on."""
+"""Id of a run across machines; the same when the run is resumed."""
 LayerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]{1,256}$")]
 Fold = Annotated[int, Field(ge=0, le=4)] | Literal["all"]
 """nnU-Net's: a held-out fifth of the cases, or ``all`` to train on every case."""
 ExchangeDtype = Literal["float32", "float16", "bfloat16"]
-"""What the values of exchanged layers are rounded to while they travel."""
+"""Data type that exchanged layers are rounded to while they travel."""
 Salt = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-"""32 random bytes in hexadecimal, anew for each run."""
+"""32 random bytes in hexadecimal, drawn for each run."""
 SaltedDigest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-"""HMAC-SHA256, keyed with the salt, of an image's decoded voxels; see :mod:`fednnunet.exchange.digests`."""
+"""HMAC-SHA256 of an image's decoded voxels, keyed with the salt; see :mod:`fednnunet.exchange.digests`."""
 MAX_DIGESTS = 100_000
-"""Of a node's cases; those of an external node are not counted before."""
+"""Most digests of one node: the number of an external node's cases is not known before."""
 MAX_DIMENSIONS = 8
 MAX_LENGTH = 2**31
 Shape = Annotated[list[Annotated[int, Field(ge=0, le=MAX_LENGTH)]], Field(max_length=MAX_DIMENSIONS)]
@@ -40,60 +40,63 @@ Axes = list[Annotated[int, Field(ge=0, le=2)]]
 
 
 class Kind(StrEnum):
-    """Message types, spelt as Flower's ``<category>.<action>``."""
+    """Message types, in Flower's form ``<category>.<action>``."""
 
     FINGERPRINT = "query.fingerprint"
     PLAN = "query.plan"
     PREPROCESS = "query.preprocess"
     TRAIN = "train"
     EVALUATE = "evaluate"
+    SEND_MODEL = "evaluate.send_model"
+    KEEP_MODEL = "evaluate.keep_model"
+    SCORE_MODELS = "evaluate.score_models"
 
 
 class Body(BaseModel):
-    """Base of all bodies: unknown fields are refused, NaN and infinity too unless a field allows them."""
+    """Base of all bodies: unknown fields, NaN and infinity are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class FingerprintRequest(Body):
-    """Describe your dataset. Sent first; a run that has begun is answered the same way again.
+    """Describe your dataset. It is the first request; a run that has started is answered the same way again.
 
     Attributes:
-        tell: of the fingerprint: ``nothing``; the ``ranges`` of foreground intensities; the node's ``contribution`` to
-            the federation's fingerprint; or nnU-Net's ``statistics`` of the node.
-        total_cases: training cases of all nodes, for the contribution.
-        bins: of every channel's histogram, for the contribution.
-        run: id of the run, where the node is not started for it: one that is on another run begins this one.
-        task: what the node is to do in it (:class:`~fednnunet.config.run.SharedRunConfig`).
-        salt: tell digests of the images, keyed with it, where the node's own configuration allows that.
+        content: part of the fingerprint to send: ``nothing``; the ``ranges`` of foreground intensities; the node's
+            ``contribution`` to the federation's fingerprint; or nnU-Net's ``statistics`` of the node.
+        total_cases: number of training cases of all nodes, for the contribution.
+        bins: bins of every channel's histogram, for the contribution.
+        run: id of the run, where the node is not started for it: a node that is on another run starts this one.
+        shared_config: the run's configuration for the node (:class:`~fednnunet.config.run.SharedRunConfig`).
+        salt: send digests of the images, keyed with it, where the node's own configuration allows that.
     """
 
-    tell: Literal["nothing", "ranges", "contribution", "statistics"] = "nothing"
+    content: Literal["nothing", "ranges", "contribution", "statistics"] = "nothing"
     total_cases: int | None = Field(default=None, ge=1)
     bins: dict[str, Any] | None = None
     run: RunId | None = None
-    task: dict[str, Any] | None = None
+    shared_config: dict[str, Any] | None = None
     salt: Salt | None = None
 
 
 class FingerprintReply(Body):
-    """What a node tells of its data: counts, label names and what was asked of its fingerprint, never a case.
+    """A node's description of its data: counts, label names and the requested part of its fingerprint, never a case.
 
     Attributes:
         node: the node's name.
-        version: of its ``fednnunet``.
-        external: the node has no training cases, its data only serve for testing.
+        version: version of its ``fednnunet``.
+        external: the node has no training cases; its data only serve for testing.
         num_training: number of training cases (all folds).
-        configuration: nnU-Net's, that the node will train.
+        configuration: nnU-Net configuration that the node will train.
         channel_names: nnU-Net's ``channel_names``.
         labels: nnU-Net's ``labels`` (a list of values is a region).
-        regions_class_order: nnU-Net's, for region-based training.
-        file_ending: such as ``.nii.gz``.
-        fingerprint: contribution or statistics; None where neither was asked for, and from an external node.
-        intensity_ranges: channel to range of its foreground intensities, where asked for.
-        resume_rounds: fold to finished rounds from whose checkpoint this node can go on.
-        image_digests: salted, of its cases' images, sorted and each once; None where they were not asked for, or the
-            node does not tell them.
+        regions_class_order: nnU-Net's ``regions_class_order``, for region-based training.
+        file_ending: ending of the image files, such as ``.nii.gz``.
+        fingerprint: contribution or statistics; None where neither was requested, and from an external node.
+        intensity_ranges: channel to range of its foreground intensities, where requested.
+        resume_rounds: fold to finished rounds from whose checkpoint this node can resume.
+        image_digests: salted digests of the images, sorted and without duplicates; None where they were not requested,
+            or the node does not send them.
     """
 
     node: NodeName
@@ -124,8 +127,8 @@ class PlanRequest(Body):
     """Plan your network.
 
     Attributes:
-        fingerprint: the federated fingerprint (FFE), or None to plan from the node's own.
-        num_training: training cases that the batch-size cap counts; None for the node's own.
+        fingerprint: the federated fingerprint (FFE); None to plan from the node's own.
+        num_training: number of training cases that the batch-size cap counts; None for the node's own.
     """
 
     fingerprint: dict[str, Any] | None
@@ -136,7 +139,7 @@ class PlanReply(Body):
     """The node's plans and the layers they lead to.
 
     Attributes:
-        plans: nnU-Net's plans of the node.
+        plans: the node's nnU-Net plans.
         layers: trainable tensors and buffers of the network, name to shape.
         num_parameters: number of values in ``layers``.
     """
@@ -147,10 +150,10 @@ class PlanReply(Body):
 
 
 class PreprocessRequest(Body):
-    """Run nnU-Net's preprocessing for the plans made before, and build the trainer of the first fold.
+    """Run nnU-Net's preprocessing for your plans, and build the trainer of the first fold.
 
     Attributes:
-        fold: the first to train.
+        fold: the first fold to train.
     """
 
     fold: Fold = 0
@@ -160,10 +163,10 @@ class PreprocessReply(Body):
     """Preprocessing is done.
 
     Attributes:
-        seconds: it took.
-        num_training: training cases of the fold.
-        num_validation: held-out cases of the fold.
-        epochs: that the node's trainer makes.
+        seconds: duration in seconds.
+        num_training: number of training cases of the fold.
+        num_validation: number of held-out cases of the fold.
+        epochs: number of epochs that the node's trainer makes.
         iterations: training iterations per epoch.
         pretrained: the node starts from given weights.
     """
@@ -180,14 +183,15 @@ class TrainRequest(Body):
     """Load the arrays beside this body, train, send the layers listed.
 
     Attributes:
-        fold: to train; folds come one after another.
-        server_round: 1, 2, …; 0 asks for the initial state without training.
-        trained: the last round that this node trained in, 0 for none: what a worker that has just started goes on
-            from; ``server_round`` itself asks for that round's reply again.
-        epochs: of a round; fewer where the trainer has fewer left. Epochs of rounds the node was not in count as over.
+        fold: fold to train; folds come one after another.
+        server_round: number of the round, from 1; 0 requests the initial state without training.
+        trained: the last round that this node trained in, 0 for none: a worker that has just started resumes from it;
+            ``server_round`` itself requests that round's reply again.
+        epochs: epochs of a round; fewer where the trainer has fewer left. Epochs of rounds that the node was not in
+            count as finished.
         layers: names of the layers to send back; empty when nothing is exchanged.
-        dtype: what to send them as; of layers of integers as they are.
-        proximal_mu: weight of the pull towards the arrays beside this body (FedProx); 0 for none.
+        dtype: data type to send them in; layers of integers are sent as they are.
+        proximal_mu: weight of FedProx's proximal term, towards the arrays beside this body; 0 for none.
     """
 
     fold: Fold = 0
@@ -203,15 +207,15 @@ class TrainReply(Body):
     """Figures of a round's last epoch, nnU-Net's own.
 
     Attributes:
-        fold: the request's.
-        server_round: the request's.
-        num_examples: training cases of this fold.
-        train_loss: mean over the epoch's iterations.
-        val_loss: mean over the validation iterations.
+        fold: fold of the request.
+        server_round: round of the request.
+        num_examples: number of training cases of this fold.
+        train_loss: mean over the epoch's training iterations.
+        val_loss: mean over the epoch's validation iterations.
         pseudo_dice: nnU-Net's online mean foreground Dice; None when no label was seen.
-        learning_rate: of this epoch.
-        seconds_train: training and validation of the round's epochs.
-        seconds_exchange: loading and handing over of arrays at the node.
+        learning_rate: learning rate of the epoch.
+        seconds_train: seconds of training and validation in the round's epochs.
+        seconds_exchange: seconds of loading and sending arrays at the node.
     """
 
     fold: Fold = 0
@@ -225,13 +229,51 @@ class TrainReply(Body):
     seconds_exchange: float = Field(default=0.0, ge=0)
 
 
-class Model(Body):
-    """A node's final model on its way to the cases of another; its layers are beside it.
+class EvaluateRequest(Body):
+    """Load the last aggregate, write the final checkpoint, score the fold's held-out cases.
 
     Attributes:
-        node: whose it is.
-        fold: that it was trained on.
-        plans: nnU-Net's plans of its network.
+        fold: fold whose held-out cases are scored.
+        server_round: number of rounds trained.
+        trained: the last of them that this node trained in; see :class:`TrainRequest`.
+    """
+
+    fold: Fold = 0
+    server_round: int = Field(default=0, ge=0)
+    trained: int = Field(default=0, ge=0)
+
+
+class SendModelRequest(Body):
+    """Send the final checkpoint of a fold.
+
+    Attributes:
+        fold: the fold.
+        layers: names of the layers to send.
+    """
+
+    fold: Fold
+    layers: Annotated[list[LayerName], Field(min_length=1)]
+
+
+class SendModelReply(Body):
+    """A final model; its layers are beside this body.
+
+    Attributes:
+        mirror_axes: axes of test-time mirroring; None without mirroring.
+        seconds: duration in seconds.
+    """
+
+    mirror_axes: Axes | None
+    seconds: float = Field(ge=0)
+
+
+class Model(Body):
+    """Another node's final model, to keep and score with later; its layers are beside this body.
+
+    Attributes:
+        node: node that trained it.
+        fold: fold that it was trained on.
+        plans: nnU-Net plans of its network.
         mirror_axes: axes of test-time mirroring; None without mirroring.
     """
 
@@ -241,45 +283,44 @@ class Model(Body):
     mirror_axes: Axes | None
 
 
-class EvaluateRequest(Body):
-    """Load the last aggregate, write the final checkpoint, score the fold's held-out cases; or one of the following.
+class KeepModelReply(Body):
+    """The model is kept.
 
     Attributes:
-        fold: whose held-out cases.
-        server_round: number of rounds trained.
-        trained: the last of them that this node trained in; see :class:`TrainRequest`.
-        layers: send these of the fold's final checkpoint, instead.
-        keep: another node's model, which comes beside this body, to score with later; do just that.
-        score: score with kept models, and forget them: node to the folds whose softmax outputs are averaged. An
-            external node scores all of its cases, another those that ``fold`` holds out.
+        seconds: duration in seconds.
     """
 
-    fold: Fold = 0
-    server_round: int = Field(default=0, ge=0)
-    trained: int = Field(default=0, ge=0)
-    layers: list[LayerName] = []
-    keep: Model | None = None
-    score: dict[NodeName, Annotated[list[Fold], Field(min_length=1)]] = {}
+    seconds: float = Field(ge=0)
 
-    @property
-    def of_own_model(self) -> bool:
-        """Whether the node is to finish the fold and score its own model."""
-        return not self.layers and self.keep is None and not self.score
+
+class ScoreModelsRequest(Body):
+    """Score with the models that are kept, and remove them.
+
+    An external node scores all of its cases, another those that the fold holds out.
+
+    Attributes:
+        fold: fold whose held-out cases are scored.
+        models: node to the folds whose softmax outputs are averaged.
+    """
+
+    fold: Fold
+    models: Annotated[dict[NodeName, Annotated[list[Fold], Field(min_length=1)]], Field(min_length=1)]
 
 
 class CaseScore(Body):
     """Scores of one label in one case.
 
     Attributes:
-        centre: the centre the case is of (the node, or one of the pooled centres).
+        centre: the case's centre (the node, or one of the pooled centres).
         case: anonymous number of the case at its centre, the same in every strategy and run.
-        label: label or region name.
-        model: node whose model it was, or ``ensemble`` of all that scored; None for the node's own.
-        dsc: Dice similarity coefficient in [0, 1]; None where it is not defined.
-        hd95: 95th percentile of the Hausdorff distance (mm or pixels); None where it is not defined.
-        surface_dsc: share of both surfaces within a tolerance of the other, in [0, 1].
-        volume_error: volume segmented too much (negative: too little), as a fraction of the reference's; None without.
-        empty: which of the two masks is.
+        label: name of the label or region.
+        model: node whose model was scored, or ``ensemble`` of all of them; None for the node's own.
+        dsc: Dice similarity coefficient in [0, 1]; None where it is undefined.
+        hd95: 95th percentile of the Hausdorff distance (mm or pixels); None where it is undefined.
+        surface_dsc: fraction of both surfaces within a tolerance of the other, in [0, 1].
+        volume_error: volume segmented too much (negative: too little), as a fraction of the reference volume; None
+            without a reference.
+        empty: which of the two masks is empty.
     """
 
     centre: NodeName
@@ -294,26 +335,24 @@ class CaseScore(Body):
 
 
 class EvaluateReply(Body):
-    """Scores of all held-out cases; none where a model is sent or kept.
+    """Scores of all cases, of the node's own model or of those that it kept.
 
     Attributes:
         cases: one row per case, label and model.
-        mirror_axes: axes of test-time mirroring of the final model, where it was asked for; None without mirroring.
-        seconds: that it took.
+        seconds: duration in seconds.
     """
 
     cases: list[CaseScore] = []
-    mirror_axes: Axes | None = None
     seconds: float = Field(ge=0)
 
 
 class Failure(Body):
-    """A node's answer when it cannot do what was asked.
+    """A node's reply when it cannot do what was requested.
 
     Attributes:
-        reason: one line for the operator: who, what, what to do.
-        error: ``data`` and ``config`` are the user's to fix; ``internal`` is a bug; ``protocol`` a bad message;
-            ``unavailable`` passes: it can be asked again.
+        reason: one line for the operator: which node, what failed, what to do.
+        error: ``data`` and ``config`` are the user's to fix; ``internal`` is a bug; ``protocol`` a malformed message;
+            ``unavailable`` passes: the request can be sent again.
     """
 
     reason: str
@@ -326,6 +365,9 @@ REQUESTS: dict[Kind, type[Body]] = {
     Kind.PREPROCESS: PreprocessRequest,
     Kind.TRAIN: TrainRequest,
     Kind.EVALUATE: EvaluateRequest,
+    Kind.SEND_MODEL: SendModelRequest,
+    Kind.KEEP_MODEL: Model,
+    Kind.SCORE_MODELS: ScoreModelsRequest,
 }
 REPLIES: dict[Kind, type[Body]] = {
     Kind.FINGERPRINT: FingerprintReply,
@@ -333,13 +375,16 @@ REPLIES: dict[Kind, type[Body]] = {
     Kind.PREPROCESS: PreprocessReply,
     Kind.TRAIN: TrainReply,
     Kind.EVALUATE: EvaluateReply,
+    Kind.SEND_MODEL: SendModelReply,
+    Kind.KEEP_MODEL: KeepModelReply,
+    Kind.SCORE_MODELS: EvaluateReply,
 }
 
 B = TypeVar("B", bound=Body)
 
 
 def parse_body(model: type[B], text: str | bytes, sender: str) -> B:
-    """Validate the JSON ``text`` of ``sender`` as ``model``.
+    """Parse the JSON ``text`` of ``sender`` as ``model``.
 
     Raises:
         ProtocolError: too large, not JSON, or not of the schema; names sender and field.

@@ -116,20 +116,20 @@ class NodeDataset:
     def _fingerprint_content(self, request: FingerprintRequest) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
         """Intensity ranges and fingerprint, where they were asked for; ``fingerprint.precision`` rounds what leaves."""
         quantised = self.config.fingerprint.precision == "quantised"
-        if request.tell == "ranges":
+        if request.content == "ranges":
             ranges = self._cached("intensity_ranges", lambda: _dump(intensity_ranges(self.raw, self.workers)))
             if quantised:
                 ranges = _dump({channel: quantise_range(IntensityRange(**r)) for channel, r in ranges.items()})
             return ranges, None
-        if request.tell == "contribution":
+        if request.content == "contribution":
             contribution = self._contribution(request)
             if quantised:
                 contribution = quantise_fingerprint(DatasetFingerprint.parse(contribution, "the cache")).to_dict()
             return None, contribution
-        if quantised and request.tell == "statistics":
+        if quantised and request.content == "statistics":
             raise ConfigError("fingerprint.precision=quantised here, but the server asks for exact statistics")
         fingerprint = self.fingerprint()  # cached for planning, also where the server does not ask for it
-        return None, fingerprint if request.tell == "statistics" else None
+        return None, fingerprint if request.content == "statistics" else None
 
     def _contribution(self, request: FingerprintRequest) -> dict[str, Any]:
         if request.total_cases is None or request.total_cases < len(self.raw.cases):

@@ -104,7 +104,7 @@ class TrainingSession:
         Raises:
             ProtocolError: no such round can be trained now.
         """
-        trainer = self._switch_fold(body.fold)
+        trainer = self.switch_fold(body.fold)
         if body.server_round == 0:
             self._reply = TrainReply(fold=body.fold, server_round=0, num_examples=num_examples(trainer))
             self._send_reply(request, body)
@@ -126,7 +126,7 @@ class TrainingSession:
             ProtocolError: the fold is not at this round.
         """
         start = time.perf_counter()
-        trainer = self._switch_fold(body.fold)
+        trainer = self.switch_fold(body.fold)
         if body.server_round == 0:
             raise ProtocolError("evaluation was asked for before training")
         self._resume_from(trainer, body)
@@ -152,7 +152,7 @@ class TrainingSession:
         """
         trainer = self._trainer
         if isinstance(body, EvaluateRequest):
-            is_end = body.of_own_model and body.fold == trainer.fold and body.server_round >= self._finished_round
+            is_end = body.fold == trainer.fold and body.server_round >= self._finished_round
             return NextStep.STOP if is_end else NextStep.IGNORE
         if body.fold != trainer.fold:
             return NextStep.IGNORE
@@ -169,7 +169,7 @@ class TrainingSession:
             raise ProtocolError("training was asked for before preprocessing")
         return self.stages.trainer
 
-    def _switch_fold(self, fold: Fold) -> nnUNetTrainer:
+    def switch_fold(self, fold: Fold) -> nnUNetTrainer:
         """The trainer of ``fold``; folds follow each other, each from its own beginning."""
         trainer = self._trainer
         if trainer.fold == fold:

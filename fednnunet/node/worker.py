@@ -23,7 +23,12 @@ from fednnunet.exchange.messages import (
     EvaluateReply,
     EvaluateRequest,
     FingerprintRequest,
+    KeepModelReply,
     Kind,
+    Model,
+    ScoreModelsRequest,
+    SendModelReply,
+    SendModelRequest,
     TrainRequest,
     parse_body,
 )
@@ -99,7 +104,9 @@ class NodeWorker:
     def _next_step(self, request: Request, body: Body) -> NextStep:
         if isinstance(body, TrainRequest | EvaluateRequest):
             return self.training.next_step(body, request.arrays)
-        if request.kind is Kind.FINGERPRINT or self._is_done(request.kind, body):
+        if request.kind is Kind.FINGERPRINT or isinstance(body, SendModelRequest | Model | ScoreModelsRequest):
+            return NextStep.IGNORE
+        if self._is_done(request.kind, body):
             return NextStep.IGNORE
         return NextStep.STOP
 
@@ -115,7 +122,10 @@ class NodeWorker:
             if isinstance(body, TrainRequest):
                 self.training.train(request, body)
             elif isinstance(body, EvaluateRequest):
-                request.reply(*self._evaluate(request, body))
+                request.reply(self.training.evaluate(body, request.arrays).model_dump_json())
+            elif isinstance(body, SendModelRequest | Model | ScoreModelsRequest):
+                reply, arrays = self._exchange_models(request, body)
+                request.reply(reply.model_dump_json(), arrays)
             else:
                 request.reply(self._run_stage(request.kind, body).model_dump_json())
         except Exception as error:  # noqa: BLE001  whatever it is, the server gets to know it and the worker continues
@@ -142,21 +152,22 @@ class NodeWorker:
         """Whether the same was asked before and the reply still holds; a fingerprint's reply also lists rounds."""
         return kind in (Kind.PLAN, Kind.PREPROCESS) and kind in self._done and self._done[kind][0] == body
 
-    def _evaluate(self, request: Request, body: EvaluateRequest) -> tuple[str, SharedArrays | None]:
-        """Score the own model, keep another node's, score with those kept, or send a final one."""
+    def _exchange_models(
+        self, request: Request, body: SendModelRequest | Model | ScoreModelsRequest
+    ) -> tuple[Body, SharedArrays | None]:
+        """Send a final model, keep another node's, or score with those kept."""
         start = time.perf_counter()
-        fields: dict[str, Any] = {}
-        arrays = None
-        if body.of_own_model:
-            return self.training.evaluate(body, request.arrays).model_dump_json(), None
-        if body.keep is not None:
-            self.stages.received.keep(body.keep, request.arrays)
-        elif body.score:
-            fields = {"cases": self.stages.score_received(body.score)}
-        else:
+        if isinstance(body, SendModelRequest):
             network, axes = self.stages.final_model(body.fold)
-            fields, arrays = {"mirror_axes": axes}, self.training.layers.plain(network, body.layers)
-        return EvaluateReply(**fields, seconds=time.perf_counter() - start).model_dump_json(), arrays
+            arrays = self.training.layers.plain(network, body.layers)
+            return SendModelReply(mirror_axes=axes, seconds=time.perf_counter() - start), arrays
+        if isinstance(body, Model):
+            self.stages.received.keep(body, request.arrays)
+            return KeepModelReply(seconds=time.perf_counter() - start), None
+        if not self.settings.external:  # a worker that has just started has the trainer of the first fold
+            self.training.switch_fold(body.fold)
+        cases = self.stages.score_received(body.models)
+        return EvaluateReply(cases=cases, seconds=time.perf_counter() - start), None
 
 
 def run_node_worker(settings: NodeSettings, address: str, key: bytes, ready: Callable[[], None] = lambda: None) -> None:

@@ -62,8 +62,8 @@ class ServerSettings:
 
     def fingerprint_request(self, **fields: Any) -> messages.FingerprintRequest:
         """A request for a fingerprint; the first of a run that a node gets carries the run's configuration."""
-        task = None if self.shared_config is None else dict(self.shared_config)
-        return messages.FingerprintRequest(run=self.run, task=task, **fields)
+        config = None if self.shared_config is None else dict(self.shared_config)
+        return messages.FingerprintRequest(run=self.run, shared_config=config, **fields)
 
 
 @dataclass

@@ -25,7 +25,10 @@ from fednnunet.exchange.messages import (
     Failure,
     FingerprintReply,
     Kind,
+    Model,
     PlanReply,
+    ScoreModelsRequest,
+    SendModelRequest,
     TrainReply,
     TrainRequest,
 )
@@ -202,24 +205,26 @@ def test_every_reply_of_a_worker_is_logged_and_no_value_case_or_path_with_it(tmp
     raw = write_boxes(tmp_path / "raw")
     settings = NodeSettings("Oslo", tmp_path / "Oslo", {"Oslo": raw}, False, run_config(tmp_path), 1, True)
     sent: list[tuple[Kind, bytes]] = []
+    final_layers: dict[str, np.ndarray] = {}
 
     with serving(settings) as server:
 
         def ask(kind: Kind, body: str = "{}", arrays: dict[str, np.ndarray] | None = None) -> bytes:
-            reply, _ = Server.ask(server, kind, body, arrays)
+            reply, received = Server.ask(server, kind, body, arrays)
             sent.append((kind, reply))
+            final_layers.update(received if kind is Kind.SEND_MODEL else {})
             return reply
 
         with pytest.raises(WorkerFailure) as failed:
             ask(Kind.PREPROCESS)
         with pytest.raises(WorkerFailure, match="malformed"):
             ask(Kind.PLAN, '{"fingerprint": null, "send": "case_000"}')
-        ranges = FingerprintReply.model_validate_json(ask(Kind.FINGERPRINT, '{"tell": "ranges"}')).intensity_ranges
+        ranges = FingerprintReply.model_validate_json(ask(Kind.FINGERPRINT, '{"content": "ranges"}')).intensity_ranges
         assert ranges is not None
         own = {channel: IntensityRange(**bounds) for channel, bounds in ranges.items()}
         bins = {channel: bins.model_dump() for channel, bins in histogram_bins_over([own]).items()}
         told = FingerprintReply.model_validate_json(
-            ask(Kind.FINGERPRINT, json.dumps({"tell": "contribution", "total_cases": 6, "bins": bins}))
+            ask(Kind.FINGERPRINT, json.dumps({"content": "contribution", "total_cases": 6, "bins": bins}))
         ).fingerprint
         assert told is not None
         planned = PlanReply.model_validate_json(ask(Kind.PLAN, '{"fingerprint": null}'))
@@ -230,7 +235,10 @@ def test_every_reply_of_a_worker_is_logged_and_no_value_case_or_path_with_it(tmp
         scores = EvaluateReply.model_validate_json(
             ask(Kind.EVALUATE, EvaluateRequest(server_round=3).model_dump_json())
         ).cases
-        ask(Kind.EVALUATE, EvaluateRequest(layers=layers).model_dump_json())
+        ask(Kind.SEND_MODEL, SendModelRequest(fold=0, layers=layers).model_dump_json())
+        model = Model(node="Porto", fold=0, plans=planned.plans, mirror_axes=None)
+        ask(Kind.KEEP_MODEL, model.model_dump_json(), final_layers)
+        ask(Kind.SCORE_MODELS, ScoreModelsRequest(fold=0, models={"Porto": [0]}).model_dump_json())
 
     path = tmp_path / "Oslo" / "audit.jsonl"
     trail = read_trail(path)
@@ -242,12 +250,13 @@ def test_every_reply_of_a_worker_is_logged_and_no_value_case_or_path_with_it(tmp
         (kind, hashlib.sha256(reply).hexdigest()) for kind, reply in sent
     ]
     assert {entry.kind for entry in entries} == set(Kind)
-    contribution, plan, last, final = entries[1], entries[2], entries[-2], entries[-1]
+    contribution, plan, own, final, kept, elsewhere = entries[1], entries[2], *entries[-4:]
     numbers = {name: field.numbers for name, field in contribution.fields.items()}
     assert numbers["fingerprint.spacings"] == numbers["fingerprint.shapes_after_crop"] == 3 * 6
     assert numbers["fingerprint.intensities.0.histogram"] == bins["0"]["number"]
     assert plan.layers == planned.layers
-    assert last.scores == len(scores) == 2
+    assert own.scores == elsewhere.scores == len(scores) == 2
+    assert (kept.asked, elsewhere.asked) == ({"fold": 0, "model": "Porto"}, {"fold": 0, "models": "Porto"})
     assert {name: tensor.shape for name, tensor in final.tensors.items()} == planned.layers
     assert_tells_no_value(path.read_text(), raw, told["intensities"]["0"])
 

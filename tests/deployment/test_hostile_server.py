@@ -189,19 +189,19 @@ def changed(**changes: Any) -> dict[str, Any]:
 )
 def test_a_task_is_of_the_published_schema(site: NodeFile, task: dict[str, Any], problem: str) -> None:
     with pytest.raises(ProtocolError, match=f"the server sent an invalid configuration: .*{problem}"):
-        assignment_of(site, FingerprintRequest(run="r1", task=task))
+        assignment_of(site, FingerprintRequest(run="r1", shared_config=task))
 
 
 @pytest.mark.parametrize("key", ["trainer.class", "model.planner", "model.preprocessor"])
 @pytest.mark.parametrize("name", ["os.system", "subprocess.Popen", "our.trainers.Other", ".", "a..b", "../x.Trainer"])
 def test_a_server_names_no_class_that_the_node_does_not_list(site: NodeFile, key: str, name: str) -> None:
     with pytest.raises(ConfigError, match=r"is not allowed here; its node\.yaml lists"):
-        assignment_of(site, FingerprintRequest(run="r1", task=changed(**{key.replace(".", "__"): name})))
+        assignment_of(site, FingerprintRequest(run="r1", shared_config=changed(**{key.replace(".", "__"): name})))
 
 
 def test_classes_that_the_node_allows_are_accepted(site: NodeFile) -> None:
     task = changed(trainer__class="our.trainers.OurTrainer", model__overrides={"UNet_base_num_features": 4})
-    assert assignment_of(site, FingerprintRequest(run="r1", task=task)).run == "r1"
+    assert assignment_of(site, FingerprintRequest(run="r1", shared_config=task)).run == "r1"
 
 
 @pytest.mark.parametrize("allowed", [False, True])
@@ -211,7 +211,7 @@ def test_only_the_node_can_allow_digests_of_images(site: NodeFile, tmp_path: Pat
     own = site.model_copy(update={"fingerprint": limits})
     for asked in (False, True):
         task = changed(fingerprint__find_duplicates=asked)
-        assignment = assignment_of(site, FingerprintRequest(run="r1", task=task, salt="0" * 64))
+        assignment = assignment_of(site, FingerprintRequest(run="r1", shared_config=task, salt="0" * 64))
         assert settings_of(own, assignment).config.fingerprint.find_duplicates is allowed
 
 
@@ -225,14 +225,14 @@ def test_the_coarser_fingerprint_of_node_and_server_leaves_the_node(
     write_boxes(tmp_path / "raw")
     node_file = site.model_copy(update={"fingerprint": site.fingerprint.model_copy(update={"precision": own})})
     task = changed(fingerprint__precision=asked)
-    assignment = assignment_of(site, FingerprintRequest(run="r1", task=task))
+    assignment = assignment_of(site, FingerprintRequest(run="r1", shared_config=task))
     assert settings_of(node_file, assignment).config.fingerprint.precision == precision
 
 
 def test_a_nodes_own_memory_target_wins(site: NodeFile, tmp_path: Path) -> None:
     write_boxes(tmp_path / "raw")
     task = changed(gpu_memory={"gb": 8, "per_node": {"Oslo": 100}})
-    assignment = assignment_of(site, FingerprintRequest(run="r1", task=task))
+    assignment = assignment_of(site, FingerprintRequest(run="r1", shared_config=task))
     assert settings_of(site, assignment).config.gpu_memory_of("Oslo") == 8
     own = site.model_copy(update={"gpu_memory": site.gpu_memory.model_copy(update={"gb": 6})})
     assert settings_of(own, assignment).config.gpu_memory_of("Oslo") == 6
@@ -241,7 +241,7 @@ def test_a_nodes_own_memory_target_wins(site: NodeFile, tmp_path: Path) -> None:
 @pytest.mark.parametrize("run", ["../r", "", "a/b", "a" * 65, "r\n", "."])
 def test_a_run_id_is_not_a_path(run: str) -> None:
     with pytest.raises(ValueError, match="run"):
-        FingerprintRequest(run=run, task=TASK)
+        FingerprintRequest(run=run, shared_config=TASK)
 
 
 # the worker --------------------------------------------------------------------------------------------
@@ -260,7 +260,7 @@ def test_a_worker_starts_another_run_only_for_a_complete_description(
         return process
 
     def ask(process: multiprocessing.process.BaseProcess, run: str | None, task: Any, kind: Kind = Kind.FINGERPRINT):  # type: ignore[no-untyped-def]
-        body = FingerprintRequest(run=run, task=task).model_dump_json() if kind is Kind.FINGERPRINT else "{}"
+        body = FingerprintRequest(run=run, shared_config=task).model_dump_json() if kind is Kind.FINGERPRINT else "{}"
         while True:
             try:
                 return call_worker("s", KEY, kind, body)

@@ -21,9 +21,13 @@ from fednnunet.exchange.messages import (
     EvaluateRequest,
     ExchangeDtype,
     FingerprintReply,
+    Fold,
     Kind,
     Model,
     PlanReply,
+    ScoreModelsRequest,
+    SendModelReply,
+    SendModelRequest,
     TrainReply,
     TrainRequest,
 )
@@ -101,10 +105,21 @@ class Server:
         reply, received = self.ask(Kind.TRAIN, body.model_dump_json(), arrays)
         return TrainReply.model_validate_json(reply), received
 
-    def evaluate(self, arrays: Arrays | None = None, **body: Any) -> tuple[EvaluateReply, Arrays]:
-        request = EvaluateRequest(**body).model_dump_json()
-        reply, received = self.ask(Kind.EVALUATE, request, arrays)
-        return EvaluateReply.model_validate_json(reply), received
+    def evaluate(self, arrays: Arrays | None = None, server_round: int = 0, trained: int = 0) -> EvaluateReply:
+        body = EvaluateRequest(server_round=server_round, trained=trained)
+        reply, _ = self.ask(Kind.EVALUATE, body.model_dump_json(), arrays)
+        return EvaluateReply.model_validate_json(reply)
+
+    def send_model(self, layers: list[str]) -> tuple[SendModelReply, Arrays]:
+        reply, received = self.ask(Kind.SEND_MODEL, SendModelRequest(fold=0, layers=layers).model_dump_json())
+        return SendModelReply.model_validate_json(reply), received
+
+    def keep_model(self, model: Model, arrays: Arrays) -> None:
+        self.ask(Kind.KEEP_MODEL, model.model_dump_json(), arrays)
+
+    def score_models(self, **models: list[Fold]) -> EvaluateReply:
+        reply, _ = self.ask(Kind.SCORE_MODELS, ScoreModelsRequest(fold=0, models=models).model_dump_json())
+        return EvaluateReply.model_validate_json(reply)
 
 
 @pytest.fixture
@@ -178,28 +193,28 @@ def test_a_node_through_all_its_stages(server: Server) -> None:
 
     ones = {first: np.ones_like(last[first])}
     with pytest.raises(WorkerFailure, match="model of fold 0 was asked for before the fold was finished"):
-        server.evaluate(layers=layers)
-    reply, _ = server.evaluate(ones, server_round=3)
-    told, final = server.evaluate(layers=layers)
-    assert told.mirror_axes == [0, 1]
+        server.send_model(layers)
+    reply = server.evaluate(ones, server_round=3)
+    sent, final = server.send_model(layers)
+    assert sent.mirror_axes == [0, 1]
     scores = reply.cases
     assert [(score.centre, score.label) for score in scores] == [("Oslo", "tumour")] * 2
     assert np.array_equal(final[first], ones[first]), "the last aggregate is what is scored and saved"
-    assert server.evaluate(server_round=3)[0] == reply
+    assert server.evaluate(server_round=3) == reply
 
     # The same model, as if another node had sent it, gets the same scores on the held-out cases.
     plans = PlanReply.model_validate_json(server.ask(Kind.PLAN, '{"fingerprint": null}')[0]).plans
-    model = Model(node="Porto", fold=0, plans=plans, mirror_axes=told.mirror_axes)
+    model = Model(node="Porto", fold=0, plans=plans, mirror_axes=sent.mirror_axes)
     without = {name: array for name, array in final.items() if name != first}
     with pytest.raises(WorkerFailure, match=f"a model without its layer {first}"):
-        server.evaluate(without, keep=model)
-    server.evaluate(final, keep=model)
+        server.keep_model(model, without)
+    server.keep_model(model, final)
     with pytest.raises(WorkerFailure, match="no model of node Porto for fold 1"):
-        server.evaluate(score={"Porto": [0, 1]})
-    elsewhere, _ = server.evaluate(score={"Porto": [0]})
+        server.score_models(Porto=[0, 1])
+    elsewhere = server.score_models(Porto=[0])
     assert elsewhere.cases == [score.model_copy(update={"model": "Porto"}) for score in scores]
     with pytest.raises(WorkerFailure, match="no model of node Porto for fold 0"):
-        server.evaluate(score={"Porto": [0]})
+        server.score_models(Porto=[0])
 
 
 def test_a_server_that_has_lost_a_round_finds_it_again(server: Server) -> None:
@@ -342,7 +357,7 @@ def test_a_rounded_round_is_answered_with_the_same_bytes_also_after_a_new_start(
         assert same(second, server.train(2, layers, dtype="bfloat16")[1])
         _, third = server.train(3, layers, second, "bfloat16")
         server.evaluate(third, server_round=3)
-        _, final = server.evaluate(layers=layers)
+        _, final = server.send_model(layers)
         assert all(np.array_equal(final[name], third[name].astype(np.float32)) for name in layers)
         assert same(third, server.train(3, layers, dtype="bfloat16")[1])
     with serving(settings) as server:

@@ -362,13 +362,11 @@ OTHER_STAGES = {
         "malformed EvaluateReply: cases.0.centre",
         with_text('{"seconds": 1, "cases": [{"dsc": "x"}]}'),
         kind=Kind.EVALUATE,
-        of="own",
     ),
     "evaluate another's cases": Fault(
         "sent scores of cases of node Turku",
         lambda answer: answer.body["cases"][0].update(centre="Turku"),
         kind=Kind.EVALUATE,
-        of="own",
     ),
 }
 
@@ -386,7 +384,7 @@ def test_in_other_stages_the_others_go_on(federate: Federate, fault: Fault) -> N
     bins = IntensityBins(low=10, width=1, number=4, integer=True)
     theirs = DatasetFingerprint.model_validate(fingerprint_of("0", bins, CASES).to_dict())
     assert merged == merge_fingerprints([theirs] * (cases // CASES)), "of those that are left, exactly"
-    *_, last = (body for body in run.nodes["Riga"].requests_of(Kind.FINGERPRINT) if body.tell == "contribution")
+    *_, last = (body for body in run.nodes["Riga"].requests_of(Kind.FINGERPRINT) if body.content == "contribution")
     assert last.total_cases == cases
 
 
@@ -406,7 +404,7 @@ def test_first_values_come_from_a_node_that_sends_good_ones(federate: Federate) 
 
 
 def test_a_broken_model_does_not_travel_to_others(federate: Federate) -> None:
-    fault = Fault(NOT_FINITE, worker=set_value("head", np.inf), kind=Kind.EVALUATE, of="layers")
+    fault = Fault(NOT_FINITE, worker=set_value("head", np.inf), kind=Kind.SEND_MODEL)
     run = federate(fault, strategy=AsymFedAvg(keep_local=["head"]), cross_centre=True)
     (said,) = run.messages
     assert NOT_FINITE in said

@@ -37,11 +37,16 @@ from fednnunet.exchange.messages import (
     FingerprintReply,
     FingerprintRequest,
     Fold,
+    KeepModelReply,
     Kind,
+    Model,
     PlanReply,
     PlanRequest,
     PreprocessReply,
     PreprocessRequest,
+    ScoreModelsRequest,
+    SendModelReply,
+    SendModelRequest,
     TrainReply,
     TrainRequest,
 )
@@ -152,8 +157,7 @@ class Fault:
         worker: Changes what the node's worker sends.
         wire: Changes what the node's relay hands to the grid.
         kind: Kind of the message that it shows in.
-        of: Round (``2``, or ``1/2`` for round 2 of fold 1), requested content of a fingerprint, or ``own`` or
-            ``layers`` of an evaluation.
+        of: Round (``2``, or ``1/2`` for round 2 of fold 1), or requested content of a fingerprint.
     """
 
     problem: str
@@ -167,9 +171,7 @@ class Fault:
         if kind == Kind.TRAIN:
             return self.kind == kind and self.of in (str(body.server_round), f"{body.fold}/{body.server_round}")
         if kind == Kind.FINGERPRINT:
-            return self.kind == kind and self.of == body.tell
-        if kind == Kind.EVALUATE:
-            return self.kind == kind and self.of == ("own" if body.of_own_model else "layers" if body.layers else "")
+            return self.kind == kind and self.of == body.content
         return self.kind == kind
 
 
@@ -266,11 +268,17 @@ class ScriptedNode:
                 return self._train(body, received)
             case EvaluateRequest():
                 return self._evaluate(body, received)
+            case SendModelRequest():
+                return Answer(SendModelReply(mirror_axes=[0], seconds=1).model_dump(), dict(self.final[body.fold]))
+            case Model():
+                return self._keep(body, received)
+            case ScoreModelsRequest():
+                return self._score_kept(body)
         raise AssertionError(body)
 
     def _describe(self, body: FingerprintRequest) -> Answer:
         fingerprint = None
-        if body.tell == "contribution" and body.bins is not None and not self.external:
+        if body.content == "contribution" and body.bins is not None and not self.external:
             fingerprint = fingerprint_of("0", IntensityBins.model_validate(body.bins["0"]), self.cases).to_dict()
         ranges = {"0": {"low": 10, "high": 13, "integer": True}}
         folds = {fold for fold, _ in self.sent}
@@ -283,7 +291,7 @@ class ScriptedNode:
             "channel_names": {"0": "CT"},
             "labels": {"background": 0, "tumour": 1},
             "file_ending": ".nii.gz",
-            "intensity_ranges": ranges if body.tell == "ranges" and not self.external else None,
+            "intensity_ranges": ranges if body.content == "ranges" and not self.external else None,
             "fingerprint": fingerprint,
             "resume_rounds": {fold: [r for f, r in self.sent if f == fold] for fold in folds},
             **self.introduction,
@@ -320,19 +328,23 @@ class ScriptedNode:
         }
 
     def _evaluate(self, body: EvaluateRequest, received: State) -> Answer:
-        if body.layers:
-            return Answer(EvaluateReply(seconds=1, mirror_axes=[0]).model_dump(), dict(self.final[body.fold]))
-        if body.keep is not None:
-            self.kept.setdefault(body.keep.node, {})[body.keep.fold] = received
-            return Answer(EvaluateReply(seconds=1).model_dump())
-        if body.of_own_model:
-            self.received[body.fold, body.server_round + 1] = received
-            self.final[body.fold] = {**self.sent.get((body.fold, body.trained), self.initial), **received}
-            scores = {None: self._dsc([self.final[body.fold]])}
-        else:
-            scores = {name: self._dsc([self.kept[name][fold] for fold in folds]) for name, folds in body.score.items()}
-            if self.external and len(scores) > 1:
-                scores[ENSEMBLE] = float(np.mean(list(scores.values())))
+        self.received[body.fold, body.server_round + 1] = received
+        self.final[body.fold] = {**self.sent.get((body.fold, body.trained), self.initial), **received}
+        return self._scores({None: self._dsc([self.final[body.fold]])})
+
+    def _keep(self, model: Model, received: State) -> Answer:
+        self.kept.setdefault(model.node, {})[model.fold] = received
+        return Answer(KeepModelReply(seconds=1).model_dump())
+
+    def _score_kept(self, body: ScoreModelsRequest) -> Answer:
+        scores: dict[str | None, float] = {
+            name: self._dsc([self.kept[name][fold] for fold in folds]) for name, folds in body.models.items()
+        }
+        if self.external and len(scores) > 1:
+            scores[ENSEMBLE] = float(np.mean(list(scores.values())))
+        return self._scores(scores)
+
+    def _scores(self, scores: Mapping[str | None, float]) -> Answer:
         cases = [
             CaseScore(centre=self.name, case=0, label="tumour", model=model, dsc=dsc, hd95=1)
             for model, dsc in scores.items()

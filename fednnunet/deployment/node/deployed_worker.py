@@ -109,10 +109,10 @@ def assignment_of(node_file: NodeFile, body: FingerprintRequest) -> RunAssignmen
         ProtocolError: the run is missing, or its configuration does not follow the published schema.
         ConfigError: it names a class that this node's configuration does not.
     """
-    if body.run is None or body.task is None:
+    if body.run is None or body.shared_config is None:
         raise ProtocolError("the server did not describe the run; is it the same version?")
     try:
-        task = SharedRunConfig.model_validate(body.task)
+        task = SharedRunConfig.model_validate(body.shared_config)
     except ValidationError as error:
         raise ProtocolError(f"the server sent an invalid configuration: {first_problem(error, 'task')}") from None
     for key, name in task.classes.items():

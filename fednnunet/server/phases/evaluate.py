@@ -7,7 +7,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from flwr.app import ArrayRecord
 
 from fednnunet.errors import ProtocolError
-from fednnunet.exchange.messages import ENSEMBLE, CaseScore, EvaluateRequest, Fold, Kind, Model
+from fednnunet.exchange.messages import (
+    ENSEMBLE,
+    CaseScore,
+    EvaluateRequest,
+    Fold,
+    Kind,
+    Model,
+    ScoreModelsRequest,
+    SendModelRequest,
+)
 from fednnunet.server.node_requests import request_all
 from fednnunet.server.session import Federation, Session
 from fednnunet.server.strategy.averaging import check_model
@@ -112,9 +121,9 @@ def _cross_evaluate(session: Session, models: Mapping[int, FoldsOf], fold: Fold)
         evaluator: {name(node): list(folds) for node, folds in folds_of.items() if node not in lost}
         for evaluator, folds_of in models.items()
     }
-    requests = {evaluator: EvaluateRequest(fold=fold, score=names) for evaluator, names in sent.items() if names}
+    requests = {evaluator: ScoreModelsRequest(fold=fold, models=names) for evaluator, names in sent.items() if names}
     scores: list[CaseScore] = []
-    for reply in request_all(session, Kind.EVALUATE, requests, optional=True):
+    for reply in request_all(session, Kind.SCORE_MODELS, requests, optional=True):
         try:
             _check_centres(session.federation, reply.node, reply.body.cases)
             _check_models(name(reply.node), reply.body.cases, sent[reply.node])
@@ -134,8 +143,8 @@ def _pass_on_model(session: Session, node: int, fold: Fold, evaluators: Sequence
     name, planned = session.federation.name(node), session.federation.planned[node]
     replies = request_all(
         session,
-        Kind.EVALUATE,
-        {node: EvaluateRequest(fold=fold, layers=list(planned.layers))},
+        Kind.SEND_MODEL,
+        {node: SendModelRequest(fold=fold, layers=list(planned.layers))},
         optional=True,
         report=False,
         consequence="its models are left out",
@@ -147,9 +156,8 @@ def _pass_on_model(session: Session, node: int, fold: Fold, evaluators: Sequence
             session.accept_failures([error], consequence="its models are left out")
             return False
         model = Model(node=name, fold=fold, plans=planned.plans, mirror_axes=reply.body.mirror_axes)
-        requests = dict.fromkeys(evaluators, EvaluateRequest(keep=model))
-        arrays = dict.fromkeys(evaluators, reply.arrays)
-        request_all(session, Kind.EVALUATE, requests, arrays, optional=True, report=False)
+        requests, arrays = dict.fromkeys(evaluators, model), dict.fromkeys(evaluators, reply.arrays)
+        request_all(session, Kind.KEEP_MODEL, requests, arrays, optional=True, report=False)
     return bool(replies)
 
 

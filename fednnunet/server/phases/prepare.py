@@ -80,7 +80,7 @@ def _contributions(session: Session) -> dict[int, DatasetFingerprint]:
         empty = sorted(set(federation.described[federation.training[0]].channel_names) - set(bins))
         if empty:
             raise DataError(f"no node has foreground in channel {empty[0]}: every label map is empty")
-        request = settings.fingerprint_request(tell="contribution", total_cases=federation.num_training, bins=bins)
+        request = settings.fingerprint_request(content="contribution", total_cases=federation.num_training, bins=bins)
         requests = dict.fromkeys(federation.training, request)
         replies = request_all(session, Kind.FINGERPRINT, requests, wait_for_all=True, report=False)
         described = {reply.node: reply.body for reply in replies}

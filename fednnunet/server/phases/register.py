@@ -23,13 +23,13 @@ def register_nodes(session: Session) -> None:
     """
     session.recorder.on_stage("fingerprint")
     settings, client, federation = session.settings, session.client, session.federation
-    content: dict[str | None, Literal["nothing", "ranges", "statistics"]] = {
+    contents: dict[str | None, Literal["nothing", "ranges", "statistics"]] = {
         None: "nothing",
         "histogram": "ranges",
         "weighted_mean": "statistics",
     }
     salt = make_salt() if settings.find_duplicates else None
-    request = settings.fingerprint_request(tell=content[settings.fingerprint], salt=salt)
+    request = settings.fingerprint_request(content=contents[settings.fingerprint], salt=salt)
     if settings.expected_nodes is None:
         replies = _request_connected_nodes(session, request)
     else:

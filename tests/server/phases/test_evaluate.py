@@ -52,9 +52,9 @@ def score(recorder: RunRecorder) -> Score:
                 value = (10 * number + int(fold)) / 100
                 node.final[fold] = {"encoder": np.full((2, 3), value, dtype=np.float32)}
             if number in silent:
-                node.fault = Fault("", fail_with_reason("its disk is gone"), kind=Kind.EVALUATE, of="layers")
+                node.fault = Fault("", fail_with_reason("its disk is gone"), kind=Kind.SEND_MODEL)
         if says is not None:
-            nodes[-1].fault = Fault("", rename_model(says), kind=Kind.EVALUATE, of="")
+            nodes[-1].fault = Fault("", rename_model(says), kind=Kind.SCORE_MODELS)
         settings = ServerSettings(None, list(finished), 20, min_replies=min_replies)
         with serving(nodes) as grid:
             session = Session(NodeClient(grid, recorder), settings, strategy, recorder, final_models=finished)

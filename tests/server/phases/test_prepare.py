@@ -34,7 +34,7 @@ def test_every_node_plans_for_the_federations_cases(run_federation: RunFederatio
     run = federate(run_federation)
     described = [body for node in run.nodes.values() for body in node.requests_of(Kind.FINGERPRINT)]
     planned = {name: body for name, node in run.nodes.items() for body in node.requests_of(Kind.PLAN)}
-    assert {body.total_cases for body in described if body.tell == "contribution"} == {8}
+    assert {body.total_cases for body in described if body.content == "contribution"} == {8}
     assert {name: body.num_training for name, body in planned.items()} == {"Oslo": 8, "Porto": 8}
     merged = json.loads((run.folder / "federated_fingerprint.json").read_text())
     assert all(body.fingerprint == merged for body in planned.values())
