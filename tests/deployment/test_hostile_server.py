@@ -171,7 +171,7 @@ def changed(**changes: Any) -> dict[str, Any]:
         (changed(compute={"device": "cpu"}), "compute"),
         (changed(init={"weights": "/etc/passwd"}), "init"),
         (changed(init={"previous_stage": "/"}), "init"),
-        (changed(model__plans="/etc/passwd"), "init.plans"),
+        (changed(model__plans="/etc/passwd"), "model.plans"),
         (changed(dataset={"raw_folder": "/data"}), "dataset"),
         (changed(dataset={"generator": {"_target_": "os.system"}}), "dataset"),
         (changed(model__plans_name="../../elsewhere"), "model.plans_name"),
