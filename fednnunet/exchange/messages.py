@@ -1,7 +1,7 @@
 """The messages of the protocol: their names, fields and limits.
 
 A message is a JSON body that one of the models below validates; beside some bodies travel named arrays
- (:mod:`fednnunet.exchange.arrays`): layers of a network. Nothing else travels: no image, no case name, no path, and
+(:mod:`fednnunet.exchange.arrays`): layers of a network. Nothing else travels: no image, no case name, no path, and
 nothing that is unpickled or executed.
 """
 
