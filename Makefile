@@ -1,4 +1,4 @@
-# Everything a newcomer or CI runs. Set-up steps live here and nowhere else.
+# Everything a newcomer or CI runs. Setup steps live here and nowhere else.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup demo experiment-phantom test test-fast test-nightly check format dist-check benchmarks soak clean
@@ -37,7 +37,7 @@ test: check ## checks and tests, as CI runs them: all but those that take minute
 test-fast: $(READY) ## unit tests, and the server with scripted nodes: nothing that trains a network
 	@$(PY) -m pytest $(PARALLEL) -m "unit or federation"
 
-test-nightly: $(READY) ## the few: full disks, expiring certificates, bad networks, late nodes, killed sweeps
+test-nightly: $(READY) ## tests of minutes each: full disks, expiring certificates, bad networks, late nodes, killed sweeps
 	@$(PY) -m pytest $(PARALLEL) -m nightly
 
 check: $(READY) ## lint, format, types, layers between modules, declared dependencies
@@ -65,14 +65,14 @@ dist-check: $(READY) ## build wheel and sdist, and train two rounds in an enviro
 benchmarks: $(READY) ## run every script that stands behind a claimed figure (but the soak and the cost of the tests)
 	@set -e; for script in $(filter-out benchmarks/soak.py benchmarks/suite_cost.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(PY) "$$script"; done
 
-soak: $(READY) ## 200 rounds of four nodes under random kills: do the books agree, what leaks (20 minutes)
+soak: $(READY) ## 200 rounds of four nodes under random kills: do the records agree, what leaks (20 minutes)
 	@$(PY) benchmarks/soak.py
 
 clean: ## remove caches and build products; keeps .venv, data and outputs
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-# The stamp is written last: a set-up that was interrupted starts over, one that is done takes no time.
+# The stamp is written last: a setup that was interrupted starts over, one that is done takes no time.
 $(READY): pyproject.toml setup.py constraints.txt
 	@rm -f $@
 	@echo "[1/4] Python environment in $(VENV)"

@@ -231,7 +231,7 @@ def deployed(configs: Sequence[Mapping[str, str]]) -> Iterator[tuple[SuperLinkGr
         up = ("server", "up", str(made), "--address", f"127.0.0.1:{port}", "--state", str(state))
         processes.start("server", sys.executable, "-m", "fednnunet.cli.main", *up)
         for name, config in zip(names, configs, strict=True):
-            site = NodeFile(
+            node_file = NodeFile(
                 name=name,
                 data=1,  # never read: the workers hold random values
                 server=f"127.0.0.1:{outer}",
@@ -239,15 +239,17 @@ def deployed(configs: Sequence[Mapping[str, str]]) -> Iterator[tuple[SuperLinkGr
                 key=made / "nodes" / name / "node.key",
                 folder=folder / name,
             )
-            stack.enter_context(connection(site, dict(config), folder / f"{name}.log"))
+            stack.enter_context(connection(node_file, dict(config), folder / f"{name}.log"))
         grid = stack.enter_context(contextlib.closing(_connected_grid(state, len(names), processes)))
         yield grid, count
 
 
 @contextlib.contextmanager
-def connection(site: NodeFile, config: dict[str, str], log: Path) -> Iterator[None]:
+def connection(node_file: NodeFile, config: dict[str, str], log: Path) -> Iterator[None]:
     """The connection of a node, in a process of its own as ``fednnunet node up`` starts it."""
-    process = multiprocessing.get_context("spawn").Process(target=run_connection, args=(site, config, log), daemon=True)
+    process = multiprocessing.get_context("spawn").Process(
+        target=run_connection, args=(node_file, config, log), daemon=True
+    )
     process.start()
     try:
         yield

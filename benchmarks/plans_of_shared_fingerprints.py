@@ -143,7 +143,7 @@ class Centre:
     Attributes:
         cases: number.
         thickness: mm between slices: low, usual, high.
-        slices: likewise.
+        slices: number of slices: low, usual, high.
         pixel: mm: low, usual, high.
         pixels: across an image: low, usual, high; None for the height and width in ``height_width``.
         height_width: usual pixels of 2D images.

@@ -1,4 +1,4 @@
-"""A long federation under random kills: does anything leak, and do the books agree?
+"""A long federation under random kills: does anything leak, and do the records agree?
 
     python benchmarks/soak.py [--rounds 200] [--nodes 4] [--seed 0] [--kill-every 8] [--folder soak]
 
@@ -186,7 +186,7 @@ def judge(samples: Sequence[Sample], limits: Mapping[str, float] = LIMITS) -> li
     return [Verdict(measure, growth(samples, measure), limit) for measure, limit in limits.items()]
 
 
-# books ---------------------------------------------------------------------------------------------------
+# records ---------------------------------------------------------------------------------------------------
 
 
 def read_rounds(path: Path) -> list[tuple[int, str]]:
@@ -209,30 +209,30 @@ def read_audit(path: Path) -> Counter[int]:
     return replies
 
 
-def compare_books(
-    rounds: int, booked: Sequence[tuple[int, str]], audits: Mapping[str, Mapping[int, int]], least_nodes: int
+def compare_records(
+    rounds: int, recorded: Sequence[tuple[int, str]], audits: Mapping[str, Mapping[int, int]], least_nodes: int
 ) -> list[str]:
     """What does not agree between the server's rounds and what the nodes say that they sent.
 
     Args:
         rounds: of the run.
-        booked: round and node of every row that the server has.
+        recorded: round and node of every row that the server has.
         audits: node to round to number of replies.
         least_nodes: that a round must have.
     """
     problems = []
-    for (server_round, node), count in sorted(Counter(booked).items()):
+    for (server_round, node), count in sorted(Counter(recorded).items()):
         if count > 1:
             problems.append(f"round {server_round} has node {node} {count} times")
         if node not in audits:
             problems.append(f"round {server_round} has node {node}, which there is not")
         elif not audits[node].get(server_round):
             problems.append(f"round {server_round} has node {node}, whose audit log has no such reply")
-    nodes_of = Counter(server_round for server_round, _ in set(booked))
+    nodes_of = Counter(server_round for server_round, _ in set(recorded))
     for server_round in range(1, rounds + 1):
         if nodes_of[server_round] < least_nodes:
             problems.append(f"round {server_round} has {nodes_of[server_round]} nodes instead of {least_nodes}")
-    problems += [f"round {extra} is booked; there are {rounds}" for extra in sorted(nodes_of) if extra > rounds]
+    problems += [f"round {extra} is recorded; there are {rounds}" for extra in sorted(nodes_of) if extra > rounds]
     return problems
 
 
@@ -310,7 +310,7 @@ class Soak:
         return True
 
     def last_round(self) -> int:
-        """That is booked."""
+        """That is recorded."""
         path = self.run / "rounds.csv"
         return max((number for number, _ in read_rounds(path)), default=0) if path.is_file() else 0
 
@@ -348,8 +348,8 @@ class Soak:
         """What does not agree at the end."""
         work = {name: self.federation.work_folder(name) for name in self.nodes}
         audits = {name: read_audit(folder / "audit.jsonl") for name, folder in work.items()}
-        books = compare_books(self.rounds, read_rounds(self.run / "rounds.csv"), audits, self.least)
-        return [*books, *check_ends(self.run, self.federation.status(), work)]
+        problems = compare_records(self.rounds, read_rounds(self.run / "rounds.csv"), audits, self.least)
+        return [*problems, *check_ends(self.run, self.federation.status(), work)]
 
 
 def figures(
@@ -359,7 +359,7 @@ def figures(
     for verdict in verdicts:
         yield f"soak_{verdict.measure}_per_round", verdict.slope, verdict.measure.rpartition("_")[2], verdict.limit
     yield "soak_kills", soak.deaths, "kills", len(soak.kills)
-    yield "soak_problems_in_the_books", len(problems), "problems", 0
+    yield "soak_problems_in_the_records", len(problems), "problems", 0
 
 
 def main() -> int:
@@ -386,7 +386,7 @@ def main() -> int:
     for verdict in verdicts:
         told = "holds" if verdict.holds else "too few samples" if np.isnan(verdict.slope) else "grows"
         print(f"{verdict.measure:<12} {verdict.slope:10.4f} {verdict.limit:8.3f}  {told}")
-    print("\n".join(problems) or "the books agree")
+    print("\n".join(problems) or "the records agree")
     for metric, value, unit, target in figures(soak, verdicts, problems):
         told_value = None if np.isnan(value) else round(value, 4)
         print(json.dumps({"metric": metric, "value": told_value, "unit": unit, "target": target}))

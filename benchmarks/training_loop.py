@@ -179,7 +179,7 @@ class Turns:
     """Makes every forward pass of a network wait for a turn, and reports the turn before it.
 
     Args:
-        pipe: takes wall and CPU seconds of each turn (the first is the set-up); gives the next turn.
+        pipe: takes wall and CPU seconds of each turn (the first is the setup); gives the next turn.
     """
 
     def __init__(self, pipe: Connection) -> None:

@@ -47,7 +47,8 @@ class NodeError(FednnUNetError):
 def first_problem(error: ValidationError, whole: str) -> str:
     """The first field that failed validation and why; ``whole`` names what was validated where no field did."""
     first = error.errors(include_url=False, include_input=False)[0]
-    return one_line(f"{'.'.join(map(str, first['loc'])) or whole}: {first['msg']}")
+    key = ".".join(map(str, first["loc"])) or whole
+    return one_line(f"unknown key {key}" if first["type"] == "extra_forbidden" else f"{key}: {first['msg']}")
 
 
 def one_line(text: str) -> str:

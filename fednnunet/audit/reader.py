@@ -117,7 +117,7 @@ def read_trail(path: Path) -> Trail:
                 try:
                     entry = Entry.model_validate_json(line)
                 except ValidationError as error:
-                    breaks.append(f"line {number} is no entry ({first_problem(error, 'line')})")
+                    breaks.append(f"line {number} is not an entry ({first_problem(error, 'line')})")
                 else:
                     entries.append(entry)
                     if entry.previous != head:

@@ -83,7 +83,7 @@ def _show(trail: Trail, summary: Summary, console: Console, entries: bool) -> No
     for sentence in sentences(summary):
         console.print(f"• {sentence}", soft_wrap=True, highlight=False, markup=False)
     for found in summary.unexpected:
-        console.print(f"! not to be expected: {found}", style="bold red", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"! unexpected: {found}", style="bold red", soft_wrap=True, highlight=False, markup=False)
     if trail.torn:
         console.print(f"• The last line is torn ({trail.torn} bytes): what it tells of has not left.", soft_wrap=True)
     for broken in trail.breaks:

@@ -12,7 +12,7 @@ from fednnunet.errors import ConfigError
 server = typer.Typer(no_args_is_help=True, help="The server of a federation across machines.")
 node = typer.Typer(no_args_is_help=True, help="A hospital's node in a federation across machines.")
 
-State = Annotated[Path, typer.Option("--state", help="Folder for the server's state, created if it does not exist.")]
+State = Annotated[Path, typer.Option("--state", help="Folder of the server's state, which `server up` creates.")]
 STATE = Path("server")
 
 

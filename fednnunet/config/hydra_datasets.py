@@ -17,7 +17,7 @@ from fednnunet.errors import ConfigError, first_problem
 
 PACKAGE = Path(fednnunet.__file__).parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
-"""Beside the package in a clone, in it where it was installed."""
+"""Beside the package in a checkout, in it where it was installed."""
 
 
 def dataset_names() -> list[str]:

@@ -53,7 +53,7 @@ class RunConfig(NodeRunConfig):
             unknown = sorted(set(by_node) - names) if isinstance(by_node, dict) else []
             if unknown:
                 centres = ", ".join(sorted(names - {POOLED_NODE}))
-                raise ValueError(f"{key}: {unknown[0]} is no centre of {self.dataset.name} ({centres})")
+                raise ValueError(f"{key}: {unknown[0]} is not a centre of {self.dataset.name} ({centres})")
         return self
 
     @model_validator(mode="after")
@@ -162,6 +162,8 @@ def _first_problem(error: ValidationError) -> str:
     message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         return f"unknown key {key}"
+    if message.startswith(f"{key}="):
+        return message
     value = problem["input"]
     return (
         f"{key}={value}: {message}"

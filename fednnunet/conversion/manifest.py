@@ -113,7 +113,7 @@ def read_manifest(folder: Path) -> Manifest:
     except FileNotFoundError:
         raise DataError(f"{folder} is there and has no {NAME}: it was not made by `fednnunet convert`") from None
     except ValidationError as error:
-        raise DataError(f"{path} is no manifest: {first_problem(error, NAME)}") from None
+        raise DataError(f"{path} is not a manifest: {first_problem(error, NAME)}") from None
 
 
 def digest(path: Path) -> str:

@@ -20,7 +20,7 @@ def centre_of(identifier: str) -> tuple[str, str]:
     """Centre, as written by :func:`pooled_name`, and case of a name in the pooled dataset."""
     centre, separator, case = identifier.partition("__")
     if not separator:
-        raise ValueError(f"{identifier} is no name of a pooled case: it must be CENTRE__CASE")
+        raise ValueError(f"{identifier} is not a name of a pooled case: it must be CENTRE__CASE")
     return centre, case
 
 

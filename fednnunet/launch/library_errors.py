@@ -16,12 +16,17 @@ def format_hydra_error(error: Exception) -> str:
     text = " ".join(str(error).split("Config search path")[0].split())
     if "hydra_plugins" in text or "'hydra/sweeper/optuna'" in text:
         return NO_PLUGIN
-    unknown = re.search(r"Could not override '([^']+)'", text)
-    return f"unknown key {unknown[1]}; --cfg job shows all keys, --help all groups" if unknown else text
+    if unknown := re.search(r"Could not override '([^']+)'", text):
+        return f"unknown key {unknown[1]}; --cfg job shows all keys, --help all groups"
+    if unnamed := re.search(r"(?:Interpolation key '|Missing mandatory value: )((?:strategy|dataset)\.name)\b", text):
+        return f"{unnamed[1]} is not set; options whose names begin with _ are bases of others, not to be chosen"
+    return text
 
 
 def launcher_error(error: Exception) -> str:
-    """What went wrong between this process and those of a sweep's jobs; empty for any other error."""
+    """What went wrong before a job started, or between this process and those of a sweep's jobs; else empty."""
+    if str(error).startswith("Config group override must be a string or a list."):  # Hydra's
+        return "a group cannot be set to null; leave it out, or choose one of its options (--help lists them)"
     if str(error).startswith("Unknown plugin class"):  # Hydra's
         return NO_PLUGIN
     if str(error) == "No trials are completed yet.":  # Optuna's

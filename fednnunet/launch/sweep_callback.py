@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import signal
@@ -19,6 +20,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import TaskFunction
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from fednnunet.errors import FednnUNetError
 from fednnunet.files import write_atomically
@@ -90,8 +92,9 @@ class SweepCallback(Callback):
         SweepCallback.current = self
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Note the folder of the run."""
-        self.folder = Path(config.hydra.run.dir)
+        """Note the folder of the run; without a name for it, Hydra itself stops with the reason."""
+        with contextlib.suppress(OmegaConfBaseException):
+            self.folder = Path(config.hydra.run.dir)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Note the folder of the sweep and, for ``continue=``, its command, which not every sweeper does."""

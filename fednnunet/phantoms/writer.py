@@ -95,7 +95,8 @@ def write_dataset(
         return
     if target.exists() and not (target / NOTE).is_file():
         raise DataError(
-            f"centre {centre}: {target} exists and is no phantom (it has no {NOTE}); choose another dataset.raw_folder"
+            f"centre {centre}: {target} exists and is not a phantom (it has no {NOTE}); "
+            "choose another dataset.raw_folder"
         )
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     part = "Ts" if external else "Tr"

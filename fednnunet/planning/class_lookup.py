@@ -40,7 +40,7 @@ def find_class(name: str, key: str, base: type[C], folder: str) -> type[C]:
         if name not in known:
             near = ", ".join(difflib.get_close_matches(name, known, n=3)) or base.__name__
             raise ConfigError(
-                f"{key}={name} is no class that nnU-Net finds; near it: {near} (one of your own by its import path, "
+                f"{key}={name} is not a class that nnU-Net finds; near it: {near} (one of your own by its import path, "
                 "such as my_package.my_module.MyClass)"
             )
         module, attribute = known[name], name

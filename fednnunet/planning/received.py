@@ -57,5 +57,5 @@ def check_received_plans(plans: dict[str, Any], configuration: str) -> None:
         for key, value in given.items():
             if not isinstance(value, bool | int | float | str | None):
                 raise ProtocolError(
-                    f"the plans received give {name} the argument {key}={value}, which is no plain value"
+                    f"the plans received give {name} the argument {key}={value}, which is not a plain value"
                 )

@@ -91,7 +91,7 @@ def _read(path: Path) -> dict[str, Any]:
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(f"init.weights={path} cannot be read as a checkpoint: {cause[:200]}") from None
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("network_weights"), dict):
-        raise ConfigError(f"init.weights={path} is no checkpoint of nnU-Net: it has no network_weights")
+        raise ConfigError(f"init.weights={path} is not a checkpoint of nnU-Net: it has no network_weights")
     return checkpoint
 
 

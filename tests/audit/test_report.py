@@ -142,7 +142,7 @@ def change(lines: list[bytes]) -> list[bytes]:
         (lambda lines: lines[1:], "line 1 is not the log's first"),
         (lambda lines: [lines[1], lines[0], *lines[2:]], "line 1 is not the log's first"),
         (lambda lines: [*lines[:3], lines[2], *lines[3:]], "line 4 does not follow line 3"),
-        (lambda lines: [*lines[:3], b"{}\n", *lines[3:]], "line 4 is no entry"),
+        (lambda lines: [*lines[:3], b"{}\n", *lines[3:]], "line 4 is not an entry"),
     ],
     ids=["changed", "removed", "first removed", "swapped", "doubled", "no entry"],
 )
@@ -183,7 +183,7 @@ def test_what_is_no_layer_of_the_plan_is_pointed_out(
     path = write_log(tmp_path / "audit.jsonl", [*ENTRIES, entry(Kind.TRAIN, 6, run="1", **unexpected)])
     code, printed = audit(path)
     assert code == 2
-    assert f"not to be expected: {said}" in printed
+    assert f"unexpected: {said}" in printed
     assert "Each has" not in printed
 
 
@@ -207,12 +207,12 @@ def test_a_torn_last_line_is_no_break(audit: Audit, tmp_path: Path) -> None:
 def test_a_folder_a_run_and_a_yaml_lead_to_the_logs(audit: Audit, tmp_path: Path) -> None:
     for name in ("Oslo", "Porto"):
         write_log(tmp_path / "run" / "nodes" / name / "audit.jsonl")
-    site = tmp_path / "run" / "node.yaml"
-    site.write_text("{name: Oslo, data: 101, server: '127.0.0.1:9092', folder: nodes/Oslo, insecure: true}")
+    node_file = tmp_path / "run" / "node.yaml"
+    node_file.write_text("{name: Oslo, data: 101, server: '127.0.0.1:9092', folder: nodes/Oslo, insecure: true}")
     for path, logs in (
         (tmp_path / "run", 2),
         (tmp_path / "run" / "nodes", 2),
-        (site, 1),
+        (node_file, 1),
         (tmp_path / "run/nodes/Porto", 1),
     ):
         code, printed = audit(path)

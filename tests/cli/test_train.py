@@ -38,6 +38,29 @@ def test_a_wrong_key_is_one_line_and_exit_code_2(program: str) -> None:
     assert result.stderr == "error: unknown key trainer.epoch; --cfg job shows all keys, --help all groups\n"
 
 
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        (
+            "experiment=null",
+            "a group cannot be set to null; leave it out, or choose one of its options (--help lists them).",
+        ),
+        (
+            "strategy=_flower",
+            "strategy.name is not set; options whose names begin with _ are bases of others, not to be chosen",
+        ),
+        (
+            "dataset=_base",
+            "dataset.name is not set; options whose names begin with _ are bases of others, not to be chosen",
+        ),
+    ],
+)
+def test_an_option_that_cannot_be_chosen_is_one_line_and_exit_code_2(override: str, problem: str) -> None:
+    result = call("python train.py", override)
+    assert result.returncode == 2
+    assert result.stderr == f"error: {problem}\n"
+
+
 def hydra_of(*overrides: str) -> tuple[DictConfig, DictConfig]:
     """A composed configuration, and Hydra's own as it is in a job."""
     with initialize_config_dir(str(CONF), version_base="1.3"):

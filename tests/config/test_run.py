@@ -121,11 +121,11 @@ def test_the_papers_rules_are_the_defaults_of_its_strategies(tmp_path: Path) -> 
         ("trainer.epochs=many", "trainer.epochs=many: .*integer"),
         ("trainer.iterations=0", "trainer.iterations=0"),
         ("trainer.initial_lr=-1", "trainer.initial_lr=-1"),
-        ("fold=5", "fold=5: must be 0 to 4"),
+        ("fold=5", "^fold=5: must be 0 to 4"),
         ("fold=-1", "fold=-1"),
         ("seed=-1", "seed=-1"),
         ("gpu_memory.gb=0", "gpu_memory.gb=0"),
-        ("+gpu_memory.per_node.Berlin=8", "gpu_memory.per_node: Berlin is no centre .*Oslo, Porto"),
+        ("+gpu_memory.per_node.Berlin=8", "gpu_memory.per_node: Berlin is not a centre .*Oslo, Porto"),
         ("compute.device=tpu", "compute.device=tpu"),
         ("configuration=4d", "configuration=4d"),
         ("evaluation.distance_unit=inch", "evaluation.distance_unit=inch"),
@@ -154,7 +154,7 @@ def test_mistakes_are_named_by_key_and_value(tmp_path: Path, override: str, prob
 def test_mixed_memory_names_the_phantoms_nodes(tmp_path: Path) -> None:
     config = composed(tmp_path, "gpu_memory=mixed")
     assert len({config.gpu_memory_of(centre.name) for centre in config.training_centres}) > 2
-    with pytest.raises(ConfigError, match=r"gpu_memory.per_node: DUKE is no centre of custom"):
+    with pytest.raises(ConfigError, match=r"gpu_memory.per_node: DUKE is not a centre of custom"):
         composed(tmp_path, "dataset=custom", CENTRES, "gpu_memory=mixed")
 
 
@@ -187,7 +187,7 @@ def test_weights_and_plans_are_for_all_nodes_or_by_name(tmp_path: Path) -> None:
     config = composed(tmp_path, "init.weights=all.pth", "init.plans={DUKE: duke.json}")
     assert config.init.weights_of("DUKE") == Path("all.pth")
     assert (config.init.plans_of("DUKE"), config.init.plans_of("NACT")) == (Path("duke.json"), None)
-    with pytest.raises(ConfigError, match=r"init.weights: DUKES is no centre of phantom"):
+    with pytest.raises(ConfigError, match=r"init.weights: DUKES is not a centre of phantom"):
         composed(tmp_path, "init.weights={DUKES: x.pth}")
 
 

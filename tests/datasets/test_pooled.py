@@ -48,5 +48,5 @@ def test_centre_and_case_are_read_from_a_pooled_name(case: str) -> None:
 
 
 def test_name_of_no_pooled_case_is_refused() -> None:
-    with pytest.raises(ValueError, match="case_001 is no name of a pooled case"):
+    with pytest.raises(ValueError, match="case_001 is not a name of a pooled case"):
         centre_of("case_001")

@@ -39,7 +39,7 @@ from tests.conftest import MakeDataset
 from tests.support.public_endpoint import flower_server, register
 
 NODE = "Oslo"
-WriteSite = Callable[..., Path]
+WriteNodeFile = Callable[..., Path]
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +57,7 @@ def keys(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def write_site(tmp_path: Path, make_dataset: MakeDataset, keys: Path) -> WriteSite:
+def write_node_file(tmp_path: Path, make_dataset: MakeDataset, keys: Path) -> WriteNodeFile:
     """Write a node's YAML file whose values can be changed; None leaves one out."""
     data = make_dataset()
 
@@ -124,7 +124,7 @@ class Nothing(BaseHTTPRequestHandler):
 
 
 def test_a_node_passes_all_checks(
-    write_site: WriteSite,
+    write_node_file: WriteNodeFile,
     keys: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -132,7 +132,7 @@ def test_a_node_passes_all_checks(
 ) -> None:
     with flower_server(keys, tmp_path / "state") as (port, state):
         register(state, keys / "nodes" / NODE / "node.pub")
-        file = write_site(server=f"127.0.0.1:{port}")
+        file = write_node_file(server=f"127.0.0.1:{port}")
         monkeypatch.setattr(sys, "argv", ["fednnunet", "node", "check", str(file)])
         with pytest.raises(SystemExit) as finished:
             main()
@@ -150,51 +150,53 @@ def test_a_node_passes_all_checks(
     assert not (tmp_path / "work").exists(), "nothing is left behind"
 
 
-def test_a_running_node_is_not_disturbed(write_site: WriteSite, keys: Path, tmp_path: Path) -> None:
+def test_a_running_node_is_not_disturbed(write_node_file: WriteNodeFile, keys: Path, tmp_path: Path) -> None:
     with flower_server(keys, tmp_path / "state") as (port, state):
         node = register(state, keys / "nodes" / NODE / "node.pub")
         state.activate_node(node, 30)
         before = state.get_node_info(node_ids=[node])
         assert before[0].status == "online"
-        assert results(write_site(server=f"127.0.0.1:{port}"))["registration"].state == "good"
+        assert results(write_node_file(server=f"127.0.0.1:{port}"))["registration"].state == "good"
         assert state.get_node_info(node_ids=[node]) == before
 
 
-def test_a_key_that_the_server_does_not_know_is_named(write_site: WriteSite, keys: Path, tmp_path: Path) -> None:
+def test_a_key_that_the_server_does_not_know_is_named(
+    write_node_file: WriteNodeFile, keys: Path, tmp_path: Path
+) -> None:
     make_keys(keys, ["127.0.0.1"], ["Porto"])
     with flower_server(keys, tmp_path / "state") as (port, state):
         register(state, keys / "nodes" / "Porto" / "node.pub")
-        found = results(write_site(server=f"127.0.0.1:{port}"))["registration"]
+        found = results(write_node_file(server=f"127.0.0.1:{port}"))["registration"]
         assert found.state == "bad"
         assert f"does not know the key {keys / 'nodes' / NODE / 'node.key'}" in found.found
         assert f"nodes/{NODE}" in found.advice
 
 
 def test_another_version_at_the_server_is_an_error_and_the_other_checks_run(
-    write_site: WriteSite, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write_node_file: WriteNodeFile, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gateway, "__version__", "0.0.1")
     with flower_server(keys, tmp_path / "state") as (port, state):
         register(state, keys / "nodes" / NODE / "node.pub")
-        found = results(write_site(server=f"127.0.0.1:{port}"))
+        found = results(write_node_file(server=f"127.0.0.1:{port}"))
     assert found["server"].state == "bad"
     assert "fednnunet 0.0.1" in found["server"].found
     assert found["registration"].state == "good"
 
 
 def test_a_server_that_does_not_report_its_version_is_a_warning(
-    write_site: WriteSite, keys: Path, tmp_path: Path
+    write_node_file: WriteNodeFile, keys: Path, tmp_path: Path
 ) -> None:
     with flower_server(keys, tmp_path / "state", plain=True) as (port, state):
         register(state, keys / "nodes" / NODE / "node.pub")
-        found = results(write_site(server=f"127.0.0.1:{port}"))
+        found = results(write_node_file(server=f"127.0.0.1:{port}"))
     assert found["server"].state == "warning"
     assert found["registration"].state == "good"
 
 
-def test_a_server_of_another_kind_is_recognized(write_site: WriteSite, keys: Path) -> None:
+def test_a_server_of_another_kind_is_recognized(write_node_file: WriteNodeFile, keys: Path) -> None:
     with answering(Nothing, keys) as address:
-        found = results(write_site(server=address))["registration"]
+        found = results(write_node_file(server=address))["registration"]
     assert found.state == "bad"
     assert "answers 404" in found.found
 
@@ -209,33 +211,33 @@ def test_a_server_of_another_kind_is_recognized(write_site: WriteSite, keys: Pat
     ],
 )
 def test_the_difference_between_clocks_is_reported(
-    ahead: float, state: str, says: str, write_site: WriteSite, keys: Path
+    ahead: float, state: str, says: str, write_node_file: WriteNodeFile, keys: Path
 ) -> None:
     with answering(type("Skewed", (Nothing,), {"clock_ahead": ahead}), keys) as address:
-        found = results(write_site(server=address))
+        found = results(write_node_file(server=address))
     assert found["clock"].state == state
     assert says in found["clock"].found
     assert found["registration"].state == ("skipped" if state == "bad" else "bad")
 
 
 def test_a_server_certificate_of_another_authority_is_refused(
-    write_site: WriteSite, keys: Path, tmp_path: Path
+    write_node_file: WriteNodeFile, keys: Path, tmp_path: Path
 ) -> None:
     theirs = tmp_path / "theirs"
     make_keys(theirs, ["127.0.0.1"], [])
     with answering(Nothing, theirs) as address:
-        found = results(write_site(server=address))
+        found = results(write_node_file(server=address))
     assert found["TLS"].state == "bad"
     assert f"not signed by {keys / 'ca.crt'}" in found["TLS"].found
     assert {name for name, one in found.items() if one.state == "skipped"} == {"server", "clock", "registration"}
 
 
-def test_a_server_certificate_for_another_name_is_refused(write_site: WriteSite, keys: Path) -> None:
+def test_a_server_certificate_for_another_name_is_refused(write_node_file: WriteNodeFile, keys: Path) -> None:
     for name in ("server.crt", "server.key"):
         (keys / name).unlink()
     make_keys(keys, ["fed.example.org"], [])
     with answering(Nothing, keys) as address:
-        found = results(write_site(server=address))["TLS"]
+        found = results(write_node_file(server=address))["TLS"]
     assert found.state == "bad"
     assert found.found == "the server's certificate is not for 127.0.0.1"
     assert "--server 127.0.0.1" in found.advice
@@ -245,33 +247,33 @@ def test_a_server_certificate_for_another_name_is_refused(write_site: WriteSite,
     ("days", "state", "says"), [(0, "bad", "certificate has expired"), (20, "warning", "for 127.0.0.1, until")]
 )
 def test_a_server_certificate_that_expires_soon_is_reported(
-    days: int, state: str, says: str, write_site: WriteSite, keys: Path
+    days: int, state: str, says: str, write_node_file: WriteNodeFile, keys: Path
 ) -> None:
     for name in ("server.crt", "server.key"):
         (keys / name).unlink()
     make_keys(keys, ["127.0.0.1"], [], days=days)
     with answering(Nothing, keys) as address:
-        found = results(write_site(server=address))["TLS"]
+        found = results(write_node_file(server=address))["TLS"]
     assert found.state == state
     assert says in found.found
     assert "server.crt" in found.advice
 
 
-def test_a_server_without_tls_is_reported(write_site: WriteSite) -> None:
+def test_a_server_without_tls_is_reported(write_node_file: WriteNodeFile) -> None:
     with answering(Nothing, None) as address:
-        found = results(write_site(server=address))["TLS"]
+        found = results(write_node_file(server=address))["TLS"]
     assert found.state == "bad"
     assert "does not speak TLS" in found.found
 
 
-def test_an_address_without_a_server_is_reported(write_site: WriteSite) -> None:
+def test_an_address_without_a_server_is_reported(write_node_file: WriteNodeFile) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # and does not listen
-        found = results(write_site(server=f"127.0.0.1:{unused.getsockname()[1]}"))
+        found = results(write_node_file(server=f"127.0.0.1:{unused.getsockname()[1]}"))
     assert found["connection"].state == "bad"
     assert "refuses connections" in found["connection"].found
     assert found["TLS"].state == "skipped"
-    assert results(write_site(server="no.such.host.invalid:9092"))["connection"].found.startswith(
+    assert results(write_node_file(server="no.such.host.invalid:9092"))["connection"].found.startswith(
         "this machine's DNS does not know no.such.host.invalid"
     )
 
@@ -311,11 +313,11 @@ def tunnelling(credentials: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def test_the_proxy_of_the_environment_is_used(
-    write_site: WriteSite, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write_node_file: WriteNodeFile, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with flower_server(keys, tmp_path / "state") as (port, state), tunnelling("node:s3/cret") as (proxy, asked):
         register(state, keys / "nodes" / NODE / "node.pub")
-        file = write_site(server=f"127.0.0.1:{port}")
+        file = write_node_file(server=f"127.0.0.1:{port}")
         monkeypatch.setenv("HTTPS_PROXY", f"http://node:s3%2Fcret@{proxy}")
         found = results(file)
         assert {name: one.state for name, one in found.items() if one.state != "good"} == {}
@@ -325,29 +327,35 @@ def test_the_proxy_of_the_environment_is_used(
         assert "407" in results(file)["TLS"].found
 
 
-def test_with_an_invalid_configuration_only_the_versions_are_tested(write_site: WriteSite) -> None:
-    found = results(write_site(server="fed.example.org"))
+@pytest.mark.parametrize(
+    ("key", "problem"),
+    [("server", "server: Oslo is not an address; it must be host:port"), ("colour", "node.yaml: unknown key colour")],
+)
+def test_with_an_invalid_configuration_only_the_versions_are_tested(
+    key: str, problem: str, write_node_file: WriteNodeFile
+) -> None:
+    found = results(write_node_file(**{key: "Oslo"}))
     assert found["configuration"].state == "bad"
-    assert "server: fed.example.org is not an address; it must be host:port" in found["configuration"].found
+    assert problem in found["configuration"].found
     assert {name for name, one in found.items() if one.state == "good"} == {"versions"}
     assert {one.state for one in found.values()} == {"good", "bad", "skipped"}
 
 
-def test_missing_and_unreadable_data_are_reported(write_site: WriteSite, make_dataset: MakeDataset) -> None:
-    found = results(write_site(data="/no/such/Dataset001_Folder"))
+def test_missing_and_unreadable_data_are_reported(write_node_file: WriteNodeFile, make_dataset: MakeDataset) -> None:
+    found = results(write_node_file(data="/no/such/Dataset001_Folder"))
     assert "there is no folder /no/such" in found["data"].found
     assert found["disk"].state == "skipped"
 
     data = make_dataset(name="Dataset102_Damaged")
     (data / "imagesTr" / "case_003_0000.nii.gz").write_bytes(b"no image")
-    found = dict(check_node(write_site(data=str(data))))
+    found = dict(check_node(write_node_file(data=str(data))))
     assert found["data"].state == "good"
     assert found["images"].state == "bad"
     assert "case_003_0000.nii.gz cannot be read" in found["images"].found
 
 
 def test_images_on_another_grid_than_their_labels_are_a_warning(
-    write_site: WriteSite, make_dataset: MakeDataset
+    write_node_file: WriteNodeFile, make_dataset: MakeDataset
 ) -> None:
     data = make_dataset(name="Dataset103_Shifted")
     path = str(data / "labelsTr" / "case_002.nii.gz")
@@ -355,21 +363,21 @@ def test_images_on_another_grid_than_their_labels_are_a_warning(
     label.SetOrigin((5.0, 0.0, 0.0))
     sitk.WriteImage(label, path)
     seen: list[tuple[int, int]] = []
-    found = dict(check_node(write_site(data=str(data)), progress=lambda done, of: seen.append((done, of))))
+    found = dict(check_node(write_node_file(data=str(data)), progress=lambda done, of: seen.append((done, of))))
     assert found["images"].state == "warning"
     assert "differ in origin in 1 cases, the first case_002" in found["images"].found
     assert seen == [(done, 6) for done in range(1, 7)]
 
 
-def test_a_read_only_work_folder_is_reported(write_site: WriteSite, tmp_path: Path) -> None:
+def test_a_read_only_work_folder_is_reported(write_node_file: WriteNodeFile, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    found = results(write_site(folder=str(tmp_path / "file" / "work")))["disk"]
+    found = results(write_node_file(folder=str(tmp_path / "file" / "work")))["disk"]
     assert found.state == "bad"
     assert str(tmp_path / "file") in found.found
 
 
 def test_a_disk_without_enough_space_is_reported(
-    write_site: WriteSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write_node_file: WriteNodeFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fednnunet.deployment.node.preflight.checks.CHECKPOINTS", 2.0**60)
     (tmp_path / "work").mkdir()
@@ -377,7 +385,7 @@ def test_a_disk_without_enough_space_is_reported(
     checkpoint.touch()
     os.truncate(checkpoint, 2**30)
     os.link(checkpoint, tmp_path / "work" / "checkpoint_latest.pth")
-    found = results(write_site())["disk"]
+    found = results(write_node_file())["disk"]
     assert found.state == "bad"
     assert "GB free; about 1073741824.0 GB needed" in found.found
     assert "; 1.0 GB are used already" in found.found
@@ -398,16 +406,16 @@ def test_the_disk_estimate_is_close_to_what_preprocessing_uses(
 
 
 def test_a_missing_or_unused_device_is_reported(
-    write_site: WriteSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write_node_file: WriteNodeFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    automatic = read_node_file(write_site(compute={"device": "auto"}))
+    automatic = read_node_file(write_node_file(compute={"device": "auto"}))
     driver = tmp_path / "nvidiactl"
     assert check_device(automatic, [driver]).found.endswith("torch sees no GPU")
     driver.touch()
     assert "a GPU driver is installed, but this torch cannot use it" in check_device(automatic, [driver]).found
-    assert check_device(read_node_file(write_site(compute={"device": "cpu"})), [driver]).state == "good"
-    assert results(write_site(compute={"device": "cuda"}))["device"].found.startswith(
+    assert check_device(read_node_file(write_node_file(compute={"device": "cpu"})), [driver]).state == "good"
+    assert results(write_node_file(compute={"device": "cuda"}))["device"].found.startswith(
         "compute.device=cuda, but torch sees no CUDA GPU"
     )
 
@@ -426,67 +434,67 @@ def test_the_memory_of_a_gpu_is_compared_with_that_of_the_plans(
     free: int,
     state: str,
     advice: str,
-    write_site: WriteSite,
+    write_node_file: WriteNodeFile,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free * 2**30, 11 * 2**30))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "GeForce")
-    found = check_device(read_node_file(write_site(compute={"device": "auto"}, gpu_memory={"gb": gpu_memory})))
+    found = check_device(read_node_file(write_node_file(compute={"device": "auto"}, gpu_memory={"gb": gpu_memory})))
     assert found.state == state
     assert found.found.startswith(f"GeForce with 11.0 GB, {free}.0 free")
     assert advice in found.advice
 
 
-def test_a_certificate_of_no_authority_is_refused(write_site: WriteSite, keys: Path) -> None:
+def test_a_certificate_of_no_authority_is_refused(write_node_file: WriteNodeFile, keys: Path) -> None:
     assert (
         "is not the certificate of an authority"
-        in results(write_site(certificate=str(keys / "server.crt")))["certificate"].found
+        in results(write_node_file(certificate=str(keys / "server.crt")))["certificate"].found
     )
-    found = results(write_site(certificate=str(keys / "nodes" / NODE / "node.pub")))
+    found = results(write_node_file(certificate=str(keys / "nodes" / NODE / "node.pub")))
     assert "holds no certificate" in found["certificate"].found
     assert found["TLS"].state == "skipped"
-    assert "No such file" in results(write_site(certificate=str(keys / "missing.crt")))["certificate"].found
+    assert "No such file" in results(write_node_file(certificate=str(keys / "missing.crt")))["certificate"].found
 
 
 @pytest.mark.parametrize(("years", "state"), [(0, "bad"), (20 / 365, "warning")])
 def test_an_authority_that_expires_soon_is_reported(
-    years: float, state: str, write_site: WriteSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    years: float, state: str, write_node_file: WriteNodeFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keys_module, "CA_YEARS", years)
     make_keys(tmp_path / "old", ["127.0.0.1"], [])
-    found = results(write_site(certificate=str(tmp_path / "old" / "ca.crt")))["certificate"]
+    found = results(write_node_file(certificate=str(tmp_path / "old" / "ca.crt")))["certificate"]
     assert found.state == state
     assert "new ca.crt" in found.advice
 
 
 def test_a_key_that_others_can_read_is_refused_with_the_command_to_fix_it(
-    write_site: WriteSite, keys: Path, tmp_path: Path
+    write_node_file: WriteNodeFile, keys: Path, tmp_path: Path
 ) -> None:
     key = keys / "nodes" / NODE / "node.key"
     key.chmod(0o640)
     with flower_server(keys, tmp_path / "state") as (port, state):
         register(state, key.with_suffix(".pub"))
-        found = results(write_site(server=f"127.0.0.1:{port}"))
+        found = results(write_node_file(server=f"127.0.0.1:{port}"))
     assert found["key"].state == "bad"
     assert f"chmod 600 '{key}'" in found["key"].advice
     assert found["registration"].state == "good"
 
 
-def test_a_key_of_another_kind_is_refused(write_site: WriteSite, keys: Path) -> None:
-    found = results(write_site(key=str(keys / "server.key")))["key"]
+def test_a_key_of_another_kind_is_refused(write_node_file: WriteNodeFile, keys: Path) -> None:
+    found = results(write_node_file(key=str(keys / "server.key")))["key"]
     assert "holds no private key that can be read" in found.found
     other = keys / "other.key"
     none = serialization.NoEncryption()
     form = serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, none
     other.write_bytes(ed25519.Ed25519PrivateKey.generate().private_bytes(*form))
-    assert "is of another kind" in results(write_site(key=str(other)))["key"].found
+    assert "is of another kind" in results(write_node_file(key=str(other)))["key"].found
 
 
-def test_without_tls_and_keys_the_server_is_still_checked(write_site: WriteSite) -> None:
+def test_without_tls_and_keys_the_server_is_still_checked(write_node_file: WriteNodeFile) -> None:
     with answering(Nothing, None) as address:
-        found = results(write_site(server=address, insecure=True, certificate=None, key=None))
+        found = results(write_node_file(server=address, insecure=True, certificate=None, key=None))
     assert found["clock"].state == "good"
     assert {name for name, one in found.items() if one.found == "none, as insecure is true"} == {
         *("certificate", "key", "TLS", "registration")
@@ -494,9 +502,9 @@ def test_without_tls_and_keys_the_server_is_still_checked(write_site: WriteSite)
 
 
 def test_failed_checks_end_with_exit_code_2(
-    write_site: WriteSite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    write_node_file: WriteNodeFile, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = write_site(server="no.such.host.invalid:9092")
+    file = write_node_file(server="no.such.host.invalid:9092")
     monkeypatch.setattr(sys, "argv", ["fednnunet", "node", "check", "--quick", str(file)])
     with pytest.raises(SystemExit) as finished:
         main()

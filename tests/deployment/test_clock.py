@@ -38,7 +38,7 @@ def test_a_wrong_clock_is_named_and_the_node_joins_once_it_is_right(
     monkeypatch.setattr(server_checks, "time", clock)
     monkeypatch.setattr(connection, "RETRY_SECONDS", (0.1,))
     told: list[str] = []
-    node = NodeConnection(read_node_file(federation.write_site("Oslo")), {}, told.append)
+    node = NodeConnection(read_node_file(federation.write_node_file("Oslo")), {}, told.append)
     joining = threading.Thread(target=node._join, daemon=True)
     joining.start()
     federation.wait_for(lambda: told, "the reason")

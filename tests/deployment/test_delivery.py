@@ -36,7 +36,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
 @pytest.fixture
 def connection(federation: Federation) -> Iterator[NodeConnection]:
     """Joined, and asking for nothing by itself."""
-    connection = NodeConnection(read_node_file(federation.write_site("Oslo")), {}, lambda _: None)
+    connection = NodeConnection(read_node_file(federation.write_node_file("Oslo")), {}, lambda _: None)
     asked = ActivateNodeRequest(public_key=connection.calls.public_key, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
     connection.node = Node(node_id=connection.calls.client.ActivateNode(asked).node_id)
     yield connection
@@ -184,5 +184,5 @@ def test_a_reply_arrives_whose_acknowledgement_was_lost(
 
 
 def test_a_state_folder_without_a_server_is_named(tmp_path: Path) -> None:
-    with pytest.raises(Exception, match="is no server's state folder; start the server"):
+    with pytest.raises(Exception, match="is not a server's state folder; start the server"):
         SuperLinkGrid(tmp_path, lambda _: None)

@@ -32,13 +32,13 @@ def services(file: Path) -> dict[str, Any]:
 def test_the_example_names_every_key_and_optional_keys_have_their_defaults() -> None:
     values = yaml.safe_load((DEPLOY / "node.yaml").read_text())
     assert set(values) == set(NodeFile.model_fields)
-    site = read_node_file(DEPLOY / "node.yaml")
+    node_file = read_node_file(DEPLOY / "node.yaml")
     for key, field in NodeFile.model_fields.items():
         if key not in TO_FILL_IN:
-            assert getattr(site, key) == field.default, key
+            assert getattr(node_file, key) == field.default, key
     for group in ("compute", "gpu_memory", "fingerprint", "init"):
-        assert set(values[group]) == set(type(getattr(site, group)).model_fields), group
-    assert site.certificate == DEPLOY / "ca.crt"
+        assert set(values[group]) == set(type(getattr(node_file, group)).model_fields), group
+    assert node_file.certificate == DEPLOY / "ca.crt"
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd")

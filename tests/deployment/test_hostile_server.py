@@ -43,7 +43,7 @@ Answer = Callable[[BaseHTTPRequestHandler], None]
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> NodeFile:
+def node_file(tmp_path: Path) -> NodeFile:
     path = tmp_path / "node.yaml"
     content = {"name": "Oslo", "data": 101, "raw_folder": "raw", "server": "127.0.0.1:1", "folder": "work"}
     options = {"insecure": True, "classes": ["our.trainers.OurTrainer"], "compute": {"threads": 1}}
@@ -74,7 +74,7 @@ def connect_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
         server.socket = context.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         servers.append(server)
-        site = NodeFile(
+        node_file = NodeFile(
             name="Oslo",
             data=101,
             server=f"127.0.0.1:{server.server_port}",
@@ -82,7 +82,7 @@ def connect_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
             key=tmp_path / "keys" / "nodes" / "Oslo" / "node.key",
             folder=tmp_path / "work",
         )
-        return NodeConnection(site, {}, lambda _: None)
+        return NodeConnection(node_file, {}, lambda _: None)
 
     yield serving
     for server in servers:
@@ -187,31 +187,31 @@ def changed(**changes: Any) -> dict[str, Any]:
         (changed(seed=-1), "seed"),
     ],
 )
-def test_a_task_is_of_the_published_schema(site: NodeFile, task: dict[str, Any], problem: str) -> None:
+def test_a_task_is_of_the_published_schema(node_file: NodeFile, task: dict[str, Any], problem: str) -> None:
     with pytest.raises(ProtocolError, match=f"the server sent an invalid configuration: .*{problem}"):
-        assignment_of(site, FingerprintRequest(run="r1", shared_config=task))
+        assignment_of(node_file, FingerprintRequest(run="r1", shared_config=task))
 
 
 @pytest.mark.parametrize("key", ["trainer.class", "model.planner", "model.preprocessor"])
 @pytest.mark.parametrize("name", ["os.system", "subprocess.Popen", "our.trainers.Other", ".", "a..b", "../x.Trainer"])
-def test_a_server_names_no_class_that_the_node_does_not_list(site: NodeFile, key: str, name: str) -> None:
+def test_a_server_names_no_class_that_the_node_does_not_list(node_file: NodeFile, key: str, name: str) -> None:
     with pytest.raises(ConfigError, match=r"is not allowed here; its node\.yaml lists"):
-        assignment_of(site, FingerprintRequest(run="r1", shared_config=changed(**{key.replace(".", "__"): name})))
+        assignment_of(node_file, FingerprintRequest(run="r1", shared_config=changed(**{key.replace(".", "__"): name})))
 
 
-def test_classes_that_the_node_allows_are_accepted(site: NodeFile) -> None:
+def test_classes_that_the_node_allows_are_accepted(node_file: NodeFile) -> None:
     task = changed(trainer__class="our.trainers.OurTrainer", model__overrides={"UNet_base_num_features": 4})
-    assert assignment_of(site, FingerprintRequest(run="r1", shared_config=task)).run == "r1"
+    assert assignment_of(node_file, FingerprintRequest(run="r1", shared_config=task)).run == "r1"
 
 
 @pytest.mark.parametrize("allowed", [False, True])
-def test_only_the_node_can_allow_digests_of_images(site: NodeFile, tmp_path: Path, allowed: bool) -> None:
+def test_only_the_node_can_allow_digests_of_images(node_file: NodeFile, tmp_path: Path, allowed: bool) -> None:
     write_boxes(tmp_path / "raw")
-    limits = site.fingerprint.model_copy(update={"find_duplicates": allowed})
-    own = site.model_copy(update={"fingerprint": limits})
+    limits = node_file.fingerprint.model_copy(update={"find_duplicates": allowed})
+    own = node_file.model_copy(update={"fingerprint": limits})
     for asked in (False, True):
         task = changed(fingerprint__find_duplicates=asked)
-        assignment = assignment_of(site, FingerprintRequest(run="r1", shared_config=task, salt="0" * 64))
+        assignment = assignment_of(node_file, FingerprintRequest(run="r1", shared_config=task, salt="0" * 64))
         assert settings_of(own, assignment).config.fingerprint.find_duplicates is allowed
 
 
@@ -220,21 +220,23 @@ def test_only_the_node_can_allow_digests_of_images(site: NodeFile, tmp_path: Pat
     [("full", "full", "full"), ("quantised", "full", "quantised"), ("full", "quantised", "quantised")],
 )
 def test_the_coarser_fingerprint_of_node_and_server_leaves_the_node(
-    site: NodeFile, tmp_path: Path, own: str, asked: str, precision: str
+    node_file: NodeFile, tmp_path: Path, own: str, asked: str, precision: str
 ) -> None:
     write_boxes(tmp_path / "raw")
-    node_file = site.model_copy(update={"fingerprint": site.fingerprint.model_copy(update={"precision": own})})
+    node_file = node_file.model_copy(
+        update={"fingerprint": node_file.fingerprint.model_copy(update={"precision": own})}
+    )
     task = changed(fingerprint__precision=asked)
-    assignment = assignment_of(site, FingerprintRequest(run="r1", shared_config=task))
+    assignment = assignment_of(node_file, FingerprintRequest(run="r1", shared_config=task))
     assert settings_of(node_file, assignment).config.fingerprint.precision == precision
 
 
-def test_a_nodes_own_memory_target_wins(site: NodeFile, tmp_path: Path) -> None:
+def test_a_nodes_own_memory_target_wins(node_file: NodeFile, tmp_path: Path) -> None:
     write_boxes(tmp_path / "raw")
     task = changed(gpu_memory={"gb": 8, "per_node": {"Oslo": 100}})
-    assignment = assignment_of(site, FingerprintRequest(run="r1", shared_config=task))
-    assert settings_of(site, assignment).config.gpu_memory_of("Oslo") == 8
-    own = site.model_copy(update={"gpu_memory": site.gpu_memory.model_copy(update={"gb": 6})})
+    assignment = assignment_of(node_file, FingerprintRequest(run="r1", shared_config=task))
+    assert settings_of(node_file, assignment).config.gpu_memory_of("Oslo") == 8
+    own = node_file.model_copy(update={"gpu_memory": node_file.gpu_memory.model_copy(update={"gb": 6})})
     assert settings_of(own, assignment).config.gpu_memory_of("Oslo") == 6
 
 
@@ -248,14 +250,14 @@ def test_a_run_id_is_not_a_path(run: str) -> None:
 
 
 def test_a_worker_starts_another_run_only_for_a_complete_description(
-    site: NodeFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    node_file: NodeFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # AF_UNIX paths are short
     write_boxes(tmp_path / "raw")
-    noted = site.folder / "assignment.json"
+    noted = node_file.folder / "assignment.json"
 
     def started() -> multiprocessing.process.BaseProcess:
-        process = multiprocessing.get_context("spawn").Process(target=run_deployed_worker, args=(site, "s", KEY))
+        process = multiprocessing.get_context("spawn").Process(target=run_deployed_worker, args=(node_file, "s", KEY))
         process.start()
         return process
 
@@ -286,7 +288,7 @@ def test_a_worker_starts_another_run_only_for_a_complete_description(
                 ask(worker, run, task)
         assert worker.is_alive()
         assert json.loads(noted.read_text())["run"] == "r1"
-        assert sorted(path.name for path in (site.folder / "runs").iterdir()) == ["r1"]
+        assert sorted(path.name for path in (node_file.folder / "runs").iterdir()) == ["r1"]
 
         with pytest.raises(WorkerUnreachable):
             ask(worker, "r2", TASK)

@@ -55,7 +55,7 @@ NEEDED = {f"/v1/fleet/{name}" for name in ("activate-node", "deactivate-node", "
 }
 PROTOBUF = {"content-type": "application/protobuf"}
 MEBIBYTE = 2**20
-WriteSite = Callable[..., NodeFile]
+WriteNodeFile = Callable[..., NodeFile]
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def connection_of(federation: Federation, name: str, **changes: Any) -> NodeConnection:
-    return NodeConnection(read_node_file(federation.write_site(name, **changes)), {}, lambda _: None)
+    return NodeConnection(read_node_file(federation.write_node_file(name, **changes)), {}, lambda _: None)
 
 
 def activate(connection: NodeConnection) -> Node:

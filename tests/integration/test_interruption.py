@@ -76,7 +76,7 @@ def is_over(run: Path, server_round: int) -> bool:
 
 @contextlib.contextmanager
 def worker_killed(run: Path, node: str, after_round: int) -> Iterator[list[psutil.Process]]:
-    """``kill -9`` a node's worker after a round of a run that this process makes meanwhile.
+    """``kill -9`` a node's worker after a round of a run that this process starts.
 
     Yields:
         The processes of all nodes when it was killed, filled in then.

@@ -136,7 +136,7 @@ def test_ways_to_compute(plain: Path, train: Train, tmp_path: Path, options: tup
     assert not torch.equal(weights(tmp_path / "run", "Oslo")[FIRST], weights(plain, "Oslo")[FIRST])
 
 
-def test_unlike_memory_gives_unlike_plans_where_the_strategy_allows_it(train: Train, tmp_path: Path) -> None:
+def test_different_memory_gives_different_plans_where_the_strategy_allows_it(train: Train, tmp_path: Path) -> None:
     """Under asym networks differ; under ffe a batch may, a network may not."""
     common = (OSLO_AND_LUND, "model.overrides.UNet_min_batch_size=2", "model.overrides.max_dataset_covered=1")
     base, little = "gpu_memory.gb=0.005", "+gpu_memory.per_node={Oslo: 0.0005}"

@@ -97,7 +97,7 @@ def test_folder_that_is_no_phantom_is_left_alone(centres: dict[str, Any], tmp_pa
     own = tmp_path / centres["NACT"]["dataset"] / "imagesTr" / "own.nii.gz"
     own.parent.mkdir(parents=True)
     own.write_text("a patient's scan")
-    with pytest.raises(DataError, match=r"centre NACT: .* is no phantom"):
+    with pytest.raises(DataError, match=r"centre NACT: .* is not a phantom"):
         make_small_phantom(tmp_path, {"NACT": centres["NACT"]}, 1)
     assert own.read_text() == "a patient's scan"
     assert [path.name for path in tmp_path.iterdir()] == [centres["NACT"]["dataset"]]

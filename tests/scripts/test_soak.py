@@ -106,32 +106,32 @@ def test_disk_is_that_of_files_alone(soak: ModuleType, tmp_path: Path) -> None:
     assert soak.disk_mib(tmp_path / "nowhere") == 0.0
 
 
-# books ---------------------------------------------------------------------------------------------------
+# records ---------------------------------------------------------------------------------------------------
 
-BOOKED = [(number, node) for number in (1, 2, 3) for node in ("Oslo", "Porto")]
+RECORDED = [(number, node) for number in (1, 2, 3) for node in ("Oslo", "Porto")]
 AUDITS = {"Oslo": {1: 1, 2: 2, 3: 1}, "Porto": {1: 1, 2: 1, 3: 1}}
 
 
 @pytest.mark.parametrize(
-    ("booked", "audits", "problem"),
+    ("recorded", "audits", "problem"),
     [
-        (BOOKED, AUDITS, None),
-        (BOOKED[:-1], AUDITS, "round 3 has 1 nodes instead of 2"),
-        (BOOKED[:4], AUDITS, "round 3 has 0 nodes instead of 2"),
-        ([*BOOKED, (2, "Oslo")], AUDITS, "round 2 has node Oslo 2 times"),
-        ([*BOOKED, (4, "Oslo")], {**AUDITS, "Oslo": {**AUDITS["Oslo"], 4: 1}}, "round 4 is booked; there are 3"),
-        (BOOKED, {**AUDITS, "Porto": {1: 1, 3: 1}}, "round 2 has node Porto, whose audit log has no such reply"),
-        ([*BOOKED, (3, "Lund")], AUDITS, "round 3 has node Lund, which there is not"),
+        (RECORDED, AUDITS, None),
+        (RECORDED[:-1], AUDITS, "round 3 has 1 nodes instead of 2"),
+        (RECORDED[:4], AUDITS, "round 3 has 0 nodes instead of 2"),
+        ([*RECORDED, (2, "Oslo")], AUDITS, "round 2 has node Oslo 2 times"),
+        ([*RECORDED, (4, "Oslo")], {**AUDITS, "Oslo": {**AUDITS["Oslo"], 4: 1}}, "round 4 is recorded; there are 3"),
+        (RECORDED, {**AUDITS, "Porto": {1: 1, 3: 1}}, "round 2 has node Porto, whose audit log has no such reply"),
+        ([*RECORDED, (3, "Lund")], AUDITS, "round 3 has node Lund, which there is not"),
     ],
 )
 def test_contradicting_records_are_reported(
-    soak: ModuleType, booked: list[tuple[int, str]], audits: dict[str, dict[int, int]], problem: str | None
+    soak: ModuleType, recorded: list[tuple[int, str]], audits: dict[str, dict[int, int]], problem: str | None
 ) -> None:
-    assert soak.compare_books(3, booked, audits, least_nodes=2) == ([problem] if problem else [])
+    assert soak.compare_records(3, recorded, audits, least_nodes=2) == ([problem] if problem else [])
 
 
 def test_a_round_without_a_node_is_fine_where_fewer_are_enough(soak: ModuleType) -> None:
-    assert soak.compare_books(3, BOOKED[:-1], AUDITS, least_nodes=1) == []
+    assert soak.compare_records(3, RECORDED[:-1], AUDITS, least_nodes=1) == []
 
 
 def test_books_are_read_from_files(soak: ModuleType, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Whoever follows a run is told of every event."""
+"""Every follower of a run is notified of every event."""
 
 from __future__ import annotations
 

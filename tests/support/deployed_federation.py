@@ -39,7 +39,7 @@ ENVIRONMENT = {**os.environ, "COLUMNS": "200", "FLWR_TELEMETRY_ENABLED": "0", "P
 
 
 def write_centres(raw: Path) -> None:
-    """Two training centres of unlike resolution, and an external one."""
+    """Two training centres of different resolutions, and an external one."""
     write_boxes(raw, "Dataset201_Oslo", cases=6, seed=1)
     write_boxes(raw, "Dataset202_Porto", cases=8, shape=(6, 80, 80), spacing=(3.0, 0.5, 0.5), seed=2)
     write_boxes(raw, "Dataset204_Riga", cases=2, seed=4)
@@ -98,11 +98,11 @@ class Federation:
 
     def start_node(self, name: str, **changes: Any) -> None:
         """``fednnunet node up``."""
-        self._start(name, ["node", "up", str(self.write_site(name, **changes))])
+        self._start(name, ["node", "up", str(self.write_node_file(name, **changes))])
 
-    def write_site(self, name: str, **changes: Any) -> Path:
+    def write_node_file(self, name: str, **changes: Any) -> Path:
         """``node.yaml`` of a node."""
-        site = {
+        content = {
             "name": name,
             "data": CENTRES.get(name),  # other nodes name their own
             "raw_folder": str(self.raw),
@@ -116,7 +116,7 @@ class Federation:
         }
         path = self.folder / "nodes" / name / "node.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(site))
+        path.write_text(yaml.safe_dump(content))
         return path
 
     def work_folder(self, name: str) -> Path:

@@ -219,7 +219,7 @@ class Link:
 
     Attributes:
         delay: may be changed at any time.
-        bandwidth: likewise.
+        bandwidth: may be changed at any time.
         port: at which clients find it.
         bytes_up: passed on to the server.
         bytes_down: passed on to clients.

@@ -159,7 +159,7 @@ def _read_planes(table: Path, name_column: str, centre_column: str | None, found
         if not name or not row["Plane"]:
             found.problems.append(ConversionIssue(where, f"{name_column} or Plane is empty", centre))
         elif not centre and country.lower() not in OTHER_COUNTRIES:
-            found.problems.append(ConversionIssue(where, f"Center {country!r} is no centre of AIMIX"))
+            found.problems.append(ConversionIssue(where, f"Center {country!r} is not a centre of AIMIX"))
         elif not centre or row["Plane"].lower() != PLANE:
             others[centre, f"of {country}, not in the paper" if not centre else f"of the plane {row['Plane']}"] += 1
             found.other.add((centre or country.lower(), name.lower()))

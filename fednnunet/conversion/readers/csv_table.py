@@ -50,7 +50,7 @@ def read_table(path: Path, needed: tuple[str, ...] = (), spelling: Mapping[str, 
         spelling: lower-case spelling of a column to the name it gets here; other columns keep theirs.
 
     Raises:
-        DataError: names the file: it is missing, is no text in UTF-8, has no header, names a column twice, lacks a
+        DataError: names the file: it is missing, is not text in UTF-8, has no header, names a column twice, lacks a
             needed column (and which it has), or a quotation mark is not closed.
     """
     try:
@@ -58,7 +58,7 @@ def read_table(path: Path, needed: tuple[str, ...] = (), spelling: Mapping[str, 
     except (FileNotFoundError, IsADirectoryError):
         raise DataError(f"there is no file {path}") from None
     except UnicodeDecodeError:
-        raise DataError(f"{path} is no text in UTF-8; save it as CSV UTF-8") from None
+        raise DataError(f"{path} is not text in UTF-8; save it as CSV UTF-8") from None
     header = next(iter(text.splitlines()), "")
     delimiter = max(DELIMITERS, key=header.count)
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)

@@ -141,7 +141,7 @@ def _read_mnms1(table: Table, given: Mapping[str, str]) -> Collector:
                 patient, f"{table.path.name} has no line for it, so no centre and no frames", centre or ""
             )
         elif centre is None and whole_number(number) == MCGILL:
-            found.leave_out(patient, "McGill University Health Centre is no centre of the paper")
+            found.leave_out(patient, "McGill University Health Centre is not a centre of the paper")
         elif centre is None:
             found.add_problem(
                 patient, f"{table.locate(row)}: unknown Centre {number!r}; name its hospital with --centres"

@@ -76,7 +76,7 @@ def receive_message(calls: FleetCalls, node: Node, run_id: int, message_id: str,
     )
     message = inflate_object_from_contents(message_id, contents)
     if not isinstance(message, Message):
-        raise ProtocolError("the server sent something that is no message")
+        raise ProtocolError("the server sent something that is not a message")
     set_message_id(message, message_id)
     return message
 

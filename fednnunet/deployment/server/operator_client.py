@@ -82,8 +82,8 @@ def read_server(state: Path) -> ServerFacts:
         return ServerFacts(**json.loads((state / SERVER_FILE).read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise ConfigError(
-            f"{state} is no server's state folder; start the server (fednnunet server up), or name its folder: "
-            "federation.server=…"
+            f"{state} is not a server's state folder; start the server (fednnunet server up), or name its folder "
+            "(--state of fednnunet server, federation.server of a run)"
         ) from None
 
 

@@ -80,7 +80,7 @@ def _read(path: Path, names: tuple[str, ...]) -> dict[str, Any]:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in names}
     except (KeyError, ValueError, OSError, EOFError, BadZipFile) as error:
-        raise DataError(f"{path} is no overlay: {error}") from None
+        raise DataError(f"{path} is not an overlay: {error}") from None
 
 
 def show_dsc(dsc: float) -> str:

@@ -113,7 +113,7 @@ def test_unknown_country_and_empty_fields_are_problems(aimix: Path) -> None:
     assert [(issue.name, issue.reason) for issue in scan.problems] == [
         (
             "African_planes_database.csv line 10: patient001_EGY_plane0",
-            "Center 'Atlantis' is no centre of AIMIX",
+            "Center 'Atlantis' is not a centre of AIMIX",
         ),
         ("African_planes_database.csv line 34: patient003_EGY_plane0", "Filename or Plane is empty"),
         ("African_planes_database.csv line 35: no name", "Filename or Plane is empty"),

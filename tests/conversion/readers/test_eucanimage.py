@@ -87,7 +87,7 @@ def test_eucanimages_centres_may_stand_in_a_table(tmp_path: Path, separator: str
     ("content", "message"),
     [
         (None, "there is no file"),
-        ("patient,centre\nS1,Łódź".encode("utf-16"), "is no text in UTF-8"),
+        ("patient,centre\nS1,Łódź".encode("utf-16"), "is not text in UTF-8"),
         (b"", "is empty; its first line must name the columns patient, centre"),
         (b"patient,hospital\nS1,HCB", "has no column centre"),
     ],

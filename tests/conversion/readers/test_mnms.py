@@ -200,7 +200,7 @@ def test_unknown_centre_number_is_a_problem_and_mcgill_is_left_out(tmp_path: Pat
     assert not {"A0S9V9", "A1K2P5", "001"} & set(patients(scan))
     assert "line 2: unknown Centre '9'" in reason_of(scan, "A0S9V9")
     assert "line 2: unknown VENDOR 'HITACHI'" in reason_of(scan, "001")
-    assert ConversionIssue("A1K2P5", "McGill University Health Centre is no centre of the paper") in scan.left_out
+    assert ConversionIssue("A1K2P5", "McGill University Health Centre is not a centre of the paper") in scan.left_out
 
 
 @pytest.mark.parametrize(("ed", "es"), [("", 2), (0, "x"), (0, -1), (2, 2)])

@@ -142,7 +142,7 @@ def test_who_comes_late_is_in(describe: Describe, observer: RecordingObserver, a
     federation = describe([0, 2, 2, 4], expected_nodes=4, timeout=None)
     assert names(federation) == sorted(NAMES)
     assert sorted(asked) == sorted(NAMES), "each is asked once"
-    assert asked[0] == "Oslo", "whoever is there does not wait for the others"
+    assert asked[0] == "Oslo", "a node that is there does not wait for the others"
     assert observer.messages == [
         "3 of 4 nodes are not connected yet; the federation waits for them",
         "1 of 4 nodes are not connected yet; the federation waits for them",
