@@ -4,7 +4,7 @@
     python benchmarks/deployment_overhead.py --large 2.2
 
 The same exchange three times, of a network of 33 M random parameters that every node changes every round: on the
-embedded grid; through our server and nodes; and through Flower's SuperLink and SuperNodes with Flower's FedAvg and
+local grid; through our server and nodes; and through Flower's SuperLink and SuperNodes with Flower's FedAvg and
 nothing of ours (``benchmarks/bare_flower``). The last two use TLS, node keys and a database on disk, over loopback.
 What goes between nodes and server passes a process that counts it, for both alike. A round is from the request's
 making to the average; the first, which starts processes, is not counted.
@@ -195,14 +195,14 @@ def counted(port: int) -> Iterator[tuple[int, Callable[[], tuple[int, int]]]]:
 
 
 def local_grid(shapes: Shapes, nodes: int, rounds: int) -> Exchange:
-    """The embedded grid: no wire, the bytes are those of the layers."""
+    """The local grid: no wire, the bytes are those of the layers."""
     rows = round_overhead.measure(dict(shapes), nodes, WARM_UP + rounds)
     payload = 4.0 * nodes * sum(math.prod(shape) for shape in shapes.values())
     return Exchange("LocalGrid", [row["overhead"] for row in rows[WARM_UP:]], payload, payload, on_wire=False)
 
 
 def deployment(shapes: Shapes, nodes: int, rounds: int) -> Exchange:
-    """Our server and the links of our nodes; the workers are those of the embedded grid."""
+    """Our server and the connections of our nodes; the workers are those of the local grid."""
     with round_overhead.workers(dict(shapes), nodes) as configs, deployed(list(configs.values())) as (grid, count):
         known = grid.names()
         rows, counts = [], []
@@ -372,13 +372,13 @@ def _ask(grid: SuperLinkGrid, server_round: int, arrays: ArrayRecord) -> tuple[f
     (node,) = grid.get_node_ids()
     body = TrainRequest(server_round=server_round, layers=[]).model_dump_json()
     content = RecordDict({"config": ConfigRecord({"body": body}), "arrays": arrays})
-    begun = time.monotonic()
+    started = time.monotonic()
     asked = grid.push_messages([Message(content, node, Kind.TRAIN.value)])
     while not (replies := grid.pull_messages(asked)):
         wait_for_next_poll(grid, asked, 1.0)
     (reply,) = replies
     assert reply.has_content(), reply.error.reason
-    return time.monotonic() - begun, num_bytes(reply)
+    return time.monotonic() - started, num_bytes(reply)
 
 
 def large_arrays(tensors: int) -> dict[str, np.ndarray]:

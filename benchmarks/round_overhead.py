@@ -1,4 +1,4 @@
-"""Seconds that a round costs outside local training: 4 nodes of 31 M parameters on the embedded grid.
+"""Seconds that a round costs outside local training: 4 nodes of 31 M parameters on the local grid.
 
     python benchmarks/round_overhead.py
 
@@ -118,7 +118,7 @@ def exchange(
     """Average over the nodes of any grid; wall seconds of each round, its training and the rest.
 
     Args:
-        grid: embedded, or a SuperLink's.
+        grid: the local one, or a SuperLink's.
         names: node id to name.
         shapes: of the tensors of every node.
         rounds: how many.
@@ -144,7 +144,7 @@ def turns(nodes: int) -> float:
 
 
 def measure(shapes: dict[str, tuple[int, ...]], nodes: int = NODES, rounds: int = ROUNDS) -> list[dict[str, float]]:
-    """Wall seconds of each round on the embedded grid, its training (the slowest schedule of it) and the rest."""
+    """Wall seconds of each round on the local grid, its training (the slowest schedule of it) and the rest."""
     with workers(shapes, nodes) as configs:
         grid = LocalGrid(app, configs, max_parallel_nodes=min(nodes, len(os.sched_getaffinity(0))))
         with contextlib.closing(grid):

@@ -275,7 +275,7 @@ class Soak:
         self.kills = plan_kills(self.rounds, options.kill_every, list(self.nodes), options.seed)
         self.samples: list[Sample] = []
         self.deaths = 0
-        self.begun = time.monotonic()
+        self.started = time.monotonic()
 
     def soak(self) -> None:
         """To the end of the run.
@@ -316,7 +316,7 @@ class Soak:
 
     def kill(self, kill: Kill, done: int) -> None:
         """Kill, and start again what nothing else starts again."""
-        print(f"{time.monotonic() - self.begun:7.0f} s  round {done:4d}  kill -9: {kill}", flush=True)
+        print(f"{time.monotonic() - self.started:7.0f} s  round {done:4d}  kill -9: {kill}", flush=True)
         self.deaths += 1
         federation = self.federation
         if kill.part == "superlink":
@@ -340,7 +340,7 @@ class Soak:
         federation = self.federation
         memory, handles, number = measure_processes(trees(p.pid for p in federation.processes.values()))
         folders = [disk_mib(folder) for folder in (federation.state, self.run, federation.folder / "nodes")]
-        found = Sample(done, time.monotonic() - self.begun, memory, handles, number, *folders)
+        found = Sample(done, time.monotonic() - self.started, memory, handles, number, *folders)
         self.samples.append(found)
         print(f"{found.seconds:7.0f} s  round {done:4d}  {json.dumps(asdict(found))}", flush=True)
 

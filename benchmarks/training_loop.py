@@ -184,12 +184,12 @@ class Turns:
 
     def __init__(self, pipe: Connection) -> None:
         self.pipe = pipe
-        self.begun = _now()
+        self.started = _now()
 
     def __call__(self, *_: Any) -> None:
-        self.pipe.send(_now() - self.begun)
+        self.pipe.send(_now() - self.started)
         self.pipe.recv()
-        self.begun = _now()
+        self.started = _now()
 
 
 def _now() -> np.ndarray:
@@ -252,12 +252,12 @@ class Clock:
     """When the epochs of a trainer begin and end, in wall seconds."""
 
     def __init__(self, trainer: nnUNetTrainer) -> None:
-        self.begun: list[float] = []
+        self.started: list[float] = []
         self.ended: list[float] = []
         begin, end = trainer.on_epoch_start, trainer.on_epoch_end
 
         def on_epoch_start() -> None:
-            self.begun.append(time.perf_counter())
+            self.started.append(time.perf_counter())
             begin()
 
         def on_epoch_end() -> None:
@@ -268,11 +268,11 @@ class Clock:
 
     def gaps(self) -> list[float]:
         """Seconds from the end of each epoch to the start of the next."""
-        return [begun - ended for ended, begun in zip(self.ended, self.begun[1:], strict=False)]
+        return [started - ended for ended, started in zip(self.ended, self.started[1:], strict=False)]
 
     def inside(self) -> float:
         """Seconds inside epochs."""
-        return sum(self.ended) - sum(self.begun)
+        return sum(self.ended) - sum(self.started)
 
 
 class Exchange:
@@ -311,22 +311,22 @@ def supervise(prepared: Prepared) -> tuple[list[float], Path]:
 
 def rebuild(prepared: Prepared, checkpoint: Path) -> tuple[float, float]:
     """Build everything anew for one round; seconds outside and inside its epoch."""
-    begun = time.perf_counter()
+    started = time.perf_counter()
     with quiet():
         trainer = build_for_rounds(prepared)
         trainer.load_checkpoint(str(checkpoint))
         trainer.disable_checkpointing = True
         clock = Clock(trainer)
         lightning_loop(trainer, [FederatedCallback(Exchange(trainer.network))])
-    return time.perf_counter() - begun - clock.inside(), clock.inside()
+    return time.perf_counter() - started - clock.inside(), clock.inside()
 
 
 def rebuild_in_new_process(prepared: Prepared, checkpoint: Path) -> float:
     """Seconds outside the epoch of a process that is started for one round."""
     command = [sys.executable, __file__, "--one-round", str(prepared.root), str(checkpoint)]
-    begun = time.perf_counter()
+    started = time.perf_counter()
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return time.perf_counter() - begun - float(done.stdout.splitlines()[-1])
+    return time.perf_counter() - started - float(done.stdout.splitlines()[-1])
 
 
 def measure_rounds(prepared: Prepared) -> dict[str, float]:

@@ -36,7 +36,7 @@ Answer = Callable[[Request], object]
 
 @pytest.fixture
 def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Message]]:
-    """Send one message over the embedded grid to a worker's channel that answers with the given function."""
+    """Send one message over the local grid to a worker's channel that answers with the given function."""
     monkeypatch.chdir(tmp_path)
     Path("key").write_bytes(KEY)
     channel = WorkerChannel("s", KEY)

@@ -1,4 +1,4 @@
-"""The embedded grid: Flower's messages on one machine, without ports.
+"""The local grid: Flower's messages on one machine, without ports.
 
 The ServerApp, the strategy and the ClientApp are those that run across hospitals; only the grid between them
 differs.
@@ -141,7 +141,7 @@ class LocalGrid(NodeGrid):
 def wait_for_next_poll(grid: Grid, message_ids: Iterable[str], seconds: float = POLL_SECONDS) -> None:
     """Wait before the next poll of any Flower grid: :data:`POLL_SECONDS`, or ``seconds`` if that is sooner.
 
-    The embedded grid ends the wait at a reply to one of ``message_ids``.
+    The local grid ends the wait at a reply to one of ``message_ids``.
     """
     seconds = max(0.0, min(POLL_SECONDS, seconds))
     if isinstance(grid, LocalGrid):

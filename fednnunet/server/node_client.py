@@ -41,7 +41,7 @@ class NodeClient:
     has enough nodes goes on without it; otherwise the federation waits, and sends the request again when it is back.
 
     Args:
-        grid: embedded, or Flower's of a SuperLink.
+        grid: the local one, or Flower's of a SuperLink.
         observer: is told which nodes the federation waits for.
         wait_for_nodes: whether nodes come back.
     """

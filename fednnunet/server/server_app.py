@@ -1,6 +1,6 @@
 """The server: the phases of a federated run, in order.
 
-It runs on any Flower grid: the embedded :class:`~fednnunet.server.local_grid.LocalGrid` or a SuperLink. It never
+It runs on any Flower grid: the local :class:`~fednnunet.server.local_grid.LocalGrid` or a SuperLink. It never
 sees an image; what it keeps of a round can be requested from the nodes again, so it has no state of its own to lose.
 """
 
@@ -26,7 +26,7 @@ def build_server_app(settings: ServerSettings, strategy: Strategy, recorder: Run
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        assert isinstance(grid, NodeGrid), "the embedded one, or that of a SuperLink"
+        assert isinstance(grid, NodeGrid), "the local one, or that of a SuperLink"
         session = Session(NodeClient(grid, recorder, settings.wait_for_nodes), settings, strategy, recorder)
         register_nodes(session)
         check_agreement(session)

@@ -25,7 +25,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="package")
 def undisturbed(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the training with ``OPTIONS`` on the embedded grid."""
+    """Folder of the training with ``OPTIONS`` on the local grid."""
     run = tmp_path_factory.mktemp("local") / "run"
     train_locally(raw, run, *OPTIONS)
     return run

@@ -551,10 +551,10 @@ def connected(address: str, keys: Path) -> ssl.SSLSocket:
     return context.wrap_socket(socket.create_connection((host, int(port)), timeout=30), server_hostname=host)
 
 
-@pytest.mark.parametrize("begun", [b"", b"POST /v1/fl", b"POST / HTTP/1.1\r\nhost: x\r\nx: "])
-def test_an_idle_connection_is_closed(short_timeouts: tuple[str, Path], begun: bytes) -> None:
+@pytest.mark.parametrize("started", [b"", b"POST /v1/fl", b"POST / HTTP/1.1\r\nhost: x\r\nx: "])
+def test_an_idle_connection_is_closed(short_timeouts: tuple[str, Path], started: bytes) -> None:
     with connected(*short_timeouts) as idle:
-        idle.sendall(begun)
+        idle.sendall(started)
         assert not _answered(idle)
 
 

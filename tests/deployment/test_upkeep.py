@@ -33,7 +33,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
 
 @pytest.fixture(scope="module")
 def undisturbed(federation: Federation) -> Path:
-    """Folder of the same training on the embedded grid."""
+    """Folder of the same training on the local grid."""
     run = federation.folder / "here"
     train_locally(federation.raw, run, *OPTIONS, nodes=NODES)
     return run

@@ -1,4 +1,4 @@
-"""The embedded grid keeps the contract of Flower's grids."""
+"""The local grid keeps the contract of Flower's grids."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What the server refuses, by whom it says it was sent, and that the federation goes on without it.
 
-The whole server app, over the embedded grid, the real relay and real channels to three workers that follow a script.
+The whole server app, over the local grid, the real relay and real channels to three workers that follow a script.
 One of them, Porto, misbehaves once: its worker, or what stands between relay and grid in its place.
 """
 

@@ -1,4 +1,4 @@
-"""Nodes that come back are waited for, or done without: over an embedded grid whose nodes fail as they are told."""
+"""Nodes that come back are waited for, or done without: over a local grid whose nodes fail as they are told."""
 
 from __future__ import annotations
 

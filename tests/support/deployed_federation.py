@@ -46,7 +46,7 @@ def write_centres(raw: Path) -> None:
 
 
 def train_locally(raw: Path, run: Path, *options: str, nodes: Sequence[str] = tuple(CENTRES)) -> None:
-    """The same training on the embedded grid."""
+    """The same training on the local grid."""
     centres = ", ".join(
         f"{{name: {name}, dataset: {CENTRES[name]}, external: {str(name in EXTERNAL).lower()}}}" for name in nodes
     )

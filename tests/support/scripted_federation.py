@@ -1,6 +1,6 @@
 """A federation whose nodes follow a script: the main level at which the server's behaviour is tested.
 
-The whole server app, over the embedded grid, the real relay, real sockets and shared memory. Only what the worker of
+The whole server app, over the local grid, the real relay, real sockets and shared memory. Only what the worker of
 a node computes is made up: its layers after a round are those it received, plus a step of known length. A run of
 three rounds takes some hundredths of a second.
 """

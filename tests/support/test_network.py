@@ -57,12 +57,12 @@ def there_and_back(link: Link, data: bytes) -> float:
             with contextlib.suppress(OSError):  # the receiving end tells of it
                 client.sendall(data)
 
-        begun = time.perf_counter()
+        started = time.perf_counter()
         sender = threading.Thread(target=send)
         sender.start()
         assert receive(client, len(data)) == data
         sender.join()
-        return time.perf_counter() - begun
+        return time.perf_counter() - started
 
 
 def receive(client: socket.socket, size: int) -> bytes:
@@ -119,13 +119,13 @@ def test_delay_does_not_limit_bandwidth() -> None:
 def test_bandwidth_is_kept_by_all_connections_together() -> None:
     data = random_bytes(200_000)
     with echo_server() as port, Link("127.0.0.1", port, bandwidth=500_000) as link:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         both = [threading.Thread(target=there_and_back, args=(link, data)) for _ in range(2)]
         for thread in both:
             thread.start()
         for thread in both:
             thread.join()
-        assert time.perf_counter() - begun == pytest.approx(2 * len(data) / 500_000, rel=0.25)
+        assert time.perf_counter() - started == pytest.approx(2 * len(data) / 500_000, rel=0.25)
         assert link.bytes_down == 2 * len(data)
 
 
@@ -179,10 +179,10 @@ def test_trouble_stalls_and_resets() -> None:
             socket.create_connection(("127.0.0.1", link.port), SECONDS) as client,
         ):
             for _ in range(300):
-                begun = time.perf_counter()
+                started = time.perf_counter()
                 client.sendall(b"ping")
                 assert receive(client, 4) == b"ping"
-                slowest = max(slowest, time.perf_counter() - begun)
+                slowest = max(slowest, time.perf_counter() - started)
         assert slowest > 0.05
         with (
             Link("127.0.0.1", port, trouble=Trouble(seed=1, every=0.05, resets=1.0)) as link,

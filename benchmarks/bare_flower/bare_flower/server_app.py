@@ -27,13 +27,13 @@ class TimedFedAvg(FedAvg):
     def __init__(self, record: Path, **options: Any) -> None:
         super().__init__(**options)
         self.record = record
-        self.begun = 0.0
+        self.started = 0.0
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """The clock starts here."""
-        self.begun = time.perf_counter()
+        self.started = time.perf_counter()
         return super().configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
@@ -41,7 +41,7 @@ class TimedFedAvg(FedAvg):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """The clock stops here."""
         aggregated, metrics = super().aggregate_train(server_round, replies)
-        wall = time.perf_counter() - self.begun
+        wall = time.perf_counter() - self.started
         if aggregated is None or metrics is None:
             raise RuntimeError(f"round {server_round}: no result")
         line = {"round": server_round, "wall": wall, "training": metrics["seconds_train"]}

@@ -1,4 +1,4 @@
-"""Images that several nodes hold, found by digests: the real relay and messages, over the embedded grid."""
+"""Images that several nodes hold, found by digests: the real relay and messages, over the local grid."""
 
 from __future__ import annotations
 

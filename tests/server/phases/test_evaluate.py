@@ -1,4 +1,4 @@
-"""Which models travel where after training, over the embedded grid and the real relay."""
+"""Which models travel where after training, over the local grid and the real relay."""
 
 from __future__ import annotations
 

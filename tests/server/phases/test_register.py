@@ -1,4 +1,4 @@
-"""The first stage waits for nodes that join when they like: the real relay, over an embedded grid that grows."""
+"""The first stage waits for nodes that join when they like: the real relay, over a local grid that grows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NAMES = ("Oslo", "Porto", "Lund", "Riga")
 
 
 class GrowingGrid(LocalGrid):
-    """An embedded grid on which a node more is seen after so many looks; as at a SuperLink, looks come in intervals."""
+    """A local grid on which a node more is seen after so many looks; as at a SuperLink, looks come in intervals."""
 
     looks_until: Sequence[int] = ()
     looks = 0
