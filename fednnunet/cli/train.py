@@ -23,7 +23,7 @@ from fednnunet.config.run import read_config
 from fednnunet.errors import FednnUNetError
 from fednnunet.launch.library_errors import format_hydra_error, launcher_error
 from fednnunet.launch.resume import expand_continue
-from fednnunet.launch.sweep_callback import SweepCallback, record_failure, report_failures, resume_hint
+from fednnunet.launch.sweep_callback import SweepCallback, folder_problem, record_failure, report_failures, resume_hint
 
 command = ""
 """What the user typed, for the report; a sweep's jobs in other processes get it with the function below."""
@@ -87,6 +87,9 @@ def launch(program: Sequence[str], arguments: Sequence[str]) -> int:
         print(f"\ninterrupted; the last checkpoints are kept.{resume_hint(program)}", file=sys.stderr)
         return 130
     except Exception as error:
+        if problem := folder_problem(error):
+            print(f"error: {problem}", file=sys.stderr)
+            return 2
         if not (problem := launcher_error(error)):
             raise
         print(f"error: {problem}.{resume_hint(program)}", file=sys.stderr)

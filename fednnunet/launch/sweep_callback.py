@@ -68,6 +68,17 @@ def resume_hint(program: Sequence[str]) -> str:
     return f" To resume: {shlex.join([*program, f'continue={os.path.relpath(jobs.folder)}'])}"
 
 
+def folder_problem(error: Exception) -> str:
+    """Why the folder of the run, or sweep, cannot be written; empty where it can be, or for any other error."""
+    jobs = SweepCallback.current
+    if jobs is None or jobs.folder is None or not isinstance(error, OSError):
+        return ""
+    if jobs.folder.is_dir() and os.access(jobs.folder, os.W_OK):
+        return ""
+    advice = "choose another hydra.run.dir (of a sweep: hydra.sweep.dir)"
+    return f"{jobs.folder} cannot be written: {error.strerror}; {advice}"
+
+
 class SweepCallback(Callback):
     """Hydra callback: knows the folder of the run or sweep, and compares a sweep's runs when it ends.
 

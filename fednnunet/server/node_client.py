@@ -42,7 +42,7 @@ class NodeClient:
 
     Args:
         grid: the local one, or Flower's of a SuperLink.
-        observer: is told which nodes the federation waits for.
+        observer: is notified of the nodes that the federation waits for.
         wait_for_nodes: whether nodes come back.
     """
 
@@ -146,7 +146,7 @@ class PendingReplies:
 
     Attributes:
         message_ids: id of each request without a reply, to its node.
-        absences: tells the observer which nodes the federation waits for.
+        absences: notifies the observer of the nodes that the federation waits for.
     """
 
     def __init__(

@@ -55,7 +55,7 @@ def request_all(
         wait_for_all: nodes that are away and come back are waited for even where enough others have replied: the
             request comes only once.
         optional: where the run may miss nodes, this step needs none.
-        report: tell the observers of each reply.
+        report: notify the observers of each reply.
         consequence: what follows for a node that fails, for the operator.
 
     Returns:

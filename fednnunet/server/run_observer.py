@@ -50,7 +50,7 @@ class RunObservers(RunObserver):
     """Several observers as one.
 
     Args:
-        observers: each is told of every event, in this order; more may be appended.
+        observers: each is notified of every event, in this order; more may be appended.
     """
 
     def __init__(self, observers: Sequence[RunObserver] = ()) -> None:

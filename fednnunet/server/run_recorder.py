@@ -19,13 +19,13 @@ log = logging.getLogger(__name__)
 
 
 class RunRecorder(RunObservers):
-    """Writes the files of a run at the server, then tells the observers; every file is complete at any moment.
+    """Writes the files of a run at the server, then notifies the observers; every file is complete at any moment.
 
     Args:
         folder: the run's.
         strategy: name of the strategy, for the tables.
         folds: folds to train; with several, ``rounds.csv`` gets a last column ``fold``.
-        observers: are told of every event.
+        observers: are notified of every event.
 
     Attributes:
         num_training: node to its number of training cases (all folds), once they are known.

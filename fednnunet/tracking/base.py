@@ -50,7 +50,7 @@ class Trackers(RunObservers):
     """Several trackers as one, none of which can end a run: one that fails is named, and left out from then on.
 
     Args:
-        trackers: are told of every event, in this order.
+        trackers: are notified of every event, in this order.
         notify: shows the operator a line.
     """
 

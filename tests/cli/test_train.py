@@ -61,6 +61,20 @@ def test_an_option_that_cannot_be_chosen_is_one_line_and_exit_code_2(override: s
     assert result.stderr == f"error: {problem}\n"
 
 
+def test_a_folder_that_cannot_be_written_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = call("python train.py", f"hydra.run.dir={tmp_path}/file/run")
+    assert result.returncode == 2
+    problem = "cannot be written: Not a directory; choose another hydra.run.dir (of a sweep: hydra.sweep.dir)"
+    assert result.stderr == f"error: {tmp_path}/file/run {problem}\n"
+
+
+def test_one_run_of_a_sweep_cannot_be_shown() -> None:
+    result = call("python train.py", "-m", "strategy=asym,ffe", "--cfg", "job")
+    assert result.returncode == 2
+    assert result.stderr == "error: --cfg and --info show one run; leave out -m, and name one value per key.\n"
+
+
 def hydra_of(*overrides: str) -> tuple[DictConfig, DictConfig]:
     """A composed configuration, and Hydra's own as it is in a job."""
     with initialize_config_dir(str(CONF), version_base="1.3"):

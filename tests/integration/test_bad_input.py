@@ -33,7 +33,7 @@ def check(result: Any, run: Path, *parts: str) -> None:
     ("override", "parts"),
     [
         ("strateg=asym", ["unknown key strateg"]),
-        ("strategy=fedavgg", ["strategy/fedavgg", "asym centralized", "ffe krum local"]),
+        ("strategy=fedavgg", ["strategy/fedavgg", "asym, centralized", "ffe, krum, local"]),
         ("trainer.epoch=3", ["unknown key trainer.epoch"]),
         ("fold=5", ["fold=5", "0 to 4"]),
         ("dataset.centres=[{name: A, dataset: 999}]", ["centre A", "999", "Dataset201_Oslo"]),

@@ -115,7 +115,7 @@ class _TrainingRound:
         session: of the run.
         fold: fold that is trained.
         server_round: number of the round, from 1.
-        report: tell the observers of each node's reply.
+        report: notify the observers of each node's reply.
     """
 
     def __init__(self, session: Session, fold: Fold, server_round: int, report: bool = True) -> None:
