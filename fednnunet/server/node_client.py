@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from flwr.app import Message
 
@@ -111,23 +111,27 @@ class NodeClient:
         least = len(requests) if min_replies is None else min_replies
         pending = PendingReplies(self, requests, timeout, least)
         while not pending.is_done:
-            for reply in self._pull(pending.message_ids):
+            is_overdue = pending.is_overdue  # before replies are pulled: none that is there expires
+            for reply in self._pull(pending.message_ids, is_overdue):
                 if pending.on_reply(reply):
                     yield reply
-            pending.on_tick()
+            pending.on_tick(is_overdue)
             if not pending.is_done:
                 wait_for_next_poll(self.grid, pending.message_ids, pending.seconds_left)
         pending.absences.end()
         self._late.update(pending.message_ids)
         self.grid.abandon(pending.message_ids)
 
-    def _pull(self, message_ids: Mapping[str, int]) -> Iterable[Message]:
+    def _pull(self, message_ids: Mapping[str, int], is_overdue: bool) -> Iterator[Message]:
         if isinstance(self.grid, LocalGrid) or not message_ids:
-            return self.grid.pull_messages(list(message_ids))
-        # From a SuperLink in the order of the requests: what is early waits there, and not in memory here. Nodes that
-        # are gone do not hold up the others.
+            yield from self.grid.pull_messages(list(message_ids))
+            return
+        # From a SuperLink in the order of the requests, one at a time: what is early waits there, and not in memory
+        # here. Nodes that are gone do not hold up the others, nor does a slow one after the deadline.
         online, first = set(self.grid.get_node_ids()), next(iter(message_ids))
-        return self.grid.pull_messages([id_ for id_, node in message_ids.items() if id_ == first or node not in online])
+        for id_, node in list(message_ids.items()):
+            if is_overdue or id_ == first or node not in online:
+                yield from self.grid.pull_messages([id_])
 
     def _drop_late(self) -> None:
         for reply in self.grid.pull_messages(list(self._late)) if self._late else ():
@@ -171,6 +175,11 @@ class PendingReplies:
         return self._expired or not (self.message_ids or self._away)
 
     @property
+    def is_overdue(self) -> bool:
+        """Whether the deadline has passed."""
+        return time.monotonic() >= self._deadline
+
+    @property
     def seconds_left(self) -> float:
         """Seconds until the deadline; infinity without one, and when it has passed without enough replies."""
         left = self._deadline - time.monotonic()
@@ -195,8 +204,12 @@ class PendingReplies:
         self._replies += reply.has_content()
         return True
 
-    def on_tick(self) -> None:
-        """Send requests again to nodes that are back, and see whether the time is over."""
+    def on_tick(self, is_overdue: bool) -> None:
+        """Send requests again to nodes that are back; end if the time is over and there are enough replies.
+
+        Args:
+            is_overdue: whether the deadline had passed before all replies that are there were pulled.
+        """
         now = time.monotonic()
         if self._away:
             back = [
@@ -206,7 +219,7 @@ class PendingReplies:
             self.absences.report({self._client.name(node): reason for node, (reason, _) in self._away.items()})
             for node in back:
                 del self._away[node]
-        if now < self._deadline:
+        if not is_overdue:
             return
         self._expired = not self._client.wait_for_nodes or self._replies >= self._min_replies
         if not self._expired:

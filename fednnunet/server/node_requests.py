@@ -67,10 +67,9 @@ def request_all(
     settings = session.settings
     payloads = arrays or {}
     outgoing = [build_request(kind, node, body, payloads.get(node)) for node, body in requests.items()]
-    if settings.min_replies is None or wait_for_all:
+    min_replies = 0 if optional else settings.min_nodes
+    if settings.min_nodes is None or wait_for_all:
         min_replies = len(outgoing)
-    else:
-        min_replies = 0 if optional else settings.min_replies
     # Where nodes are waited for, the time-out is a round's deadline: a stage takes each node as long as it takes.
     timeout = None if settings.wait_for_nodes else settings.timeout
     replies: dict[int, Reply] = {}
@@ -80,7 +79,7 @@ def request_all(
         try:
             replies[node] = _read_reply(session, kind, node, message, report)
         except (NodeError, ProtocolError) as error:
-            if settings.min_replies is None:
+            if settings.min_nodes is None:
                 raise
             failures[node] = error
     for node in requests:
@@ -192,7 +191,7 @@ def request_as_nodes_join(session: Session, request: FingerprintRequest, expecte
         wait_for_next_poll(client.grid, joining.pending, deadline - time.monotonic())
         _collect_replies(session, joining)
     recorder.on_waiting([])
-    if len(joining.replies) < (settings.min_replies or expected):
+    if len(joining.replies) < (settings.min_nodes or expected):
         raise ConfigError(
             f"after {settings.timeout} s: {joining.summary()}; start the others and see their logs, or raise "
             "federation.reply_timeout_s, or lower "

@@ -1,7 +1,8 @@
 """The server: the phases of a federated run, in order.
 
 It runs on any Flower grid: the local :class:`~fednnunet.server.local_grid.LocalGrid` or a SuperLink. It never
-sees an image; what it keeps of a round can be requested from the nodes again, so it has no state of its own to lose.
+sees an image. An average can be requested from the nodes again; what it cannot get back from them (rounding residuals,
+momenta) it writes to the run's folder after each round (:mod:`~fednnunet.server.strategy.checkpoint`).
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class ServerSettings:
         timeout: seconds to wait for the replies of a stage or round; None waits without limit.
         local_epochs: epochs that nodes train between two aggregations.
         heterogeneous_tasks: nodes may differ in channels and labels.
-        min_replies: the run goes on without nodes that fail or do not reply while so many do; None needs all.
+        min_nodes: the run goes on without nodes that fail or do not reply while so many do; None needs all.
         dtype: data type that layers are rounded to while they travel in training.
         cross_centre: also evaluate every node's model on the held-out cases of every other node.
         expected_nodes: number of nodes that the first stage waits for; None takes those that are connected then.
@@ -45,7 +45,7 @@ class ServerSettings:
     timeout: float | None
     local_epochs: int = 1
     heterogeneous_tasks: bool = False
-    min_replies: int | None = None
+    min_nodes: int | None = None
     dtype: ExchangeDtype = "float32"
     cross_centre: bool = False
     expected_nodes: int | None = None
@@ -58,7 +58,7 @@ class ServerSettings:
     @property
     def needs_all_nodes(self) -> bool:
         """Whether the first failure of a node ends the run."""
-        return self.min_replies is None
+        return self.min_nodes is None
 
     def fingerprint_request(self, **fields: Any) -> messages.FingerprintRequest:
         """A request for a fingerprint; the first of a run that a node gets carries the run's configuration."""
@@ -140,7 +140,7 @@ class Session:
     ) -> None:
         """Go on without nodes that failed, and say so, where the run may miss nodes.
 
-        This is the only place that decides it: ``settings.min_replies``.
+        This is the only place that decides it: ``settings.min_nodes``.
 
         Args:
             failures: one per node.
@@ -150,7 +150,7 @@ class Session:
         Raises:
             FednnUNetError: the first failure, where the run needs all nodes, or more than ``remaining``.
         """
-        least = self.settings.min_replies
+        least = self.settings.min_nodes
         if failures and (least is None or (remaining is not None and remaining < least)):
             raise failures[0]
         for error in failures:

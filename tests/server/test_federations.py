@@ -156,7 +156,7 @@ def test_some_nodes_per_round(run_federation: RunFederation) -> None:
 def test_a_federation_goes_on_without_a_node_while_enough_are_in(run_federation: RunFederation, fault: object) -> None:
     external = ScriptedNode("Oslo", cases=0)
     faults = {"Porto": Fault("", worker=fault)}  # type: ignore[arg-type]
-    run = run_federation([*nodes(), external], settings={"min_replies": 2}, faults=faults)
+    run = run_federation([*nodes(), external], settings={"min_nodes": 2}, faults=faults)
     said = [message for message in run.messages if message.startswith("node Porto: ")]
     assert said
     assert all(message.endswith("the federation goes on without it") for message in said)

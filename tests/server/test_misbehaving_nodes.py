@@ -65,7 +65,7 @@ def federate(run_federation: RunFederation) -> Federate:
 
     def run(
         fault: Fault | None = None,
-        min_replies: int | None = 2,
+        min_nodes: int | None = 2,
         strategy: Strategy | None = None,
         grid_class: type[LocalGrid] = LocalGrid,
         nodes: Sequence[ScriptedNode] = (),
@@ -73,7 +73,7 @@ def federate(run_federation: RunFederation) -> Federate:
     ) -> FinishedRun:
         faults = {} if fault is None else {"Porto": fault}
         nodes = nodes or [ScriptedNode(name) for name in NODES]
-        return run_federation(nodes, strategy, {"min_replies": min_replies, **settings}, faults, grid_class)
+        return run_federation(nodes, strategy, {"min_nodes": min_nodes, **settings}, faults, grid_class)
 
     return run
 
@@ -217,7 +217,7 @@ FAULTS = {
     "more cases than it has": Fault("sent 10000 training cases of the fold", worker=with_fields(num_examples=10_000)),
     "no case": Fault("malformed TrainReply: num_examples", worker=with_fields(num_examples=0)),
     "nan loss": Fault("malformed TrainReply: train_loss", worker=with_fields(train_loss=float("nan"))),
-    "unknown field": Fault("malformed TrainReply: command", worker=with_fields(command="rm -rf /")),
+    "unknown field": Fault("malformed TrainReply: unknown key command", worker=with_fields(command="rm -rf /")),
     "not JSON": Fault("malformed TrainReply: body: Invalid JSON", worker=with_text("\x80\x04\x95 garbage")),
     "deep JSON": Fault("malformed TrainReply: body: Invalid JSON", worker=with_text("[" * 10_000)),
     "65 MiB": Fault(f"sent more than the {MAX_BODY_BYTES} bytes that are taken at once", worker=with_text(TOO_LONG)),
@@ -276,7 +276,7 @@ def test_the_round_closes_without_it_by_name(federate: Federate, fault: Fault) -
 )
 def test_where_no_node_may_be_missing_it_ends_the_run_by_name(federate: Federate, case: str) -> None:
     with pytest.raises(FednnUNetError) as caught:
-        federate(FAULTS[case], min_replies=None)
+        federate(FAULTS[case], min_nodes=None)
     assert str(caught.value).startswith("node Porto: ")
     assert FAULTS[case].problem in str(caught.value)
     assert not Path("unpickled").exists()
@@ -391,7 +391,7 @@ def test_in_other_stages_the_others_go_on(federate: Federate, fault: Fault) -> N
 @pytest.mark.parametrize("fault", OTHER_STAGES.values(), ids=OTHER_STAGES)
 def test_in_other_stages_it_ends_the_run_where_all_are_needed(federate: Federate, fault: Fault) -> None:
     with pytest.raises(FednnUNetError, match=r"node (Porto|2)\b") as caught:
-        federate(fault, min_replies=None, fingerprint="histogram")
+        federate(fault, min_nodes=None, fingerprint="histogram")
     assert fault.problem in str(caught.value)
 
 
@@ -439,7 +439,7 @@ def test_a_run_that_goes_on_knows_what_was_usual(federate: Federate, monkeypatch
         monkeypatch.setitem(STEPS, name, STEPS[name] / 10)
     nodes = [ScriptedNode(name) for name in NODES]
     with pytest.raises(FednnUNetError, match="sent layer head"):
-        federate(FAULTS["nan"], min_replies=None, nodes=nodes)
+        federate(FAULTS["nan"], min_nodes=None, nodes=nodes)
     resumed = federate(Fault("", worker=multiply_step(10)), nodes=nodes)
     assert "sent an update 0.12 times as large as the weights, where 0.01 is usual" in resumed.messages[0]
     assert same(resumed.average_after(2), resumed.mean_of(2, "Riga", "Turku"))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 import pytest
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fednnunet.exchange.error_codes import ERROR_CODES
+from fednnunet.exchange.flower_internals import Run, set_message_id
 from fednnunet.server import node_client
-from fednnunet.server.local_grid import LocalGrid
+from fednnunet.server.local_grid import LocalGrid, NodeGrid
 from fednnunet.server.node_client import NodeClient
 from fednnunet.server.run_observer import RunObserver
 
@@ -155,3 +157,64 @@ def test_a_deadline_without_enough_replies_is_not_kept(grid: Grid, observer: Obs
 def test_only_nodes_of_the_run_are_asked(client: NodeClient) -> None:
     assert client.candidates(["Oslo", "Lund"]) == [1, 3]
     assert client.candidates(None) == [1, 2, 3]
+
+
+class HoldingGrid(NodeGrid):
+    """Keeps replies until they are pulled, as a SuperLink does; one node is connected and does not reply."""
+
+    def __init__(self, slow: int) -> None:
+        self.slow = slow
+        self.replies: dict[str, Message] = {}
+        self.pulls: list[int] = []
+
+    def set_run(self, run: Run) -> None:
+        raise NotImplementedError
+
+    @property
+    def run(self) -> Run:
+        raise NotImplementedError
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        raise NotImplementedError
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        raise NotImplementedError
+
+    def get_node_ids(self) -> list[int]:
+        return list(NODES)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        sent = {f"of {message.metadata.dst_node_id}": message for message in messages}
+        for id_, message in sent.items():
+            set_message_id(message, id_)
+            if message.metadata.dst_node_id != self.slow:
+                self.replies[id_] = Message(RecordDict(), reply_to=message)
+                self.replies[id_].metadata.__dict__["_src_node_id"] = message.metadata.dst_node_id
+        return list(sent)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        there = [self.replies.pop(id_) for id_ in message_ids if id_ in self.replies]
+        self.pulls.append(len(there))
+        return there
+
+
+@pytest.mark.parametrize("wait_for_nodes", [True, False])
+@pytest.mark.parametrize("slow", NODES)
+@pytest.mark.usefixtures("grid")
+def test_a_slow_node_does_not_keep_the_others_from_closing_the_round(slow: int, wait_for_nodes: bool) -> None:
+    holding = HoldingGrid(slow)
+    began = time.monotonic()
+    client = NodeClient(holding, wait_for_nodes=wait_for_nodes)
+    replied = repliers(client.stream(requests(*NODES), timeout=0.5, min_replies=2))
+    assert replied == [node for node in NODES if node != slow]
+    assert 0.5 <= time.monotonic() - began < 5
+    assert max(holding.pulls) == 1, "one reply is in memory at a time"
+
+
+@pytest.mark.usefixtures("grid")
+def test_replies_that_come_until_the_deadline_are_in() -> None:
+    holding = HoldingGrid(slow=1)
+    client = NodeClient(holding)
+    assert repliers(client.stream(requests(*NODES), timeout=0.0)) == [2, 3]

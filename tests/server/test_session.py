@@ -20,11 +20,11 @@ from tests.support.recording_observer import RecordingObserver
 FAILURES = [NodeError("Porto", "its disk is full"), NodeError("Riga", "no reply within 20 s")]
 
 
-def accept(folder: Path, min_replies: int | None, failures: list[NodeError], remaining: int | None) -> list[str]:
+def accept(folder: Path, min_nodes: int | None, failures: list[NodeError], remaining: int | None) -> list[str]:
     """Messages to the operator."""
     observer = RecordingObserver()
     recorder = RunRecorder(folder, "asym", observers=[observer])
-    settings = ServerSettings(None, [0], timeout=20, min_replies=min_replies)
+    settings = ServerSettings(None, [0], timeout=20, min_nodes=min_nodes)
     grid = LocalGrid(ClientApp(), {}, 1)
     session = Session(NodeClient(grid), settings, AsymFedAvg(), recorder)
     try:
@@ -34,27 +34,25 @@ def accept(folder: Path, min_replies: int | None, failures: list[NodeError], rem
     return observer.messages
 
 
-@pytest.mark.parametrize(("min_replies", "remaining"), [(2, 2), (2, 3), (2, None)])
-def test_failures_are_reported_where_enough_nodes_remain(
-    tmp_path: Path, min_replies: int, remaining: int | None
-) -> None:
-    assert accept(tmp_path, min_replies, FAILURES, remaining) == [
+@pytest.mark.parametrize(("min_nodes", "remaining"), [(2, 2), (2, 3), (2, None)])
+def test_failures_are_reported_where_enough_nodes_remain(tmp_path: Path, min_nodes: int, remaining: int | None) -> None:
+    assert accept(tmp_path, min_nodes, FAILURES, remaining) == [
         "node Porto: its disk is full; it is left out",
         "node Riga: no reply within 20 s; it is left out",
     ]
 
 
-@pytest.mark.parametrize(("min_replies", "remaining"), [(2, 1), (2, 0), (None, 3), (None, None)])
+@pytest.mark.parametrize(("min_nodes", "remaining"), [(2, 1), (2, 0), (None, 3), (None, None)])
 def test_the_first_failure_ends_the_run_where_too_few_remain_or_all_are_needed(
-    tmp_path: Path, min_replies: int | None, remaining: int | None
+    tmp_path: Path, min_nodes: int | None, remaining: int | None
 ) -> None:
     with pytest.raises(NodeError, match=r"^node Porto: its disk is full$"):
-        accept(tmp_path, min_replies, FAILURES, remaining)
+        accept(tmp_path, min_nodes, FAILURES, remaining)
 
 
-@pytest.mark.parametrize("min_replies", [None, 2])
-def test_without_failures_nothing_is_required(tmp_path: Path, min_replies: int | None) -> None:
-    assert accept(tmp_path, min_replies, [], remaining=0) == []
+@pytest.mark.parametrize("min_nodes", [None, 2])
+def test_without_failures_nothing_is_required(tmp_path: Path, min_nodes: int | None) -> None:
+    assert accept(tmp_path, min_nodes, [], remaining=0) == []
 
 
 def description(name: str, label: str = "tumour", cases: int = 5) -> FingerprintReply:

@@ -34,7 +34,7 @@ def find_duplicates(federation: Federation, recorder: RunRecorder) -> None:
     write_atomically(recorder.folder / DUPLICATES, json.dumps(shared, indent=1))
     if silent:
         recorder.on_message(
-            f"images of {', '.join(silent)} are not compared: find_duplicates is not true in its node.yaml"
+            f"images of {', '.join(silent)} are not compared: fingerprint.find_duplicates is not true in its node.yaml"
         )
     pairs = Counter(pair for names in shared.values() for pair in combinations(names, 2))
     for (first, second), count in sorted(pairs.items()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 from flwr.app import ArrayRecord
 
@@ -21,8 +22,8 @@ from fednnunet.server.node_requests import request_all
 from fednnunet.server.session import Federation, Session
 from fednnunet.server.strategy.averaging import check_model
 
-FoldsOf = Mapping[int, Sequence[Fold]]
-"""Models: the folds of each node."""
+FoldsByNode: TypeAlias = Mapping[int, Sequence[Fold]]
+"""Final models, as node id to the folds that the node trained them in."""
 
 
 def evaluate_nodes(session: Session, fold: Fold, arrays: ArrayRecord) -> None:
@@ -57,7 +58,7 @@ def evaluate_nodes(session: Session, fold: Fold, arrays: ArrayRecord) -> None:
             }
             for evaluator in own
         }
-        if _share_final_model(session, list(own)):  # another node's model is a node's own
+        if _have_one_final_model(session, list(own)):  # another node's model is a node's own
             for evaluator, models in others.items():
                 scores += [score for node in models for score in _relabel(own[evaluator], federation.name(node))]
         else:
@@ -77,7 +78,7 @@ def evaluate_external_centres(session: Session) -> None:
         return
     recorder.on_stage("external")
     first_fold, last = next(iter(session.final_models)), list(session.final_models.values())[-1]
-    models: dict[int, FoldsOf] = {}
+    models: dict[int, FoldsByNode] = {}
     same_model: dict[int, list[int]] = {}
     for evaluator in evaluators:
         folds = {
@@ -86,7 +87,7 @@ def evaluate_external_centres(session: Session) -> None:
         }
         models[evaluator] = {node: of_node for node, of_node in folds.items() if of_node}
         nodes = sorted(models[evaluator], key=lambda node: node not in last)  # nodes that are still there come first
-        if len(nodes) > 1 and _share_final_model(session, nodes):
+        if len(nodes) > 1 and _have_one_final_model(session, nodes):
             models[evaluator] = {nodes[0]: models[evaluator][nodes[0]]}
             same_model[evaluator] = nodes[1:]
     scores = _cross_evaluate(session, models, first_fold)
@@ -98,7 +99,7 @@ def evaluate_external_centres(session: Session) -> None:
     recorder.write_cases(ENSEMBLE if len(session.final_models) > 1 else first_fold, scores)
 
 
-def _cross_evaluate(session: Session, models: Mapping[int, FoldsOf], fold: Fold) -> list[CaseScore]:
+def _cross_evaluate(session: Session, models: Mapping[int, FoldsByNode], fold: Fold) -> list[CaseScore]:
     """Send models to nodes, which score all of their cases, or those that ``fold`` holds out.
 
     Args:
@@ -184,8 +185,8 @@ def _check_models(name: str, scores: Iterable[CaseScore], models: Iterable[str])
             raise ProtocolError(f"node {name} sent scores of model {score.model}, which it was not sent")
 
 
-def _share_final_model(session: Session, nodes: Sequence[int]) -> bool:
-    """Whether one final model is that of all ``nodes``: same plans, and every layer averaged."""
+def _have_one_final_model(session: Session, nodes: Sequence[int]) -> bool:
+    """Whether all ``nodes`` have one and the same final model: same plans, and every layer averaged."""
     planned = session.federation.planned
     first, *others = ({**planned[node].plans, "dataset_name": ""} for node in nodes)
     return all(plans == first for plans in others) and session.strategy.groups.cover_all_layers(nodes)

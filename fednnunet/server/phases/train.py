@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from fednnunet.errors import NodeError, ProtocolError
 from fednnunet.exchange.messages import Fold, Kind, TrainReply, TrainRequest
@@ -154,13 +154,13 @@ class _TrainingRound:
 
     def _min_replies(self, nodes: Sequence[int]) -> int:
         """Number of replies that the round needs; nodes that were not drawn for it count as if they had replied."""
-        least = self.session.settings.min_replies
+        least = self.session.settings.min_nodes
         if least is None:
             return len(nodes)
         return max(1, least - (len(self.session.federation.training) - len(nodes)))
 
     def _record_replies(self, replies: Iterator[Message], sent: dict[int, int]) -> Iterator[Message]:
-        """Hand on ``replies``, without malformed ones; a row of ``rounds.csv`` is kept of each."""
+        """Hand on ``replies``, malformed ones emptied; a row of ``rounds.csv`` is kept of each of the others."""
         name = self.session.federation.name
         for reply in replies:
             node = reply.metadata.src_node_id
@@ -170,6 +170,8 @@ class _TrainingRound:
                 except ProtocolError as error:
                     log.warning("round %d: %s", self.server_round, error)
                     self.refused[node] = str(error)
+                    reply.content = RecordDict()  # the strategy refuses it, and does not wait for its node
+                    yield reply
                     continue
                 self.rows[node] = {
                     "node": name(node),

@@ -54,8 +54,9 @@ class AsymFedAvg(Strategy):
     def aggregate(
         self, server_round: int, arrays: Mapping[str, np.ndarray], updates: Iterable[Update]
     ) -> Mapping[str, np.ndarray]:
-        """Means by group; added up as the updates come, so that memory does not grow with the number of nodes."""
+        """Means by group; added up update by update: where replies come in their turn, one is held at a time."""
         self._average.reset()
         for update in updates:
             self._average.add(update.arrays, float(update.num_cases) if self.weighting == "num_cases" else 1.0)
+            del update  # of the size of a model: not kept while the next one is received
         return self._average.result()

@@ -19,7 +19,7 @@ from fednnunet.exchange.records import from_array_record, to_array_record
 from fednnunet.exchange.rounding import ErrorFeedback
 from fednnunet.server.node_messages import build_request
 from fednnunet.server.strategy.checkpoint import State, checkpoint_file, read_checkpoint, write_checkpoint
-from fednnunet.server.strategy.layer_groups import LayerGroups
+from fednnunet.server.strategy.layer_groups import LayerGroups, check_groups
 from fednnunet.server.strategy.layer_matching import Shapes, match_layers
 from fednnunet.server.strategy.reply_validation import WEIGHT_KEY, ReplyValidator, Update
 from fednnunet.server.strategy.sampling import NodeSampler
@@ -59,6 +59,8 @@ class Strategy(flower.Strategy):
         seed: int = 0,
         max_update_norm: float | None = 10.0,
     ) -> None:
+        if isinstance(keep_local, str):
+            raise ValueError(f"keep_local={keep_local}: must be a list, such as [{keep_local}]")
         self._keep_local = tuple(keep_local)
         self._sampler = NodeSampler(fraction_train, seed)
         self._limit = UpdateLimit(max_update_norm)
@@ -78,8 +80,8 @@ class Strategy(flower.Strategy):
             server_round: Counted from 1.
             arrays: What nodes were sent at the start of the round, by group, in the type that it travelled in.
                 Read-only.
-            updates: Valid replies, one at a time as they arrive, in a fixed order of the nodes; none if all failed.
-                Each is as large as a model: add it up, and forget it.
+            updates: Valid replies, one at a time, in the order of the nodes; none if all failed. Each is as large as
+                a model: add it up, and forget it. One that arrives before its turn is held until then.
 
         Returns:
             New arrays by group; groups that are not in it keep what they have.
@@ -94,11 +96,14 @@ class Strategy(flower.Strategy):
         return match_layers(layers)
 
     def state(self) -> State:
-        """Named arrays that the next round needs, by what they are; an empty kind says that there will be some."""
+        """Named arrays that the next round needs, by what they are; an empty kind says that there will be some.
+
+        A kind is any word without "/" but ``arrays`` and ``residuals``, which are written for every strategy.
+        """
         return {}
 
     def load_state(self, state: State) -> None:
-        """Continue with what :meth:`state` returned; with nothing at the start of a fold."""
+        """Continue with what :meth:`state` returned, without kinds that had no array; with {} as a fold starts."""
 
     # before training -------------------------------------------------------------------------------------
 
@@ -109,11 +114,15 @@ class Strategy(flower.Strategy):
             layers: node id to layer to shape.
             names: node id to the node's name.
             dtype: Type that layers are rounded to while they travel.
+
+        Raises:
+            ConfigError: :meth:`match_layers` returns groups that cannot be combined, or no layer has one of the parts
+                in ``keep_local``.
         """
-        groups = LayerGroups(layers, self.match_layers(layers), self._keep_local)
-        self._compose(groups, {node: names[node] for node in layers}, dtype)
-        for name, fraction in self.shared_fraction().items():
-            log.info("node %s shares %.0f %% of its parameters", name, 100 * fraction)
+        matched = self.match_layers(layers)
+        check_groups(layers, matched, names, type(self).__name__)
+        self._compose(LayerGroups(layers, matched, self._keep_local), {node: names[node] for node in layers}, dtype)
+        self.log_shared_fraction()
 
     def _compose(self, groups: LayerGroups, names: Mapping[int, str], dtype: ExchangeDtype) -> None:
         self.groups, self._names = groups, names
@@ -123,6 +132,11 @@ class Strategy(flower.Strategy):
     def shared_fraction(self) -> dict[str, float]:
         """Node name to the fraction of its parameters that it exchanges."""
         return {self._names[node]: fraction for node, fraction in self.groups.shared_fraction().items()}
+
+    def log_shared_fraction(self) -> None:
+        """Log how much each node exchanges."""
+        for name, fraction in self.shared_fraction().items():
+            log.info("node %s shares %.0f %% of its parameters", name, 100 * fraction)
 
     def begin_fold(self, last_rounds: Mapping[int, int], update_norms: Iterable[Collection[float]] = ()) -> None:
         """Forget what the rounds of another fold left.
@@ -224,10 +238,20 @@ class Strategy(flower.Strategy):
         return self._rounding.rounds or self._sampler.fraction < 1 or bool(self.state())
 
     def save(self, folder: Path, fold: Fold, server_round: int, arrays: ArrayRecord) -> None:
-        """Write the state after a round, and the arrays of the next; nothing if there is no state."""
+        """Write the state after a round, and the arrays of the next; nothing if there is no state.
+
+        Raises:
+            ValueError: :meth:`state` has a kind of a name that it must not have.
+        """
         if self.has_state:
             held = {"arrays": from_array_record(arrays, "the server"), "residuals": self._rounding.residuals}
-            write_checkpoint(folder, fold, server_round, {**held, **self.state()})
+            state = self.state()
+            for kind in state:
+                if kind in held or "/" in kind:
+                    raise ValueError(
+                        f"{type(self).__name__}.state: {kind!r} must not contain / nor be {' or '.join(held)}"
+                    )
+            write_checkpoint(folder, fold, server_round, {**held, **state})
 
     def remembers(self, folder: Path, fold: Fold, server_round: int) -> bool:
         """Whether an interrupted run can continue after ``server_round``; the nodes may be a round ahead."""
@@ -257,7 +281,8 @@ class Strategy(flower.Strategy):
 
     def summary(self) -> None:
         """Log the strategy and its options, as Flower does before the first round."""
-        log.info("%s: %s", type(self).__name__, {k: v for k, v in vars(self).items() if not k.startswith("_")})
+        options = {k: v for k, v in vars(self).items() if not k.startswith("_") and k != "groups"}
+        log.info("%s: %s", type(self).__name__, options)
 
 
 def fold_of(config: ConfigRecord) -> Fold:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
 from flwr.serverapp import strategy as flower
 
 from fednnunet.errors import ConfigError
@@ -56,6 +57,14 @@ class FlowerStrategy(Strategy):
                     "ones: set strategy.plan_from=federated, the same gpu_memory and model, or use strategy=asym"
                 )
 
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Show the strategy the arrays that the round starts with; the requests are those of every strategy."""
+        nodes: Any = _Nodes(self.groups.nodes)  # its messages are not sent
+        list(self.strategy.configure_train(server_round, self._in_order(arrays), ConfigRecord(), nodes))
+        return super().configure_train(server_round, arrays, config, grid)
+
     def aggregate(
         self, server_round: int, arrays: Mapping[str, np.ndarray], updates: Iterable[Update]
     ) -> Mapping[str, np.ndarray]:
@@ -69,9 +78,6 @@ class FlowerStrategy(Strategy):
         metrics = same_metrics([reply.content.metric_records["metrics"] for reply in replies])
         for reply, common in zip(replies, metrics, strict=True):
             reply.content["metrics"] = common
-        # The messages are not sent: this is where it takes note of the arrays that the round started with.
-        grid: Any = _Nodes(self.groups.nodes)
-        list(self.strategy.configure_train(server_round, self._in_order(to_array_record(arrays)), ConfigRecord(), grid))
         aggregated, _ = self.strategy.aggregate_train(server_round, replies)
         return {layer: array.numpy().astype(dtypes[layer], copy=False) for layer, array in (aggregated or {}).items()}
 

@@ -85,6 +85,46 @@ class LayerGroups:
         return all(self._groups[node] == first and len(first) == len(self._layers[node]) for node in nodes)
 
 
+def check_groups(
+    layers: Mapping[int, Shapes], groups: Mapping[int, Mapping[str, str]], names: Mapping[int, str], strategy: str
+) -> None:
+    """Refuse groups that cannot be combined.
+
+    Args:
+        layers: node id to layer to shape; all layers of the node's network.
+        groups: node id to exchanged layer to group, as a strategy's ``match_layers`` returns them.
+        names: node id to the node's name.
+        strategy: name of its class.
+
+    Raises:
+        ConfigError: a node without an entry or that is not in the run, a layer that its node does not have, two layers
+            of one node in one group, or two shapes in one group.
+    """
+    where = f"{strategy}.match_layers"
+    for node in layers:
+        if node not in groups:
+            raise ConfigError(f"{where}: node {names[node]} is missing; one without shared layers has {{}}")
+    shapes: dict[str, tuple[int, ...]] = {}
+    for node, matched in groups.items():
+        if node not in layers:
+            raise ConfigError(f"{where}: node {node} is not part of this run")
+        layer_of: dict[str, str] = {}
+        for layer, group in matched.items():
+            if layer not in layers[node]:
+                raise ConfigError(f"{where}: node {names[node]} has no layer {layer}")
+            if group in layer_of:
+                raise ConfigError(
+                    f"{where}: layers {layer_of[group]} and {layer} of node {names[node]} are both in group {group}"
+                )
+            layer_of[group] = layer
+            shape = tuple(layers[node][layer])
+            if shapes.setdefault(group, shape) != shape:
+                raise ConfigError(
+                    f"{where}: layer {layer} of node {names[node]} has shape {shape}; others in group {group} have "
+                    f"{shapes[group]}"
+                )
+
+
 def _check_parts(keep_local: frozenset[str], layers: Mapping[int, Shapes]) -> None:
     parts = {part for names in layers.values() for name in names for part in name.split(".")}
     unknown = sorted(keep_local - parts)

@@ -22,6 +22,9 @@ class NoExchange(Strategy):
         """No layer travels, so none is rounded."""
         super().prepare(layers, names)
 
+    def log_shared_fraction(self) -> None:
+        """Nothing to log: it is 0 % by design."""
+
     def match_layers(self, layers: Mapping[int, Shapes]) -> Mapping[int, Mapping[str, str]]:
         """No layer matches another."""
         return {node: {} for node in layers}

@@ -102,7 +102,7 @@ def test_what_are_no_digests_is_refused_by_name(digests: Any, problem: str) -> N
 
 def test_who_sends_none_is_left_out_where_others_are_enough(describe: Describe, observer: RecordingObserver) -> None:
     nodes = [Holding("Oslo", 1), Holding("Porto", *range(6)), Holding("Lund", 1)]
-    federation = describe([0] * 3, {node.name: node for node in nodes}, find_duplicates=True, min_replies=2)
+    federation = describe([0] * 3, {node.name: node for node in nodes}, find_duplicates=True, min_nodes=2)
     assert names(federation) == ["Lund", "Oslo"]
     assert "image_digests: 6 of 5 cases; the federation goes on without it" in observer.messages[0]
     assert observer.messages[-1].startswith("nodes Lund and Oslo both hold 1 image;")

@@ -44,7 +44,7 @@ def score(recorder: RunRecorder) -> Score:
         finished: dict[Fold, list[int]],
         silent: tuple[int, ...] = (),
         says: str | None = None,
-        min_replies: int | None = None,
+        min_nodes: int | None = None,
     ) -> dict[tuple[str, str], float]:
         nodes = [ScriptedNode(name, LAYERS, cases=0 if name == "Riga" else 5) for name in NODES.values()]
         for number, node in enumerate(nodes, start=1):
@@ -55,7 +55,7 @@ def score(recorder: RunRecorder) -> Score:
                 node.fault = Fault("", fail_with_reason("its disk is gone"), kind=Kind.SEND_MODEL)
         if says is not None:
             nodes[-1].fault = Fault("", rename_model(says), kind=Kind.SCORE_MODELS)
-        settings = ServerSettings(None, list(finished), 20, min_replies=min_replies)
+        settings = ServerSettings(None, list(finished), 20, min_nodes=min_nodes)
         with serving(nodes) as grid:
             session = Session(NodeClient(grid, recorder), settings, strategy, recorder, final_models=finished)
             register_nodes(session)
@@ -94,12 +94,12 @@ def test_where_all_layers_are_averaged_one_model_stands_for_all(score: Score) ->
 
 
 def test_it_is_the_model_of_a_node_that_was_there_to_the_end(score: Score) -> None:
-    scores = score(AsymFedAvg(), {0: [1, 2], 1: [2]}, silent=(1,), min_replies=1)
+    scores = score(AsymFedAvg(), {0: [1, 2], 1: [2]}, silent=(1,), min_nodes=1)
     assert scores[(ENSEMBLE, "Porto")] == pytest.approx(0.205)
 
 
 def test_a_node_that_is_gone_is_left_out_where_nodes_may_be(score: Score) -> None:
-    assert score(NoExchange(), {0: [1, 2]}, silent=(2,), min_replies=1) == pytest.approx({("0", "Oslo"): 0.1})
+    assert score(NoExchange(), {0: [1, 2]}, silent=(2,), min_nodes=1) == pytest.approx({("0", "Oslo"): 0.1})
 
 
 def test_else_it_ends_the_run_by_name(score: Score, recorder: RunRecorder) -> None:

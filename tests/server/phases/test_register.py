@@ -173,7 +173,7 @@ def test_no_more_nodes_than_wanted_are_in(describe: Describe) -> None:
 
 
 def test_after_the_time_enough_are_enough(describe: Describe, observer: RecordingObserver) -> None:
-    federation = describe([0, 2, 10**6], {"Oslo": keep_silent}, expected_nodes=4, min_replies=1, timeout=2)
+    federation = describe([0, 2, 10**6], {"Oslo": keep_silent}, expected_nodes=4, min_nodes=1, timeout=2)
     assert names(federation) == ["Porto"]
     assert observer.messages[-1] == (
         "nodes of the run: Porto; 3 of 4 nodes are missing, 1 of them connected without an answer"
@@ -189,7 +189,7 @@ def test_after_the_time_too_few_are_an_error(describe: Describe, least: int | No
         f"or raise federation.reply_timeout_s, or lower {to_lower}"
     )
     with pytest.raises(ConfigError, match=f"^{re.escape(said)}$"):
-        describe([0, 10**6, 10**6], expected_nodes=3, min_replies=least, timeout=2)
+        describe([0, 10**6, 10**6], expected_nodes=3, min_nodes=least, timeout=2)
 
 
 def test_no_node_at_all_is_an_error(describe: Describe) -> None:
@@ -198,7 +198,7 @@ def test_no_node_at_all_is_an_error(describe: Describe) -> None:
 
 
 def test_another_takes_the_place_of_one_that_fails(describe: Describe, observer: RecordingObserver) -> None:
-    federation = describe([0, 0, 0, 6], {"Porto": fail}, expected_nodes=3, min_replies=2)
+    federation = describe([0, 0, 0, 6], {"Porto": fail}, expected_nodes=3, min_nodes=2)
     assert names(federation) == ["Lund", "Oslo", "Riga"]
     assert observer.messages == [
         "node Porto: Dataset202_Porto has no images; it is left out",

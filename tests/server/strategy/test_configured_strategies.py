@@ -62,6 +62,7 @@ def test_options_reach_the_strategy(tmp_path: Path) -> None:
         ("strategy.aggregation.weighting=trust", "weighting=trust: must be uniform or num_cases"),
         ("strategy.aggregation.fraction_train=2", "fraction_train=2: must be above 0 and at most 1"),
         ("strategy.aggregation.max_update_norm=1", "max_update_norm=1: must be more than 1, or null for no limit"),
+        ("strategy.aggregation.keep_local=norm", "keep_local=norm: must be a list, such as [norm]"),
         ("strategy.aggregation._target_=no_such_package.Strategy", "no_such_package"),
         ("+strategy.aggregation.weights=equal", "unexpected keyword argument 'weights'"),
     ],

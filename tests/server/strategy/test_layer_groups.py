@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pytest
 
 from fednnunet.errors import ConfigError
 from fednnunet.exchange.records import from_array_record, to_array_record
+from fednnunet.server.strategy.asym_fedavg import AsymFedAvg
 from fednnunet.server.strategy.layer_groups import LayerGroups
-from fednnunet.server.strategy.layer_matching import match_layers
+from fednnunet.server.strategy.layer_matching import Shapes, match_layers
 
 LAYERS = {
     1: {"encoder.norm.weight": [3], "head.weight": [2], "own": [5]},
@@ -56,3 +59,29 @@ def test_nodes_end_with_one_model_if_every_layer_of_theirs_is_averaged(nodes: li
     layers = {**LAYERS, 4: LAYERS[3]}
     groups = LayerGroups(layers, match_layers(layers, average_over="groups"))
     assert groups.cover_all_layers(nodes) == expected
+
+
+@pytest.mark.parametrize(
+    ("groups", "problem"),
+    [
+        ({1: {}, 2: {}}, "node Lund is missing; one without shared layers has {}"),
+        ({1: {}, 2: {}, 3: {}, 4: {}}, "node 4 is not part of this run"),
+        ({1: {}, 2: {"own": "own"}, 3: {}}, "node Porto has no layer own"),
+        (
+            {1: {"encoder.norm.weight": "g", "head.weight": "g"}, 2: {}, 3: {}},
+            "layers encoder.norm.weight and head.weight of node Oslo are both in group g",
+        ),
+        (
+            {1: {"head.weight": "head"}, 2: {"head.weight": "head"}, 3: {}},
+            "layer head.weight of node Porto has shape (4,); others in group head have (2,)",
+        ),
+    ],
+)
+def test_groups_that_cannot_be_combined_are_refused(groups: dict[int, dict[str, str]], problem: str) -> None:
+    class Own(AsymFedAvg):
+        def match_layers(self, layers: Mapping[int, Shapes]) -> Mapping[int, Mapping[str, str]]:
+            return groups
+
+    with pytest.raises(ConfigError) as caught:
+        Own().prepare(LAYERS, {1: "Oslo", 2: "Porto", 3: "Lund"})
+    assert str(caught.value) == f"Own.match_layers: {problem}"
