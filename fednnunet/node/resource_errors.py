@@ -30,7 +30,9 @@ def explain_out_of_memory(error: Exception, node: str, config: NodeRunConfig) ->
             f"+gpu_memory.per_node.{node}, which decides the size of patch and batch"
         )
     if AUGMENTATION_DIED in str(error):
-        return "a background process for augmentation died, mostly for lack of memory; lower node.augmentation_workers"
+        return (
+            "a background process for augmentation died, usually for lack of memory; lower compute.augmentation_workers"
+        )
     return None
 
 

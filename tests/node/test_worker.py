@@ -373,6 +373,10 @@ def allocate_too_much() -> None:
     torch.empty(2**50)
 
 
+def lose_an_augmentation_process() -> None:
+    raise RuntimeError("One or more background workers are no longer alive. Exiting.")  # words of batchgenerators
+
+
 def multiply_out_of_memory() -> None:
     raise torch.OutOfMemoryError("CUDA out of memory")  # only a GPU can run out of its memory for real
 
@@ -381,6 +385,7 @@ def multiply_out_of_memory() -> None:
     ("fail", "parts"),
     [
         (allocate_too_much, ["out of main memory", "federation.max_parallel_nodes", "+gpu_memory.per_node.Oslo"]),
+        (lose_an_augmentation_process, ["lack of memory", "lower compute.augmentation_workers"]),
         (multiply_out_of_memory, ["out of GPU memory with plans for 8 GB", "+gpu_memory.per_node.Oslo=…"]),
     ],
 )
