@@ -130,6 +130,25 @@ def log_to(path: Path) -> None:
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr, force=True)
 
 
+def log_and_notify(path: Path) -> Callable[[str], None]:
+    """Log to a file as :func:`log_to` does.
+
+    Args:
+        path: takes what this process and its libraries log and print.
+
+    Returns:
+        A function that gives the operator a line: on the terminal, and in the log.
+    """
+    print_line = terminal()
+    log_to(path)
+
+    def notify(text: str) -> None:
+        log.warning("%s", text)
+        print_line(text)
+
+    return notify
+
+
 def _exit_text(code: int | None) -> str:
     if code is not None and code < 0:
         with contextlib.suppress(ValueError):

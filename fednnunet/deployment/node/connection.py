@@ -36,7 +36,7 @@ from fednnunet.deployment.node.flower_internals import (
     SendNodeHeartbeatRequest,
 )
 from fednnunet.deployment.node.message_transfer import receive_message, send_reply
-from fednnunet.deployment.supervision import log_to, terminal
+from fednnunet.deployment.supervision import log_and_notify
 from fednnunet.errors import ProtocolError
 from fednnunet.exchange.flower_internals import act_as
 from fednnunet.exchange.packing import pack, unpack
@@ -191,14 +191,9 @@ def run_connection(node_file: NodeFile, node_config: dict[str, str], log_file: P
         node_config: what the ClientApp sees.
         log_file: takes what this process and its libraries log; lines for the operator go to the terminal, too.
     """
-    print_line = terminal()
-    log_to(log_file)
+    notify = log_and_notify(log_file)
     end_with_parent()
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each of thousands of requests
-
-    def notify(text: str) -> None:
-        log.warning("%s", text)
-        print_line(text)
 
     connection = NodeConnection(node_file, node_config, notify)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import ssl
 
 import httpx
 
 from fednnunet.config.node_file import NodeFile
 from fednnunet.deployment.node.preflight.server_checks import check_clock, check_server, explain_untrusted
-from fednnunet.errors import one_line
-
-
-def error_text(response: httpx.Response) -> str:
-    """Status and text of an error response, from Flower or from this project's gateway."""
-    text = response.text
-    try:
-        content = json.loads(text)
-    except ValueError:
-        content = None
-    if isinstance(content, dict):
-        text = str(content.get("message") or content.get("detail") or text)
-    return f"{response.status_code}: {one_line(text[:200])}"
 
 
 def explain_unreachable(error: httpx.TransportError, node_file: NodeFile) -> str:

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import httpx
 
-from fednnunet.deployment.node.diagnosis import error_text
+from fednnunet.deployment.http_errors import error_text
 from fednnunet.deployment.server.flower_internals import (
     HeartbeatSender,
     ObjectPushError,

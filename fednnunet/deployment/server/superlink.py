@@ -29,10 +29,8 @@ from fednnunet.deployment.server.flower_superlink import node_id_lookup, superli
 from fednnunet.deployment.server.gateway import operator_endpoint, public_endpoint
 from fednnunet.deployment.server.operator_client import TOKEN_FILE
 from fednnunet.deployment.server.signatures import Signatures
-from fednnunet.deployment.supervision import log_to, terminal
+from fednnunet.deployment.supervision import log_and_notify
 from fednnunet.processes import end_with_parent
-
-log = logging.getLogger(__name__)
 
 DATABASE = "state.db"
 MAX_OPEN_FILES = 4 * MAX_CONNECTIONS
@@ -118,13 +116,7 @@ def run_superlink(
         log_file: takes what Flower and uvicorn log.
     """
     os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
-    print_line = terminal()
-    log_to(log_file)
-
-    def notify(text: str) -> None:
-        log.warning("%s", text)
-        print_line(text)
-
+    notify = log_and_notify(log_file)
     for chatty in ("httpx", "flwr"):  # several lines per request
         logging.getLogger(chatty).setLevel(logging.WARNING)
     end_with_parent()
