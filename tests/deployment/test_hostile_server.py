@@ -10,21 +10,22 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 import pytest
 import yaml
 from flwr.proto.fleet_pb2 import PullMessagesRequest
 
+from fednnunet.audit.log import AUDIT_LOG, AuditLog
 from fednnunet.config.node_file import NodeFile, read_node_file
 from fednnunet.deployment.keys import make_keys
 from fednnunet.deployment.node.connection import NodeConnection
-from fednnunet.deployment.node.deployed_worker import assignment_of, run_deployed_worker, settings_of
+from fednnunet.deployment.node.deployed_worker import DeployedWorker, assignment_of, run_deployed_worker, settings_of
 from fednnunet.deployment.node.fleet_calls import Refused
 from fednnunet.deployment.supervision import OTHER_RUN
 from fednnunet.errors import ConfigError, NodeError, ProtocolError
-from fednnunet.exchange.channel import WorkerFailure, WorkerUnreachable, call_worker
+from fednnunet.exchange.channel import WorkerChannel, WorkerFailure, WorkerUnreachable, call_worker
 from fednnunet.exchange.messages import FingerprintRequest, Kind
 from tests.conftest import write_boxes
 
@@ -56,12 +57,12 @@ def node_file(tmp_path: Path) -> NodeFile:
 
 @pytest.fixture
 def connect_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answer], NodeConnection]]:
-    """A node's connection to a server with the right certificate, which answers as it is told."""
+    """A node's connection to a server with the right certificate, or plain HTTP, which answers as it is told."""
     monkeypatch.setenv("no_proxy", "*")
     make_keys(tmp_path / "keys", ["127.0.0.1"], ["Oslo"])
     servers = []
 
-    def serving(answer: Answer) -> NodeConnection:
+    def serving(answer: Answer, insecure: bool = False) -> NodeConnection:
         class Handler(BaseHTTPRequestHandler):
             do_GET = do_POST = answer  # type: ignore[assignment]
 
@@ -69,9 +70,10 @@ def connect_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
                 """Be quiet."""
 
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(tmp_path / "keys" / "server.crt", tmp_path / "keys" / "server.key")
-        server.socket = context.wrap_socket(server.socket, server_side=True)
+        if not insecure:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(tmp_path / "keys" / "server.crt", tmp_path / "keys" / "server.key")
+            server.socket = context.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         servers.append(server)
         node_file = NodeFile(
@@ -81,6 +83,7 @@ def connect_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
             certificate=tmp_path / "keys" / "ca.crt",
             key=tmp_path / "keys" / "nodes" / "Oslo" / "node.key",
             folder=tmp_path / "work",
+            insecure=insecure,
         )
         return NodeConnection(node_file, {}, lambda _: None)
 
@@ -88,6 +91,13 @@ def connect_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
     for server in servers:
         server.shutdown()
         server.server_close()
+
+
+def test_an_insecure_node_with_a_certificate_speaks_plain_http(connect_to: Callable[..., NodeConnection]) -> None:
+    connection = connect_to(lambda request: _say(request, 403, b"no"), insecure=True)
+    assert connection.node_file.certificate is not None
+    with pytest.raises(Refused, match="403: no"):
+        connection.serve_one()
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -247,6 +257,35 @@ def test_a_run_id_is_not_a_path(run: str) -> None:
 
 
 # the worker --------------------------------------------------------------------------------------------
+
+
+class Asked(Exception):
+    """The worker asked its channel for a request."""
+
+
+class QuietChannel(WorkerChannel):
+    """A channel at which no request arrives."""
+
+    def __init__(self) -> None:
+        pass
+
+    def receive(self) -> NoReturn:  # type: ignore[override]
+        raise Asked
+
+
+@pytest.mark.parametrize("content", ['{"run": "r1", "task": {"seed": 0}}', '{"run": "r1"', "[]"])
+def test_a_worker_waits_for_the_server_where_another_version_stored_its_run(
+    node_file: NodeFile, caplog: pytest.LogCaptureFixture, content: str
+) -> None:
+    stored = node_file.folder / "assignment.json"
+    stored.parent.mkdir(parents=True)
+    stored.write_text(content)
+    worker = DeployedWorker(node_file, QuietChannel(), AuditLog(node_file.folder / AUDIT_LOG, "Oslo"))
+    with pytest.raises(Asked):
+        worker.serve()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{stored} is of another version; waiting for the server"
+    ]
 
 
 def test_a_worker_starts_another_run_only_for_a_complete_description(

@@ -34,11 +34,11 @@ class RunAssignment(BaseModel):
 
     Attributes:
         run: id of the run.
-        task: configuration that the server sent.
+        shared_config: configuration that the server sent.
     """
 
     run: RunId
-    task: SharedRunConfig
+    shared_config: SharedRunConfig
 
 
 class DeployedWorker:
@@ -58,8 +58,9 @@ class DeployedWorker:
 
     def serve(self) -> None:
         """Answer requests until the process ends."""
-        if self.file.is_file():
-            self._work_on(RunAssignment.model_validate_json(self.file.read_text(encoding="utf-8")), None)
+        stored = self._stored_assignment()
+        if stored is not None:
+            self._work_on(stored, None)
         while True:
             request = self.channel.receive()
             if request is None:
@@ -79,6 +80,16 @@ class DeployedWorker:
                 request.fail(Failure(reason=reason, error="unavailable"))
                 continue
             self._work_on(assignment, request)
+
+    def _stored_assignment(self) -> RunAssignment | None:
+        """The run that this worker was on before; None before its first one, or if another version stored it."""
+        if not self.file.is_file():
+            return None
+        try:
+            return RunAssignment.model_validate_json(self.file.read_text(encoding="utf-8"))
+        except ValidationError:
+            log.warning("%s is of another version; waiting for the server", self.file)
+            return None
 
     def _work_on(self, assignment: RunAssignment, first: Request | None) -> NoReturn:
         log.info("run %s", assignment.run)
@@ -112,13 +123,14 @@ def assignment_of(node_file: NodeFile, body: FingerprintRequest) -> RunAssignmen
     if body.run is None or body.shared_config is None:
         raise ProtocolError("the server did not describe the run; is it the same version?")
     try:
-        task = SharedRunConfig.model_validate(body.shared_config)
+        shared_config = SharedRunConfig.model_validate(body.shared_config)
     except ValidationError as error:
-        raise ProtocolError(f"the server sent an invalid configuration: {first_problem(error, 'task')}") from None
-    for key, name in task.classes.items():
+        problem = first_problem(error, "shared_config")
+        raise ProtocolError(f"the server sent an invalid configuration: {problem}") from None
+    for key, name in shared_config.classes.items():
         if name not in node_file.classes:
             raise ConfigError(f"{key}={name} is not allowed here; its node.yaml lists allowed classes under `classes`")
-    return RunAssignment(run=body.run, task=task)
+    return RunAssignment(run=body.run, shared_config=shared_config)
 
 
 def settings_of(node_file: NodeFile, assignment: RunAssignment) -> NodeSettings:
@@ -127,7 +139,7 @@ def settings_of(node_file: NodeFile, assignment: RunAssignment) -> NodeSettings:
     Raises:
         DataError: the data folder does not exist.
     """
-    shared = assignment.task
+    shared = assignment.shared_config
     config = NodeRunConfig(
         **dict(shared)
         | {

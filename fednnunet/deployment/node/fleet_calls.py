@@ -11,7 +11,8 @@ import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fednnunet.config.node_file import NodeFile
-from fednnunet.deployment.node.diagnosis import error_text, explain_unreachable
+from fednnunet.deployment.http_errors import error_text
+from fednnunet.deployment.node.diagnosis import explain_unreachable
 from fednnunet.deployment.node.flower_internals import (
     fleet_client,
     http_client,
@@ -54,7 +55,9 @@ class FleetCalls:
         self._is_down = False
         self._never = threading.Event()  # is never set: waits on it end by time alone
         self.public_key = public_key_to_bytes(key.public_key())
-        certificate = None if node_file.certificate is None else node_file.certificate.read_bytes()
+        certificate = (
+            None if node_file.insecure or node_file.certificate is None else node_file.certificate.read_bytes()
+        )
         self.client = fleet_client(node_file.server, certificate, key)
         # A server must not send this node elsewhere in the hospital's network, nor answer without an end.
         http_client(self.client).follow_redirects = False
