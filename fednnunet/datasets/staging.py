@@ -62,7 +62,7 @@ def estimate_size(dataset: RawDataset, centre: str) -> int:
 
 
 def raw_digest(dataset: RawDataset) -> str:
-    """Short name of the dataset's content: description, and name, size and time of every file."""
+    """Short digest of the dataset: ``dataset.json``, case names, size and modification time of each file."""
     files = [
         [case.name, [[path.stat().st_size, path.stat().st_mtime_ns] for path in case.files]] for case in dataset.cases
     ]

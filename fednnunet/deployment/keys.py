@@ -75,7 +75,7 @@ def make_keys(folder: Path, servers: Sequence[str], nodes: Sequence[str], days: 
 
 
 def node_keys(folder: Path) -> dict[str, Path]:
-    """Public key file of every node, by name, in a folder that :func:`make_keys` files."""
+    """Public key file of every node, by name, in a folder that :func:`make_keys` made."""
     return {path.parent.name: path for path in sorted(folder.glob("nodes/*/node.pub"))}
 
 

@@ -100,7 +100,7 @@ def _log_means(model: str | None, means: Mapping[str, Mapping[str, float]], num_
     whose = "this node's model" if model is None else f"model of {model}"
     for label, mean in means.items():
         values = ", ".join(f"{metric} {value:.4g}" for metric, value in mean.items())
-        log.info("%s, %s, mean over %d cases: %s", whose, label, num_cases, values)
+        log.info("%s, %s, of %d cases: %s", whose, label, num_cases, values)
 
 
 def _defined(value: float) -> float | None:

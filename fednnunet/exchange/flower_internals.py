@@ -12,7 +12,7 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-__all__ = ["ErrorCode", "Run", "act_as", "aggregate_metricrecords", "own_node_id", "relabel", "set_message_id"]
+__all__ = ["ErrorCode", "Run", "act_as", "aggregate_metricrecords", "relabel", "set_message_id"]
 
 _OWN_TASK = 1
 """Id of the task that sends; Flower requires one and looks only at the node's."""
@@ -21,11 +21,6 @@ _OWN_TASK = 1
 def act_as(node_id: int, run_id: int, task_id: int = _OWN_TASK) -> None:
     """Make ``node_id`` the sender of all messages that this process creates from now on."""
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = task_id, run_id, node_id
-
-
-def own_node_id() -> int:
-    """Node id that :func:`act_as` set."""
-    return int(TaskIdentity.node_id)
 
 
 def set_message_id(message: Message, message_id: str) -> None:

@@ -25,8 +25,8 @@ class OpenRound:
         request: what to reply to.
         body: its body.
         epochs_left: epochs of the round that are not trained yet.
-        started: time at which its first epoch began, in seconds of ``time.perf_counter``.
-        loaded: time at which its arrays were loaded; None before.
+        started: time just before its arrays are loaded, in seconds of ``time.perf_counter``.
+        loaded: time at which they were loaded, when its first epoch begins; None before.
     """
 
     request: Request
