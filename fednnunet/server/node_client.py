@@ -115,6 +115,7 @@ class NodeClient:
             for reply in self._pull(pending.message_ids, is_overdue):
                 if pending.on_reply(reply):
                     yield reply
+                del reply  # of the size of a model: not kept while the next one is pulled
             pending.on_tick(is_overdue)
             if not pending.is_done:
                 wait_for_next_poll(self.grid, pending.message_ids, pending.seconds_left)

@@ -271,6 +271,21 @@ def test_the_round_closes_without_it_by_name(federate: Federate, fault: Fault) -
     assert not Path("unpickled").exists()
 
 
+def test_the_strategy_does_not_wait_for_a_node_whose_reply_is_malformed(federate: Federate) -> None:
+    replied: dict[int, list[int]] = {}
+
+    class Noting(AsymFedAvg):
+        def aggregate_train(
+            self, server_round: int, replies: Iterable[Message]
+        ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+            of_round = list(replies)
+            replied[server_round] = [len(reply.content.array_records) for reply in of_round]
+            return super().aggregate_train(server_round, of_round)
+
+    federate(FAULTS["garbled body"], strategy=Noting())
+    assert [sorted(replied[server_round]) for server_round in (1, 2, 3)] == [[1, 1, 1], [0, 1, 1], [1, 1, 1]]
+
+
 @pytest.mark.parametrize(
     "case", ["nan", "10 times the norm", "stale round", "not JSON", "overlapping", "pickle", "no body"]
 )

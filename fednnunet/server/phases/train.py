@@ -182,6 +182,7 @@ class _TrainingRound:
                 if self.report:
                     self.session.recorder.on_node_reply(name(node), self.server_round, self.rows[node])
             yield reply
+            del reply  # of the size of a model: not kept while the next one is received
 
     def _parse(self, reply: Message) -> TrainReply:
         """A node's reply to this round's request.

@@ -110,6 +110,8 @@ class ReplyValidator:
                     suspicious[node] = update
                 else:
                     early[node] = update
+                del update  # of the size of a model: not kept while the next one is received
+            del reply
             while waiting and waiting[0] in early:
                 yield from self._accept(early.pop(waiting.pop(0)))
         for node in waiting:

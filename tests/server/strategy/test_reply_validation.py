@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import weakref
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord
+from flwr.app import ConfigRecord, Message
 
 from fednnunet.exchange.records import from_array_record, to_array_record
 from fednnunet.server.local_grid import LocalGrid
@@ -97,3 +99,25 @@ def test_a_refused_reply_does_not_hold_up_the_others(validator: ReplyValidator) 
     assert next(updates).node == 2, "before the replies have ended"
     assert next(replies, None) is None
     assert list(updates) == []
+
+
+def test_one_reply_is_in_memory_at_a_time_where_they_come_in_their_turn() -> None:
+    names = {node: str(node) for node in range(1, 5)}
+    strategy = AsymFedAvg()
+    strategy.prepare(dict.fromkeys(names, SHAPES[1]), names)
+    strategy.configure_train(1, to_array_record(state()), ConfigRecord({"fold": 0}), None)  # type: ignore[arg-type]
+    sent: list[weakref.ref[Message]] = []
+
+    def reply(node: int) -> Message:
+        message = train_reply(node, state())
+        sent.append(weakref.ref(message))
+        return message
+
+    def replies() -> Iterator[Message]:
+        for node in names:
+            yield reply(node)
+            assert sent[-1]() is None, f"the reply of node {node} is kept while the next one is received"
+
+    aggregated, _ = strategy.aggregate_train(1, replies())
+    assert aggregated is not None
+    assert not strategy.failures
