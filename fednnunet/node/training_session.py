@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from enum import Enum, auto
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -20,7 +20,17 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from fednnunet.errors import ProtocolError
 from fednnunet.exchange.arrays import SharedArrays
 from fednnunet.exchange.channel import Request
-from fednnunet.exchange.messages import EvaluateReply, EvaluateRequest, Fold, Kind, TrainReply, TrainRequest
+from fednnunet.exchange.messages import (
+    EvaluateReply,
+    EvaluateRequest,
+    Fold,
+    Kind,
+    Model,
+    ScoreModelsRequest,
+    SendModelRequest,
+    TrainReply,
+    TrainRequest,
+)
 from fednnunet.node.error_replies import failure_of
 from fednnunet.node.layer_sender import LayerSender
 from fednnunet.node.rounds import (
@@ -50,6 +60,10 @@ from fednnunet.training.module import NNUNetModule
 from fednnunet.training.network_state import check_state, load_state
 
 log = logging.getLogger(__name__)
+
+
+TrainingRequest: TypeAlias = TrainRequest | EvaluateRequest | SendModelRequest | Model | ScoreModelsRequest
+"""Requests of and after training."""
 
 
 class NextStep(Enum):
@@ -144,7 +158,7 @@ class TrainingSession:
             self._evaluation = EvaluateReply(cases=cases, seconds=time.perf_counter() - start)
         return self._evaluation
 
-    def next_step(self, body: TrainRequest | EvaluateRequest, arrays: Mapping[str, np.ndarray]) -> NextStep:
+    def next_step(self, body: TrainingRequest, arrays: Mapping[str, np.ndarray]) -> NextStep:
         """What a request means for the fit, which has finished a round and waits.
 
         Raises:
@@ -154,8 +168,8 @@ class TrainingSession:
         if isinstance(body, EvaluateRequest):
             is_end = body.fold == trainer.fold and body.server_round >= self._finished_round
             return NextStep.STOP if is_end else NextStep.IGNORE
-        if body.fold != trainer.fold:
-            return NextStep.IGNORE
+        if not isinstance(body, TrainRequest) or body.fold != trainer.fold:
+            return NextStep.IGNORE  # final models are exchanged while the fit waits
         if body.server_round > self._finished_round:
             check_round(trainer, body, arrays)
             return NextStep.START

@@ -37,7 +37,7 @@ from fednnunet.node.process_setup import set_up_process
 from fednnunet.node.request_history import RequestHistory
 from fednnunet.node.settings import NodeSettings
 from fednnunet.node.stages import NodeStages
-from fednnunet.node.training_session import NextStep, TrainingSession
+from fednnunet.node.training_session import NextStep, TrainingRequest, TrainingSession
 
 log = logging.getLogger(__name__)
 
@@ -102,11 +102,9 @@ class NodeWorker:
                 return True
 
     def _next_step(self, request: Request, body: Body) -> NextStep:
-        if isinstance(body, TrainRequest | EvaluateRequest):
+        if isinstance(body, TrainingRequest):
             return self.training.next_step(body, request.arrays)
-        if request.kind is Kind.FINGERPRINT or isinstance(body, SendModelRequest | Model | ScoreModelsRequest):
-            return NextStep.IGNORE
-        if self._is_done(request.kind, body):
+        if request.kind is Kind.FINGERPRINT or self._is_done(request.kind, body):
             return NextStep.IGNORE
         return NextStep.STOP
 

@@ -33,5 +33,5 @@ def test_the_nodes_logs_agree_with_the_servers_count_of_bytes(finished: Callable
         }
         counted = rounds[rounds.node == node].set_index("round")["bytes_up"]
         assert trained == counted.to_dict()
-    assert {entry.kind for entry in trails["Riga"].entries} == {Kind.FINGERPRINT, Kind.EVALUATE}
+    assert {entry.kind for entry in trails["Riga"].entries} == {Kind.FINGERPRINT, Kind.KEEP_MODEL, Kind.SCORE_MODELS}
     assert not any(entry.tensors for entry in trails["Riga"].entries), "an external centre has no model to send"

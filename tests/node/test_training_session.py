@@ -11,8 +11,8 @@ import pytest
 from torch import nn
 
 from fednnunet.errors import ProtocolError
-from fednnunet.exchange.messages import EvaluateRequest, TrainRequest
-from fednnunet.node.training_session import NextStep, TrainingSession
+from fednnunet.exchange.messages import EvaluateRequest, ScoreModelsRequest, SendModelRequest, TrainRequest
+from fednnunet.node.training_session import NextStep, TrainingRequest, TrainingSession
 
 START, STOP, IGNORE = NextStep.START, NextStep.STOP, NextStep.IGNORE
 
@@ -44,14 +44,12 @@ def session(tmp_path: Path) -> TrainingSession:
         (EvaluateRequest(server_round=5), STOP),  # the rounds ended without this node
         (EvaluateRequest(server_round=1), IGNORE),
         (EvaluateRequest(fold=1, server_round=2), IGNORE),
-        (EvaluateRequest(layers=["weight"]), IGNORE),
-        (EvaluateRequest(score={"Porto": [0]}), IGNORE),
+        (SendModelRequest(fold=0, layers=["weight"]), IGNORE),
+        (ScoreModelsRequest(fold=0, models={"Porto": [0]}), IGNORE),
     ],
     ids=str,
 )
-def test_a_request_between_two_rounds(
-    session: TrainingSession, body: TrainRequest | EvaluateRequest, step: NextStep
-) -> None:
+def test_a_request_between_two_rounds(session: TrainingSession, body: TrainingRequest, step: NextStep) -> None:
     assert session.next_step(body, {}) is step
 
 
