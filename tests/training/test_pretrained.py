@@ -105,7 +105,7 @@ def test_a_checkpoint_with_anything_but_numbers_is_refused(tmp_path: Path, monke
 
 def test_other_files_of_torch_are_refused(tmp_path: Path) -> None:
     torch.save(network().state_dict(), tmp_path / "x.pth")
-    with pytest.raises(ConfigError, match="no checkpoint of nnU-Net"):
+    with pytest.raises(ConfigError, match="not a checkpoint of nnU-Net"):
         load_pretrained(trainer(network()), tmp_path / "x.pth")
 
 
