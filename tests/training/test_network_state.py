@@ -12,9 +12,7 @@ from fednnunet.errors import ProtocolError
 from fednnunet.training.network_state import check_state, layer_shapes, load_state, read_state, state_spec, unwrap
 
 
-@pytest.fixture
-def network() -> nn.Module:
-    torch.manual_seed(0)
+def build_network() -> nn.Module:
     return PlainConvUNet(
         1,
         3,
@@ -31,6 +29,12 @@ def network() -> nn.Module:
     )
 
 
+@pytest.fixture
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return build_network()
+
+
 def read(network: nn.Module) -> dict[str, np.ndarray]:
     layers = list(layer_shapes(network))
     arrays = {name: np.empty(shape, dtype) for name, (shape, dtype) in state_spec(network, layers).items()}
@@ -44,20 +48,7 @@ def test_every_tensor_travels_once(network: nn.Module) -> None:
 
 
 def test_state_read_from_one_network_makes_another_equal(network: nn.Module) -> None:
-    other = PlainConvUNet(
-        1,
-        3,
-        (4, 8, 8),
-        nn.Conv2d,
-        3,
-        (1, 2, 2),
-        (2, 2, 2),
-        2,
-        (2, 2),
-        conv_bias=True,
-        norm_op=nn.BatchNorm2d,
-        deep_supervision=True,
-    )
+    other = build_network()
     arrays = read(network)
     for array in arrays.values():
         array.flags.writeable = False
