@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from fednnunet.datasets.description import label_values, unknown_label_values
 from fednnunet.datasets.geometry import STOPS_NNUNET, format_size, grid_differences, grid_of
-from fednnunet.datasets.raw import Case, RawDataset, label_values, unknown_label_values
+from fednnunet.datasets.raw import Case, RawDataset
 from fednnunet.errors import DataError
 
 log = logging.getLogger(__name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,11 +40,12 @@ def pool_datasets(datasets: Mapping[str, RawDataset], nnunet_raw: Path, name: st
             raise DataError(f"centres {other_centre} and {centre} cannot be told apart in file names; rename one")
     for centre, other in others:
         for field in ("channel_names", "labels", "regions_class_order", "file_ending"):
-            ours, theirs = first.dataset_json.get(field), other.dataset_json.get(field)
+            # As text: nnU-Net goes by the order of the entries.
+            ours, theirs = (json.dumps(data.dataset_json.get(field), ensure_ascii=False) for data in (first, other))
             if ours != theirs:
                 raise DataError(
                     f"centres {first_centre} and {centre} disagree on {field} in dataset.json: {ours} and {theirs}; "
-                    "make them the same before pooling"
+                    "make them the same, and in the same order, before pooling"
                 )
     cases = tuple(
         sorted(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fednnunet.datasets.description import read_description
 from fednnunet.errors import DataError
 
 DATASET_NAME = re.compile(r"Dataset(\d{3})_.+")
@@ -152,7 +151,7 @@ def list_cases(folder: Path, centre: str, external: bool = False) -> RawDataset:
     Raises:
         DataError: names centre, file or field, and what is wrong.
     """
-    description = _read_description(folder, centre)
+    description = read_description(folder, centre)
     ending = description["file_ending"]
     if "dataset" in description:
         cases = _listed_cases(folder, description, centre)
@@ -162,51 +161,6 @@ def list_cases(folder: Path, centre: str, external: bool = False) -> RawDataset:
     if not cases:
         raise DataError(f"centre {centre}: {folder} holds no case with file ending {ending}")
     return RawDataset(folder, folder.name, description, tuple(sorted(cases, key=lambda case: case.name)))
-
-
-def _read_description(folder: Path, centre: str) -> dict[str, Any]:
-    path = folder / "dataset.json"
-    try:
-        description = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise DataError(f"centre {centre}: {path} is missing") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"centre {centre}: {path} is not JSON: {error}") from None
-    if not isinstance(description, dict):
-        raise DataError(f"centre {centre}: {path} must be a JSON object with channel_names, labels and file_ending")
-    for key in ("channel_names", "labels", "file_ending"):
-        if key not in description:
-            raise DataError(f"centre {centre}: {path} has no field {key}")
-    if not isinstance(description["channel_names"], dict) or not description["channel_names"]:
-        raise DataError(f'centre {centre}: {path}: channel_names must map numbers to names, such as {{"0": "MRI"}}')
-    if not isinstance(description["file_ending"], str) or not description["file_ending"].startswith("."):
-        raise DataError(f"centre {centre}: {path}: file_ending must be text such as .nii.gz")
-    problem = _problem_of_labels(description)
-    if problem:
-        raise DataError(f"centre {centre}: {path}: {problem}")
-    return description
-
-
-def _problem_of_labels(description: dict[str, Any]) -> str | None:
-    """Why nnU-Net's ``LabelManager`` or ``verify_dataset_integrity`` would stop, later and with less explanation."""
-    labels = description["labels"]
-    if not isinstance(labels, dict) or labels.get("background") != 0:
-        return "labels must map names to values, background to 0"
-    for name, value in labels.items():
-        values = value if isinstance(value, list) and name != "ignore" else [value]
-        if not values or any(type(single) is not int for single in values):
-            return f"label {name} has value {value!r}; it must be an integer, or for a region a list of integers"
-    foreground = {name: value for name, value in labels.items() if name not in ("background", "ignore")}
-    named = {0} | label_values(foreground)
-    if named != set(range(len(named))):
-        return f"label values must be 0, 1, 2 … without a gap; they are {', '.join(map(str, sorted(named)))}"
-    if "ignore" in labels and labels["ignore"] != len(named):
-        return f"label ignore must have the highest value, {len(named)}; it has {labels['ignore']}"
-    order = description.get("regions_class_order")
-    has_regions = any(isinstance(value, list) and len(value) > 1 for value in foreground.values())
-    if has_regions and (not isinstance(order, list) or len(order) != len(foreground)):
-        return f"labels with regions need regions_class_order, a list of {len(foreground)} values"
-    return None
 
 
 def _listed_cases(folder: Path, description: dict[str, Any], centre: str) -> list[Case]:
@@ -266,16 +220,3 @@ def _cases_in_folders(folder: Path, part: str, ending: str, channels: int, centr
             raise DataError(f"centre {centre}: {unnamed[0]} is a channel that channel_names in dataset.json lacks")
         cases.append(Case(name, tuple(expected), labels / f"{name}{ending}"))
     return cases
-
-
-def label_values(labels: dict[str, Any]) -> set[int]:
-    """All values that ``labels`` of ``dataset.json`` name."""
-    values = set()
-    for value in labels.values():
-        values.update(value if isinstance(value, list) else [value])
-    return values
-
-
-def unknown_label_values(found: Iterable[float], known: Collection[int | None]) -> list[float]:
-    """Values of label maps that ``dataset.json`` does not name, sorted."""
-    return sorted({value for value in found if value not in known})

@@ -62,9 +62,12 @@ def estimate_size(dataset: RawDataset, centre: str) -> int:
 
 
 def raw_digest(dataset: RawDataset) -> str:
-    """Short digest of the dataset: ``dataset.json``, case names, size and modification time of each file."""
+    """Short digest of the dataset: ``dataset.json``, case names, size and modification time of each file.
+
+    Labels and channels in another order are another dataset: nnU-Net goes by it.
+    """
     files = [
         [case.name, [[path.stat().st_size, path.stat().st_mtime_ns] for path in case.files]] for case in dataset.cases
     ]
-    content = json.dumps([dataset.dataset_json, files], sort_keys=True)
+    content = json.dumps([dataset.dataset_json, files])
     return hashlib.sha256(content.encode()).hexdigest()[:12]

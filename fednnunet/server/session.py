@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -103,8 +104,15 @@ class Federation:
 
     def of_same_task(self, node: int) -> list[int]:
         """Training nodes with the channels and labels of ``node``, sorted by name."""
-        task = [getattr(self.described[node], name) for name in TASK]
-        return [n for n in self.training if [getattr(self.described[n], name) for name in TASK] == task]
+        task = [self.described_as(node, name) for name in TASK]
+        return [n for n in self.training if [self.described_as(n, name) for name in TASK] == task]
+
+    def described_as(self, node: int, field: str) -> str:
+        """A field of a node's description as JSON: other than of two dicts, comparing it minds the order of entries.
+
+        nnU-Net has its channels and outputs in the order of ``channel_names`` and ``labels``, whatever their keys.
+        """
+        return json.dumps(getattr(self.described[node], field), ensure_ascii=False)
 
     @property
     def num_training(self) -> int:

@@ -11,6 +11,8 @@ import pytest
 from fednnunet.datasets.pooled import centre_of, pool_datasets, pooled_name
 from fednnunet.datasets.raw import read_dataset
 from fednnunet.errors import DataError
+from tests.conftest import MakeDataset
+from tests.support.raw_datasets import change_description
 
 
 def test_pool_refers_to_every_centres_files(make_dataset: Callable[..., Path], tmp_path: Path) -> None:
@@ -33,6 +35,16 @@ def test_centres_that_disagree_are_not_pooled(make_dataset: Callable[..., Path],
         "B": read_dataset(folder, "B"),
     }
     with pytest.raises(DataError, match="centres A and B disagree on channel_names"):
+        pool_datasets(centres, tmp_path / "pool", "Dataset999_Pooled")
+
+
+def test_centres_with_labels_in_another_order_are_not_pooled(make_dataset: MakeDataset, tmp_path: Path) -> None:
+    centres = {}
+    for centre, labels in (("A", {"background": 0, "x": 1, "y": 2}), ("B", {"background": 0, "y": 2, "x": 1})):
+        folder = make_dataset(name=f"Dataset10{len(centres)}_{centre}", cases=5)
+        change_description(folder, labels=labels)
+        centres[centre] = read_dataset(folder, centre)
+    with pytest.raises(DataError, match=r'disagree on labels .*"x": 1, "y": 2} and .*"y": 2, "x": 1}'):
         pool_datasets(centres, tmp_path / "pool", "Dataset999_Pooled")
 
 

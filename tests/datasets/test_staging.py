@@ -55,6 +55,16 @@ def test_digest_follows_the_files(make_dataset: Callable[..., Path]) -> None:
     assert raw_digest(read_dataset(folder, "A")) != before
 
 
+def test_digest_follows_the_order_of_labels(make_dataset: Callable[..., Path]) -> None:
+    """The outputs of a network trained on a cache are in that order."""
+    folder = make_dataset()
+    digests = []
+    for labels in ({"background": 0, "x": 1, "y": 2}, {"background": 0, "y": 2, "x": 1}):
+        change_description(folder, labels=labels)
+        digests.append(raw_digest(read_dataset(folder, "A")))
+    assert digests[0] != digests[1]
+
+
 def test_digest_follows_the_spacing_beside_tif_volumes(make_dataset: Callable[..., Path]) -> None:
     folder = make_dataset()
     for path in [*folder.glob("*/*.nii.gz")]:

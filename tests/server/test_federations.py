@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from fednnunet.config.run import RunConfig, read_config
-from fednnunet.errors import FednnUNetError
+from fednnunet.errors import DataError, FednnUNetError
 from fednnunet.exchange.messages import Kind
 from fednnunet.server.strategy.asym_fedavg import AsymFedAvg
 from fednnunet.server.strategy.no_exchange import NoExchange
@@ -37,6 +39,43 @@ def nodes(epochs: int = 3, names: Sequence[str] = NODES) -> list[ScriptedNode]:
 def configured(tmp_path: Path, *overrides: str) -> RunConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return read_config(compose("config", overrides=[f"paths.run={tmp_path}", *overrides]))
+
+
+# what nodes must agree on ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("field", "ours", "theirs"),
+    [
+        (
+            "labels",
+            {"background": 0, "whole": [1, 2], "core": [2]},
+            {"background": 0, "core": [2], "whole": [1, 2]},
+        ),
+        ("channel_names", {"0": "CT", "1": "MR"}, {"1": "MR", "0": "CT"}),
+        ("regions_class_order", [1, 2], [2, 1]),
+        ("file_ending", ".nii.gz", ".nii"),
+    ],
+)
+def test_nodes_that_disagree_are_stopped_before_they_plan(
+    run_federation: RunFederation, field: str, ours: Any, theirs: Any
+) -> None:
+    """nnU-Net has channels and outputs in the order of the entries: dicts that compare equal may not be the same."""
+    centres = [ScriptedNode("Porto", **{field: ours}), ScriptedNode("Riga", **{field: theirs})]
+    with pytest.raises(DataError) as stopped:
+        run_federation(centres)
+    assert f"nodes Porto and Riga disagree on {field} in dataset.json" in str(stopped.value)
+    assert f"{json.dumps(ours)} and {json.dumps(theirs)}" in str(stopped.value)
+    assert not centres[0].requests_of(Kind.PLAN)
+
+
+def test_an_external_node_scores_models_of_its_own_order_of_labels_only(run_federation: RunFederation) -> None:
+    labels = {"background": 0, "x": 1, "y": 2}
+    other_order = {"background": 0, "y": 2, "x": 1}
+    external = ScriptedNode("Turku", cases=0, labels=labels)
+    centres = [ScriptedNode("Porto", labels=labels), ScriptedNode("Riga", labels=other_order), external]
+    run_federation(centres, settings={"heterogeneous_tasks": True})
+    assert list(external.kept) == ["Porto"]
 
 
 # what is exchanged -------------------------------------------------------------------------------------

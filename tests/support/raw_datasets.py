@@ -1,4 +1,4 @@
-"""Change a raw dataset that a test has written."""
+"""Write or change a raw dataset for a test."""
 
 from __future__ import annotations
 
@@ -9,6 +9,18 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+
+
+def write_description(folder: Path, **fields: Any) -> None:
+    """A ``dataset.json`` of one channel and one label, with these fields instead of, or beside, its own."""
+    description = {
+        "channel_names": {"0": "MR"},
+        "labels": {"background": 0, "tumour": 1},
+        "file_ending": ".nii.gz",
+        **fields,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "dataset.json").write_text(json.dumps(description))
 
 
 def change_description(folder: Path, **fields: Any) -> None:

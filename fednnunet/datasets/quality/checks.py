@@ -9,9 +9,10 @@ from typing import Literal
 
 import numpy as np
 
+from fednnunet.datasets.description import unknown_label_values
 from fednnunet.datasets.geometry import STOPS_NNUNET
 from fednnunet.datasets.quality.summary import SHARES, CaseMeasures, CentreSummary, DataIssue, most_common
-from fednnunet.datasets.raw import MIN_TRAINING_CASES, unknown_label_values
+from fednnunet.datasets.raw import MIN_TRAINING_CASES
 
 FEWEST_VOXELS = 10
 """A label with fewer voxels in a case is tiny; so is one that is smaller than one voxel at the median spacing."""

@@ -93,7 +93,7 @@ def _check_centre(reply: FingerprintReply, registered: str | None, centres: Mapp
 
 
 def check_agreement(session: Session) -> None:
-    """Check that all nodes have the same channels, labels, regions, file ending and configuration.
+    """Check that all nodes have the same channels, labels, regions, file ending and configuration, in the same order.
 
     With heterogeneous tasks, training nodes may differ in all but the configuration; an external one must have the
     task of one of them.
@@ -103,23 +103,22 @@ def check_agreement(session: Session) -> None:
         ConfigError: nodes that train different configurations.
     """
     federation, heterogeneous_tasks = session.federation, session.settings.heterogeneous_tasks
-    first, *others = (federation.described[node] for node in federation.nodes)
+    first, *others = federation.nodes
     for external in federation.external if heterogeneous_tasks else []:
         if not federation.of_same_task(external):
             raise DataError(
                 f"external node {federation.name(external)} has the channels and labels of no training node"
             )
     for other in others:
-        if first.configuration != other.configuration:
-            raise ConfigError(
-                f"nodes {first.node} and {other.node} train {first.configuration} and {other.configuration}; "
-                "set the same configuration"
-            )
+        nodes = f"nodes {federation.name(first)} and {federation.name(other)}"
+        trained = [federation.described[node].configuration for node in (first, other)]
+        if trained[0] != trained[1]:
+            raise ConfigError(f"{nodes} train {trained[0]} and {trained[1]}; set the same configuration")
         for field in () if heterogeneous_tasks else (*TASK, "file_ending"):
-            ours, theirs = getattr(first, field), getattr(other, field)
+            ours, theirs = (federation.described_as(node, field) for node in (first, other))
             if ours != theirs:
                 raise DataError(
-                    f"nodes {first.node} and {other.node} disagree on {field} in dataset.json: {ours} and {theirs}; "
-                    "make them the same before training together (different tasks: strategy=asym "
+                    f"{nodes} disagree on {field} in dataset.json: {ours} and {theirs}; make them the same, and in the "
+                    "same order, before training together (different tasks: strategy=asym "
                     "strategy.heterogeneous_tasks=true)"
                 )
