@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,28 +22,34 @@ from fednnunet.conversion.writer import ConversionResult
 SHOWN = 20
 """Number of issues of a kind that are printed; the manifest has all."""
 
+OTHER_NAMES_OF_CT = re.compile(r"(?i)(?<![a-z0-9])(?!ct$)(nc|nce|ce|cb|ld|hr)?ct[ap]?(?![a-z])")
+"""Channel names such as ``ncct``, ``CTA`` and ``ct_lung``; nnU-Net knows ``CT`` alone."""
+
 
 def show_plan(plan: ConversionPlan, console: Console) -> None:
-    """Centres, their datasets, and what was found; then every problem."""
+    """Centres, their datasets, and what was found; then notes and every problem."""
+    in_paper = any(centre_plan.centre.studies is not None for centre_plan in plan.centres)
     table = Table(title="What was found")
-    table.add_column("centre")
-    table.add_column("dataset", no_wrap=True)
-    for column in ("patients", "paper", "cases", "left out", "problems"):
-        table.add_column(column, justify="right")
+    table.add_column("centre and its dataset", overflow="fold")  # names may be longer than the terminal is wide
+    for column in ("patients", *(["paper"] if in_paper else []), "cases", "left out", "problems"):
+        table.add_column(column, justify="right", no_wrap=True)
     for centre_plan in plan.centres:
-        paper = centre_plan.centre.studies
+        paper = "" if centre_plan.centre.studies is None else str(centre_plan.centre.studies)
         table.add_row(
-            centre_plan.centre.name + (" (external)" if centre_plan.centre.external else ""),
-            centre_plan.centre.dataset,
+            f"{centre_plan.centre.name}{' (external)' if centre_plan.centre.external else ''}\n"
+            f"{centre_plan.centre.dataset}",
             str(centre_plan.patients),
-            "" if paper is None else str(paper),
+            *([paper] if in_paper else []),
             str(len(centre_plan.cases)),
             str(len(centre_plan.left_out)),
             str(len(centre_plan.problems)),
         )
     if plan.problems or plan.left_out:
-        table.add_row("(no centre)", "", "", "", "", str(len(plan.left_out)), str(len(plan.problems)))
+        empty = [""] * (3 if in_paper else 2)
+        table.add_row("(no centre)", *empty, str(len(plan.left_out)), str(len(plan.problems)))
     console.print(table)
+    for note in (*plan.scan.notes, *_normalisation_notes(plan.scan.channel_names)):
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
     _show_issues("problem", plan.all_problems, console)
     _show_issues("left out", plan.all_left_out, console)
     differing = [
@@ -72,9 +79,9 @@ def show_result(
         console: where to print.
     """
     table = Table(title=f"In {target}")
-    table.add_column("dataset")
+    table.add_column("dataset", overflow="fold")
     for column in ("cases", "new cases", "skipped", "left out"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for entry in done:
         manifest = entry.manifest
         counts = (len(manifest.cases), entry.converted, len(manifest.skipped), len(manifest.left_out))
@@ -93,6 +100,16 @@ def show_result(
     )
     _show_issues("note", _same_files(done), console)
     console.print(f"\nTrain: {_training_command(done, target, dataset)}", markup=False, soft_wrap=True)
+
+
+def _normalisation_notes(channel_names: Sequence[str]) -> list[str]:
+    """Channels whose name says that they are CT in a word that nnU-Net does not know."""
+    return [
+        f"nnU-Net normalises channel {name} like MR, as only the name CT is CT to it; if it is CT, name it CT "
+        "(--channel-names CT, or a column image_CT)"
+        for name in channel_names
+        if OTHER_NAMES_OF_CT.search(name)
+    ]
 
 
 def _training_command(done: Sequence[ConversionResult], target: Path, dataset: str | None) -> str:

@@ -89,6 +89,7 @@ class ScanResult:
         left_out: what a rule of the dataset leaves out: duplicates, cases without annotation.
         file_ending: ending of the files to write, ``.nii.gz`` or ``.png`` (2D images without spacing).
         labels: label name to value, where the source names them; else the dataset's configuration does.
+        notes: what the user should know about the source as a whole, such as a choice that was made.
     """
 
     cases: tuple[SourceCase, ...]
@@ -97,3 +98,4 @@ class ScanResult:
     left_out: tuple[ConversionIssue, ...] = ()
     file_ending: str = ".nii.gz"
     labels: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()

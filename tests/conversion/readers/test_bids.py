@@ -243,25 +243,157 @@ def test_label_maps_are_found_without_a_pipelines_folder_and_beside_the_images(t
 
 
 def test_label_maps_with_the_images_suffix_are_distinguished(tmp_path: Path) -> None:
-    """The layout of the spine-generic datasets."""
+    """The layout of the spine-generic datasets, today and before 2024."""
     root = touch(
         tmp_path / "data-multi-subject",
-        *(f"sub-amu01/anat/sub-amu01_{suffix}.nii.gz" for suffix in ("T1w", "T2w")),
+        *(f"sub-amu01/anat/sub-amu01_{suffix}.nii.gz" for suffix in ("T1w", "T2w", "T2star")),
         *(f"derivatives/labels/sub-amu01/anat/sub-amu01_{suffix}_seg-manual.nii.gz" for suffix in ("T1w", "T2w")),
+        *(f"derivatives/labels/sub-amu01/anat/sub-amu01_{suffix}_label-SC_seg.nii.gz" for suffix in ("T1w", "T2w")),
+        "derivatives/labels/sub-amu01/anat/sub-amu01_T2star_label-lesion_seg.nii.gz",
+        "derivatives/labels/sub-amu01/anat/sub-amu01_T2w_label-discs_dlabel.nii.gz",
+        "derivatives/labels/sub-amu01/dwi/sub-amu01_rec-average_dwi_label-SC_seg.nii.gz",
     )
-    (case,) = read_bids(root, channels="T2w", label_maps="T2w_seg-manual", labels="cord=1").cases
-    assert [path.name for path in case.files] == ["sub-amu01_T2w.nii.gz", "sub-amu01_T2w_seg-manual.nii.gz"]
+
+    def files(label_maps: str) -> list[str]:
+        (case,) = read_bids(root, channels="T2w", label_maps=label_maps, labels="cord=1").cases
+        return [path.name for path in case.files]
+
+    assert files("T2w_label-SC_seg") == ["sub-amu01_T2w.nii.gz", "sub-amu01_T2w_label-SC_seg.nii.gz"]
+    assert files("T2w_seg-manual") == ["sub-amu01_T2w.nii.gz", "sub-amu01_T2w_seg-manual.nii.gz"]
+    (problem,) = read_bids(root, channels="T2w", label_maps="label-lesion_seg", labels="lesion=1").problems
+    assert problem.reason == (
+        "sub-amu01_T2star_label-lesion_seg.nii.gz is a label map of *_T2star; choose such images with --channels, or "
+        "other label maps with --label-maps"
+    )
+
+
+STROKE = {"channels": "ncct", "label_maps": "lesion-msk", "labels": "lesion=1"}
+
+
+@pytest.mark.parametrize("raw", ["rawdata", "raw_data"])
+@pytest.mark.parametrize("source", ["", "train", "train/RAW"])
+def test_raw_images_beside_derivatives_are_found_from_any_folder_above(tmp_path: Path, raw: str, source: str) -> None:
+    root = touch(
+        tmp_path / "stroke",
+        *(f"train/{raw}/sub-{number}/anat/sub-{number}_ncct.nii.gz" for number in (1, 2)),
+        *(f"train/derivatives/sub-{number}/anat/sub-{number}_lesion-msk.nii.gz" for number in (1, 2)),
+        "train/sourcedata/sub-1/anat/sub-1_ncct.nii.gz",
+    )
+    table = root / "train" / raw / "participants.tsv"
+    table.write_text("participant_id\tinstitution_id\nsub-1\tnorth\nsub-2\tsouth\n")
+    scan = read_bids(root / source.replace("RAW", raw), centre_column="institution_id", channel_names="CT", **STROKE)  # type: ignore[arg-type]
+    assert [(case.name, case.centre) for case in scan.cases] == [("sub-1", "north"), ("sub-2", "south")]
+    assert scan.cases[0].files == (
+        root / "train" / raw / "sub-1/anat/sub-1_ncct.nii.gz",
+        root / "train/derivatives/sub-1/anat/sub-1_lesion-msk.nii.gz",
+    )
+    assert (scan.channel_names, scan.problems, scan.left_out, scan.notes) == (("CT",), (), (), ())
+    table.rename(root / "train" / "participants.tsv")
+    assert {case.centre for case in read_bids(root / source.replace("RAW", raw), **STROKE).cases} == {
+        "train" if source else "stroke"
+    }
+
+
+def test_a_channel_may_be_of_another_session_than_the_label_map(tmp_path: Path) -> None:
+    """The layout of ISLES 2024: lesions are drawn on later images, and brought onto the CT of the first session."""
+    name = "sub-stroke0001"
+    root = touch(
+        tmp_path / "isles24",
+        f"raw_data/{name}/ses-01/{name}_ses-01_ncct.nii.gz",
+        f"derivatives/{name}/ses-02/{name}_ses-02_space-ncct_lesion-msk.nii.gz",
+    )
+    (case,) = read_bids(root, **{**STROKE, "channels": "ses-01_ncct"}).cases  # type: ignore[arg-type]
+    assert (case.name, case.channels[0].path.name) == (f"{name}_ses-02", f"{name}_ses-01_ncct.nii.gz")
+    (problem,) = read_bids(root, **STROKE).problems  # type: ignore[arg-type]
+    assert problem.reason == (
+        f"there is no image *_ncct for {name}_ses-02_space-ncct_lesion-msk.nii.gz in its session; ses-01 has one: "
+        "choose it with --channels, as in ses-01_ncct"
+    )
+
+
+def test_masks_of_another_datatype_are_not_paired(tmp_path: Path) -> None:
+    """As fMRIPrep writes: a brain mask in func has all that the name of an image in anat has, and more."""
+    root = touch(
+        tmp_path / "ds",
+        "sub-01/anat/sub-01_T1w.nii.gz",
+        "sub-01/func/sub-01_task-rest_bold.nii.gz",
+        "sub-02/anat/sub-02_T1w.nii.gz",
+        "derivatives/fmriprep/sub-01/anat/sub-01_desc-brain_mask.nii.gz",
+        "derivatives/fmriprep/sub-01/func/sub-01_desc-brain_mask.nii.gz",
+        "derivatives/fmriprep/sub-02/func/sub-02_task-rest_desc-brain_mask.nii.gz",
+    )
+    scan = read_bids(root, label_maps="mask")
+    assert [case.label.path.parent.name for case in scan.cases] == ["anat"]
+    says = (
+        "lies in func, no image *_T1w does; choose the images that it was drawn on with --channels, or list both in a "
+        "CSV file (fednnunet convert generic) if they lie on one grid"
+    )
+    func = ("sub-01_desc-brain_mask.nii.gz", "sub-02_task-rest_desc-brain_mask.nii.gz")
+    assert scan.problems == ()
+    assert scan.left_out == (
+        *(ConversionIssue(name, f"{name} {says}", "ds") for name in func),
+        ConversionIssue("sub-02_T1w.nii.gz", "no annotation: there is no *_mask of it", "ds"),
+    )
+    (root / "derivatives/fmriprep/sub-01/anat/sub-01_desc-brain_mask.nii.gz").unlink()
+    with pytest.raises(DataError, match=r"sub-01_desc-brain_mask\.nii\.gz lies in func, no image \*_T1w does"):
+        read_bids(root, label_maps="mask")
+    touch(root, "sub-02/func/sub-02_T1w.nii.gz")  # misplaced: each label map is judged by its own images
+    assert [issue.reason for issue in read_bids(root, label_maps="mask").problems] == [
+        "sub-01_desc-brain_mask.nii.gz lies in func, sub-01_T1w.nii.gz in anat: an image of another datatype is not "
+        "its own"
+    ]
+
+
+def test_channels_are_named_by_the_user_or_by_the_images(dataset: Path) -> None:
+    assert read_bids(dataset, channels="T1w,T2w", channel_names="CT, T2").channel_names == ("CT", "T2")
+    with pytest.raises(ConfigError, match="--channel-names CT: 1 names for 2 channels"):
+        read_bids(dataset, channels="T1w,T2w", channel_names="CT")
+
+
+def test_columns_that_may_name_the_centre_are_told(dataset: Path) -> None:
+    table = dataset / "participants.tsv"
+
+    def notes(columns: str, *rows: str, **options: object) -> tuple[str, ...]:
+        lines = [f"participant_id\t{columns}", *(f"sub-0{number}\t{row}" for number, row in enumerate(rows, start=1))]
+        table.write_text("\n".join(lines))
+        return read_bids(dataset, **options).notes  # type: ignore[arg-type]
+
+    end = "choose what names the centre by --centre-column, as in"
+    columns, rows = "age\tinstitution_id\tInstitutionName\tscanner", ("3\ta\tA\tX", "4\tb\tB\tX")
+    assert notes(columns, *rows) == (
+        f"all subjects become one centre, ds000001; {table} has institution_id (2 values), InstitutionName (2 values): "
+        f"{end} institution_id",
+    )
+    assert notes(columns, *rows, centre_column="scanner") == ()
+    assert notes("age_centered\tclinical_score\tcomposite", "1\t2\t3", "2\t3\t4") == ()
+    assert notes("scanner_id", "n/a", "x") == ()
+    assert notes("site\thospital", "A\tB", "B\tC") == (
+        f"the column site of participants.tsv names the centres; {table} has hospital (2 values): {end} hospital",
+    )
 
 
 def test_an_unusable_source_is_refused_with_what_is_expected(dataset: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"is no BIDS dataset: it has no folder sub-"):
+    with pytest.raises(DataError, match=r"derivatives holds what was derived; SRC is the folder above it"):
         read_bids(dataset / "derivatives")
+    with pytest.raises(DataError, match=r"is no BIDS dataset: neither it nor a folder in it holds folders sub-\*"):
+        read_bids(touch(tmp_path / "other", "images/a.nii.gz"))
+    with pytest.raises(
+        DataError, match=r"no image \*_PDw.nii.gz in .*; it has \*_T1w \(4\), \*_T2w \(3\), \*_bold \(1\); "
+    ):
+        read_bids(dataset, channels="PDw")
     with pytest.raises(
         DataError,
-        match=r"no label map \*_seg.nii.gz; it has \*_dseg \(3\), \*_mask \(1\); say how their names end",
+        match=r"no label map \*_seg.nii.gz .*, which has \*_dseg \(3\), \*_label-tumor_mask \(1\); say how their names",
     ):
         read_bids(dataset, label_maps="seg")
-    with pytest.raises(ConfigError, match=r"no pipeline .*auto; derivatives holds manual, masks"):
+    with pytest.raises(
+        DataError, match=r"no label map \*_seg.nii.gz in .*manual; it has \*_dseg \(3\): choose with --label"
+    ):
+        read_bids(dataset, label_maps="seg", pipeline="manual")
+    touch(dataset, "sub-01/anat/sub-01_label-L_roi.nii.gz")
+    with pytest.raises(DataError, match=r"1 lie beside the images: read these by --pipeline \."):
+        read_bids(dataset, label_maps="roi")
+    with pytest.raises(ConfigError, match=r"no pipeline auto; .*derivatives has manual, masks"):
         read_bids(dataset, pipeline="auto")
     touch(dataset, "derivatives/auto/sub-01/anat/sub-01_dseg.nii.gz")
     with pytest.raises(
@@ -271,5 +403,12 @@ def test_an_unusable_source_is_refused_with_what_is_expected(dataset: Path, tmp_
     assert len(read_bids(dataset, pipeline="manual").cases) == 3
     with pytest.raises(ConfigError, match=r"must say how names end"):
         read_bids(dataset, channels=" ,")
-    with pytest.raises(DataError, match=r"no label map .* it has no image"):
-        read_bids(touch(tmp_path / "raw", "sub-01/anat/sub-01_T1w.nii.gz"))
+    sites = touch(tmp_path / "sites", *(f"{site}/{site}/sub-01/anat/sub-01_T1w.nii.gz" for site in ("R001", "R002")))
+    with pytest.raises(
+        ConfigError, match="sites holds several datasets, R001/R001, R002/R002; give one of them as SRC"
+    ):
+        read_bids(sites)
+    with pytest.raises(
+        DataError, match=r"there is no folder derivatives in .*; say where label maps lie by --pipeline"
+    ):
+        read_bids(sites / "R001")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,9 @@ DERIVED = frozenset({"space", "res", "den", "seg", "scale", "atlas", "label", "d
 """Entities that a derivative adds to those of its source."""
 DESCRIBES_LABELS = frozenset({"seg", "scale", "atlas", "label", "desc"})
 """Entities of these that say nothing about the image that a label map belongs to."""
+DATATYPES = frozenset({"anat", "dwi", "fmap", "func", "perf", "pet", "micr", "meg", "eeg", "ieeg", "nirs"})
+"""Folders of a session; what lies in different ones was acquired on different grids."""
+ENDINGS_LISTED = 12
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,17 @@ class BidsFile:
     def session(self) -> tuple[str, str]:
         return self.subject, self.entities.get("ses", "")
 
+    @property
+    def datatype(self) -> str:
+        """Name of the datatype's folder that the file lies in; empty in any other folder."""
+        return self.path.parent.name if self.path.parent.name in DATATYPES else ""
+
+    @property
+    def ending(self) -> str:
+        """What options name: the name without entities of subject, session, acquisition and space."""
+        describing = [part for part in self.parts[:-1] if part.partition("-")[0] in DESCRIBES_LABELS or "-" not in part]
+        return "_".join([*describing, self.parts[-1]])
+
     @cached_property
     def scan(self) -> str:
         """The scan it is derived from, which names the case: ``sub-01_ses-1_run-2``."""
@@ -48,6 +63,14 @@ class BidsFile:
 
     def without(self, keys: Iterable[str]) -> dict[str, str]:
         return {key: value for key, value in self.entities.items() if key not in keys}
+
+
+def list_endings(files: Iterable[BidsFile]) -> str:
+    """How the names of ``files`` end, and how many do, most frequent first, for messages."""
+    counts = Counter(f"*_{file.ending}" for file in files)
+    listed = [f"{ending} ({count})" for ending, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+    more = f" and {len(listed) - ENDINGS_LISTED} others" if len(listed) > ENDINGS_LISTED else ""
+    return ", ".join(listed[:ENDINGS_LISTED]) + more if listed else "no image"
 
 
 def list_files(folder: Path) -> Iterator[BidsFile]:

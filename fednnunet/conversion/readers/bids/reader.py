@@ -3,8 +3,8 @@
 Layout (BIDS specification 1.8.0, https://bids-specification.readthedocs.io/en/v1.8.0: modality agnostic files, and
 derivatives: imaging; with the entities ``seg`` and ``scale`` that its repository has added since, at 01160d9)::
 
-    participants.tsv                                           participant_id, and here a column for the centre
-    sub-<label>/[ses-<label>/]anat/<entities>_<suffix>.nii[.gz]
+    [rawdata/]participants.tsv                                 participant_id, and here a column for the centre
+    [rawdata/]sub-<label>/[ses-<label>/]anat/<entities>_<suffix>.nii[.gz]
     derivatives/<pipeline>/[dseg.tsv]                          index, name
     derivatives/<pipeline>/sub-<label>/[ses-<label>/]anat/
         <source entities>[_space-<space>][_res-<label>]_dseg.nii.gz                    values: the nearest dseg.tsv
@@ -13,7 +13,8 @@ derivatives: imaging; with the entities ``seg`` and ``scale`` that its repositor
 What the specification leaves open is an option or a rule here:
 
 * which of several images and label maps to read: options, by the ends of the names. A label map's image is the one of
-  its subject and session whose other entities do not contradict it, and of several the one with exactly its entities;
+  its subject, session and datatype (``anat``, ``func`` …) whose other entities do not contradict it, and of several the
+  one with exactly its entities;
 * the column with the centre: ``site`` or ``centre``, or the one that the option names; another table may hold it;
 * ``dseg.tsv`` is not required; the standard's own table (1 is grey matter …) is not assumed without one.
 
@@ -23,13 +24,13 @@ pipeline's folder are read with the same options. One label map per case: severa
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
 from fednnunet.conversion.names import name_cases, name_values, number_labels, read_labels
-from fednnunet.conversion.readers.bids.entities import BidsFile, list_files
-from fednnunet.conversion.readers.bids.pairing import pair_images
+from fednnunet.conversion.readers.bids.entities import BidsFile, list_endings, list_files
+from fednnunet.conversion.readers.bids.layout import find_layout
+from fednnunet.conversion.readers.bids.pairing import pair_images, split_by_datatype
 from fednnunet.conversion.readers.bids.participants import read_participants
 from fednnunet.conversion.readers.csv_table import read_table
 from fednnunet.conversion.scan_result import ConversionIssue, ScanResult, SourceCase, SourceImage
@@ -44,6 +45,11 @@ def read_bids(
         "Images of a case in the order of its channels, by how their names end; entities before it choose one of "
         "several: T1w,acq-ax_T2w or desc-preproc_T1w.",
     ] = "T1w",
+    channel_names: Annotated[
+        str | None,
+        "Names of the channels in dataset.json, in their order, if not the ends of the images' names. nnU-Net chooses "
+        "the normalisation by them: CT for CT.",
+    ] = None,
     label_maps: Annotated[
         str, "Label maps, by how their names end: dseg, label-lesion_mask or T2w_seg-manual."
     ] = "dseg",
@@ -67,13 +73,14 @@ def read_bids(
         Path | None, "Table with the columns participant_id and the centre's, in place of participants.tsv in SRC."
     ] = None,
 ) -> ScanResult:
-    """A segmentation dataset in BIDS: SRC holds sub-* folders, participants.tsv and derivatives.
+    """A segmentation dataset in BIDS: SRC holds sub-* folders (or rawdata with them), participants.tsv and derivatives.
 
     See the module for the layout. No image is opened.
 
     Args:
         source: folder of the dataset.
         channels: endings of the images' names, one per channel.
+        channel_names: names of the channels.
         label_maps: ending of the label maps' names.
         pipeline: folder of the label maps.
         image_pipeline: folder of the images.
@@ -85,17 +92,27 @@ def read_bids(
         ConfigError: an option names something that does not exist, or a required one is missing.
         DataError: the folder is no BIDS dataset, or a table in it cannot be read.
     """
-    wanted = tuple(channel.strip() for channel in channels.split(",") if channel.strip())
+    wanted = _listed(channels)
     if not wanted or not label_maps:
         raise ConfigError("channels and label maps must say how names end, such as T1w and dseg")
-    if not any(path.is_dir() for path in source.glob("sub-*")):
+    named = _name_channels(wanted, channel_names)
+    layout = find_layout(source)
+    image_folder = layout.pipeline_folder(image_pipeline) if image_pipeline else layout.raw
+    images = list(list_files(image_folder))
+    absent = [channel for channel in wanted if not any(image.matches(channel) for image in images)]
+    if absent:
         raise DataError(
-            f"{source} is no BIDS dataset: it has no folder sub-*; SRC is the folder that holds participants.tsv, "
-            "sub-* and derivatives"
+            f"no image *_{absent[0]}.nii.gz in {image_folder}; it has {list_endings(images)}; say how their names end "
+            "by --channels"
         )
-    images = list(list_files(pipeline_folder(source, image_pipeline) if image_pipeline else source))
-    folder, maps = find_label_maps(source, label_maps, pipeline)
-    origins = read_participants(source, participants, centre_column)
+    folder, found = layout.find_label_maps(label_maps, pipeline)
+    own, foreign = split_by_datatype(found, images, wanted)
+    if not own:
+        raise DataError(_of_another_datatype(foreign[0], wanted))
+    maps: dict[str, list[BidsFile]] = {}
+    for label_map in own:
+        maps.setdefault(label_map.scan, []).append(label_map)
+    origins = read_participants(layout, participants, centre_column)
     pairs, unclear = pair_images(images, maps, wanted, label_maps)
     given = read_labels(labels) if labels else None
     tables: dict[Path, dict[int, str]] = {}
@@ -120,50 +137,44 @@ def read_bids(
     used = {images_of[0] for _, images_of in pairs.values()}
     maybe = {maps[scan][0].session for scan in unclear}  # these are reported as problems already
     left_out = [
+        ConversionIssue(file.path.name, _of_another_datatype(file, wanted), origins.centre_of(file)) for file in foreign
+    ]
+    left_out += [
         ConversionIssue(image.path.name, f"no annotation: there is no *_{label_maps} of it", origins.centre_of(image))
         for image in images
         if image.matches(wanted[0]) and image not in used and image.session not in maybe
     ]
-    suffixes = tuple(channel.split("_")[-1] for channel in wanted)
     return ScanResult(
         tuple(cases),
-        suffixes if len(set(suffixes)) == len(suffixes) else wanted,
+        named,
         tuple(problems),
-        (*left_out, *origins.without_files([*images, *(found[0] for found in maps.values())])),
+        (*left_out, *origins.without_files([*images, *found])),
         labels=number_labels(case.label_values for case in cases),
+        notes=(origins.note,) if origins.note else (),
     )
 
 
-def pipeline_folder(source: Path, name: str) -> Path:
-    """Folder of a pipeline; an absolute path stays as it is."""
-    folder = source if name == "." else source / "derivatives" / name
-    if not folder.is_dir():
-        there = sorted(path.name for path in (source / "derivatives").glob("*/"))
-        raise ConfigError(f"there is no pipeline {folder}; derivatives holds {', '.join(there) or 'nothing'}")
-    return folder
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def find_label_maps(source: Path, label: str, pipeline: str | None) -> tuple[Path, dict[str, list[BidsFile]]]:
-    """Folder of the pipeline, and scan to its label maps."""
-    derivatives = source / "derivatives"
-    folders = [pipeline_folder(source, pipeline)] if pipeline else [derivatives, *sorted(derivatives.glob("*/"))]
-    files = {folder: list(list_files(folder)) for folder in folders if not folder.name.startswith("sub-")}
-    found = {folder: [file for file in files[folder] if file.matches(label)] for folder in files}
-    having = [folder for folder in found if found[folder]]
-    if not having:
-        others = Counter(f"*_{file.parts[-1]}" for folder in files for file in files[folder])
-        there = ", ".join(f"{name} ({count})" for name, count in sorted(others.items())) or "no image"
-        raise DataError(
-            f"{folders[0]} has no label map *_{label}.nii.gz; it has {there}; say how their names end by "
-            "--label-maps, and where they lie by --pipeline"
-        )
-    if len(having) > 1:
-        names = ", ".join(folder.name for folder in having)
-        raise ConfigError(f"several pipelines have label maps *_{label}: {names}; choose one with --pipeline")
-    scans: dict[str, list[BidsFile]] = {}
-    for file in found[having[0]]:
-        scans.setdefault(file.scan, []).append(file)
-    return having[0], scans
+def _name_channels(channels: tuple[str, ...], given: str | None) -> tuple[str, ...]:
+    """Names of the channels in the dataset: as given, or the images' suffixes where these differ."""
+    if given is not None:
+        names = _listed(given)
+        if len(names) != len(channels):
+            raise ConfigError(f"--channel-names {given}: {len(names)} names for {len(channels)} channels")
+        return names
+    suffixes = tuple(channel.split("_")[-1] for channel in channels)
+    return suffixes if len(set(suffixes)) == len(suffixes) else channels
+
+
+def _of_another_datatype(label_map: BidsFile, channels: tuple[str, ...]) -> str:
+    return (
+        f"{label_map.path.name} lies in {label_map.datatype}, no image *_{' nor *_'.join(channels)} does; choose the "
+        "images that it was drawn on with --channels, or list both in a CSV file (fednnunet convert generic) if they "
+        "lie on one grid"
+    )
 
 
 def _label_values(label_map: BidsFile, pipeline: Path, tables: dict[Path, dict[int, str]]) -> dict[int, str]:

@@ -1,0 +1,60 @@
+"""What a conversion prints stays readable."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from rich.console import Console
+
+from fednnunet.conversion.console import show_plan
+from fednnunet.conversion.plan import plan_conversion
+from fednnunet.conversion.scan_result import ScanResult, SourceCase, SourceImage
+from fednnunet.conversion.targets import numbered_targets
+
+
+def shown(scan: ScanResult, width: int) -> list[str]:
+    """Lines of the plan of ``scan`` in a terminal of ``width`` columns."""
+    plan = plan_conversion(scan, numbered_targets(scan, "Custom", 601, []), scan.labels)
+    console = Console(file=io.StringIO(), width=width)
+    show_plan(plan, console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
+
+
+def scan_of(tmp_path: Path, *centres: str, channel: str = "T1w") -> ScanResult:
+    image = tmp_path / "image.nii.gz"
+    image.touch()
+    cases = tuple(
+        SourceCase(f"case{number}", centre, (SourceImage(image),), SourceImage(image), {1: "tumour"})
+        for number, centre in enumerate(centres)
+    )
+    return ScanResult(cases, (channel,), labels={"background": 0, "tumour": 1}, notes=("the source is old",))
+
+
+def test_names_of_sixty_characters_are_shown_in_full_in_a_narrow_terminal(tmp_path: Path) -> None:
+    long = "Spinal_Cord_Injury_Center_University_Balgrist_Clinic_Zuerich"
+    lines = shown(scan_of(tmp_path, long, "Oslo"), 80)
+    assert max(map(len, lines)) <= 80
+    table = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
+    assert "".join(cells[0] for cells in table) == (
+        f"OsloDataset601_Custom_Oslo{long}Dataset602_Custom_{long.replace('_', '')}"
+    )
+    assert [cells[1:] for cells in table if cells[1]] == [["1", "1", "0", "0"]] * 2
+    (header,) = [line for line in lines if line.startswith("┃")]
+    assert [cell.strip() for cell in header.split("┃")[2:-1]] == ["patients", "cases", "left out", "problems"]
+
+
+def test_notes_of_the_source_and_names_that_hide_ct_are_told(tmp_path: Path) -> None:
+    def notes(channel: str) -> list[str]:
+        lines = shown(scan_of(tmp_path, "Oslo", channel=channel), 200)
+        return [line.removeprefix("note: ") for line in lines if line.startswith("note: ")]
+
+    for name in ("ncct", "CTA", "ct_lung", "CECT"):
+        assert notes(name) == [
+            "the source is old",
+            f"nnU-Net normalises channel {name} like MR, as only the name CT is CT to it; if it is CT, name it CT "
+            "(--channel-names CT, or a column image_CT)",
+        ]
+    for name in ("CT", "ct", "T1w", "T1ct", "actual", "dwi"):
+        assert notes(name) == ["the source is old"]
