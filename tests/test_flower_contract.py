@@ -21,7 +21,7 @@ import fednnunet
 from fednnunet.deployment.node import flower_internals as node
 from fednnunet.deployment.server import flower_internals as server
 from fednnunet.deployment.server import gateway
-from fednnunet.deployment.server.flower_superlink import node_id_lookup, superlink_app
+from fednnunet.deployment.server.flower_superlink import NodeRegister, superlink_app
 from fednnunet.exchange import flower_internals as messages
 
 PACKAGE = Path(fednnunet.__file__).parent
@@ -167,7 +167,7 @@ def test_the_superlink_has_no_settings_that_are_not_decided() -> None:
 
 
 def test_the_superlink_finds_the_node_of_a_key(tmp_path: Path) -> None:
-    assert node_id_lookup(superlink_app(tmp_path / "state.db", auth=True))(b"no key") is None
+    assert NodeRegister(superlink_app(tmp_path / "state.db", auth=True)).node_id(b"no key") is None
 
 
 def test_the_grid_sends_by_a_client_that_can_be_replaced() -> None:

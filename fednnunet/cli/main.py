@@ -42,22 +42,26 @@ app.add_typer(node, name="node")
 def keys(
     folder: Annotated[Path, typer.Argument(help="Folder for the files; existing files stay.")],
     server: Annotated[
-        list[str], typer.Option(help="Host name or IP address by which nodes reach the server; can be repeated.")
-    ],
+        list[str] | None,
+        typer.Option(
+            help="Host name or IP address by which nodes reach the server; can be repeated; not needed to add a node."
+        ),
+    ] = None,
     node: Annotated[list[str] | None, typer.Option(help="Name of a node; can be repeated.")] = None,
     days: Annotated[int, typer.Option(help="Days that the server's certificate is valid.", min=1)] = 825,
 ) -> None:
     """Make what a federation across machines needs: a CA, the server's certificate, a key pair for each node."""
     from fednnunet.deployment.keys import make_keys
 
-    made = make_keys(folder, server, node or [], days)
+    made = make_keys(folder, server or [], node or [], days)
     for path in made.written:
         print(f"made  {path}")
     for path in made.kept:
         print(f"kept  {path}")
+    expiry = f" The server's certificate expires on {made.expires:%Y-%m-%d}." if made.expires is not None else ""
     print(
         f"\nTo each node: {folder / 'ca.crt'} and its own node.key. To the server: server.crt, server.key and every "
-        f"node.pub.\nKeep {folder / 'ca.key'} offline. The server's certificate expires on {made.expires:%Y-%m-%d}."
+        f"node.pub.\nKeep {folder / 'ca.key'} offline.{expiry}"
     )
 
 

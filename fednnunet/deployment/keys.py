@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -27,6 +28,8 @@ CURVE = ec.SECP384R1
 CA_YEARS = 10
 EXPIRES_SOON = timedelta(days=30)
 """A certificate that expires within this time is worth a warning."""
+PUBLIC_KEY_FILE = "node.pub"
+MAX_KEY_BYTES = 2**16
 BACKDATING = timedelta(days=1)
 """How long before its creation a certificate is valid, for machines whose clocks are slow."""
 
@@ -38,45 +41,78 @@ class KeyFiles:
     Attributes:
         written: new files.
         kept: files of an earlier call, which are unchanged.
-        expires: when the server's certificate expires.
+        expires: when the server's certificate expires; None where there is none.
     """
 
     written: list[Path]
     kept: list[Path]
-    expires: datetime
+    expires: datetime | None = None
 
 
 def make_keys(folder: Path, servers: Sequence[str], nodes: Sequence[str], days: int = 825) -> KeyFiles:
     """Make a certificate authority, the server's certificate and one key pair per node, where they do not exist yet.
 
-    Called again, for example with another node, it adds files and changes none.
+    Called again, for example with another node, it adds files and changes none. Only a new server's certificate needs
+    the authority's key.
 
     Args:
         folder: folder for the files.
-        servers: host names and IP addresses by which nodes reach the server.
+        servers: host names and IP addresses by which nodes reach the server; may be empty where there is an authority.
         nodes: names of nodes.
         days: validity of the server's certificate.
 
     Raises:
         ConfigError: an invalid name, an existing server certificate that is for other names or has expired, or a
-            certificate of the authority without its key.
+            certificate of the authority without the key that is needed.
     """
     for node in nodes:
         _check_node(node)
     names = {name: _server_name(name) for name in servers}
-    if not names:
-        raise ConfigError("give the name by which nodes reach the server: a host name or an IP address")
-    files = KeyFiles([], [], datetime.now(UTC))
-    authority, key = _authority(folder, files)
-    server = _server(folder, names, days, authority, key, files)
+    if not names and not (folder / "ca.crt").is_file():
+        raise ConfigError("give the name by which nodes reach the server: --server, a host name or an IP address")
+    files = KeyFiles([], [])
+    expires = _server(folder, names, days, files).not_valid_after_utc if names else _expiry(folder / "server.crt")
     for node in nodes:
-        make_node_key(folder / "nodes" / node, files)
-    return KeyFiles(files.written, files.kept, server.not_valid_after_utc)
+        public = nodes_folder(folder) / node / PUBLIC_KEY_FILE
+        if public.is_file():  # without node.key, too: the node has it, and must not be locked out by another pair
+            files.kept.append(public)
+        else:
+            make_node_key(public.parent, files)
+    return KeyFiles(files.written, files.kept, expires)
 
 
-def node_keys(folder: Path) -> dict[str, Path]:
-    """Public key file of every node, by name, in a folder that :func:`make_keys` made."""
-    return {path.parent.name: path for path in sorted(folder.glob("nodes/*/node.pub"))}
+def _expiry(certificate: Path) -> datetime | None:
+    if not certificate.is_file():
+        return None
+    return x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc
+
+
+def nodes_folder(keys: Path) -> Path:
+    """Folder with one folder per node, in a folder that :func:`make_keys` made."""
+    return keys / "nodes"
+
+
+def read_node_keys(keys: Path) -> tuple[dict[str, ec.EllipticCurvePublicKey], dict[str, str]]:
+    """Public keys of the nodes, by name, in a folder that :func:`make_keys` made.
+
+    Returns:
+        The keys, and why the keys of other nodes cannot be used.
+
+    Raises:
+        ConfigError: the folder cannot be read, so that nothing is known of any node.
+    """
+    try:
+        names = sorted(path.name for path in nodes_folder(keys).iterdir() if (path / PUBLIC_KEY_FILE).is_file())
+    except OSError as error:
+        raise ConfigError(f"{nodes_folder(keys)} cannot be read: {error.strerror}") from None
+    readable, problems = {}, {}
+    for name in names:
+        try:
+            _check_node(name)
+            readable[name] = read_public_key(nodes_folder(keys) / name / PUBLIC_KEY_FILE)
+        except ConfigError as error:
+            problems[name] = str(error)
+    return readable, problems
 
 
 def _check_node(name: str) -> None:
@@ -120,14 +156,7 @@ def _authority(folder: Path, files: KeyFiles) -> tuple[x509.Certificate, ec.Elli
     return certificate, key
 
 
-def _server(
-    folder: Path,
-    names: Mapping[str, x509.GeneralName],
-    days: int,
-    authority: x509.Certificate,
-    signer: ec.EllipticCurvePrivateKey,
-    files: KeyFiles,
-) -> x509.Certificate:
+def _server(folder: Path, names: Mapping[str, x509.GeneralName], days: int, files: KeyFiles) -> x509.Certificate:
     certificate_file, key_file = folder / "server.crt", folder / "server.key"
     if certificate_file.is_file():
         certificate = x509.load_pem_x509_certificate(certificate_file.read_bytes())
@@ -141,6 +170,7 @@ def _server(
             raise ConfigError(f"{certificate_file} has expired; remove it, and a new one is made")
         files.kept.extend((certificate_file, key_file))
         return certificate
+    authority, signer = _authority(folder, files)
     key = ec.generate_private_key(CURVE())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, next(iter(names))[:64])])
     certificate = (
@@ -191,7 +221,7 @@ def make_node_key(folder: Path, files: KeyFiles | None = None) -> None:
         folder: folder for the files.
         files: gets the names of the files.
     """
-    files = files or KeyFiles([], [], datetime.now(UTC))
+    files = files or KeyFiles([], [])
     private, public = folder / "node.key", folder / "node.pub"
     if private.is_file() and public.is_file():
         files.kept.extend((private, public))
@@ -225,11 +255,20 @@ def read_public_key(path: Path) -> ec.EllipticCurvePublicKey:
         ConfigError: the file cannot be read, or holds another kind of key.
     """
     try:
-        key = serialization.load_ssh_public_key(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} holds no public key: {error}") from None
+        with path.open("rb") as file:
+            content = file.read(MAX_KEY_BYTES)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    if not content.strip():
+        raise ConfigError(f"{path} is empty; copy the node's public key again")
+    try:
+        key = serialization.load_ssh_public_key(content)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise ConfigError(
+            f"{path} holds no public key in OpenSSH's format, or not all of it ({error}); copy it again"
+        ) from None
     if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise ConfigError(f"{path} holds a key of another kind; `fednnunet keys` makes ECDSA keys")
+        raise ConfigError(f"{path} holds a key of another kind; make one with `ssh-keygen -t ecdsa -b 384`")
     return key
 
 

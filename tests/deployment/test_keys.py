@@ -78,7 +78,33 @@ def test_a_later_call_adds_a_node_and_changes_nothing(tmp_path: Path) -> None:
         *("nodes/Porto/node.key", "nodes/Porto/node.pub")
     ]
     assert all(path.read_bytes() == content for path, content in before.items())
-    assert set(made.kept) == set(before)
+    assert {path.name for path in made.kept} == {"server.crt", "server.key", "node.pub"}
+
+
+def test_a_key_that_a_node_has_is_not_replaced(tmp_path: Path) -> None:
+    """Its private half was sent to the hospital and deleted here, or was never here."""
+    make_keys(tmp_path, ["localhost"], ["Oslo"])
+    (tmp_path / "nodes" / "Oslo" / "node.key").unlink()
+    before = (tmp_path / "nodes" / "Oslo" / "node.pub").read_bytes()
+    make_keys(tmp_path, ["localhost"], ["Oslo", "Porto"])
+    assert (tmp_path / "nodes" / "Oslo" / "node.pub").read_bytes() == before
+    assert not (tmp_path / "nodes" / "Oslo" / "node.key").exists()
+
+
+@pytest.mark.parametrize("servers", [[], ["localhost"]])
+def test_a_nodes_pair_is_made_while_the_authoritys_key_is_offline(tmp_path: Path, servers: list[str]) -> None:
+    first = make_keys(tmp_path, ["localhost"], [])
+    (tmp_path / "ca.key").unlink()
+    made = make_keys(tmp_path, servers, ["Porto"])
+    assert {path.name for path in made.written} == {"node.key", "node.pub"}
+    assert made.expires == first.expires
+    with pytest.raises(ConfigError, match=r"server\.crt is not for 10\.0\.0\.7"):
+        make_keys(tmp_path, ["10.0.0.7"], [])
+    (tmp_path / "server.crt").unlink()
+    (tmp_path / "server.key").unlink()
+    with pytest.raises(ConfigError, match=r"ca\.crt exists without ca\.key, which signs"):
+        make_keys(tmp_path, ["localhost"], ["Riga"])
+    assert make_keys(tmp_path, [], ["Riga"]).expires is None
 
 
 @pytest.mark.parametrize(

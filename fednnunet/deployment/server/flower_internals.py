@@ -21,10 +21,8 @@ from flwr.common.serde import run_from_proto
 from flwr.proto.control_pb2 import (
     ListNodesRequest,
     ListRunsRequest,
-    RegisterNodeRequest,
     StartRunRequest,
     StopRunRequest,
-    UnregisterNodeRequest,
 )
 from flwr.proto.fab_pb2 import Fab
 from flwr.proto.fleet_pb2 import PushMessagesRequest
@@ -35,7 +33,7 @@ from flwr.proto.runtime_pb2 import (
     PushTaskOutputRequest,
     SendTaskHeartbeatRequest,
 )
-from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER, TaskType
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER, NodeStatus, TaskType
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.date import now
 from flwr.supercore.error import ApiErrorCode, FlowerError
@@ -68,13 +66,13 @@ __all__ = [
     "ListNodesRequest",
     "ListRunsRequest",
     "NodeInfo",
+    "NodeStatus",
     "ObjectPushError",
     "ProtobufCall",
     "ProtobufRequestContext",
     "PullTaskInputRequest",
     "PushMessagesRequest",
     "PushTaskOutputRequest",
-    "RegisterNodeRequest",
     "RetryInvoker",
     "RuntimeHttpClient",
     "RuntimeTokenHttpInterceptor",
@@ -85,7 +83,6 @@ __all__ = [
     "StopRunRequest",
     "SubStatus",
     "TaskType",
-    "UnregisterNodeRequest",
     "build_fab_from_files",
     "bytes_to_public_key",
     "exponential",

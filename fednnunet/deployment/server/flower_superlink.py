@@ -6,14 +6,24 @@ the SuperLink's own process does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from fastapi import FastAPI
-from flwr.common.constant import ISOLATION_MODE_PROCESS, TRANSPORT_TYPE_GRPC_RERE
+from flwr.common.constant import (
+    HEARTBEAT_DEFAULT_INTERVAL,
+    ISOLATION_MODE_PROCESS,
+    NOOP_ACCOUNT_NAME,
+    NOOP_FLWR_AID,
+    TRANSPORT_TYPE_GRPC_RERE,
+)
+from flwr.supercore.constant import NodeStatus
+from flwr.supercore.state.schema.linkstate_models import Node
+from flwr.supercore.utils import uint64_to_int64
 from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
 from flwr.superlink.config_loader import SuperLinkLifespanConfig, load_control_authn_plugin
 from flwr.superlink.main import create_app
+from sqlalchemy import case, update
 
 
 def superlink_app(database: Path, auth: bool) -> FastAPI:
@@ -50,7 +60,58 @@ def superlink_app(database: Path, auth: bool) -> FastAPI:
     return create_app(config, SuperLinkLifespan)
 
 
-def node_id_lookup(app: FastAPI) -> Callable[[bytes], int | None]:
-    """A function from a public key to the id of the node that is registered for it; None where there is none."""
-    lookup: Callable[[bytes], int | None] = app.state.linkstate_factory.state().get_node_id_by_public_key
-    return lookup
+@dataclass(frozen=True)
+class KnownNode:
+    """A node that a SuperLink knows.
+
+    Attributes:
+        node_id: Flower's id.
+        name: that its key was registered under.
+        public_key: as Flower's messages name it.
+        is_registered: whether it may join; Flower keeps those that may no longer.
+    """
+
+    node_id: int
+    name: str
+    public_key: bytes
+    is_registered: bool
+
+
+class NodeRegister:
+    """Nodes that a SuperLink knows.
+
+    Flower's Control API registers a key once, and never again after it was unregistered; :meth:`restore` does.
+
+    Args:
+        app: of :func:`superlink_app`.
+    """
+
+    def __init__(self, app: FastAPI) -> None:
+        self._state = app.state.linkstate_factory.state()
+
+    def node_id(self, public_key: bytes) -> int | None:
+        """Id of the node that is registered for a public key; None where there is none."""
+        found: int | None = self._state.get_node_id_by_public_key(public_key)
+        return found
+
+    def nodes(self) -> list[KnownNode]:
+        """All nodes that are registered, or were."""
+        return [
+            KnownNode(node.node_id, node.name, node.public_key, node.status != NodeStatus.UNREGISTERED)
+            for node in self._state.get_node_info()
+        ]
+
+    def add(self, name: str, public_key: bytes) -> None:
+        """Register a key that was never registered before."""
+        self._state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, public_key, HEARTBEAT_DEFAULT_INTERVAL, name=name)
+
+    def remove(self, node_id: int) -> None:
+        """Unregister a node: it is offline from now on."""
+        self._state.delete_node(NOOP_FLWR_AID, node_id)
+
+    def restore(self, node_id: int, name: str) -> None:
+        """Register a node again, with its id, or under another name."""
+        now_registered = case((Node.status == NodeStatus.UNREGISTERED, NodeStatus.REGISTERED), else_=Node.status)
+        change = update(Node).where(Node.node_id == uint64_to_int64(node_id))
+        with self._state.session() as session:
+            session.execute(change.values(status=now_registered, unregistered_at=None, name=name))

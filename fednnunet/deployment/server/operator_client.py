@@ -1,4 +1,4 @@
-"""The operator's side of the server: registers nodes, starts a run and becomes its ServerApp."""
+"""The operator's side of the server: asks for its nodes, starts a run and becomes its ServerApp."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from urllib.request import getproxies
 import httpx
 
 from fednnunet import __version__
-from fednnunet.deployment.keys import read_public_key
 from fednnunet.deployment.server.flower_internals import (
     AcquireTaskRequest,
     ControlHttpClient,
@@ -25,18 +24,16 @@ from fednnunet.deployment.server.flower_internals import (
     ListNodesRequest,
     ListRunsRequest,
     NodeInfo,
+    NodeStatus,
     ProtobufCall,
     ProtobufRequestContext,
-    RegisterNodeRequest,
     RuntimeHttpClient,
     RuntimeVersionHttpInterceptor,
     StartRunRequest,
     Status,
     StopRunRequest,
     TaskType,
-    UnregisterNodeRequest,
     build_fab_from_files,
-    public_key_to_bytes,
 )
 from fednnunet.errors import ConfigError
 
@@ -131,7 +128,8 @@ class Operator:
     def nodes(self) -> list[NodeInfo]:
         """All registered nodes: name, online or not, last heartbeat."""
         with self._control() as control:
-            return list(control.ListNodes(ListNodesRequest()).nodes_info)
+            known = control.ListNodes(ListNodesRequest()).nodes_info
+        return [node for node in known if node.status != NodeStatus.UNREGISTERED]
 
     def polls(self) -> dict[bytes, int]:
         """By public key, how often the node has asked for a message since the SuperLink started."""
@@ -139,26 +137,6 @@ class Operator:
         response = httpx.get(url, headers={TOKEN_HEADER: f"Bearer {self._token}"}, timeout=30)
         response.raise_for_status()
         return {base64.b64decode(key): count for key, count in response.json().items()}
-
-    def register(self, keys: Mapping[str, Path]) -> tuple[list[str], list[str]]:
-        """Register these nodes' keys, by name, and remove all others.
-
-        Args:
-            keys: public key file of each node (OpenSSH), by name.
-
-        Returns:
-            Names that were added, and names that were removed.
-        """
-        wanted = {name: public_key_to_bytes(read_public_key(path)) for name, path in keys.items()}
-        known = {node.name: node for node in self.nodes()}
-        removed = [name for name, node in known.items() if wanted.get(name) != node.public_key]
-        added = [name for name, key in wanted.items() if name not in known or known[name].public_key != key]
-        with self._control() as control:
-            for name in removed:
-                control.UnregisterNode(UnregisterNodeRequest(node_id=known[name].node_id))
-            for name in added:
-                control.RegisterNode(RegisterNodeRequest(public_key=wanted[name], name=name))
-        return added, [name for name in removed if name not in wanted]
 
     def start_run(self) -> tuple[int, str]:
         """Start a run whose ServerApp is this process; stop runs that others left open.

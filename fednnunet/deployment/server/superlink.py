@@ -25,9 +25,10 @@ from sqlalchemy.engine import ExceptionContext
 
 from fednnunet.deployment.server.certificate_watcher import watch_certificate
 from fednnunet.deployment.server.connection_limits import MAX_CONNECTIONS, LimitedConnection
-from fednnunet.deployment.server.flower_superlink import node_id_lookup, superlink_app
+from fednnunet.deployment.server.flower_superlink import NodeRegister, superlink_app
 from fednnunet.deployment.server.gateway import operator_endpoint, public_endpoint
 from fednnunet.deployment.server.operator_client import TOKEN_FILE
+from fednnunet.deployment.server.registration import Registration, watch_keys
 from fednnunet.deployment.server.signatures import Signatures
 from fednnunet.deployment.supervision import log_and_notify
 from fednnunet.processes import end_with_parent
@@ -65,13 +66,14 @@ async def serve(
         public: bound socket of the public endpoint.
         operator: bound socket of the operator endpoint.
         token: the operator's token.
-        keys: folder with ``server.crt`` and ``server.key``; None for plain HTTP without node keys.
+        keys: folder that ``fednnunet keys`` made; None for plain HTTP without node keys.
         notify: gets a line for the operator.
     """
     report_full_disk(state)
     app = superlink_app(state / DATABASE, auth=keys is not None)
     polls: Counter[str] = Counter()
-    signatures = None if keys is None else Signatures(node_id_lookup(app))
+    register = NodeRegister(app)
+    signatures = None if keys is None else Signatures(register.node_id)
     common: dict[str, Any] = {
         "log_config": None,
         "access_log": False,
@@ -90,16 +92,19 @@ async def serve(
         asyncio.ensure_future(server.serve([at]))
         for server, at in ((operator_server, operator), (public_server, public))
     }
-    watch = None
+    watches = []
     if keys is not None:
         public_server.config.load()
         assert public_server.config.ssl is not None
-        watch = asyncio.ensure_future(watch_certificate(public_server.config.ssl, keys, notify))
+        watches = [
+            asyncio.ensure_future(watch_certificate(public_server.config.ssl, keys, notify)),
+            asyncio.ensure_future(watch_keys(Registration(register, notify), keys, notify)),
+        ]
     # A signal ends the server that installed its handlers last; then the other one ends, too.
     await asyncio.wait(serving, return_when=asyncio.FIRST_COMPLETED)
     operator_server.should_exit = public_server.should_exit = True
     await asyncio.gather(*serving)
-    if watch is not None:
+    for watch in watches:
         watch.cancel()
 
 
@@ -112,7 +117,7 @@ def run_superlink(
         state: folder with the database and the operator's token.
         public: listening socket of the public endpoint.
         operator: listening socket of the operator endpoint.
-        keys: folder with ``server.crt`` and ``server.key``; None for plain HTTP without node keys.
+        keys: folder that ``fednnunet keys`` made; None for plain HTTP without node keys.
         log_file: takes what Flower and uvicorn log.
     """
     os.environ["FLWR_TELEMETRY_ENABLED"] = "0"

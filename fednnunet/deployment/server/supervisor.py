@@ -1,4 +1,4 @@
-"""``fednnunet server up``: keeps Flower's SuperLink alive, and the nodes' keys registered."""
+"""``fednnunet server up``: keeps Flower's SuperLink alive."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pathlib import Path
 
 from fednnunet import __version__
 from fednnunet.config.node_file import LOOPBACK, split_address
-from fednnunet.deployment.keys import node_keys
-from fednnunet.deployment.server.operator_client import GONE_AWAY, SERVER_FILE, Operator, ServerFacts, write_token
+from fednnunet.deployment.keys import nodes_folder, read_node_keys
+from fednnunet.deployment.server.operator_client import SERVER_FILE, ServerFacts, write_token
 from fednnunet.deployment.supervision import SupervisedProcess, ended_by_signal, supervise
 from fednnunet.errors import ConfigError
 from fednnunet.files import write_atomically
@@ -58,15 +58,12 @@ def serve(keys: Path | None, address: str, state: Path, insecure: bool) -> None:
         write_atomically(state / SERVER_FILE, json.dumps(dataclasses.asdict(facts), indent=1))
         if insecure:
             print("warning: plain HTTP and no node keys: anyone with an account on this machine can join", flush=True)
-        print(f"the server listens at {address}{'' if insecure else ' (TLS, node keys)'}; log: {state / LOG_FILE}")
+        how = "" if insecure else " (TLS, node keys)"
+        print(f"the server listens at {address}{how}; log: {state / LOG_FILE}", flush=True)
         superlink = SupervisedProcess("SuperLink", lambda: _start(state, public, operator, keys))
-        registered: dict[str, Path] | None = None
         try:
             for _ in supervise([superlink], ended, lambda text: print(text, flush=True)):
-                if keys is not None and (current := node_keys(keys)) != registered:
-                    with contextlib.suppress(*GONE_AWAY):  # it is still starting: try at the next poll
-                        _report_changes(*Operator(state).register(current), total=len(current))
-                        registered = current
+                pass
         finally:
             (state / SERVER_FILE).unlink(missing_ok=True)
             print("the server has ended; nodes wait for its return")
@@ -90,7 +87,7 @@ def check_keys(keys: Path | None, address: str, insecure: bool) -> None:
     for name in ("ca.crt", "server.crt", "server.key"):
         if not (keys / name).is_file():
             raise ConfigError(f"{keys} has no {name}; `fednnunet keys {keys} --server …` makes it")
-    if not node_keys(keys):
+    if not nodes_folder(keys).is_dir() or not any(read_node_keys(keys)):
         raise ConfigError(f"{keys} has no key of a node; `fednnunet keys {keys} --server … --node NAME` makes it")
 
 
@@ -126,12 +123,3 @@ def _superlink(state: Path, public: socket.socket, operator: socket.socket, keys
     from fednnunet.deployment.server.superlink import run_superlink
 
     run_superlink(state, public, operator, keys, state / LOG_FILE)
-
-
-def _report_changes(added: list[str], removed: list[str], total: int) -> None:
-    for name in added:
-        print(f"node {name} may join", flush=True)
-    for name in removed:
-        print(f"node {name} may no longer join", flush=True)
-    if not added and not removed:
-        print(f"{total} nodes may join", flush=True)
