@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fednnunet.evaluation.predict import Predictor
+from fednnunet.evaluation.predict import NotFiniteError, Predictor
 from fednnunet.exchange.messages import ENSEMBLE
 from fednnunet.training.network_state import load_state
 
@@ -29,14 +29,21 @@ class FoldModels:
     weights: Sequence[Callable[[], Mapping[str, np.ndarray]]]
 
     def probabilities(self, images: list[str]) -> np.ndarray:
-        """Mean softmax (sigmoid of regions) of the folds' models, (classes, Z, Y, X) in the images' own grid."""
+        """Mean softmax (sigmoid of regions) of the folds' models, (classes, Z, Y, X) in the images' own grid.
+
+        Raises:
+            NotFiniteError: a model's output is NaN or infinite; names the node that trained it.
+        """
         data, properties = self.predictor.load_files(images)
 
         def of_fold(load: Callable[[], Mapping[str, np.ndarray]]) -> np.ndarray:
             load_state(self.predictor.network, load())
             return self.predictor.segment_with_probabilities(self.predictor.logits(data), properties)[1]
 
-        return reduce(np.add, map(of_fold, self.weights)) / len(self.weights)
+        try:
+            return reduce(np.add, map(of_fold, self.weights)) / len(self.weights)
+        except NotFiniteError as error:
+            raise NotFiniteError(self.node) from error
 
 
 def segment_with_each(

@@ -12,6 +12,23 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
+from fednnunet.errors import ConfigError
+
+INFINITE = "Encountered inf in predicted array"
+"""Message of nnU-Net, which looks for infinity and not for NaN."""
+
+
+class NotFiniteError(ConfigError):
+    """Logits with NaN or infinity, which an argmax would take for background.
+
+    Args:
+        model: node that trained the model; None for this node's own.
+    """
+
+    def __init__(self, model: str | None = None) -> None:
+        super().__init__("the model's output is not finite")
+        self.model = model
+
 
 class Predictor:
     """One network with its plans, ready to segment as ``nnUNetv2_predict`` does, in this process.
@@ -65,8 +82,20 @@ class Predictor:
         )
 
     def logits(self, data: np.ndarray) -> torch.Tensor:
-        """Logits (classes, Z, Y, X) of preprocessed ``data`` (C, Z, Y, X), by sliding window and mirroring."""
-        return self._predictor.predict_sliding_window_return_logits(torch.from_numpy(data)).cpu()
+        """Logits (classes, Z, Y, X) of preprocessed ``data`` (C, Z, Y, X), by sliding window and mirroring.
+
+        Raises:
+            NotFiniteError: one is NaN or infinite.
+        """
+        try:
+            logits = self._predictor.predict_sliding_window_return_logits(torch.from_numpy(data)).cpu()
+        except RuntimeError as error:
+            if INFINITE in str(error):
+                raise NotFiniteError from error
+            raise
+        if not torch.isfinite(logits).all():
+            raise NotFiniteError
+        return logits
 
     def segment(self, logits: torch.Tensor, properties: dict[str, Any]) -> np.ndarray:
         """Segmentation (Z, Y, X) in the original image's grid."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,8 +12,10 @@ import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
 from fednnunet.datasets.raw import Case
+from fednnunet.errors import ConfigError
 from fednnunet.evaluation.metrics import SegmentationMetrics
 from fednnunet.evaluation.overlays import save_overlay
+from fednnunet.evaluation.predict import NotFiniteError
 from fednnunet.exchange.messages import CaseScore
 
 log = logging.getLogger(__name__)
@@ -57,7 +59,11 @@ def score_cases(
         tolerance: tolerance of the surface DSC, in that unit.
         predictions: folder and file ending to write segmentations to, or None.
         overlays: folder for one slice of each case, with the last model's segmentation, or None.
+
+    Raises:
+        ConfigError: a model's output is NaN or infinite; says of which model, and in how many cases.
     """
+    not_finite: list[str | None] = []
     scores: list[CaseScore] = []
     metrics: dict[str | None, SegmentationMetrics] = {}
     for held_out in cases:
@@ -65,7 +71,7 @@ def score_cases(
         reference = reference[0]
         spacing = np.asarray(properties["spacing"], dtype=float)
         voxel = spacing if distance_unit == "mm" else np.ones_like(spacing)
-        for model, segmentation in segment(held_out):
+        for model, segmentation in _note_not_finite(segment(held_out), not_finite):
             measure = metrics.setdefault(model, SegmentationMetrics(labels, tolerance))
             results = measure(segmentation, reference, tuple(voxel))
             scores += [
@@ -82,6 +88,8 @@ def score_cases(
                 )
                 for score in results
             ]
+        if not_finite:
+            continue  # the other cases are only counted
         if predictions is not None:
             folder, ending = predictions
             folder.mkdir(parents=True, exist_ok=True)
@@ -91,9 +99,31 @@ def score_cases(
             known = np.where(reference == labels.get("ignore"), 0, reference)
             dsc = float(np.mean([score.dsc for score in results if np.isfinite(score.dsc)] or [np.nan]))
             save_overlay(overlays, held_out.centre, held_out.number, image[0], known, segmentation, spacing, dsc)
+    if not_finite:
+        raise _not_finite_error(not_finite, len(cases))
     for model, measure in metrics.items():
         _log_means(model, measure.compute(), len(cases))
     return scores
+
+
+def _note_not_finite(
+    segmentations: Iterable[tuple[str | None, np.ndarray]], not_finite: list[str | None]
+) -> Iterator[tuple[str | None, np.ndarray]]:
+    """The segmentations up to the first model whose output is not finite, which is noted."""
+    try:
+        yield from segmentations
+    except NotFiniteError as error:
+        not_finite.append(error.model)
+
+
+def _not_finite_error(models: Sequence[str | None], num_cases: int) -> ConfigError:
+    whose = {"its own model" if model is None else f"the model of {model}" for model in models}
+    owners = " and ".join(sorted(whose))
+    return ConfigError(
+        f"the output of {owners} is NaN or infinite in {len(models)} of {num_cases} cases, so none "
+        "is scored: weights or running statistics are broken; train again with compute.precision=32-true or a lower "
+        "trainer.initial_lr"
+    )
 
 
 def _log_means(model: str | None, means: Mapping[str, Mapping[str, float]], num_cases: int) -> None:

@@ -141,12 +141,20 @@ class PlanReply(Body):
     Attributes:
         plans: the node's nnU-Net plans.
         layers: trainable tensors and buffers of the network, name to shape.
+        buffers: those of ``layers`` that no optimizer trains, such as batch normalization's running statistics.
         num_parameters: number of values in ``layers``.
     """
 
     plans: dict[str, Any]
     layers: dict[LayerName, Shape]
+    buffers: list[LayerName] = []
     num_parameters: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _buffers_are_layers(self) -> PlanReply:
+        if len(set(self.buffers)) < len(self.buffers) or not self.layers.keys() >= set(self.buffers):
+            raise ValueError("buffers: one is there twice, or is not a layer")
+        return self
 
 
 class PreprocessRequest(Body):
@@ -190,7 +198,7 @@ class TrainRequest(Body):
         epochs: epochs of a round; fewer where the trainer has fewer left. Epochs of rounds that the node was not in
             count as finished.
         layers: names of the layers to send back; empty when nothing is exchanged.
-        dtype: data type to send them in; layers of integers are sent as they are.
+        dtype: data type to send them in; buffers, and layers of integers, are sent as they are.
         proximal_mu: weight of FedProx's proximal term, towards the arrays beside this body; 0 for none.
     """
 

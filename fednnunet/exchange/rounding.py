@@ -7,7 +7,7 @@ add up to what was to be sent, over any number of rounds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import ml_dtypes
 import numpy as np
@@ -22,13 +22,16 @@ class ErrorFeedback:
 
     Args:
         dtype: data type of what travels; with ``float32`` there is nothing to round.
+        exact: arrays that travel as they are, such as running statistics: what one round's rounding leaves over could
+            make the next round's variance negative.
 
     Attributes:
         residuals: name to what is still to be sent (float32, of the array's shape).
     """
 
-    def __init__(self, dtype: ExchangeDtype) -> None:
+    def __init__(self, dtype: ExchangeDtype, exact: Collection[str] = ()) -> None:
         self.dtype = dtype
+        self.exact = frozenset(exact)
         self.residuals: dict[str, np.ndarray] = {}
         self._largest = float(ml_dtypes.finfo(dtype).max)
 
@@ -37,13 +40,17 @@ class ErrorFeedback:
         """Whether anything is rounded."""
         return self.dtype != "float32"
 
-    def dtype_of(self, dtype: np.dtype) -> np.dtype:
-        """Type that arrays of ``dtype`` travel as: floats are rounded, integers stay as they are."""
-        return np.dtype(self.dtype) if dtype.name in FLOATS else dtype
+    def is_rounding(self, name: str, dtype: np.dtype) -> bool:
+        """Whether this array is rounded: a float that is not exact."""
+        return dtype.name in FLOATS and name not in self.exact
+
+    def dtype_of(self, name: str, dtype: np.dtype) -> np.dtype:
+        """Type that an array of ``dtype`` travels as."""
+        return np.dtype(self.dtype) if self.is_rounding(name, dtype) else dtype
 
     def expect(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
         """Announce an array that will be sent; its residual is zero where it was never sent before."""
-        if dtype.name in FLOATS and name not in self.residuals:
+        if self.is_rounding(name, dtype) and name not in self.residuals:
             self.residuals[name] = np.zeros(shape, dtype=np.float32)
 
     def encode(self, arrays: Mapping[str, np.ndarray], out: Mapping[str, np.ndarray], where: str) -> None:
@@ -61,7 +68,7 @@ class ErrorFeedback:
         """
         check_finite(arrays, where)
         for name, array in arrays.items():
-            if array.dtype.name not in FLOATS:
+            if not self.is_rounding(name, array.dtype):
                 np.copyto(out[name], array)
                 continue
             self.expect(name, array.shape, array.dtype)
@@ -69,7 +76,7 @@ class ErrorFeedback:
 
     def encoded(self, arrays: Mapping[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
         """:meth:`encode` into new arrays."""
-        out = {name: np.empty(array.shape, self.dtype_of(array.dtype)) for name, array in arrays.items()}
+        out = {name: np.empty(array.shape, self.dtype_of(name, array.dtype)) for name, array in arrays.items()}
         self.encode(arrays, out, where)
         return out
 
@@ -92,13 +99,16 @@ def is_rounded(dtype: np.dtype) -> bool:
     return dtype.name in FLOATS and dtype.itemsize < 4
 
 
-def check_dtypes(arrays: Mapping[str, np.ndarray], dtype: ExchangeDtype, where: str) -> None:
-    """Check that layers have the requested type; integers always travel as they are.
+def check_dtypes(
+    arrays: Mapping[str, np.ndarray], dtype: ExchangeDtype, where: str, exact: Collection[str] = ()
+) -> None:
+    """Check that layers have the requested type; integers, and layers that are ``exact``, travel as they are.
 
     Raises:
         ProtocolError: names ``where`` and the first such layer.
     """
     for name, array in arrays.items():
-        is_requested = array.dtype.name == dtype or (dtype == "float32" and not is_rounded(array.dtype))
+        wanted = "float32" if name in exact else dtype
+        is_requested = array.dtype.name == wanted or (wanted == "float32" and not is_rounded(array.dtype))
         if array.dtype.name in FLOATS and not is_requested:
-            raise ProtocolError(f"{where} sent layer {name} as {array.dtype} instead of {dtype}")
+            raise ProtocolError(f"{where} sent layer {name} as {array.dtype} instead of {wanted}")

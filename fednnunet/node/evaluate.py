@@ -28,7 +28,11 @@ def evaluate_fold(trainer: nnUNetTrainer, dataset: NodeDataset, settings: NodeSe
     probabilities = folder if settings.config.trainer.save_probabilities else None
     segment = held_out_segmenter(trainer, identifiers, probabilities)
     predictions = folder, dataset.raw.file_ending
-    scores = _score(cases, lambda case: [(None, segment(case))], dataset, settings, predictions)
+
+    def segment_own(case: HeldOutCase) -> Iterator[tuple[None, np.ndarray]]:
+        yield None, segment(case)
+
+    scores = _score(cases, segment_own, dataset, settings, predictions)
     summary = write_summary(trainer, folder, identifiers)
     trainer.print_to_log_file("Mean Validation Dice:", summary["foreground_mean"]["Dice"])
     return scores

@@ -12,7 +12,7 @@ from fednnunet.errors import ProtocolError
 from fednnunet.exchange.arrays import SharedArrays, Spec
 from fednnunet.exchange.messages import ExchangeDtype
 from fednnunet.exchange.rounding import ErrorFeedback
-from fednnunet.training.network_state import read_state, state_arrays, state_spec
+from fednnunet.training.network_state import buffer_names, read_state, state_arrays, state_spec
 
 
 class LayerSender:
@@ -38,7 +38,7 @@ class LayerSender:
             Rounding errors of the rounds before it by layer, to be stored with the network.
         """
         if self._feedback.dtype != dtype:
-            self._feedback = ErrorFeedback(dtype)
+            self._feedback = ErrorFeedback(dtype, buffer_names(network))
         self._sent = None
         if self._feedback.rounds:
             for name, (shape, number) in state_spec(network, layers).items():
@@ -49,7 +49,7 @@ class LayerSender:
         self, network: nn.Module, layers: Sequence[str], dtype: ExchangeDtype, residuals: Mapping[str, np.ndarray]
     ) -> None:
         """Resume from the round of a checkpoint, with the rounding errors stored in it."""
-        self._feedback = ErrorFeedback(dtype)
+        self._feedback = ErrorFeedback(dtype, buffer_names(network))
         self._feedback.residuals = dict(residuals)
         self._sent = None
         if residuals:
@@ -65,7 +65,7 @@ class LayerSender:
         """
         if self._sent is None:
             spec = state_spec(network, layers)
-            wire = {name: (shape, self._feedback.dtype_of(number)) for name, (shape, number) in spec.items()}
+            wire = {name: (shape, self._feedback.dtype_of(name, number)) for name, (shape, number) in spec.items()}
             self._rounded = _reuse(self._rounded, wire)
             self._feedback.encode(state_arrays(network, layers), self._rounded.views(), "the node")
             self._sent = list(layers)

@@ -26,7 +26,7 @@ from fednnunet.node.received_models import ReceivedModels
 from fednnunet.node.settings import NodeSettings
 from fednnunet.training.checkpoint import read_final
 from fednnunet.training.devices import cap_memory, check_device, resolve_device
-from fednnunet.training.network_state import layer_shapes
+from fednnunet.training.network_state import buffer_names, layer_shapes
 
 
 class NodeStages:
@@ -67,10 +67,12 @@ class NodeStages:
         """Plan from the federated fingerprint or the node's own, build the network, list its layers."""
         self._plans = None
         self._plans = prepare.plan_network(self.dataset, request, self.settings)
-        layers = layer_shapes(self._network(self._plans))
+        network = self._network(self._plans)
+        layers = layer_shapes(network)
         return messages.PlanReply(
             plans=self._plans,
             layers=layers,
+            buffers=buffer_names(network),
             num_parameters=sum(int(torch.Size(shape).numel()) for shape in layers.values()),
         )
 

@@ -41,6 +41,12 @@ def layer_shapes(network: nn.Module) -> dict[str, list[int]]:
     return {name: list(tensor.shape) for name, tensor in named_tensors(network)}
 
 
+def buffer_names(network: nn.Module) -> list[str]:
+    """Those of :func:`layer_shapes` that no optimizer trains: running statistics and counters."""
+    trained = {name for name, _ in unwrap(network).named_parameters()}
+    return [name for name, _ in named_tensors(network) if name not in trained]
+
+
 def read_state(network: nn.Module, layers: Iterable[str], out: Mapping[str, np.ndarray]) -> None:
     """Copy ``layers`` of ``network`` into the arrays ``out`` of the same shapes and dtypes.
 

@@ -30,6 +30,7 @@ def test_a_round_is_rounded_once_whatever_is_sent_in_between(network: nn.Module)
     assert all((left == 0).all() for left in sender.finish_round(network, LAYERS, "bfloat16").values())
     first = copied(sender.rounded(network, LAYERS, "bfloat16"))
     assert first["1.num_batches_tracked"].dtype == np.int64
+    assert first["1.running_mean"].dtype == np.float32, "running statistics are sent as they are"
     plain = copied(sender.plain(network, LAYERS))
     assert np.array_equal(plain[WEIGHT], network[0].weight.detach().numpy())
     again = copied(sender.rounded(network, LAYERS, "bfloat16"))

@@ -372,6 +372,7 @@ OTHER_STAGES = {
         of="contribution",
     ),
     "plan": Fault("malformed PlanReply: layers", with_fields(layers={"../x": [1]}), kind=Kind.PLAN),
+    "buffers": Fault("buffers: one is there twice, or is not a layer", with_fields(buffers=["x"]), kind=Kind.PLAN),
     "preprocess": Fault("malformed PreprocessReply: epochs", with_fields(epochs=-1), kind=Kind.PREPROCESS),
     "evaluate": Fault(
         "malformed EvaluateReply: cases.0.centre",

@@ -9,7 +9,15 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import nn
 
 from fednnunet.errors import ProtocolError
-from fednnunet.training.network_state import check_state, layer_shapes, load_state, read_state, state_spec, unwrap
+from fednnunet.training.network_state import (
+    buffer_names,
+    check_state,
+    layer_shapes,
+    load_state,
+    read_state,
+    state_spec,
+    unwrap,
+)
 
 
 def build_network() -> nn.Module:
@@ -45,6 +53,15 @@ def read(network: nn.Module) -> dict[str, np.ndarray]:
 def test_every_tensor_travels_once(network: nn.Module) -> None:
     pointers = {tensor.data_ptr() for tensor in network.state_dict().values()}
     assert len(layer_shapes(network)) == len(pointers) < len(network.state_dict())
+
+
+def test_buffers_are_what_no_optimizer_trains(network: nn.Module) -> None:
+    trained = {id(parameter) for parameter in network.parameters()}
+    state = network.state_dict(keep_vars=True)
+    expected = {name for name in layer_shapes(network) if id(state[name]) not in trained}
+    assert set(buffer_names(network)) == expected
+    assert {name.rpartition(".")[2] for name in expected} == {"running_mean", "running_var", "num_batches_tracked"}
+    assert buffer_names(torch.compile(network, backend="eager")) == buffer_names(network)
 
 
 def test_state_read_from_one_network_makes_another_equal(network: nn.Module) -> None:

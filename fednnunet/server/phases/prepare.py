@@ -177,4 +177,5 @@ def match_networks(session: Session) -> None:
         {node: federation.planned[node].layers for node in federation.training},
         {node: federation.name(node) for node in federation.training},
         session.settings.dtype,
+        {node: federation.planned[node].buffers for node in federation.training},
     )

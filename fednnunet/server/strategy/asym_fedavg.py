@@ -51,12 +51,16 @@ class AsymFedAvg(Strategy):
         """Layers of the same name and shape, or of the same place in the network."""
         return match_layers(layers, self.matching, self.average_over)
 
+    def weight(self, update: Update) -> float:
+        """*n_k*."""
+        return float(update.num_cases) if self.weighting == "num_cases" else 1.0
+
     def aggregate(
         self, server_round: int, arrays: Mapping[str, np.ndarray], updates: Iterable[Update]
     ) -> Mapping[str, np.ndarray]:
         """Means by group; added up update by update: where replies come in their turn, one is held at a time."""
         self._average.reset()
         for update in updates:
-            self._average.add(update.arrays, float(update.num_cases) if self.weighting == "num_cases" else 1.0)
+            self._average.add(update.arrays, self.weight(update))
             del update  # of the size of a model: not kept while the next one is received
         return self._average.result()

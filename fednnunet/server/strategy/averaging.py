@@ -96,7 +96,7 @@ def _divide(total: np.ndarray, weight: float, dtype: np.dtype) -> np.ndarray:
     target = source.view(np.uint8)[: source.size * dtype.itemsize].view(dtype)
     for start in range(0, source.size, BLOCK):
         block = source[start : start + BLOCK] / weight
-        target[start : start + BLOCK] = np.rint(block) if dtype.kind in "iu" else block
+        target[start : start + BLOCK] = np.rint(block) if dtype.kind in "iub" else block
     return target.reshape(total.shape)
 
 

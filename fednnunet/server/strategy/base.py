@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -18,6 +20,7 @@ from fednnunet.exchange.messages import ExchangeDtype, Fold, Kind, TrainRequest
 from fednnunet.exchange.records import from_array_record, to_array_record
 from fednnunet.exchange.rounding import ErrorFeedback
 from fednnunet.server.node_messages import build_request
+from fednnunet.server.strategy.averaging import StreamingAverage
 from fednnunet.server.strategy.checkpoint import State, checkpoint_file, read_checkpoint, write_checkpoint
 from fednnunet.server.strategy.layer_groups import LayerGroups, check_groups
 from fednnunet.server.strategy.layer_matching import Shapes, match_layers
@@ -27,13 +30,17 @@ from fednnunet.server.strategy.update_limit import UpdateLimit
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 
 class Strategy(flower.Strategy):
     """How the server combines what nodes send.
 
     A new strategy writes one method, :meth:`aggregate`. It overrides :meth:`match_layers` to say which layers are
     exchanged, and :meth:`state` with :meth:`load_state` if it remembers arrays over rounds (momenta). The rest is
-    composed here: sampling of nodes, validation of replies, rounding of layers while they travel, checkpoints.
+    composed here: sampling of nodes, validation of replies, rounding of layers while they travel, checkpoints, and the
+    mean of buffers: batch normalization's running statistics follow images, not an optimizer, so that a step with
+    momentum could make a variance negative, and a median would be of no batch.
     See ``docs/how-to/add-a-strategy.md``.
 
     Args:
@@ -64,6 +71,8 @@ class Strategy(flower.Strategy):
         self._keep_local = tuple(keep_local)
         self._sampler = NodeSampler(fraction_train, seed)
         self._limit = UpdateLimit(max_update_norm)
+        self._statistics_limit = UpdateLimit(max_update_norm, statistics=True)
+        self._buffers = StreamingAverage()
         self._last_rounds: dict[int, int] = {}
         self._start: Mapping[str, np.ndarray] = {}
         self._compose(LayerGroups({}, {}), {}, "float32")
@@ -74,7 +83,7 @@ class Strategy(flower.Strategy):
     def aggregate(
         self, server_round: int, arrays: Mapping[str, np.ndarray], updates: Iterable[Update]
     ) -> Mapping[str, np.ndarray]:
-        """New arrays from a round's updates.
+        """New arrays from a round's updates; neither has buffers.
 
         Args:
             server_round: Counted from 1.
@@ -86,6 +95,10 @@ class Strategy(flower.Strategy):
         Returns:
             New arrays by group; groups that are not in it keep what they have.
         """
+
+    def weight(self, update: Update) -> float:
+        """How much a node counts in the mean of the buffers: its training cases (FedAvg)."""
+        return float(update.num_cases)
 
     def match_layers(self, layers: Mapping[int, Shapes]) -> Mapping[int, Mapping[str, str]]:
         """Layers that nodes exchange: node id to layer to group; all that every node has, under the same name.
@@ -107,27 +120,35 @@ class Strategy(flower.Strategy):
 
     # before training -------------------------------------------------------------------------------------
 
-    def prepare(self, layers: Mapping[int, Shapes], names: Mapping[int, str], dtype: ExchangeDtype = "float32") -> None:
+    def prepare(
+        self,
+        layers: Mapping[int, Shapes],
+        names: Mapping[int, str],
+        dtype: ExchangeDtype = "float32",
+        buffers: Mapping[int, Collection[str]] | None = None,
+    ) -> None:
         """Match the networks of a run, before its first round.
 
         Args:
             layers: node id to layer to shape.
             names: node id to the node's name.
-            dtype: Type that layers are rounded to while they travel.
+            dtype: Type that trained layers are rounded to while they travel.
+            buffers: node id to those of its layers that no optimizer trains.
 
         Raises:
             ConfigError: :meth:`match_layers` returns groups that cannot be combined, or no layer has one of the parts
                 in ``keep_local``.
         """
         matched = self.match_layers(layers)
-        check_groups(layers, matched, names, type(self).__name__)
-        self._compose(LayerGroups(layers, matched, self._keep_local), {node: names[node] for node in layers}, dtype)
+        check_groups(layers, matched, names, type(self).__name__, buffers)
+        groups = LayerGroups(layers, matched, self._keep_local, buffers)
+        self._compose(groups, {node: names[node] for node in layers}, dtype)
         self.log_shared_fraction()
 
     def _compose(self, groups: LayerGroups, names: Mapping[int, str], dtype: ExchangeDtype) -> None:
         self.groups, self._names = groups, names
-        self._rounding = ErrorFeedback(dtype)
-        self._validator = ReplyValidator(groups, names, dtype, self._limit)
+        self._rounding = ErrorFeedback(dtype, groups.buffers)
+        self._validator = ReplyValidator(groups, names, dtype, self._limit, self._statistics_limit)
 
     def shared_fraction(self) -> dict[str, float]:
         """Node name to the fraction of its parameters that it exchanges."""
@@ -147,7 +168,8 @@ class Strategy(flower.Strategy):
         """
         self._last_rounds = dict(last_rounds)
         self._limit.begin_fold(update_norms)
-        self._rounding = ErrorFeedback(self._rounding.dtype)
+        self._statistics_limit.begin_fold()
+        self._rounding = ErrorFeedback(self._rounding.dtype, self.groups.buffers)
         self.load_state({})
 
     # rounds ----------------------------------------------------------------------------------------------
@@ -208,14 +230,27 @@ class Strategy(flower.Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """New arrays by group, as they are sent, and mean metrics; None where no reply could be used."""
         start, self._start = self._start, {}  # of the size of a model
-        updates = self._validator.updates(server_round, replies)
-        arrays = self.aggregate(server_round, start, updates)
+        updates = self._set_buffers_aside(self._validator.updates(server_round, replies))
+        arrays = self.aggregate(server_round, self.without_buffers(start), updates)
         deque(updates, maxlen=0)  # those that it did not read
         accepted = self._validator.accepted
         if not accepted:
             return None, None
         self._last_rounds |= dict.fromkeys(accepted, server_round)
-        return self._to_record(arrays), _mean_metrics(list(accepted.values()))
+        return self._to_record({**arrays, **self._buffers.result()}), _mean_metrics(list(accepted.values()))
+
+    def without_buffers(self, arrays: Mapping[str, T]) -> dict[str, T]:
+        """The arrays, by group, of layers that are trained."""
+        return {group: array for group, array in arrays.items() if group not in self.groups.buffers}
+
+    def _set_buffers_aside(self, updates: Iterator[Update]) -> Iterator[Update]:
+        """The updates without their buffers, which go into a mean."""
+        self._buffers.reset()
+        for update in updates:
+            buffers = {group: array for group, array in update.arrays.items() if group in self.groups.buffers}
+            self._buffers.add(buffers, self.weight(update))
+            yield replace(update, arrays=self.without_buffers(update.arrays)) if buffers else update
+            del update, buffers  # of the size of a model: not kept while the next one is received
 
     def _to_record(self, arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
         """Arrays as nodes are sent them; rounded one by one, so that hardly more than the result is in memory."""

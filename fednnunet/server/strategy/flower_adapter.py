@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -38,13 +38,19 @@ class FlowerStrategy(Strategy):
         self._unused = copy.deepcopy(strategy)
         super().__init__(**options)
 
-    def prepare(self, layers: Mapping[int, Shapes], names: Mapping[int, str], dtype: ExchangeDtype = "float32") -> None:
+    def prepare(
+        self,
+        layers: Mapping[int, Shapes],
+        names: Mapping[int, str],
+        dtype: ExchangeDtype = "float32",
+        buffers: Mapping[int, Collection[str]] | None = None,
+    ) -> None:
         """Match the networks of a run.
 
         Raises:
             ConfigError: nodes have different networks, or there are fewer nodes than the strategy needs.
         """
-        super().prepare(layers, names, dtype)
+        super().prepare(layers, names, dtype, buffers)
         kind = type(self.strategy).__name__
         min_nodes = getattr(self.strategy, "min_available_nodes", 1)
         if len(layers) < min_nodes:  # it would wait for them for ever
@@ -88,7 +94,8 @@ class FlowerStrategy(Strategy):
         return update.reply
 
     def _in_order(self, arrays: ArrayRecord) -> ArrayRecord:
-        """Arrays by name: some strategies pair them by their place. As float32 if they travel rounded."""
+        """Trained arrays by name: some strategies pair them by their place. As float32 if they travel rounded."""
+        arrays = ArrayRecord(self.without_buffers(arrays))
         if self._rounding.rounds:
             arrays = to_array_record(decode(from_array_record(arrays, "the strategy")))
         return ArrayRecord({name: arrays[name] for name in sorted(arrays)})

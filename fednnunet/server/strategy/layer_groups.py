@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import prod
 
 from flwr.app import ArrayRecord
@@ -23,6 +23,7 @@ class LayerGroups:
             :func:`~fednnunet.server.strategy.layer_matching.match_layers` returns them.
         keep_local: parts of layer names, such as ``seg_layers`` or ``norm``; a layer with one of them between its dots
             stays its node's own (personalised federated learning).
+        buffers: node id to those of its layers that no optimizer trains, such as running statistics.
 
     Raises:
         ConfigError: no layer has one of the parts in ``keep_local``.
@@ -33,6 +34,7 @@ class LayerGroups:
         layers: Mapping[int, Shapes],
         groups: Mapping[int, Mapping[str, str]],
         keep_local: Sequence[str] = (),
+        buffers: Mapping[int, Collection[str]] | None = None,
     ) -> None:
         kept = frozenset(keep_local)
         _check_parts(kept, layers)
@@ -41,6 +43,13 @@ class LayerGroups:
             node: {layer: group for layer, group in matched.items() if not kept & set(layer.split("."))}
             for node, matched in groups.items()
         }
+        self.buffers = frozenset(
+            group
+            for node, matched in self._groups.items()
+            for layer, group in matched.items()
+            if layer in (buffers or {}).get(node, ())
+        )
+        """Groups of buffers."""
 
     @property
     def nodes(self) -> list[int]:
@@ -86,7 +95,11 @@ class LayerGroups:
 
 
 def check_groups(
-    layers: Mapping[int, Shapes], groups: Mapping[int, Mapping[str, str]], names: Mapping[int, str], strategy: str
+    layers: Mapping[int, Shapes],
+    groups: Mapping[int, Mapping[str, str]],
+    names: Mapping[int, str],
+    strategy: str,
+    buffers: Mapping[int, Collection[str]] | None = None,
 ) -> None:
     """Refuse groups that cannot be combined.
 
@@ -95,16 +108,18 @@ def check_groups(
         groups: node id to exchanged layer to group, as a strategy's ``match_layers`` returns them.
         names: node id to the node's name.
         strategy: name of its class.
+        buffers: node id to those of its layers that no optimizer trains.
 
     Raises:
         ConfigError: a node without an entry or that is not in the run, a layer that its node does not have, two layers
-            of one node in one group, or two shapes in one group.
+            of one node in one group, two shapes in one group, or a buffer and a trained layer in one.
     """
     where = f"{strategy}.match_layers"
     for node in layers:
         if node not in groups:
             raise ConfigError(f"{where}: node {names[node]} is missing; one without shared layers has {{}}")
     shapes: dict[str, tuple[int, ...]] = {}
+    kinds: dict[str, tuple[bool, int, str]] = {}
     for node, matched in groups.items():
         if node not in layers:
             raise ConfigError(f"{where}: node {node} is not part of this run")
@@ -122,6 +137,14 @@ def check_groups(
                 raise ConfigError(
                     f"{where}: layer {layer} of node {names[node]} has shape {shape}; others in group {group} have "
                     f"{shapes[group]}"
+                )
+            is_buffer = layer in (buffers or {}).get(node, ())
+            is_other, other, theirs = kinds.setdefault(group, (is_buffer, node, layer))
+            if is_buffer != is_other:
+                names_of = {is_buffer: f"{layer} of node {names[node]}", is_other: f"{theirs} of node {names[other]}"}
+                raise ConfigError(
+                    f"{where}: {names_of[True]} is a buffer (running statistics), {names_of[False]} is trained; they "
+                    "cannot be averaged together: install the same software at both nodes"
                 )
 
 

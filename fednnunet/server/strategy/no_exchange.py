@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 
@@ -18,7 +18,13 @@ class NoExchange(Strategy):
     def __init__(self) -> None:
         super().__init__()
 
-    def prepare(self, layers: Mapping[int, Shapes], names: Mapping[int, str], dtype: ExchangeDtype = "float32") -> None:
+    def prepare(
+        self,
+        layers: Mapping[int, Shapes],
+        names: Mapping[int, str],
+        dtype: ExchangeDtype = "float32",
+        buffers: Mapping[int, Collection[str]] | None = None,
+    ) -> None:
         """No layer travels, so none is rounded."""
         super().prepare(layers, names)
 

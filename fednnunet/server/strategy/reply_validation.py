@@ -34,8 +34,9 @@ class Update:
         num_cases: Training cases of the node, one or more.
         metrics: Single finite numbers, ``num-examples`` among them.
         arrays: Layers that the node sent, by group; read-only.
-        norm: Norm of the update, see
+        norm: Norm of the update of trained layers, see
             :meth:`~fednnunet.server.strategy.update_limit.RoundReference.validate_and_measure`.
+        statistics_norm: The same of buffers, such as running statistics.
         reply: The message itself, with layers under the node's own names.
     """
 
@@ -45,6 +46,7 @@ class Update:
     metrics: MetricRecord
     arrays: Mapping[str, np.ndarray]
     norm: float | None
+    statistics_norm: float | None
     reply: Message
 
 
@@ -58,7 +60,8 @@ class ReplyValidator:
         groups: Layers that each node exchanges.
         names: node id to the node's name.
         dtype: Type that layers are rounded to while they travel.
-        limit: Decides which updates are too large.
+        limit: Decides which updates of trained layers are too large.
+        statistics_limit: Decides it of buffers; None for no limit.
 
     Attributes:
         failures: node id to reason, of the replies of the last round that could not be used.
@@ -66,12 +69,20 @@ class ReplyValidator:
         update_norms: node id to the norm of its update, of the replies that were used and have one.
     """
 
-    def __init__(self, groups: LayerGroups, names: Mapping[int, str], dtype: ExchangeDtype, limit: UpdateLimit) -> None:
+    def __init__(
+        self,
+        groups: LayerGroups,
+        names: Mapping[int, str],
+        dtype: ExchangeDtype,
+        limit: UpdateLimit,
+        statistics_limit: UpdateLimit | None = None,
+    ) -> None:
         self.failures: dict[int, str] = {}
         self.accepted: dict[int, MetricRecord] = {}
         self.update_norms: dict[int, float] = {}
         self._groups, self._names, self._limit = groups, names, limit
-        self._rounding = ErrorFeedback(dtype)
+        self._statistics_limit = statistics_limit or UpdateLimit(None)
+        self._rounding = ErrorFeedback(dtype, groups.buffers)
         self.begin_round((), {})
 
     def begin_round(self, nodes: Collection[int], arrays: Mapping[str, np.ndarray]) -> None:
@@ -80,7 +91,7 @@ class ReplyValidator:
         self._replied: set[int] = set()
         self._reference = RoundReference(arrays)
         self._dtypes = {
-            group: self._rounding.dtype_of(dtype) if self._rounding.rounds else dtype
+            group: self._rounding.dtype_of(group, dtype) if self._rounding.rounds else dtype
             for group, dtype in self._reference.dtypes.items()
         }
 
@@ -93,6 +104,7 @@ class ReplyValidator:
         """
         self.failures, self.accepted, self.update_norms = {}, {}, {}
         norms: dict[int, float] = {}
+        statistics: dict[int, float] = {}
         suspicious: dict[int, Update] = {}
         early: dict[int, Update | None] = {}  # None: there is nothing to wait for
         waiting = list(self._expected)
@@ -106,7 +118,9 @@ class ReplyValidator:
             else:
                 if update.norm is not None:
                     norms[node] = update.norm
-                if self._limit.is_suspicious(update.norm):
+                if update.statistics_norm is not None:
+                    statistics[node] = update.statistics_norm
+                if self._is_suspicious(update):
                     suspicious[node] = update
                 else:
                     early[node] = update
@@ -118,13 +132,19 @@ class ReplyValidator:
             yield from self._accept(early.pop(node, None))
         for node in [node for node in self._expected if node in suspicious]:
             update = suspicious.pop(node)
-            problem = self._limit.problem(norms[node], norms.values())
+            problem = self._limit.problem(update.norm, norms.values()) or self._statistics_limit.problem(
+                update.statistics_norm, statistics.values()
+            )
             if problem is None:
                 yield from self._accept(update)
             else:
                 self._refuse(server_round, node, f"node {update.name} {problem}")
         self._limit.end_round(self.update_norms.values())
+        self._statistics_limit.end_round([statistics[node] for node in self.accepted if node in statistics])
         self.begin_round((), {})  # the reference has the size of a model
+
+    def _is_suspicious(self, update: Update) -> bool:
+        return self._limit.is_suspicious(update.norm) or self._statistics_limit.is_suspicious(update.statistics_norm)
 
     def _accept(self, update: Update | None) -> Iterator[Update]:
         if update is not None:
@@ -156,17 +176,21 @@ class ReplyValidator:
         metrics = _validate_metrics(reply, name)
         arrays = from_array_record(reply.content.array_records.get("arrays", ArrayRecord()), where)
         groups = self._groups.of_node(node)
-        check_dtypes(arrays, self._rounding.dtype, where)
+        buffers = {layer: array for layer, array in arrays.items() if groups.get(layer) in self._groups.buffers}
+        check_dtypes(arrays, self._rounding.dtype, where, buffers)
         check_layers(arrays, self._groups.shapes_of(node), where)
         for layer, array in arrays.items():
             dtype = self._dtypes.get(groups[layer], array.dtype)
             if array.dtype != dtype:
                 raise ProtocolError(f"{where} sent layer {layer} as {array.dtype} instead of {dtype}")
-        norm = self._reference.validate_and_measure(arrays, groups, where)
+        trained = {layer: array for layer, array in arrays.items() if layer not in buffers}
+        norm = self._reference.validate_and_measure(trained, groups, where)
+        statistics = self._reference.validate_and_measure(buffers, groups, where)
         by_group = {groups[layer]: array for layer, array in arrays.items()}
         for group, array in by_group.items():  # of a group that was not sent the first reply decides
             self._dtypes.setdefault(group, array.dtype)
-        return Update(node, name, int(metrics[WEIGHT_KEY]), metrics, by_group, norm, reply)  # type: ignore[arg-type]
+        cases: int = metrics[WEIGHT_KEY]  # type: ignore[assignment]
+        return Update(node, name, cases, metrics, by_group, norm, statistics, reply)
 
 
 def _validate_metrics(reply: Message, name: str) -> MetricRecord:

@@ -108,15 +108,20 @@ class UpdateLimit:
 
     Args:
         times: factor to the median from which on an update is too large; None for no limit.
+        statistics: the updates are of running statistics, which follow a node's images and not steps of an optimizer:
+            changes of their own size are usual, and before the first round of a fold nothing is known of theirs.
 
     Raises:
         ValueError: a factor that is not above 1.
     """
 
-    def __init__(self, times: float | None) -> None:
+    def __init__(self, times: float | None, *, statistics: bool = False) -> None:
         if times is not None and not times > 1:
             raise ValueError(f"max_update_norm={times}: must be more than 1, or null for no limit")
         self._times = times
+        self._smallest_usual = SIZE_OF_WEIGHTS if statistics else 0.0
+        self._usual_at_first = math.inf if statistics else SIZE_OF_WEIGHTS
+        self._of = "the running statistics" if statistics else "the weights"
         self._rounds: deque[list[float]] = deque(maxlen=ROUNDS_REMEMBERED)
 
     def begin_fold(self, rounds: Iterable[Collection[float]] = ()) -> None:
@@ -135,25 +140,28 @@ class UpdateLimit:
         if self._times is None or norm is None:
             return False
         usual = self._usual_before
-        return norm >= (FIRST_ROUND_SUSPICION if usual is None else max(self._times * usual, HARMLESS))
+        if usual is None:
+            return norm >= FIRST_ROUND_SUSPICION
+        return norm >= max(self._times * max(usual, self._smallest_usual), HARMLESS)
 
-    def problem(self, norm: float, of_round: Collection[float]) -> str | None:
-        """What is wrong with a suspicious update; None if it is no larger than others of its round.
+    def problem(self, norm: float | None, of_round: Collection[float]) -> str | None:
+        """What is wrong with an update; None if it is not suspicious, or no larger than others of its round.
 
         Args:
             norm: norm of the update.
             of_round: norms of all updates of the round, this one included.
         """
-        assert self._times is not None
+        if self._times is None or norm is None or not self.is_suspicious(norm):
+            return None
         before = self._usual_before
         medians = [] if before is None else [before]
         if len(of_round) >= MIN_COMPARED:
             medians.append(median_low(of_round))
-        usual = max(medians, default=SIZE_OF_WEIGHTS)
+        usual = max(self._smallest_usual, *medians) if medians else self._usual_at_first
         if norm < self._times * usual:
             return None
         return (
-            f"sent an update {norm:.3g} times as large as the weights, where {usual:.3g} is usual; "
+            f"sent an update {norm:.3g} times as large as {self._of}, where {usual:.3g} is usual; "
             f"strategy.aggregation.max_update_norm={self._times:g} allows less than {self._times * usual:.3g}"
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import pytest
@@ -128,6 +128,17 @@ def test_a_bad_reply_is_named_and_the_others_are_averaged(fault: str, problem: s
     assert problem in strategy.failures[2]
     assert np.all(averaged["encoder"] == 2)  # of nodes 1 and 3
     grid.close()
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "num_cases"])
+def test_buffers_are_averaged_as_all_layers_are(weighting: Literal["uniform", "num_cases"], grid: LocalGrid) -> None:
+    results = []
+    for buffers in ((), ("encoder",)):
+        strategy = AsymFedAvg(weighting=weighting)
+        strategy.prepare(SHAPES, NAMES, buffers=dict.fromkeys(SHAPES, buffers))
+        results.append(run_round(strategy, grid)[0])
+    assert results[0].keys() == results[1].keys() == {"encoder"}
+    assert np.array_equal(results[0]["encoder"], results[1]["encoder"])
 
 
 def test_no_exchange_sends_no_array(grid: LocalGrid) -> None:

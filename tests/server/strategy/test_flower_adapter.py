@@ -185,3 +185,58 @@ def test_layers_can_be_kept_local() -> None:
     assert flower.groups.layers_of(1) == ["encoder"]
     with pytest.raises(ConfigError, match="no layer has the part head; there are, for example, decoder, encoder"):
         prepared(FedAvg(), keep_local=["head"])
+
+
+# buffers ------------------------------------------------------------------------------------------------
+
+STATISTICS = {"norm.running_var": [4], "norm.num_batches_tracked": []}
+
+
+def statistics_of(node: int, server_round: int) -> dict[str, np.ndarray]:
+    """Variances that fall by nine tenths in a round, as a momentum would make negative, and a counter."""
+    return {
+        "norm.running_var": np.full(4, 10.0 ** (3 - server_round) * node, dtype=np.float32),
+        "norm.num_batches_tracked": np.array(server_round * 50 + node, dtype=np.int64),
+    }
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("make", FAMILY.values(), ids=FAMILY)
+def test_running_statistics_are_averaged_outside_of_every_strategy(
+    make: Callable[[], Strategy], dtype: Any, tmp_path: Path
+) -> None:
+    grid: Any = None
+
+    def rounds(buffers: dict[str, list[int]]) -> list[dict[str, np.ndarray]]:
+        layers, after_rounds = {**SHAPES, **buffers}, []
+        zeros = {name: np.zeros(shape, dtype=np.float32) for name, shape in SHAPES.items()}
+        arrays = to_array_record(zeros | (statistics_of(1, 0) if buffers else {}))
+        for server_round in range(1, 5):
+            if server_round in (1, 3):  # the first process was interrupted after two rounds
+                flower = FlowerStrategy(make(), max_update_norm=None)
+                flower.prepare(dict.fromkeys(NODES, layers), NODES, dtype, {node: list(buffers) for node in NODES})
+            if server_round == 3:
+                arrays = flower.restore(tmp_path, 0, 2) or arrays
+            list(flower.configure_train(server_round, arrays, ConfigRecord({"fold": 0}), grid))
+            replies = []
+            for node in NODES:
+                trained = values(reply(node, server_round).content.array_records["arrays"])
+                sent = {name: array.astype(dtype) for name, array in trained.items()}
+                replies.append(
+                    train_reply(node, sent | (statistics_of(node, server_round) if buffers else {}), CASES[node])
+                )
+            aggregated, _ = flower.aggregate_train(server_round, replies)
+            assert aggregated is not None, flower.failures
+            arrays = aggregated
+            flower.save(tmp_path, 0, server_round, arrays)
+            after_rounds.append(values(arrays))
+        return after_rounds
+
+    for server_round, (with_them, without) in enumerate(zip(rounds(STATISTICS), rounds({}), strict=True), start=1):
+        assert all(np.array_equal(with_them[name], without[name]) for name in SHAPES), "as if there were none"
+        means = {name: with_them[name] for name in STATISTICS}
+        for name, mean in means.items():
+            sent = [statistics_of(node, server_round)[name] for node in NODES]
+            exact = np.average(np.asarray(sent, dtype=np.float64), axis=0, weights=list(CASES.values()))
+            assert np.array_equal(mean, np.rint(exact) if mean.dtype == np.int64 else exact.astype(np.float32))
+        assert [mean.dtype.name for mean in means.values()] == ["float32", "int64"]

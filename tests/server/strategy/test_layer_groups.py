@@ -61,6 +61,12 @@ def test_nodes_end_with_one_model_if_every_layer_of_theirs_is_averaged(nodes: li
     assert groups.cover_all_layers(nodes) == expected
 
 
+def test_what_one_node_trains_and_another_does_not_is_not_averaged() -> None:
+    layers = {1: {"norm": [2]}, 2: {"norm": [2]}}
+    with pytest.raises(ConfigError, match=r"norm of node Oslo is a buffer .*, norm of node Porto is trained"):
+        AsymFedAvg().prepare(layers, {1: "Oslo", 2: "Porto"}, buffers={1: ["norm"], 2: []})
+
+
 @pytest.mark.parametrize(
     ("groups", "problem"),
     [

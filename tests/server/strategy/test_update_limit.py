@@ -100,6 +100,43 @@ def test_too_large_is_what_is_so_beside_the_last_rounds_and_its_own(
     assert refused(after(*rounds), norm, others) == expected
 
 
+@pytest.mark.parametrize(
+    ("rounds", "norm", "others", "expected"),
+    [
+        ([], 1e5, [1e5], False),
+        ([], 9.9, [0.1, 0.1, 0.1], False),
+        ([], 1e5, [0.1, 0.1, 0.1], True),
+        ([USUAL], 9.9, [0.1], False),
+        ([USUAL], 1e5, [0.1], True),
+        ([USUAL], np.inf, [0.1], True),
+    ],
+    ids=["first of two", "their own size", "first, one of four", "later, their own size", "later", "infinite"],
+)
+def test_running_statistics_may_change_by_more_than_weights(
+    rounds: list[Sequence[float]], norm: float, others: list[float], expected: bool
+) -> None:
+    limit = UpdateLimit(10, statistics=True)
+    limit.begin_fold(rounds)
+    assert refused(limit, norm, others) == expected
+
+
+def test_running_statistics_are_measured_apart_from_weights(empty_grid: LocalGrid) -> None:
+    start = {"w": np.ones(100, dtype=np.float32), "variance": np.ones(4, dtype=np.float32)}
+    strategy = AsymFedAvg()
+    nodes = {node: f"node{node}" for node in range(1, 5)}
+    layers = {name: list(array.shape) for name, array in start.items()}
+    strategy.prepare(dict.fromkeys(nodes, layers), nodes, buffers={node: ["variance"] for node in nodes})
+    list(strategy.configure_train(1, to_array_record(start), ConfigRecord(), empty_grid))
+    sent = {node: {"w": start["w"] * 1.01, "variance": start["variance"] * 3} for node in nodes}
+    sent[2]["variance"] = start["variance"] * 1e6
+    aggregated, _ = strategy.aggregate_train(1, [train_reply(node, arrays) for node, arrays in sent.items()])
+    assert aggregated is not None
+    assert strategy.failures.keys() == {2}
+    assert "times as large as the running statistics, where 2 is usual" in strategy.failures[2]
+    assert strategy.update_norms == pytest.approx(dict.fromkeys((1, 3, 4), 0.01), rel=1e-3)
+    assert np.all(from_array_record(aggregated, "")["variance"] == 3)
+
+
 def test_without_a_limit_nothing_is_too_large() -> None:
     assert not after(USUAL, times=None).is_suspicious(np.inf)
     assert not after(USUAL).is_suspicious(None)
