@@ -18,6 +18,7 @@ from flwr.superlink.config_loader import SuperLinkLifespanConfig
 from flwr.superlink.grid import HttpGrid
 
 import fednnunet
+from fednnunet.config.node_file import NodeFile
 from fednnunet.deployment.node import flower_internals as node
 from fednnunet.deployment.server import flower_internals as server
 from fednnunet.deployment.server import gateway
@@ -101,10 +102,11 @@ def test_a_message_is_taken_apart_into_objects_and_put_together_again(message: M
 # the node's side ---------------------------------------------------------------------------------------
 
 KEY = ec.generate_private_key(ec.SECP384R1())
+NODE_FILE = NodeFile(name="Oslo", data=1, server="127.0.0.1:1", folder=Path("work"), insecure=True)
 
 
 def test_the_fleet_client_sends_by_an_httpx_client_that_can_be_limited() -> None:
-    client = node.http_client(node.fleet_client("127.0.0.1:1", None, KEY))
+    client = node.http_client(node.fleet_client(NODE_FILE, KEY))
     assert isinstance(client, httpx.Client)
     assert {"follow_redirects", "event_hooks"} <= set(dir(client))
 
@@ -134,7 +136,7 @@ def test_the_gateway_lets_a_node_call(name: str) -> None:
         paths.append(request.url.path)
         return httpx.Response(404, content=b"")
 
-    client = node.fleet_client("127.0.0.1:1", None, KEY)
+    client = node.fleet_client(NODE_FILE, KEY)
     client._client = httpx.Client(transport=httpx.MockTransport(answer), base_url="http://127.0.0.1:1")
     method = "".join(word.capitalize() for word in name.rpartition("/")[2].split("-"))
     request = next(iter(inspect.signature(getattr(client, method), eval_str=True).parameters.values())).annotation()

@@ -237,15 +237,59 @@ def read_private_key(path: Path) -> ec.EllipticCurvePrivateKey:
     """A node's private key.
 
     Raises:
-        ConfigError: the file cannot be read, or holds another kind of key.
+        ConfigError: the file cannot be read, or holds no key, another kind of key, or half of one.
     """
+    content = _read(path, "key")
+    if content.startswith(b"ecdsa-"):
+        raise ConfigError(f"key: {path} is the public key; name the private one, without .pub")
     try:
-        key = serialization.load_ssh_private_key(path.read_bytes(), None)
-    except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"key: {path} holds no private key that can be read: {error}") from None
+        key = serialization.load_ssh_private_key(content, None)
+    except TypeError:
+        raise ConfigError(
+            f"key: {path} has a password, which nobody can type where a service starts; remove it: "
+            f"ssh-keygen -p -N '' -f '{path}'"
+        ) from None
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise ConfigError(
+            f"key: {path} holds no private key in OpenSSH's format, or not all of it ({error}); copy it again"
+        ) from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ConfigError(f"key: {path} is of another kind; `fednnunet keys` makes ECDSA keys")
     return key
+
+
+def read_authorities(path: Path) -> list[x509.Certificate]:
+    """The certificates in ``ca.crt``, of which one has signed the server's.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds something else, or half of one.
+    """
+    try:
+        certificates = x509.load_pem_x509_certificates(_read(path, "certificate"))
+    except ValueError:
+        raise ConfigError(
+            f"certificate: {path} holds no certificate (PEM), or not all of it; copy ca.crt again"
+        ) from None
+    if not all(map(_is_authority, certificates)):
+        raise ConfigError(f"certificate: {path} is not the certificate of an authority; name the server's ca.crt")
+    return certificates
+
+
+def _is_authority(certificate: x509.Certificate) -> bool:
+    try:
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except (x509.ExtensionNotFound, ValueError):
+        return False
+
+
+def _read(path: Path, field: str) -> bytes:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{field}: {path} cannot be read: {error.strerror}") from None
+    if not content.strip():
+        raise ConfigError(f"{field}: {path} is empty; copy it again")
+    return content
 
 
 def read_public_key(path: Path) -> ec.EllipticCurvePublicKey:

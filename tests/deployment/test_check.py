@@ -323,8 +323,18 @@ def test_the_proxy_of_the_environment_is_used(
         assert {name: one.state for name, one in found.items() if one.state != "good"} == {}
         assert "proxy" in found["connection"].found
         assert asked == 3 * [f"127.0.0.1:{port}"], "TLS, server, registration"
-        monkeypatch.setenv("HTTPS_PROXY", f"http://{proxy}")
-        assert "407" in results(file)["TLS"].found
+        monkeypatch.setenv("HTTPS_PROXY", f"http://node:wrong@{proxy}")
+        refused = results(file)["TLS"].found
+        assert f"through the proxy HTTPS_PROXY=http://***@{proxy}: " in refused
+        assert "407" in refused
+
+
+def test_a_proxy_that_does_not_answer_is_named(write_node_file: WriteNodeFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://node:secret@127.0.0.1:1")
+    found = results(write_node_file(server="fed.example.org:9092"))["connection"]
+    assert found.state == "bad"
+    assert found.found == "the proxy HTTPS_PROXY=http://***@127.0.0.1:1 refuses connections"
+    assert found.advice == "correct HTTPS_PROXY; where the server needs no proxy, set NO_PROXY=fed.example.org"
 
 
 @pytest.mark.parametrize(
@@ -453,7 +463,7 @@ def test_a_certificate_of_no_authority_is_refused(write_node_file: WriteNodeFile
         in results(write_node_file(certificate=str(keys / "server.crt")))["certificate"].found
     )
     found = results(write_node_file(certificate=str(keys / "nodes" / NODE / "node.pub")))
-    assert "holds no certificate" in found["certificate"].found
+    assert "holds no certificate (PEM), or not all of it" in found["certificate"].found
     assert found["TLS"].state == "skipped"
     assert "No such file" in results(write_node_file(certificate=str(keys / "missing.crt")))["certificate"].found
 
@@ -484,7 +494,7 @@ def test_a_key_that_others_can_read_is_refused_with_the_command_to_fix_it(
 
 def test_a_key_of_another_kind_is_refused(write_node_file: WriteNodeFile, keys: Path) -> None:
     found = results(write_node_file(key=str(keys / "server.key")))["key"]
-    assert "holds no private key that can be read" in found.found
+    assert "holds no private key in OpenSSH's format" in found.found
     other = keys / "other.key"
     none = serialization.NoEncryption()
     form = serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, none

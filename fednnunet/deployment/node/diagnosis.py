@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
+from collections.abc import Iterator
 
 import httpx
 
-from fednnunet.config.node_file import NodeFile
+from fednnunet.config.node_file import NodeFile, split_address
 from fednnunet.deployment.node.preflight.server_checks import check_clock, check_server, explain_untrusted
+from fednnunet.deployment.proxies import proxy_to
+from fednnunet.errors import one_line
 
 
 def explain_unreachable(error: httpx.TransportError, node_file: NodeFile) -> str:
-    """Why an attempt to reach the server failed; where its certificate is the reason, what to do."""
-    cause: BaseException | None = error
-    while cause is not None:
+    """Why an attempt to reach the server failed, and through which proxy; for its certificate, also what to do."""
+    proxy = proxy_to(node_file.server, tls=not node_file.insecure)
+    through = f"through the proxy {proxy}: " if proxy else ""
+    host = proxy.host if proxy else split_address(node_file.server)[0]
+    for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return "; ".join(explain_untrusted(cause, node_file))
-        cause = cause.__cause__ or cause.__context__
-    return f"{type(error).__name__}: {error}"
+            return through + "; ".join(explain_untrusted(cause, node_file))
+        if isinstance(cause, socket.gaierror):
+            return f"{through}this machine's DNS does not know {host}"
+        if isinstance(cause, OSError) and cause.strerror:
+            return through + one_line(cause.strerror)
+    return through + (one_line(str(error)).rstrip(". ") or type(error).__name__)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def explain_rejection(answer: str, node_file: NodeFile) -> str:

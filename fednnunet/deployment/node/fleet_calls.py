@@ -55,10 +55,7 @@ class FleetCalls:
         self._is_down = False
         self._never = threading.Event()  # is never set: waits on it end by time alone
         self.public_key = public_key_to_bytes(key.public_key())
-        certificate = (
-            None if node_file.insecure or node_file.certificate is None else node_file.certificate.read_bytes()
-        )
-        self.client = fleet_client(node_file.server, certificate, key)
+        self.client = fleet_client(node_file, key)
         # A server must not send this node elsewhere in the hospital's network, nor answer without an end.
         http_client(self.client).follow_redirects = False
         http_client(self.client).event_hooks = {"response": [_check_size]}

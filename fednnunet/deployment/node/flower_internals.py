@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 from flwr.app.message import remove_content_from_message
 from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL, SYSTEM_TIME_TOLERANCE, TIMESTAMP_TOLERANCE
 from flwr.common.serde import message_to_proto
@@ -38,6 +39,9 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+from fednnunet.config.node_file import NodeFile
+from fednnunet.deployment.keys import read_authorities
 
 __all__ = [
     "HEARTBEAT_DEFAULT_INTERVAL",
@@ -76,18 +80,24 @@ __all__ = [
 ]
 
 
-def fleet_client(server: str, certificate: bytes | None, key: ec.EllipticCurvePrivateKey) -> FleetHttpClient:
-    """Flower's client of the Fleet API, as a SuperNode has it.
+def fleet_client(node_file: NodeFile, key: ec.EllipticCurvePrivateKey) -> FleetHttpClient:
+    """Flower's client of the Fleet API, as a SuperNode has it; it trusts the authority in ``certificate`` only.
 
     Args:
-        server: its ``host:port``.
-        certificate: of the only authority that the client trusts (PEM); None for plain HTTP.
+        node_file: configuration of the node.
         key: private key of the node, which signs every request.
+
+    Raises:
+        ConfigError: ``certificate`` cannot be read.
     """
     signed = NodeAuthHttpInterceptor(key, key.public_key())
     versioned = RuntimeVersionHttpInterceptor(component_name="SuperNode")
+    trusted = None
+    if node_file.certificate is not None and not node_file.insecure:
+        # Without the text that may stand around certificates: Flower takes ASCII only.
+        trusted = b"".join(one.public_bytes(Encoding.PEM) for one in read_authorities(node_file.certificate))
     return FleetHttpClient.from_server_address(
-        server, certificate is None, certificate, interceptors=[versioned, signed]
+        node_file.server, node_file.insecure, trusted, interceptors=[versioned, signed]
     )
 
 

@@ -9,8 +9,8 @@ from multiprocessing.process import BaseProcess
 
 from fednnunet.config.node_file import NodeFile
 from fednnunet.datasets.raw import find_dataset
-from fednnunet.deployment.keys import read_private_key
 from fednnunet.deployment.node.connection import LOG_FILE, run_connection
+from fednnunet.deployment.node.preflight.before_start import check_before_start
 from fednnunet.deployment.supervision import OTHER_RUN, SupervisedProcess, ended_by_signal, supervise, terminal
 from fednnunet.lock import locked
 from fednnunet.node.launcher import socket_folder, worker_address, worker_context
@@ -27,13 +27,12 @@ def serve(node_file: NodeFile) -> None:
         node_file: configuration of the node.
 
     Raises:
-        ConfigError: the key cannot be read, or another process uses the work folder.
+        ConfigError: key, certificate, proxy or work folder cannot be used, or another process uses that folder.
         DataError: there is no dataset where the configuration says.
     """
     os.umask(0o077)  # the work folder holds data that were made from the images
     find_dataset(node_file.data, node_file.raw_folder, node_file.name)
-    if node_file.key is not None:
-        read_private_key(node_file.key)
+    check_before_start(node_file)
     ended = ended_by_signal()
     notify = terminal()
     os.environ["FLWR_TELEMETRY_ENABLED"] = "0"

@@ -17,6 +17,7 @@ from urllib.request import getproxies
 import httpx
 
 from fednnunet import __version__
+from fednnunet.deployment.proxies import check_proxies
 from fednnunet.deployment.server.flower_internals import (
     AcquireTaskRequest,
     ControlHttpClient,
@@ -103,11 +104,12 @@ class Operator:
         state: folder of the server's state.
 
     Raises:
-        ConfigError: there is no server, or this user cannot read its token.
+        ConfigError: there is no server, this user cannot read its token, or a proxy is named that cannot be one.
     """
 
     def __init__(self, state: Path) -> None:
         self.server = read_server(state)
+        check_proxies()  # HTTP clients would fail at one, although none is on the way to this machine
         _bypass_proxy("127.0.0.1")
         try:
             self._token = (state / TOKEN_FILE).read_text(encoding="utf-8").strip()
@@ -134,7 +136,8 @@ class Operator:
     def polls(self) -> dict[bytes, int]:
         """By public key, how often the node has asked for a message since the SuperLink started."""
         url = f"http://{self.server.control}{POLLS_PATH}"
-        response = httpx.get(url, headers={TOKEN_HEADER: f"Bearer {self._token}"}, timeout=30)
+        # Not from the environment: no proxy, and no SSL_CERT_FILE, which would be read for plain HTTP, too.
+        response = httpx.get(url, headers={TOKEN_HEADER: f"Bearer {self._token}"}, timeout=30, trust_env=False)
         response.raise_for_status()
         return {base64.b64decode(key): count for key, count in response.json().items()}
 

@@ -8,20 +8,18 @@ import os
 import platform
 import shutil
 import stat
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-
-from cryptography import x509
 
 from fednnunet import __version__
 from fednnunet.config.node_file import NodeFile, read_node_file
 from fednnunet.datasets.image_checks import check_images
 from fednnunet.datasets.raw import RawDataset, find_dataset, read_dataset
 from fednnunet.datasets.staging import estimate_size
-from fednnunet.deployment.keys import EXPIRES_SOON, read_private_key
+from fednnunet.deployment.keys import EXPIRES_SOON, read_authorities, read_private_key
+from fednnunet.deployment.node.preflight.before_start import check_work_folder, nearest_existing
 from fednnunet.deployment.node.preflight.results import Check, CheckResult, run_checks
 from fednnunet.deployment.node.preflight.server_checks import (
     check_clock,
@@ -126,11 +124,11 @@ def _check_images(node_file: NodeFile, dataset: RawDataset, progress: Progress |
 
 
 def _check_disk(node_file: NodeFile, dataset: RawDataset) -> CheckResult:
-    _check_writable(node_file.folder)
+    check_work_folder(node_file.folder)
     used = _size(node_file.folder)
     preprocessed = RESAMPLED * estimate_size(dataset, node_file.name)
     needed = preprocessed + (0 if node_file.external else CHECKPOINTS)
-    free = shutil.disk_usage(_nearest_existing(node_file.folder)).free
+    free = shutil.disk_usage(nearest_existing(node_file.folder)).free
     found = (
         f"{node_file.folder}: can be written; {free / GIGABYTE:.1f} GB free; about {needed / GIGABYTE:.1f} GB needed: "
         f"{preprocessed / GIGABYTE:.1f} for preprocessed images (their size as float32, times {RESAMPLED} for "
@@ -153,18 +151,6 @@ def _size(folder: Path) -> int:
                 file = os.lstat(os.path.join(parent, name))
                 sizes[file.st_ino] = file.st_size  # checkpoints have two names
     return sum(sizes.values())
-
-
-def _nearest_existing(folder: Path) -> Path:
-    """``folder``, or the nearest folder above it that exists."""
-    return next(path for path in (folder, *folder.parents) if path.exists())
-
-
-def _check_writable(folder: Path) -> None:
-    with tempfile.TemporaryFile(dir=_nearest_existing(folder)) as file:
-        file.write(b"\0" * 2**20)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def check_device(node_file: NodeFile, drivers: Sequence[Path] = GPU_DRIVERS) -> CheckResult:
@@ -226,16 +212,7 @@ def check_certificate(node_file: NodeFile) -> CheckResult:
     """Whether ``certificate`` belongs to a certificate authority, and how long it is valid."""
     if node_file.certificate is None:
         return CheckResult("good", "none, as insecure is true")
-    try:
-        certificate = x509.load_pem_x509_certificate(node_file.certificate.read_bytes())
-    except ValueError:
-        return CheckResult("bad", f"{node_file.certificate} holds no certificate", _SENT)
-    try:
-        is_authority = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except x509.ExtensionNotFound:
-        is_authority = False
-    if not is_authority:
-        return CheckResult("bad", f"{node_file.certificate} is not the certificate of an authority", _SENT)
+    certificate = min(read_authorities(node_file.certificate), key=lambda one: one.not_valid_after_utc)
     expires = certificate.not_valid_after_utc
     found = f"{node_file.certificate}: {certificate.subject.rfc4514_string()}, until {expires:%Y-%m-%d}"
     if expires < datetime.now(UTC):
@@ -243,9 +220,6 @@ def check_certificate(node_file: NodeFile) -> CheckResult:
     if expires < datetime.now(UTC) + EXPIRES_SOON:
         return CheckResult("warning", found, "ask the server's operator for a new ca.crt")
     return CheckResult("good", found)
-
-
-_SENT = "use the ca.crt that the server's operator sent"
 
 
 def check_key(node_file: NodeFile) -> CheckResult:

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any
-from urllib.parse import SplitResult, unquote, urlsplit
-from urllib.request import getproxies, proxy_bypass
+from urllib.parse import SplitResult, unquote
 
 import httpx
 from cryptography import x509
@@ -34,6 +33,7 @@ from fednnunet.deployment.node.flower_internals import (
     public_key_to_bytes,
 )
 from fednnunet.deployment.node.preflight.results import CheckResult
+from fednnunet.deployment.proxies import Proxy, proxy_to
 
 TIMEOUT = 10.0
 """Seconds to wait for a connection, and for an answer."""
@@ -46,22 +46,28 @@ INVALID_INTERVAL = 0
 def check_connection(node_file: NodeFile) -> CheckResult:
     """Whether the server, or the proxy on the way to it, accepts connections."""
     proxy = _proxy(node_file)
-    host, port = (str(proxy.hostname), proxy.port or 3128) if proxy else split_address(node_file.server)
-    where = f"proxy {host}:{port} (of the environment)" if proxy else f"{host}:{port}"
+    host, port = (proxy.host, proxy.port) if proxy else split_address(node_file.server)
+    where = f"the proxy {proxy}" if proxy else f"{host}:{port}"
+    needless = f"where the server needs no proxy, set NO_PROXY={split_address(node_file.server)[0]}"
+    advice = f"correct {proxy.variable}; {needless}" if proxy else ""
     try:
         with socket.create_connection((host, port), TIMEOUT) as connection:
             address = connection.getpeername()[0]
     except socket.gaierror:
-        return CheckResult("bad", f"this machine's DNS does not know {host}", "fix server in the YAML, or the DNS")
+        found = f"this machine's DNS does not know {host}{f', of {where}' if proxy else ''}"
+        return CheckResult("bad", found, advice or "fix server in the YAML, or the DNS")
     except ConnectionRefusedError:
         return CheckResult(
-            "bad", f"{where} refuses connections", "is the server up? its operator can see: fednnunet server status"
+            "bad",
+            f"{where} refuses connections",
+            advice or "is the server up? its operator can see: fednnunet server status",
         )
     except OSError as error:
         return CheckResult(
             "bad",
             f"no connection to {where}: {error}",
-            f"ask IT to allow outgoing TCP connections to port {port} of {host}; for proxies see "
+            advice
+            or f"ask IT to allow outgoing TCP connections to port {port} of {host}; for proxies see "
             "docs/how-to/deployment.md",
         )
     return CheckResult("good", f"{where} at {address} accepts connections")
@@ -83,9 +89,10 @@ def check_tls(node_file: NodeFile, _certificate: None, _connection: None) -> Che
                 f"{node_file.server} does not speak TLS",
                 "is it the right port? was the server started insecure?",
             )
-        return CheckResult("bad", f"no TLS with {node_file.server}: {error}", _INSPECTED)
+        return CheckResult("bad", f"no TLS with {node_file.server}{_through(node_file)}: {error}", _INSPECTED)
     except (OSError, HTTPException) as error:
-        return CheckResult("bad", f"no TLS with {node_file.server}: {error or type(error).__name__}", _INSPECTED)
+        problem = f"no TLS with {node_file.server}{_through(node_file)}: {error or type(error).__name__}"
+        return CheckResult("bad", problem, _INSPECTED)
     expires = x509.load_der_x509_certificate(der).not_valid_after_utc
     found = f"the server's certificate is for {split_address(node_file.server)[0]}, until {expires:%Y-%m-%d}"
     if expires - datetime.now(UTC) < EXPIRES_SOON:
@@ -212,10 +219,9 @@ def check_registration(
     """
     if key is None:
         return CheckResult("good", "none, as insecure is true")
-    assert node_file.certificate is not None
     request = ActivateNodeRequest(public_key=public_key_to_bytes(key.public_key()), heartbeat_interval=INVALID_INTERVAL)
     try:
-        with fleet_client(node_file.server, node_file.certificate.read_bytes(), key) as client:
+        with fleet_client(node_file, key) as client:
             client.ActivateNode(request)
     except httpx.HTTPStatusError as error:
         return _explain_flower_error(error.response, node_file)
@@ -251,20 +257,20 @@ def _explain_flower_error(response: httpx.Response, node_file: NodeFile) -> Chec
     )
 
 
-def _proxy(node_file: NodeFile) -> SplitResult | None:
-    """Proxy that Flower's client uses for the server, from ``HTTPS_PROXY`` and ``NO_PROXY``."""
-    proxies = getproxies()
-    proxy = proxies.get("http" if node_file.insecure else "https") or proxies.get("all")
-    if not proxy or proxy_bypass(split_address(node_file.server)[0]):
-        return None
-    return urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+def _proxy(node_file: NodeFile) -> Proxy | None:
+    return proxy_to(node_file.server, tls=not node_file.insecure)
+
+
+def _through(node_file: NodeFile) -> str:
+    proxy = _proxy(node_file)
+    return f" through the proxy {proxy}" if proxy else ""
 
 
 @contextlib.contextmanager
 def _connected(node_file: NodeFile) -> Iterator[Any]:
     """An HTTP connection to the server that trusts only the authority in ``certificate``."""
     (host, port), proxy = split_address(node_file.server), _proxy(node_file)
-    via = (str(proxy.hostname), proxy.port or 3128) if proxy else (host, port)
+    via = (proxy.host, proxy.port) if proxy else (host, port)
     connection: HTTPConnection
     if node_file.insecure:
         connection = HTTPConnection(*via, timeout=TIMEOUT)
@@ -272,7 +278,7 @@ def _connected(node_file: NodeFile) -> Iterator[Any]:
         context = ssl.create_default_context(cafile=node_file.certificate)  # as strict as Flower's client
         connection = HTTPSConnection(*via, timeout=TIMEOUT, context=context)
     if proxy:
-        connection.set_tunnel(host, port, _credentials(proxy))
+        connection.set_tunnel(host, port, _credentials(proxy.url))
     try:
         connection.connect()
         yield connection
