@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 LONGEST_LINE = 1000
 """Number of characters that are shown of text from elsewhere."""
@@ -48,7 +49,22 @@ def first_problem(error: ValidationError, whole: str) -> str:
     """The first field that failed validation and why; ``whole`` names what was validated where no field did."""
     first = error.errors(include_url=False, include_input=False)[0]
     key = ".".join(map(str, first["loc"])) or whole
-    return one_line(f"unknown key {key}" if first["type"] == "extra_forbidden" else f"{key}: {first['msg']}")
+    if first["type"] == "extra_forbidden":
+        return one_line(f"unknown key {key}")
+    return one_line(f"{key}: {plain_message(first)}".removeprefix(": "))
+
+
+def plain_message(problem: ErrorDetails) -> str:
+    """A message of pydantic's, without its own terms."""
+    match problem["type"]:
+        case "missing":
+            return "is missing"
+        case "string_type":
+            return "must be text; put it in quotes"
+        case "model_type" | "dict_type":
+            return "must hold keys with values"
+        case _:
+            return problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be", 1)
 
 
 def one_line(text: str) -> str:

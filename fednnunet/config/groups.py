@@ -52,11 +52,14 @@ class DatasetConfig(Config):
     name: str
     raw_folder: str | None
     labels: dict[str, int] | None = None
-    centres: list[CentreConfig] = Field(min_length=1)
+    centres: list[CentreConfig]
     generator: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> DatasetConfig:
+        if not self.centres:
+            example = "'dataset.centres=[{name: A, dataset: 101}, {name: B, dataset: /data/Dataset102_B}]'"
+            raise ValueError(f"centres: none is named; add yours: {example}")
         names = [centre.name for centre in self.centres]
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:

@@ -10,7 +10,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from fednnunet.config.groups import ComputeConfig, Config, FingerprintLimits, GpuMemoryTarget, InitConfig
-from fednnunet.errors import ConfigError, first_problem
+from fednnunet.errors import ConfigError, first_problem, one_line
 from fednnunet.exchange.messages import NodeName
 
 ADDRESS = re.compile(r"^(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9._-]+):(\d{1,5})$")
@@ -58,6 +58,13 @@ class NodeFile(Config):
     fingerprint: FingerprintLimits = FingerprintLimits()
     init: InitConfig = InitConfig()
 
+    @field_validator("data", mode="before")
+    @classmethod
+    def _is_number_or_text(cls, data: object) -> object:
+        if isinstance(data, bool) or not isinstance(data, int | str):
+            raise ValueError("must be a folder, or the number or name of a dataset")
+        return data
+
     @field_validator("server")
     @classmethod
     def _is_an_address(cls, server: str) -> str:
@@ -75,7 +82,7 @@ class NodeFile(Config):
             return self
         for key in ("certificate", "key"):
             if getattr(self, key) is None:
-                raise ValueError(f"{key}: is missing; `fednnunet keys` makes it, the server's operator sends it")
+                raise ValueError(f"{key} is missing; `fednnunet keys` makes it, the server's operator sends it")
         return self
 
 
@@ -98,18 +105,30 @@ def read_node_file(path: Path) -> NodeFile:
         ConfigError: names the file, the key and what is wrong with it.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # noqa: S506  a SafeLoader
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not text in UTF-8; save it so, or copy it again") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"{path} cannot be read as YAML: {one_line(' '.join(str(error).split()))}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path} contains no keys; see deploy/node.yaml for an example")
     try:
         node_file = NodeFile.model_validate(content)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {first_problem(error, 'file').replace('Value error, ', '')}") from None
+        raise ConfigError(f"{path}: {first_problem(error, '')}") from None
     return node_file.model_copy(update=_resolved(node_file, path.resolve().parent))
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if repeated := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.YAMLError(f"the key {repeated[0]} is given twice; keep one of them")
+        return super().construct_mapping(node, deep)
 
 
 def _resolved(node_file: NodeFile, base: Path) -> dict[str, Any]:

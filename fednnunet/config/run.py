@@ -18,7 +18,7 @@ from fednnunet.config.groups import (
     StrategyConfig,
 )
 from fednnunet.config.shared import NodeRunConfig, SharedRunConfig
-from fednnunet.errors import ConfigError
+from fednnunet.errors import ConfigError, plain_message
 
 CASCADE = "3d_cascade_fullres"
 
@@ -159,7 +159,7 @@ def read_config(cfg: DictConfig) -> RunConfig:
 def _first_problem(error: ValidationError) -> str:
     problem = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in problem["loc"])
-    message = str(problem["msg"]).removeprefix("Value error, ")
+    message = plain_message(problem)
     if problem["type"] == "extra_forbidden":
         return f"unknown key {key}"
     if message.startswith(f"{key}="):

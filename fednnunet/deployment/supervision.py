@@ -106,20 +106,22 @@ def supervise(
 
 
 def ended_by_signal() -> threading.Event:
-    """An event that Ctrl-C and SIGTERM set."""
+    """An event that Ctrl-C, SIGTERM and the end of the terminal set (unless ``nohup`` has ruled that out)."""
     ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN or number is not signal.SIGHUP:
+            signal.signal(number, lambda *_: ended.set())
     return ended
 
 
 def terminal() -> Callable[[str], None]:
     """A function that prints a line to this process's present output, also after :func:`log_to`."""
-    output = os.dup(1)
+    output, encoding = os.dup(1), sys.stdout.encoding or "ascii"
 
     def print_line(text: str) -> None:
+        line = f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S} {text}\n"
         with contextlib.suppress(OSError):  # closed, or full
-            os.write(output, f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S} {text}\n".encode())
+            os.write(output, line.encode(encoding, "replace"))
 
     return print_line
 

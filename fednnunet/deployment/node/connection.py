@@ -97,10 +97,10 @@ class NodeConnection:
 
     def _join(self) -> None:
         # For the server, a process that was killed is still connected, and no node may connect twice.
-        if self._id_file.is_file():
-            self.node = Node(node_id=int(self._id_file.read_text(encoding="utf-8")))
+        earlier = self._earlier_node()
+        if earlier is not None:
             with contextlib.suppress(Refused):
-                self.calls.call(self.calls.client.DeactivateNode, DeactivateNodeRequest(node_id=self.node.node_id))
+                self.calls.call(self.calls.client.DeactivateNode, DeactivateNodeRequest(node_id=earlier.node_id))
         activation = ActivateNodeRequest(
             public_key=self.calls.public_key, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL
         )
@@ -121,6 +121,16 @@ class NodeConnection:
                     self.notify(f"the server does not let this node in: {why}; the node keeps trying")
                 time.sleep(RETRY_SECONDS[-1])
         self.notify(f"connected to {self.node_file.server}")
+
+    def _earlier_node(self) -> Node | None:
+        """What the server knew this node as; None where it has not joined, or the file is damaged."""
+        try:
+            return Node(node_id=int(self._id_file.read_bytes()))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:  # joining then takes until the server misses the process before
+            log.warning("%s cannot be read: %s", self._id_file, error)
+            return None
 
     def _store_id(self) -> None:
         try:
@@ -197,6 +207,7 @@ def run_connection(node_file: NodeFile, node_config: dict[str, str], log_file: P
 
     connection = NodeConnection(node_file, node_config, notify)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its processes
     try:
         connection.serve()
     finally:

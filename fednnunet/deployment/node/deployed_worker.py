@@ -86,9 +86,9 @@ class DeployedWorker:
         if not self.file.is_file():
             return None
         try:
-            return RunAssignment.model_validate_json(self.file.read_text(encoding="utf-8"))
-        except ValidationError:
-            log.warning("%s is of another version; waiting for the server", self.file)
+            return RunAssignment.model_validate_json(self.file.read_bytes())
+        except (ValidationError, OSError):
+            log.warning("%s is damaged, or of another version; waiting for the server", self.file)
             return None
 
     def _work_on(self, assignment: RunAssignment, first: Request | None) -> NoReturn:
