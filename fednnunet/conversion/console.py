@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -88,18 +88,30 @@ def show_result(
         table.add_row(entry.folder.name, *map(str, counts))
     console.print(table)
     _show_issues("skipped", new_problems, console)
-    _show_issues(
-        "note",
-        [
-            ConversionIssue(case, note, entry.centre.name)
-            for entry in done
-            for case, record in entry.manifest.cases.items()
-            for note in record.notes
-        ],
-        console,
-    )
+    for entry in done:
+        for note in count_notes({case: record.notes for case, record in entry.manifest.cases.items()}):
+            console.print(f"note: {entry.centre.name}: {note}", markup=False, soft_wrap=True)
     _show_issues("note", _same_files(done), console)
     console.print(f"\nTrain: {_training_command(done, target, dataset)}", markup=False, soft_wrap=True)
+
+
+def count_notes(cases: Mapping[str, Sequence[str]]) -> list[str]:
+    """Each note once, with the number of cases that have it, and the first of them.
+
+    Args:
+        cases: name to its notes; what they have in parentheses at the end concerns the case alone.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for case, notes in cases.items():
+        for note in notes:
+            text, _, own = note.partition(" (")
+            found.setdefault(text, {}).setdefault(case, f" ({own}" if own else "")
+    lines = []
+    for text, having in found.items():
+        first, own = next(iter(having.items()))
+        counted = f"1 case, {first}" if len(having) == 1 else f"{len(having)} cases, the first {first}"
+        lines.append(f"{counted}: {text}{own}")
+    return lines
 
 
 def _normalisation_notes(channel_names: Sequence[str]) -> list[str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import SimpleITK as sitk
 
 from fednnunet.conversion.options import Files
 from fednnunet.conversion.scan_result import SourceImage
+from fednnunet.datasets.file_integrity import FileContent, NiftiHeader, inspect_file
 from fednnunet.datasets.geometry import Grid, format_size, grid_differences
 from fednnunet.errors import DataError
 
@@ -23,51 +26,59 @@ PLACE_FILE: Mapping[Files, Callable[[Path, Path], object]] = {
 }
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in grey (ITU-R BT.601)."""
+NOT_FINITE = "voxels that are NaN or infinite in the source are 0"
+UNIT = "the source gives lengths in another unit than mm; they are in mm"
 
 
-def read_image(source: SourceImage) -> sitk.Image:
-    """The image: its frame cut out, and its baseline subtracted (as float32).
+@dataclass(frozen=True)
+class LoadedImage:
+    """An image or label map of the source, as a case is to have it.
+
+    Attributes:
+        image: frame cut out, baseline subtracted; lengths in mm.
+        notes: what reading changed; what concerns the file alone is in parentheses at the end.
+        is_plain: whether any reader makes this of the file, so that the file can be used unchanged.
+        nifti: header of a NIfTI file.
+        not_finite: voxels in the files that are NaN or infinite, and 0 in ``image``.
+    """
+
+    image: sitk.Image
+    notes: tuple[str, ...] = ()
+    is_plain: bool = True
+    nifti: NiftiHeader | None = None
+    not_finite: int = 0
+
+
+def read_image(source: SourceImage) -> LoadedImage:
+    """The image: read to its end, its frame cut out, and its baseline subtracted (as float32).
+
+    SimpleITK reads NaN and infinity in NIfTI files as 0, which is noted; in other files they are an error.
 
     Raises:
-        DataError: names the file: unreadable, no such frame, another grid than the baseline's, NaN or infinity.
+        DataError: names the file: cut off, unreadable, no such frame, more than three dimensions, another grid than the
+            baseline's, complex numbers, NaN or infinity.
     """
-    image = _frame(_read(source.path), source)
-    if image.GetDimension() > 2 and image.GetNumberOfComponentsPerPixel() > 1:
-        raise DataError(f"{source.path} has {image.GetNumberOfComponentsPerPixel()} values per voxel; it must have one")
+    contents = {path: inspect_file(path) for path in source.files}
+    image = _volume(source.path, source.frame, contents)
     if source.baseline is not None:
-        baseline = _frame(_read(source.baseline), SourceImage(source.baseline, source.frame))
+        baseline = _volume(source.baseline, source.frame, contents)
         check_grid(baseline, image, source.baseline, source.path)
         values = sitk.GetArrayViewFromImage(image).astype(np.float32) - sitk.GetArrayViewFromImage(baseline)
-        image = _with_header_of(image, values)
+        image = with_values(image, values)
     if not np.isfinite(sitk.GetArrayViewFromImage(image)).all():
         raise DataError(f"{source.path} holds NaN or infinity")
-    return image
-
-
-def read_label(source: SourceImage, values: Mapping[int, int]) -> tuple[sitk.Image, bool]:
-    """The label map in uint8, and whether its values are those of the source.
-
-    Args:
-        source: the label map.
-        values: value in the source to the value to write; 0 need not be named.
-
-    Raises:
-        DataError: names the file: as :func:`read_image`, or a value that ``values`` lacks.
-    """
-    original = read_image(source)
-    image = _grey(original)
-    given = sitk.GetArrayViewFromImage(image)
-    written = np.zeros(given.shape, dtype=np.uint8)
-    found = np.unique(given)
-    for value in found:
-        new = {0: 0, **values}.get(int(value)) if value == int(value) else None
-        if new is None:
-            known = ", ".join(map(str, sorted({0, *values})))
-            raise DataError(f"{source.path} holds the value {value:g}; this dataset's label maps hold {known}")
-        if new:
-            written[given == value] = new
-    same = image is original and all(values.get(int(value), 0) == value for value in found)
-    return _with_header_of(image, written), same
+    notes, headers = [], {path: content.nifti for path, content in contents.items() if content.nifti is not None}
+    notes += [f"{UNIT} ({header.unit} in {path})" for path, header in headers.items() if header.millimetres != 1]
+    for path, content in contents.items():
+        if content.not_finite:
+            notes.append(f"{NOT_FINITE} ({content.not_finite:,} in {path})")
+    return LoadedImage(
+        image,
+        tuple(notes),
+        is_plain=not notes,
+        nifti=headers.get(source.path),
+        not_finite=sum(content.not_finite for content in contents.values()),
+    )
 
 
 def check_grid(image: sitk.Image, reference: sitk.Image, path: Path, reference_path: Path) -> None:
@@ -77,7 +88,7 @@ def check_grid(image: sitk.Image, reference: sitk.Image, path: Path, reference_p
         DataError: names both files and what differs: size, spacing, origin or direction.
     """
     check_size(image, reference, path, reference_path)
-    for difference in grid_differences(_grid_of(image), _grid_of(reference)):
+    for difference in grid_differences(grid_of(image), grid_of(reference)):
         raise DataError(
             f"{path} and {reference_path.name} differ in {difference.what}: {_listed(difference.value)} and "
             f"{_listed(difference.reference)}"
@@ -95,25 +106,35 @@ def check_size(image: sitk.Image, reference: sitk.Image, path: Path, reference_p
         raise DataError(f"{path} has {format_size(one)} voxels, {reference_path.name} {format_size(other)} (X, Y, Z)")
 
 
-def has_same_grid(image: sitk.Image, reference: sitk.Image) -> bool:
-    """Whether both have the same grid, as :func:`check_grid` sees it."""
-    return not grid_differences(_grid_of(image), _grid_of(reference))
+def grid_of(image: sitk.Image) -> Grid:
+    """Size, spacing, origin and direction."""
+    placement = {"spacing": image.GetSpacing(), "origin": image.GetOrigin(), "direction": image.GetDirection()}
+    return Grid(image.GetSize(), placement)
 
 
-def with_header(image: sitk.Image, reference: sitk.Image) -> sitk.Image:
-    """``image`` with spacing, origin and direction of ``reference``."""
-    return _with_header_of(reference, sitk.GetArrayFromImage(image))
+def with_values(reference: sitk.Image, values: np.ndarray) -> sitk.Image:
+    """``values`` (Z, Y, X) with spacing, origin and direction of ``reference``."""
+    image = sitk.GetImageFromArray(values)
+    image.CopyInformation(reference)
+    return image
 
 
-def can_reuse_file(source: SourceImage, image: sitk.Image, ending: str) -> bool:
-    """Whether the file that ``image`` was read from can be used unchanged; else the image is written anew."""
+def as_grey(image: sitk.Image) -> sitk.Image:
+    """A colour image in grey, as uint8; any other as it is."""
+    channels = image.GetNumberOfComponentsPerPixel()
+    if channels == 1:
+        return image
+    colours = sitk.GetArrayViewFromImage(image)[..., :3].astype(np.float64)  # a fourth is opacity
+    weights = LUMA if channels >= len(LUMA) else (1.0,)
+    grey = np.rint(sum(weight * colours[..., place] for place, weight in enumerate(weights)))
+    return with_values(image, grey.astype(np.uint8))
+
+
+def can_reuse_file(source: SourceImage, loaded: LoadedImage, ending: str) -> bool:
+    """Whether the file that was read can be used unchanged; else the image is written anew."""
     whole = source.frame is None and source.baseline is None and source.path.name.endswith(ending)
-    return whole and _is_readable(source.path) and (ending != ".png" or _is_8_bit_grey(image))
-
-
-def has_foreground(label: sitk.Image) -> bool:
-    """Whether any voxel is labelled."""
-    return bool(sitk.GetArrayViewFromImage(label).any())
+    readable = whole and loaded.is_plain and _is_readable(source.path)
+    return readable and (ending != ".png" or _is_8_bit_grey(loaded.image))
 
 
 def copy_or_link(source: Path, target: Path, files: Files) -> None:
@@ -128,48 +149,58 @@ def write(image: sitk.Image, target: Path) -> None:
     """Write ``image``; ``target`` appears once it is complete.
 
     Raises:
-        DataError: values outside 0 to 255 for an 8-bit file.
+        DataError: values outside 0 to 255 for an 8-bit file, or a type of voxels that the format cannot hold.
+        OSError: the disk is full.
     """
     if target.suffix == ".png":
-        image = _grey(image)
+        image = as_grey(image)
         values = sitk.GetArrayViewFromImage(image)
         if values.min() < 0 or values.max() > np.iinfo(np.uint8).max:
             raise DataError(
                 f"values from {values.min():g} to {values.max():g} do not fit an 8-bit image, {target.name}"
             )
-        image = _with_header_of(image, values.astype(np.uint8))
+        image = with_values(image, values.astype(np.uint8))
     partial = target.with_name(f".partial-{target.name}")  # the ending tells SimpleITK the format
-    sitk.WriteImage(image, str(partial), useCompression=True)
+    try:
+        sitk.WriteImage(image, str(partial), useCompression=True)
+        inspect_file(partial)
+    except (RuntimeError, DataError) as error:
+        partial.unlink(missing_ok=True)
+        if isinstance(error, DataError) or os.strerror(errno.ENOSPC) in str(error):  # SimpleITK cuts NIfTI files off
+            raise OSError(errno.ENOSPC, "the disk is full, or a quota is reached") from None
+        raise DataError(f"{target.name} cannot be written: {str(error).strip().splitlines()[-1]}") from None
     os.replace(partial, target)
 
 
-def labelled_frames(path: Path) -> list[int]:
-    """Numbers of the frames that are not empty in a label map, from 0."""
-    image = _read(path)  # a view does not keep it alive
-    frames = sitk.GetArrayViewFromImage(image)
-    return [number for number, frame in enumerate(frames) if frame.any()]
+def read_file(path: Path, millimetres: float = 1.0) -> sitk.Image:
+    """All of a file.
 
+    Args:
+        path: the file.
+        millimetres: length of the unit that its header gives, in mm.
 
-def _read(path: Path) -> sitk.Image:
+    Raises:
+        DataError: it cannot be read; names it.
+    """
     try:
         return sitk.ReadImage(str(path))
     except RuntimeError as error:
         if "orthonormal" in str(error):
-            return _read_sheared(path)
+            return _read_sheared(path, millimetres)
         cause = str(error).strip().splitlines()[-1] if path.is_file() else "there is no such file"
         raise DataError(f"{path} cannot be read: {cause}") from None
 
 
-def _read_sheared(path: Path) -> sitk.Image:
+def _read_sheared(path: Path, millimetres: float) -> sitk.Image:
     """Read a NIfTI file whose axes are, by rounding, not quite at right angles, with the nearest ones that are."""
     import nibabel
 
     file: Any = nibabel.load(path)
-    lps = np.diag([-1.0, -1.0, 1.0]) @ file.affine[:3]
+    lps = np.diag([-1.0, -1.0, 1.0]) @ file.affine[:3] * millimetres
     spacing = np.linalg.norm(lps[:, :3], axis=0)
     left, _, right = np.linalg.svd(lps[:, :3] / spacing)
     direction, origin = left @ right, lps[:, 3]
-    values = np.asanyarray(file.dataobj)
+    values = np.nan_to_num(np.asanyarray(file.dataobj), nan=0, posinf=0, neginf=0)  # as SimpleITK reads them
     image = sitk.GetImageFromArray(values.transpose(), isVector=False)
     dimensions = image.GetDimension()
     image.SetSpacing([*spacing, 1.0][:dimensions])
@@ -191,40 +222,38 @@ def _is_readable(path: Path) -> bool:
     return True
 
 
-def _frame(image: sitk.Image, source: SourceImage) -> sitk.Image:
-    if source.frame is None:
-        return image
-    size = list(image.GetSize())
-    if not 0 <= source.frame < size[-1]:
-        raise DataError(f"{source.path} has {size[-1]} frames; there is no frame {source.frame} (from 0)")
-    start = [0] * (len(size) - 1) + [source.frame]
-    size[-1] = 0
+def _volume(path: Path, frame: int | None, contents: Mapping[Path, FileContent]) -> sitk.Image:
+    """A file, or a frame of it: one value per voxel (colours in 2D), and at most three axes."""
+    header = contents[path].nifti
+    image = read_file(path, header.millimetres if header else 1.0)
+    size = image.GetSize()
+    if frame is not None:
+        if not 0 <= frame < size[-1]:
+            raise DataError(f"{path} has {size[-1]} frames; there is no frame {frame} (from 0)")
+        image = _without_last_axis(image, frame)
+    while image.GetDimension() > 3 and image.GetSize()[-1] == 1:
+        image = _without_last_axis(image, 0)
+    if image.GetDimension() > 3:
+        raise DataError(
+            f"{path} has {len(size)} dimensions, {format_size(size)} (X, Y, Z and more); a case has one 3D file per "
+            "channel, and one per label map: write each volume to a file of its own"
+        )
+    components = image.GetNumberOfComponentsPerPixel()
+    if image.GetDimension() > 2 and components > 1:
+        raise DataError(f"{path} has {components} values per voxel; it must have one")
+    if "complex" in image.GetPixelIDTypeAsString():
+        raise DataError(f"{path} holds complex numbers; write their magnitude to a file")
+    return image
+
+
+def _without_last_axis(image: sitk.Image, place: int) -> sitk.Image:
+    start = [0] * (image.GetDimension() - 1) + [place]
+    size = [*image.GetSize()[:-1], 0]
     return sitk.Extract(image, size, start, sitk.ExtractImageFilter.DIRECTIONCOLLAPSETOSUBMATRIX)
-
-
-def _grey(image: sitk.Image) -> sitk.Image:
-    channels = image.GetNumberOfComponentsPerPixel()
-    if channels == 1:
-        return image
-    colours = sitk.GetArrayViewFromImage(image)[..., :3].astype(np.float64)  # a fourth is opacity
-    weights = LUMA if channels >= len(LUMA) else (1.0,)
-    grey = np.rint(sum(weight * colours[..., place] for place, weight in enumerate(weights)))
-    return _with_header_of(image, grey.astype(np.uint8))
 
 
 def _is_8_bit_grey(image: sitk.Image) -> bool:
     return image.GetPixelID() == sitk.sitkUInt8
-
-
-def _with_header_of(reference: sitk.Image, values: np.ndarray) -> sitk.Image:
-    image = sitk.GetImageFromArray(values)
-    image.CopyInformation(reference)
-    return image
-
-
-def _grid_of(image: sitk.Image) -> Grid:
-    placement = {"spacing": image.GetSpacing(), "origin": image.GetOrigin(), "direction": image.GetDirection()}
-    return Grid(image.GetSize(), placement)
 
 
 def _listed(values: Sequence[float]) -> str:

@@ -75,12 +75,15 @@ def label_values(labels: Any, where: str) -> dict[int, str]:
 
 
 def number_labels(maps: Iterable[Mapping[int, str]]) -> dict[str, int]:
-    """Label name to value as nnU-Net wants them: background 0, then 1, 2, … in the order of the sources' values."""
+    """Label name to value as nnU-Net wants them: background 0, then 1, 2, … in the order of the sources' values.
+
+    ``ignore`` comes last, where nnU-Net wants it.
+    """
     first: dict[str, int] = {}
     for values in maps:
         for value, name in values.items():
             first[name] = min(value, first.get(name, value))
-    ordered = sorted(first, key=lambda name: (first[name], name))
+    ordered = sorted(first, key=lambda name: (name == "ignore", first[name], name))
     return {"background": 0} | {name: number for number, name in enumerate(ordered, start=1)}
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from fednnunet.conversion import images
-from fednnunet.conversion.manifest import CaseRecord, ExcludedCase, Manifest, SourceFile, digest, read_manifest
+from fednnunet.conversion.case_writer import CaseTask, convert_case
+from fednnunet.conversion.manifest import CaseRecord, ExcludedCase, Manifest, read_manifest
 from fednnunet.conversion.options import Options
 from fednnunet.conversion.plan import CentrePlan, ConversionPlan
 from fednnunet.conversion.scan_result import ConversionIssue, SourceCase
@@ -127,26 +127,6 @@ class Progress(Protocol):
         """``case`` was processed."""
 
 
-@dataclass(frozen=True)
-class _Task:
-    """One case to convert, with all that a process needs for it."""
-
-    case: SourceCase
-    folder: Path
-    images: str
-    labels: str
-    ending: str
-    values: Mapping[int, int]
-    options: Options
-
-    @property
-    def files(self) -> list[Path]:
-        """Files to write: channels, then label map."""
-        name = self.case.name
-        channels = [self.folder / self.images / f"{name}_{n:04d}{self.ending}" for n in range(len(self.case.channels))]
-        return [*channels, self.folder / self.labels / f"{name}{self.ending}"]
-
-
 @dataclass
 class DatasetWriter:
     """A dataset being written: its remaining cases and its manifest."""
@@ -181,17 +161,18 @@ class DatasetWriter:
         cases = {name: record for name, record in before.cases.items() if record.is_whole(folder)}
         return cls(plan, centre_plan, folder, fresh.model_copy(update={"cases": cases}))
 
-    def tasks(self, options: Options) -> list[_Task]:
+    def tasks(self, options: Options) -> list[CaseTask]:
         """One task per remaining case; what a killed conversion left of a case is removed."""
         suffix, scan = "Ts" if self.centre_plan.centre.external else "Tr", self.plan.scan
         tasks = [
-            _Task(
+            CaseTask(
                 case,
                 self.folder,
                 f"images{suffix}",
                 f"labels{suffix}",
                 scan.file_ending,
                 {value: self.plan.labels[name] for value, name in case.label_values.items()},
+                self.plan.labels.get("ignore"),
                 options,
             )
             for case in self.centre_plan.cases
@@ -248,7 +229,7 @@ class DatasetWriter:
             write_atomically(self.folder / "splits_final.json", json.dumps(splits, indent=1))
 
 
-def _check_free_space(target: Path, tasks: Sequence[_Task], options: Options) -> None:
+def _check_free_space(target: Path, tasks: Sequence[CaseTask], options: Options) -> None:
     """Refuse to begin without enough disk space: compressed images take about as much as the source's files."""
     files = {path for task in tasks for path in task.case.files} if options.files == "copy" else set()
     needed = sum(path.stat().st_size for path in files)
@@ -259,50 +240,6 @@ def _check_free_space(target: Path, tasks: Sequence[_Task], options: Options) ->
             f"about {needed / 2**30:.1f} GiB are needed in {existing}, and {free / 2**30:.1f} are free; make room, or "
             "link files that need no change: --files symlink"
         )
-
-
-def convert_case(task: _Task) -> CaseRecord | ConversionIssue:
-    """Check a case and write its files; a problem leaves no file."""
-    case = task.case
-    try:
-        channels = [images.read_image(source) for source in case.channels]
-        for image, source in zip(channels, case.channels, strict=True):
-            if source.frame is not None and image.GetDimension() == 2 and task.ending != ".png":
-                raise DataError(f"{source.path} has no frames; it is one volume")
-        label, label_is_same = images.read_label(case.label, task.values)
-        if case.label.frame is not None and not images.has_foreground(label):
-            labelled = ", ".join(map(str, images.labelled_frames(case.label.path))) or "none"
-            raise DataError(
-                f"frame {case.label.frame} of {case.label.path} has no label; the frames that have: {labelled}"
-            )
-        first_path = case.channels[0].path
-        for image, source in zip(channels[1:], case.channels[1:], strict=True):
-            images.check_grid(image, channels[0], source.path, first_path)
-        if task.options.headers == "image":
-            images.check_size(label, channels[0], case.label.path, first_path)
-            label_is_same = label_is_same and images.has_same_grid(label, channels[0])
-            label = images.with_header(label, channels[0])
-        else:
-            images.check_grid(label, channels[0], case.label.path, first_path)
-        sources = [*case.channels, case.label if label_is_same else None]
-        for path, image, origin in zip(task.files, [*channels, label], sources, strict=True):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if origin is not None and images.can_reuse_file(origin, image, task.ending):
-                images.copy_or_link(origin.path, path, task.options.files)
-            else:
-                images.write(image, path)
-        return CaseRecord(
-            patient=case.patient_id,
-            sources={str(path.absolute()): SourceFile.of(path) for path in case.files},
-            files={str(path.relative_to(task.folder)): digest(path) for path in task.files},
-            notes=[] if images.has_foreground(label) else ["the label map is empty"],
-        )
-    except (DataError, OSError) as error:
-        for path in task.files:
-            path.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in DISK_FULL:
-            raise
-        return ConversionIssue(case.name, str(error), case.centre)
 
 
 def _as_excluded(issues: Sequence[ConversionIssue]) -> list[ExcludedCase]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fednnunet.conversion.console import show_plan
+from fednnunet.conversion.console import count_notes, show_plan
 from fednnunet.conversion.plan import plan_conversion
 from fednnunet.conversion.scan_result import ScanResult, SourceCase, SourceImage
 from fednnunet.conversion.targets import numbered_targets
@@ -58,3 +58,15 @@ def test_notes_of_the_source_and_names_that_hide_ct_are_told(tmp_path: Path) -> 
         ]
     for name in ("CT", "ct", "T1w", "T1ct", "actual", "dwi"):
         assert notes(name) == ["the source is old"]
+
+
+def test_notes_of_cases_are_counted() -> None:
+    cases = {
+        "a": ["the label map is empty", "values were rounded (0.99 in a.nii)"],
+        "b": ["values were rounded (1.01 in b.nii)", "values were rounded (1.02 in b2.nii)"],
+        "c": ["values were rounded (2.01 in c.nii)"],
+    }
+    assert count_notes(cases) == [
+        "1 case, a: the label map is empty",
+        "3 cases, the first a: values were rounded (0.99 in a.nii)",
+    ]

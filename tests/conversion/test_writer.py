@@ -215,11 +215,18 @@ def broken(source: Path, kind: str) -> SourceCase:
     image = np.ones((3, 8, 8), dtype=np.float32)
     if kind == "no image":
         return make_case(source, "bad", channels=(SourceImage(source / "nowhere.nii.gz"),))
-    if kind == "unreadable":
+    if kind in ("cut off", "unreadable"):
         path = source / "bad.nii.gz"
         made = make_case(source, "bad")
-        path.write_bytes(path.read_bytes()[:60])
+        path.write_bytes(path.read_bytes()[:60] if kind == "cut off" else b"not an image")
         return made
+    if kind == "4D image":
+        return make_case(source, "bad", channels=(SourceImage(write(source / "long.nii.gz", np.stack([image] * 2))),))
+    if kind == "4D label":
+        return make_case(source, "bad", label=SourceImage(write(source / "long.nii.gz", np.stack([mask] * 2))))
+    if kind == "complex":
+        path = write(source / "fourier.nii.gz", image.astype(np.complex64))
+        return make_case(source, "bad", channels=(SourceImage(path),))
     if kind == "size":
         return make_case(source, "bad", label=SourceImage(write(source / "small.nii.gz", mask[:2])))
     if kind == "spacing":
@@ -249,12 +256,16 @@ def broken(source: Path, kind: str) -> SourceCase:
 
 PROBLEMS = {
     "no image": "nowhere.nii.gz is missing",
+    "cut off": "bad.nii.gz is cut off",
     "unreadable": "bad.nii.gz cannot be read",
+    "4D image": "long.nii.gz has 4 dimensions, 8 x 8 x 3 x 2 (X, Y, Z and more); a case has one 3D file per channel",
+    "4D label": "long.nii.gz has 4 dimensions, 8 x 8 x 3 x 2",
+    "complex": "fourier.nii.gz holds complex numbers",
     "size": "small.nii.gz has 8 x 8 x 2 voxels, bad.nii.gz 8 x 8 x 3",
     "spacing": "wide.nii.gz and bad.nii.gz differ in spacing: (0.6, 0.5, 3) and (0.5, 0.5, 3)",
     "origin": "moved.nii.gz and bad.nii.gz differ in origin",
     "value": "seven.nii.gz holds the value 7; this dataset's label maps hold 0, 1",
-    "half": "half.nii.gz holds the value 0.5",
+    "half": "half.nii.gz holds the value 0.5, which is not an integer",
     "NaN": "nan.mha holds NaN or infinity",
     "frame": "cine.nii.gz has 2 frames; there is no frame 4 (from 0)",
     "no cine": "still.nii.gz has no frames",
