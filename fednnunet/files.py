@@ -6,6 +6,8 @@ import contextlib
 import errno
 import os
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,15 @@ def write_arrays(path: Path, arrays: Mapping[str, Any], *, compressed: bool = Fa
     save = np.savez_compressed if compressed else np.savez
     with _partial(path) as partial, partial.open("wb") as file:
         save(file, **arrays)
+
+
+def archive_damage(path: Path) -> str | None:
+    """What is wrong with an archive (``.npz``, a checkpoint of torch), by the checksums in it; None if it is sound."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip()
+    except (zipfile.BadZipFile, OSError, zlib.error) as error:
+        return str(error)
 
 
 def has_free_space(folder: Path, size: int = 2**20) -> bool:

@@ -119,12 +119,12 @@ class TrainingSession:
             ProtocolError: no such round can be trained now.
         """
         trainer = self.switch_fold(body.fold)
+        if self._failed or self._must_rewind(trainer, body):
+            trainer = self._restart_fold(trainer, body.trained)
         if body.server_round == 0:
             self._reply = TrainReply(fold=body.fold, server_round=0, num_examples=num_examples(trainer))
             self._send_reply(request, body)
             return
-        if self._failed or self._must_rewind(trainer, body):
-            trainer = self._restart_fold(trainer)
         self._resume_from(trainer, body)
         if self._reply is not None and body.server_round == self._reply.server_round:
             self._send_reply(request, body)
@@ -194,13 +194,14 @@ class TrainingSession:
         return self.stages.start_fold(fold)
 
     def _must_rewind(self, trainer: nnUNetTrainer, body: TrainRequest) -> bool:
-        """Whether the server has lost rounds that this node has finished, and the node can resume from before them."""
-        return body.server_round < self._finished_round and body.trained in finished_rounds(Path(trainer.output_folder))
+        """Whether the server goes back to before rounds that this node has finished, and the node can, too."""
+        can = not body.trained or body.trained in finished_rounds(Path(trainer.output_folder))
+        return body.server_round < self._finished_round and can
 
-    def _restart_fold(self, trainer: nnUNetTrainer) -> nnUNetTrainer:
+    def _restart_fold(self, trainer: nnUNetTrainer, trained: int) -> nnUNetTrainer:
         """The trainer of the same fold as a worker that has just started has it."""
-        why = "the last attempt failed" if self._failed else "the server has lost its result"
-        log.warning("round %d is trained again: %s", self._finished_round + 1, why)
+        why = "the last attempt failed" if self._failed else "the server goes back to it"
+        log.warning("training goes on after round %d: %s", trained, why)
         end_loaders(trainer)
         self.reset()
         return self.stages.start_fold(trainer.fold)

@@ -45,6 +45,7 @@ class RunRecorder(RunObservers):
         self._round_columns = ROUND_COLUMNS if len(folds) == 1 else (*ROUND_COLUMNS, "fold")
         self._case_rows = _read_rows(self.cases)
         self._fold: Fold = folds[0]
+        self._last_recorded = 0
 
     def models_of(self, fold: Fold) -> set[str]:
         """Nodes whose models of a fold are evaluated; empty before the fold is finished."""
@@ -62,13 +63,13 @@ class RunRecorder(RunObservers):
                 nodes.setdefault(int(row["round"]), set()).add(row["node"])
         return nodes
 
-    def update_norms_of(self, fold: Fold) -> list[list[float]]:
-        """Norms of the updates that were averaged in each recorded round of a fold, in the order of the rounds."""
+    def update_norms_of(self, fold: Fold, until: int) -> list[list[float]]:
+        """Norms of the updates that were averaged in each recorded round of a fold up to ``until``, in their order."""
         norms: dict[int, list[float]] = {}
         for row in _read_rows(self.rounds):
             if row.get("fold", str(fold)) == str(fold):
                 norms.setdefault(int(row["round"]), []).extend(float(n) for n in [row.get("update_norm")] if n)
-        return [norms[server_round] for server_round in sorted(norms)]
+        return [norms[server_round] for server_round in sorted(norms) if server_round <= until]
 
     def on_stage(self, stage: str) -> None:
         """Log that a stage began."""
@@ -91,27 +92,32 @@ class RunRecorder(RunObservers):
         super().on_plans(plans)
 
     def on_fold_start(self, fold: Fold, rounds: int, finished: int) -> None:
-        """Remove rows of rounds after ``finished``: they are trained again."""
+        """Rounds after ``finished`` are trained again; their rows stay until the first of these is over."""
         self._fold = fold
         super().on_fold_start(fold, rounds, finished)
         self.on_stage("train")
-        rows = [
-            row
-            for row in _read_rows(self.rounds)
-            if row.get("fold", str(fold)) != str(fold) or int(row["round"]) <= finished
-        ]
-        _write_rows(self.rounds, self._round_columns, rows)
+        _write_rows(self.rounds, self._round_columns, _read_rows(self.rounds))  # without half a line at its end
+        self._last_recorded = max(self.nodes_of_rounds(fold), default=0)
 
     def on_round_end(self, server_round: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Append a finished round to ``rounds.csv``, one row per node."""
+        """Append a finished round to ``rounds.csv``, one row per node, in place of any of it and of later rounds."""
         fold = {"fold": self._fold} if "fold" in self._round_columns else {}
-        text = io.StringIO()
-        writer = csv.DictWriter(text, self._round_columns, lineterminator="\n")
-        writer.writerows({"strategy": self.strategy, "round": server_round, **row, **fold} for row in rows)
-        append_atomically(self.rounds, text.getvalue())
+        new = [{"strategy": self.strategy, "round": server_round, **row, **fold} for row in rows]
+        if server_round <= self._last_recorded:
+            before = [row for row in _read_rows(self.rounds) if not self._is_of(row, self._fold, server_round)]
+            _write_rows(self.rounds, self._round_columns, [*before, *new])
+        else:
+            text = io.StringIO()
+            csv.DictWriter(text, self._round_columns, lineterminator="\n").writerows(new)
+            append_atomically(self.rounds, text.getvalue())
+        self._last_recorded = server_round
         for row in rows:
             log.info("fold %s, round %d: %s", self._fold, server_round, row)
         super().on_round_end(server_round, rows)
+
+    def _is_of(self, row: Mapping[str, Any], fold: Fold, first_round: int) -> bool:
+        """Whether a row of ``rounds.csv`` is of this fold and of ``first_round`` or later."""
+        return row.get("fold", str(fold)) == str(fold) and int(row["round"]) >= first_round
 
     def write_cases(self, fold: Fold | str, scores: Sequence[CaseScore]) -> None:
         """Add scores to ``cases.csv``: one row per model, case and label; undefined scores stay empty.

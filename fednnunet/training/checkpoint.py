@@ -15,8 +15,6 @@ import os
 import random
 import re
 import shutil
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +28,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from fednnunet.errors import ConfigError, ProtocolError
 from fednnunet.exchange.messages import Fold
-from fednnunet.files import write_arrays, write_atomically
+from fednnunet.files import archive_damage, write_arrays, write_atomically
 from fednnunet.training.trainer import plot_progress
 
 log = logging.getLogger(__name__)
@@ -79,7 +77,9 @@ def save_round(trainer: nnUNetTrainer, reply: dict[str, Any], residuals: Mapping
     note = {"reply": reply, "epochs": trainer.current_epoch, "data": _data_of(trainer), "random": _random_state()}
     write_atomically(checkpoint.with_suffix(".json"), json.dumps(note))
     _name_latest(checkpoint)
-    for old in sorted(finished_rounds(folder))[:-KEPT_ROUNDS]:
+    rounds = sorted(finished_rounds(folder))
+    until = rounds.index(reply["server_round"]) + 1  # later ones are of a training that was gone back from
+    for old in [*rounds[until:], *rounds[: max(0, until - KEPT_ROUNDS)]]:
         for suffix in (".json", ".npz", ".pth"):
             (folder / f"checkpoint_round_{old}{suffix}").unlink(missing_ok=True)
 
@@ -116,11 +116,7 @@ def intact_rounds(folder: Path) -> list[int]:
 
 
 def _is_intact(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-    except (zipfile.BadZipFile, OSError, zlib.error) as error:
-        broken = str(error)
+    broken = archive_damage(path)
     if broken is not None:
         log.warning("%s is damaged (%s); the node goes on from a checkpoint before it", path, broken)
     return broken is None

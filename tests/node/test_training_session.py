@@ -37,8 +37,9 @@ def session(tmp_path: Path) -> TrainingSession:
         (TrainRequest(server_round=5, trained=2, layers=[]), START),  # rounds 3 and 4 were without this node
         (TrainRequest(server_round=2, trained=2, layers=["weight"]), IGNORE),  # its reply again
         (TrainRequest(server_round=1, trained=1, layers=[]), STOP),  # the server lost round 2
-        (TrainRequest(server_round=1, trained=0, layers=[]), IGNORE),  # no checkpoint to resume from: refused
-        (TrainRequest(server_round=0, layers=["weight"]), IGNORE),
+        (TrainRequest(server_round=1, trained=0, layers=[]), STOP),  # the server begins anew
+        (TrainRequest(server_round=0, layers=["weight"]), STOP),  # it asks for the first values again
+        (TrainRequest(server_round=1, trained=9, layers=[]), IGNORE),  # no checkpoint to resume from: refused
         (TrainRequest(fold=1, server_round=3, layers=[]), IGNORE),  # refused while fold 0 trains
         (EvaluateRequest(server_round=2), STOP),
         (EvaluateRequest(server_round=5), STOP),  # the rounds ended without this node

@@ -233,6 +233,10 @@ def test_a_server_that_has_lost_a_round_finds_it_again(server: Server) -> None:
     # The fit is over; and the server goes back once more.
     assert same(second, server.train(2, layers, trained=2)[1])
     assert same(third, server.train(3, layers, second, trained=2)[1])
+    # It has lost all of them, and begins anew: as at first, and nothing of later rounds stays.
+    assert same(state, server.train(0, layers)[1])
+    assert same(first, server.train(1, layers, state)[1])
+    assert FingerprintReply.model_validate_json(server.ask(Kind.FINGERPRINT)[0]).resume_rounds == {0: [1]}
 
 
 @pytest.mark.parametrize("rounds", [1, 2])

@@ -257,6 +257,81 @@ def test_an_interrupted_run_is_resumed_to_the_same_result(
     assert (ours.folder / "cases.csv").read_text() == (theirs.folder / "cases.csv").read_text()
 
 
+DAMAGED: dict[str, tuple[tuple[str, ...], dict[str, list[int]], int, str]] = {
+    "a round that all have": (
+        ("strategy=asym",),
+        {"Riga": [2, 3], "Porto": [2, 4]},
+        2,
+        "fold 0 goes on from round 2: no sound checkpoint of round 4 at Riga; of round 3 at Porto",
+    ),
+    "and the server, momenta": (
+        ("strategy=fedavgm",),
+        {"Riga": [2, 3], "Porto": [2, 4]},
+        2,
+        "fold 0 goes on from round 2: no sound checkpoint of round 4 at Riga; of round 3 at Porto",
+    ),
+    "no such round": (
+        ("strategy=asym",),
+        {"Riga": [2], "Porto": [3, 4]},
+        0,
+        "fold 0 begins anew: no sound checkpoint of round 4 at Riga; of round 3 at Riga; of round 2 at Porto; …",
+    ),
+}
+
+
+@pytest.mark.parametrize(("overrides", "sound", "last", "said"), DAMAGED.values(), ids=DAMAGED)
+def test_a_run_goes_on_from_the_newest_round_that_all_nodes_have(
+    run_federation: RunFederation,
+    tmp_path: Path,
+    overrides: tuple[str, ...],
+    sound: dict[str, list[int]],
+    last: int,
+    said: str,
+) -> None:
+    """Checkpoints of different rounds are damaged at two nodes."""
+    config = configured(tmp_path, *overrides)
+
+    def start(folder: Path, members: Sequence[ScriptedNode], faults: Mapping[str, Fault]) -> FinishedRun:
+        return run_federation(members, instantiate(config.strategy.aggregation), {}, faults, folder=folder)
+
+    ours, folder = nodes(epochs=5), tmp_path / "damaged"
+    power_cut = Fault("", worker=fail_with_reason("the power is gone"), of="5")
+    with pytest.raises(FednnUNetError, match="the power is gone"):
+        start(folder, ours, {"Porto": power_cut})
+    before = (folder / "rounds.csv").read_text()
+    for node in ours:
+        node.requests.clear()
+        if node.name in sound:
+            node.introduction["resume_rounds"] = {0: sound[node.name]}
+    with pytest.raises(FednnUNetError, match="gone again"):
+        start(folder, ours, {"Porto": Fault("", worker=fail_with_reason("gone again"), of=str(last + 1))})
+    assert (folder / "rounds.csv").read_text() == before, "no row is removed before it is replaced"
+    run = start(folder, ours, {})
+    assert said in run.messages
+    asked = [body for body in run.nodes["Turku"].requests_of(Kind.TRAIN) if body.server_round]
+    assert asked[0].trained == last
+    whole = start(tmp_path / "whole", nodes(epochs=5), {})
+    assert run.rows == whole.rows
+    assert all(same(run.nodes[name].final[0], node.final[0]) for name, node in whole.nodes.items())
+
+
+def test_a_damaged_file_of_the_server_is_not_gone_on_from(run_federation: RunFederation, tmp_path: Path) -> None:
+    config = configured(tmp_path, "strategy=fedavgm")
+
+    def start(folder: Path, members: Sequence[ScriptedNode], faults: Mapping[str, Fault]) -> FinishedRun:
+        return run_federation(members, instantiate(config.strategy.aggregation), {}, faults, folder=folder)
+
+    members, folder = nodes(epochs=5), tmp_path / "damaged"
+    with pytest.raises(FednnUNetError, match="the power is gone"):
+        start(folder, members, {"Porto": Fault("", worker=fail_with_reason("the power is gone"), of="5")})
+    newest = folder / "strategy_fold_0_round_4.npz"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    run = start(folder, members, {})
+    assert "fold 0 goes on from round 3: no sound checkpoint of round 4 at the server" in run.messages
+    whole = start(tmp_path / "whole", nodes(epochs=5), {})
+    assert all(same(run.nodes[name].final[0], node.final[0]) for name, node in whole.nodes.items())
+
+
 def test_a_finished_fold_is_not_trained_again(run_federation: RunFederation, tmp_path: Path) -> None:
     def start(folder: Path, members: Sequence[ScriptedNode], faults: Mapping[str, Fault]) -> FinishedRun:
         return run_federation(members, None, {"folds": [0, 1]}, faults, folder=folder)

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 ROUND_METRICS = ("train_loss", "val_loss", "pseudo_dice", "seconds_train", "seconds_exchange")
 """Fields of a reply that go into ``rounds.csv``."""
+MISSING_SHOWN = 3
+"""Most rounds of which a message lists what is missing: nodes keep so many."""
 
 
 def is_finished(session: Session, fold: Fold) -> bool:
@@ -42,7 +44,7 @@ def train_rounds(session: Session, fold: Fold) -> ArrayRecord:
     recorder.on_fold_start(fold, federation.rounds, start)
     strategy.begin_fold(
         {node: _last_checkpoint(federation, node, fold, start) for node in federation.training},
-        recorder.update_norms_of(fold),
+        recorder.update_norms_of(fold, start),
     )
     if start:
         log.info("fold %s goes on from round %d", fold, start)
@@ -60,19 +62,36 @@ def train_rounds(session: Session, fold: Fold) -> ArrayRecord:
 
 
 def _resume_point(session: Session, fold: Fold) -> tuple[int, list[int]]:
-    """The last round of which every node that was in it, and still is, has its checkpoint; and these nodes."""
+    """The last round of which every node that was in it, and still is, has its checkpoint; and these nodes.
+
+    Where that is not the last round of all, the operator is told what is missing of the later ones.
+    """
     federation, recorder = session.federation, session.recorder
+    missing: list[str] = []
     for server_round, names in sorted(recorder.nodes_of_rounds(fold).items(), reverse=True):
         members = [node for node in federation.training if federation.name(node) in names]
-        have_it = [_last_checkpoint(federation, node, fold, server_round) == server_round for node in members]
-        if (
-            members
-            and all(have_it)
-            and server_round <= federation.rounds
-            and session.strategy.remembers(recorder.folder, fold, server_round)
-        ):
+        if server_round > federation.rounds:
+            continue
+        without = [
+            federation.name(node)
+            for node in members
+            if _last_checkpoint(federation, node, fold, server_round) != server_round
+        ]
+        if without or not members:
+            missing.append(f"of round {server_round} at {', '.join(without or sorted(names))}")
+        elif not session.strategy.remembers(recorder.folder, fold, server_round):
+            missing.append(f"of round {server_round} at the server")
+        else:
+            _report_missing(session, fold, missing, f"goes on from round {server_round}")
             return server_round, members
+    _report_missing(session, fold, missing, "begins anew")
     return 0, []
+
+
+def _report_missing(session: Session, fold: Fold, missing: Sequence[str], consequence: str) -> None:
+    if missing:
+        shown = "; ".join(missing[:MISSING_SHOWN]) + ("; …" if len(missing) > MISSING_SHOWN else "")
+        session.recorder.on_message(f"fold {fold} {consequence}: no sound checkpoint {shown}")
 
 
 def _last_checkpoint(federation: Federation, node: int, fold: Fold, until: int) -> int:

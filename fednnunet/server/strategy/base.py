@@ -21,7 +21,7 @@ from fednnunet.exchange.records import from_array_record, to_array_record
 from fednnunet.exchange.rounding import ErrorFeedback
 from fednnunet.server.node_messages import build_request
 from fednnunet.server.strategy.averaging import StreamingAverage
-from fednnunet.server.strategy.checkpoint import State, checkpoint_file, read_checkpoint, write_checkpoint
+from fednnunet.server.strategy.checkpoint import State, has_checkpoint, read_checkpoint, write_checkpoint
 from fednnunet.server.strategy.layer_groups import LayerGroups, check_groups
 from fednnunet.server.strategy.layer_matching import Shapes, match_layers
 from fednnunet.server.strategy.reply_validation import WEIGHT_KEY, ReplyValidator, Update
@@ -289,8 +289,8 @@ class Strategy(flower.Strategy):
             write_checkpoint(folder, fold, server_round, {**held, **state})
 
     def remembers(self, folder: Path, fold: Fold, server_round: int) -> bool:
-        """Whether an interrupted run can continue after ``server_round``; the nodes may be a round ahead."""
-        return not self.has_state or checkpoint_file(folder, fold, server_round).is_file()
+        """Whether an interrupted run can continue after ``server_round``: what it needs is there, and undamaged."""
+        return not self.has_state or has_checkpoint(folder, fold, server_round)
 
     def restore(self, folder: Path, fold: Fold, server_round: int) -> ArrayRecord | None:
         """The arrays after ``server_round`` of an interrupted run; None to ask the nodes for the round again."""

@@ -10,10 +10,10 @@ import numpy as np
 
 from fednnunet.exchange.arrays import BFLOAT16
 from fednnunet.exchange.messages import Fold
-from fednnunet.files import write_arrays
+from fednnunet.files import archive_damage, write_arrays
 
-KEPT_CHECKPOINTS = 2
-"""Rounds: nodes may be one round behind the server."""
+KEPT_CHECKPOINTS = 3
+"""Rounds; as many as nodes keep, so that a run can go on from each of theirs."""
 
 State: TypeAlias = Mapping[str, Mapping[str, np.ndarray]]
 """Named arrays, by what they are: the momenta of each layer, the rounding residuals of each group."""
@@ -25,10 +25,13 @@ def checkpoint_file(folder: Path, fold: Fold, server_round: int) -> Path:
 
 
 def write_checkpoint(folder: Path, fold: Fold, server_round: int, state: State) -> None:
-    """Write the state after a round; the last two rounds are kept."""
+    """Write the state after a round; those of the two before stay, others are of no use any more."""
     flat = {f"{kind}/{name}": array for kind, arrays in state.items() for name, array in arrays.items()}
     write_arrays(checkpoint_file(folder, fold, server_round), flat)
-    checkpoint_file(folder, fold, server_round - KEPT_CHECKPOINTS).unlink(missing_ok=True)
+    kept = {checkpoint_file(folder, fold, server_round - before) for before in range(KEPT_CHECKPOINTS)}
+    for path in folder.glob(f"strategy_fold_{fold}_round_*.npz"):
+        if path not in kept:
+            path.unlink()
 
 
 def read_checkpoint(folder: Path, fold: Fold, server_round: int) -> dict[str, dict[str, np.ndarray]]:
@@ -40,3 +43,9 @@ def read_checkpoint(folder: Path, fold: Fold, server_round: int) -> dict[str, di
             # numpy's files hold bfloat16 as two bytes of no type.
             state.setdefault(kind, {})[name] = array.view(BFLOAT16) if array.dtype.kind == "V" else array
     return state
+
+
+def has_checkpoint(folder: Path, fold: Fold, server_round: int) -> bool:
+    """Whether the state after a round is there, and undamaged."""
+    path = checkpoint_file(folder, fold, server_round)
+    return path.is_file() and archive_damage(path) is None

@@ -186,7 +186,6 @@ def test_the_recorder_knows_the_norms_of_a_folds_rounds(tmp_path: Path) -> None:
         recorder.on_round_end(1, [row("A", 0.1 * factor), row("B", 1 / 3 * factor)])
         recorder.on_round_end(2, [row("A", None), row("B", 0.2 * factor)])
     again = RunRecorder(tmp_path, "asym", [0, 1])
-    assert again.update_norms_of(0) == [[0.1, 1 / 3], [0.2]]
-    assert again.update_norms_of(1) == [[1.0, 1 / 3 * 10], [2.0]]
-    again.on_fold_start(1, 2, 1)
-    assert again.update_norms_of(1) == [[1.0, 1 / 3 * 10]]
+    assert again.update_norms_of(0, 2) == [[0.1, 1 / 3], [0.2]]
+    assert again.update_norms_of(1, 2) == [[1.0, 1 / 3 * 10], [2.0]]
+    assert again.update_norms_of(1, 1) == [[1.0, 1 / 3 * 10]]
