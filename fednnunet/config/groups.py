@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, model_validator
 
-from fednnunet.exchange.messages import ENSEMBLE, ExchangeDtype, Fold, NodeName
+from fednnunet.exchange.messages import ENSEMBLE, MAX_FOLDS, ExchangeDtype, Fold, NodeName
 
 POOLED_NODE = "centralized"
 """Name of the one node that holds all centres' cases."""
@@ -340,8 +340,8 @@ class PathsConfig(CachePaths):
 def _known_folds(fold: Any) -> Any:
     folds = fold if isinstance(fold, list) else [fold]
     for one in folds:
-        if one != "all" and (type(one) is not int or not 0 <= one <= 4):
-            raise ValueError(f"fold={one}: must be 0 to 4, or all to train on every case")
+        if one != "all" and (type(one) is not int or not 0 <= one < MAX_FOLDS):
+            raise ValueError(f"fold={one}: must be the number of a fold, from 0, or all to train on every case")
     if not folds or len(set(map(str, folds))) < len(folds):
         raise ValueError(f"fold={fold}: name each fold once")
     return fold

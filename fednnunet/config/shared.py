@@ -41,8 +41,8 @@ class SharedKeys(Config):
 
     Attributes:
         seed: Random seed of the run: initialisation and augmentation at every node.
-        fold: Held-out fold of nnU-Net's 5-fold cross-validation, 0 to 4; several, one after another, as a list; ``all``
-            trains on every case and scores external centres only.
+        fold: Held-out fold of nnU-Net's 5-fold cross-validation, 0 to 4, or of the centres' own ``splits_final.json``;
+            several, one after another, as a list; ``all`` trains on every case and scores external centres only.
         configuration: nnU-Net configuration to train.
         trainer: How long and how nnU-Net's trainer trains.
         model: How nnU-Net plans the network.

@@ -12,8 +12,6 @@ from fednnunet.datasets.description import read_description
 from fednnunet.errors import DataError
 
 DATASET_NAME = re.compile(r"Dataset(\d{3})_.+")
-MIN_TRAINING_CASES = 5
-"""Smallest number of cases for nnU-Net's five folds."""
 RGB_ENDINGS = (".png", ".bmp", ".tif")
 """Endings of files that may hold several channels (``nnunetv2.imageio.natural_image_reader_writer``)."""
 TIFF_ENDINGS = (".tif", ".tiff")
@@ -137,16 +135,11 @@ def read_dataset(folder: Path, centre: str, external: bool = False) -> RawDatase
         for path in (*case.images, case.label):
             if not path.is_file():
                 raise DataError(f"centre {centre}: {path} is missing")
-    if not external and len(dataset.cases) < MIN_TRAINING_CASES:
-        raise DataError(
-            f"centre {centre}: {folder} holds {len(dataset.cases)} training cases; five-fold cross-validation needs "
-            f"{MIN_TRAINING_CASES} (a centre without enough can be external: true)"
-        )
     return dataset
 
 
 def list_cases(folder: Path, centre: str, external: bool = False) -> RawDataset:
-    """As :func:`read_dataset`, but files of a case may be missing, and cases too few to train on.
+    """As :func:`read_dataset`, but files of a case may be missing.
 
     Raises:
         DataError: names centre, file or field, and what is wrong.

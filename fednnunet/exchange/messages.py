@@ -23,8 +23,10 @@ ENSEMBLE = "ensemble"
 RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 """Id of a run across machines; the same when the run is resumed."""
 LayerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]{1,256}$")]
-Fold = Annotated[int, Field(ge=0, le=4)] | Literal["all"]
-"""nnU-Net's: a held-out fifth of the cases, or ``all`` to train on every case."""
+MAX_FOLDS = 100
+"""Most folds that a centre's own splits may have."""
+Fold = Annotated[int, Field(ge=0, lt=MAX_FOLDS)] | Literal["all"]
+"""nnU-Net's: the number of a split, 0 to 4 without own ones, or ``all`` to train on every case."""
 ExchangeDtype = Literal["float32", "float16", "bfloat16"]
 """Data type that exchanged layers are rounded to while they travel."""
 Salt = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -33,6 +35,8 @@ SaltedDigest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 """HMAC-SHA256 of an image's decoded voxels, keyed with the salt; see :mod:`fednnunet.exchange.digests`."""
 MAX_DIGESTS = 100_000
 """Most digests of one node: the number of an external node's cases is not known before."""
+MAX_CENTRES = 1000
+"""Most centres whose cases one node pools."""
 MAX_DIMENSIONS = 8
 MAX_LENGTH = 2**31
 Shape = Annotated[list[Annotated[int, Field(ge=0, le=MAX_LENGTH)]], Field(max_length=MAX_DIMENSIONS)]
@@ -94,6 +98,8 @@ class FingerprintReply(Body):
         file_ending: ending of the image files, such as ``.nii.gz``.
         fingerprint: contribution or statistics; None where neither was requested, and from an external node.
         intensity_ranges: channel to range of its foreground intensities, where requested.
+        held_out: centre (the node, or each of the pooled ones) to the number of cases that each fold of the run holds
+            out, but for fold ``all``.
         resume_rounds: fold to finished rounds from whose checkpoint this node can resume.
         image_digests: salted digests of the images, sorted and without duplicates; None where they were not requested,
             or the node does not send them.
@@ -110,6 +116,7 @@ class FingerprintReply(Body):
     file_ending: str
     fingerprint: dict[str, Any] | None = None
     intensity_ranges: dict[str, Any] | None = None
+    held_out: dict[NodeName, dict[Fold, Annotated[int, Field(ge=0)]]] = Field(default={}, max_length=MAX_CENTRES)
     resume_rounds: dict[Fold, list[int]] = {}
     image_digests: list[SaltedDigest] | None = Field(default=None, max_length=MAX_DIGESTS)
 

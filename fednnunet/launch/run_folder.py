@@ -104,6 +104,7 @@ def final_metadata(
     """What is known of a run at its end, for ``run.json``."""
     return {
         "num_training": recorder.num_training,
+        "unscored_folds": {centre: folds for centre, folds in recorder.unscored_folds.items() if folds},
         **recorder.training,
         "shared_fraction": strategy.shared_fraction() if len(recorder.num_training) > 1 else {},
         "started": started.isoformat(timespec="seconds"),

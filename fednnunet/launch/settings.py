@@ -13,6 +13,7 @@ from hydra.utils import instantiate
 from fednnunet.config.groups import POOLED_NODE
 from fednnunet.config.run import RunConfig
 from fednnunet.datasets.raw import find_dataset, read_dataset
+from fednnunet.datasets.splits import splits_of
 from fednnunet.errors import ConfigError, FednnUNetError, one_line
 from fednnunet.launch.run_folder import run_id
 from fednnunet.node.settings import NodeSettings
@@ -82,7 +83,9 @@ def prepare_centres(config: RunConfig) -> dict[str, Path]:
     for centre in config.dataset.centres:
         assert centre.dataset is not None, "checked with the configuration"
         folder = find_dataset(centre.dataset, raw_folder, centre.name)
-        read_dataset(folder, centre.name, external=centre.external)
+        dataset = read_dataset(folder, centre.name, external=centre.external)
+        if not centre.external:
+            splits_of(dataset, centre.name, config.folds)
         folders[centre.name] = folder.resolve()
     return folders
 

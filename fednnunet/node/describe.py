@@ -17,6 +17,7 @@ from fednnunet.datasets.image_checks import check_images
 from fednnunet.datasets.pooled import pool_datasets, pooled_name
 from fednnunet.datasets.quality.measure import image_digests
 from fednnunet.datasets.raw import RawDataset, read_dataset
+from fednnunet.datasets.splits import Split, splits_of, without_held_out
 from fednnunet.datasets.staging import raw_digest, stage_dataset
 from fednnunet.errors import ConfigError, ProtocolError, first_problem
 from fednnunet.evaluation.score import HeldOutCase
@@ -45,10 +46,11 @@ class NodeDataset:
 
     Attributes:
         centres: centre name to its dataset; several for the pooled baseline.
+        splits: centre name to its folds; empty at an external node.
         raw: the dataset that nnU-Net works on: the node's own, or that of all centres.
 
     Raises:
-        DataError: a dataset cannot be read.
+        DataError: a dataset cannot be read, or has not the folds that are to be trained.
     """
 
     def __init__(self, settings: NodeSettings) -> None:
@@ -65,8 +67,19 @@ class NodeDataset:
         else:
             self.raw = next(iter(self.centres.values()))
             stage_dataset(self.raw, staged)
+        self.splits: dict[str, list[Split]] = {}
         if settings.external:
             check_images(self.raw, settings.name)
+            return
+        for centre, dataset in self.centres.items():
+            self.splits[centre] = splits_of(dataset, centre, self.config.folds)
+            for fold in without_held_out(self.splits[centre], self.config.folds):
+                log.warning(
+                    "centre %s holds no case out in fold %d: it trains on all of its %d cases there, and is not scored",
+                    centre,
+                    fold,
+                    len(dataset.cases),
+                )
 
     @property
     def is_pooled(self) -> bool:
@@ -103,6 +116,10 @@ class NodeDataset:
             file_ending=self.raw.file_ending,
             fingerprint=fingerprint,
             intensity_ranges=ranges,
+            held_out={
+                centre: {fold: len(splits[fold]["val"]) for fold in self.config.folds if fold != "all"}
+                for centre, splits in self.splits.items()
+            },
             resume_rounds={} if external else self._resume_rounds(),
             image_digests=self._image_digests(request.salt),
         )

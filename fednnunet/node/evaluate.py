@@ -20,9 +20,9 @@ from fednnunet.node.settings import NodeSettings
 
 def evaluate_fold(trainer: nnUNetTrainer, dataset: NodeDataset, settings: NodeSettings) -> list[CaseScore]:
     """Score the fold's held-out cases (of every pooled centre) with the trainer's network; none of fold all."""
-    if trainer.fold == "all":
-        return []
     cases = held_out_cases(trainer, dataset)
+    if not cases:
+        return []
     identifiers = [case.identifier for case in cases]
     folder = Path(trainer.output_folder) / "validation"
     probabilities = folder if settings.config.trainer.save_probabilities else None
@@ -51,8 +51,9 @@ def score_models(
 
 
 def held_out_cases(trainer: nnUNetTrainer, dataset: NodeDataset) -> list[HeldOutCase]:
-    """Cases that the trainer's fold holds out."""
-    held_out = set(trainer.do_split()[1])
+    """Cases that the trainer's fold holds out: none of those that it is trained on, where it validates on them."""
+    training, validation = trainer.do_split()
+    held_out = set(validation) - set(training)
     return [case for case in dataset.cases() if case.identifier in held_out]
 
 

@@ -13,7 +13,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
-from fednnunet.datasets.splits import pooled_splits, splits_of
+from fednnunet.datasets.splits import pooled_splits, splits_for_nnunet
 from fednnunet.datasets.staging import raw_digest
 from fednnunet.errors import ConfigError
 from fednnunet.exchange.messages import Fold, PlanRequest
@@ -66,8 +66,9 @@ def preprocess_cases(dataset: NodeDataset, plans: dict[str, Any], settings: Node
     config, raw = settings.config, dataset.raw
     digest, configuration = raw_digest(raw), config.configuration
     planned = settings.folder / "nnUNet_preprocessed" / raw.name
-    per_centre = {centre: splits_of(data, centre) for centre, data in dataset.centres.items()}
-    folds = pooled_splits(per_centre) if dataset.is_pooled else next(iter(per_centre.values()))
+    folds = splits_for_nnunet(
+        pooled_splits(dataset.splits) if dataset.is_pooled else next(iter(dataset.splits.values()))
+    )
     write_atomically(planned / "splits_final.json", json.dumps(folds, indent=1))
     entry = dataset.cache_folder(digest) / cache_key(digest, plans, configuration, folds)
     cache = preprocess(raw, planned, plans, configuration, entry, config.compute.preprocessing_workers)

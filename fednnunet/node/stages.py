@@ -88,7 +88,7 @@ class NodeStages:
         return messages.PreprocessReply(
             seconds=time.perf_counter() - start,
             num_training=len(training),
-            num_validation=0 if request.fold == "all" else len(validation),
+            num_validation=len(set(validation) - set(training)),
             epochs=trainer.num_epochs,
             iterations=trainer.num_iterations_per_epoch,
             pretrained=self.config.init.weights_of(self.settings.name) is not None,

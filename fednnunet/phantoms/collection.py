@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from fednnunet.datasets.raw import MIN_TRAINING_CASES
+from fednnunet.datasets.splits import FOLDS
 from fednnunet.errors import ConfigError
 from fednnunet.phantoms.drawing import Scanner
 from fednnunet.phantoms.writer import with_tuples
@@ -63,7 +63,7 @@ class Scale:
 
     def studies(self, all_studies: int, part: float = 1.0) -> int:
         """Number of a centre's studies to make; ``part`` is the centre's own factor."""
-        return min(all_studies, max(MIN_TRAINING_CASES, round(all_studies * self.case_fraction * part)))
+        return min(all_studies, max(FOLDS, round(all_studies * self.case_fraction * part)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,13 +52,26 @@ def missing_folds(runs: Sequence[Run]) -> dict[str, str]:
             lacking = [fold for fold in folds if (seed, fold) not in scored]
             if not lacking:
                 continue
-            named = f"{'folds' if len(lacking) > 1 else 'fold'} {', '.join(lacking)}"
+            named = _named(lacking)
             if len(seeds) > 1:
                 named = f"seed {seed}" if lacking == folds else f"{named} of seed {seed}"
             parts.append(named)
         if parts:
             missing[strategy] = "; ".join(parts)
     return missing
+
+
+def unscored_folds(runs: Sequence[Run]) -> dict[str, str]:
+    """Centre to the folds in which it holds no case out; centres that hold one out in each are left out."""
+    unscored: dict[str, set[int]] = {}
+    for run in runs:
+        for centre, folds in run.info.get("unscored_folds", {}).items():
+            unscored.setdefault(centre, set()).update(folds)
+    return {centre: _named([str(fold) for fold in sorted(folds)]) for centre, folds in unscored.items()}
+
+
+def _named(folds: Sequence[str]) -> str:
+    return f"{'folds' if len(folds) > 1 else 'fold'} {', '.join(folds)}"
 
 
 def repeated_folds(runs: Sequence[Run]) -> list[str]:

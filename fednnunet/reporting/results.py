@@ -11,7 +11,7 @@ import pandas as pd
 from fednnunet.errors import ConfigError
 from fednnunet.evaluation.statistics import Interval, bootstrap
 from fednnunet.reporting.comparison import LEVEL, Comparison, choose_reference, compare_strategies
-from fednnunet.reporting.completeness import check_comparable, missing_folds, repeated_folds
+from fednnunet.reporting.completeness import check_comparable, missing_folds, repeated_folds, unscored_folds
 from fednnunet.reporting.paper_comparison import PaperComparison, compare_with_paper
 from fednnunet.reporting.run_folder import Run, merge, merge_rounds, node_order
 from fednnunet.reporting.tables.results_table import (
@@ -115,7 +115,7 @@ def collect_results(runs: Sequence[Run], reference: str | None = None, external_
         intervals=_intervals(scores, table),
         significant=comparison.significant if comparison else set(),
         incomplete=set(missing),
-        notes=_notes(table, comparison, missing, external_scores),
+        notes=_notes(table, comparison, missing, unscored_folds(ordered), external_scores),
     )
     return Results(ordered, training, external, rounds, cases, scores, summary, table, comparison, external_scores)
 
@@ -135,7 +135,11 @@ def _intervals(scores: pd.DataFrame, table: ResultsTable) -> dict[tuple[str, str
 
 
 def _notes(
-    table: ResultsTable, comparison: Comparison | None, missing: dict[str, str], external_scores: External
+    table: ResultsTable,
+    comparison: Comparison | None,
+    missing: dict[str, str],
+    unscored: dict[str, str],
+    external_scores: External,
 ) -> list[str]:
     notes = []
     if comparison is not None:
@@ -149,6 +153,8 @@ def _notes(
             f"{DAGGER} {lacking}. Means of different folds are not of the same cases: compare them with care"
             + ("; tests use only cases that both strategies scored." if comparison else ".")
         )
+    for centre, folds in unscored.items():
+        notes.append(f"{centre} holds no case out in {folds}: it has fewer cases than folds, and is not scored there.")
     if table.external:
         notes.append(f"External nodes: {EXTERNAL_MEANINGS[external_scores]}.")
     return notes

@@ -29,6 +29,7 @@ class RunRecorder(RunObservers):
 
     Attributes:
         num_training: node to its number of training cases (all folds), once they are known.
+        unscored_folds: centre to the folds in which it holds no case out, once they are known.
         training: rounds of a fold and iterations of a round, once they are known.
     """
 
@@ -41,6 +42,7 @@ class RunRecorder(RunObservers):
         self.rounds = folder / ROUNDS_FILE
         self.cases = folder / CASES_FILE
         self.num_training: dict[str, int] = {}
+        self.unscored_folds: dict[str, list[Fold]] = {}
         self.training: dict[str, int] = {}
         self._round_columns = ROUND_COLUMNS if len(folds) == 1 else (*ROUND_COLUMNS, "fold")
         self._case_rows = _read_rows(self.cases)

@@ -14,7 +14,7 @@ from fednnunet.server.local_grid import NodeGrid
 from fednnunet.server.node_client import NodeClient
 from fednnunet.server.phases.evaluate import evaluate_external_centres, evaluate_nodes
 from fednnunet.server.phases.prepare import match_networks, plan_networks, preprocess_images
-from fednnunet.server.phases.register import check_agreement, register_nodes
+from fednnunet.server.phases.register import check_agreement, check_folds, register_nodes
 from fednnunet.server.phases.train import is_finished, train_rounds
 from fednnunet.server.run_recorder import RunRecorder
 from fednnunet.server.session import ServerSettings, Session
@@ -31,6 +31,7 @@ def build_server_app(settings: ServerSettings, strategy: Strategy, recorder: Run
         session = Session(NodeClient(grid, recorder, settings.wait_for_nodes), settings, strategy, recorder)
         register_nodes(session)
         check_agreement(session)
+        check_folds(session)
         plan_networks(session)
         preprocess_images(session)
         match_networks(session)

@@ -114,6 +114,11 @@ class Federation:
         """
         return json.dumps(getattr(self.described[node], field), ensure_ascii=False)
 
+    def holds_none_out(self, node: int, fold: Fold) -> bool:
+        """Whether a node trains on all of its cases in ``fold``, so that it has no scores of it."""
+        held_out = self.described[node].held_out.values()
+        return bool(held_out) and all(folds.get(fold) == 0 for folds in held_out)
+
     @property
     def num_training(self) -> int:
         """Number of training cases of all nodes."""

@@ -202,7 +202,7 @@ def test_cases_of_one_patient_stay_in_one_part_of_a_fold(source: Path, tmp_path:
         make_case(source, f"P{number}_{phase}", patient=f"P{number}") for number in range(6) for phase in ("ED", "ES")
     ]
     run(heart, tmp_path / "raw")
-    folds = splits_of(read_dataset(tmp_path / "raw" / "Dataset601_Oslo", "Oslo"), "Oslo")
+    folds = splits_of(read_dataset(tmp_path / "raw" / "Dataset601_Oslo", "Oslo"), "Oslo", range(5))
     for fold in folds:
         patients = {part: {case.split("_")[0] for case in fold[part]} for part in ("train", "val")}
         assert not patients["train"] & patients["val"]

@@ -132,10 +132,3 @@ def test_broken_folders_are_named_by_centre_and_file(
     break_it(folder)
     with pytest.raises(DataError, match=f"centre Oslo: .*{problem}"):
         read_dataset(folder, "Oslo")
-
-
-def test_too_few_cases_for_five_folds_are_refused_unless_external(make_dataset: Callable[..., Path]) -> None:
-    folder = make_dataset(cases=4)
-    with pytest.raises(DataError, match=r"4 training cases; .* needs 5"):
-        read_dataset(folder, "A")
-    assert len(read_dataset(folder, "A", external=True).cases) == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shutil
 import socket
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from fednnunet.exchange.messages import (
     Kind,
     Model,
     PlanReply,
+    PreprocessReply,
     ScoreModelsRequest,
     SendModelReply,
     SendModelRequest,
@@ -140,6 +142,23 @@ def server(settings: NodeSettings, tmp_path: Path) -> Iterator[Server]:
     write_boxes(tmp_path / "raw")
     with serving(settings) as server:
         yield server
+
+
+def test_a_fold_that_holds_no_case_out_is_trained_and_not_scored(settings: NodeSettings, tmp_path: Path) -> None:
+    write_boxes(tmp_path / "raw", cases=3)
+    few = dataclasses.replace(settings, config=settings.config.model_copy(update={"fold": 3}))
+    with serving(few) as server:
+        described = FingerprintReply.model_validate_json(server.ask(Kind.FINGERPRINT)[0])
+        assert described.held_out == {"Oslo": {3: 0}}
+        server.ask(Kind.PLAN, '{"fingerprint": null}')
+        prepared = PreprocessReply.model_validate_json(server.ask(Kind.PREPROCESS, '{"fold": 3}')[0])
+        assert (prepared.num_training, prepared.num_validation) == (3, 0)
+        body = TrainRequest(fold=3, server_round=1, epochs=3, layers=[])
+        trained = TrainReply.model_validate_json(server.ask(Kind.TRAIN, body.model_dump_json())[0])
+        assert trained.num_examples == 3
+        assert trained.val_loss is not None
+        finished = EvaluateRequest(fold=3, server_round=1, trained=1)
+        assert EvaluateReply.model_validate_json(server.ask(Kind.EVALUATE, finished.model_dump_json())[0]).cases == []
 
 
 def test_a_node_through_all_its_stages(server: Server) -> None:

@@ -17,8 +17,8 @@ from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from fednnunet.config.groups import ModelConfig
 from fednnunet.config.run import RunConfig, read_config
 from fednnunet.datasets.image_checks import check_images
-from fednnunet.datasets.raw import MIN_TRAINING_CASES, read_dataset
-from fednnunet.datasets.splits import splits_of
+from fednnunet.datasets.raw import read_dataset
+from fednnunet.datasets.splits import FOLDS, splits_of
 from fednnunet.errors import ConfigError
 from fednnunet.launch.settings import prepare_centres
 from fednnunet.phantoms.breast import BreastCentre
@@ -157,7 +157,7 @@ def test_scaling_keeps_the_field_of_view_and_relative_sizes() -> None:
     np.testing.assert_allclose(np.multiply(small.shape, small.spacing), np.multiply(full.shape, full.spacing))
     assert Scale(1.0).apply(full) == full
     assert [Scale(1, case_fraction=0.1).studies(number) for number in (980, 64, 3)] == [98, 6, 3]
-    assert Scale(1, case_fraction=0.01).studies(64) == MIN_TRAINING_CASES
+    assert Scale(1, case_fraction=0.01).studies(64) == FOLDS
 
 
 def fingerprint_of(grids: list[Grid]) -> dict[str, Any]:
@@ -214,9 +214,9 @@ def test_datasets_are_valid_and_have_a_fold_for_every_patient(tmp_path: Path, co
     for centre in config.dataset.centres:
         dataset = read_dataset(folders[centre.name], centre.name, external=centre.external)
         check_images(dataset, centre.name)
-        assert len(dataset.cases) >= MIN_TRAINING_CASES
+        assert len(dataset.cases) >= FOLDS
         if not centre.external:
-            for fold in splits_of(dataset, centre.name):
+            for fold in splits_of(dataset, centre.name, range(FOLDS)):
                 of = [{case.rsplit("_E", 1)[0] for case in fold[part]} for part in ("train", "val")]
                 assert of[0].isdisjoint(of[1])
 

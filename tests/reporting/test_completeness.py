@@ -101,6 +101,20 @@ def test_missing_folds_mark_the_table_and_tests_use_common_cases(make_run: MakeR
     assert rows.loc["ISPY1", "n_cases"] == 12, "six of each common fold"
 
 
+def test_the_table_says_where_a_centre_holds_no_case_out(make_run: MakeRun) -> None:
+    run = make_run("asym", fold=FIVE)
+    info = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**info, "unscored_folds": {"NACT": [3, 4]}}))
+    cases = pd.read_csv(run / "cases.csv", dtype=str, keep_default_na=False)
+    cases[(cases["node"] != "NACT") | ~cases["fold"].isin(["3", "4"])].to_csv(run / "cases.csv", index=False)
+    results = collect_results(read_runs([run]))
+    assert results.table is not None
+    (note,) = [note for note in results.table.notes if note.startswith("NACT")]
+    assert note == "NACT holds no case out in folds 3, 4: it has fewer cases than folds, and is not scored there."
+    assert results.table.row("asym") == "asym", "the run lacks nothing"
+    assert results.summary[results.summary["node"] == "NACT"]["fold"].tolist() == ["0", "1", "2"]
+
+
 def test_a_fold_alone_is_its_run_and_a_list_of_one_is_the_same(make_run: MakeRun, tmp_path: Path) -> None:
     for fold in (2, [2]):
         run = read_run(make_run("asym", fold=fold, folder=tmp_path / str(fold)))

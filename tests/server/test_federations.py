@@ -213,6 +213,53 @@ def test_a_worker_that_is_killed_ends_the_run_by_name_where_all_are_needed(run_f
         run_federation(nodes(), faults={"Porto": Fault("", worker=end_worker)})
 
 
+# folds that hold no case out ---------------------------------------------------------------------------
+
+
+def few_and_many() -> list[ScriptedNode]:
+    """Porto holds a case out in fold 0 alone, Riga in both."""
+    held_out = {"Porto": {0: 1, 1: 0}, "Riga": {0: 1, 1: 1}}
+    return [ScriptedNode(name, held_out={name: folds}) for name, folds in held_out.items()]
+
+
+def test_a_centre_trains_in_a_fold_that_holds_no_case_of_it_out(run_federation: RunFederation) -> None:
+    run = run_federation(few_and_many(), settings={"folds": [0, 1], "cross_centre": True})
+    assert run.messages == [
+        "centre Porto holds no case out in fold 1: it trains on all of its cases there, and is not scored"
+    ]
+    for fold in (0, 1):
+        assert same(run.average_after(3, fold), run.mean_of(3, "Porto", "Riga", fold=fold))
+    scored = set(zip(run.cases["fold"], run.cases["node"], run.cases["model"], strict=True))
+    at_riga = {(fold, "Riga", model) for fold in "01" for model in ("Porto", "Riga")}
+    assert scored == at_riga | {("0", "Porto", "Porto"), ("0", "Porto", "Riga")}
+
+
+def test_after_resuming_its_model_of_that_fold_still_counts_at_external_centres(
+    run_federation: RunFederation,
+) -> None:
+    *_, external = members = [*few_and_many(), ScriptedNode("Turku", cases=0)]
+    stopped = Fault("", fail_with_reason("the power is gone"), kind=Kind.SCORE_MODELS)
+    with pytest.raises(FednnUNetError, match="node Turku: the power is gone"):
+        run_federation(members, NoExchange(), {"folds": [0, 1]}, {"Turku": stopped})
+    external.requests.clear()
+    run_federation(members, NoExchange(), {"folds": [0, 1]})
+    (request,) = external.requests_of(Kind.SCORE_MODELS)
+    assert request.models == {"Porto": [0, 1], "Riga": [0, 1]}
+
+
+def test_a_fold_that_no_centre_would_be_scored_in_is_refused(run_federation: RunFederation) -> None:
+    few = [ScriptedNode(name, held_out={name: {3: 0}}) for name in ("Porto", "Riga")]
+    with pytest.raises(DataError, match="no centre holds a case out in fold 3: nothing would be scored"):
+        run_federation(few, settings={"folds": [3]})
+    run = run_federation([*few, ScriptedNode("Turku", cases=0)], settings={"folds": [3]})
+    assert set(run.cases["node"]) == {"Turku"}
+
+
+def test_a_node_that_describes_another_nodes_cases_is_named(run_federation: RunFederation) -> None:
+    with pytest.raises(FednnUNetError, match="node Porto: describes cases of node Riga"):
+        run_federation([ScriptedNode("Porto", held_out={"Riga": {0: 0}}), ScriptedNode("Riga")])
+
+
 # resuming ----------------------------------------------------------------------------------------------
 
 

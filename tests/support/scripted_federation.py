@@ -330,6 +330,8 @@ class ScriptedNode:
     def _evaluate(self, body: EvaluateRequest, received: State) -> Answer:
         self.received[body.fold, body.server_round + 1] = received
         self.final[body.fold] = {**self.sent.get((body.fold, body.trained), self.initial), **received}
+        if self.introduction.get("held_out", {}).get(self.name, {}).get(body.fold) == 0:
+            return Answer(EvaluateReply(cases=[], seconds=1).model_dump())
         return self._scores({None: self._dsc([self.final[body.fold]])})
 
     def _keep(self, model: Model, received: State) -> Answer:

@@ -12,7 +12,7 @@ import numpy as np
 from fednnunet.datasets.description import unknown_label_values
 from fednnunet.datasets.geometry import STOPS_NNUNET
 from fednnunet.datasets.quality.summary import SHARES, CaseMeasures, CentreSummary, DataIssue, most_common
-from fednnunet.datasets.raw import MIN_TRAINING_CASES
+from fednnunet.datasets.splits import FEWEST_CASES, FOLDS
 
 FEWEST_VOXELS = 10
 """A label with fewer voxels in a case is tiny; so is one that is smaller than one voxel at the median spacing."""
@@ -65,9 +65,18 @@ def _unreadable(centre: CentreSummary) -> Iterator[DataIssue]:
 
 
 def _too_few(centre: CentreSummary) -> Iterator[DataIssue]:
-    if not centre.external and centre.number < MIN_TRAINING_CASES:
-        found = f"there are {centre.number} training cases; five-fold cross-validation needs {MIN_TRAINING_CASES}"
-        yield _issue("bad", centre, "too few cases", (), found, "make the centre external: true, or add cases")
+    if centre.external or centre.number >= FOLDS:
+        return
+    advice = "train it with fold=all, make it external: true, or add cases"
+    if centre.number < FEWEST_CASES:
+        found = f"there is {centre.number} training case; cross-validation has none to hold out"
+    else:
+        last = centre.number - 1
+        found = (
+            f"there are {centre.number} training cases: folds 0 to {last} hold one out each; in the others the centre "
+            "trains on all, and is not scored"
+        )
+    yield _issue("warning", centre, "too few cases", (), found, advice)
 
 
 def _geometry(centre: CentreSummary) -> Iterator[DataIssue]:

@@ -57,6 +57,7 @@ def evaluate_nodes(session: Session, fold: Fold, arrays: ArrayRecord) -> None:
                 node: [fold] for node in federation.of_same_task(evaluator) if node in own and node != evaluator
             }
             for evaluator in own
+            if own[evaluator]
         }
         if _have_one_final_model(session, list(own)):  # another node's model is a node's own
             for evaluator, models in others.items():

@@ -92,6 +92,36 @@ def _check_centre(reply: FingerprintReply, registered: str | None, centres: Mapp
         )
 
 
+def check_folds(session: Session) -> None:
+    """Say where a centre holds no case out in a fold: it trains on all of its cases there, and is not scored.
+
+    Raises:
+        NodeError: a node describes cases of another one.
+        DataError: a fold in which no centre would be scored.
+    """
+    federation, recorder = session.federation, session.recorder
+    names = {federation.name(node) for node in federation.nodes}
+    for node in federation.training:
+        held_out = federation.described[node].held_out
+        foreign = sorted(set(held_out) & (names - {federation.name(node)}))
+        if foreign:
+            raise NodeError(federation.name(node), f"describes cases of node {foreign[0]}")
+        for centre, folds in held_out.items():
+            recorder.unscored_folds[centre] = [fold for fold in session.settings.folds if folds.get(fold) == 0]
+    for centre, unscored in recorder.unscored_folds.items():
+        if unscored:
+            recorder.on_message(
+                f"centre {centre} holds no case out in fold {', '.join(map(str, unscored))}: it trains on all of its "
+                "cases there, and is not scored"
+            )
+    for fold in session.settings.folds:
+        nowhere = all(fold in unscored for unscored in recorder.unscored_folds.values())
+        if recorder.unscored_folds and nowhere and not federation.external:
+            raise DataError(
+                f"no centre holds a case out in fold {fold}: nothing would be scored; set other folds, or fold=all"
+            )
+
+
 def check_agreement(session: Session) -> None:
     """Check that all nodes have the same channels, labels, regions, file ending and configuration, in the same order.
 

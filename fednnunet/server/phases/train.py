@@ -29,6 +29,7 @@ def is_finished(session: Session, fold: Fold) -> bool:
     federation = session.federation
     names = session.recorder.models_of(fold)
     if names:
+        names |= {federation.name(node) for node in federation.training if federation.holds_none_out(node, fold)}
         session.final_models[fold] = [node for node in federation.training if federation.name(node) in names]
     return bool(names)
 

@@ -239,11 +239,15 @@ def test_a_case_with_nan_cannot_be_used(oslo: Path) -> None:
     assert issue.found.endswith("case_002_0000.mha holds NaN or infinity")
 
 
-def test_too_few_training_cases_stop_training_and_external_ones_do_not(tmp_path: Path) -> None:
+def test_too_few_training_cases_for_five_folds_are_told_and_external_ones_are_not(tmp_path: Path) -> None:
     folder = write_boxes(tmp_path, cases=4)
     (issue,) = find_issues([measure(folder)])
-    assert (issue.severity, issue.kind) == ("bad", "too few cases")
+    assert (issue.severity, issue.kind) == ("warning", "too few cases")
+    assert "folds 0 to 3 hold one out each; in the others the centre trains on all, and is not scored" in issue.found
     assert find_issues([measure(folder, external=True)]) == []
+    (issue,) = find_issues([measure(write_boxes(tmp_path / "one", cases=1))])
+    assert "cross-validation has none to hold out" in issue.found
+    assert "fold=all" in issue.advice
 
 
 def test_image_and_label_of_other_geometry(oslo: Path) -> None:
