@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from fednnunet.conversion.images import LoadedImage, can_reuse_file, check_grid, copy_or_link, read_image, write
-from fednnunet.conversion.label_maps import labelled_frames, place_label, read_label
+from fednnunet.conversion.images import LoadedImage, can_reuse_file, copy_or_link, read_image, write
+from fednnunet.conversion.label_maps import CHANNEL_REORIENTED, bring_onto, labelled_frames, place_label, read_label
 from fednnunet.conversion.manifest import CaseRecord, SourceFile, digest
 from fednnunet.conversion.options import Options
 from fednnunet.conversion.scan_result import ConversionIssue, SourceCase
@@ -95,9 +95,11 @@ def _read_case(task: CaseTask) -> tuple[list[LoadedImage], LoadedImage]:
     if case.label.frame is not None and not has_voxels(label, but=0):
         labelled = ", ".join(map(str, labelled_frames(case.label.path))) or "none"
         raise DataError(f"frame {case.label.frame} of {case.label.path} has no label; the frames that have: {labelled}")
-    for loaded, source in zip(channels[1:], case.channels[1:], strict=True):
-        check_grid(loaded.image, channels[0].image, source.path, first)
-    return channels, place_label(label, channels[0], case.label.path, first, task.options.headers)
+    others = [
+        bring_onto(loaded, channels[0], source.path, first, CHANNEL_REORIENTED)
+        for loaded, source in zip(channels[1:], case.channels[1:], strict=True)
+    ]
+    return [channels[0], *others], place_label(label, channels[0], case.label.path, first, task.options.headers)
 
 
 def _notes(task: CaseTask, channels: list[LoadedImage], label: LoadedImage) -> list[str]:

@@ -29,6 +29,7 @@ from fednnunet.errors import DataError
 NEAR_INTEGER = 1e-3
 ROUNDED = "label values a hair off an integer were rounded"
 REORIENTED = "the label map was mirrored or turned onto its image's grid, as its header says"
+CHANNEL_REORIENTED = "a channel was mirrored or turned onto the grid of the first, as its header says"
 REPLACED = "the label map got its image's header, voxel by voxel"
 REPLACED_REORIENTED = (
     "the label map's header says that it lies mirrored or turned on its image, and was replaced by the image's: look "
@@ -87,29 +88,48 @@ def place_label(label: LoadedImage, image: LoadedImage, path: Path, image_path: 
         image: the first channel.
         path: file of the label map.
         image_path: file of the first channel.
-        headers: ``strict``: the label map is brought onto the image's grid where the headers say how, by flips and
-            exchanges of axes; ``image``: its voxels stay as they are.
+        headers: ``strict``: as :func:`bring_onto`; ``image``: voxels stay as they are, and get the image's header.
 
     Raises:
         DataError: names both files and what differs: size, spacing, origin or direction.
     """
-    alignment = align(_placement(label.image), _placement(image.image))
-    if headers == "image":
-        check_size(label.image, image.image, path, image_path)
-        differences = grid_differences(grid_of(label.image), grid_of(image.image))
-        if not differences:
-            return label
-        listed = ", ".join(difference.what for difference in differences)
-        note = REPLACED_REORIENTED if alignment.is_reoriented else f"{REPLACED} ({listed} differed)"
-        voxels = sitk.GetArrayFromImage(label.image)
-    else:
-        if not (alignment.is_reoriented and alignment.is_exact):
-            check_grid(label.image, image.image, path, image_path)
-            return label
-        note = REORIENTED
-        given = sitk.GetArrayFromImage(label.image)
-        voxels = alignment.apply(given.reshape(-1, *given.shape[-2:])).reshape(_shape(image.image))
-    return replace(label, image=with_values(image.image, voxels), notes=(*label.notes, note), is_plain=False)
+    if headers == "strict":
+        return bring_onto(label, image, path, image_path, REORIENTED)
+    check_size(label.image, image.image, path, image_path)
+    differences = grid_differences(grid_of(label.image), grid_of(image.image))
+    if not differences:
+        return label
+    listed = ", ".join(difference.what for difference in differences)
+    is_reoriented = align(_placement(label.image), _placement(image.image)).is_reoriented
+    note = REPLACED_REORIENTED if is_reoriented else f"{REPLACED} ({listed} differed)"
+    return _changed(label, with_values(image.image, sitk.GetArrayFromImage(label.image)), note)
+
+
+def bring_onto(loaded: LoadedImage, reference: LoadedImage, path: Path, reference_path: Path, note: str) -> LoadedImage:
+    """An image on the grid of another; flipped, and axes exchanged, where that brings one exactly onto the other.
+
+    Args:
+        loaded: the image.
+        reference: the other.
+        path: file of the image.
+        reference_path: file of the other.
+        note: what to note where the image is changed.
+
+    Raises:
+        DataError: the grids still differ; names both files and what differs: size, spacing, origin or direction.
+    """
+    alignment = align(_placement(loaded.image), _placement(reference.image))
+    if not (alignment.is_reoriented and alignment.is_exact):
+        check_grid(loaded.image, reference.image, path, reference_path)
+        return loaded
+    voxels = sitk.GetArrayFromImage(loaded.image)
+    turned = alignment.apply(voxels.reshape(-1, *voxels.shape[-2:]))  # 2D images have one slice
+    shape = reference.image.GetSize()[::-1]
+    return _changed(loaded, with_values(reference.image, turned.reshape(shape)), note)
+
+
+def _changed(loaded: LoadedImage, image: sitk.Image, note: str) -> LoadedImage:
+    return replace(loaded, image=image, notes=(*loaded.notes, note), is_plain=False)
 
 
 def labelled_frames(path: Path) -> list[int]:
@@ -121,10 +141,6 @@ def labelled_frames(path: Path) -> list[int]:
 
 def _placement(image: sitk.Image) -> Placement:
     return sitk_placement(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
-
-
-def _shape(image: sitk.Image) -> tuple[int, ...]:
-    return image.GetSize()[::-1]
 
 
 def _in_full(value: np.floating[Any]) -> str:

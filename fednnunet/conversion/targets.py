@@ -59,12 +59,13 @@ def numbered_targets(scan: ScanResult, name: str, first_id: int, external: Seque
         scan: what was found.
         name: part of every dataset's name, after the number.
         first_id: number of the first dataset.
-        external: centres that are for testing only.
+        external: centres that are for testing only; parts of a name that has commas, one after another, are joined.
 
     Raises:
         ConfigError: ``external`` names an unknown centre, or all centres, or numbers run out.
     """
     names = sorted({case.centre for case in scan.cases})
+    external = _join_parts(external, names)
     unknown = sorted(set(external) - set(names))
     if unknown:
         raise ConfigError(f"--external: {unknown[0]} is none of the centres: {', '.join(names)}")
@@ -83,6 +84,18 @@ def numbered_targets(scan: ScanResult, name: str, first_id: int, external: Seque
                 f"centre {centre.name}: its node would be named {centre.node}, like another centre's; rename it"
             )
     return centres
+
+
+def _join_parts(parts: Sequence[str], names: Sequence[str]) -> list[str]:
+    """``parts``, with those that are one of ``names`` only together, by commas, as that name."""
+    spelling = {tuple(part.strip() for part in name.split(",")): name for name in names}
+    joined, rest = [], list(parts)
+    while rest:
+        lengths = range(len(rest), 0, -1)
+        length = next((length for length in lengths if tuple(rest[:length]) in spelling), 1)
+        joined.append(spelling.get(tuple(rest[:length]), rest[0]))
+        rest = rest[length:]
+    return joined
 
 
 def _safe(name: str) -> str:

@@ -80,11 +80,11 @@ def inspect_file(path: Path) -> FileContent:
         DataError: the file was cut off or is damaged; names it.
     """
     try:
-        if path.name.endswith(NIFTI_ENDINGS):
+        if path.name.lower().endswith(NIFTI_ENDINGS):
             return _inspect_nifti(path)
-        if path.name.endswith((".nrrd", ".mha")):
+        if path.name.lower().endswith((".nrrd", ".mha")):
             _check_text_header_format(path)
-        elif path.name.endswith(".gipl"):
+        elif path.name.lower().endswith(".gipl"):
             expected = _bytes_of_voxels(path)
             if expected is not None and path.stat().st_size < GIPL_HEADER_BYTES + expected:
                 raise _cut_off(path)
@@ -197,7 +197,7 @@ def _check_text_header_format(path: Path) -> None:
     expected = _bytes_of_voxels(path)
     with path.open("rb") as file:
         start = file.read(LONGEST_HEADER)
-        encoding, offset = (_nrrd_data if path.suffix == ".nrrd" else _metaimage_data)(start)
+        encoding, offset = (_nrrd_data if path.suffix.lower() == ".nrrd" else _metaimage_data)(start)
         if expected is None or encoding is None:
             return
         file.seek(offset)

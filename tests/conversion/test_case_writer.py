@@ -27,15 +27,17 @@ def mask() -> np.ndarray:
 
 
 class Source:
-    """Image and label map of one case; ``convert`` writes the case anew each time."""
+    """Image (``channels`` are further ones) and label map of one case; ``convert`` writes the case anew each time."""
 
     def __init__(self, folder: Path) -> None:
         self.image, self.label, self.target = folder / "scan.nii.gz", folder / "seg.nii.gz", folder / "Dataset601_A"
+        self.channels: tuple[Path, ...] = ()
         write(voxels(), self.image)
         write(mask(), self.label)
 
     def convert(self, ignored: int | None = None, **options: Any) -> CaseRecord | ConversionIssue:
-        case = SourceCase("one", "A", (SourceImage(self.image),), SourceImage(self.label), {1: "tumour"})
+        channels = tuple(map(SourceImage, (self.image, *self.channels)))
+        case = SourceCase("one", "A", channels, SourceImage(self.label), {1: "tumour"})
         values = {1: 1} if ignored is None else {1: 1, ignored: ignored}
         return convert_case(
             CaseTask(case, self.target, "imagesTr", "labelsTr", ".nii.gz", values, ignored, Options(**options))
@@ -148,6 +150,16 @@ def test_a_mirrored_or_turned_label_map_is_brought_onto_its_image(source: Source
     image, label = source.written("imagesTr"), source.written("labelsTr")
     assert label.GetDirection() == image.GetDirection()
     assert label.GetOrigin() == pytest.approx(image.GetOrigin())
+
+
+def test_a_mirrored_channel_is_brought_onto_the_first(source: Source, tmp_path: Path) -> None:
+    second = tmp_path / "second.nii.gz"
+    write(voxels() + 1, second)
+    reoriented(second, "LPI")
+    source.channels += (second,)
+    assert source.notes() == [label_maps.CHANNEL_REORIENTED]
+    written = source.target / "imagesTr" / "one_0001.nii.gz"
+    assert (sitk.GetArrayFromImage(sitk.ReadImage(str(written))) == voxels() + 1).all()
 
 
 def test_an_image_and_label_of_one_orientation_stay_as_they_are(source: Source) -> None:

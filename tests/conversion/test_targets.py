@@ -25,6 +25,14 @@ def test_centres_are_numbered_in_their_order() -> None:
     ]
 
 
+def test_external_centres_may_have_commas_in_their_names() -> None:
+    centres = ["Cardiff University, Wales, UK", "Cardiff University", "Dresden,Germany"]
+    done = numbered_targets(
+        scan(*centres, "Oslo"), "X", 601, ["Cardiff University", "Wales", "UK", "Dresden", "Germany"]
+    )
+    assert [centre.name for centre in done if centre.external] == [centres[0], centres[2]]
+
+
 @pytest.mark.parametrize("name", ["Málaga", "São Paulo (São Luiz)", "東京", "_x", "a" * 99])
 def test_every_centre_has_a_name_that_a_node_may_have(name: str) -> None:
     node = TargetCentre(name, "Dataset601_X").node

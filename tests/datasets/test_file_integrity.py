@@ -27,6 +27,16 @@ def test_a_file_that_was_cut_off_is_named(tmp_path: Path, ending: str, compresse
         inspect_file(path)
 
 
+@pytest.mark.parametrize("ending", [".NII.GZ", ".Nrrd"])
+def test_endings_in_upper_case_are_known(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"scan{ending}"
+    write(voxels(np.int16), tmp_path / f"scan{ending.lower()}")
+    cut(tmp_path / f"scan{ending.lower()}", 200)
+    (tmp_path / f"scan{ending.lower()}").rename(path)
+    with pytest.raises(DataError, match="is cut off"):
+        inspect_file(path)
+
+
 @pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha"])
 def test_a_missing_checksum_is_found(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"scan{ending}"

@@ -21,6 +21,7 @@ from fednnunet.conversion.names import as_case_name
 from fednnunet.conversion.readers.csv_table import read_table
 from fednnunet.conversion.readers.source_files import find_file, image_files
 from fednnunet.conversion.scan_result import ConversionIssue, ScanResult, SourceCase, SourceImage
+from fednnunet.datasets.file_integrity import inspect_file
 from fednnunet.datasets.geometry import format_size
 from fednnunet.errors import DataError
 
@@ -149,6 +150,7 @@ def _areas(image: Path, mask: Path) -> np.ndarray:
         path = mask
         stack = sitk.ReadImage(str(mask))
     except RuntimeError as error:
+        inspect_file(path)  # says so if it was cut off; SimpleITK says that there is no such file
         raise DataError(f"{path} cannot be read: {str(error).strip().splitlines()[-1]}") from None
     if header.GetSize() != stack.GetSize() or stack.GetDimension() != 3:
         sizes = [format_size(size) for size in (header.GetSize(), stack.GetSize())]

@@ -140,7 +140,7 @@ def test_stacks_of_other_length_or_damaged_are_problems(tmp_path: Path) -> None:
     assert list(problems) == ["cut", "flat", "short", "torn"]
     assert "they have 8 x 6 x 12 and 8 x 6 x 11 (X, Y, frames)" in problems["short"]
     assert "they have 8 x 6 and 8 x 6 (X, Y, frames)" in problems["flat"]
-    assert f"{masks / 'cut.mha'} cannot be read" in problems["cut"]
+    assert f"{masks / 'cut.mha'} is cut off" in problems["cut"]
     assert f"{images / 'torn.mha'} cannot be read" in problems["torn"]
 
 
