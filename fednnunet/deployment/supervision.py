@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 
+from fednnunet.errors import one_line
 from fednnunet.processes import LOG_FORMAT, children_of, redirect_output
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,8 @@ STEADY_SECONDS = 60.0
 """A process that lived this long starts from the first pause again."""
 POLL_SECONDS = 1.0
 END_SECONDS = 8.0
+REPEAT_SECONDS = 60.0
+"""The operator is not told the same again before: a server asks again where a disk is full."""
 OTHER_RUN = 75
 """Exit code of a worker that asks to be restarted for another run."""
 
@@ -124,6 +127,26 @@ def terminal() -> Callable[[str], None]:
             os.write(output, line.encode(encoding, "replace"))
 
     return print_line
+
+
+class _Lines(logging.Handler):
+    """Prints a line per record, without a traceback; the same line again after a minute at the earliest."""
+
+    def __init__(self, print_line: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._print_line = print_line
+        self._printed: dict[str, float] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = one_line(record.getMessage())
+        if record.created - self._printed.get(line, 0.0) >= REPEAT_SECONDS:
+            self._printed = {line: record.created}
+            self._print_line(line)
+
+
+def show_warnings(print_line: Callable[[str], None]) -> None:
+    """Print this project's warnings and errors, which go to a log otherwise, for the operator."""
+    logging.getLogger("fednnunet").addHandler(_Lines(print_line))
 
 
 def log_to(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Errors of a worker as replies: logged in full here, one line for the server."""
+"""Errors of a worker as replies: in full for the node's own people, one line for the server."""
 
 from __future__ import annotations
 
@@ -12,6 +12,21 @@ from fednnunet.node.settings import NodeSettings
 
 log = logging.getLogger(__name__)
 
+DISK_FULL = "its disk is full; make room there"
+PRIVATE = "the data or the software of the node; its own terminal and log tell the file and the cause"
+"""What a server on another machine is told instead of a text that may name cases and files."""
+WORK: dict[Kind, str] = {
+    Kind.FINGERPRINT: "describing the images",
+    Kind.PLAN: "planning",
+    Kind.PREPROCESS: "preprocessing",
+    Kind.TRAIN: "training",
+    Kind.EVALUATE: "scoring",
+    Kind.SEND_MODEL: "sending the model",
+    Kind.KEEP_MODEL: "keeping a model",
+    Kind.SCORE_MODELS: "scoring other nodes' models",
+}
+"""What a node does on a request of each kind."""
+
 
 def failure_of(error: Exception, kind: Kind, settings: NodeSettings) -> Failure:
     """Log ``error`` in full, and put into one line what the server may know.
@@ -22,23 +37,30 @@ def failure_of(error: Exception, kind: Kind, settings: NodeSettings) -> Failure:
         settings: settings of the node.
     """
     if isinstance(error, FednnUNetError):
-        log.error("%s: %s", kind, error)
-        return Failure(reason=f"node {settings.name}: {_public(error, settings)}", error=_error_kind(error))
-    log.exception("%s failed", kind, exc_info=error)
+        return refuse(error, kind, settings.name, settings.same_machine)
+    text, code = f"internal error in {kind}: {type(error).__name__}: {error}", "internal"
+    out_of_memory = explain_out_of_memory(error, settings)
     if is_disk_full(error):
-        return Failure(reason=f"node {settings.name}: its disk is full; make room there", error="unavailable")
-    out_of_memory = explain_out_of_memory(error, settings.name, settings.config)
-    if out_of_memory is not None:
-        return Failure(reason=f"node {settings.name}: {out_of_memory}", error="config")
-    reason = _public(f"internal error in {kind}: {type(error).__name__}: {error}", settings)
-    return Failure(reason=f"node {settings.name}: {reason}", error="internal")
+        text, code = DISK_FULL, "unavailable"
+    elif out_of_memory is not None:
+        text, code = out_of_memory, "config"
+    log.error("%s failed: %s", WORK[kind], text, exc_info=error)
+    public = text if settings.same_machine or code != "internal" else PRIVATE
+    return Failure.model_validate({"reason": f"node {settings.name}: {public}", "error": code})
 
 
-def _public(problem: FednnUNetError | str, settings: NodeSettings) -> str:
-    """What may leave the node: messages about data can name cases and files."""
-    if settings.same_machine or isinstance(problem, ConfigError | ProtocolError):
-        return str(problem)
-    return "the data or the software of the node; its own log tells the file and the cause"
+def refuse(error: FednnUNetError, kind: Kind, node: str, same_machine: bool) -> Failure:
+    """As :func:`failure_of`, for an error that somebody can fix.
+
+    Args:
+        error: what was raised.
+        kind: kind of the request that led to it.
+        node: name of the node.
+        same_machine: whether the server may know all of it.
+    """
+    log.error("%s failed: %s", WORK[kind], error)
+    public = same_machine or isinstance(error, ConfigError | ProtocolError)
+    return Failure(reason=f"node {node}: {error if public else PRIVATE}", error=_error_kind(error))
 
 
 def _error_kind(error: FednnUNetError) -> Literal["data", "config", "protocol"]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
+import logging
 import multiprocessing
 import ssl
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import httpx
@@ -19,18 +22,27 @@ from flwr.proto.fleet_pb2 import PullMessagesRequest
 
 from fednnunet.audit.log import AUDIT_LOG, AuditLog
 from fednnunet.config.node_file import NodeFile, read_node_file
+from fednnunet.config.shared import SharedRunConfig
 from fednnunet.deployment.keys import make_keys
 from fednnunet.deployment.node.connection import NodeConnection
-from fednnunet.deployment.node.deployed_worker import DeployedWorker, assignment_of, run_deployed_worker, settings_of
+from fednnunet.deployment.node.deployed_worker import (
+    DeployedWorker,
+    RunAssignment,
+    assignment_of,
+    run_deployed_worker,
+    settings_of,
+)
 from fednnunet.deployment.node.fleet_calls import Refused
-from fednnunet.deployment.supervision import OTHER_RUN
-from fednnunet.errors import ConfigError, NodeError, ProtocolError
+from fednnunet.deployment.supervision import OTHER_RUN, show_warnings
+from fednnunet.errors import ConfigError, DataError, NodeError, ProtocolError
 from fednnunet.exchange.channel import WorkerChannel, WorkerFailure, WorkerUnreachable, call_worker
-from fednnunet.exchange.messages import FingerprintRequest, Kind
+from fednnunet.exchange.messages import Failure, FingerprintRequest, Kind
+from fednnunet.files import write_atomically
+from fednnunet.node.error_replies import failure_of
 from tests.conftest import write_boxes
 
 KEY = b"k" * 32
-TASK: dict[str, Any] = {
+SHARED_CONFIG: dict[str, Any] = {
     "seed": 0,
     "fold": 0,
     "configuration": "2d",
@@ -159,23 +171,23 @@ def test_text_of_others_cannot_control_a_terminal(connect_to: Callable[[Answer],
     assert str(NodeError("Oslo", "\x1b[31mall\nis well")) == "node Oslo:  [31mall is well"
 
 
-# the task ----------------------------------------------------------------------------------------------
+# the configuration that it sends -----------------------------------------------------------------------
 
 
 def changed(**changes: Any) -> dict[str, Any]:
-    """The task with other values; ``a__b`` is ``b`` in ``a``."""
-    task = json.loads(json.dumps(TASK))
+    """The configuration with other values; ``a__b`` is ``b`` in ``a``."""
+    shared_config = json.loads(json.dumps(SHARED_CONFIG))
     for key, value in changes.items():
         *groups, last = key.split("__")
-        part = task
+        part = shared_config
         for group in groups:
             part = part[group]
         part[last] = value
-    return task
+    return shared_config
 
 
 @pytest.mark.parametrize(
-    ("task", "problem"),
+    ("shared_config", "problem"),
     [
         (changed(paths={"cache": "/etc"}), "paths"),
         (changed(compute={"device": "cpu"}), "compute"),
@@ -197,9 +209,11 @@ def changed(**changes: Any) -> dict[str, Any]:
         (changed(seed=-1), "seed"),
     ],
 )
-def test_a_task_is_of_the_published_schema(node_file: NodeFile, task: dict[str, Any], problem: str) -> None:
+def test_a_configuration_is_of_the_published_schema(
+    node_file: NodeFile, shared_config: dict[str, Any], problem: str
+) -> None:
     with pytest.raises(ProtocolError, match=f"the server sent an invalid configuration: .*{problem}"):
-        assignment_of(node_file, FingerprintRequest(run="r1", shared_config=task))
+        assignment_of(node_file, FingerprintRequest(run="r1", shared_config=shared_config))
 
 
 @pytest.mark.parametrize("key", ["trainer.class", "model.planner", "model.preprocessor"])
@@ -210,8 +224,8 @@ def test_a_server_names_no_class_that_the_node_does_not_list(node_file: NodeFile
 
 
 def test_classes_that_the_node_allows_are_accepted(node_file: NodeFile) -> None:
-    task = changed(trainer__class="our.trainers.OurTrainer", model__overrides={"UNet_base_num_features": 4})
-    assert assignment_of(node_file, FingerprintRequest(run="r1", shared_config=task)).run == "r1"
+    shared_config = changed(trainer__class="our.trainers.OurTrainer", model__overrides={"UNet_base_num_features": 4})
+    assert assignment_of(node_file, FingerprintRequest(run="r1", shared_config=shared_config)).run == "r1"
 
 
 @pytest.mark.parametrize("allowed", [False, True])
@@ -220,8 +234,8 @@ def test_only_the_node_can_allow_digests_of_images(node_file: NodeFile, tmp_path
     limits = node_file.fingerprint.model_copy(update={"find_duplicates": allowed})
     own = node_file.model_copy(update={"fingerprint": limits})
     for asked in (False, True):
-        task = changed(fingerprint__find_duplicates=asked)
-        assignment = assignment_of(node_file, FingerprintRequest(run="r1", shared_config=task, salt="0" * 64))
+        shared_config = changed(fingerprint__find_duplicates=asked)
+        assignment = assignment_of(node_file, FingerprintRequest(run="r1", shared_config=shared_config, salt="0" * 64))
         assert settings_of(own, assignment).config.fingerprint.find_duplicates is allowed
 
 
@@ -236,15 +250,15 @@ def test_the_coarser_fingerprint_of_node_and_server_leaves_the_node(
     node_file = node_file.model_copy(
         update={"fingerprint": node_file.fingerprint.model_copy(update={"precision": own})}
     )
-    task = changed(fingerprint__precision=asked)
-    assignment = assignment_of(node_file, FingerprintRequest(run="r1", shared_config=task))
+    shared_config = changed(fingerprint__precision=asked)
+    assignment = assignment_of(node_file, FingerprintRequest(run="r1", shared_config=shared_config))
     assert settings_of(node_file, assignment).config.fingerprint.precision == precision
 
 
 def test_a_nodes_own_memory_target_wins(node_file: NodeFile, tmp_path: Path) -> None:
     write_boxes(tmp_path / "raw")
-    task = changed(gpu_memory={"gb": 8, "per_node": {"Oslo": 100}})
-    assignment = assignment_of(node_file, FingerprintRequest(run="r1", shared_config=task))
+    shared_config = changed(gpu_memory={"gb": 8, "per_node": {"Oslo": 100}})
+    assignment = assignment_of(node_file, FingerprintRequest(run="r1", shared_config=shared_config))
     assert settings_of(node_file, assignment).config.gpu_memory_of("Oslo") == 8
     own = node_file.model_copy(update={"gpu_memory": node_file.gpu_memory.model_copy(update={"gb": 6})})
     assert settings_of(own, assignment).config.gpu_memory_of("Oslo") == 6
@@ -253,7 +267,7 @@ def test_a_nodes_own_memory_target_wins(node_file: NodeFile, tmp_path: Path) -> 
 @pytest.mark.parametrize("run", ["../r", "", "a/b", "a" * 65, "r\n", "."])
 def test_a_run_id_is_not_a_path(run: str) -> None:
     with pytest.raises(ValueError, match="run"):
-        FingerprintRequest(run=run, shared_config=TASK)
+        FingerprintRequest(run=run, shared_config=SHARED_CONFIG)
 
 
 # the worker --------------------------------------------------------------------------------------------
@@ -273,7 +287,7 @@ class QuietChannel(WorkerChannel):
         raise Asked
 
 
-@pytest.mark.parametrize("content", ['{"run": "r1", "task": {"seed": 0}}', '{"run": "r1"', "[]"])
+@pytest.mark.parametrize("content", ['{"run": "r1", "shared_config": {"seed": 0}}', '{"run": "r1"', "[]"])
 def test_a_worker_waits_for_the_server_where_another_version_stored_its_run(
     node_file: NodeFile, caplog: pytest.LogCaptureFixture, content: str
 ) -> None:
@@ -284,8 +298,57 @@ def test_a_worker_waits_for_the_server_where_another_version_stored_its_run(
     with pytest.raises(Asked):
         worker.serve()
     assert [record.getMessage() for record in caplog.records] == [
-        f"{stored} is of another version; waiting for the server"
+        f"{stored} is damaged, or of another version; waiting for the server"
     ]
+
+
+class Asking(QuietChannel):
+    """A channel at which one request arrives; keeps how it was refused."""
+
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
+        self.failures: list[Failure] = []
+        self.asked = False
+
+    def receive(self) -> Any:  # type: ignore[override]
+        if self.asked:
+            raise Asked
+        self.asked = True
+        return SimpleNamespace(kind=self.kind, body=b"{}", fail=self.failures.append)
+
+
+def test_a_worker_whose_data_are_gone_says_so_at_both_ends_and_lives_on(
+    node_file: NodeFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    stored = RunAssignment(run="r1", shared_config=SharedRunConfig.model_validate(SHARED_CONFIG))
+    write_atomically(node_file.folder / "assignment.json", stored.model_dump_json(by_alias=True))
+    channel = Asking(Kind.TRAIN)
+    with pytest.raises(Asked):
+        DeployedWorker(node_file, channel, AuditLog(node_file.folder / AUDIT_LOG, "Oslo")).serve()
+    here = f"failed: centre Oslo: there is no raw folder {node_file.raw_folder}"
+    assert [record.getMessage() for record in caplog.records] == [f"describing the images {here}", f"training {here}"]
+    assert [failure.error for failure in channel.failures] == ["data"]
+    assert str(node_file.raw_folder) not in channel.failures[0].reason
+
+
+def test_what_goes_wrong_in_a_worker_is_shown_at_the_nodes_terminal() -> None:
+    settings: Any = SimpleNamespace(name="Oslo", same_machine=False, config=None)
+    lines: list[str] = []
+    log = logging.getLogger("fednnunet")
+    show_warnings(lines.append)
+    try:
+        for error in (DataError("/data/a.nii.gz is cut off"), OSError(errno.EDQUOT, "quota"), KeyError("spacing")):
+            for _ in range(2):
+                told = failure_of(error, Kind.PLAN, settings)
+        log.info("round 1")
+    finally:
+        log.removeHandler(log.handlers[-1])
+    assert lines == [
+        "planning failed: /data/a.nii.gz is cut off",
+        "planning failed: its disk is full; make room there",
+        "planning failed: internal error in query.plan: KeyError: 'spacing'",
+    ]
+    assert "spacing" not in told.reason, "the server is on another machine"
 
 
 def test_a_worker_starts_another_run_only_for_a_complete_description(
@@ -300,8 +363,14 @@ def test_a_worker_starts_another_run_only_for_a_complete_description(
         process.start()
         return process
 
-    def ask(process: multiprocessing.process.BaseProcess, run: str | None, task: Any, kind: Kind = Kind.FINGERPRINT):  # type: ignore[no-untyped-def]
-        body = FingerprintRequest(run=run, shared_config=task).model_dump_json() if kind is Kind.FINGERPRINT else "{}"
+    def ask(
+        process: multiprocessing.process.BaseProcess, run: str | None, shared_config: Any, kind: Kind = Kind.FINGERPRINT
+    ):  # type: ignore[no-untyped-def]
+        body = (
+            FingerprintRequest(run=run, shared_config=shared_config).model_dump_json()
+            if kind is Kind.FINGERPRINT
+            else "{}"
+        )
         while True:
             try:
                 return call_worker("s", KEY, kind, body)
@@ -315,22 +384,32 @@ def test_a_worker_starts_another_run_only_for_a_complete_description(
         for kind in set(Kind) - {Kind.FINGERPRINT}:
             with pytest.raises(WorkerFailure, match="before it described the run"):
                 ask(worker, None, None, kind)
-        for run, task in ((None, None), (None, TASK), ("r1", None), ("r1", changed(paths={"run": "/"}))):
+        for run, shared_config in (
+            (None, None),
+            (None, SHARED_CONFIG),
+            ("r1", None),
+            ("r1", changed(paths={"run": "/"})),
+        ):
             with pytest.raises(WorkerFailure, match="the server"):
-                ask(worker, run, task)
+                ask(worker, run, shared_config)
         assert not noted.exists()
-        ask(worker, "r1", TASK)
+        ask(worker, "r1", SHARED_CONFIG)
         assert json.loads(noted.read_text())["run"] == "r1"
 
-        for run, task in (("r2", None), (None, TASK), ("r2", changed(trainer__class="os.system")), ("r2", {"seed": 0})):
+        for run, shared_config in (
+            ("r2", None),
+            (None, SHARED_CONFIG),
+            ("r2", changed(trainer__class="os.system")),
+            ("r2", {"seed": 0}),
+        ):
             with pytest.raises(WorkerFailure):
-                ask(worker, run, task)
+                ask(worker, run, shared_config)
         assert worker.is_alive()
         assert json.loads(noted.read_text())["run"] == "r1"
         assert sorted(path.name for path in (node_file.folder / "runs").iterdir()) == ["r1"]
 
         with pytest.raises(WorkerUnreachable):
-            ask(worker, "r2", TASK)
+            ask(worker, "r2", SHARED_CONFIG)
         worker.join(60)
         assert worker.exitcode == OTHER_RUN
         assert json.loads(noted.read_text())["run"] == "r2"

@@ -7,6 +7,7 @@ import dataclasses
 import shutil
 import socket
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from multiprocessing.connection import Client
 from pathlib import Path
 from typing import Any
@@ -405,21 +406,37 @@ def multiply_out_of_memory() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fail", "parts"),
+    ("fail", "here", "at_a_hospital"),
     [
-        (allocate_too_much, ["out of main memory", "federation.max_parallel_nodes", "+gpu_memory.per_node.Oslo"]),
-        (lose_an_augmentation_process, ["lack of memory", "lower compute.augmentation_workers"]),
-        (multiply_out_of_memory, ["out of GPU memory with plans for 8 GB", "+gpu_memory.per_node.Oslo=…"]),
+        (
+            allocate_too_much,
+            "out of main memory; lower federation.max_parallel_nodes, compute.preprocessing_workers or "
+            "+gpu_memory.per_node.Oslo; ",
+            "out of main memory; lower compute.preprocessing_workers or gpu_memory.gb in its node.yaml; ",
+        ),
+        (
+            lose_an_augmentation_process,
+            "lack of memory; lower compute.augmentation_workers",
+            "lack of memory; lower compute.augmentation_workers in its node.yaml",
+        ),
+        (
+            multiply_out_of_memory,
+            "out of GPU memory with plans for 8 GB; lower the target: +gpu_memory.per_node.Oslo=…, or",
+            "out of GPU memory with plans for 8 GB; lower the target: gpu_memory.gb in its node.yaml, or",
+        ),
     ],
 )
-def test_lack_of_memory_says_what_to_lower(settings: NodeSettings, fail: Callable[[], None], parts: list[str]) -> None:
+def test_lack_of_memory_says_what_to_lower_and_where(
+    settings: NodeSettings, fail: Callable[[], None], here: str, at_a_hospital: str
+) -> None:
     with pytest.raises(RuntimeError) as caught:
         fail()
-    reason = explain_out_of_memory(caught.value, "Oslo", settings.config)
-    assert reason is not None
-    for part in parts:
+    for same_machine, part in ((True, here), (False, at_a_hospital)):
+        reason = explain_out_of_memory(caught.value, replace(settings, same_machine=same_machine))
+        assert reason is not None
         assert part in reason
-    assert explain_out_of_memory(RuntimeError("anything else"), "Oslo", settings.config) is None
+        assert ("node.yaml" in reason) is not same_machine
+    assert explain_out_of_memory(RuntimeError("anything else"), settings) is None
 
 
 def test_errors_of_the_data_stay_at_a_node_of_another_machine(server: Server, tmp_path: Path) -> None:

@@ -14,11 +14,13 @@ from fednnunet.config.groups import CachePaths
 from fednnunet.config.node_file import NodeFile
 from fednnunet.config.shared import NodeRunConfig, SharedRunConfig
 from fednnunet.datasets.raw import find_dataset
-from fednnunet.deployment.supervision import OTHER_RUN
+from fednnunet.deployment.supervision import OTHER_RUN, show_warnings, terminal
 from fednnunet.errors import ConfigError, FednnUNetError, ProtocolError, first_problem
 from fednnunet.exchange.channel import Request, WorkerChannel
 from fednnunet.exchange.messages import Failure, FingerprintRequest, Kind, RunId, parse_body
 from fednnunet.files import DISK_FULL, write_atomically
+from fednnunet.node.error_replies import DISK_FULL as NO_SPACE
+from fednnunet.node.error_replies import refuse
 from fednnunet.node.process_setup import set_up_process
 from fednnunet.node.settings import NodeSettings
 from fednnunet.node.worker import NodeWorker
@@ -56,30 +58,40 @@ class DeployedWorker:
         self.audit = audit
         self.file = node_file.folder / "assignment.json"
 
-    def serve(self) -> None:
-        """Answer requests until the process ends."""
-        stored = self._stored_assignment()
-        if stored is not None:
-            self._work_on(stored, None)
+    def serve(self) -> NoReturn:
+        """Answer requests until the process ends; the stored run is gone on with before anything is asked."""
+        assignment, request = self._stored_assignment(), None
+        while True:
+            try:
+                if request is not None and (assignment is None or request.kind is Kind.FINGERPRINT):
+                    assignment = self._assignment_of(request)
+                    self._store(assignment)
+                worker = self._worker_of(assignment) if assignment is not None else None
+            except (FednnUNetError, OSError) as error:
+                self._refuse(request, error)
+            else:
+                if worker is not None:
+                    worker.serve(request)
+            request = self._receive()
+
+    def _refuse(self, request: Request | None, error: FednnUNetError | OSError) -> None:
+        """Say why the run cannot be worked on: here, and to the server, if it has asked."""
+        node = self.node_file.name
+        if isinstance(error, FednnUNetError):
+            failure = refuse(error, Kind.FINGERPRINT if request is None else request.kind, node, same_machine=False)
+        else:
+            log.error("%s", error)
+            full = error.errno in DISK_FULL
+            reason = NO_SPACE if full else f"its work folder cannot be written ({error.strerror})"
+            failure = Failure(reason=f"node {node}: {reason}", error="unavailable" if full else "config")
+        if request is not None:
+            request.fail(failure)
+
+    def _receive(self) -> Request:
         while True:
             request = self.channel.receive()
-            if request is None:
-                continue
-            try:
-                assignment = self._assignment_of(request)
-                self._store(assignment)
-            except FednnUNetError as error:
-                log.error("%s: %s", request.kind, error)
-                request.fail(Failure(reason=f"node {self.node_file.name}: {error}", error="protocol"))
-                continue
-            except OSError as error:
-                if error.errno not in DISK_FULL:
-                    raise
-                log.error("%s: %s", request.kind, error)
-                reason = f"node {self.node_file.name}: its disk is full; make room there"
-                request.fail(Failure(reason=reason, error="unavailable"))
-                continue
-            self._work_on(assignment, request)
+            if request is not None:
+                return request
 
     def _stored_assignment(self) -> RunAssignment | None:
         """The run that this worker was on before; None before its first one, or if another version stored it."""
@@ -91,11 +103,10 @@ class DeployedWorker:
             log.warning("%s is damaged, or of another version; waiting for the server", self.file)
             return None
 
-    def _work_on(self, assignment: RunAssignment, first: Request | None) -> NoReturn:
+    def _worker_of(self, assignment: RunAssignment) -> NodeWorker:
         log.info("run %s", assignment.run)
         self.audit.run = assignment.run
-        worker = NodeWorker(settings_of(self.node_file, assignment), self.channel, self._switch_run)
-        worker.serve(first)
+        return NodeWorker(settings_of(self.node_file, assignment), self.channel, self._switch_run)
 
     def _assignment_of(self, request: Request) -> RunAssignment:
         if request.kind is not Kind.FINGERPRINT:
@@ -163,14 +174,17 @@ def settings_of(node_file: NodeFile, assignment: RunAssignment) -> NodeSettings:
 
 
 def run_deployed_worker(node_file: NodeFile, address: str, key: bytes) -> None:
-    """Entry of the worker's process: it has its own log file, and ends with its parent.
+    """Entry of the worker's process: it has its own log file, shows what went wrong at the terminal, too, and ends with
+    its parent.
 
     Args:
         node_file: configuration of the node.
         address: path of the socket to listen at.
         key: secret that the relay shows.
     """
+    print_line = terminal()
     set_up_process(node_file.folder / LOG_FILE, node_file.compute.threads or cores())
+    show_warnings(print_line)
     Path(address).unlink(missing_ok=True)  # left by a worker that was killed
     audit = AuditLog(node_file.folder / AUDIT_LOG, node_file.name)
     DeployedWorker(node_file, WorkerChannel(address, key, audit.record), audit).serve()
