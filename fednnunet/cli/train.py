@@ -15,7 +15,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fednnunet.config.hydra_datasets import CONF, set_by_dataset
@@ -58,6 +58,20 @@ def main(cfg: DictConfig) -> float | None:
     if sweep is None:  # a sweep ends with one table of all its runs
         print(result.text)
     return result.dsc
+
+
+def options_of_groups() -> str:
+    """Files to choose from, a line per group, for ``--help``; those that only others build on begin with ``_``."""
+    lines = []
+    for folder in sorted(path for path in CONF.rglob("*") if path.is_dir()):
+        options = sorted(path.stem for path in folder.glob("*.yaml") if not path.stem.startswith("_"))
+        group = folder.relative_to(CONF)
+        if options and group.parts[0] != "hydra":
+            lines.append(f"{group.as_posix()}: {', '.join(options)}")
+    return "\n".join(lines)
+
+
+OmegaConf.register_new_resolver("options_of_groups", options_of_groups, replace=True)
 
 
 def launch(program: Sequence[str], arguments: Sequence[str]) -> int:

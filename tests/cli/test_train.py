@@ -10,6 +10,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from fednnunet.cli.train import options_of_groups
 from fednnunet.config.hydra_datasets import CONF, set_by_dataset
 
 ROOT = Path(__file__).parents[2]
@@ -84,6 +85,13 @@ def hydra_of(*overrides: str) -> tuple[DictConfig, DictConfig]:
         OmegaConf.set_readonly(config, False)
         del config.hydra
     return config, hydra
+
+
+def test_help_lists_the_groups_options_without_those_that_only_others_build_on() -> None:
+    listed = dict(line.split(": ") for line in options_of_groups().splitlines())
+    assert listed["dataset"].startswith("aimix, custom, mamamia")
+    assert "ffe" in listed["strategy"].split(", ")
+    assert not [option for options in listed.values() for option in options.split(", ") if option.startswith("_")]
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def test_the_papers_rules_are_the_defaults_of_its_strategies(tmp_path: Path) -> 
         ("compute.device=tpu", "compute.device=tpu"),
         ("configuration=4d", "configuration=4d"),
         ("evaluation.distance_unit=inch", "evaluation.distance_unit=inch"),
-        ("dataset.centres=[]", "dataset.centres"),
+        ("dataset.centres=[]", r"^dataset: centres: none is named; add yours: .dataset.centres=\[{name: A"),
         ("dataset.centres=[{name: A, dataset: 1}, {name: A, dataset: 2}]", "two centres have the name A"),
         ("dataset.centres=[{name: A, dataset: 1, external: true}]", "all are external"),
         ("dataset.centres=[{name: ../A, dataset: 1}]", "dataset.centres.0.name"),
