@@ -344,6 +344,19 @@ def test_masks_of_another_datatype_are_not_paired(tmp_path: Path) -> None:
     ]
 
 
+def test_further_channels_may_be_of_another_datatype(tmp_path: Path) -> None:
+    root = touch(
+        tmp_path / "ds",
+        *(f"sub-01/{name}.nii.gz" for name in ("dwi/sub-01_dwi", "anat/sub-01_FLAIR", "dwi/sub-01_FLAIR")),
+        "derivatives/manual/sub-01/dwi/sub-01_label-stroke_mask.nii.gz",
+    )
+    (case,) = read_bids(root, channels="dwi,FLAIR", label_maps="mask").cases
+    assert [source.path.parent.name for source in case.channels] == ["dwi", "dwi"], "its own, where there are several"
+    (root / "sub-01/dwi/sub-01_FLAIR.nii.gz").unlink()
+    (case,) = read_bids(root, channels="dwi,FLAIR", label_maps="mask").cases
+    assert [source.path.parent.name for source in case.channels] == ["dwi", "anat"]
+
+
 def test_channels_are_named_by_the_user_or_by_the_images(dataset: Path) -> None:
     assert read_bids(dataset, channels="T1w,T2w", channel_names="CT, T2").channel_names == ("CT", "T2")
     with pytest.raises(ConfigError, match="--channel-names CT: 1 names for 2 channels"):

@@ -68,7 +68,8 @@ class Layout:
                 self._without_label_maps(ending, [file for each in files.values() for file in each], pipeline)
             )
         if len(having) > 1:
-            names = ", ".join(folder.name for folder in having)
+            same = len({folder.name for folder in having}) < len(having)
+            names = ", ".join(str(folder) if same else folder.name for folder in having)
             raise ConfigError(f"several pipelines have label maps *_{ending}: {names}; choose one with --pipeline")
         return having[0], found[having[0]]
 
