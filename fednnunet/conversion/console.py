@@ -22,6 +22,7 @@ from fednnunet.conversion.writer import ConversionResult
 SHOWN = 20
 """Number of issues of a kind that are printed; the manifest has all."""
 
+VOXELS = re.compile(r"([\d,]+) voxels in ")
 OTHER_NAMES_OF_CT = re.compile(r"(?i)(?<![a-z0-9])(?!ct$)(nc|nce|ce|cb|ld|hr)?ct[ap]?(?![a-z])")
 """Channel names such as ``ncct``, ``CTA`` and ``ct_lung``; nnU-Net knows ``CT`` alone."""
 
@@ -96,22 +97,27 @@ def show_result(
 
 
 def count_notes(cases: Mapping[str, Sequence[str]]) -> list[str]:
-    """Each note once, with the number of cases that have it, and the first of them.
+    """Each note once, with the number of cases that have it, the first of them, and the sum of their voxels.
 
     Args:
-        cases: name to its notes; what they have in parentheses at the end concerns the case alone.
+        cases: name to its notes; what they have in parentheses at the end concerns a file alone, such as
+            ``(20 voxels in FILE)``.
     """
-    found: dict[str, dict[str, str]] = {}
+    found: dict[str, dict[str, list[str]]] = {}
     for case, notes in cases.items():
         for note in notes:
             text, _, own = note.partition(" (")
-            found.setdefault(text, {}).setdefault(case, f" ({own}" if own else "")
-    lines = []
-    for text, having in found.items():
-        first, own = next(iter(having.items()))
-        counted = f"1 case, {first}" if len(having) == 1 else f"{len(having)} cases, the first {first}"
-        lines.append(f"{counted}: {text}{own}")
-    return lines
+            found.setdefault(text, {}).setdefault(case, []).append(own.removesuffix(")"))
+    return [_counted(text, having) for text, having in found.items()]
+
+
+def _counted(text: str, having: Mapping[str, Sequence[str]]) -> str:
+    first, (own, *_) = next(iter(having.items()))
+    counted = f"1 case, {first}" if len(having) == 1 else f"{len(having)} cases, the first {first}"
+    details = [detail for each in having.values() for detail in each]
+    voxels = [int(match[1].replace(",", "")) for detail in details if (match := VOXELS.match(detail))]
+    total = f"; {sum(voxels):,} in all" if len(voxels) > 1 else ""
+    return f"{counted}: {text}{f' ({own}{total})' if own else ''}"
 
 
 def _normalisation_notes(channel_names: Sequence[str]) -> list[str]:

@@ -71,7 +71,7 @@ def read_image(source: SourceImage) -> LoadedImage:
     notes += [f"{UNIT} ({header.unit} in {path})" for path, header in headers.items() if header.millimetres != 1]
     for path, content in contents.items():
         if content.not_finite:
-            notes.append(f"{NOT_FINITE} ({content.not_finite:,} in {path})")
+            notes.append(f"{NOT_FINITE} ({content.not_finite:,} voxels in {path})")
     return LoadedImage(
         image,
         tuple(notes),

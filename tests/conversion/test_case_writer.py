@@ -85,7 +85,7 @@ def test_nan_and_infinity_in_an_image_are_told_and_written_as_0(source: Source) 
     array = voxels()
     array[:, 0, 0], array[0, -1, -1] = np.nan, -np.inf
     write(array, source.image)
-    assert source.notes() == [f"{images.NOT_FINITE} ({SHAPE[0] + 1} in {source.image})"]
+    assert source.notes() == [f"{images.NOT_FINITE} ({SHAPE[0] + 1} voxels in {source.image})"]
     (path,) = (source.target / "imagesTr").iterdir()
     assert (np.asarray(nib.load(path).dataobj) == np.where(np.isfinite(array), array, 0).transpose()).all()
 

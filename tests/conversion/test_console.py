@@ -64,9 +64,11 @@ def test_notes_of_cases_are_counted() -> None:
     cases = {
         "a": ["the label map is empty", "values were rounded (0.99 in a.nii)"],
         "b": ["values were rounded (1.01 in b.nii)", "values were rounded (1.02 in b2.nii)"],
-        "c": ["values were rounded (2.01 in c.nii)"],
+        "c": ["values were rounded (2.01 in c.nii)", "NaN became 0 (1,000 voxels in c.nii)"],
+        "d": ["NaN became 0 (20 voxels in d1.nii)", "NaN became 0 (3 voxels in d2.nii)"],
     }
     assert count_notes(cases) == [
         "1 case, a: the label map is empty",
         "3 cases, the first a: values were rounded (0.99 in a.nii)",
+        "2 cases, the first c: NaN became 0 (1,000 voxels in c.nii; 1,023 in all)",
     ]

@@ -127,6 +127,8 @@ def find_layout(source: Path) -> Layout:
 
 
 def _raw_folder(source: Path) -> Path:
+    if not source.is_dir():
+        raise DataError(f"there is no folder {source}")
     level = [source]
     for _ in range(DEPTH + 1):
         having = [folder for folder in level if any(path.is_dir() for path in folder.glob("sub-*"))]
