@@ -16,6 +16,10 @@ from fednnunet.exchange.messages import NodeName
 ADDRESS = re.compile(r"^(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9._-]+):(\d{1,5})$")
 VERSION_PATH = "/v1/fleet/fednnunet"
 """Where a server states its versions and time, also to nodes that have not joined."""
+NAME_HEADER = "fednnunet-node"
+"""Header of a node's requests: its name."""
+INSTANCE_HEADER = "fednnunet-instance"
+"""Header of the requests of a node at work: where it works."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 

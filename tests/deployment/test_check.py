@@ -29,6 +29,9 @@ from fednnunet.datasets.raw import read_dataset
 from fednnunet.datasets.staging import estimate_size, stage_dataset
 from fednnunet.deployment import keys as keys_module
 from fednnunet.deployment.keys import make_keys
+from fednnunet.deployment.node.connection import NodeConnection
+from fednnunet.deployment.node.fleet_calls import Refused
+from fednnunet.deployment.node.flower_internals import ActivateNodeRequest
 from fednnunet.deployment.node.preflight.checks import check_device, check_node
 from fednnunet.deployment.node.preflight.results import CheckResult
 from fednnunet.deployment.server import gateway
@@ -170,6 +173,26 @@ def test_a_key_that_the_server_does_not_know_is_named(
         assert found.state == "bad"
         assert f"does not know the key {keys / 'nodes' / NODE / 'node.key'}" in found.found
         assert f"nodes/{NODE}" in found.advice
+
+
+def test_a_key_of_another_hospital_is_said_to_be_whose_it_is(
+    write_node_file: WriteNodeFile, keys: Path, tmp_path: Path
+) -> None:
+    """By the check, and by the node that tries to join; at the server by a line for its operator."""
+    make_keys(keys, ["127.0.0.1"], ["Porto"])
+    lines: list[str] = []
+    with flower_server(keys, tmp_path / "state", notify=lines.append) as (port, state):
+        register(state, keys / "nodes" / "Porto" / "node.pub")
+        file = write_node_file(server=f"127.0.0.1:{port}", key=str(keys / "nodes" / "Porto" / "node.key"))
+        found = results(file)["registration"]
+        node = NodeConnection(read_node_file(file), {}, print)
+        with pytest.raises(Refused, match=f"409: this is the key of node Porto, not of node {NODE}"):
+            node.calls.call(node.calls.client.ActivateNode, ActivateNodeRequest(public_key=node.calls.public_key))
+    assert found.state == "bad"
+    assert f"this is the key of node Porto, not of node {NODE}" in found.found
+    assert lines == [
+        f"node {NODE}, at 127.0.0.1, has the key of node Porto, and is refused; were two hospitals' keys swapped?"
+    ]
 
 
 def test_another_version_at_the_server_is_an_error_and_the_other_checks_run(

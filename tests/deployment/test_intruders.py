@@ -245,6 +245,25 @@ def test_a_node_that_was_removed_gets_nothing_from_then_on(federation: Federatio
         activate(riga)
 
 
+def test_a_copy_of_a_work_folder_gets_nothing_while_its_node_is_connected(
+    federation: Federation, oslo: NodeConnection
+) -> None:
+    copy = connection_of(federation, "Oslo", folder="copy")
+    copy.node = oslo.node  # stands in the folder
+    copy.leave()  # as a node does that starts: nothing happens to the other one
+    for ask in (
+        lambda: copy.calls.call(copy.calls.client.ActivateNode, ActivateNodeRequest(public_key=copy.calls.public_key)),
+        lambda: copy.calls.call(copy.calls.client.PullMessages, PullMessagesRequest(node=oslo.node)),
+    ):
+        with pytest.raises(Refused, match=r"409: node Oslo is connected with this key from another machine"):
+            ask()
+    assert "node Oslo: a second machine or work folder, at 127.0.0.1, uses its key" in federation.output("server")
+    assert oslo.send_heartbeat(), "the first one is not disturbed"
+    oslo.leave()
+    activate(copy)
+    copy.leave()
+
+
 # replayed requests -------------------------------------------------------------------------------------
 
 

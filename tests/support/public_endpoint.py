@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,26 +15,33 @@ from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID
 from flwr.server.superlink.linkstate import LinkState
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
+from fednnunet.deployment.server.admission import Admission
 from fednnunet.deployment.server.connection_limits import LimitedConnection
+from fednnunet.deployment.server.flower_superlink import NodeRegister
 from fednnunet.deployment.server.gateway import public_endpoint
 from fednnunet.deployment.server.signatures import Signatures
 from fednnunet.deployment.server.superlink import DATABASE, superlink_app
 
 
 @contextmanager
-def flower_server(keys: Path, state: Path, plain: bool = False) -> Iterator[tuple[int, LinkState]]:
+def flower_server(
+    keys: Path, state: Path, plain: bool = False, notify: Callable[[str], None] = print
+) -> Iterator[tuple[int, LinkState]]:
     """A SuperLink on a port of this machine with the certificate in ``keys``; the port, and what it knows.
 
     Args:
         keys: folder with ``server.crt`` and ``server.key``.
         state: folder for its database.
         plain: without the gateway, as Flower serves it.
+        notify: gets lines for the operator.
     """
     state.mkdir()
     app = superlink_app(state / DATABASE, auth=True)
     known = app.state.linkstate_factory.state()
+    register = NodeRegister(app)
+    gateway = public_endpoint(app, Counter(), Admission(register.name, notify), Signatures(register.node_id))
     config = uvicorn.Config(
-        app if plain else public_endpoint(app, Counter(), Signatures(known.get_node_id_by_public_key)),
+        app if plain else gateway,
         http="auto" if plain else LimitedConnection,
         ssl_certfile=keys / "server.crt",
         ssl_keyfile=keys / "server.key",
@@ -53,6 +60,6 @@ def flower_server(keys: Path, state: Path, plain: bool = False) -> Iterator[tupl
 
 
 def register(known: LinkState, public_key_file: Path) -> int:
-    """Let a SuperLink know a node by its public key; the node's id."""
-    public = load_ssh_public_key(public_key_file.read_bytes())
-    return known.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, public_key_to_bytes(public), 0)
+    """Let a SuperLink know a node by its public key, under the name of its folder; the node's id."""
+    public, name = load_ssh_public_key(public_key_file.read_bytes()), public_key_file.parent.name
+    return known.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, public_key_to_bytes(public), 0, name=name)

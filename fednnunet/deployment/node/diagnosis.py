@@ -41,4 +41,6 @@ def explain_rejection(answer: str, node_file: NodeFile) -> str:
     clock = None if server is None else check_clock(server)
     if clock is not None and clock.state == "bad":
         return f"this machine's clock is {clock.found}; {clock.advice}"
+    if answer.startswith("409"):  # a second node with this key, or the key of another node: it says so
+        return answer
     return f"{answer}; its key may not be registered there: fednnunet node check"

@@ -10,7 +10,7 @@ from typing import TypeVar
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fednnunet.config.node_file import NodeFile
+from fednnunet.config.node_file import INSTANCE_HEADER, NodeFile
 from fednnunet.deployment.http_errors import error_text
 from fednnunet.deployment.node.diagnosis import explain_unreachable
 from fednnunet.deployment.node.flower_internals import (
@@ -18,6 +18,7 @@ from fednnunet.deployment.node.flower_internals import (
     http_client,
     public_key_to_bytes,
 )
+from fednnunet.deployment.node.instance import instance_of
 from fednnunet.exchange.messages import MAX_BODY_BYTES
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,8 @@ class FleetCalls:
         self._never = threading.Event()  # is never set: waits on it end by time alone
         self.public_key = public_key_to_bytes(key.public_key())
         self.client = fleet_client(node_file, key)
+        node_file.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        http_client(self.client).headers[INSTANCE_HEADER] = instance_of(node_file.folder)
         # A server must not send this node elsewhere in the hospital's network, nor answer without an end.
         http_client(self.client).follow_redirects = False
         http_client(self.client).event_hooks = {"response": [_check_size]}

@@ -40,7 +40,7 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from fednnunet.config.node_file import NodeFile
+from fednnunet.config.node_file import NAME_HEADER, NodeFile
 from fednnunet.deployment.keys import read_authorities
 
 __all__ = [
@@ -81,7 +81,9 @@ __all__ = [
 
 
 def fleet_client(node_file: NodeFile, key: ec.EllipticCurvePrivateKey) -> FleetHttpClient:
-    """Flower's client of the Fleet API, as a SuperNode has it; it trusts the authority in ``certificate`` only.
+    """Flower's client of the Fleet API, as a SuperNode has it, with the node's name on each request.
+
+    It trusts the authority in ``certificate`` only.
 
     Args:
         node_file: configuration of the node.
@@ -96,9 +98,11 @@ def fleet_client(node_file: NodeFile, key: ec.EllipticCurvePrivateKey) -> FleetH
     if node_file.certificate is not None and not node_file.insecure:
         # Without the text that may stand around certificates: Flower takes ASCII only.
         trusted = b"".join(one.public_bytes(Encoding.PEM) for one in read_authorities(node_file.certificate))
-    return FleetHttpClient.from_server_address(
+    client = FleetHttpClient.from_server_address(
         node_file.server, node_file.insecure, trusted, interceptors=[versioned, signed]
     )
+    http_client(client).headers[NAME_HEADER] = node_file.name
+    return client
 
 
 def http_client(client: FleetHttpClient) -> httpx.Client:

@@ -6,6 +6,7 @@ the SuperLink's own process does.
 
 from __future__ import annotations
 
+from base64 import b64decode
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,6 +94,15 @@ class NodeRegister:
         """Id of the node that is registered for a public key; None where there is none."""
         found: int | None = self._state.get_node_id_by_public_key(public_key)
         return found
+
+    def name(self, public_key: str) -> str:
+        """Name that a public key, in base64, is registered under; empty where it is not."""
+        try:
+            node_id = self.node_id(b64decode(public_key, validate=True))
+        except ValueError:
+            return ""
+        found = [] if node_id is None else self._state.get_node_info(node_ids=[node_id])
+        return str(found[0].name) if found else ""
 
     def nodes(self) -> list[KnownNode]:
         """All nodes that are registered, or were."""

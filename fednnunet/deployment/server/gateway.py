@@ -21,7 +21,8 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from fednnunet import __version__
-from fednnunet.config.node_file import VERSION_PATH
+from fednnunet.config.node_file import INSTANCE_HEADER, NAME_HEADER, VERSION_PATH
+from fednnunet.deployment.server.admission import Admission, Sender
 from fednnunet.deployment.server.flower_internals import (
     API_ERROR_MAP,
     ApiErrorCode,
@@ -29,7 +30,8 @@ from fednnunet.deployment.server.flower_internals import (
     PushMessagesRequest,
 )
 from fednnunet.deployment.server.operator_client import POLLS_PATH, TOKEN_HEADER
-from fednnunet.deployment.server.signatures import NOT_REGISTERED, Signatures, public_key_of
+from fednnunet.deployment.server.signatures import NOT_REGISTERED, Signatures, only_header, public_key_of
+from fednnunet.errors import one_line
 from fednnunet.exchange.messages import MAX_BODY_BYTES
 
 log = logging.getLogger(__name__)
@@ -37,11 +39,12 @@ log = logging.getLogger(__name__)
 POLL_PATH = "/v1/fleet/pull-messages"
 REGISTER_PATH = "/v1/fleet/register-node"
 ACTIVATE_PATH = "/v1/fleet/activate-node"
+DEACTIVATE_PATH = "/v1/fleet/deactivate-node"
 PUSH_PATH = "/v1/fleet/push-messages"
 MAX_SMALL_BYTES = 2**16
 LIMITS = {
     ACTIVATE_PATH: MAX_SMALL_BYTES,
-    "/v1/fleet/deactivate-node": MAX_SMALL_BYTES,
+    DEACTIVATE_PATH: MAX_SMALL_BYTES,
     "/v1/fleet/send-node-heartbeat": MAX_SMALL_BYTES,
     POLL_PATH: MAX_SMALL_BYTES,
     "/v1/fleet/pull-object": MAX_SMALL_BYTES,
@@ -60,12 +63,13 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
-def public_endpoint(app: App, polls: Counter[str], signatures: Signatures | None = None) -> App:
+def public_endpoint(app: App, polls: Counter[str], admission: Admission, signatures: Signatures | None = None) -> App:
     """Serve the part of the Fleet API that nodes need, by its exact paths; read no body from a sender that is no node.
 
     Args:
         app: Flower's SuperLink.
         polls: gets, by public key, how often a node has asked for a message; a node at work on a message does not ask.
+        admission: decides which of the senders with a registered key are let in.
         signatures: checks signatures of registered nodes; None where nodes have no keys.
     """
     limits = LIMITS if signatures is not None else LIMITS | {REGISTER_PATH: MAX_SMALL_BYTES}
@@ -87,6 +91,12 @@ def public_endpoint(app: App, polls: Counter[str], signatures: Signatures | None
                 else:
                     await _answer(send, 401, {"detail": problem})
                 return
+        sender = _sender(scope)
+        problem = await asyncio.to_thread(admission.problem, sender)
+        if problem is not None:
+            _log_refusal(scope, problem)
+            await _answer(send, 409, {"detail": problem})
+            return
         try:
             body = await _read(scope, receive, limits[path])
             if path == PUSH_PATH:
@@ -97,10 +107,18 @@ def public_endpoint(app: App, polls: Counter[str], signatures: Signatures | None
             return
         except ConnectionError:
             return
-        counting_send = _count_polls(send, public_key_of(scope["headers"]), polls) if path == POLL_PATH else send
-        await app(scope, _replay(body, receive), counting_send)
+        if path == POLL_PATH:
+            send = _when_accepted(send, lambda: polls.update([sender.key]))
+        elif path == DEACTIVATE_PATH:
+            send = _when_accepted(send, lambda: admission.leave(sender))
+        await app(scope, _replay(body, receive), send)
 
     return endpoint
+
+
+def _sender(scope: Scope) -> Sender:
+    name, instance = (only_header(scope["headers"], header) or "" for header in (NAME_HEADER, INSTANCE_HEADER))
+    return Sender(public_key_of(scope["headers"]), one_line(name[:64]), instance[:64], _host(scope))
 
 
 def _unknown_node() -> tuple[int, dict[str, Any]]:
@@ -176,17 +194,22 @@ def _log_refusal(scope: Scope, detail: str) -> None:
     """Log the first 100, then one in 1000: rejected senders must not fill the disk."""
     number = next(_rejections)
     if number <= 100 or number % 1000 == 0:
-        host = (scope.get("client") or ("?",))[0]
-        log.warning("rejected request %d, %s from %s: %s", number, scope["path"], host, detail)
+        log.warning("rejected request %d, %s from %s: %s", number, scope["path"], _host(scope), detail)
 
 
-def _count_polls(send: Send, node: str, polls: Counter[str]) -> Send:
-    async def counting_send(message: MutableMapping[str, Any]) -> None:
-        if message["type"] == "http.response.start" and message["status"] == 200:  # Flower knows the node
-            polls[node] += 1
+def _host(scope: Scope) -> str:
+    return str((scope.get("client") or ("?",))[0])
+
+
+def _when_accepted(send: Send, note: Callable[[], None]) -> Send:
+    """A sender that calls ``note`` if Flower accepts the request: it knows the node."""
+
+    async def noting_send(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start" and message["status"] == 200:
+            note()
         await send(message)
 
-    return counting_send
+    return noting_send
 
 
 def operator_endpoint(app: App, polls: Counter[str], token: str) -> App:

@@ -35,7 +35,7 @@ NOT_REGISTERED = "the key is not registered"
 
 def public_key_of(headers: Headers) -> str:
     """Public key that a request names, as written there; empty where it names none, or several."""
-    return _only(headers, FLEET_HTTP_PUBLIC_KEY_HEADER) or ""
+    return only_header(headers, FLEET_HTTP_PUBLIC_KEY_HEADER) or ""
 
 
 class Signatures:
@@ -52,7 +52,7 @@ class Signatures:
 
     def problem(self, headers: Headers) -> str | None:
         """What is wrong with the headers of a request; None if a registered node has just signed it."""
-        timestamp, signature = _only(headers, TIMESTAMP_HEADER), _only(headers, FLEET_HTTP_SIGNATURE_HEADER)
+        timestamp, signature = only_header(headers, TIMESTAMP_HEADER), only_header(headers, FLEET_HTTP_SIGNATURE_HEADER)
         if timestamp is None or signature is None:
             return "the request is not signed"
         try:
@@ -84,6 +84,7 @@ class Signatures:
             return True
 
 
-def _only(headers: Headers, name: str) -> str | None:
+def only_header(headers: Headers, name: str) -> str | None:
+    """Value of a header; None where there is none, or several."""
     values = [value for key, value in headers if key == name.encode()]
     return values[0].decode("latin1") if len(values) == 1 else None

@@ -23,6 +23,7 @@ from fastapi import HTTPException
 from sqlalchemy import Engine, event
 from sqlalchemy.engine import ExceptionContext
 
+from fednnunet.deployment.server.admission import Admission
 from fednnunet.deployment.server.certificate_watcher import watch_certificate
 from fednnunet.deployment.server.connection_limits import MAX_CONNECTIONS, LimitedConnection
 from fednnunet.deployment.server.flower_superlink import NodeRegister, superlink_app
@@ -86,7 +87,8 @@ async def serve(
         {} if keys is None else {"ssl_certfile": keys / "server.crt", "ssl_keyfile": keys / "server.key"}
     )
     operator_server = uvicorn.Server(uvicorn.Config(operator_endpoint(app, polls, token), **common))
-    endpoint = public_endpoint(app, polls, signatures)
+    admission = Admission(register.name, notify)
+    endpoint = public_endpoint(app, polls, admission, signatures)
     public_server = uvicorn.Server(uvicorn.Config(endpoint, lifespan="off", http=LimitedConnection, **common, **tls))
     serving = {
         asyncio.ensure_future(server.serve([at]))

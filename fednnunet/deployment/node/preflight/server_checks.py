@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from fednnunet import __version__
 from fednnunet.config.node_file import VERSION_PATH, NodeFile, split_address
+from fednnunet.deployment.http_errors import error_text
 from fednnunet.deployment.keys import EXPIRES_SOON
 from fednnunet.deployment.node.flower_internals import (
     SYSTEM_TIME_TOLERANCE,
@@ -244,6 +245,12 @@ def _explain_flower_error(response: httpx.Response, node_file: NodeFile) -> Chec
             "bad",
             f"the server does not know the key {node_file.key}",
             f"its operator must put node.pub into nodes/{node_file.name} of the server's keys; no restart is needed",
+        )
+    if response.status_code == httpx.codes.CONFLICT:
+        return CheckResult(
+            "bad",
+            f"{node_file.key}: the server answers {error_text(response)}",
+            f"set key in the YAML to that of {node_file.name}; if it is, tell the server's operator whose key that is",
         )
     if response.status_code == httpx.codes.UNAUTHORIZED:
         return CheckResult(
