@@ -19,6 +19,7 @@ from fednnunet.datasets.raw import read_dataset
 from tests.conversion.test_writer import content
 from tests.support.cine_downloads import make_acdc, make_mnms1, make_mnms2
 from tests.support.dce_downloads import write_image, write_patient
+from tests.support.image_cases import SHAPE, change_nifti, voxels, write
 
 Convert = Callable[..., int]
 COHORTS = {"ISPY1": 501, "ISPY2": 502, "DUKE": 503, "NACT": 504}
@@ -98,6 +99,27 @@ def test_every_converter_has_a_help_text_for_every_option(
     assert command_of(converter).__doc__
     for annotation in command_of(converter).__annotations__.values():
         assert annotation.__metadata__[0].help
+
+
+def test_notes_are_counted_and_a_case_of_four_dimensions_is_skipped(
+    convert: Convert, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = ["image_ncct,label,centre"]
+    for case in ("a", "b", "c"):
+        image, label = tmp_path / f"{case}.nii.gz", tmp_path / f"{case}_seg.nii.gz"
+        write(voxels(), image)
+        write(np.zeros(SHAPE, np.uint8), label)
+        lines.append(f"{image},{label},Oslo")
+    change_nifti(label, lambda array, affine: (np.stack([array] * 2, -1), affine))
+    (tmp_path / "cases.csv").write_text("\n".join(lines))
+    command = ("generic", tmp_path / "cases.csv", tmp_path / "raw", "--labels", "tumour=1", "--processes", 1)
+    assert convert(*command) == 2
+    assert f"Oslo: c: {label} has 4 dimensions, 10 x 12 x 6 x 2" in capsys.readouterr().err
+    assert convert(*command, "--on-error", "skip") == 0
+    printed = capsys.readouterr().out
+    assert "note: Oslo: 2 cases, the first a: the label map is empty\n" in printed
+    assert f"skipped: Oslo: c: {label} has 4 dimensions" in printed
+    assert "note: nnU-Net normalises channel ncct like MR" in printed
 
 
 def values_in(path: Path) -> set[int]:
