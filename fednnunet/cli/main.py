@@ -13,6 +13,7 @@ from fednnunet.cli.data import data
 from fednnunet.cli.deployment import node, server
 from fednnunet.cli.report import report, wandb_dashboard
 from fednnunet.errors import FednnUNetError
+from fednnunet.plain_output import write_plainer
 
 app = typer.Typer(
     help="FednnU-Net trains nnU-Net across hospitals without moving an image.",
@@ -67,6 +68,7 @@ def keys(
 
 def main() -> int:
     """Entry point; 2 when the user has something to fix."""
+    write_plainer()
     try:
         app(standalone_mode=True)
     except FednnUNetError as error:

@@ -24,6 +24,7 @@ from fednnunet.errors import FednnUNetError
 from fednnunet.launch.library_errors import format_hydra_error, launcher_error
 from fednnunet.launch.resume import expand_continue
 from fednnunet.launch.sweep_callback import SweepCallback, folder_problem, record_failure, report_failures, resume_hint
+from fednnunet.plain_output import write_plainer
 
 command = ""
 """What the user typed, for the report; a sweep's jobs in other processes get it with the function below."""
@@ -85,6 +86,7 @@ def launch(program: Sequence[str], arguments: Sequence[str]) -> int:
         Exit code: 0, 2 when the user has something to fix, 130 after Ctrl-C.
     """
     global command
+    write_plainer()
     user_errors.clear()
     SweepCallback.current = None
     try:

@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 
 from fednnunet.errors import one_line
+from fednnunet.plain_output import PLAINER
 from fednnunet.processes import LOG_FORMAT, children_of, redirect_output
 
 log = logging.getLogger(__name__)
@@ -124,7 +125,7 @@ def terminal() -> Callable[[str], None]:
     def print_line(text: str) -> None:
         line = f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S} {text}\n"
         with contextlib.suppress(OSError):  # closed, or full
-            os.write(output, line.encode(encoding, "replace"))
+            os.write(output, line.encode(encoding, PLAINER))
 
     return print_line
 
