@@ -7,8 +7,9 @@ import json
 import logging
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 from flwr.serverapp import ServerApp
 from hydra.utils import instantiate
@@ -40,13 +41,17 @@ from fednnunet.tracking.terminal import RunProgress
 log = logging.getLogger(__name__)
 
 
-def run(config: RunConfig, command: str, sweep: str | None = None) -> Result:
+def run(
+    config: RunConfig, command: str, sweep: str | None = None, command_files: Mapping[Path, str] | None = None
+) -> Result:
     """Run one strategy into ``config.paths.run``; resume where an interrupted run of the same config stopped.
 
     Args:
         config: checked configuration.
         command: what the user typed, for the report.
         sweep: name of the sweep that this run is a job of, if any.
+        command_files: files that keep the command for ``continue=``, and their text; written once nothing speaks
+            against the run.
 
     Raises:
         FednnUNetError: the configuration or the data cannot work, or a node failed.
@@ -54,7 +59,7 @@ def run(config: RunConfig, command: str, sweep: str | None = None) -> Result:
     """
     with locked(config.paths.run):
         try:
-            return _run(config, command, sweep)
+            return _run(config, command, sweep, command_files or {})
         except OSError as error:
             if error.errno not in DISK_FULL:
                 raise
@@ -64,18 +69,24 @@ def run(config: RunConfig, command: str, sweep: str | None = None) -> Result:
             ) from error
 
 
-def _run(config: RunConfig, command: str, sweep: str | None) -> Result:
+def _run(config: RunConfig, command: str, sweep: str | None, command_files: Mapping[Path, str]) -> Result:
     folder = config.paths.run
     check_folder(folder, config)
     if (folder / RUN_FILE).is_file():
         log.info("%s holds this run already, and it is finished", folder)
         return finish_run(folder)
     started, begin = datetime.now(UTC), time.monotonic()
-    nodes = node_settings(config, prepare_centres(config)) if config.on_single_machine else []
-    metadata = run_metadata(config, command, sweep)
-    write_atomically(folder / CONFIG_FILE, json.dumps(result_settings(config), indent=1))
     strategy = build_strategy(config)
     with contextlib.ExitStack() as stack:
+        nodes = []
+        if config.on_single_machine:
+            nodes = node_settings(config, prepare_centres(config))
+        else:
+            stack.enter_context(_reserved_server(config))
+        metadata = run_metadata(config, command, sweep)
+        write_atomically(folder / CONFIG_FILE, json.dumps(result_settings(config), indent=1))
+        for path, text in command_files.items():
+            write_atomically(path, text)
         stack.enter_context(log_file(folder / LOG_FILE))
         progress = RunProgress(
             folder.name if sweep else config.strategy.name,
@@ -100,6 +111,14 @@ def _run(config: RunConfig, command: str, sweep: str | None) -> Result:
         trackers.on_result(folder)
     remove_resume_files(folder, nodes)
     return result
+
+
+def _reserved_server(config: RunConfig) -> contextlib.AbstractContextManager[None]:
+    """Keeps other runs away from the server; refused while it has one."""
+    from fednnunet.deployment.server.run_server_app import reserved
+
+    assert config.federation.server is not None, "checked with the configuration"
+    return reserved(config.federation.server)
 
 
 def run_local(app: ServerApp, config: RunConfig, nodes: Sequence[NodeSettings]) -> float:

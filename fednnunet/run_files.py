@@ -22,8 +22,8 @@ ERROR_FILE = "error.txt"
 """Why it failed as a job of a sweep."""
 HYDRA_CONFIG_FILE = Path(".hydra") / "config.yaml"
 OVERRIDES_FILE = Path(".hydra") / "overrides.yaml"
-SWEEP_FILE = "multirun.yaml"
-"""In a sweep's folder: its configuration, written by Hydra."""
+SWEEP_FILE = "sweep.yaml"
+"""In a sweep's folder: its configuration; Hydra's own multirun.yaml is also of commands that were refused."""
 
 ROUND_COLUMNS = (
     *("strategy", "round", "node", "train_loss", "val_loss", "pseudo_dice"),

@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fednnunet.config.hydra_datasets import CONF, set_by_dataset
 from fednnunet.config.run import read_config
 from fednnunet.errors import FednnUNetError
+from fednnunet.launch.command_files import command_files, write_new
 from fednnunet.launch.library_errors import format_hydra_error, launcher_error
 from fednnunet.launch.resume import expand_continue
 from fednnunet.launch.sweep_callback import SweepCallback, folder_problem, record_failure, report_failures, resume_hint
@@ -42,12 +43,16 @@ def main(cfg: DictConfig) -> float | None:
     job = HydraConfig.get()
     sweep = Path(job.sweep.dir).name if job.mode == RunMode.MULTIRUN else None
     try:
+        files = command_files(cfg)
+        if sweep is not None:
+            files |= SweepCallback.command
+            write_new(files)
         config = read_config(cfg)
         if (sweep is None or job.job.num == 0) and (values := set_by_dataset(cfg, job)):
             print(values, flush=True)
         from fednnunet.run import run
 
-        result = run(config, command, sweep)
+        result = run(config, command, sweep, files)
     except Exception as error:
         if sweep is not None:
             record_failure(Path(job.runtime.output_dir), error)

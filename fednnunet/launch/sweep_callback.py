@@ -24,8 +24,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fednnunet.errors import FednnUNetError
 from fednnunet.files import write_atomically
+from fednnunet.launch.command_files import write_new
 from fednnunet.processes import end_with
-from fednnunet.run_files import ERROR_FILE, ROUNDS_FILE, SWEEP_FILE
+from fednnunet.run_files import ERROR_FILE, OVERRIDES_FILE, ROUNDS_FILE, SWEEP_FILE
 
 # conf/hydra has options of the plugins' names on purpose: they set what the plugins leave open.
 warnings.filterwarnings("ignore", r"\n'hydra/\w+/\w+' is validated against ConfigStore schema")
@@ -61,9 +62,11 @@ def report_failures() -> int:
 
 
 def resume_hint(program: Sequence[str]) -> str:
-    """The command that resumes the run, or sweep, that was interrupted."""
+    """The command that resumes the run, or sweep, that was interrupted; empty where it had not begun."""
     jobs = SweepCallback.current
     if jobs is None or jobs.folder is None:
+        return ""
+    if not any((jobs.folder / file).is_file() for file in (OVERRIDES_FILE, SWEEP_FILE)):
         return ""
     return f" To resume: {shlex.join([*program, f'continue={os.path.relpath(jobs.folder)}'])}"
 
@@ -87,18 +90,21 @@ class SweepCallback(Callback):
 
     Attributes:
         current: Callback of this command.
+        command: In a job's process: the file that keeps the sweep's command, and its text.
         folder: Folder of the run, or of the sweep.
         jobs: Number of jobs of a sweep that has ended.
         failed: Jobs that failed, and why.
     """
 
     current: ClassVar[SweepCallback | None] = None
+    command: ClassVar[dict[Path, str]] = {}
 
     def __init__(self) -> None:
         self.folder: Path | None = None
         self.jobs = 0
         self.failed: dict[str, str] = {}
         self._start = ""
+        self._command: dict[Path, str] = {}
         self._pid = os.getpid()
         SweepCallback.current = self
 
@@ -110,7 +116,8 @@ class SweepCallback(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Note the folder of the sweep and, for ``continue=``, its command, which not every sweeper does."""
         self.folder, self._start = Path(config.hydra.sweep.dir), uuid.uuid4().hex
-        write_atomically(self.folder / SWEEP_FILE, OmegaConf.to_yaml(config))
+        self._command = {self.folder / SWEEP_FILE: OmegaConf.to_yaml(config)}
+        write_new(self._command)  # that of an earlier sweep is replaced by the first job that may run
         if "submitit" in config.hydra.launcher._target_:
             print(f"what the jobs print is in {os.path.relpath(self.folder)}/.submitit", flush=True)
         if "optuna" in config.hydra.sweeper._target_ and "max" not in str(config.hydra.sweeper.direction).lower():
@@ -118,6 +125,7 @@ class SweepCallback(Callback):
 
     def on_job_start(self, config: DictConfig, *, task_function: TaskFunction, **kwargs: Any) -> None:
         """Mark the run as a job of this sweep; except on SLURM, let the job end when the sweep ends."""
+        SweepCallback.command = self._command
         folder = Path(config.hydra.runtime.output_dir)
         (folder / ERROR_FILE).unlink(missing_ok=True)
         if self._start:

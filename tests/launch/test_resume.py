@@ -39,7 +39,7 @@ def test_a_run_goes_on_in_its_folder(tmp_path: Path) -> None:
 def write_sweep(folder: Path) -> Path:
     folder.mkdir()
     overrides = {"task": ["experiment=demo", "seed=0,1"], "hydra": ["hydra.mode=MULTIRUN", "hydra.sweep.dir=elsewhere"]}
-    OmegaConf.save(OmegaConf.create({"hydra": {"overrides": overrides}}), folder / "multirun.yaml")
+    OmegaConf.save(OmegaConf.create({"hydra": {"overrides": overrides}}), folder / "sweep.yaml")
     return folder
 
 

@@ -105,7 +105,7 @@ def test_a_job_that_is_tried_again_forgets_its_failure(make_run: MakeRun, sweep:
 
 def test_the_sweeps_command_is_kept_for_going_on(sweep: Path) -> None:
     start(sweep)
-    assert OmegaConf.load(sweep / "multirun.yaml").hydra.sweep.dir == str(sweep)
+    assert OmegaConf.load(sweep / "sweep.yaml").hydra.sweep.dir == str(sweep)
 
 
 def test_trackers_get_the_comparison(make_run: MakeRun, sweep: Path) -> None:

@@ -1,0 +1,83 @@
+"""What a run leaves in its folder, and at its server, when it is refused."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from fednnunet.config.hydra_datasets import CONF
+from fednnunet.config.run import RunConfig, read_config
+from fednnunet.errors import ConfigError
+from fednnunet.launch.resume import expand_continue
+from fednnunet.launch.run_folder import result_settings
+from fednnunet.lock import locked
+from fednnunet.run import run
+from tests.support.train_script import run_local
+
+CUSTOM = ["dataset=custom", "dataset.centres=[{name: Oslo, dataset: 101}, {name: Porto, dataset: 102}]", "seed=3"]
+
+
+def configured(*overrides: str) -> RunConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return read_config(compose("config", overrides=list(overrides)))
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    return {str(path): path.read_text() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+@pytest.fixture
+def interrupted(tmp_path: Path) -> Path:
+    """Folder of a run that was interrupted in its first round."""
+    folder = tmp_path / "run"
+    overrides = [*CUSTOM, f"dataset.raw_folder={tmp_path}"]
+    (folder / ".hydra").mkdir(parents=True)
+    OmegaConf.save(OmegaConf.create(overrides), folder / ".hydra" / "overrides.yaml")
+    settings = result_settings(configured(*overrides, f"paths.run={folder}"))
+    (folder / "config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_a_refused_command_changes_nothing_of_a_run(interrupted: Path) -> None:
+    before = files_of(interrupted)
+    result = run_local([sys.executable, "train.py", f"continue={interrupted}", "trainer.epochs=9"])
+    assert result.returncode == 2
+    assert f"{interrupted} holds a run with trainer.epochs=None, not 9" in result.stderr
+    assert files_of(interrupted) == before
+    again = run_local([sys.executable, "train.py", f"continue={interrupted}"])
+    assert "holds a run with" not in again.stderr, "it goes on to look for the data"
+    assert again.returncode == 2
+    assert files_of(interrupted) == before
+
+
+def test_a_refused_command_changes_nothing_of_a_sweep(interrupted: Path) -> None:
+    sweep = interrupted.parent
+    overrides = {"task": [*CUSTOM, f"dataset.raw_folder={sweep}"], "hydra": ["hydra.sweep.subdir=run"]}
+    OmegaConf.save(OmegaConf.create({"hydra": {"overrides": overrides}}), sweep / "sweep.yaml")
+    before = (sweep / "sweep.yaml").read_text()
+    result = run_local([sys.executable, "train.py", f"continue={sweep}", "trainer.epochs=9"])
+    assert result.returncode == 2
+    assert "holds a run with trainer.epochs=None, not 9" in result.stderr
+    assert (sweep / "sweep.yaml").read_text() == before
+
+
+def test_a_second_run_leaves_the_server_and_the_last_run_as_they_are(
+    interrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While another ``train.py`` runs at the same server."""
+    state, second = tmp_path / "state", tmp_path / "second"
+    monkeypatch.setattr("fednnunet.deployment.server.run_server_app.Operator", lambda state: None)
+    state.mkdir()
+    (state / "run_status.json").write_text("of the first")
+    config = configured(*CUSTOM, "federation=deployment", f"federation.server={state}", f"paths.run={second}")
+    command = {second / ".hydra" / "overrides.yaml": "[]"}
+    with locked(state / "run"), pytest.raises(ConfigError, match="is in use by process"):
+        run(config, "python train.py", command_files=command)
+    assert (state / "run_status.json").read_text() == "of the first"
+    assert files_of(second) == {}
+    assert expand_continue(["continue=last"], tmp_path)[-1] == f"hydra.run.dir={interrupted}"
