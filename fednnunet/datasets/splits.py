@@ -13,7 +13,7 @@ from typing import Any
 
 from fednnunet.datasets.pooled import pooled_name
 from fednnunet.datasets.raw import RawDataset
-from fednnunet.errors import DataError
+from fednnunet.errors import ConfigError, DataError
 from fednnunet.exchange.messages import Fold
 
 Split = dict[str, list[str]]
@@ -32,8 +32,10 @@ def splits_of(dataset: RawDataset, centre: str, folds: Sequence[Fold]) -> list[S
         folds: folds that will be trained; the others may be unfinished. ``all`` needs none of them.
 
     Raises:
-        DataError: a fold that will be trained is not there, has no training or no held-out case, or names an unknown
-            one; or the file holds no list of folds.
+        ConfigError: a fold that will be trained is not there, or there is one case; without path and case names, as it
+            may leave a node.
+        DataError: such a fold has no training or no held-out case, or names an unknown one; or the file holds no list
+            of folds.
     """
     path, names = dataset.folder / "splits_final.json", {case.name for case in dataset.cases}
     own = path.is_file()
@@ -42,18 +44,18 @@ def splits_of(dataset: RawDataset, centre: str, folds: Sequence[Fold]) -> list[S
         if fold == "all":
             continue
         if fold >= len(splits):
-            there = str(path) if own else "nnU-Net's cross-validation"
-            more = "add it" if own else f"write more into {path}"
-            raise DataError(
+            there = path.name if own else "nnU-Net's cross-validation"
+            more = "add it to the file" if own else f"write more into a {path.name} beside its dataset.json"
+            raise ConfigError(
                 f"centre {centre}: {there} has {_folds(len(splits))}; fold={fold} is none of them: choose among them, "
                 f"or {more}"
             )
         if own:
             _check_fold(splits[fold], names, f"centre {centre}: {path}: fold {fold}")
         elif len(names) < FEWEST_CASES:
-            raise DataError(
-                f"centre {centre}: {dataset.folder} holds 1 training case; cross-validation needs {FEWEST_CASES}, to "
-                "hold one out: set fold=all, or make the centre external: true"
+            raise ConfigError(
+                f"centre {centre} has 1 training case; cross-validation needs {FEWEST_CASES}, to hold one out: set "
+                "fold=all, or make the centre external: true"
             )
     return splits
 

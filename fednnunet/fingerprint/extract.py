@@ -26,7 +26,7 @@ CHUNK = 10**7
 
 
 def extract_fingerprint(dataset: RawDataset, workers: int = 1) -> dict[str, Any]:
-    """nnU-Net's fingerprint of ``dataset``, ready for JSON.
+    """nnU-Net's fingerprint of ``dataset``, ready for JSON; without any foreground, its intensities are empty.
 
     The values of ``DatasetFingerprintExtractor.run``, to the bit, in about half its time and a third of its memory.
     ``workers=1`` works in this process: a pool costs seconds of imports per process.
@@ -47,11 +47,13 @@ def extract_fingerprint(dataset: RawDataset, workers: int = 1) -> dict[str, Any]
 
 
 def _statistics(foreground: Sequence[tuple[np.random.RandomState, np.ndarray]], samples: int) -> dict[str, float]:
-    """nnU-Net's statistics of the samples of one channel.
+    """nnU-Net's statistics of the samples of one channel; none where no case has foreground.
 
     The samples are held in nnU-Net's order, on which its float32 mean depends. Percentiles are read off the distinct
     values and how often each was drawn, in a fraction of the time that sorting 1e8 samples takes.
     """
+    if not foreground:
+        return {}
     drawn = np.empty(len(foreground) * samples, dtype=foreground[0][1].dtype)
     counts = [
         draw(random, values, drawn[place * samples : (place + 1) * samples])

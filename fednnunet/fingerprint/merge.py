@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fednnunet.fingerprint.bins import IntensityBins
-from fednnunet.fingerprint.schema import ChannelIntensities, DatasetFingerprint
+from fednnunet.fingerprint.schema import ChannelIntensities, DatasetFingerprint, IntensityProperties
 
 PERCENTILES = {"percentile_00_5": 0.5, "median": 50.0, "percentile_99_5": 99.5}
 
@@ -152,25 +152,37 @@ def _value_at(below: np.ndarray, bins: IntensityBins, rank: int) -> float:
 
 
 def _weighted_means(parts: Sequence[DatasetFingerprint], channels: Sequence[str]) -> dict[str, Any]:
-    cases = np.array([part.num_cases for part in parts], dtype=np.float64)
-    weights = cases / cases.sum()
-
-    def mean(values: Sequence[float]) -> float:
-        return float(np.dot(values, weights))
-
-    intensities = {}
-    for channel in channels:
-        properties = [(part.foreground_intensity_properties_per_channel or {})[channel] for part in parts]
-        intensities[channel] = {
-            "max": max(p.max for p in properties),
-            "mean": mean([p.mean for p in properties]),
-            "median": mean([p.median for p in properties]),
-            "min": min(p.min for p in properties),
-            "percentile_00_5": mean([p.percentile_00_5 for p in properties]),
-            "percentile_99_5": mean([p.percentile_99_5 for p in properties]),
-            "std": mean([p.std for p in properties]),
-        }
     return {
-        "foreground_intensity_properties_per_channel": intensities,
-        "median_relative_size_after_cropping": mean([p.median_relative_size_after_cropping or 0.0 for p in parts]),
+        "foreground_intensity_properties_per_channel": {
+            channel: _mean_intensities(parts, channel) for channel in channels
+        },
+        "median_relative_size_after_cropping": _mean(
+            [part.median_relative_size_after_cropping or 0.0 for part in parts], [part.num_cases for part in parts]
+        ),
     }
+
+
+def _mean_intensities(parts: Sequence[DatasetFingerprint], channel: str) -> dict[str, float]:
+    """Means over the nodes that have foreground."""
+    properties, cases = [], []
+    for part in parts:
+        of_channel = (part.foreground_intensity_properties_per_channel or {})[channel]
+        if isinstance(of_channel, IntensityProperties):
+            properties.append(of_channel)
+            cases.append(part.num_cases)
+    if not properties:
+        raise ValueError(f"channel {channel}: no node has foreground")
+    return {
+        "max": max(p.max for p in properties),
+        "mean": _mean([p.mean for p in properties], cases),
+        "median": _mean([p.median for p in properties], cases),
+        "min": min(p.min for p in properties),
+        "percentile_00_5": _mean([p.percentile_00_5 for p in properties], cases),
+        "percentile_99_5": _mean([p.percentile_99_5 for p in properties], cases),
+        "std": _mean([p.std for p in properties], cases),
+    }
+
+
+def _mean(values: Sequence[float], cases: Sequence[int]) -> float:
+    weights = np.array(cases, dtype=np.float64)
+    return float(np.dot(values, weights / weights.sum()))

@@ -64,6 +64,10 @@ class IntensityProperties(StrictModel):
     std: float = Field(ge=0)
 
 
+class NoIntensities(StrictModel):
+    """Takes the place of :class:`IntensityProperties` where no case has foreground."""
+
+
 class DatasetFingerprint(StrictModel):
     """Fingerprint of a dataset: a node's contribution to the federated one, or one in nnU-Net's format.
 
@@ -84,7 +88,7 @@ class DatasetFingerprint(StrictModel):
     shapes_after_crop: list[Shape]
     relative_sizes: list[RelativeSize] | None = None
     intensities: dict[str, ChannelIntensities] | None = None
-    foreground_intensity_properties_per_channel: dict[str, IntensityProperties] | None = None
+    foreground_intensity_properties_per_channel: dict[str, IntensityProperties | NoIntensities] | None = None
     median_relative_size_after_cropping: RelativeSize | None = None
 
     @model_validator(mode="after")

@@ -22,7 +22,8 @@ from fednnunet.fingerprint.schema import DatasetFingerprint
 from fednnunet.node.describe import NodeDataset
 from fednnunet.node.distributed import Ranks
 from fednnunet.node.settings import NodeSettings
-from fednnunet.planning.plans import import_plans, make_plans
+from fednnunet.planning.imported import import_plans
+from fednnunet.planning.plans import check_intensities, make_plans
 from fednnunet.preprocessing import REFERENCES, cache_key, preprocess
 from fednnunet.training.cascade import copy_previous_stage
 from fednnunet.training.pretrained import find_checkpoint, load_pretrained
@@ -33,7 +34,8 @@ def plan_network(dataset: NodeDataset, request: PlanRequest, settings: NodeSetti
     """Plans from the federated fingerprint or the node's own, or imported where ``init.plans`` names some.
 
     Raises:
-        ConfigError: nnU-Net plans no such configuration for these images.
+        ConfigError: nnU-Net plans no such configuration for these images; or the node has no foreground, and its images
+            are normalised by that.
         ProtocolError: the federated fingerprint is malformed.
     """
     config, name, raw = settings.config, settings.name, dataset.raw
@@ -43,7 +45,8 @@ def plan_network(dataset: NodeDataset, request: PlanRequest, settings: NodeSetti
         fingerprint = DatasetFingerprint.parse(request.fingerprint, "the server").to_dict()
     given = config.init.plans_of(name)
     if given is not None:
-        plans = import_plans(raw.name, fingerprint, given.expanduser(), name, len(raw.channel_names), config.model)
+        source, channels = given.expanduser(), len(raw.channel_names)
+        plans = import_plans(raw.name, fingerprint, source, name, channels, config.model, config.configuration)
     else:
         plans = make_plans(raw.name, fingerprint, config.model, config.gpu_memory_of(name), request.num_training)
     configuration = config.configuration
@@ -51,6 +54,7 @@ def plan_network(dataset: NodeDataset, request: PlanRequest, settings: NodeSetti
         raise ConfigError(
             f"configuration={configuration}: nnU-Net plans only {', '.join(plans['configurations'])} for these images"
         )
+    check_intensities(plans, configuration, raw.channel_names, name)
     return plans
 
 

@@ -6,18 +6,22 @@ import contextlib
 import inspect
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from fednnunet.config.groups import ModelConfig
 from fednnunet.errors import ConfigError
 from fednnunet.files import write_atomically
 from fednnunet.planning.class_lookup import find_class
+
+BY_THE_IMAGE = ("ZScoreNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization")
+"""nnU-Net's normalizations that read nothing but the image (``default_normalization_schemes``)."""
 
 
 def find_planner(name: str) -> type[ExperimentPlanner]:
@@ -52,7 +56,7 @@ def make_plans(
     Raises:
         ConfigError: unknown planner, preprocessor or override.
     """
-    folder = _write_fingerprint(dataset, fingerprint)
+    folder = write_fingerprint(dataset, fingerprint)
     planner = _build_planner(dataset, model, gpu_memory_gb)
     if num_training is not None:
         planner.dataset_json["numTraining"] = num_training
@@ -63,7 +67,8 @@ def make_plans(
     return json.loads(plans_file.read_text())
 
 
-def _write_fingerprint(dataset: str, fingerprint: dict[str, Any]) -> Path:
+def write_fingerprint(dataset: str, fingerprint: dict[str, Any]) -> Path:
+    """Store the fingerprint where nnU-Net does; returns the folder, ``nnUNet_preprocessed/<dataset>``."""
     folder = Path(str(nnUNet_preprocessed)) / dataset
     write_atomically(folder / "dataset_fingerprint.json", json.dumps(fingerprint))
     return folder
@@ -91,69 +96,23 @@ def _build_planner(dataset: str, model: ModelConfig, gpu_memory_gb: float | None
     return planner
 
 
-def import_plans(
-    dataset: str, fingerprint: dict[str, Any], source: Path, node: str, channels: int, model: ModelConfig
-) -> dict[str, Any]:
-    """Use plans made elsewhere for ``dataset``, as ``nnUNetv2_move_plans_between_datasets`` does.
+def check_intensities(plans: dict[str, Any], configuration: str, channel_names: Mapping[str, str], node: str) -> None:
+    """Check that the plans hold foreground intensities of each channel whose normalization may read them.
 
-    Args:
-        dataset: ``DatasetXXX_Name`` to train on.
-        fingerprint: fingerprint of that dataset, stored beside the plans.
-        source: nnU-Net's plans file, or a run's folder with the plans of ``node``.
-        node: name of the node, for a run's folder and the error message.
-        channels: number of input channels of the dataset.
-        model: may give the plans another name.
+    A centre without any foreground (healthy controls) has none. nnU-Net has two kinds of normalizations: by the image
+    itself, and by the foreground of the whole dataset (``CTNormalization``).
 
     Raises:
-        ConfigError: no such file, no plans of this nnU-Net, or plans for other images.
+        ConfigError: they lack those of a channel; names node, channel and normalization.
     """
-    plans = _read_plans(source, node)
-    known = len(plans["foreground_intensity_properties_per_channel"])
-    if known != channels:
-        raise ConfigError(f"init.plans={source} is for images of {known} channels; node {node} has {channels}")
-    plans["dataset_name"] = dataset
-    if model.plans_name is not None:
-        plans["plans_name"] = model.plans_name
-    folder = _write_fingerprint(dataset, fingerprint)
-    raw = Path(os.environ["nnUNet_raw"]) / dataset / "dataset.json"
-    write_atomically(folder / "dataset.json", raw.read_text())
-    write_atomically(folder / f"{plans['plans_name']}.json", json.dumps(plans, indent=1))
-    return plans
-
-
-def _read_plans(source: Path, node: str) -> dict[str, Any]:
-    path = source / "plans.json" if source.is_dir() else source
-    try:
-        plans = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ConfigError(f"init.plans: there is no file {path}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise ConfigError(f"init.plans: {path} is not JSON") from None
-    if isinstance(plans, dict) and "configurations" not in plans:  # a run's: plans by node
-        if node not in plans:
+    intensities = plans["foreground_intensity_properties_per_channel"]
+    schemes = PlansManager(plans).get_configuration(configuration).normalization_schemes
+    for number, scheme in enumerate(schemes):
+        if not intensities.get(str(number)) and scheme not in BY_THE_IMAGE:
+            name = channel_names[str(number)]
             raise ConfigError(
-                f"init.plans: {path} has no plans of node {node}, only of {', '.join(plans)}; "
-                f"give it a file of its own: init.plans={{{node}: …}}"
-            )
-        plans = plans[node]
-    _check_version(plans, path)
-    return plans
-
-
-def _check_version(plans: Any, path: Path) -> None:
-    """Check that the plans have the form that this nnU-Net writes.
-
-    Raises:
-        ConfigError: names the file and what is missing.
-    """
-    configurations = plans.get("configurations") if isinstance(plans, dict) else None
-    if not isinstance(configurations, dict) or "foreground_intensity_properties_per_channel" not in plans:
-        raise ConfigError(f"init.plans: {path} are no plans of nnU-Net v2 (v1's plans.pkl cannot be used)")
-    for name, configuration in configurations.items():
-        if "inherits_from" not in configuration and "architecture" not in configuration:
-            raise ConfigError(
-                f"init.plans: {path} were made by another version of nnU-Net's planner ({name} has no architecture: "
-                "nnU-Net before 2.5); plan anew with this version"
+                f"node {node}: no case has foreground, and channel {number} ({name}) is normalised by {scheme}, which "
+                "needs the foreground's intensities; strategy=ffe takes the federation's, init.plans those of a file"
             )
 
 

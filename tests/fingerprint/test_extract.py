@@ -13,6 +13,7 @@ from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor impo
 from fednnunet.datasets.raw import read_dataset
 from fednnunet.fingerprint import DatasetFingerprint
 from fednnunet.fingerprint.extract import SAMPLING_SEED, _statistics, extract_fingerprint
+from tests.support.raw_datasets import rewrite
 
 
 @pytest.mark.integration
@@ -47,3 +48,14 @@ def test_statistics_are_numpys_of_the_samples_to_the_bit(seed: int) -> None:
         "percentile_99_5": float(high),
         "percentile_00_5": float(low),
     }
+
+
+def test_a_centre_without_foreground_has_a_fingerprint_without_intensities(make_dataset: Callable[..., Path]) -> None:
+    folder = make_dataset()
+    with_foreground = extract_fingerprint(read_dataset(folder, "A"))
+    for label in (folder / "labelsTr").iterdir():
+        rewrite(label, lambda voxels: voxels * 0)
+    ours = extract_fingerprint(read_dataset(folder, "A"))
+    name = "foreground_intensity_properties_per_channel"
+    assert ours == with_foreground | {name: {"0": {}}}
+    assert DatasetFingerprint.parse(ours, "A").to_dict() == ours

@@ -69,6 +69,19 @@ def own(parts: list[DatasetFingerprint], channels: tuple[str, ...]) -> DatasetFi
     return parts[0].model_copy(update={field: {channel: getattr(parts[0], field)[channel] for channel in channels}})
 
 
+def healthy(part: DatasetFingerprint) -> DatasetFingerprint:
+    """The fingerprint of the same node without any foreground."""
+    field = "foreground_intensity_properties_per_channel"
+    return DatasetFingerprint.parse({**part.to_dict(), field: {"0": {}, "1": {}}}, "node")
+
+
+def test_a_node_without_foreground_adds_its_shapes_alone(parts: list[DatasetFingerprint]) -> None:
+    field = "foreground_intensity_properties_per_channel"
+    merged, others = merge_fingerprints([parts[0], healthy(parts[1])]), merge_fingerprints(parts[:1])
+    assert merged[field] == others[field]
+    assert merged["spacings"] == merge_fingerprints(parts[:2])["spacings"]
+
+
 def test_merge_refuses_parts_that_disagree(parts: list[DatasetFingerprint]) -> None:
     first = contribution()
     for disagreeing, problem in (
@@ -77,6 +90,7 @@ def test_merge_refuses_parts_that_disagree(parts: list[DatasetFingerprint]) -> N
         ([first, contribution(low=5.0)], "channel 0: histograms have different bins"),
         ([first, parts[0]], "of two kinds: some add up, some are nnU-Net's statistics"),
         ([contribution(voxels=0)] * 2, "channel 0: no node has foreground"),
+        ([healthy(parts[0])] * 2, "channel 0: no node has foreground"),
         ([], "no fingerprint to merge"),
     ):
         with pytest.raises(ValueError, match=problem):

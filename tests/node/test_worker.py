@@ -38,6 +38,7 @@ from fednnunet.node.launcher import NodeProcesses
 from fednnunet.node.resource_errors import explain_out_of_memory
 from fednnunet.node.settings import NodeSettings
 from tests.conftest import write_boxes
+from tests.support.raw_datasets import change_description, rewrite
 
 pytestmark = pytest.mark.integration
 Arrays = dict[str, np.ndarray]
@@ -160,6 +161,29 @@ def test_a_fold_that_holds_no_case_out_is_trained_and_not_scored(settings: NodeS
         assert trained.val_loss is not None
         finished = EvaluateRequest(fold=3, server_round=1, trained=1)
         assert EvaluateReply.model_validate_json(server.ask(Kind.EVALUATE, finished.model_dump_json())[0]).cases == []
+
+
+@pytest.mark.parametrize("channel", ["MR", "CT"])
+def test_a_centre_without_foreground_trains_unless_it_normalises_by_that(
+    settings: NodeSettings, tmp_path: Path, channel: str
+) -> None:
+    folder = write_boxes(tmp_path / "raw", cases=5)
+    change_description(folder, channel_names={"0": channel})
+    for label in (folder / "labelsTr").iterdir():
+        rewrite(label, lambda voxels: voxels * 0)
+    with serving(settings) as server:
+        server.ask(Kind.FINGERPRINT)
+        if channel == "CT":
+            problem = r"node Oslo: no case has foreground, and channel 0 \(CT\) is normalised by CTNormalization"
+            with pytest.raises(WorkerFailure, match=problem):
+                server.ask(Kind.PLAN, '{"fingerprint": null}')
+            return
+        server.ask(Kind.PLAN, '{"fingerprint": null}')
+        server.ask(Kind.PREPROCESS)
+        trained, _ = server.train(1, [], epochs=3)
+        assert trained.train_loss is not None
+        (case,) = server.evaluate(server_round=1, trained=1).cases
+        assert case.empty in ("reference", "both")
 
 
 def test_a_node_through_all_its_stages(server: Server) -> None:

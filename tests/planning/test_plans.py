@@ -1,23 +1,25 @@
-"""nnU-Net's planner with its options, and plans made elsewhere."""
+"""nnU-Net's planner with its options, and what a centre without foreground can plan."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from nnunetv2.preprocessing.normalization import default_normalization_schemes
 
 from fednnunet.config.groups import ModelConfig
 from fednnunet.datasets.raw import read_dataset
 from fednnunet.datasets.staging import stage_dataset
 from fednnunet.errors import ConfigError
 from fednnunet.fingerprint.extract import extract_fingerprint
-from fednnunet.planning.plans import import_plans, make_plans
+from fednnunet.planning.plans import BY_THE_IMAGE, check_intensities, make_plans
 from tests.conftest import write_boxes
 
 Plan = Callable[..., dict[str, Any]]
+INTENSITIES = "foreground_intensity_properties_per_channel"
 
 
 @pytest.fixture(scope="module")
@@ -81,62 +83,34 @@ def test_the_federations_number_of_cases_caps_the_batch(staged: tuple[Path, str,
     assert large > small
 
 
-def take(staged: tuple[Path, str, dict[str, Any]], source: Path, node: str = "Oslo", **options: Any) -> dict[str, Any]:
-    _, name, fingerprint = staged
-    return import_plans(name, fingerprint, source, node, 1, ModelConfig(planner="ExperimentPlanner", **options))
+# foreground --------------------------------------------------------------------------------------------
 
 
-def test_plans_of_another_dataset_are_taken_as_nnunet_moves_them(
-    staged: tuple[Path, str, dict[str, Any]], plan: Plan, tmp_path: Path
+@pytest.fixture
+def healthy(staged: tuple[Path, str, dict[str, Any]]) -> dict[str, Any]:
+    """The fingerprint of the same centre without any foreground."""
+    return staged[2] | {INTENSITIES: {"0": {}}}
+
+
+@pytest.mark.parametrize("scheme", BY_THE_IMAGE)
+def test_these_normalizations_of_nnunet_read_no_foreground_intensities(scheme: str) -> None:
+    image = np.linspace(0, 255, 64, dtype=np.float32).reshape(4, 4, 4)
+    assert np.isfinite(getattr(default_normalization_schemes, scheme)(False, {}).run(image)).all()
+
+
+def test_a_centre_without_foreground_plans_where_its_images_are_normalised_by_themselves(
+    staged: tuple[Path, str, dict[str, Any]], plan: Plan, healthy: dict[str, Any]
 ) -> None:
-    plans = plan(overrides={"UNet_base_num_features": 4})
-    file = tmp_path / "nnUNetPlans.json"
-    file.write_text(json.dumps(plans | {"dataset_name": "Dataset777_Other"}))
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "plans.json").write_text(json.dumps({"Oslo": plans}))
-    assert take(staged, file) == plans
-    assert take(staged, tmp_path / "run") == plans
-    assert take(staged, file, plans_name="moved")["plans_name"] == "moved"
-    folder = staged[0] / "nnUNet_preprocessed" / staged[1]
-    assert json.loads((folder / "moved.json").read_text())["dataset_name"] == staged[1]
+    plans = make_plans(staged[1], healthy, ModelConfig(planner="ExperimentPlanner"), 8.0)
+    assert plans == plan() | {INTENSITIES: {"0": {}}}
+    check_intensities(plans, "2d", {"0": "MRI"}, "Oslo")
 
 
-def old(plans: dict[str, Any]) -> dict[str, Any]:
-    """As nnU-Net wrote plans before 2.5."""
-    plain = plans["configurations"]["2d"] | {"UNet_class_name": "PlainConvUNet"}
-    del plain["architecture"]
-    return plans | {"configurations": {"2d": plain}}
-
-
-def of_two_channels(plans: dict[str, Any]) -> dict[str, Any]:
-    return plans | {"foreground_intensity_properties_per_channel": {"0": {}, "1": {}}}
-
-
-@pytest.mark.parametrize(
-    ("change", "problem"),
-    [
-        (old, "made by another version of nnU-Net's planner .*2d has no architecture"),
-        (of_two_channels, "for images of 2 channels; node Oslo has 1"),
-        (lambda plans: {"Porto": plans}, r"no plans of node Oslo, only of Porto.*init.plans=\{Oslo: …\}"),
-        (lambda plans: {"configurations": []}, "no plans of nnU-Net v2"),
-        (lambda plans: None, "no plans of nnU-Net v2"),
-    ],
-)
-def test_plans_that_cannot_be_used_are_refused(
-    staged: tuple[Path, str, dict[str, Any]],
-    plan: Plan,
-    tmp_path: Path,
-    change: Callable[[dict[str, Any]], Any],
-    problem: str,
-) -> None:
-    (tmp_path / "plans.json").write_text(json.dumps(change(plan())))
-    with pytest.raises(ConfigError, match=problem):
-        take(staged, tmp_path / "plans.json")
-
-
-def test_files_that_are_no_plans(staged: tuple[Path, str, dict[str, Any]], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="there is no file"):
-        take(staged, tmp_path / "nowhere.json")
-    (tmp_path / "plans.json").write_text("{")
-    with pytest.raises(ConfigError, match="is not JSON"):
-        take(staged, tmp_path / "plans.json")
+@pytest.mark.parametrize("scheme", ["CTNormalization", "MyNormalization"])
+def test_where_normalization_needs_the_foreground_it_is_named(plan: Plan, scheme: str) -> None:
+    plans = plan()
+    plans["configurations"]["2d"]["normalization_schemes"] = [scheme]
+    check_intensities(plans, "2d", {"0": "CT"}, "Oslo")
+    without = plans | {INTENSITIES: {"0": {}}}
+    with pytest.raises(ConfigError, match=rf"node Oslo: .* channel 0 \(CT\) is normalised by {scheme}, .*strategy=ffe"):
+        check_intensities(without, "2d", {"0": "CT"}, "Oslo")

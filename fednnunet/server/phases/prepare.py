@@ -61,7 +61,10 @@ def federated_fingerprint(session: Session) -> dict[str, Any]:
         parts = _contributions(session)
         unusable = set(federation.training) - set(parts)
         if not unusable:
-            return merge_fingerprints(list(parts.values()))
+            try:
+                return merge_fingerprints(list(parts.values()))
+            except ValueError as error:
+                raise DataError(f"the nodes' fingerprints cannot be merged: {error}") from None
         federation.remove(unusable)
 
 
