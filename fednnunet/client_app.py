@@ -14,6 +14,7 @@ import numpy as np
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from fednnunet import __version__
 from fednnunet.errors import ProtocolError
 from fednnunet.exchange.arrays import SharedArrays
 from fednnunet.exchange.channel import WorkerFailure, WorkerUnreachable, call_worker
@@ -61,7 +62,7 @@ def _forward(message: Message, context: Context) -> RecordDict:
     text, shared = _call_worker(context, key, kind, body.model_dump_json(), arrays)
     try:
         reply = parse_body(REPLIES[kind], text, "the node worker")
-        content = RecordDict({"config": ConfigRecord({"body": reply.model_dump_json()})})
+        content = RecordDict({"config": ConfigRecord({"body": reply.model_dump_json(), "version": __version__})})
         if shared is not None:
             content["arrays"] = to_array_record(shared.views())
         if isinstance(reply, TrainReply):

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from fednnunet.errors import FednnUNetError, ProtocolError
+from fednnunet import __version__
+from fednnunet.errors import FednnUNetError, ProtocolError, one_line
 from fednnunet.exchange.arrays import Layout, SharedArrays
 from fednnunet.exchange.messages import MAX_BODY_BYTES, Failure, Kind, parse_body
 
@@ -102,7 +103,7 @@ class Request:
             withheld = self._before_reply(self, reply) if self._before_reply is not None else None
             if withheld is not None:
                 reply = Reply(False, withheld.model_dump_json(), None)
-            _send(self._connection, {"ok": reply.ok}, reply.body, reply.arrays)
+            _send(self._connection, {"ok": reply.ok, "version": __version__}, reply.body, reply.arrays)
         except OSError as error:
             log.warning("the relay went away before the reply to %s: %s", self.kind, error)
             return False
@@ -188,7 +189,7 @@ def call_worker(
         The reply's body, and its arrays, to be closed by the caller.
 
     Raises:
-        WorkerFailure: the worker answered with a failure.
+        WorkerFailure: the worker answered with a failure, or runs another version of this package.
         WorkerUnreachable: no worker there, wrong key, or it ended before its reply.
         ProtocolError: the reply is malformed.
     """
@@ -211,6 +212,16 @@ def call_worker(
     finally:
         if shared is not None:
             shared.close()
+    if head.get("version") != __version__:
+        if received is not None:
+            received.close()
+        raise WorkerFailure(
+            Failure(
+                reason=f"the node's worker runs fednnunet {one_line(str(head.get('version')))}, its connection "
+                f"{__version__}; end the node, and start it again",
+                error="config",
+            )
+        )
     if head.get("ok") is not True:
         raise WorkerFailure(parse_body(Failure, reply, "the node worker"))
     return reply, received

@@ -88,7 +88,6 @@ class FingerprintReply(Body):
 
     Attributes:
         node: the node's name.
-        version: version of its ``fednnunet``.
         external: the node has no training cases; its data only serve for testing.
         num_training: number of training cases (all folds).
         configuration: nnU-Net configuration that the node will train.
@@ -106,7 +105,6 @@ class FingerprintReply(Body):
     """
 
     node: NodeName
-    version: str
     external: bool
     num_training: int = Field(ge=0)
     configuration: str

@@ -12,7 +12,6 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from fednnunet import __version__
 from fednnunet.datasets.image_checks import check_images
 from fednnunet.datasets.pooled import pool_datasets, pooled_name
 from fednnunet.datasets.quality.measure import image_digests
@@ -106,7 +105,6 @@ class NodeDataset:
         ranges, fingerprint = (None, None) if external else self._fingerprint_content(request)
         return FingerprintReply(
             node=self.settings.name,
-            version=__version__,
             external=external,
             num_training=0 if external else len(self.raw.cases),
             configuration=self.config.configuration,

@@ -6,7 +6,8 @@ from typing import TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
-from fednnunet.errors import ProtocolError
+from fednnunet import __version__
+from fednnunet.errors import ProtocolError, one_line
 from fednnunet.exchange.messages import Body, Kind, parse_body
 
 B = TypeVar("B", bound=Body)
@@ -30,11 +31,17 @@ def parse_reply(model: type[B], reply: Message, node: str) -> B:
     """The validated body of a reply.
 
     Raises:
-        ProtocolError: no body, or a malformed one; names the node.
+        ProtocolError: another version of this package sent it, or no body, or a malformed one; names the node.
     """
-    body = reply.content.config_records.get("config", ConfigRecord()).get("body")
+    config = reply.content.config_records.get("config", ConfigRecord())
+    body, version = config.get("body"), config.get("version", "of an unknown version")
     if not isinstance(body, str):
         raise ProtocolError(f"node {node} sent a reply without a body")
+    if version != __version__:
+        raise ProtocolError(
+            f"node {node} runs fednnunet {one_line(str(version))}, the server {__version__}; install the same version, "
+            "and start the node again"
+        )
     return parse_body(model, body, f"node {node}")
 
 

@@ -99,7 +99,7 @@ def _read_reply(session: Session, kind: Kind, node: int, message: Message, repor
     """
     if message.has_error():
         raise _node_error(session, node, message.error.reason or "failed without a reason")
-    name = session.federation.name(node)
+    name = session.client.names.get(node, session.federation.name(node))
     body = parse_reply(REPLIES[kind], message, name)
     if report:
         session.recorder.on_node_reply(body.node if isinstance(body, FingerprintReply) else name)

@@ -174,3 +174,16 @@ def test_no_descriptor_leaks_over_many_requests(channel: WorkerChannel) -> None:
     for _ in range(49):
         call()
     assert len(os.listdir("/proc/self/fd")) <= before + 2
+
+
+def test_a_worker_of_another_version_is_refused(channel: WorkerChannel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was started before an upgrade, its connection after it."""
+
+    def answer(request: Request) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr("fednnunet.exchange.channel.__version__", "0.0.1")
+            echo(request)
+
+    serve(channel, answer)
+    with pytest.raises(WorkerFailure, match=r"the node's worker runs fednnunet 0\.0\.1, its connection"):
+        call_worker("s", KEY, Kind.TRAIN, "{}", {"w": np.ones(3, dtype=np.float32)})

@@ -20,6 +20,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord
 from flwr.serverapp.strategy import FedAvg
 
+from fednnunet import __version__
 from fednnunet.errors import FednnUNetError, ProtocolError
 from fednnunet.exchange.arrays import Layout
 from fednnunet.exchange.messages import MAX_BODY_BYTES, Kind
@@ -124,7 +125,7 @@ def with_layout(**fields: int | list[int]) -> Callable[[Answer], None]:
 
 def with_body(content: bytes | str | int) -> Callable[[Message], None]:
     def change(reply: Message) -> None:
-        reply.content["config"] = ConfigRecord({"body": content})
+        reply.content["config"] = ConfigRecord({"body": content, "version": __version__})
 
     return change
 
@@ -409,6 +410,29 @@ def test_in_other_stages_it_ends_the_run_where_all_are_needed(federate: Federate
     with pytest.raises(FednnUNetError, match=r"node (Porto|2)\b") as caught:
         federate(fault, min_nodes=None, fingerprint="histogram")
     assert fault.problem in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_a_node_that_was_upgraded_is_refused_by_name_in_every_stage(federate: Federate, kind: Kind) -> None:
+    def upgrade(reply: Message) -> None:
+        reply.content.config_records["config"]["version"] = "99.0"
+
+    fault = Fault("", wire=upgrade, kind=kind, of="3" if kind is Kind.TRAIN else "nothing")
+    known = "2" if kind is Kind.FINGERPRINT else "Porto"  # on one machine, nodes have no keys that say their names
+    with pytest.raises(
+        FednnUNetError, match=rf"^node {known}\b.* runs fednnunet 99.0, the server {__version__}; install"
+    ):
+        federate(fault, min_nodes=None, strategy=AsymFedAvg(keep_local=["head"]), cross_centre=True)
+
+
+def test_a_node_that_was_upgraded_is_left_out_where_it_may_be_missing(federate: Federate) -> None:
+    def upgrade(reply: Message) -> None:
+        del reply.content.config_records["config"]["version"]
+
+    run = federate(Fault("", wire=upgrade, of="3"))
+    (said,) = run.messages
+    assert said.startswith("node Porto: runs fednnunet of an unknown version, the server")
+    assert same(run.average_after(3), run.mean_of(3, "Riga", "Turku"))
 
 
 def test_first_values_come_from_a_node_that_sends_good_ones(federate: Federate) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from flwr.clientapp import ClientApp
 
-from fednnunet import __version__
 from fednnunet.errors import NodeError
 from fednnunet.exchange.messages import FingerprintReply
 from fednnunet.server.local_grid import LocalGrid
@@ -58,7 +57,6 @@ def test_without_failures_nothing_is_required(tmp_path: Path, min_nodes: int | N
 def description(name: str, label: str = "tumour", cases: int = 5) -> FingerprintReply:
     return FingerprintReply(
         node=name,
-        version=__version__,
         external=not cases,
         num_training=cases,
         configuration="2d",

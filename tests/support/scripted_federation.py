@@ -23,7 +23,6 @@ import pytest
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fednnunet import __version__
 from fednnunet.client_app import relay
 from fednnunet.exchange.arrays import Layout, SharedArrays
 from fednnunet.exchange.channel import Request, WorkerChannel
@@ -284,7 +283,6 @@ class ScriptedNode:
         folds = {fold for fold, _ in self.sent}
         reply = {
             "node": self.name,
-            "version": __version__,
             "external": self.external,
             "num_training": self.cases,
             "configuration": "2d",

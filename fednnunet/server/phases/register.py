@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from fednnunet import __version__
 from fednnunet.errors import ConfigError, DataError, NodeError
 from fednnunet.exchange.digests import make_salt
 from fednnunet.exchange.messages import FingerprintReply, FingerprintRequest, Kind
@@ -18,7 +17,7 @@ def register_nodes(session: Session) -> None:
     """Ask every node for its labels and number of cases, and for the part of its fingerprint that merging starts with.
 
     Raises:
-        NodeError: a node failed that cannot be missed, or runs another version.
+        NodeError: a node failed that cannot be missed.
         ConfigError: too few nodes came, or two have one name.
     """
     session.recorder.on_stage("fingerprint")
@@ -38,11 +37,6 @@ def register_nodes(session: Session) -> None:
     for node, description in federation.described.items():
         _check_centre(description, client.names.get(node), settings.centres)
         client.names[node] = description.node
-        if description.version != __version__:
-            raise NodeError(
-                description.node,
-                f"runs fednnunet {description.version}, the server {__version__}; install the same version",
-            )
     names = [description.node for description in federation.described.values()]
     shared = sorted({name for name in names if names.count(name) > 1})
     if shared:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from fednnunet import __version__
 from fednnunet.client_app import app
 from fednnunet.errors import ConfigError, NodeError
 from fednnunet.exchange.channel import Request, WorkerChannel
@@ -50,7 +49,6 @@ Answer = Callable[[Request], object]
 def introduction(name: str) -> FingerprintReply:
     return FingerprintReply(
         node=name,
-        version=__version__,
         external=False,
         num_training=5,
         configuration="2d",
