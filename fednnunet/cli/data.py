@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from fednnunet.config.groups import CentreConfig
+from fednnunet.config.groups import CentreConfig, ImageHeaders
 from fednnunet.config.hydra_datasets import configured_dataset
 from fednnunet.datasets.quality.summary import DataIssue
 from fednnunet.datasets.raw import DATASET_NAME, RawDataset, find_dataset, list_cases
@@ -46,6 +46,10 @@ def summary(
     out: Annotated[Path, typer.Option(help="Folder for the figure, summary.png and summary.svg.")] = Path(
         "outputs/data"
     ),
+    image_headers: Annotated[
+        ImageHeaders | None,
+        typer.Option(help="Look at them as a run does with this dataset.image_headers; the configuration's, or check."),
+    ] = None,
     workers: Annotated[int, typer.Option(help="Processes that read images; 0: one per core.", min=0)] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="For programs: as JSON, with every case.")] = False,
 ) -> None:
@@ -72,7 +76,14 @@ def summary(
             progress.update(task, description=centre.name)
             processes = min(workers or cores(), len(centre.dataset.cases))
             measured.append(
-                measure_centre(centre.dataset, centre.name, centre.external, processes, lambda: progress.advance(task))
+                measure_centre(
+                    centre.dataset,
+                    centre.name,
+                    centre.external,
+                    processes,
+                    lambda: progress.advance(task),
+                    image_headers or centre.image_headers,
+                )
             )
     issues = [*missing, *find_issues(measured)]
     if as_json:
@@ -96,6 +107,7 @@ class ChosenCentre:
     name: str
     external: bool
     dataset: RawDataset
+    image_headers: ImageHeaders
 
 
 def choose_centres(datasets: Sequence[str], raw_folder: Path | None) -> tuple[list[ChosenCentre], list[DataIssue]]:
@@ -111,7 +123,7 @@ def choose_centres(datasets: Sequence[str], raw_folder: Path | None) -> tuple[li
     """
     chosen: list[ChosenCentre] = []
     missing: list[DataIssue] = []
-    for centre, folder, advice in _named_centres(datasets, raw_folder):
+    for centre, folder, advice, image_headers in _named_centres(datasets, raw_folder):
         try:
             assert centre.dataset is not None, "checked by configured_dataset"
             found = find_dataset(centre.dataset, folder, centre.name)
@@ -122,7 +134,7 @@ def choose_centres(datasets: Sequence[str], raw_folder: Path | None) -> tuple[li
             continue
         if name in {other.name for other in chosen}:
             raise ConfigError(f"there are two centres {name}; look at one dataset at a time")
-        chosen.append(ChosenCentre(name, centre.external, dataset))
+        chosen.append(ChosenCentre(name, centre.external, dataset, image_headers))
     if not chosen:
         raise DataError(f"centre {missing[0].centre}: {missing[0].found}; {missing[0].advice}")
     return chosen, missing
@@ -132,21 +144,25 @@ def _without_centre(error: DataError) -> str:
     return re.sub(r"^centre .*?: ", "", str(error))
 
 
-def _named_centres(datasets: Sequence[str], raw_folder: Path | None) -> list[tuple[CentreConfig, Path | None, str]]:
-    """Each centre, where its dataset is looked up, and what to do where it is not there.
+def _named_centres(
+    datasets: Sequence[str], raw_folder: Path | None
+) -> list[tuple[CentreConfig, Path | None, str, ImageHeaders]]:
+    """Each centre, where its dataset is looked up, what to do where it is not there, and what its headers mean.
 
     A raw dataset's centre has its text as name until it is found.
     """
-    named: list[tuple[CentreConfig, Path | None, str]] = []
+    named: list[tuple[CentreConfig, Path | None, str, ImageHeaders]] = []
     for text in datasets:
         if _is_raw(text):
-            named.append((CentreConfig.model_construct(name=text, dataset=text), raw_folder, "fix it, or leave it out"))
+            centre = CentreConfig.model_construct(name=text, dataset=text)
+            named.append((centre, raw_folder, "fix it, or leave it out", "check"))
             continue
         config = configured_dataset(text)
         folder = raw_folder or (Path(config.raw_folder) if config.raw_folder else None)
         makes = f"`python train.py dataset={text}` makes it"
         gets = "`fednnunet convert` makes it from what its publishers give"
-        named += [(centre, folder, makes if config.generator else gets) for centre in config.centres]
+        advice = makes if config.generator else gets
+        named += [(centre, folder, advice, config.image_headers) for centre in config.centres]
     return named
 
 

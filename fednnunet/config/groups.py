@@ -13,6 +13,7 @@ POOLED_NODE = "centralized"
 """Name of the one node that holds all centres' cases."""
 
 Configuration = Literal["2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres"]
+ImageHeaders = Literal["check", "ignore"]
 
 
 class Config(BaseModel):
@@ -45,12 +46,16 @@ class DatasetConfig(Config):
         name: Name in folders and reports.
         raw_folder: Folder where dataset ids and names are looked up; null means the variable ``nnUNet_raw``.
         centres: Centres that the images come from.
+        image_headers: ``check``: label maps, and channels after the first, lie where their headers say: flipped or
+            turned where that brings them onto their image's grid, else an error. ``ignore``: they lie on the first
+            channel voxel by voxel, as nnU-Net takes them.
         labels: Value of each label, which `fednnunet convert` writes; null where only ``dataset.json`` defines them.
         generator: Function that makes the dataset when it does not exist (a Hydra ``_target_``), or null.
     """
 
     name: str
     raw_folder: str | None
+    image_headers: ImageHeaders = "check"
     labels: dict[str, int] | None = None
     centres: list[CentreConfig]
     generator: dict[str, Any] | None = None

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from fednnunet.config.groups import ComputeConfig, Config, FingerprintLimits, GpuMemoryTarget, InitConfig
+from fednnunet.config.groups import ComputeConfig, Config, FingerprintLimits, GpuMemoryTarget, ImageHeaders, InitConfig
 from fednnunet.errors import ConfigError, first_problem, one_line
 from fednnunet.exchange.messages import NodeName
 
@@ -35,6 +35,9 @@ class NodeFile(Config):
         data: Folder in nnU-Net's raw format; or nnU-Net id or name, looked up below ``raw_folder``.
         raw_folder: Folder where ids and names are looked up; null for the variable ``nnUNet_raw``.
         external: The node has no training cases; it is for evaluation only.
+        image_headers: ``check``: label maps, and channels after the first, lie where their headers say: flipped or
+            turned where that brings them onto their image's grid, else an error. ``ignore``: they lie on the first
+            channel voxel by voxel, as nnU-Net takes them.
         server: Address of the server, ``host:port``.
         certificate: Certificate of the authority that signed the server's (``ca.crt``).
         key: Private key of the node (``node.key``).
@@ -51,6 +54,7 @@ class NodeFile(Config):
     data: int | str
     raw_folder: Path | None = None
     external: bool = False
+    image_headers: ImageHeaders = "check"
     server: str
     certificate: Path | None = None
     key: Path | None = None

@@ -98,7 +98,8 @@ def placement_of(voxels: np.ndarray, properties: dict[str, Any]) -> Placement | 
         found = properties["sitk_stuff"]
         return sitk_placement(shape, found["spacing"], found["origin"], found["direction"])
     if "nibabel_stuff" in properties:
-        return Placement(shape, np.asarray(properties["nibabel_stuff"]["original_affine"], dtype=float))
+        found = properties["nibabel_stuff"]
+        return Placement(shape, np.asarray(found.get("reoriented_affine", found["original_affine"]), dtype=float))
     return None
 
 

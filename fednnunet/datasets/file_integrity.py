@@ -41,12 +41,14 @@ class NiftiHeader:
     Attributes:
         shape: voxels along every axis (X, Y, Z, …), without axes of one voxel at the end.
         unit: ``mm``, ``meter``, ``micron`` or ``unknown``.
+        spacing: size of a voxel (X, Y, Z) by ``pixdim``, in ``unit``.
         qform: (4, 4) from voxels to the scanner's coordinates in ``unit``; None where it is not set.
         sform: likewise.
     """
 
     shape: tuple[int, ...]
     unit: str
+    spacing: tuple[float, ...]
     qform: np.ndarray | None
     sform: np.ndarray | None
 
@@ -171,6 +173,7 @@ def _nifti_header(header: Nifti1Header, shape: tuple[int, ...]) -> NiftiHeader:
     return NiftiHeader(
         shape=tuple(int(size) for size in shape),
         unit=unit,
+        spacing=tuple(abs(float(step)) for step in header["pixdim"][1:4]),
         qform=header.get_qform() if int(header["qform_code"]) > 0 else None,
         sform=header.get_sform() if int(header["sform_code"]) > 0 else None,
     )

@@ -4,51 +4,162 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from fednnunet.datasets.description import label_values, unknown_label_values
-from fednnunet.datasets.geometry import STOPS_NNUNET, format_size, grid_differences, grid_of
+from fednnunet import __version__
+from fednnunet.config.groups import ImageHeaders
+from fednnunet.datasets.case_check import Rules, check_case
+from fednnunet.datasets.checked_file import check_dimensions
+from fednnunet.datasets.corrections import write_corrected
+from fednnunet.datasets.file_integrity import inspect_file
 from fednnunet.datasets.raw import Case, RawDataset
 from fednnunet.errors import DataError
+from fednnunet.exchange.data_notes import DataNote, NoteKind, count_notes
+from fednnunet.files import write_atomically
 
 log = logging.getLogger(__name__)
 
 
-def check_images(dataset: RawDataset, centre: str, progress: Callable[[int], None] | None = None) -> None:
-    """Open every file once, with the reader that nnU-Net will use.
+@dataclass(frozen=True)
+class CheckedDataset:
+    """A dataset whose images were checked.
 
-    Image and label map of different origin or direction are a warning, as in nnU-Net, which ignores both.
+    Attributes:
+        dataset: the files that nnU-Net is to read: the original ones, or corrected ones instead.
+        notes: what people should know of it.
+        examples: for each note, the first case that it is about.
+    """
+
+    dataset: RawDataset
+    notes: tuple[DataNote, ...]
+    examples: Mapping[NoteKind, str]
+
+    def __str__(self) -> str:
+        """The notes, each with its example."""
+        return "; ".join(f"{note} (the first: {self.examples[note.kind]})" for note in self.notes)
+
+
+def check_images(
+    dataset: RawDataset,
+    centre: str,
+    progress: Callable[[int], None] | None = None,
+    image_headers: ImageHeaders = "check",
+    corrected: Path | None = None,
+) -> CheckedDataset:
+    """Open every file once, with the reader that nnU-Net will use.
 
     Args:
         dataset: the images to check.
-        centre: named in errors and warnings.
+        centre: named in errors.
         progress: called after every case with the number of cases done.
+        image_headers: whether label maps lie where their headers say; see
+            :class:`~fednnunet.datasets.case_check.Rules`.
+        corrected: folder for files to read instead of those that nnU-Net would read wrong; None writes none.
 
     Raises:
-        DataError: unreadable file, wrong number of channels, image and label map of different shape or spacing, NaN or
-            infinity in an image, or label values that ``dataset.json`` does not name.
+        DataError: unreadable, cut off or damaged file; four dimensions; another number of channels; image and label map
+            of different shape or spacing, or elsewhere by their headers; NaN or infinity that nnU-Net would see; label
+            values that ``dataset.json`` does not name. The text names centre and file.
     """
-    reader = choose_reader(dataset, dataset.cases[0], centre)()
-    ignored: dict[str, list[str]] = {}
+    reader = choose_reader(dataset, dataset.cases[0], centre)
+    rules = Rules.of(dataset, reader, image_headers)
+    cases: list[Case] = []
+    notes: list[dict[NoteKind, int]] = []
     for number, case in enumerate(dataset.cases, start=1):
-        for what in _check_case(case, reader, dataset, centre):
-            ignored.setdefault(what, []).append(case.name)
+        with naming(centre):
+            checked = check_case(case, rules)
+            if checked.problems:
+                raise DataError(checked.problems[0].text)
+        notes.append(checked.notes)
+        if corrected is not None:
+            case = write_corrected(case, checked, rules.reader, dataset.file_ending, corrected)
+        cases.append(case)
         if progress is not None:
             progress(number)
-    for what, names in ignored.items():
-        log.warning(
-            "centre %s: image and label differ in %s in %d cases, the first %s; nnU-Net ignores it: check that they "
-            "overlie each other",
-            centre,
-            what,
-            len(names),
-            names[0],
-        )
+    counted = count_notes(notes)
+    examples = {kind: case.name for case, kinds in reversed(list(zip(cases, notes, strict=True))) for kind in kinds}
+    return CheckedDataset(replace(dataset, cases=tuple(cases)), tuple(counted), examples)
+
+
+def check_images_once(dataset: RawDataset, centre: str, image_headers: ImageHeaders, cache: Path) -> CheckedDataset:
+    """As :func:`check_images`, or what an earlier call for the same files has found.
+
+    Args:
+        dataset: the images to check.
+        centre: named in errors, and in the log, which notes are written to.
+        image_headers: as in :func:`check_images`.
+        cache: folder for these files as they are; what is found, and corrected files, are kept in it.
+    """
+    record, corrected = cache / f"checked_{image_headers}.json", cache / f"corrected_{image_headers}"
+    checked = _read_record(record, dataset)
+    if checked is None:
+        checked = check_images(dataset, centre, image_headers=image_headers, corrected=corrected)
+        _write_record(record, dataset, checked)
+    if checked.notes:
+        log.warning("centre %s: %s", centre, checked)
+    return checked
+
+
+def _write_record(record: Path, dataset: RawDataset, checked: CheckedDataset) -> None:
+    corrections = {
+        case.name: {
+            "images": [_other(*paths) for paths in zip(case.images, original.images, strict=True)],
+            "label": _other(case.label, original.label),
+        }
+        for case, original in zip(checked.dataset.cases, dataset.cases, strict=True)
+        if case != original
+    }
+    notes = [note.model_dump(mode="json") for note in checked.notes]
+    found = {"version": __version__, "notes": notes, "examples": dict(checked.examples), "corrections": corrections}
+    write_atomically(record, json.dumps(found, indent=1))
+
+
+def _other(path: Path, original: Path) -> str | None:
+    return None if path == original else str(path)
+
+
+def _read_record(record: Path, dataset: RawDataset) -> CheckedDataset | None:
+    """What was found before; None where that is not known, or corrected files are gone."""
+    try:
+        found = json.loads(record.read_text())
+        if found["version"] != __version__:
+            return None
+        notes = tuple(DataNote.model_validate(note) for note in found["notes"])
+        examples = {NoteKind(kind): str(case) for kind, case in found["examples"].items()}
+        cases = tuple(_corrected(case, found["corrections"].get(case.name)) for case in dataset.cases)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return CheckedDataset(replace(dataset, cases=cases), notes, examples)
+
+
+def _corrected(case: Case, correction: dict[str, Any] | None) -> Case:
+    """The case with files of an earlier correction.
+
+    Raises:
+        OSError: one is gone.
+    """
+    if correction is None:
+        return case
+    for path in (*correction["images"], correction["label"]):
+        if path is not None:
+            os.stat(path)
+    images = (Path(path or own) for path, own in zip(correction["images"], case.images, strict=True))
+    return Case(case.name, tuple(images), Path(correction["label"] or case.label))
+
+
+@contextlib.contextmanager
+def naming(centre: str) -> Iterator[None]:
+    """Name the centre in errors."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"centre {centre}: {error}") from error
 
 
 def choose_reader(dataset: RawDataset, example: Case, centre: str) -> type:
@@ -64,85 +175,6 @@ def choose_reader(dataset: RawDataset, example: Case, centre: str) -> type:
         with contextlib.redirect_stderr(io.StringIO()):  # it prints the traceback of every reader that fails
             return determine_reader_writer_from_dataset_json(dataset.dataset_json, str(first), verbose=False)
     except RuntimeError:
-        raise DataError(
-            f"centre {centre}: {first} cannot be read by any of nnU-Net's readers for {dataset.file_ending}"
-        ) from None
-
-
-def read_image(reader: Any, path: Path, centre: str) -> tuple[np.ndarray, dict[str, Any]]:
-    """Voxels (C, Z, Y, X) and properties of an image.
-
-    Args:
-        reader: instance of one of nnU-Net's readers.
-        path: file of the image.
-        centre: named in errors.
-
-    Raises:
-        DataError: it cannot be read, or holds NaN or infinity.
-    """
-    image, properties = read_file(reader.read_images, [str(path)], path, centre)
-    check_finite(image, path, centre)
-    return image, properties
-
-
-def read_file(read: Any, argument: Any, path: Path, centre: str) -> tuple[np.ndarray, dict[str, Any]]:
-    """What a method of nnU-Net's readers returns for ``argument``: voxels (C, Z, Y, X) and properties.
-
-    Raises:
-        DataError: it cannot be read; names centre and ``path``.
-    """
-    try:
-        return read(argument)
-    except Exception as error:
-        cause = str(error).strip().splitlines()
-        raise DataError(
-            f"centre {centre}: {path} cannot be read: {cause[-1] if cause else type(error).__name__}"
-        ) from error
-
-
-def check_finite(voxels: np.ndarray, path: Path, centre: str) -> None:
-    """Refuse NaN and infinity.
-
-    Raises:
-        DataError: names centre and file.
-    """
-    if not np.isfinite(voxels).all():
-        raise DataError(f"centre {centre}: {path} holds NaN or infinity")
-
-
-def check_channels(case: Case, found: int, expected: int, centre: str) -> None:
-    """Refuse another number of channels than ``channel_names`` in ``dataset.json`` has.
-
-    Raises:
-        DataError: names centre, file and both numbers.
-    """
-    if found != expected:
-        raise DataError(
-            f"centre {centre}: {case.images[0]} has {found} channels, channel_names in dataset.json {expected}"
-        )
-
-
-def _check_case(case: Case, reader: Any, dataset: RawDataset, centre: str) -> list[str]:
-    """Properties of the grid in which an image and the label map differ without its being an error."""
-    label, properties = read_file(reader.read_seg, str(case.label), case.label, centre)
-    if len(label) != 1:
-        raise DataError(f"centre {centre}: {case.label} has {len(label)} channels; a label map has one")
-    unknown = unknown_label_values(np.unique(label).tolist(), label_values(dataset.labels))
-    if unknown:
-        raise DataError(
-            f"centre {centre}: {case.label} holds value {unknown[0]:g}, which labels in dataset.json does not name"
-        )
-    reference, channels, differing = grid_of(label, properties), 0, set()
-    for path in case.images:
-        image, properties = read_image(reader, path, centre)
-        channels += len(image)
-        for difference in grid_differences(grid_of(image, properties), reference):
-            if difference.what in STOPS_NNUNET:
-                unit = STOPS_NNUNET[difference.what]
-                raise DataError(
-                    f"centre {centre}: {path} has {difference.what} {format_size(difference.value)}{unit}, its label "
-                    f"{case.label.name} {format_size(difference.reference)}{unit} (Z, Y, X)"
-                )
-            differing.add(difference.what)
-    check_channels(case, channels, len(dataset.channel_names), centre)
-    return sorted(differing)
+        with naming(centre):
+            check_dimensions(first, inspect_file(first))
+            raise DataError(f"{first} cannot be read by any of nnU-Net's readers for {dataset.file_ending}") from None

@@ -6,7 +6,8 @@ import hashlib
 import json
 from pathlib import Path
 
-from fednnunet.datasets.image_checks import choose_reader, read_file
+from fednnunet.datasets.checked_file import read_file
+from fednnunet.datasets.image_checks import choose_reader, naming
 from fednnunet.datasets.raw import RawDataset
 from fednnunet.errors import DataError
 from fednnunet.files import write_atomically
@@ -54,9 +55,9 @@ def estimate_size(dataset: RawDataset, centre: str) -> int:
     sizes = {case: sum(path.stat().st_size for path in case.files) for case in dataset.cases}
     largest = max(dataset.cases, key=lambda case: sizes[case])
     paths = [str(path) for path in largest.images]
-    image, _ = read_file(
-        choose_reader(dataset, dataset.cases[0], centre)().read_images, paths, largest.images[0], centre
-    )
+    reader = choose_reader(dataset, dataset.cases[0], centre)()
+    with naming(centre):
+        image, _ = read_file(reader.read_images, paths, largest.images[0])
     voxels = image[0].size
     return round((4 * len(image) + 1) * voxels * sum(sizes.values()) / max(sizes[largest], 1))
 

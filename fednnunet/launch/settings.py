@@ -110,6 +110,7 @@ def node_settings(config: RunConfig, folders: Mapping[str, Path]) -> list[NodeSe
             config=config,
             threads=threads,
             same_machine=True,
+            image_headers=config.dataset.image_headers,
         )
         for name, datasets in nodes.items()
     ]

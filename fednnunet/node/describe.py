@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from fednnunet.datasets.image_checks import check_images
+from fednnunet.datasets.image_checks import check_images_once
 from fednnunet.datasets.pooled import pool_datasets, pooled_name
 from fednnunet.datasets.quality.measure import image_digests
 from fednnunet.datasets.raw import RawDataset, read_dataset
@@ -20,6 +20,7 @@ from fednnunet.datasets.splits import Split, splits_of, without_held_out
 from fednnunet.datasets.staging import raw_digest, stage_dataset
 from fednnunet.errors import ConfigError, ProtocolError, first_problem
 from fednnunet.evaluation.score import HeldOutCase
+from fednnunet.exchange.data_notes import DataNote, add_notes
 from fednnunet.exchange.digests import DIGESTS_FILE, salted
 from fednnunet.exchange.messages import FingerprintReply, FingerprintRequest, Fold
 from fednnunet.files import write_atomically
@@ -44,41 +45,50 @@ class NodeDataset:
         settings: settings of the node.
 
     Attributes:
-        centres: centre name to its dataset; several for the pooled baseline.
+        centres: centre name to its dataset, with the files that nnU-Net is to read; several for the pooled baseline.
         splits: centre name to its folds; empty at an external node.
+        notes: what people should know of the images.
         raw: the dataset that nnU-Net works on: the node's own, or that of all centres.
 
     Raises:
-        DataError: a dataset cannot be read, or has not the folds that are to be trained.
+        DataError: a dataset or an image cannot be used, or has not the folds that are to be trained.
     """
 
     def __init__(self, settings: NodeSettings) -> None:
         self.settings = settings
         self.config = settings.config
         self.workers = settings.config.compute.preprocessing_workers
-        self.centres: dict[str, RawDataset] = {
+        originals = {
             centre: read_dataset(folder, centre, external=settings.external)
             for centre, folder in settings.datasets.items()
         }
+        self.splits = {} if settings.external else self._splits_of(originals)
+        checked = {
+            centre: check_images_once(original, centre, settings.image_headers, self._cache_of(original))
+            for centre, original in originals.items()
+        }
+        self.centres: dict[str, RawDataset] = {centre: found.dataset for centre, found in checked.items()}
+        self.notes: list[DataNote] = add_notes(note for found in checked.values() for note in found.notes)
         staged = Path(os.environ["nnUNet_raw"])
         if self.is_pooled:
             self.raw = pool_datasets(self.centres, staged, POOLED_DATASET)
         else:
             self.raw = next(iter(self.centres.values()))
             stage_dataset(self.raw, staged)
-        self.splits: dict[str, list[Split]] = {}
-        if settings.external:
-            check_images(self.raw, settings.name)
-            return
-        for centre, dataset in self.centres.items():
-            self.splits[centre] = splits_of(dataset, centre, self.config.folds)
-            for fold in without_held_out(self.splits[centre], self.config.folds):
+
+    def _splits_of(self, datasets: Mapping[str, RawDataset]) -> dict[str, list[Split]]:
+        """Folds of each centre; the log says where none of its cases is held out."""
+        splits: dict[str, list[Split]] = {}
+        for centre, dataset in datasets.items():
+            splits[centre] = splits_of(dataset, centre, self.config.folds)
+            for fold in without_held_out(splits[centre], self.config.folds):
                 log.warning(
                     "centre %s holds no case out in fold %d: it trains on all of its %d cases there, and is not scored",
                     centre,
                     fold,
                     len(dataset.cases),
                 )
+        return splits
 
     @property
     def is_pooled(self) -> bool:
@@ -97,7 +107,6 @@ class NodeDataset:
         """What the server may know of the dataset.
 
         Raises:
-            DataError: an image cannot be used.
             ConfigError: the server asks for more than this node's configuration allows.
             ProtocolError: the request does not fit the dataset.
         """
@@ -193,20 +202,19 @@ class NodeDataset:
         return rounds
 
     def cache_folder(self, digest: str) -> Path:
-        """Folder for what is computed from raw files of this digest."""
+        """Folder for what is computed from files of this digest."""
         return self.config.paths.cache.resolve() / f"{self.raw.name}_{digest}"
 
+    def _cache_of(self, dataset: RawDataset) -> Path:
+        """Folder for what is computed from the files of a centre, as they are there."""
+        return self.config.paths.cache.resolve() / f"{dataset.name}_{raw_digest(dataset)}"
+
     def _cached(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What ``compute`` returns for the images as they are; computed once, after every image was checked."""
+        """What ``compute`` returns for the images as they are; computed once."""
         folder = self.cache_folder(raw_digest(self.raw))
         cached = folder / f"{name}.json"
         if cached.is_file():
             return json.loads(cached.read_text())
-        checked = folder / "checked"
-        if not checked.is_file():
-            for centre, dataset in self.centres.items():
-                check_images(dataset, centre)
-            write_atomically(checked, "")
         computed = compute()
         write_atomically(cached, json.dumps(computed))
         return computed

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from fednnunet.config.groups import ImageHeaders
 from fednnunet.config.shared import NodeRunConfig
 
 
@@ -22,6 +23,8 @@ class NodeSettings:
         threads: number of threads of torch.
         same_machine: whether server and node run on one machine: errors may then name files, and overlays are kept for
             the report.
+        image_headers: whether label maps lie where their headers say, as in
+            :class:`~fednnunet.config.groups.DatasetConfig`.
         run: id of the run, where the server sends it; None for a worker that is started for its run.
     """
 
@@ -32,6 +35,7 @@ class NodeSettings:
     config: NodeRunConfig
     threads: int
     same_machine: bool
+    image_headers: ImageHeaders = "check"
     run: str | None = None
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from skimage.io import imsave
 from fednnunet.datasets.image_checks import check_images
 from fednnunet.datasets.raw import read_dataset
 from fednnunet.errors import DataError
+from fednnunet.exchange.data_notes import DataNote, NoteKind
 from tests.support.raw_datasets import change_description, rewrite
 
 
@@ -66,16 +66,24 @@ def test_unreadable_image_is_named(
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_shifted_label_is_a_warning(make_dataset: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_label_that_lies_elsewhere_by_its_header_stops_unless_headers_are_ignored(
+    make_dataset: Callable[..., Path],
+) -> None:
     folder = make_dataset()
     path = str(folder / "labelsTr" / "case_002.nii.gz")
     label = sitk.ReadImage(path)
     label.SetOrigin((5.0, 0.0, 0.0))
     sitk.WriteImage(label, path)
-    with caplog.at_level(logging.WARNING):
-        check_images(read_dataset(folder, "Oslo"), "Oslo")
-    (message,) = caplog.messages
-    assert message.startswith("centre Oslo: image and label differ in origin in 1 cases, the first case_002;")
+    dataset = read_dataset(folder, "Oslo")
+    elsewhere = (
+        r"centre Oslo: .*case_002.nii.gz lies elsewhere than case_002_0000.nii.gz by their headers: "
+        r"origin \(5, 0, 0\) and \(0, 0, 0\), 5 voxels apart; correct the header, or set image_headers to ignore"
+    )
+    with pytest.raises(DataError, match=elsewhere):
+        check_images(dataset, "Oslo")
+    ignoring = check_images(dataset, "Oslo", image_headers="ignore")
+    assert (ignoring.dataset, ignoring.notes) == (dataset, (DataNote(kind=NoteKind.HEADERS_IGNORED, cases=1),))
+    assert "the first: case_002" in str(ignoring)
 
 
 def test_progress_counts_cases(make_dataset: Callable[..., Path]) -> None:

@@ -393,13 +393,22 @@ def test_images_on_another_grid_than_their_labels_are_a_warning(
     data = make_dataset(name="Dataset103_Shifted")
     path = str(data / "labelsTr" / "case_002.nii.gz")
     label = sitk.ReadImage(path)
-    label.SetOrigin((5.0, 0.0, 0.0))
+    label.SetOrigin((0.3, 0.0, 0.0))
     sitk.WriteImage(label, path)
     seen: list[tuple[int, int]] = []
     found = dict(check_node(write_node_file(data=str(data)), progress=lambda done, of: seen.append((done, of))))
     assert found["images"].state == "warning"
-    assert "differ in origin in 1 cases, the first case_002" in found["images"].found
+    assert "image and label of 1 case lie up to half a voxel apart" in found["images"].found
+    assert "the first: case_002" in found["images"].found
     assert seen == [(done, 6) for done in range(1, 7)]
+
+    label.SetOrigin((5.0, 0.0, 0.0))
+    sitk.WriteImage(label, path)
+    found = dict(check_node(write_node_file(data=str(data))))
+    assert found["images"].state == "bad"
+    assert "case_002.nii.gz lies elsewhere than case_002_0000.nii.gz" in found["images"].found
+    found = dict(check_node(write_node_file(data=str(data), image_headers="ignore")))
+    assert found["images"].state == "warning"
 
 
 def test_a_read_only_work_folder_is_reported(write_node_file: WriteNodeFile, tmp_path: Path) -> None:

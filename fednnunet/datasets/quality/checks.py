@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Literal
 
 import numpy as np
 
+from fednnunet.datasets.case_check import UNKNOWN_VALUE
+from fednnunet.datasets.case_grids import NO_FIT
 from fednnunet.datasets.description import unknown_label_values
-from fednnunet.datasets.geometry import STOPS_NNUNET
 from fednnunet.datasets.quality.summary import SHARES, CaseMeasures, CentreSummary, DataIssue, most_common
 from fednnunet.datasets.splits import FEWEST_CASES, FOLDS
+from fednnunet.exchange.data_notes import NoteKind, count_notes
 
 FEWEST_VOXELS = 10
 """A label with fewer voxels in a case is tiny; so is one that is smaller than one voxel at the median spacing."""
@@ -20,6 +22,26 @@ SPACING_FACTOR = 2.0
 """A case whose spacing differs from the centre's median by more than this factor is an outlier."""
 LEAST_OVERLAP = 0.2
 """Intensity ranges whose overlap is a smaller part than this of their union differ strongly."""
+
+NOTES: Mapping[NoteKind, tuple[str, str]] = {
+    NoteKind.NOT_FINITE: (
+        "NaN or infinity",
+        "nnU-Net's reader makes them 0; write the value that stands for no signal",
+    ),
+    NoteKind.ONE_VALUE: (
+        "constant image",
+        "is it the right file? The network learns from it that nothing is to be seen",
+    ),
+    NoteKind.IGNORED_EVERYWHERE: ("ignored everywhere", "annotate it, or take the case out: it only costs time"),
+    NoteKind.LABEL_ROUNDED: ("label rounded", "nothing to do; write label maps as integers to be rid of this"),
+    NoteKind.LABEL_REORIENTED: ("label reoriented", "look at one: labels must overlie their images in a viewer"),
+    NoteKind.CHANNEL_REORIENTED: ("channel reoriented", "look at one: channels must overlie each other in a viewer"),
+    NoteKind.NEARLY_ONE_GRID: ("geometry", "mostly rounding in headers; check that image and label overlie each other"),
+    NoteKind.HEADERS_IGNORED: ("headers ignored", "set image_headers to check, to go by headers"),
+    NoteKind.UNIT: ("unit", "nothing to do, if the tables above give the right spacing in mm"),
+    NoteKind.TWO_SPACINGS: ("two spacings", "compare with the tables above; correct the header where they are wrong"),
+}
+"""Name of each kind of note, and advice."""
 
 
 def find_issues(centres: Sequence[CentreSummary]) -> list[DataIssue]:
@@ -29,8 +51,8 @@ def find_issues(centres: Sequence[CentreSummary]) -> list[DataIssue]:
         for check in (
             _unreadable,
             _too_few,
-            _geometry,
-            _unknown_values,
+            _problems,
+            _notes,
             _empty_masks,
             _absent_labels,
             _tiny_labels,
@@ -79,30 +101,36 @@ def _too_few(centre: CentreSummary) -> Iterator[DataIssue]:
     yield _issue("warning", centre, "too few cases", (), found, advice)
 
 
-def _geometry(centre: CentreSummary) -> Iterator[DataIssue]:
-    stopping = [case for case in centre.cases if set(STOPS_NNUNET) & set(case.differs)]
-    others = [case for case in centre.cases if case.differs and case not in stopping]
-    if stopping:
-        what = sorted({what for case in stopping for what in case.differs})
-        advice = "resample the label to its image's grid, or take the case out; nnU-Net stops here"
-        yield _issue("bad", centre, "label does not fit", stopping, f"image and label differ in {_and(what)}", advice)
-    if others:
-        what = sorted({what for case in others for what in case.differs})
-        advice = "check that they overlie each other; nnU-Net goes by voxels and ignores it"
-        yield _issue("warning", centre, "geometry", others, f"image and label differ in {_and(what)}", advice)
+def _problems(centre: CentreSummary) -> Iterator[DataIssue]:
+    """What training stops at: values and grids of label maps."""
+    found = {problem.kind: problem for case in centre.cases for problem in case.problems}
+    for kind in found:
+        having = [case for case in centre.cases if any(problem.kind == kind for problem in case.problems)]
+        problems = [problem for case in having for problem in case.problems if problem.kind == kind]
+        text, advice = problems[0].text, "correct it, or take the case out"
+        if kind == NO_FIT:
+            what = sorted({problem.differs for problem in problems})
+            text = f"image and label differ in {_and(what)}"
+            advice = "resample the label to its image's grid, or take the case out; nnU-Net stops here"
+        elif kind == UNKNOWN_VALUE:
+            known = {value for values in centre.labels.values() for value in values} | {centre.ignored}
+            values = unknown_label_values((value for case in having for value in case.label_voxels), known)
+            text = f"labels hold {_and([f'{value:g}' for value in values])}, which dataset.json does not name"
+            advice = "name the values in labels, or map them"
+        yield _issue("bad", centre, kind, having, text, advice)
 
 
-def _unknown_values(centre: CentreSummary) -> Iterator[DataIssue]:
-    known = {value for values in centre.labels.values() for value in values} | {centre.ignored}
-    unknown = [case for case in centre.cases if unknown_label_values(case.label_voxels, known)]
-    if unknown:
-        values = unknown_label_values((value for case in unknown for value in case.label_voxels), known)
-        found = f"labels hold {_and([f'{value:g}' for value in values])}, which dataset.json does not name"
-        yield _issue("bad", centre, "unknown label", unknown, found, "name the values in labels, or map them")
+def _notes(centre: CentreSummary) -> Iterator[DataIssue]:
+    """What a run tells of each node at its start."""
+    for note in count_notes({NoteKind(kind): voxels for kind, voxels in case.notes.items()} for case in centre.cases):
+        having = [case for case in centre.cases if note.kind in case.notes]
+        name, advice = NOTES[note.kind]
+        yield _issue("warning", centre, name, having, str(note), advice)
 
 
 def _empty_masks(centre: CentreSummary) -> Iterator[DataIssue]:
-    empty = [case for case in centre.cases if not set(case.label_voxels) - {centre.ignored}]
+    told = NoteKind.IGNORED_EVERYWHERE
+    empty = [c for c in centre.cases if not set(c.label_voxels) - {centre.ignored} and told not in c.notes]
     if empty:
         found = "the label map holds only background"
         advice = (

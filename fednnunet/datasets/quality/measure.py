@@ -6,14 +6,16 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 
-from fednnunet.datasets.geometry import grid_differences, grid_of, orientation_of
-from fednnunet.datasets.image_checks import check_channels, check_finite, choose_reader, read_file, read_image
+from fednnunet.config.groups import ImageHeaders
+from fednnunet.datasets.case_check import Rules, check_case
+from fednnunet.datasets.checked_file import read_file
+from fednnunet.datasets.geometry import orientation_of
+from fednnunet.datasets.image_checks import choose_reader, naming
 from fednnunet.datasets.quality.summary import SHARES, CaseMeasures, CentreSummary, Percentiles, UnreadableCase
 from fednnunet.datasets.raw import RGB_ENDINGS, Case, RawDataset
 from fednnunet.errors import DataError
@@ -23,8 +25,6 @@ OBLIQUE_DEGREES = 30.0
 """Slices at a larger angle than this to the nearest anatomical plane are called oblique."""
 EQUAL_SPACING_RATIO = 1.01
 """Spacings with at most this ratio count as equal; the slices then lie along the file's last axis."""
-MIN_DETERMINANT = 1e-3
-"""Smallest determinant of the directions of a file's axes, which is 1 at right angles and 0 in one plane."""
 TO_LPS = np.diag([-1.0, -1.0, 1.0])
 """Conversion from nibabel's axes (right, anterior, superior) to DICOM's and ITK's (left, posterior, superior)."""
 PLANES = {"L": "sagittal", "R": "sagittal", "A": "coronal", "P": "coronal", "S": "axial", "I": "axial"}
@@ -36,6 +36,7 @@ def measure_centre(
     external: bool = False,
     workers: int = 1,
     progress: Callable[[], object] = lambda: None,
+    image_headers: ImageHeaders = "check",
 ) -> CentreSummary:
     """Open and measure every case once; the result names those that cannot be read.
 
@@ -45,13 +46,14 @@ def measure_centre(
         external: whether its cases are for testing only.
         workers: number of processes that read; 1 reads in this process.
         progress: called after every case.
+        image_headers: as in :class:`~fednnunet.datasets.case_check.Rules`.
 
     Raises:
         DataError: a process was ended from outside.
     """
     measured: list[CaseMeasures] = []
     unreadable: list[UnreadableCase] = []
-    for result in map_in_processes(_measure_with(dataset, centre), dataset.cases, workers):
+    for result in map_in_processes(_measure_with(dataset, centre, image_headers), dataset.cases, workers):
         if isinstance(result, CaseMeasures):
             measured.append(result)
         else:
@@ -83,7 +85,8 @@ def image_digests(dataset: RawDataset, centre: str, workers: int = 1) -> dict[st
 
 def _digest_case(case: Case, reader: type, centre: str) -> str:
     read = reader().read_images
-    return content_digest(read_file(read, [str(path)], path, centre)[0] for path in case.images)
+    with naming(centre):
+        return content_digest(read_file(read, [str(path)], path)[0] for path in case.images)
 
 
 def content_digest(images: Iterable[np.ndarray]) -> str:
@@ -99,60 +102,43 @@ def content_digest(images: Iterable[np.ndarray]) -> str:
 # one case ----------------------------------------------------------------------------------------------
 
 
-def _measure_with(dataset: RawDataset, centre: str) -> Callable[[Case], CaseMeasures | UnreadableCase]:
+def _measure_with(
+    dataset: RawDataset, centre: str, image_headers: ImageHeaders
+) -> Callable[[Case], CaseMeasures | UnreadableCase]:
     reader = None
     for case in dataset.cases:  # the first may be the one that is broken
         with contextlib.suppress(DataError, OSError):
             reader = choose_reader(dataset, case, centre)
             break
-    return partial(
-        measure_case,
-        centre=centre,
-        reader=reader,
-        ending=dataset.file_ending,
-        channels=len(dataset.channel_names),
-    )
+    rules = None if reader is None else Rules.of(dataset, reader, image_headers)
+    return partial(measure_case, rules=rules, ending=dataset.file_ending)
 
 
-def measure_case(
-    case: Case, centre: str, reader: type | None, ending: str, channels: int
-) -> CaseMeasures | UnreadableCase:
+def measure_case(case: Case, rules: Rules | None, ending: str) -> CaseMeasures | UnreadableCase:
     """Measure one case, or say why that is not possible.
 
     Args:
         case: the case to open.
-        centre: named in messages.
-        reader: nnU-Net's class; None where it has none for these files.
+        rules: what it must be like; None where nnU-Net has no reader for these files.
         ending: ending of the files.
-        channels: number of channels that an image must have.
     """
-    if reader is None:
-        return UnreadableCase(case.name, f"none of nnU-Net's readers for {ending} can read {case.images[0]}")
     for path in (*case.images, case.label):
         if not path.is_file():
             return UnreadableCase(case.name, f"{path} is missing")
+    if rules is None:
+        return UnreadableCase(case.name, f"none of nnU-Net's readers for {ending} can read {case.images[0]}")
     try:
-        return _measure(case, centre, reader(), ending in RGB_ENDINGS, channels)
+        return _measure(case, rules, ending in RGB_ENDINGS)
     except DataError as error:
-        return UnreadableCase(case.name, str(error).removeprefix(f"centre {centre}: "))
+        return UnreadableCase(case.name, str(error))
     except MemoryError:
         return UnreadableCase(case.name, f"{case.images[0]} does not fit into memory")
 
 
-def _measure(case: Case, centre: str, reader: Any, without_spacing: bool, channels: int) -> CaseMeasures:
-    images, differs = [], set()
-    label, of_label = read_file(reader.read_seg, str(case.label), case.label, centre)
-    reference = grid_of(label, of_label)
-    for path in case.images:
-        image, properties = read_image(reader, path, centre)
-        images.append(image)
-        differs |= {difference.what for difference in grid_differences(grid_of(image, properties), reference)}
-        if image.shape[1:] != images[0].shape[1:]:
-            raise DataError(f"centre {centre}: {path} has another shape than {case.images[0].name}")
-    check_channels(case, sum(map(len, images)), channels, centre)
+def _measure(case: Case, rules: Rules, without_spacing: bool) -> CaseMeasures:
+    checked = check_case(case, rules)
+    images, properties = [image.voxels for image in checked.images], checked.images[0].properties
     direction = direction_of(properties)
-    if direction is not None and not abs(np.linalg.det(direction)) > MIN_DETERMINANT:
-        raise DataError(f"centre {centre}: the axes of {case.images[0]} are not three directions")
     axes = 3 if direction is None or len(direction) == 3 else 2
     spacing = None if without_spacing else tuple(float(step) for step in properties["spacing"][-axes:])
     orientation, plane = "", ""
@@ -165,24 +151,16 @@ def _measure(case: Case, centre: str, reader: Any, without_spacing: bool, channe
         orientation=orientation,
         plane=plane,
         intensities=tuple(_percentiles(channel) for image in images for channel in image),
-        label_voxels=_count(label, case.label, centre),
+        label_voxels=checked.label_voxels,
         digest=content_digest(images),
-        differs=tuple(sorted(differs)),
+        problems=tuple(checked.problems),
+        notes={kind.value: voxels for kind, voxels in checked.notes.items()},
     )
 
 
 def _percentiles(channel: np.ndarray) -> Percentiles:
     signal = channel[channel != 0]
     return Percentiles(*(np.percentile(signal, SHARES).tolist() if signal.size else (0.0, 0.0, 0.0)))
-
-
-def _count(label: np.ndarray, path: Path, centre: str) -> dict[float, int]:
-    check_finite(label, path, centre)
-    values, counts = np.unique(label[label != 0], return_counts=True)
-    return {
-        int(value) if value == int(value) else float(value): int(count)
-        for value, count in zip(values, counts, strict=True)
-    }
 
 
 def _values(value: int | list[int]) -> tuple[int, ...]:

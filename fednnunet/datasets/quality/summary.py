@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
+
+from fednnunet.datasets.case_grids import Problem
 
 T = TypeVar("T")
 
@@ -37,8 +39,8 @@ class CaseMeasures:
         intensities: percentiles of every channel.
         label_voxels: label value to number of voxels, without background.
         digest: digest of the decoded images; equal for copies, however compressed.
-        differs: properties in which image and label map differ: ``shape``, ``spacing``, ``origin``, ``direction``,
-            ``affine matrix``.
+        problems: what training stops at.
+        notes: kind of note (:class:`~fednnunet.exchange.data_notes.NoteKind`) to the number of voxels concerned.
     """
 
     name: str
@@ -49,7 +51,8 @@ class CaseMeasures:
     intensities: tuple[Percentiles, ...]
     label_voxels: dict[float, int]
     digest: str
-    differs: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
+    notes: dict[str, int] = field(default_factory=dict)
 
     @property
     def orientation_label(self) -> str:

@@ -169,6 +169,7 @@ def settings_of(node_file: NodeFile, assignment: RunAssignment) -> NodeSettings:
         config=config,
         threads=node_file.compute.threads or cores(),
         same_machine=False,
+        image_headers=node_file.image_headers,
         run=assignment.run,
     )
 

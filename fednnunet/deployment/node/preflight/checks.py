@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import platform
 import shutil
@@ -96,30 +95,14 @@ def _check_data(node_file: NodeFile) -> CheckResult:
     return CheckResult("good", found, value=dataset)
 
 
-class _Warnings(logging.Handler):
-    """Keeps the texts of logged warnings."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.texts: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.texts.append(record.getMessage())
-
-
 def _check_images(node_file: NodeFile, dataset: RawDataset, progress: Progress | None) -> CheckResult:
-    warnings, total = _Warnings(), len(dataset.cases)
-    log = logging.getLogger(check_images.__module__)
-    log.addHandler(warnings)
-    log.propagate = False
-    try:
-        check_images(dataset, node_file.name, progress and (lambda done: progress(done, total)))
-    finally:
-        log.propagate = True
-        log.removeHandler(warnings)
+    total = len(dataset.cases)
+    checked = check_images(
+        dataset, node_file.name, progress and (lambda done: progress(done, total)), node_file.image_headers
+    )
     found = f"all {total} cases can be read, with labels that fit"
-    if warnings.texts:
-        return CheckResult("warning", f"{found}; but {warnings.texts[0]}", "open one of them in a viewer")
+    if checked.notes:
+        return CheckResult("warning", f"{found}; but {checked}", "open one of them in a viewer")
     return CheckResult("good", found)
 
 
