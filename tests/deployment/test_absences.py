@@ -21,6 +21,8 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
     folder = tmp_path_factory.mktemp("federation")
     write_centres(folder / "raw")
     with running(Federation(folder, folder / "raw", nodes=("Oslo", "Porto"))) as federation:
+        for node in federation.nodes:  # a run may wait for them for a few seconds only
+            federation.wait_for(lambda node=node: "connected to" in federation.output(node), f"{node}'s connection")
         yield federation
 
 
@@ -37,6 +39,7 @@ def wait_for_round_of(federation: Federation, run: Path, nodes: set[str]) -> int
     """Until the last finished round had just these nodes; how many rounds are finished then."""
 
     def there() -> int:
+        assert federation.processes["train"].poll() is None, federation.everything()
         rounds = nodes_of_rounds(run)
         return len(rounds) if rounds and rounds[-1] == nodes else 0
 
@@ -77,11 +80,11 @@ def test_a_round_closes_at_its_deadline_and_a_late_node_joins_the_next_one(
     run = tmp_path / "run"
     federation.start_train(run, *OPTIONS, "federation.reply_timeout_s=8")
     wait_for_round_of(federation, run, {"Oslo", "Porto"})
-    with frozen(federation, "Porto"):
-        wait_for_round_of(federation, run, {"Oslo"})
+    with frozen(federation, "Oslo"):  # the node whose reply is asked for first
+        wait_for_round_of(federation, run, {"Porto"})
     assert wait_for_round_of(federation, run, {"Oslo", "Porto"}) < ROUNDS
     output = federation.finish_train()
-    assert "node Porto: round" in output
+    assert "node Oslo: round" in output
     assert "no reply within 8.0 s; the federation goes on without it" in output
     assert len(nodes_of_rounds(run)) == ROUNDS
 
