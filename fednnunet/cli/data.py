@@ -160,7 +160,7 @@ def _named_centres(
         config = configured_dataset(text)
         folder = raw_folder or (Path(config.raw_folder) if config.raw_folder else None)
         makes = f"`python train.py dataset={text}` makes it"
-        gets = "`fednnunet convert` makes it from what its publishers give"
+        gets = config.origin or "`fednnunet convert` makes it from what its publishers give"
         advice = makes if config.generator else gets
         named += [(centre, folder, advice, config.image_headers) for centre in config.centres]
     return named

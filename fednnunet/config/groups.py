@@ -49,6 +49,7 @@ class DatasetConfig(Config):
         image_headers: ``check``: label maps, and channels after the first, lie where their headers say: flipped or
             turned where that brings them onto their image's grid, else an error. ``ignore``: they lie on the first
             channel voxel by voxel, as nnU-Net takes them.
+        origin: How to get the images, said where they are not found; null where there is nothing to say.
         labels: Value of each label, which `fednnunet convert` writes; null where only ``dataset.json`` defines them.
         generator: Function that makes the dataset when it does not exist (a Hydra ``_target_``), or null.
     """
@@ -56,6 +57,7 @@ class DatasetConfig(Config):
     name: str
     raw_folder: str | None
     image_headers: ImageHeaders = "check"
+    origin: str | None = None
     labels: dict[str, int] | None = None
     centres: list[CentreConfig]
     generator: dict[str, Any] | None = None

@@ -70,39 +70,40 @@ class RawDataset:
         return str(self.dataset_json["file_ending"])
 
 
-def find_dataset(dataset: int | str, raw_folder: Path | None, centre: str) -> Path:
+def find_dataset(dataset: int | str, raw_folder: Path | None, centre: str, origin: str | None = None) -> Path:
     """Folder of a dataset given by nnU-Net id, name or path.
 
     Args:
         dataset: ``101``, ``Dataset101_Name``, or a path to a folder of that name.
         raw_folder: folder in which ids and names are looked up; None for the environment variable ``nnUNet_raw``.
         centre: named in errors.
+        origin: how to get the dataset, said where it is not found.
 
     Raises:
         DataError: not found, ambiguous, or not named ``DatasetXXX_Name``.
     """
-    text = str(dataset)
+    text, advice = str(dataset), f"; {origin}" if origin else ""
     if os.sep in text or text.startswith("."):
         folder = Path(text).expanduser()
         if not folder.is_dir():
-            raise DataError(f"centre {centre}: there is no folder {folder}")
+            raise DataError(f"centre {centre}: there is no folder {folder}{advice}")
     else:
-        folder = _look_up(text, raw_folder, centre)
+        folder = _look_up(text, raw_folder, centre, advice)
     if not DATASET_NAME.fullmatch(folder.name):
         raise DataError(f"centre {centre}: folder {folder} must be named DatasetXXX_Name, XXX three digits")
     return folder
 
 
-def _look_up(text: str, raw_folder: Path | None, centre: str) -> Path:
+def _look_up(text: str, raw_folder: Path | None, centre: str, advice: str) -> Path:
     if raw_folder is None:
         if "nnUNet_raw" not in os.environ:
             raise DataError(
                 f"centre {centre}: dataset {text} cannot be looked up; set dataset.raw_folder, the environment "
-                "variable nnUNet_raw, or give the folder's path"
+                f"variable nnUNet_raw, or give the folder's path{advice}"
             )
         raw_folder = Path(os.environ["nnUNet_raw"])
     if not raw_folder.is_dir():
-        raise DataError(f"centre {centre}: there is no raw folder {raw_folder}")
+        raise DataError(f"centre {centre}: there is no raw folder {raw_folder}{advice}")
     datasets = sorted(path for path in raw_folder.iterdir() if path.is_dir() and DATASET_NAME.fullmatch(path.name))
     if text.isdigit():
         found = [path for path in datasets if path.name.startswith(f"Dataset{int(text):03d}_")]
@@ -114,7 +115,7 @@ def _look_up(text: str, raw_folder: Path | None, centre: str) -> Path:
         names = ", ".join(path.name for path in datasets) or "no datasets"
         raise DataError(
             f"centre {centre}: dataset {text} is not in {raw_folder}, which holds {names}; put it there, or give its "
-            "path in dataset.centres"
+            f"path in dataset.centres{advice}"
         )
     return found[0]
 

@@ -50,6 +50,7 @@ def result_settings(config: RunConfig) -> dict[str, Any]:
         by_alias=True,
         exclude={
             "compute": True,
+            "dataset": {"origin"},
             "federation": True,
             "fingerprint": {"find_duplicates"},
             "logger": True,

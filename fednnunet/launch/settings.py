@@ -82,7 +82,7 @@ def prepare_centres(config: RunConfig) -> dict[str, Path]:
     folders = {}
     for centre in config.dataset.centres:
         assert centre.dataset is not None, "checked with the configuration"
-        folder = find_dataset(centre.dataset, raw_folder, centre.name)
+        folder = find_dataset(centre.dataset, raw_folder, centre.name, config.dataset.origin)
         dataset = read_dataset(folder, centre.name, external=centre.external)
         if not centre.external:
             splits_of(dataset, centre.name, config.folds)

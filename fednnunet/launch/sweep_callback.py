@@ -41,12 +41,31 @@ END_SECONDS = 10.0
 
 
 def record_failure(folder: Path, error: Exception) -> None:
-    """Say why a job of a sweep failed, here and in its folder, where the end of the sweep finds it."""
+    """Say why a job of a sweep failed, here and in its folder, where the end of the sweep finds it.
+
+    A reason for which another job has failed before is said once: the job is named.
+    """
     if not isinstance(error, FednnUNetError):
         traceback.print_exc()
     reason = str(error) if isinstance(error, FednnUNetError) else f"{type(error).__name__}: {error}"
+    earlier = _failed_before(folder, reason)
     write_atomically(folder / ERROR_FILE, reason)
-    print(f"error: {folder.name}: {reason}", file=sys.stderr)
+    print(f"error: {folder.name}: {f'as {earlier}' if earlier else reason}", file=sys.stderr)
+    if jobs := SweepCallback.current:
+        jobs.told.add(reason)
+
+
+def _failed_before(folder: Path, reason: str) -> str | None:
+    """The first job of the same start of the sweep that has failed for this reason."""
+    start = _start_of(folder)
+    for path in sorted(folder.parent.glob(f"*/{ERROR_FILE}"), key=lambda path: path.stat().st_mtime_ns):
+        if start and _start_of(path.parent) == start and path.read_text() == reason:
+            return path.parent.name
+    return None
+
+
+def _start_of(folder: Path) -> str | None:
+    return path.read_text() if (path := folder / MEMBER).is_file() else None
 
 
 def report_failures() -> int:
@@ -54,8 +73,12 @@ def report_failures() -> int:
     jobs = SweepCallback.current
     if jobs is None or not jobs.failed:
         return 0
+    reasons = dict.fromkeys(jobs.failed.values())
+    if len(reasons) == 1 and len(jobs.failed) == jobs.jobs and jobs.told.issuperset(reasons):
+        print(f"error: all {jobs.jobs} jobs failed, for this reason", file=sys.stderr)
+        return 2
     print(f"error: {len(jobs.failed)} of {jobs.jobs} jobs failed:", file=sys.stderr)
-    for reason in dict.fromkeys(jobs.failed.values()):
+    for reason in reasons:
         names = [name for name, why in jobs.failed.items() if why == reason]
         print(f"  {', '.join(names)}: {reason}", file=sys.stderr)
     return 2
@@ -94,6 +117,7 @@ class SweepCallback(Callback):
         folder: Folder of the run, or of the sweep.
         jobs: Number of jobs of a sweep that has ended.
         failed: Jobs that failed, and why.
+        told: Reasons for which jobs of this process have failed, which are said already.
     """
 
     current: ClassVar[SweepCallback | None] = None
@@ -103,6 +127,7 @@ class SweepCallback(Callback):
         self.folder: Path | None = None
         self.jobs = 0
         self.failed: dict[str, str] = {}
+        self.told: set[str] = set()
         self._start = ""
         self._command: dict[Path, str] = {}
         self._pid = os.getpid()

@@ -80,9 +80,29 @@ def test_jobs_that_failed_for_one_reason_are_named_together_and_nothing_is_compa
     jobs.on_multirun_end(config=config(sweep))
     assert report_failures() == 2
     printed = capsys.readouterr()
-    assert printed.err.splitlines()[-2:] == ["error: 2 of 2 jobs failed:", f"  {runs[1].name}, {runs[0].name}: no data"]
+    first, second = (run.name for run in runs)
+    assert printed.err.splitlines() == [
+        f"error: {first}: no data",
+        f"error: {second}: as {first}",
+        "error: all 2 jobs failed, for this reason",
+    ]
     assert printed.out == ""
     assert not (sweep / "report.html").exists()
+
+
+def test_reasons_that_another_process_has_said_are_named_at_the_end(
+    make_run: MakeRun, sweep: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [make_run(name) for name in ("local", "asym")]
+    jobs = start(sweep, *runs)
+    for run in runs:
+        record_failure(run, ConfigError("no data"))
+    jobs.told.clear()  # as if the jobs had run in processes of their own
+    jobs.on_multirun_end(config=config(sweep))
+    capsys.readouterr()
+    assert report_failures() == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["error: 2 of 2 jobs failed:", f"  {runs[1].name}, {runs[0].name}: no data"]
 
 
 def test_a_bug_in_one_job_shows_its_traceback(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:

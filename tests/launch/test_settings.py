@@ -1,0 +1,54 @@
+"""Centres whose images are not there: the line says how to get them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from fednnunet.cli.convert import CONVERTERS
+from fednnunet.config.hydra_datasets import CONF, configured_dataset, dataset_names
+from fednnunet.config.run import read_config
+from fednnunet.errors import DataError
+from fednnunet.launch.run_folder import result_settings
+from fednnunet.launch.settings import prepare_centres
+
+PAGES = Path(__file__).parents[2] / "docs" / "how-to" / "datasets"
+PUBLISHED = sorted({converter.dataset for converter in CONVERTERS if converter.dataset})
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED, "mamamia_public"])
+def test_a_published_dataset_that_is_not_there_says_how_to_get_it(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("nnUNet_raw", raising=False)
+    (tmp_path / "raw").mkdir()
+    for given, problem in (
+        ((), "cannot be looked up"),
+        ((f"dataset.raw_folder={tmp_path}/nowhere",), "there is no raw folder"),
+        ((f"dataset.raw_folder={tmp_path}/raw",), "is not in .* which holds no datasets"),
+    ):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = read_config(compose("config", [f"dataset={name}", f"paths.run={tmp_path}", *given]))
+        with pytest.raises(DataError, match=f"^centre [^:]*: .*{problem}") as missing:
+            prepare_centres(config)
+        assert config.dataset.origin
+        assert str(missing.value).endswith(f"; {config.dataset.origin}")
+        assert "\n" not in str(missing.value)
+    assert not any("origin" in key for key in result_settings(config)), "a run goes on whatever it says"
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED, "mamamia_public"])
+def test_what_it_names_exists(name: str) -> None:
+    origin = configured_dataset(name).origin or ""
+    commands = re.findall(r"`fednnunet convert (\w+)", origin)
+    assert commands
+    assert set(commands) <= {converter.name for converter in CONVERTERS}
+    links, pages = re.findall(r"https://[^ ,;]+", origin), "".join(path.read_text() for path in PAGES.glob("*.md"))
+    assert links
+    assert all(link in pages for link in links)
+    datasets = re.findall(r"dataset=(\w+)", origin)
+    assert any(dataset.startswith("phantom_") for dataset in datasets)
+    assert set(datasets) <= set(dataset_names())
