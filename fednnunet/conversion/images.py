@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,11 @@ import SimpleITK as sitk
 
 from fednnunet.conversion.options import Files
 from fednnunet.conversion.scan_result import SourceImage
+from fednnunet.datasets.checked_file import has_three_directions, header_notes
 from fednnunet.datasets.file_integrity import FileContent, NiftiHeader, inspect_file
 from fednnunet.datasets.geometry import Grid, format_size, grid_differences
 from fednnunet.errors import DataError
+from fednnunet.exchange.data_notes import NoteKind
 
 PLACE_FILE: Mapping[Files, Callable[[Path, Path], object]] = {
     "copy": shutil.copyfile,
@@ -27,6 +29,8 @@ PLACE_FILE: Mapping[Files, Callable[[Path, Path], object]] = {
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in grey (ITU-R BT.601)."""
 NOT_FINITE = "voxels that are NaN or infinite in the source are 0"
+SHEARED = "axes that are not at right angles were turned to the nearest ones that are"
+TWO_SPACINGS = "the source's header gives two spacings, in pixdim and in sform; pixdim was taken"
 UNIT = "the source gives lengths in another unit than mm; they are in mm"
 
 
@@ -59,26 +63,30 @@ def read_image(source: SourceImage) -> LoadedImage:
             baseline's, complex numbers, NaN or infinity.
     """
     contents = {path: inspect_file(path) for path in source.files}
-    image = _volume(source.path, source.frame, contents)
+    notes = [note for path, content in contents.items() for note in _content_notes(path, content)]
+    image, tilt = _volume(source.path, source.frame, contents)
+    notes += tilt
     if source.baseline is not None:
-        baseline = _volume(source.baseline, source.frame, contents)
+        baseline, tilt = _volume(source.baseline, source.frame, contents)
+        notes += tilt
         check_grid(baseline, image, source.baseline, source.path)
         values = sitk.GetArrayViewFromImage(image).astype(np.float32) - sitk.GetArrayViewFromImage(baseline)
         image = with_values(image, values)
     if not np.isfinite(sitk.GetArrayViewFromImage(image)).all():
         raise DataError(f"{source.path} holds NaN or infinity")
-    notes, headers = [], {path: content.nifti for path, content in contents.items() if content.nifti is not None}
-    notes += [f"{UNIT} ({header.unit} in {path})" for path, header in headers.items() if header.millimetres != 1]
-    for path, content in contents.items():
-        if content.not_finite:
-            notes.append(f"{NOT_FINITE} ({content.not_finite:,} voxels in {path})")
-    return LoadedImage(
-        image,
-        tuple(notes),
-        is_plain=not notes,
-        nifti=headers.get(source.path),
-        not_finite=sum(content.not_finite for content in contents.values()),
-    )
+    not_finite = sum(content.not_finite for content in contents.values())
+    return LoadedImage(image, tuple(notes), not notes, contents[source.path].nifti, not_finite)
+
+
+def _content_notes(path: Path, content: FileContent) -> Iterator[str]:
+    """What SimpleITK reads otherwise than the file, or another reader, says."""
+    kinds = header_notes(content.nifti)
+    if content.nifti is not None and NoteKind.UNIT in kinds:
+        yield f"{UNIT} ({content.nifti.unit} in {path})"
+    if NoteKind.TWO_SPACINGS in kinds:
+        yield f"{TWO_SPACINGS} ({path})"
+    if content.not_finite:
+        yield f"{NOT_FINITE} ({content.not_finite:,} voxels in {path})"
 
 
 def check_grid(image: sitk.Image, reference: sitk.Image, path: Path, reference_path: Path) -> None:
@@ -172,8 +180,8 @@ def write(image: sitk.Image, target: Path) -> None:
     os.replace(partial, target)
 
 
-def read_file(path: Path, millimetres: float = 1.0) -> sitk.Image:
-    """All of a file.
+def read_file(path: Path, millimetres: float = 1.0) -> tuple[sitk.Image, float]:
+    """All of a file, and the angle in degrees by which axes were turned that are not at right angles.
 
     Args:
         path: the file.
@@ -183,7 +191,7 @@ def read_file(path: Path, millimetres: float = 1.0) -> sitk.Image:
         DataError: it cannot be read; names it.
     """
     try:
-        return sitk.ReadImage(str(path))
+        return sitk.ReadImage(str(path)), 0.0
     except RuntimeError as error:
         if "orthonormal" in str(error):
             return _read_sheared(path, millimetres)
@@ -191,15 +199,19 @@ def read_file(path: Path, millimetres: float = 1.0) -> sitk.Image:
         raise DataError(f"{path} cannot be read: {cause}") from None
 
 
-def _read_sheared(path: Path, millimetres: float) -> sitk.Image:
-    """Read a NIfTI file whose axes are, by rounding, not quite at right angles, with the nearest ones that are."""
+def _read_sheared(path: Path, millimetres: float) -> tuple[sitk.Image, float]:
+    """Read a NIfTI file whose axes are, mostly by rounding, not at right angles, with the nearest ones that are."""
     import nibabel
 
     file: Any = nibabel.load(path)
     lps = np.diag([-1.0, -1.0, 1.0]) @ file.affine[:3] * millimetres
+    if not has_three_directions(lps[:, :3]):
+        raise DataError(f"the axes of {path} are not three directions by its header; correct it")
     spacing = np.linalg.norm(lps[:, :3], axis=0)
-    left, _, right = np.linalg.svd(lps[:, :3] / spacing)
+    given = lps[:, :3] / spacing
+    left, _, right = np.linalg.svd(given)
     direction, origin = left @ right, lps[:, 3]
+    turned = float(np.degrees(np.arccos(np.clip((direction * given).sum(axis=0), -1, 1)).max()))
     values = np.nan_to_num(np.asanyarray(file.dataobj), nan=0, posinf=0, neginf=0)  # as SimpleITK reads them
     image = sitk.GetImageFromArray(values.transpose(), isVector=False)
     dimensions = image.GetDimension()
@@ -208,7 +220,7 @@ def _read_sheared(path: Path, millimetres: float) -> sitk.Image:
     axes = np.eye(dimensions)
     axes[:3, :3] = direction
     image.SetDirection(axes.flatten())
-    return image
+    return image, turned
 
 
 def _is_readable(path: Path) -> bool:
@@ -222,10 +234,10 @@ def _is_readable(path: Path) -> bool:
     return True
 
 
-def _volume(path: Path, frame: int | None, contents: Mapping[Path, FileContent]) -> sitk.Image:
-    """A file, or a frame of it: one value per voxel (colours in 2D), and at most three axes."""
+def _volume(path: Path, frame: int | None, contents: Mapping[Path, FileContent]) -> tuple[sitk.Image, list[str]]:
+    """A file, or a frame of it: one value per voxel (colours in 2D), and at most three axes; and what to note."""
     header = contents[path].nifti
-    image = read_file(path, header.millimetres if header else 1.0)
+    image, turned = read_file(path, header.millimetres if header else 1.0)
     size = image.GetSize()
     if frame is not None:
         if not 0 <= frame < size[-1]:
@@ -243,7 +255,7 @@ def _volume(path: Path, frame: int | None, contents: Mapping[Path, FileContent])
         raise DataError(f"{path} has {components} values per voxel; it must have one")
     if "complex" in image.GetPixelIDTypeAsString():
         raise DataError(f"{path} holds complex numbers; write their magnitude to a file")
-    return image
+    return image, [f"{SHEARED} ({turned:.2g} degrees in {path})"] if turned else []
 
 
 def _without_last_axis(image: sitk.Image, place: int) -> sitk.Image:

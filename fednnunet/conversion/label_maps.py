@@ -23,10 +23,11 @@ from fednnunet.conversion.images import (
 from fednnunet.conversion.options import Headers
 from fednnunet.conversion.scan_result import SourceImage
 from fednnunet.datasets.alignment import Placement, align, sitk_placement
+from fednnunet.datasets.case_check import NEAR_INTEGER
+from fednnunet.datasets.case_grids import forms_agree
 from fednnunet.datasets.geometry import grid_differences
 from fednnunet.errors import DataError
 
-NEAR_INTEGER = 1e-3
 ROUNDED = "label values a hair off an integer were rounded"
 REORIENTED = "the label map was mirrored or turned onto its image's grid, as its header says"
 CHANNEL_REORIENTED = "a channel was mirrored or turned onto the grid of the first, as its header says"
@@ -116,12 +117,19 @@ def bring_onto(loaded: LoadedImage, reference: LoadedImage, path: Path, referenc
         note: what to note where the image is changed.
 
     Raises:
-        DataError: the grids still differ; names both files and what differs: size, spacing, origin or direction.
+        DataError: the grids still differ, or qform and sform of NIfTI files say different things; names both files and
+            what differs: size, spacing, origin or direction.
     """
-    alignment = align(_placement(loaded.image), _placement(reference.image))
+    placements = _placement(loaded.image), _placement(reference.image)
+    alignment = align(*placements)
     if not (alignment.is_reoriented and alignment.is_exact):
         check_grid(loaded.image, reference.image, path, reference_path)
         return loaded
+    if not forms_agree((loaded.nifti, reference.nifti), placements, alignment):
+        raise DataError(
+            f"{path} lies mirrored or turned on {reference_path.name} by one of qform and sform, and not by the other: "
+            "correct its header (or, for label maps, go by voxels: --headers image)"
+        )
     voxels = sitk.GetArrayFromImage(loaded.image)
     turned = alignment.apply(voxels.reshape(-1, *voxels.shape[-2:]))  # 2D images have one slice
     shape = reference.image.GetSize()[::-1]
@@ -134,7 +142,7 @@ def _changed(loaded: LoadedImage, image: sitk.Image, note: str) -> LoadedImage:
 
 def labelled_frames(path: Path) -> list[int]:
     """Numbers of the frames that are not empty in a label map, from 0."""
-    image = read_file(path)  # a view does not keep it alive
+    image, _ = read_file(path)  # a view does not keep it alive
     frames = sitk.GetArrayViewFromImage(image)
     return [number for number, frame in enumerate(frames) if frame.any()]
 

@@ -60,7 +60,7 @@ def bring_onto(file: CheckedFile, image: CheckedFile, reoriented: NoteKind, imag
     notes = set()
     alignment = align(file.placement, image.placement)
     if image_headers == "check" and alignment.is_reoriented and not alignment.is_elsewhere:
-        if not _forms_agree(file, image, alignment):
+        if not forms_agree((file.nifti, image.nifti), (file.placement, image.placement), alignment):
             return Comparison(Problem("ambiguous header", _ambiguous(file, image)))
         file.properties = _reoriented(file, image, alignment)
         file.voxels = np.stack([alignment.apply(channel) for channel in file.voxels])
@@ -102,16 +102,26 @@ def _misfit(file: CheckedFile, image: CheckedFile, reoriented: NoteKind) -> Prob
     return None
 
 
-def _forms_agree(file: CheckedFile, image: CheckedFile, alignment: Alignment) -> bool:
-    """Whether qform and sform of two NIfTI files, where set, lead to the same flips and exchanges of axes."""
-    ours, theirs = file.nifti, image.nifti
-    if ours is None or theirs is None or file.placement is None or image.placement is None:
+def forms_agree(
+    headers: tuple[NiftiHeader | None, NiftiHeader | None],
+    placements: tuple[Placement, Placement],
+    alignment: Alignment,
+) -> bool:
+    """Whether qform and sform of two NIfTI files, where set, lead to the same flips and exchanges of axes.
+
+    Args:
+        headers: of the file and of the one that it is compared with; None for other formats, which have one form.
+        placements: of both, as the reader sees them.
+        alignment: of both, as the reader sees them.
+    """
+    ours, theirs = headers
+    if ours is None or theirs is None:
         return True
     for form in ("qform", "sform"):
         one, other = (_affine(header, form) for header in (ours, theirs))
         if one is None or other is None:
             continue
-        by_form = align(Placement(file.placement.shape, one), Placement(image.placement.shape, other))
+        by_form = align(Placement(placements[0].shape, one), Placement(placements[1].shape, other))
         if not np.array_equal(by_form.orientation, alignment.orientation):
             return False
     return True

@@ -102,14 +102,17 @@ def read_to_end(path: Path, read: Any, argument: Any) -> CheckedFile:
         file.properties = _in_millimetres(properties, content.nifti.millimetres)  # SimpleITK converts, nibabel does not
         file.changed.add("unit")
     file.placement = placement_of(voxels, file.properties)
-    if file.placement is not None and not _has_three_directions(file.placement.affine[:3, :3]):
+    if file.placement is not None and not has_three_directions(file.placement.affine[:3, :3]):
         raise DataError(f"the axes of {path} are not three directions by its header; correct it")
     return file
 
 
-def _has_three_directions(axes: np.ndarray) -> bool:
+def has_three_directions(axes: np.ndarray) -> bool:
+    """Whether the columns of ``axes`` (3, 3) span all of space."""
     lengths = np.linalg.norm(axes, axis=0)
-    return bool((lengths > 0).all() and abs(np.linalg.det(axes / lengths)) > MIN_DETERMINANT)
+    return bool(
+        np.isfinite(lengths).all() and (lengths > 0).all() and abs(np.linalg.det(axes / lengths)) > MIN_DETERMINANT
+    )
 
 
 def _check_axes(path: Path, voxels: np.ndarray, properties: dict[str, Any]) -> None:
@@ -137,7 +140,7 @@ def header_notes(header: NiftiHeader | None) -> set[NoteKind]:
         return set()
     notes = {NoteKind.UNIT} if header.millimetres != 1 else set()
     if header.sform is not None:
-        by_sform = np.linalg.norm(header.sform[:3, : len(header.shape)], axis=0)
+        by_sform = np.linalg.norm(header.sform[:3, : min(len(header.shape), 3)], axis=0)
         if not np.allclose(by_sform, header.spacing[: len(by_sform)], rtol=SAME_SPACING, atol=0):
             notes.add(NoteKind.TWO_SPACINGS)
     return notes

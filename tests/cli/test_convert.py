@@ -19,7 +19,7 @@ from fednnunet.datasets.raw import read_dataset
 from tests.conversion.test_writer import content
 from tests.support.cine_downloads import make_acdc, make_mnms1, make_mnms2
 from tests.support.dce_downloads import write_image, write_patient
-from tests.support.image_cases import SHAPE, change_nifti, voxels, write
+from tests.support.image_cases import SHAPE, change_voxels, voxels, write
 
 Convert = Callable[..., int]
 COHORTS = {"ISPY1": 501, "ISPY2": 502, "DUKE": 503, "NACT": 504}
@@ -110,7 +110,7 @@ def test_notes_are_counted_and_a_case_of_four_dimensions_is_skipped(
         write(voxels(), image)
         write(np.zeros(SHAPE, np.uint8), label)
         lines.append(f"{image},{label},Oslo")
-    change_nifti(label, lambda array, affine: (np.stack([array] * 2, -1), affine))
+    change_voxels(label, lambda array: np.stack([array] * 2, -1))
     (tmp_path / "cases.csv").write_text("\n".join(lines))
     command = ("generic", tmp_path / "cases.csv", tmp_path / "raw", "--labels", "tumour=1", "--processes", 1)
     assert convert(*command) == 2

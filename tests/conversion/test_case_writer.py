@@ -16,7 +16,7 @@ from fednnunet.conversion.manifest import CaseRecord
 from fednnunet.conversion.options import Options
 from fednnunet.conversion.scan_result import ConversionIssue, SourceCase, SourceImage
 from tests.support.disks import disk_at
-from tests.support.image_cases import SHAPE, change_nifti, cut, voxels, write
+from tests.support.image_cases import SHAPE, change_voxels, cut, voxels, write
 
 
 def mask() -> np.ndarray:
@@ -152,6 +152,54 @@ def test_a_mirrored_or_turned_label_map_is_brought_onto_its_image(source: Source
     assert label.GetOrigin() == pytest.approx(image.GetOrigin())
 
 
+def test_a_label_map_that_is_mirrored_by_one_of_two_forms_is_a_problem(source: Source) -> None:
+    file = nib.load(source.label)
+    mirrored = file.affine @ nib.orientations.inv_ornt_aff([[0, -1], [1, 1], [2, 1]], file.shape)
+    image = nib.Nifti1Image(np.asarray(file.dataobj), None)
+    image.set_qform(file.affine, 1)
+    image.set_sform(mirrored, 1)
+    nib.save(image, source.label)
+    assert sitk.ReadImage(str(source.label)).GetDirection()[0] == -sitk.ReadImage(str(source.image)).GetDirection()[0]
+    assert source.problem().startswith(
+        f"{source.label} lies mirrored or turned on scan.nii.gz by one of qform and sform, and not by the other: "
+    )
+    assert source.notes(headers="image") == [label_maps.REPLACED_REORIENTED]
+    assert (source.written_label == mask()).all()
+
+
+def test_two_spacings_in_a_header_are_told_and_one_is_written(source: Source) -> None:
+    for path in (source.image, source.label):
+        file = nib.load(path)
+        image = nib.Nifti1Image(np.asarray(file.dataobj), None)
+        image.set_qform(file.affine, 1)
+        image.set_sform(file.affine @ np.diag([1, 1, 2, 1]), 2)
+        image.header.set_zooms((1, 1, 3))
+        nib.save(image, path)
+    assert source.notes() == [f"{images.TWO_SPACINGS} ({path})" for path in (source.image, source.label)]
+    (path,) = (source.target / "imagesTr").iterdir()
+    written = nib.load(path)
+    assert np.linalg.norm(written.get_sform()[:3, :3], axis=0) == pytest.approx((1, 1, 3))
+    assert written.header.get_zooms() == pytest.approx((1, 1, 3))
+
+
+def sheared(path: Path, shear: float) -> None:
+    file = nib.load(path)
+    affine = file.affine.copy()
+    affine[0, 1] = shear
+    header = file.header.copy()
+    header.set_sform(affine, 1)
+    header.set_qform(None, 0)
+    nib.save(nib.Nifti1Image(np.asarray(file.dataobj), None, header), path)
+
+
+def test_axes_that_are_put_right_are_told(source: Source) -> None:
+    for path in (source.image, source.label):
+        sheared(path, 0.01)
+    assert source.notes() == [f"{images.SHEARED} (0.29 degrees in {path})" for path in (source.image, source.label)]
+    sheared(source.label, np.nan)
+    assert "are not three directions by its header" in source.problem()
+
+
 def test_a_mirrored_channel_is_brought_onto_the_first(source: Source, tmp_path: Path) -> None:
     second = tmp_path / "second.nii.gz"
     write(voxels() + 1, second)
@@ -174,21 +222,22 @@ def test_the_images_header_wins_if_asked_and_mirrored_labels_are_told(source: So
     assert source.notes(headers="image") == [label_maps.REPLACED_REORIENTED]
     assert (source.written_label == mask()[:, ::-1, ::-1]).all()
     write(mask(), source.label)
-    change_nifti(source.label, lambda array, affine: (array, affine + np.diag([0, 0, 0, 0.0]) + _shift(5)))
+    move(source.label, 5)
     assert source.notes(headers="image") == [f"{label_maps.REPLACED} (origin differed)"]
     assert (source.written_label == mask()).all()
     assert "differ in origin" in source.problem()
 
 
-def _shift(mm: float) -> np.ndarray:
-    moved = np.zeros((4, 4))
-    moved[0, 3] = mm
-    return moved
+def move(path: Path, mm: float) -> None:
+    file = nib.load(path)
+    affine = file.affine.copy()
+    affine[0, 3] += mm
+    nib.save(nib.Nifti1Image(np.asarray(file.dataobj), affine), path)
 
 
 def test_a_mirrored_label_map_that_lies_elsewhere_is_a_problem(source: Source) -> None:
     reoriented(source.label, "RAS")
-    change_nifti(source.label, lambda array, affine: (array, affine + _shift(0.4)))
+    move(source.label, 0.4)
     assert f"{source.label} and scan.nii.gz differ in origin" in source.problem()
 
 
@@ -206,7 +255,7 @@ def test_a_disk_that_fills_is_no_converted_case(source: Source, tmp_path: Path) 
     """SimpleITK cuts a NIfTI file off on a full disk, and says nothing."""
     rng = np.random.default_rng(0)
     write(rng.random((20, 64, 64), np.float32), source.image)
-    change_nifti(source.image, lambda array, affine: (np.stack([array, array], -1), affine))
+    change_voxels(source.image, lambda array: np.stack([array, array], -1))
     write(np.ones((20, 64, 64), np.uint8), source.label)
     with disk_at(tmp_path / "disk", 0.1) as disk:
         source.target = disk / "Dataset601_A"
