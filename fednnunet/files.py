@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-"""Error numbers for a full disk."""
+"""Error numbers for a full disk, or a quota that is used up."""
+NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
+"""Error numbers for files that may not be written."""
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -51,6 +53,16 @@ def archive_damage(path: Path) -> str | None:
             return archive.testzip()
     except (zipfile.BadZipFile, OSError, zlib.error) as error:
         return str(error)
+
+
+@contextlib.contextmanager
+def private_files() -> Iterator[None]:
+    """Within it, what this process and its children make is readable by their user alone."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def has_free_space(folder: Path, size: int = 2**20) -> bool:

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import io
 import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from pathlib import Path
+from types import FrameType
 from typing import TypeVar
 
 import psutil
 
-from fednnunet.errors import DataError
+from fednnunet.errors import ConfigError, DataError
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 """Format of a line in a log file."""
+LONGEST_TEMP_FOLDER = 70
+"""Bytes: the path of a Unix socket holds 107, of which multiprocessing adds 32."""
+TEMP_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108  what is made in them has names that nobody can guess
+"""Taken in the place of one that is longer."""
 PR_SET_PDEATHSIG = 1
 """Option of Linux' ``prctl``: the signal that a process gets when its parent dies."""
 
@@ -113,6 +120,63 @@ def end_with_parent(*, forks_too: bool = False) -> None:
 
 def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class EndedBySignal(KeyboardInterrupt):
+    """A signal that ends this process as Ctrl-C does.
+
+    Attributes:
+        number: the signal's.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"ended by {signal.Signals(number).name}")
+        self.number = number
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Within it, SIGTERM and the end of the terminal are raised as :class:`EndedBySignal`, each once.
+
+    ``nohup`` still keeps a process alive without its terminal.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # what is being tidied up is not interrupted again
+        raise EndedBySignal(number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# temporary files --------------------------------------------------------------------------------------
+
+
+def shorten_temp_folder() -> str | None:
+    """Use another folder for temporary files where the path of the present one is too long for sockets in it.
+
+    Returns:
+        What was changed, for the user.
+
+    Raises:
+        ConfigError: there is no other folder that can be written.
+    """
+    present = tempfile.gettempdir()
+    if len(os.fsencode(present)) <= LONGEST_TEMP_FOLDER:
+        return None
+    for folder in TEMP_FOLDERS:
+        if os.access(folder, os.W_OK | os.X_OK):
+            os.environ["TMPDIR"] = tempfile.tempdir = folder
+            return f"the path of TMPDIR is too long for sockets in it, so {folder} is used: {present}"
+    raise ConfigError(f"TMPDIR={present}: longer than {LONGEST_TEMP_FOLDER} bytes; set it to a shorter path")
 
 
 # output -----------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import resource
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from errno import EROFS
 from pathlib import Path
 
 from flwr.serverapp import ServerApp
@@ -17,7 +18,7 @@ from hydra.utils import instantiate
 from fednnunet.client_app import app as client_app
 from fednnunet.config.run import RunConfig
 from fednnunet.errors import ConfigError
-from fednnunet.files import DISK_FULL, write_atomically
+from fednnunet.files import DISK_FULL, NOT_WRITABLE, private_files, write_atomically
 from fednnunet.launch.run_folder import (
     check_folder,
     final_metadata,
@@ -57,16 +58,26 @@ def run(
         FednnUNetError: the configuration or the data cannot work, or a node failed.
         KeyboardInterrupt: after every process was ended; the last checkpoints are kept.
     """
-    with locked(config.paths.run):
+    with private_files(), locked(config.paths.run):
         try:
             return _run(config, command, sweep, command_files or {})
         except OSError as error:
-            if error.errno not in DISK_FULL:
-                raise
-            raise ConfigError(
-                f"{error.strerror} ({error.filename or config.paths.run}); make room, and resume with "
-                f"continue={config.paths.run}"
-            ) from error
+            if advice := _advice(error, config.paths.run):
+                raise ConfigError(
+                    f"{error.filename or config.paths.run}: {error.strerror}; {advice}, and resume with "
+                    f"continue={config.paths.run}"
+                ) from error
+            raise
+
+
+def _advice(error: OSError, folder: Path) -> str:
+    """What to do about a disk that is full or read-only; empty for any other error."""
+    if error.errno in DISK_FULL:
+        return "make room"
+    in_folder = error.filename is not None and Path(str(error.filename)).is_relative_to(folder)
+    if error.errno == EROFS or (error.errno in NOT_WRITABLE and in_folder):
+        return "make it writable"
+    return ""
 
 
 def _run(config: RunConfig, command: str, sweep: str | None, command_files: Mapping[Path, str]) -> Result:
@@ -84,6 +95,8 @@ def _run(config: RunConfig, command: str, sweep: str | None, command_files: Mapp
         else:
             stack.enter_context(_reserved_server(config))
         metadata = run_metadata(config, command, sweep)
+        with contextlib.suppress(PermissionError):  # a file system without modes
+            folder.chmod(0o700)
         write_atomically(folder / CONFIG_FILE, json.dumps(result_settings(config), indent=1))
         for path, text in command_files.items():
             write_atomically(path, text)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import signal
+import stat
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -64,6 +69,65 @@ def test_a_refused_command_changes_nothing_of_a_sweep(interrupted: Path) -> None
     assert result.returncode == 2
     assert "holds a run with trainer.epochs=None, not 9" in result.stderr
     assert (sweep / "sweep.yaml").read_text() == before
+
+
+def test_sigterm_ends_it_as_ctrl_c_does_with_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(*arguments: object) -> None:
+        (tmp_path / ".hydra").mkdir()
+        (tmp_path / ".hydra" / "overrides.yaml").write_text("[]")
+        os.kill(os.getpid(), signal.SIGTERM)
+        threading.Event().wait(60)
+
+    monkeypatch.setattr("fednnunet.run.run", train)
+    result = run_local([sys.executable, "train.py", *CUSTOM, f"hydra.run.dir={tmp_path}"])
+    assert result.returncode == 143
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("ended by SIGTERM; the last checkpoints are kept. To resume: python train.py continue=")
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [(errno.EROFS, "make it writable"), (errno.ENOSPC, "make room"), (errno.EDQUOT, "make room")],
+)
+def test_a_folder_that_cannot_be_written_any_more_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, advice: str
+) -> None:
+    """In the middle of a run."""
+    rounds = tmp_path / "rounds.csv"
+
+    def fail(config: RunConfig) -> None:
+        raise OSError(number, os.strerror(number), str(rounds))
+
+    monkeypatch.setattr("fednnunet.run.prepare_centres", fail)
+    with pytest.raises(ConfigError) as caught:
+        run(configured(*CUSTOM, f"paths.run={tmp_path}"), "python train.py")
+    assert str(caught.value) == f"{rounds}: {os.strerror(number)}; {advice}, and resume with continue={tmp_path}"
+
+
+def test_what_a_run_makes_is_its_users_alone(interrupted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in a folder that others could read before."""
+    interrupted.chmod(0o755)
+
+    class Stopped(Exception):
+        pass
+
+    def stop(config: RunConfig) -> None:
+        raise Stopped
+
+    monkeypatch.setattr("fednnunet.run.prepare_centres", lambda config: {})
+    monkeypatch.setattr("fednnunet.run.node_settings", lambda config, folders: [])
+    monkeypatch.setattr("fednnunet.run.server_settings", stop)
+    before = os.umask(0o022)
+    try:
+        overrides = OmegaConf.load(interrupted / ".hydra" / "overrides.yaml")
+        with pytest.raises(Stopped):
+            run(configured(*overrides, f"paths.run={interrupted}", "logger=tensorboard"), "python train.py")
+        assert os.umask(0o022) == 0o022
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(interrupted.stat().st_mode) == 0o700
+    assert stat.S_IMODE((interrupted / "train.log").stat().st_mode) == 0o600
+    assert stat.S_IMODE((interrupted / "config.json").stat().st_mode) == 0o600
 
 
 def test_a_second_run_leaves_the_server_and_the_last_run_as_they_are(

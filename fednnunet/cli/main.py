@@ -14,6 +14,7 @@ from fednnunet.cli.deployment import node, server
 from fednnunet.cli.report import report, wandb_dashboard
 from fednnunet.errors import FednnUNetError
 from fednnunet.plain_output import write_plainer
+from fednnunet.processes import shorten_temp_folder
 
 app = typer.Typer(
     help="FednnU-Net trains nnU-Net across hospitals without moving an image.",
@@ -70,6 +71,8 @@ def main() -> int:
     """Entry point; 2 when the user has something to fix."""
     write_plainer()
     try:
+        if change := shorten_temp_folder():
+            print(f"note: {change}", file=sys.stderr)
         app(standalone_mode=True)
     except FednnUNetError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -21,11 +21,13 @@ from omegaconf.errors import OmegaConfBaseException
 from fednnunet.config.hydra_datasets import CONF, set_by_dataset
 from fednnunet.config.run import read_config
 from fednnunet.errors import FednnUNetError
+from fednnunet.files import private_files
 from fednnunet.launch.command_files import command_files, write_new
 from fednnunet.launch.library_errors import format_hydra_error, launcher_error
 from fednnunet.launch.resume import expand_continue
 from fednnunet.launch.sweep_callback import SweepCallback, folder_problem, record_failure, report_failures, resume_hint
 from fednnunet.plain_output import write_plainer
+from fednnunet.processes import EndedBySignal, ended_by_signals, shorten_temp_folder
 
 command = ""
 """What the user typed, for the report; a sweep's jobs in other processes get it with the function below."""
@@ -88,13 +90,20 @@ def launch(program: Sequence[str], arguments: Sequence[str]) -> int:
         arguments: overrides and Hydra's flags; ``continue=FOLDER`` stands for those of an earlier run.
 
     Returns:
-        Exit code: 0, 2 when the user has something to fix, 130 after Ctrl-C.
+        Exit code: 0, 2 when the user has something to fix, 130 after Ctrl-C, 143 after SIGTERM.
     """
-    global command
     write_plainer()
+    with private_files(), ended_by_signals():
+        return _launch(program, arguments)
+
+
+def _launch(program: Sequence[str], arguments: Sequence[str]) -> int:
+    global command
     user_errors.clear()
     SweepCallback.current = None
     try:
+        if change := shorten_temp_folder():
+            print(f"note: {change}", file=sys.stderr)
         sys.argv = [program[-1], *expand_continue(list(arguments))]
         command = shlex.join([*program, *sys.argv[1:]])
         main()
@@ -104,6 +113,9 @@ def launch(program: Sequence[str], arguments: Sequence[str]) -> int:
     except (HydraException, OmegaConfBaseException) as error:
         print(f"error: {format_hydra_error(error)}", file=sys.stderr)
         return 2
+    except EndedBySignal as end:
+        print(f"{end}; the last checkpoints are kept.{resume_hint(program)}", file=sys.stderr)
+        return 128 + end.number
     except KeyboardInterrupt:
         print(f"\ninterrupted; the last checkpoints are kept.{resume_hint(program)}", file=sys.stderr)
         return 130

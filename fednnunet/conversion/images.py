@@ -20,6 +20,7 @@ from fednnunet.datasets.file_integrity import FileContent, NiftiHeader, inspect_
 from fednnunet.datasets.geometry import Grid, format_size, grid_differences
 from fednnunet.errors import DataError
 from fednnunet.exchange.data_notes import NoteKind
+from fednnunet.files import DISK_FULL
 
 PLACE_FILE: Mapping[Files, Callable[[Path, Path], object]] = {
     "copy": shutil.copyfile,
@@ -174,7 +175,9 @@ def write(image: sitk.Image, target: Path) -> None:
         inspect_file(partial)
     except (RuntimeError, DataError) as error:
         partial.unlink(missing_ok=True)
-        if isinstance(error, DataError) or os.strerror(errno.ENOSPC) in str(error):  # SimpleITK cuts NIfTI files off
+        if isinstance(error, DataError) or any(
+            os.strerror(full) in str(error) for full in DISK_FULL
+        ):  # SimpleITK cuts NIfTI files off
             raise OSError(errno.ENOSPC, "the disk is full, or a quota is reached") from None
         raise DataError(f"{target.name} cannot be written: {str(error).strip().splitlines()[-1]}") from None
     os.replace(partial, target)

@@ -17,7 +17,7 @@ from typing import Any
 from fednnunet import __version__
 from fednnunet.config.run import RunConfig
 from fednnunet.errors import ConfigError
-from fednnunet.files import DISK_FULL, write_atomically
+from fednnunet.files import DISK_FULL, NOT_WRITABLE, write_atomically
 from fednnunet.node.settings import NodeSettings
 from fednnunet.processes import LOG_FORMAT
 from fednnunet.run_files import CONFIG_FILE, RUN_ID_FILE
@@ -115,12 +115,12 @@ def final_metadata(
 
 
 class LogFile(logging.FileHandler):
-    """A log that waits for room on a full disk, and does not fill the terminal with that."""
+    """A log that waits for room on a full disk, or one that is read-only, and does not fill the terminal with that."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Logging's hook, called while the error is handled."""
         error = sys.exception()
-        if not (isinstance(error, OSError) and error.errno in DISK_FULL):
+        if not (isinstance(error, OSError) and error.errno in (*DISK_FULL, *NOT_WRITABLE)):
             super().handleError(record)
 
 

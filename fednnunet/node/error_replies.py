@@ -7,7 +7,7 @@ from typing import Literal
 
 from fednnunet.errors import ConfigError, DataError, FednnUNetError, ProtocolError
 from fednnunet.exchange.messages import Failure, Kind
-from fednnunet.node.resource_errors import explain_out_of_memory, is_disk_full
+from fednnunet.node.resource_errors import explain_out_of_memory, is_disk_full, not_writable
 from fednnunet.node.settings import NodeSettings
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,8 @@ def failure_of(error: Exception, kind: Kind, settings: NodeSettings) -> Failure:
     out_of_memory = explain_out_of_memory(error, settings)
     if is_disk_full(error):
         text, code = DISK_FULL, "unavailable"
+    elif (why := not_writable(error, settings.folder)) is not None:
+        text, code = f"its work folder cannot be written ({why}); make it writable", "config"
     elif out_of_memory is not None:
         text, code = out_of_memory, "config"
     log.error("%s failed: %s", WORK[kind], text, exc_info=error)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
@@ -20,6 +22,7 @@ from types import TracebackType
 import psutil
 
 from fednnunet.errors import NodeError
+from fednnunet.files import write_atomically
 from fednnunet.node.settings import NodeSettings
 from fednnunet.processes import children_of
 
@@ -27,6 +30,9 @@ log = logging.getLogger(__name__)
 
 WORKER_MODULE = "fednnunet.node.worker"
 MEMORY_SAMPLE_SECONDS = 1.0
+SOCKETS_PREFIX = "fednnunet-"
+SOCKETS_FILE = ".sockets"
+"""In a node's folder, or beside those of a run's: where its sockets are."""
 END_SECONDS = 5.0
 
 
@@ -58,12 +64,34 @@ def worker_address(folder: Path, name: str) -> WorkerAddress:
     return WorkerAddress(str(folder / f"{name}.sock"), key, key_file)
 
 
-def socket_folder() -> Path:
-    """A new folder for sockets and keys, its owner's alone (0700).
+@contextlib.contextmanager
+def socket_folder(owner: Path) -> Iterator[Path]:
+    """A new folder for sockets and keys, its user's alone (0700); it is removed at the end.
 
-    It lies outside the run's or node's own folder, which may be too deep: AF_UNIX paths hold about 100 characters.
+    It lies outside of the run's or node's own folder, which may be too deep: AF_UNIX paths hold about 100 characters.
+    One that a killed process has left is removed now.
+
+    Args:
+        owner: folder that is this process's alone, where it is noted which folder it uses.
     """
-    return Path(tempfile.mkdtemp(prefix="fednnunet-"))
+    note = owner / SOCKETS_FILE
+    if note.is_file():
+        _remove_left_behind(Path(note.read_text(encoding="utf-8")))
+    folder = Path(tempfile.mkdtemp(prefix=SOCKETS_PREFIX))
+    try:
+        write_atomically(note, str(folder))
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        note.unlink(missing_ok=True)
+
+
+def _remove_left_behind(folder: Path) -> None:
+    """Remove a folder of sockets, unless it is not one, or another user's by now."""
+    with contextlib.suppress(OSError):
+        status = folder.lstat()
+        if folder.name.startswith(SOCKETS_PREFIX) and stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid():
+            shutil.rmtree(folder)
 
 
 def worker_context(module: str) -> ForkServerContext:
@@ -93,11 +121,12 @@ class NodeProcesses:
         self.peak_memory_gib = 0.0
         self._processes: list[BaseProcess] = []
         self._stop = threading.Event()
+        self._sockets = contextlib.ExitStack()
 
     def __enter__(self) -> NodeProcesses:
-        self._sockets = socket_folder()
+        sockets = self._sockets.enter_context(socket_folder(self.nodes[0].folder.parent))
         try:
-            self._start()
+            self._start(sockets)
         except BaseException:
             self._end()
             raise
@@ -109,11 +138,11 @@ class NodeProcesses:
     ) -> None:
         self._end()
 
-    def _start(self) -> None:
+    def _start(self, sockets: Path) -> None:
         context = worker_context(WORKER_MODULE)
         ready: dict[str, Connection] = {}
         for number, settings in enumerate(self.nodes, start=1):
-            address = worker_address(self._sockets, str(number))
+            address = worker_address(sockets, str(number))
             receiver, sender = context.Pipe(duplex=False)
             process: BaseProcess = context.Process(
                 target=_work, args=(settings, address.socket, address.key, sender), name=f"node {settings.name}"
@@ -146,7 +175,7 @@ class NodeProcesses:
                 process.join()
         for child in alive:  # augmentation and preprocessing processes of a worker
             _kill(child)
-        shutil.rmtree(self._sockets, ignore_errors=True)
+        self._sockets.close()
 
     def _watch_memory(self) -> None:
         me = psutil.Process()

@@ -1,10 +1,14 @@
-"""Errors that say that memory or the disk was full, and what to do about them."""
+"""Errors that say that memory or the disk was full, or that it cannot be written, and what to do about them."""
 
 from __future__ import annotations
 
+import errno
+import os
+from pathlib import Path
+
 import torch
 
-from fednnunet.files import DISK_FULL
+from fednnunet.files import DISK_FULL, NOT_WRITABLE
 from fednnunet.node.settings import NodeSettings
 
 CPU_OUT_OF_MEMORY = "can't allocate memory"
@@ -12,7 +16,9 @@ CPU_OUT_OF_MEMORY = "can't allocate memory"
 AUGMENTATION_DIED = "background workers are no longer alive"
 """Message of batchgenerators."""
 CHECKPOINT_NOT_WRITTEN = ("PytorchStreamWriter failed writing", "iostream error", "inline_container.cc")
-"""Messages of torch where a checkpoint did not fit on the disk; it hides the error number."""
+"""Messages of torch where a checkpoint could not be written; it hides the error number."""
+REASON = "strerror: "
+"""Before the system's reason in a message of torch; where there is none, the disk was full."""
 
 
 def explain_out_of_memory(error: Exception, settings: NodeSettings) -> str | None:
@@ -45,9 +51,32 @@ def explain_out_of_memory(error: Exception, settings: NodeSettings) -> str | Non
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether ``error`` says that the disk is full, or was caused by an error that does."""
+    """Whether ``error`` says that the disk is full, or a quota used up, or was caused by an error that does."""
     if error is None:
         return False
     full = isinstance(error, OSError) and error.errno in DISK_FULL
-    by_torch = isinstance(error, RuntimeError) and any(message in str(error) for message in CHECKPOINT_NOT_WRITTEN)
-    return full or by_torch or is_disk_full(error.__cause__ or error.__context__)
+    by_torch = _torch_reason(error)
+    full |= by_torch in ("", *map(os.strerror, DISK_FULL))
+    return full or is_disk_full(error.__cause__ or error.__context__)
+
+
+def not_writable(error: BaseException | None, folder: Path) -> str | None:
+    """Why what is in ``folder`` cannot be written, if ``error`` or its cause says so; None for any other error."""
+    if error is None:
+        return None
+    reason = _torch_reason(error)
+    if reason in [os.strerror(number) for number in NOT_WRITABLE]:
+        return reason
+    if isinstance(error, OSError) and error.errno in NOT_WRITABLE:
+        in_folder = error.filename is not None and Path(str(error.filename)).is_relative_to(folder)
+        if error.errno == errno.EROFS or in_folder:
+            return error.strerror
+    return not_writable(error.__cause__ or error.__context__, folder)
+
+
+def _torch_reason(error: BaseException) -> str | None:
+    """Why torch could not write a checkpoint; empty where it does not say, None for any other error."""
+    text = str(error)
+    if not isinstance(error, RuntimeError) or not any(message in text for message in CHECKPOINT_NOT_WRITTEN):
+        return None
+    return next(iter(text.partition(REASON)[2].splitlines()), "").strip()

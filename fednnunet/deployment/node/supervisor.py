@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import shutil
 from multiprocessing.process import BaseProcess
 
 from fednnunet.config.node_file import NodeFile
@@ -13,7 +12,7 @@ from fednnunet.deployment.node.connection import LOG_FILE, run_connection
 from fednnunet.deployment.node.preflight.before_start import check_before_start
 from fednnunet.deployment.supervision import OTHER_RUN, SupervisedProcess, ended_by_signal, supervise, terminal
 from fednnunet.lock import locked
-from fednnunet.node.launcher import socket_folder, worker_address, worker_context
+from fednnunet.node.launcher import WorkerAddress, socket_folder, worker_address, worker_context
 
 WORKER_MODULE = "fednnunet.deployment.node.deployed_worker"
 RETRY_TIMEOUT_S = 600.0
@@ -36,8 +35,15 @@ def serve(node_file: NodeFile) -> None:
     ended = ended_by_signal()
     notify = terminal()
     os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
-    sockets = socket_folder()
-    address = worker_address(sockets, "worker")
+    with locked(node_file.folder), socket_folder(node_file.folder) as sockets:
+        notify(f"node {node_file.name}: work folder {node_file.folder}; connecting to {node_file.server}")
+        for _ in supervise(_processes(node_file, worker_address(sockets, "worker")), ended, notify):
+            pass
+        notify(f"node {node_file.name} has ended; its finished work is kept")
+
+
+def _processes(node_file: NodeFile, address: WorkerAddress) -> list[SupervisedProcess]:
+    """The worker and the connection, which are to be kept alive."""
     node_config = address.node_config | {"retry-timeout-s": str(RETRY_TIMEOUT_S)}
     context = worker_context(WORKER_MODULE)
 
@@ -54,18 +60,10 @@ def serve(node_file: NodeFile) -> None:
         process.start()
         return process
 
-    supervised = [
+    return [
         SupervisedProcess("worker", start_worker, expected_exit_codes=[OTHER_RUN]),
         SupervisedProcess("connection", start_connection),
     ]
-    try:
-        with locked(node_file.folder):
-            notify(f"node {node_file.name}: work folder {node_file.folder}; connecting to {node_file.server}")
-            for _ in supervise(supervised, ended, notify):
-                pass
-            notify(f"node {node_file.name} has ended; its finished work is kept")
-    finally:
-        shutil.rmtree(sockets, ignore_errors=True)
 
 
 def _work(node_file: NodeFile, address: str, key: bytes) -> None:

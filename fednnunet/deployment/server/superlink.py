@@ -32,6 +32,7 @@ from fednnunet.deployment.server.operator_client import TOKEN_FILE
 from fednnunet.deployment.server.registration import Registration, watch_keys
 from fednnunet.deployment.server.signatures import Signatures
 from fednnunet.deployment.supervision import log_and_notify
+from fednnunet.files import has_free_space
 from fednnunet.processes import end_with_parent
 
 DATABASE = "state.db"
@@ -45,11 +46,16 @@ def report_full_disk(state: Path) -> None:
     """Answer requests that fail on a full disk with status 507; Flower answers each with "internal server error"."""
 
     def on_error(context: ExceptionContext) -> None:
-        code = getattr(context.original_exception, "sqlite_errorcode", None)
-        if code in DISK_FULL:
+        if is_disk_full(context.original_exception, state):
             raise HTTPException(507, f"the disk of the server's state is full; make room at {state}")
 
     event.listen(Engine, "handle_error", on_error)
+
+
+def is_disk_full(error: BaseException | None, state: Path) -> bool:
+    """Whether an error of SQLite means that the disk is full, or a quota used up, of which it does not say so."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return code in DISK_FULL or (code == sqlite3.SQLITE_IOERR_WRITE and not has_free_space(state))
 
 
 async def serve(
