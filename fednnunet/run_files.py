@@ -13,6 +13,8 @@ RUN_ID_FILE = "run_id"
 PLANS_FILE = "plans.json"
 ROUNDS_FILE = "rounds.csv"
 CASES_FILE = "cases.csv"
+DATA_NOTES_FILE = "data_notes.csv"
+"""Where a node's images are unusual: how many cases, in which way."""
 SUMMARY_FILE = "summary.csv"
 COMPARISONS_FILE = "comparisons.csv"
 """Beside a report of several runs: differences to the reference strategy, and their tests."""
@@ -29,6 +31,7 @@ ROUND_COLUMNS = (
     *("strategy", "round", "node", "train_loss", "val_loss", "pseudo_dice"),
     *("seconds_train", "seconds_exchange", "bytes_up", "bytes_down", "update_norm"),
 )
+DATA_NOTE_COLUMNS = ("node", "kind", "cases", "voxels")
 CASE_COLUMNS = (
     *("strategy", "node", "model", "fold", "case", "label"),
     *("dsc", "hd95", "surface_dsc", "volume_error", "empty"),

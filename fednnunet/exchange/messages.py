@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fednnunet.errors import ProtocolError, first_problem
+from fednnunet.exchange.data_notes import DataNote, NoteKind
 
 MAX_BODY_BYTES = 64 * 2**20
 """Largest JSON body: fingerprints list two triples per case, so this is more than 100,000 cases."""
@@ -102,6 +103,7 @@ class FingerprintReply(Body):
         resume_rounds: fold to finished rounds from whose checkpoint this node can resume.
         image_digests: salted digests of the images, sorted and without duplicates; None where they were not requested,
             or the node does not send them.
+        data_notes: what people should know of the images: kinds and counts of cases.
     """
 
     node: NodeName
@@ -117,9 +119,15 @@ class FingerprintReply(Body):
     held_out: dict[NodeName, dict[Fold, Annotated[int, Field(ge=0)]]] = Field(default={}, max_length=MAX_CENTRES)
     resume_rounds: dict[Fold, list[int]] = {}
     image_digests: list[SaltedDigest] | None = Field(default=None, max_length=MAX_DIGESTS)
+    data_notes: list[DataNote] = Field(default=[], max_length=len(NoteKind))
 
     @model_validator(mode="after")
-    def _digests_are_of_cases(self) -> FingerprintReply:
+    def _counts_are_of_cases(self) -> FingerprintReply:
+        if len({note.kind for note in self.data_notes}) < len(self.data_notes):
+            raise ValueError("data_notes: one kind is there twice")
+        for note in self.data_notes:
+            if not self.external and note.cases > self.num_training:
+                raise ValueError(f"data_notes: {note.kind} in {note.cases} of {self.num_training} cases")
         digests = self.image_digests or []
         if len(set(digests)) < len(digests):
             raise ValueError("image_digests: one is there twice")

@@ -129,6 +129,7 @@ class NodeDataset:
             },
             resume_rounds={} if external else self._resume_rounds(),
             image_digests=self._image_digests(request.salt),
+            data_notes=self.notes,
         )
 
     # fingerprint ---------------------------------------------------------------------------------------

@@ -105,6 +105,7 @@ def render_report(folder: Path, results: Results) -> str:
         commands=_distinct(run.info.get("command") for run in runs),
         meanings={name: meaning for name in strategies if (meaning := STRATEGY_MEANINGS.get(name.split(" ")[0]))},
         runs=runs,
+        data_notes=list(dict.fromkeys(note for run in runs for note in run.data_notes)),
         duration=format_duration,
         problems=results.problems,
         table=results.table,

@@ -9,15 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import ValidationError
 
 from fednnunet.config.groups import POOLED_NODE
-from fednnunet.errors import DataError
+from fednnunet.errors import DataError, first_problem
+from fednnunet.exchange.data_notes import DataNote
 from fednnunet.exchange.messages import ENSEMBLE
 from fednnunet.files import write_atomically
 from fednnunet.run_files import (
     CASE_COLUMNS,
     CASES_FILE,
     CONFIG_FILE,
+    DATA_NOTE_COLUMNS,
+    DATA_NOTES_FILE,
     ERROR_FILE,
     HYDRA_CONFIG_FILE,
     OVERRIDES_FILE,
@@ -27,7 +31,7 @@ from fednnunet.run_files import (
     RUN_FILE,
 )
 
-_TEXT = ["strategy", "node", "model", "fold", "label", "empty"]
+_TEXT = ["strategy", "node", "model", "fold", "label", "empty", "kind"]
 _NOT_IN_NAME = (
     "strategy",
     "seed",
@@ -53,6 +57,7 @@ class Run:
         plans: node to nnU-Net's plans.
         cases: ``cases.csv`` with a column ``seed``; folds are text.
         rounds: ``rounds.csv``, with columns ``fold`` and ``seed``.
+        data_notes: node and what people should know of its images.
         overlays: centre to number of the case to file.
         config: composed configuration as YAML; empty if there is none.
         overrides: key to value of what was changed on the command line.
@@ -66,6 +71,7 @@ class Run:
     plans: dict[str, dict[str, Any]]
     cases: pd.DataFrame
     rounds: pd.DataFrame
+    data_notes: list[tuple[str, str]]
     overlays: dict[str, dict[int, Path]]
     config: str
     overrides: dict[str, str]
@@ -130,6 +136,7 @@ def read_run(folder: Path) -> Run:
         plans=_read_json(folder / PLANS_FILE),
         cases=cases.assign(seed=seed),
         rounds=rounds.assign(fold=fold, seed=seed),
+        data_notes=_read_data_notes(folder / DATA_NOTES_FILE),
         overlays=_find_overlays(folder),
         config=config.read_text() if config.is_file() else "",
         overrides=_read_overrides(folder / OVERRIDES_FILE),
@@ -261,6 +268,14 @@ def _read_overrides(path: Path) -> dict[str, str]:
     lines = [line.removeprefix("- ").strip().strip("'\"") for line in path.read_text().splitlines()]
     pairs = [line.lstrip("+~").partition("=") for line in lines if "=" in line]
     return {key: value for key, _, value in pairs}
+
+
+def _read_data_notes(path: Path) -> list[tuple[str, str]]:
+    try:
+        rows = read_csv(path, DATA_NOTE_COLUMNS).to_dict("records")
+        return [(str(row.pop("node")), str(DataNote.model_validate(row))) for row in rows]
+    except ValidationError as error:
+        raise DataError(f"{path} is not readable: {first_problem(error, 'a row')}") from None
 
 
 def _find_overlays(folder: Path) -> dict[str, dict[int, Path]]:

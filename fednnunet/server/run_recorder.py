@@ -10,9 +10,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fednnunet.exchange.data_notes import DataNote
 from fednnunet.exchange.messages import CaseScore, Fold
 from fednnunet.files import append_atomically, write_atomically
-from fednnunet.run_files import CASE_COLUMNS, CASES_FILE, PLANS_FILE, ROUND_COLUMNS, ROUNDS_FILE
+from fednnunet.run_files import (
+    CASE_COLUMNS,
+    CASES_FILE,
+    DATA_NOTE_COLUMNS,
+    DATA_NOTES_FILE,
+    PLANS_FILE,
+    ROUND_COLUMNS,
+    ROUNDS_FILE,
+)
 from fednnunet.server.run_observer import RunObserver, RunObservers
 
 log = logging.getLogger(__name__)
@@ -87,6 +96,22 @@ class RunRecorder(RunObservers):
         """Log that a node replied."""
         log.info("node %s replied", node)
         super().on_node_reply(node, server_round, metrics)
+
+    def on_data_notes(self, notes: Mapping[str, Sequence[DataNote]]) -> None:
+        """Tell what people should know of the nodes' images, and write ``data_notes.csv``; without notes there is none.
+
+        Args:
+            notes: by node.
+        """
+        rows = [{"node": node, **note.model_dump(mode="json")} for node, found in notes.items() for note in found]
+        path = self.folder / DATA_NOTES_FILE
+        if not rows:
+            path.unlink(missing_ok=True)
+            return
+        _write_rows(path, DATA_NOTE_COLUMNS, rows)
+        for node, found in notes.items():
+            for note in found:
+                self.on_message(f"node {node}: {note}")
 
     def on_plans(self, plans: Mapping[str, Mapping[str, Any]]) -> None:
         """Write ``plans.json``: nnU-Net's plans of every node."""

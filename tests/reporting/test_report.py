@@ -67,6 +67,16 @@ def test_every_node_and_set_up_has_its_place(comparison: ElementTree.Element) ->
     assert len(comparison.findall(".//section[@id='config']/details")) == 4
 
 
+def test_what_nodes_said_of_their_images_is_listed_once(write_run: MakeRun, tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name, name) for name in ("local", "asym")]
+    for run in runs:
+        (run / "data_notes.csv").write_text("node,kind,cases,voxels\nISPY1,label_reoriented,6,0\n")
+    page = report_of(tmp_path / "report", runs)
+    assert "Data notes" in texts(page, ".//section[@id='run']/h3")
+    (note,) = [text for text in texts(page, ".//section[@id='run']//li") if text.startswith("ISPY1")]
+    assert note == "ISPY1: labels of 6 cases were brought onto their image's grid by their headers"
+
+
 def test_set_ups_are_tested_against_local(comparison: ElementTree.Element) -> None:
     section = ".//section[@id='tests']"
     assert texts(comparison, f"{section}/h2") == ["Against local"]

@@ -44,6 +44,9 @@ def register_nodes(session: Session) -> None:
     session.recorder.num_training = {
         federation.name(node): federation.described[node].num_training for node in federation.training
     }
+    session.recorder.on_data_notes(
+        {federation.name(node): federation.described[node].data_notes for node in federation.nodes}
+    )
     if settings.find_duplicates:
         find_duplicates(federation, session.recorder)
 
