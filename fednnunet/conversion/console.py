@@ -90,8 +90,13 @@ def show_result(
     console.print(table)
     _show_issues("skipped", new_problems, console)
     for entry in done:
-        for note in count_notes({case: record.notes for case, record in entry.manifest.cases.items()}):
+        cases = entry.manifest.cases
+        for note in count_notes({case: record.notes for case, record in cases.items()}):
             console.print(f"note: {entry.centre.name}: {note}", markup=False, soft_wrap=True)
+        if len(cases) > 1 and len({record.patient for record in cases.values()}) == 1 and not entry.centre.external:
+            what = f"all {len(cases)} cases are of one patient, so that folds hold out a patient that they train on"
+            advice = "train with fold=all, or make the centre --external"
+            console.print(f"note: {entry.centre.name}: {what}; {advice}", markup=False, soft_wrap=True)
     _show_issues("note", _same_files(done), console)
     console.print(f"\nTrain: {_training_command(done, target, dataset)}", markup=False, soft_wrap=True)
 

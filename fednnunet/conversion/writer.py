@@ -16,7 +16,7 @@ from fednnunet.conversion.options import Options
 from fednnunet.conversion.plan import CentrePlan, ConversionPlan
 from fednnunet.conversion.scan_result import ConversionIssue, SourceCase
 from fednnunet.conversion.targets import TargetCentre
-from fednnunet.datasets.splits import FOLDS, splits_by_patient
+from fednnunet.datasets.splits import splits_by_patient
 from fednnunet.errors import ConfigError, DataError
 from fednnunet.files import DISK_FULL, write_atomically
 from fednnunet.processes import map_in_processes
@@ -221,11 +221,13 @@ class DatasetWriter:
         return ConversionResult(self.centre_plan.centre, self.folder, self.manifest, self.converted)
 
     def _write_splits(self) -> None:
-        """Write splits by patient where nnU-Net's own would put one patient into both training and held-out part."""
+        """Write splits by patient where nnU-Net's own would put one patient into both training and held-out part.
+
+        Fewer than five patients are held out once each, in as many folds.
+        """
         patients = {case: record.patient for case, record in self.manifest.cases.items()}
-        different = len(set(patients.values()))
-        if not self.centre_plan.centre.external and FOLDS <= different < len(patients):
-            splits = splits_by_patient(patients)
+        if not self.centre_plan.centre.external and 1 < len(set(patients.values())) < len(patients):
+            splits = [fold for fold in splits_by_patient(patients) if fold["val"]]
             write_atomically(self.folder / "splits_final.json", json.dumps(splits, indent=1))
 
 

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fednnunet.conversion.console import count_notes, show_plan
+from fednnunet.conversion.console import count_notes, show_plan, show_result
+from fednnunet.conversion.manifest import CaseRecord, Manifest
 from fednnunet.conversion.plan import plan_conversion
 from fednnunet.conversion.scan_result import ScanResult, SourceCase, SourceImage
-from fednnunet.conversion.targets import numbered_targets
+from fednnunet.conversion.targets import TargetCentre, numbered_targets
+from fednnunet.conversion.writer import ConversionResult
 
 
 def shown(scan: ScanResult, width: int) -> list[str]:
@@ -72,3 +74,20 @@ def test_notes_of_cases_are_counted() -> None:
         "3 cases, the first a: values were rounded (0.99 in a.nii)",
         "2 cases, the first c: NaN became 0 (1,000 voxels in c.nii; 1,023 in all)",
     ]
+
+
+def test_a_centre_of_one_patient_is_told(tmp_path: Path) -> None:
+    def result(*patients: str) -> str:
+        cases = {
+            f"case{number}": CaseRecord(patient=patient, sources={}, files={"image": str(number)})
+            for number, patient in enumerate(patients)
+        }
+        manifest = Manifest(made_by="test", settings={}, centre="Oslo", cases=cases)
+        console = Console(file=io.StringIO(), width=200)
+        done = ConversionResult(TargetCentre("Oslo", "Dataset601_Oslo"), tmp_path / "Dataset601_Oslo", manifest, 0)
+        show_result([done], [], tmp_path, None, console)
+        assert isinstance(console.file, io.StringIO)
+        return console.file.getvalue()
+
+    assert "note: Oslo: all 3 cases are of one patient, so that folds hold out a patient" in result("p", "p", "p")
+    assert "one patient" not in result("p", "p", "q") + result("p")

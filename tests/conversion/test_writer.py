@@ -210,6 +210,16 @@ def test_cases_of_one_patient_stay_in_one_part_of_a_fold(source: Path, tmp_path:
     assert sorted(case for fold in folds for case in fold["val"]) == sorted(case.name for case in heart)
 
 
+def test_each_of_few_patients_is_held_out_once(source: Path, tmp_path: Path) -> None:
+    heart = [
+        make_case(source, f"P{number}_{phase}", patient=f"P{number}") for number in range(3) for phase in ("ED", "ES")
+    ]
+    run(heart, tmp_path / "raw")
+    folds = splits_of(read_dataset(tmp_path / "raw" / "Dataset601_Oslo", "Oslo"), "Oslo", [0, 1, 2])
+    assert sorted(fold["val"] for fold in folds) == [[f"P{number}_ED", f"P{number}_ES"] for number in range(3)]
+    assert all(len(fold["train"]) == 4 for fold in folds)
+
+
 def broken(source: Path, kind: str) -> SourceCase:
     mask = np.zeros((3, 8, 8), dtype=np.uint8)
     image = np.ones((3, 8, 8), dtype=np.float32)
