@@ -17,8 +17,10 @@ from fednnunet.errors import ConfigError, DataError
 from fednnunet.exchange.messages import Fold
 
 Split = dict[str, list[str]]
+SPLITS_FILE = "splits_final.json"
 FOLDS = 5
 """Number of nnU-Net's folds."""
+ADVICE_ON_FEW_CASES = "train it with fold=all, make it external: true, or add cases"
 FEWEST_CASES = 2
 """Fewest cases that can be divided into training and held-out ones."""
 
@@ -37,15 +39,15 @@ def splits_of(dataset: RawDataset, centre: str, folds: Sequence[Fold]) -> list[S
         DataError: such a fold has no training or no held-out case, or names an unknown one; or the file holds no list
             of folds.
     """
-    path, names = dataset.folder / "splits_final.json", {case.name for case in dataset.cases}
+    path, names = dataset.folder / SPLITS_FILE, {case.name for case in dataset.cases}
     own = path.is_file()
     splits = _read_splits(path, centre) if own else crossval_splits(sorted(names))
     for fold in folds:
         if fold == "all":
             continue
         if fold >= len(splits):
-            there = path.name if own else "nnU-Net's cross-validation"
-            more = "add it to the file" if own else f"write more into a {path.name} beside its dataset.json"
+            there = SPLITS_FILE if own else "nnU-Net's cross-validation"
+            more = "add it to the file" if own else f"write more into a {SPLITS_FILE} beside its dataset.json"
             raise ConfigError(
                 f"centre {centre}: {there} has {_folds(len(splits))}; fold={fold} is none of them: choose among them, "
                 f"or {more}"
@@ -103,6 +105,18 @@ def crossval_splits(case_names: Sequence[str]) -> list[Split]:
     splits = generate_crossval_split(names, seed=12345, n_splits=holding_out) if holding_out >= FEWEST_CASES else []
     splits += [{"train": names, "val": []}] * (FOLDS - len(splits))
     return [{part: [str(name) for name in names] for part, names in split.items()} for split in splits]
+
+
+def effect_of_few_cases(cases: int) -> str | None:
+    """What cross-validation does with so few training cases; None where there is one for each fold to hold out."""
+    if cases >= FOLDS:
+        return None
+    if cases < FEWEST_CASES:
+        return f"there is {cases} training case; cross-validation has none to hold out"
+    return (
+        f"there are {cases} training cases: folds 0 to {cases - 1} hold one out each; in the others the centre trains "
+        "on all, and is not scored"
+    )
 
 
 def without_held_out(splits: Sequence[Split], folds: Sequence[Fold]) -> list[int]:

@@ -13,7 +13,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
-from fednnunet.datasets.splits import pooled_splits, splits_for_nnunet
+from fednnunet.datasets.splits import SPLITS_FILE, pooled_splits, splits_for_nnunet
 from fednnunet.datasets.staging import raw_digest
 from fednnunet.errors import ConfigError
 from fednnunet.exchange.messages import Fold, PlanRequest
@@ -73,7 +73,7 @@ def preprocess_cases(dataset: NodeDataset, plans: dict[str, Any], settings: Node
     folds = splits_for_nnunet(
         pooled_splits(dataset.splits) if dataset.is_pooled else next(iter(dataset.splits.values()))
     )
-    write_atomically(planned / "splits_final.json", json.dumps(folds, indent=1))
+    write_atomically(planned / SPLITS_FILE, json.dumps(folds, indent=1))
     entry = dataset.cache_folder(digest) / cache_key(digest, plans, configuration, folds)
     cache = preprocess(raw, planned, plans, configuration, entry, config.compute.preprocessing_workers)
     _link(planned / REFERENCES, cache / raw.name / REFERENCES)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from fednnunet.datasets.splits import splits_by_patient
+from fednnunet.datasets.splits import SPLITS_FILE, splits_by_patient
 from fednnunet.errors import DataError
 
 NOTE = "phantom.json"
@@ -109,7 +109,7 @@ def write_dataset(
             _write(case.label, case, partial / f"labels{part}" / f"{case.name}{file_ending}")
             patients[case.name] = case.patient or case.name
         if len(set(patients.values())) < len(patients) and not external:
-            (partial / "splits_final.json").write_text(json.dumps(splits_by_patient(patients), indent=1))
+            (partial / SPLITS_FILE).write_text(json.dumps(splits_by_patient(patients), indent=1))
         description = {
             "channel_names": {"0": channel},
             "labels": dict(labels),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pandas as pd
+
 from fednnunet.errors import DataError
 from fednnunet.reporting.run_folder import Run
 
@@ -68,6 +70,13 @@ def unscored_folds(runs: Sequence[Run]) -> dict[str, str]:
         for centre, folds in run.info.get("unscored_folds", {}).items():
             unscored.setdefault(centre, set()).update(folds)
     return {centre: _named([str(fold) for fold in sorted(folds)]) for centre, folds in unscored.items()}
+
+
+def without_foreground(cases: pd.DataFrame) -> list[str]:
+    """Centres whose reference masks are all empty, in rows of ``cases.csv``."""
+    is_empty = cases["empty"].isin(["reference", "both"])
+    of_centre = is_empty.groupby(cases["node"], sort=False).all()
+    return [str(centre) for centre in of_centre[of_centre].index]
 
 
 def _named(folds: Sequence[str]) -> str:

@@ -11,7 +11,13 @@ import pandas as pd
 from fednnunet.errors import ConfigError
 from fednnunet.evaluation.statistics import Interval, bootstrap
 from fednnunet.reporting.comparison import LEVEL, Comparison, choose_reference, compare_strategies
-from fednnunet.reporting.completeness import check_comparable, missing_folds, repeated_folds, unscored_folds
+from fednnunet.reporting.completeness import (
+    check_comparable,
+    missing_folds,
+    repeated_folds,
+    unscored_folds,
+    without_foreground,
+)
 from fednnunet.reporting.paper_comparison import PaperComparison, compare_with_paper
 from fednnunet.reporting.run_folder import Run, merge, merge_rounds, node_order
 from fednnunet.reporting.tables.results_table import (
@@ -115,7 +121,13 @@ def collect_results(runs: Sequence[Run], reference: str | None = None, external_
         intervals=_intervals(scores, table),
         significant=comparison.significant if comparison else set(),
         incomplete=set(missing),
-        notes=_notes(table, comparison, missing, unscored_folds(ordered), external_scores),
+        notes=[
+            *_notes(table, comparison, missing, unscored_folds(ordered), external_scores),
+            *(
+                f"No scored case of {centre} holds foreground: its DSC is 1 where nothing was segmented, else 0."
+                for centre in without_foreground(cases)
+            ),
+        ],
     )
     return Results(ordered, training, external, rounds, cases, scores, summary, table, comparison, external_scores)
 

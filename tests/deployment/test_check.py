@@ -153,6 +153,16 @@ def test_a_node_passes_all_checks(
     assert not (tmp_path / "work").exists(), "nothing is left behind"
 
 
+def test_what_few_cases_mean_for_cross_validation_is_told(
+    write_node_file: WriteNodeFile, make_dataset: MakeDataset
+) -> None:
+    folder = make_dataset("Dataset102_Few", cases=3)
+    told = results(write_node_file(data=str(folder)))["data"]
+    assert told.state == "warning"
+    assert "3 training cases: folds 0 to 2 hold one out each; in the others the centre trains on all" in told.found
+    assert results(write_node_file(data=str(folder), external=True))["data"].state == "good"
+
+
 def test_a_running_node_is_not_disturbed(write_node_file: WriteNodeFile, keys: Path, tmp_path: Path) -> None:
     with flower_server(keys, tmp_path / "state") as (port, state):
         node = register(state, keys / "nodes" / NODE / "node.pub")

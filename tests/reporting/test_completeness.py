@@ -115,6 +115,18 @@ def test_the_table_says_where_a_centre_holds_no_case_out(make_run: MakeRun) -> N
     assert results.summary[results.summary["node"] == "NACT"]["fold"].tolist() == ["0", "1", "2"]
 
 
+def test_the_table_says_whose_cases_hold_no_foreground(make_run: MakeRun) -> None:
+    run = make_run("asym")
+    cases = pd.read_csv(run / "cases.csv", dtype=str, keep_default_na=False)
+    cases.loc[cases["node"] == "NACT", "empty"] = "reference"
+    cases.loc[cases["node"].eq("DUKE") & cases["case"].eq("0"), "empty"] = "both"
+    cases.to_csv(run / "cases.csv", index=False)
+    results = collect_results(read_runs([run]))
+    assert results.table is not None
+    notes = [note for note in results.table.notes if "foreground" in note]
+    assert notes == ["No scored case of NACT holds foreground: its DSC is 1 where nothing was segmented, else 0."]
+
+
 def test_a_fold_alone_is_its_run_and_a_list_of_one_is_the_same(make_run: MakeRun, tmp_path: Path) -> None:
     for fold in (2, [2]):
         run = read_run(make_run("asym", fold=fold, folder=tmp_path / str(fold)))

@@ -13,7 +13,7 @@ from fednnunet.datasets.case_check import UNKNOWN_VALUE
 from fednnunet.datasets.case_grids import NO_FIT
 from fednnunet.datasets.description import unknown_label_values
 from fednnunet.datasets.quality.summary import SHARES, CaseMeasures, CentreSummary, DataIssue, most_common
-from fednnunet.datasets.splits import FEWEST_CASES, FOLDS
+from fednnunet.datasets.splits import ADVICE_ON_FEW_CASES, effect_of_few_cases
 from fednnunet.exchange.data_notes import NoteKind, count_notes
 
 FEWEST_VOXELS = 10
@@ -87,18 +87,9 @@ def _unreadable(centre: CentreSummary) -> Iterator[DataIssue]:
 
 
 def _too_few(centre: CentreSummary) -> Iterator[DataIssue]:
-    if centre.external or centre.number >= FOLDS:
-        return
-    advice = "train it with fold=all, make it external: true, or add cases"
-    if centre.number < FEWEST_CASES:
-        found = f"there is {centre.number} training case; cross-validation has none to hold out"
-    else:
-        last = centre.number - 1
-        found = (
-            f"there are {centre.number} training cases: folds 0 to {last} hold one out each; in the others the centre "
-            "trains on all, and is not scored"
-        )
-    yield _issue("warning", centre, "too few cases", (), found, advice)
+    found = None if centre.external else effect_of_few_cases(centre.number)
+    if found:
+        yield _issue("warning", centre, "too few cases", (), found, ADVICE_ON_FEW_CASES)
 
 
 def _problems(centre: CentreSummary) -> Iterator[DataIssue]:

@@ -16,6 +16,7 @@ from fednnunet import __version__
 from fednnunet.config.node_file import NodeFile, read_node_file
 from fednnunet.datasets.image_checks import check_images
 from fednnunet.datasets.raw import RawDataset, find_dataset, read_dataset
+from fednnunet.datasets.splits import ADVICE_ON_FEW_CASES, SPLITS_FILE, effect_of_few_cases
 from fednnunet.datasets.staging import estimate_size
 from fednnunet.deployment.keys import EXPIRES_SOON, read_authorities, read_private_key
 from fednnunet.deployment.node.preflight.before_start import check_work_folder, nearest_existing
@@ -92,6 +93,9 @@ def _check_data(node_file: NodeFile) -> CheckResult:
     labels = ", ".join(name for name in dataset.labels if name != "background")
     channels = ", ".join(dataset.channel_names.values())
     found = f"{folder}: {len(dataset.cases)} cases ({dataset.file_ending}), channels {channels}, labels {labels}"
+    effect = None if node_file.external else effect_of_few_cases(len(dataset.cases))
+    if effect and not (folder / SPLITS_FILE).is_file():
+        return CheckResult("warning", f"{found}; {effect}", ADVICE_ON_FEW_CASES, value=dataset)
     return CheckResult("good", found, value=dataset)
 
 
