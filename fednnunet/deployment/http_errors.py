@@ -18,4 +18,4 @@ def error_text(response: httpx.Response) -> str:
         content = None
     if isinstance(content, dict):
         text = str(content.get("message") or content.get("detail") or text)
-    return f"{response.status_code}: {one_line(text[:400])}"
+    return f"{response.status_code}: {one_line(text[:400]).rstrip('. ')}"

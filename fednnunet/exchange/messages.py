@@ -18,7 +18,8 @@ from fednnunet.exchange.data_notes import DataNote, NoteKind
 MAX_BODY_BYTES = 64 * 2**20
 """Largest JSON body: fingerprints list two triples per case, so this is more than 100,000 cases."""
 
-NodeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.'-]{0,63}$")]
+NODE_NAME = r"^[A-Za-z0-9][A-Za-z0-9 _.'-]{0,63}$"
+NodeName = Annotated[str, Field(pattern=NODE_NAME)]
 ENSEMBLE = "ensemble"
 """Takes the place of the fold where models of several were averaged, and of the node where those of all were."""
 RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]

@@ -194,12 +194,13 @@ class PendingReplies:
         """
         node = self.message_ids.pop(reply.metadata.reply_to_message_id, None)
         if node is None:
-            log.warning("node %d replied twice; its second reply is not read", reply.metadata.src_node_id)
+            name = self._client.name(reply.metadata.src_node_id)
+            log.warning("node %s replied twice; its second reply is not read", name)
             return False
         is_needed = self._replies + len(self.message_ids) < self._min_replies
         if self._client.wait_for_nodes and is_needed and is_unreachable(reply):
             pause = RETRY_PAUSES_S[min(self._failures[node], len(RETRY_PAUSES_S) - 1)]
-            self._away[node] = reply.error.reason or "its reply is lost", time.monotonic() + pause
+            self._away[node] = (reply.error.reason or "its reply is lost").rstrip(". "), time.monotonic() + pause
             self._failures[node] += 1
             return False
         self._replies += reply.has_content()

@@ -15,6 +15,7 @@ from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest, PushM
 from flwr.proto.node_pb2 import Node
 
 from fednnunet.config.node_file import read_node_file
+from fednnunet.deployment.node import message_transfer
 from fednnunet.deployment.node.connection import NodeConnection
 from fednnunet.deployment.node.message_transfer import receive_message, send_reply
 from fednnunet.deployment.server import superlink_grid
@@ -181,6 +182,34 @@ def test_a_reply_arrives_whose_acknowledgement_was_lost(
     reply_to(message, connection, grid)
     pulling.join(60)
     check_reply(replies, id_, connection)
+
+
+def test_a_reply_that_broke_off_is_asked_for_again(
+    grid: SuperLinkGrid, connection: NodeConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection dies after the reply's head; Flower would wait for the rest for three minutes."""
+    id_ = send(grid, connection)
+    message = receive(connection)
+    assert message is not None
+    replies: list[Message] = []
+    pulling = threading.Thread(target=lambda: replies.extend(grid.pull_messages([id_])))
+
+    def die(*_: object) -> None:
+        pulling.start()
+        raise ConnectionAbortedError
+
+    with monkeypatch.context() as dying:
+        dying.setattr(message_transfer, "push_objects", die)
+        with pytest.raises(ConnectionAbortedError):
+            reply_to(message, connection, grid)
+    assert receive(connection) is None, "its successor asks for a message"
+    pulling.join(30)
+    assert not pulling.is_alive()
+    as_server(grid)
+    while (message := receive(connection)) is None:
+        assert grid.pull_messages([id_]) == replies == []
+    reply_to(message, connection, grid)
+    check_reply(grid.pull_messages([id_]), id_, connection)
 
 
 def test_a_state_folder_without_a_server_is_named(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -17,10 +18,11 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from fednnunet.deployment.server.admission import Admission
 from fednnunet.deployment.server.connection_limits import LimitedConnection
-from fednnunet.deployment.server.flower_superlink import NodeRegister
+from fednnunet.deployment.server.flower_superlink import NodeRegister, discard_upload
 from fednnunet.deployment.server.gateway import public_endpoint
 from fednnunet.deployment.server.signatures import Signatures
 from fednnunet.deployment.server.superlink import DATABASE, superlink_app
+from fednnunet.deployment.server.uploads import Uploads
 
 
 @contextmanager
@@ -39,7 +41,8 @@ def flower_server(
     app = superlink_app(state / DATABASE, auth=True)
     known = app.state.linkstate_factory.state()
     register = NodeRegister(app)
-    gateway = public_endpoint(app, Counter(), Admission(register.name, notify), Signatures(register.node_id))
+    admission, uploads = Admission(register.name, notify), Uploads(partial(discard_upload, app))
+    gateway = public_endpoint(app, Counter(), admission, uploads, Signatures(register.node_id))
     config = uvicorn.Config(
         app if plain else gateway,
         http="auto" if plain else LimitedConnection,

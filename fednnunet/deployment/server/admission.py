@@ -7,10 +7,13 @@ the first one is connected, is refused. Both sides are told by name.
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from fednnunet.exchange.messages import NODE_NAME
 
 LEASE_SECONDS = 75.0
 """A node that has sent nothing for this long has left its place to another one: it has missed three heartbeats."""
@@ -38,12 +41,19 @@ class Admission:
     """Decides on requests that were signed with a registered key.
 
     Args:
-        name_of: gives the name that a key is registered under; empty where nodes have no names.
+        name_of: gives the name that a key is registered under; empty where it has none.
         notify: gets a line for the operator, once for each node that is refused.
+        set_name: takes a key and the name that its node gives itself, where any key may join, under any name.
     """
 
-    def __init__(self, name_of: Callable[[str], str], notify: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        name_of: Callable[[str], str],
+        notify: Callable[[str], None],
+        set_name: Callable[[str, str], None] | None = None,
+    ) -> None:
         self._name_of = name_of
+        self._set_name = set_name
         self._notify = notify
         self._at_work: dict[str, tuple[Sender, float]] = {}
         self._told: set[tuple[str, ...]] = set()
@@ -84,6 +94,11 @@ class Admission:
                 return first
             self._at_work[sender.key] = sender, now
             return sender
+
+    def join(self, sender: Sender) -> None:
+        """The node asks to join."""
+        if self._set_name is not None and re.match(NODE_NAME, sender.name):
+            self._set_name(sender.key, sender.name)
 
     def leave(self, sender: Sender) -> None:
         """The node has said that it goes: another one may come at once."""

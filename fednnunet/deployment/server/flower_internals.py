@@ -25,7 +25,7 @@ from flwr.proto.control_pb2 import (
     StopRunRequest,
 )
 from flwr.proto.fab_pb2 import Fab
-from flwr.proto.fleet_pb2 import PushMessagesRequest
+from flwr.proto.fleet_pb2 import PushMessagesRequest, PushMessagesResponse
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
@@ -72,6 +72,7 @@ __all__ = [
     "ProtobufRequestContext",
     "PullTaskInputRequest",
     "PushMessagesRequest",
+    "PushMessagesResponse",
     "PushTaskOutputRequest",
     "RetryInvoker",
     "RuntimeHttpClient",

@@ -6,6 +6,7 @@ the SuperLink's own process does.
 
 from __future__ import annotations
 
+import contextlib
 from base64 import b64decode
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,16 @@ def superlink_app(database: Path, auth: bool) -> FastAPI:
         runtime_dependency_install=False,
     )
     return create_app(config, SuperLinkLifespan)
+
+
+def discard_upload(app: FastAPI, session: str) -> None:
+    """Give up a message whose objects have not all come, as Flower does after three minutes without any.
+
+    Args:
+        app: of :func:`superlink_app`.
+        session: id that Flower gave when the message's head came; one whose objects have all come is over.
+    """
+    app.state.linkstate_factory.state()._cleanup_push_session(session, cleanup_messages=True)
 
 
 @dataclass(frozen=True)
@@ -118,6 +129,12 @@ class NodeRegister:
     def remove(self, node_id: int) -> None:
         """Unregister a node: it is offline from now on."""
         self._state.delete_node(NOOP_FLWR_AID, node_id)
+
+    def rename(self, public_key: str, name: str) -> None:
+        """Give the node with a public key, in base64, another name."""
+        with contextlib.suppress(ValueError):
+            if (node_id := self.node_id(b64decode(public_key, validate=True))) is not None:
+                self.restore(node_id, name)
 
     def restore(self, node_id: int, name: str) -> None:
         """Register a node again, with its id, or under another name."""

@@ -31,6 +31,7 @@ from fednnunet.deployment.server.flower_internals import (
 )
 from fednnunet.deployment.server.operator_client import POLLS_PATH, TOKEN_HEADER
 from fednnunet.deployment.server.signatures import NOT_REGISTERED, Signatures, only_header, public_key_of
+from fednnunet.deployment.server.uploads import Uploads
 from fednnunet.errors import one_line
 from fednnunet.exchange.messages import MAX_BODY_BYTES
 
@@ -63,13 +64,16 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
-def public_endpoint(app: App, polls: Counter[str], admission: Admission, signatures: Signatures | None = None) -> App:
+def public_endpoint(
+    app: App, polls: Counter[str], admission: Admission, uploads: Uploads, signatures: Signatures | None = None
+) -> App:
     """Serve the part of the Fleet API that nodes need, by its exact paths; read no body from a sender that is no node.
 
     Args:
         app: Flower's SuperLink.
         polls: gets, by public key, how often a node has asked for a message; a node at work on a message does not ask.
         admission: decides which of the senders with a registered key are let in.
+        uploads: is told when a node begins to send a reply, and when it asks for the next message.
         signatures: checks signatures of registered nodes; None where nodes have no keys.
     """
     limits = LIMITS if signatures is not None else LIMITS | {REGISTER_PATH: MAX_SMALL_BYTES}
@@ -108,9 +112,14 @@ def public_endpoint(app: App, polls: Counter[str], admission: Admission, signatu
         except ConnectionError:
             return
         if path == POLL_PATH:
+            await asyncio.to_thread(uploads.end, sender.key)
             send = _when_accepted(send, lambda: polls.update([sender.key]))
+        elif path == ACTIVATE_PATH:
+            await asyncio.to_thread(admission.join, sender)
         elif path == DEACTIVATE_PATH:
             send = _when_accepted(send, lambda: admission.leave(sender))
+        elif path == PUSH_PATH:
+            send = _with_answer(send, lambda answer: uploads.begin(sender.key, answer))
         await app(scope, _replay(body, receive), send)
 
     return endpoint
@@ -207,6 +216,20 @@ def _when_accepted(send: Send, note: Callable[[], None]) -> Send:
     async def noting_send(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start" and message["status"] == 200:
             note()
+        await send(message)
+
+    return noting_send
+
+
+def _with_answer(send: Send, note: Callable[[bytes], None]) -> Send:
+    """A sender that calls ``note`` with the body of the answer, before the last part of it leaves."""
+    parts: list[bytes] = []
+
+    async def noting_send(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.body":
+            parts.append(message.get("body", b""))
+            if not message.get("more_body", False):
+                note(b"".join(parts))
         await send(message)
 
     return noting_send

@@ -68,7 +68,7 @@ class RunConnection:
         try:
             self.run_id, token = self.operator.start_run()
         except httpx.HTTPError as error:
-            raise RunLost(f"the server does not answer: {error}") from None
+            raise RunLost(self._problem(error)) from None
         self._retry = RetryInvoker(
             lambda: exponential(max_delay=MAX_RETRY_SECONDS),
             (httpx.TransportError, httpx.HTTPStatusError, ObjectPushError),
@@ -104,7 +104,7 @@ class RunConnection:
             result: T = self._retry.invoke(function)
             return result
         except (httpx.HTTPStatusError, httpx.TransportError) as error:
-            raise RunLost(f"Flower's run {self.run_id} is over ({error})") from error
+            raise RunLost(f"{self._problem(error)}, and the run there is over") from error
 
     def finish(self, completed: bool) -> None:
         """Tell the server that the run is over; nothing is tried again."""
@@ -151,7 +151,7 @@ class RunConnection:
         if isinstance(error, ObjectPushError):  # Flower does not say why
             free = shutil.disk_usage(self._state).free
             return f"the server does not store a message; {free / 1e6:.0f} MB are free at {self._state}"
-        return f"the server does not answer ({type(error).__name__}: {error})"
+        return f"the server does not answer ({type(error).__name__}: {str(error).rstrip('. ')})"
 
     def _note_answer(self) -> None:
         if self._is_down:

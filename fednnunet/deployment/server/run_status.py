@@ -21,6 +21,9 @@ STATUS_FILE = "run_status.json"
 class RunStatus(RunObserver):
     """Keeps the status file of a run up to date.
 
+    A message is in it until what it tells is over: the run waits no more, enters another stage, or has finished the
+    round after the one in which the message came.
+
     Args:
         state: folder of the server's state.
         run: folder of the run.
@@ -29,6 +32,7 @@ class RunStatus(RunObserver):
 
     def __init__(self, state: Path, run: Path, **metadata: str) -> None:
         self._path = state / STATUS_FILE
+        self._rounds_of_message = 0
         self._status: dict[str, Any] = {
             "run": str(run.resolve()),
             **metadata,
@@ -44,14 +48,16 @@ class RunStatus(RunObserver):
         self._write()
 
     def on_stage(self, stage: str) -> None:
-        self._write(stage=stage)
+        self._write(stage=stage, message="")
 
     def on_message(self, text: str) -> None:
+        self._rounds_of_message = 0
         self._write(message=text)
 
     def on_waiting(self, nodes: Collection[str]) -> None:
         if sorted(nodes) != self._status["waiting_for"]:
-            self._write(waiting_for=sorted(nodes))
+            over = {} if nodes else {"message": ""}
+            self._write(waiting_for=sorted(nodes), **over)
 
     def on_fold_start(self, fold: Fold, rounds: int, finished: int) -> None:
         self._write(fold=fold, rounds=rounds, round=finished)
@@ -64,14 +70,17 @@ class RunStatus(RunObserver):
         self._write()
 
     def on_round_end(self, server_round: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        self._write(round=server_round)
+        self._rounds_of_message += 1
+        over = {"message": ""} if self._rounds_of_message > 1 else {}
+        self._write(round=server_round, **over)
 
     def on_run_end(self, error: BaseException | None = None) -> None:
         """The run is finished; with ``error`` it stopped, and can be resumed."""
         if error is None:
-            self._write(stage="finished", finished=True, waiting_for=[])
+            self._write(stage="finished", finished=True, waiting_for=[], message="")
         else:
-            self._write(stage="stopped", message=f"{type(error).__name__}: {error}", waiting_for=[])
+            message = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
+            self._write(stage="stopped", message=message, waiting_for=[])
 
     def _write(self, **changes: Any) -> None:
         self._status |= {**changes, "updated": _timestamp()}

@@ -15,6 +15,7 @@ import socket
 import sqlite3
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,12 @@ from sqlalchemy.engine import ExceptionContext
 from fednnunet.deployment.server.admission import Admission
 from fednnunet.deployment.server.certificate_watcher import watch_certificate
 from fednnunet.deployment.server.connection_limits import MAX_CONNECTIONS, LimitedConnection
-from fednnunet.deployment.server.flower_superlink import NodeRegister, superlink_app
+from fednnunet.deployment.server.flower_superlink import NodeRegister, discard_upload, superlink_app
 from fednnunet.deployment.server.gateway import operator_endpoint, public_endpoint
 from fednnunet.deployment.server.operator_client import TOKEN_FILE
 from fednnunet.deployment.server.registration import Registration, watch_keys
 from fednnunet.deployment.server.signatures import Signatures
+from fednnunet.deployment.server.uploads import Uploads
 from fednnunet.deployment.supervision import log_and_notify
 from fednnunet.files import has_free_space
 from fednnunet.processes import end_with_parent
@@ -93,8 +95,9 @@ async def serve(
         {} if keys is None else {"ssl_certfile": keys / "server.crt", "ssl_keyfile": keys / "server.key"}
     )
     operator_server = uvicorn.Server(uvicorn.Config(operator_endpoint(app, polls, token), **common))
-    admission = Admission(register.name, notify)
-    endpoint = public_endpoint(app, polls, admission, signatures)
+    admission = Admission(lambda _: "", notify, register.rename) if keys is None else Admission(register.name, notify)
+    uploads = Uploads(partial(discard_upload, app))
+    endpoint = public_endpoint(app, polls, admission, uploads, signatures)
     public_server = uvicorn.Server(uvicorn.Config(endpoint, lifespan="off", http=LimitedConnection, **common, **tls))
     serving = {
         asyncio.ensure_future(server.serve([at]))

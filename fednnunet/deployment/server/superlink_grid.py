@@ -25,6 +25,12 @@ MESSAGE_TTL_SECONDS = 30 * 24 * 3600.0
 PUSH_ATTEMPTS = 3
 LOST_CHECK_SECONDS = 5.0
 """Time between two checks for messages that their nodes have lost."""
+FLOWERS_ERRORS: dict[int, str] = {
+    ErrorCode.MESSAGE_UNAVAILABLE: "its reply broke off",
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE: "its reply is lost",
+    ErrorCode.NODE_UNAVAILABLE: "not connected",
+}
+"""Errors that the SuperLink makes in the place of a reply, in words for the operator."""
 
 
 class SuperLinkGrid(NodeGrid):
@@ -48,6 +54,7 @@ class SuperLinkGrid(NodeGrid):
         operator, call = self._connection.operator, self._connection.call
         self._poll_counts = PollCounts(lambda: call(operator.nodes), lambda: call(operator.polls))
         self._last_lost_check = 0.0
+        self._names: dict[int, str] = {}
 
     @property
     def run_id(self) -> int:
@@ -79,9 +86,16 @@ class SuperLinkGrid(NodeGrid):
         return list(self._connection.call(self._connection.grid.get_node_ids))
 
     def names(self) -> dict[int, str]:
-        """Name that each node's key was registered under, by node id; empty where nodes have no keys."""
+        """Name that each node's key was registered under, by node id; where nodes have no keys, that they give."""
         nodes = self._connection.call(self._connection.operator.nodes)
-        return {node.node_id: node.name for node in nodes if node.name}
+        self._names = {node.node_id: node.name for node in nodes if node.name}
+        return dict(self._names)
+
+    def _node(self, node_id: int) -> str:
+        """How a node is called in messages."""
+        if node_id not in self._names:
+            self.names()
+        return f"node {self._names.get(node_id, node_id)}"
 
     # messages ------------------------------------------------------------------------------------------
 
@@ -106,7 +120,7 @@ class SuperLinkGrid(NodeGrid):
             if flower_id:
                 break
         else:
-            raise RunLost(f"the server accepts no message for node {node_id}; see its log")
+            raise RunLost(f"the server accepts no message for {self._node(node_id)}; see its log")
         # Counted now: before the message was there, its node could only ask in vain.
         return PendingMessage(message, flower_id, self._polls().get(node_id))
 
@@ -121,7 +135,10 @@ class SuperLinkGrid(NodeGrid):
         replies = []
         for reply in self._connection.call(lambda: list(self._connection.grid.pull_messages(ids))):
             id_ = ids[reply.metadata.reply_to_message_id]
-            replies.append(_as_reply(reply, self._pending.pop(id_), id_))
+            if reply.has_error() and reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE and self._is_connected(id_):
+                lost.append(id_)  # the node has the whole reply
+            else:
+                replies.append(self._as_reply(reply, self._pending.pop(id_), id_))
         for id_ in lost:
             if id_ in self._pending:
                 replies += self._resend(id_)
@@ -140,6 +157,9 @@ class SuperLinkGrid(NodeGrid):
         polls = self._polls()
         return [id_ for id_ in ids if is_lost(self._pending[id_], polls)]
 
+    def _is_connected(self, id_: str) -> bool:
+        return self._pending[id_].node_id in self.get_node_ids()
+
     def _polls(self) -> dict[int, int]:
         return self._poll_counts.by_node(self.get_node_ids())
 
@@ -149,10 +169,31 @@ class SuperLinkGrid(NodeGrid):
         if sent.is_abandoned:
             del self._pending[id_]
             error = Error(ErrorCode.MESSAGE_UNAVAILABLE, "the node has lost the message")
-            return [_as_reply(Message(error, reply_to=sent.message), sent, id_)]
-        log.warning("message %s is sent to node %d again", id_, sent.node_id)
+            return [self._as_reply(Message(error, reply_to=sent.message), sent, id_)]
+        log.warning("message %s is sent to %s again", id_, self._node(sent.node_id))
         self._pending[id_] = self._send(sent.message)
         return []
+
+    def _as_reply(self, reply: Message, sent: PendingMessage, id_: str) -> Message:
+        """The reply, unpacked and addressed as one to the message that the server app gave.
+
+        Raises:
+            ProtocolError: another node has replied.
+        """
+        node = self._node(sent.node_id)
+        if reply.has_content() and reply.metadata.src_node_id != sent.node_id:
+            raise ProtocolError(f"{self._node(reply.metadata.src_node_id)} replied in the place of {node}")
+        if reply.has_error() and reply.error.code in FLOWERS_ERRORS:
+            log.info("%s: %s", node, reply.error.reason)
+            reply = Message(Error(reply.error.code, FLOWERS_ERRORS[reply.error.code]), reply_to=sent.message)
+        relabel(reply, sent.node_id, id_)  # Flower's own errors come from the SuperLink
+        if reply.has_content():
+            try:
+                reply.content = unpack(reply.content, node)
+            except ProtocolError as error:
+                log.warning("%s", error)
+                reply.content = RecordDict()  # its reader rejects it, as a reply without a body
+        return reply
 
     # the rest of Flower's grid interface -----------------------------------------------------------------
 
@@ -172,21 +213,3 @@ class SuperLinkGrid(NodeGrid):
     def run(self) -> Run:
         """Run that messages belong to."""
         return self._connection.grid.run
-
-
-def _as_reply(reply: Message, sent: PendingMessage, id_: str) -> Message:
-    """The reply, unpacked and addressed as one to the message that the server app gave.
-
-    Raises:
-        ProtocolError: another node has replied.
-    """
-    if reply.has_content() and reply.metadata.src_node_id != sent.node_id:
-        raise ProtocolError(f"node {reply.metadata.src_node_id} replied in the place of node {sent.node_id}")
-    relabel(reply, sent.node_id, id_)  # Flower's own errors come from the SuperLink
-    if reply.has_content():
-        try:
-            reply.content = unpack(reply.content, f"node {sent.node_id}")
-        except ProtocolError as error:
-            log.warning("%s", error)
-            reply.content = RecordDict()  # its reader rejects it, as a reply without a body
-    return reply
