@@ -91,7 +91,7 @@ def _problem_of_regions(description: Mapping[str, Any]) -> str | None:
     ``regions_class_order``, one over the other (``LabelManager.convert_probabilities_to_segmentation``).
     """
     regions = regions_of(description["labels"])
-    if all(not isinstance(value, list) or len(value) < 2 for value in description["labels"].values()):
+    if not _have_regions(description["labels"]):
         return None
     order = description.get("regions_class_order")
     if not isinstance(order, list) or len(order) != len(regions) or any(type(value) is not int for value in order):
@@ -136,6 +136,27 @@ def regions_of(labels: Mapping[str, Any]) -> dict[str, set[int]]:
     """Regions, or labels, that nnU-Net has an output for in region-based training, in its order, with their values."""
     values = {name: set(value if isinstance(value, list) else [value]) for name, value in labels.items()}
     return {name: held for name, held in values.items() if name != "ignore" and held != {0}}
+
+
+def _have_regions(labels: Mapping[str, Any]) -> bool:
+    return any(isinstance(value, list) and len(value) > 1 for value in labels.values())
+
+
+def in_nnunets_order(field: str, value: Any) -> str:
+    """A field of ``dataset.json`` as text, the same exactly where nnU-Net makes the same of it.
+
+    Dicts that compare equal may not be: nnU-Net has its channels, and the outputs of region-based training, in the
+    order of the entries. Outputs for plain labels are in the order of the values.
+
+    >>> in_nnunets_order("labels", {"background": 0, "x": 1, "y": 2})
+    '{"background": 0, "x": 1, "y": 2}'
+    >>> in_nnunets_order("labels", {"background": 0, "y": 2, "x": 1})
+    '{"background": 0, "x": 1, "y": 2}'
+    >>> in_nnunets_order("labels", {"background": 0, "y": [1, 2], "x": 1})
+    '{"background": 0, "y": [1, 2], "x": 1}'
+    """
+    is_sorted = field == "labels" and isinstance(value, Mapping) and not _have_regions(value)
+    return json.dumps(value, ensure_ascii=False, sort_keys=is_sorted)
 
 
 def label_values(labels: Mapping[str, Any]) -> set[int]:

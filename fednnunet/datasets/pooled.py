@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from fednnunet.datasets.description import in_nnunets_order
 from fednnunet.datasets.raw import Case, RawDataset
 from fednnunet.datasets.staging import stage_dataset
 from fednnunet.errors import DataError
@@ -40,9 +40,8 @@ def pool_datasets(datasets: Mapping[str, RawDataset], nnunet_raw: Path, name: st
             raise DataError(f"centres {other_centre} and {centre} cannot be told apart in file names; rename one")
     for centre, other in others:
         for field in ("channel_names", "labels", "regions_class_order", "file_ending"):
-            # As text: nnU-Net goes by the order of the entries.
-            ours, theirs = (json.dumps(data.dataset_json.get(field), ensure_ascii=False) for data in (first, other))
-            if ours != theirs:
+            ours, theirs = (data.dataset_json.get(field) for data in (first, other))
+            if in_nnunets_order(field, ours) != in_nnunets_order(field, theirs):
                 raise DataError(
                     f"centres {first_centre} and {centre} disagree on {field} in dataset.json: {ours} and {theirs}; "
                     "make them the same, and in the same order, before pooling"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from fednnunet.datasets.description import in_nnunets_order
 from fednnunet.errors import FednnUNetError
 from fednnunet.exchange import messages
 from fednnunet.exchange.messages import ExchangeDtype, Fold
@@ -104,15 +104,12 @@ class Federation:
 
     def of_same_task(self, node: int) -> list[int]:
         """Training nodes with the channels and labels of ``node``, sorted by name."""
-        task = [self.described_as(node, name) for name in TASK]
-        return [n for n in self.training if [self.described_as(n, name) for name in TASK] == task]
+        return [other for other in self.training if all(self.agree(node, other, field) for field in TASK)]
 
-    def described_as(self, node: int, field: str) -> str:
-        """A field of a node's description as JSON: other than of two dicts, comparing it minds the order of entries.
-
-        nnU-Net has its channels and outputs in the order of ``channel_names`` and ``labels``, whatever their keys.
-        """
-        return json.dumps(getattr(self.described[node], field), ensure_ascii=False)
+    def agree(self, node: int, other: int, field: str) -> bool:
+        """Whether a field of two nodes' ``dataset.json`` means the same to nnU-Net."""
+        ours, theirs = (getattr(self.described[one], field) for one in (node, other))
+        return in_nnunets_order(field, ours) == in_nnunets_order(field, theirs)
 
     def holds_none_out(self, node: int, fold: Fold) -> bool:
         """Whether a node trains on all of its cases in ``fold``, so that it has no scores of it."""

@@ -17,7 +17,7 @@ from fednnunet.config.hydra_datasets import configured_dataset
 from fednnunet.errors import ConfigError, DataError
 from fednnunet.phantoms.breast_small import make_small_phantom
 from tests.conftest import write_boxes
-from tests.support.raw_datasets import write_description
+from tests.support.raw_datasets import MISREAD, write_description
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -64,21 +64,7 @@ def test_warnings_say_where_how_many_which_and_what_to_do(data_summary: Call, tm
     assert "→ get the files again" in out
 
 
-REGIONS = {"background": 0, "whole": [1, 2], "core": [2]}
-BRATS = {"background": 0, "WT": [1, 2, 3], "TC": [1, 2], "ET": 1}
-
-
-@pytest.mark.parametrize(
-    ("fields", "problem"),
-    [
-        ({"channel_names": {"MR": 0}}, 'channel_names must be {"0": name, "1": name, …} in that order'),
-        ({"channel_names": {"0": "T1", "1": "T2", "3": "FLAIR"}}, 'it is {"0": "T1", "1": "T2", "3": "FLAIR"}'),
-        ({"channel_names": {"1": "MR", "0": "CT"}}, 'it is {"1": "MR", "0": "CT"}'),
-        ({"labels": REGIONS, "regions_class_order": [5, 9]}, "value 1 becomes 5"),
-        ({"labels": BRATS, "regions_class_order": [1, 2, 3]}, "value 1 becomes 3"),
-        ({"labels": dict(sorted(REGIONS.items())), "regions_class_order": [1, 2]}, "value 1 becomes 2"),
-    ],
-)
+@pytest.mark.parametrize(("fields", "problem"), MISREAD.values(), ids=MISREAD)
 def test_a_description_that_nnunet_would_misread_is_one_line(
     data_summary: Call, tmp_path: Path, fields: dict[str, Any], problem: str
 ) -> None:

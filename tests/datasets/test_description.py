@@ -155,6 +155,15 @@ def test_regions_are_taken_exactly_where_nnunet_gives_every_value_back(tmp_path:
     assert 0 < sum(taken) < len(taken)
 
 
+def test_nnunet_has_plain_labels_in_order_of_their_values_and_regions_in_order_of_the_file() -> None:
+    plain = {"background": 0, "x": 1, "y": 2}
+    outputs = [LabelManager(labels, None).foreground_labels for labels in (plain, dict(reversed(plain.items())))]
+    assert outputs[0] == outputs[1]
+    turned = dict(reversed(WHOLE_AND_CORE.items()))
+    regions = [LabelManager(labels, [1, 2]).foreground_regions for labels in (WHOLE_AND_CORE, turned)]
+    assert regions[0] == list(reversed(regions[1]))
+
+
 def test_region_and_ignore_labels_are_allowed(make_dataset: Callable[..., Path]) -> None:
     folder = make_dataset()
     change_description(folder, labels={**WHOLE_AND_CORE, "ignore": 3}, regions_class_order=[1, 2])

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fednnunet.datasets.pooled import centre_of, pool_datasets, pooled_name
-from fednnunet.datasets.raw import read_dataset
+from fednnunet.datasets.raw import RawDataset, read_dataset
 from fednnunet.errors import DataError
 from tests.conftest import MakeDataset
 from tests.support.raw_datasets import change_description
@@ -38,14 +39,24 @@ def test_centres_that_disagree_are_not_pooled(make_dataset: Callable[..., Path],
         pool_datasets(centres, tmp_path / "pool", "Dataset999_Pooled")
 
 
-def test_centres_with_labels_in_another_order_are_not_pooled(make_dataset: MakeDataset, tmp_path: Path) -> None:
-    centres = {}
-    for centre, labels in (("A", {"background": 0, "x": 1, "y": 2}), ("B", {"background": 0, "y": 2, "x": 1})):
-        folder = make_dataset(name=f"Dataset10{len(centres)}_{centre}", cases=5)
-        change_description(folder, labels=labels)
-        centres[centre] = read_dataset(folder, centre)
-    with pytest.raises(DataError, match=r'disagree on labels .*"x": 1, "y": 2} and .*"y": 2, "x": 1}'):
-        pool_datasets(centres, tmp_path / "pool", "Dataset999_Pooled")
+def test_regions_in_another_order_are_not_pooled_and_plain_labels_are(
+    make_dataset: MakeDataset, tmp_path: Path
+) -> None:
+    regions = {"background": 0, "whole": [1, 2, 3], "x": 2, "y": 3}
+    plain = {"background": 0, "x": 1, "y": 2}
+
+    def pool(number: int, labels: dict[str, Any], turned: dict[str, Any], *orders: Any) -> RawDataset:
+        centres = {}
+        for centre, of_centre, order in zip("AB", (labels, turned), orders, strict=True):
+            folder = make_dataset(name=f"Dataset10{number}_{centre}", cases=5)
+            change_description(folder, labels=of_centre, regions_class_order=order)
+            centres[centre] = read_dataset(folder, centre)
+        return pool_datasets(centres, tmp_path / f"pool{number}", "Dataset999_Pooled")
+
+    assert pool(1, plain, dict(reversed(plain.items())), None, None).labels == plain
+    turned = {"background": 0, "whole": [1, 2, 3], "y": 3, "x": 2}
+    with pytest.raises(DataError, match=r"disagree on labels .*'x': 2, 'y': 3} and .*'y': 3, 'x': 2}"):
+        pool(2, regions, turned, [1, 2, 3], [1, 3, 2])
 
 
 def test_centres_with_one_name_in_files_are_not_pooled(make_dataset: Callable[..., Path], tmp_path: Path) -> None:

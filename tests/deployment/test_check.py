@@ -40,6 +40,7 @@ from fednnunet.planning.plans import make_plans
 from fednnunet.preprocessing import preprocess
 from tests.conftest import MakeDataset
 from tests.support.public_endpoint import flower_server, register
+from tests.support.raw_datasets import MISREAD, write_description
 
 NODE = "Oslo"
 WriteNodeFile = Callable[..., Path]
@@ -151,6 +152,18 @@ def test_a_node_passes_all_checks(
     assert "6 cases (.nii.gz), channels MRI, labels tumour" in "\n".join(lines)
     assert lines[-1] == "This node can join."
     assert not (tmp_path / "work").exists(), "nothing is left behind"
+
+
+@pytest.mark.parametrize(("fields", "problem"), MISREAD.values(), ids=MISREAD)
+def test_a_description_that_nnunet_would_misread_is_named(
+    write_node_file: WriteNodeFile, tmp_path: Path, fields: dict[str, Any], problem: str
+) -> None:
+    folder = tmp_path / "raw" / "Dataset102_Misread"
+    write_description(folder, **fields)
+    told = results(write_node_file(data=str(folder)))["data"]
+    assert told.state == "bad"
+    assert f"{folder}/dataset.json: " in told.found
+    assert problem in told.found
 
 
 def test_what_few_cases_mean_for_cross_validation_is_told(

@@ -1,9 +1,10 @@
-"""Centres whose images are not there: the line says how to get them."""
+"""What is said of centres' datasets before a run starts: how to get those that are not there, and what is wrong."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -14,6 +15,7 @@ from fednnunet.config.run import read_config
 from fednnunet.errors import DataError
 from fednnunet.launch.run_folder import result_settings
 from fednnunet.launch.settings import prepare_centres
+from tests.support.raw_datasets import MISREAD, write_description
 
 PAGES = Path(__file__).parents[2] / "docs" / "how-to" / "datasets"
 PUBLISHED = sorted({converter.dataset for converter in CONVERTERS if converter.dataset})
@@ -38,6 +40,21 @@ def test_a_published_dataset_that_is_not_there_says_how_to_get_it(
         assert str(missing.value).endswith(f"; {config.dataset.origin}")
         assert "\n" not in str(missing.value)
     assert not any("origin" in key for key in result_settings(config)), "a run goes on whatever it says"
+
+
+@pytest.mark.parametrize(("fields", "problem"), MISREAD.values(), ids=MISREAD)
+def test_a_description_that_nnunet_would_misread_stops_a_run_before_it_starts(
+    tmp_path: Path, fields: dict[str, Any], problem: str
+) -> None:
+    folder = tmp_path / "Dataset201_Oslo"
+    write_description(folder, **fields)
+    centres = f"dataset.centres=[{{name: Oslo, dataset: {folder}}}]"
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = read_config(compose("config", ["dataset=custom", centres, f"paths.run={tmp_path}"]))
+    with pytest.raises(DataError) as stopped:
+        prepare_centres(config)
+    assert str(stopped.value).startswith(f"centre Oslo: {folder}/dataset.json: ")
+    assert problem in str(stopped.value)
 
 
 @pytest.mark.parametrize("name", [*PUBLISHED, "mamamia_public"])

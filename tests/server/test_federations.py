@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,18 +59,25 @@ def configured(tmp_path: Path, *overrides: str) -> RunConfig:
 def test_nodes_that_disagree_are_stopped_before_they_plan(
     run_federation: RunFederation, field: str, ours: Any, theirs: Any
 ) -> None:
-    """nnU-Net has channels and outputs in the order of the entries: dicts that compare equal may not be the same."""
+    """nnU-Net has channels and regions in the order of the entries: dicts that compare equal may not be the same."""
     centres = [ScriptedNode("Porto", **{field: ours}), ScriptedNode("Riga", **{field: theirs})]
     with pytest.raises(DataError) as stopped:
         run_federation(centres)
     assert f"nodes Porto and Riga disagree on {field} in dataset.json" in str(stopped.value)
-    assert f"{json.dumps(ours)} and {json.dumps(theirs)}" in str(stopped.value)
+    assert f"{ours} and {theirs}" in str(stopped.value)
     assert not centres[0].requests_of(Kind.PLAN)
 
 
-def test_an_external_node_scores_models_of_its_own_order_of_labels_only(run_federation: RunFederation) -> None:
-    labels = {"background": 0, "x": 1, "y": 2}
-    other_order = {"background": 0, "y": 2, "x": 1}
+def test_plain_labels_may_be_in_any_order(run_federation: RunFederation) -> None:
+    """nnU-Net has outputs for them in the order of their values."""
+    orders = {"Porto": {"background": 0, "x": 1, "y": 2}, "Riga": {"y": 2, "x": 1, "background": 0}}
+    run = run_federation([ScriptedNode(name, labels=labels) for name, labels in orders.items()])
+    assert len(run.rows) == 6
+
+
+def test_an_external_node_scores_models_of_its_own_order_of_regions_only(run_federation: RunFederation) -> None:
+    labels: dict[str, Any] = {"background": 0, "x": [1, 2], "y": 2}
+    other_order = {"background": 0, "y": 2, "x": [1, 2]}
     external = ScriptedNode("Turku", cases=0, labels=labels)
     centres = [ScriptedNode("Porto", labels=labels), ScriptedNode("Riga", labels=other_order), external]
     run_federation(centres, settings={"heterogeneous_tasks": True})

@@ -10,6 +10,27 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
+REGIONS = {"background": 0, "whole": [1, 2], "core": [2]}
+BRATS = {"background": 0, "WT": [1, 2, 3], "TC": [1, 2], "ET": 1}
+MISREAD = {
+    "channel names inverted": ({"channel_names": {"MR": 0}}, 'in that order; it is {"MR": 0}'),
+    "channel names with a gap": (
+        {"channel_names": {"0": "T1", "1": "T2", "3": "FLAIR"}},
+        'in that order; it is {"0": "T1", "1": "T2", "3": "FLAIR"}',
+    ),
+    "channel keys in another order": (
+        {"channel_names": {"1": "MR", "0": "CT"}},
+        'in that order; it is {"1": "MR", "0": "CT"}',
+    ),
+    "region order unknown": ({"labels": REGIONS, "regions_class_order": [5, 9]}, "value 1 becomes 5"),
+    "region order of values": ({"labels": BRATS, "regions_class_order": [1, 2, 3]}, "value 1 becomes 3"),
+    "region keys sorted": (
+        {"labels": dict(sorted(REGIONS.items())), "regions_class_order": [1, 2]},
+        "value 1 becomes 2",
+    ),
+}
+"""Fields of a ``dataset.json`` that nnU-Net would misread, and part of the line that says so."""
+
 
 def write_description(folder: Path, **fields: Any) -> None:
     """A ``dataset.json`` of one channel and one label, with these fields instead of, or beside, its own."""

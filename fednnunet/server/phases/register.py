@@ -142,8 +142,8 @@ def check_agreement(session: Session) -> None:
         if trained[0] != trained[1]:
             raise ConfigError(f"{nodes} train {trained[0]} and {trained[1]}; set the same configuration")
         for field in () if heterogeneous_tasks else (*TASK, "file_ending"):
-            ours, theirs = (federation.described_as(node, field) for node in (first, other))
-            if ours != theirs:
+            if not federation.agree(first, other, field):
+                ours, theirs = (getattr(federation.described[node], field) for node in (first, other))
                 raise DataError(
                     f"{nodes} disagree on {field} in dataset.json: {ours} and {theirs}; make them the same, and in the "
                     "same order, before training together (different tasks: strategy=asym "
