@@ -23,7 +23,15 @@ class ConfigError(FednnUNetError):
 class DataError(FednnUNetError):
     """A dataset that cannot be trained on. The text may name cases and files: it stays at its node
     unless server and node are one machine.
+
+    Args:
+        text: what is wrong, where, and what to do.
+        public: what a server on another machine may know of it, without names of cases and files; None for nothing.
     """
+
+    def __init__(self, text: str, public: str | None = None) -> None:
+        super().__init__(text)
+        self.public = public
 
 
 class ProtocolError(FednnUNetError):

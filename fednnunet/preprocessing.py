@@ -12,6 +12,8 @@ import logging
 import os
 import shutil
 import uuid
+from collections import Counter
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ log = logging.getLogger(__name__)
 
 REFERENCES = "gt_segmentations"
 """nnU-Net's folder of the original label maps, beside the preprocessed cases."""
+FILES_PER_CASE = 2
+"""With the case's own name: its image, and its properties."""
 
 
 def cache_key(raw_digest: str, plans: dict[str, Any], configuration: str, folds: list[dict[str, list[str]]]) -> str:
@@ -75,6 +79,15 @@ def preprocess(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return cache
+
+
+def missing_cases(folder: Path, identifiers: Iterable[str]) -> list[str]:
+    """Cases whose preprocessed images or properties are not in nnU-Net's folder of a configuration."""
+    try:
+        files = Counter(os.path.splitext(name)[0] for name in os.listdir(folder))
+    except FileNotFoundError:
+        files = Counter()
+    return [identifier for identifier in identifiers if files[identifier] < FILES_PER_CASE]
 
 
 def _preprocess_cases(

@@ -18,7 +18,7 @@ from fednnunet.datasets.quality.measure import image_digests
 from fednnunet.datasets.raw import RawDataset, read_dataset
 from fednnunet.datasets.splits import Split, splits_of, without_held_out
 from fednnunet.datasets.staging import raw_digest, stage_dataset
-from fednnunet.errors import ConfigError, ProtocolError, first_problem
+from fednnunet.errors import ConfigError, DataError, ProtocolError, first_problem
 from fednnunet.evaluation.score import HeldOutCase
 from fednnunet.exchange.data_notes import DataNote, add_notes
 from fednnunet.exchange.digests import DIGESTS_FILE, salted
@@ -102,6 +102,21 @@ class NodeDataset:
             for centre, dataset in self.centres.items()
             for number, case in enumerate(dataset.cases)
         ]
+
+    def check_present(self) -> None:
+        """Check that no file has been removed since the dataset was read.
+
+        Raises:
+            DataError: names the first one; a server on another machine is told how many.
+        """
+        files = [path for case in self.raw.cases for path in (*case.images, case.label)]
+        missing = [path for path in files if not path.exists()]
+        if missing:
+            count = f"{len(missing)} of {len(files)}"
+            raise DataError(
+                f"{missing[0]} is not there any more ({count} files of images and labels); put them back, and go on",
+                f"{count} of its files of images and labels are not there any more; its own terminal names the first",
+            )
 
     def describe(self, request: FingerprintRequest) -> FingerprintReply:
         """What the server may know of the dataset.

@@ -7,7 +7,7 @@ from typing import Literal
 
 from fednnunet.errors import ConfigError, DataError, FednnUNetError, ProtocolError
 from fednnunet.exchange.messages import Failure, Kind
-from fednnunet.node.resource_errors import explain_out_of_memory, is_disk_full, not_writable
+from fednnunet.node.resource_errors import CacheLostError, explain_out_of_memory, is_disk_full, not_writable
 from fednnunet.node.settings import NodeSettings
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,9 @@ def failure_of(error: Exception, kind: Kind, settings: NodeSettings) -> Failure:
         return refuse(error, kind, settings.name, settings.same_machine)
     text, code = f"internal error in {kind}: {type(error).__name__}: {error}", "internal"
     out_of_memory = explain_out_of_memory(error, settings)
-    if is_disk_full(error):
+    if isinstance(error, CacheLostError):
+        text, code = str(error), "unavailable"
+    elif is_disk_full(error):
         text, code = DISK_FULL, "unavailable"
     elif (why := not_writable(error, settings.folder)) is not None:
         text, code = f"its work folder cannot be written ({why}); make it writable", "config"
@@ -61,8 +63,10 @@ def refuse(error: FednnUNetError, kind: Kind, node: str, same_machine: bool) -> 
         same_machine: whether the server may know all of it.
     """
     log.error("%s failed: %s", WORK[kind], error)
-    public = same_machine or isinstance(error, ConfigError | ProtocolError)
-    return Failure(reason=f"node {node}: {error if public else PRIVATE}", error=_error_kind(error))
+    public = str(error)
+    if not same_machine and not isinstance(error, ConfigError | ProtocolError):
+        public = (isinstance(error, DataError) and error.public) or PRIVATE
+    return Failure(reason=f"node {node}: {public}", error=_error_kind(error))
 
 
 def _error_kind(error: FednnUNetError) -> Literal["data", "config", "protocol"]:

@@ -33,6 +33,10 @@ class RequestHistory:
             if stage not in self._done and stage in self._recorded:
                 yield stage, parse_body(REQUESTS[stage], self._recorded[stage], self._path.name)
 
+    def forget(self, kind: Kind) -> None:
+        """Count a stage as one that this worker has not done: what it made is gone."""
+        self._done.discard(kind)
+
     def record(self, kind: Kind, body: Body) -> None:
         """Note that this worker has done what ``body`` asked."""
         self._done.add(kind)

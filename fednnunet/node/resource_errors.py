@@ -21,6 +21,13 @@ REASON = "strerror: "
 """Before the system's reason in a message of torch; where there is none, the disk was full."""
 
 
+class CacheLostError(Exception):
+    """Preprocessed images were removed while they were in use; they can be made again."""
+
+    def __init__(self) -> None:
+        super().__init__("preprocessed images were removed from its cache; they are made again when the run goes on")
+
+
 def explain_out_of_memory(error: Exception, settings: NodeSettings) -> str | None:
     """Which setting to lower, if ``error`` says that memory ran out; None for any other error.
 

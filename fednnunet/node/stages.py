@@ -7,26 +7,32 @@ Each needs what the one before has left; one that comes too early is refused. Wh
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
-from fednnunet.errors import ProtocolError
+from fednnunet.errors import DataError, FednnUNetError, ProtocolError
 from fednnunet.exchange import messages
 from fednnunet.node import evaluate, prepare
 from fednnunet.node.describe import NodeDataset
 from fednnunet.node.distributed import Ranks
 from fednnunet.node.received_models import ReceivedModels
+from fednnunet.node.resource_errors import CacheLostError
 from fednnunet.node.settings import NodeSettings
+from fednnunet.preprocessing import missing_cases
 from fednnunet.training.checkpoint import read_final
 from fednnunet.training.devices import cap_memory, check_device, resolve_device
 from fednnunet.training.network_state import buffer_names, layer_shapes
+
+log = logging.getLogger(__name__)
 
 
 class NodeStages:
@@ -60,8 +66,12 @@ class NodeStages:
         self.device = resolve_device(self.config.compute.device)
         check_device(self.config.compute, self.device)
         cap_memory(self.device, self.config.gpu_memory_of(self.settings.name) if self.config.gpu_memory.cap else None)
+        self.read_dataset()
+        return self.dataset.describe(request)
+
+    def read_dataset(self) -> None:
+        """Read and check the images as they are now."""
         self._dataset = NodeDataset(self.settings)
-        return self._dataset.describe(request)
 
     def plan(self, request: messages.PlanRequest) -> messages.PlanReply:
         """Plan from the federated fingerprint or the node's own, build the network, list its layers."""
@@ -101,6 +111,28 @@ class NodeStages:
             fold, self.dataset, self._plans, self.settings, self.device, self.ranks
         )
         return self.trainer
+
+    def has_lost_cache(self) -> bool:
+        """Whether preprocessed images that the trainer works on have been removed."""
+        if self.trainer is None:
+            return False
+        folder = Path(self.trainer.preprocessed_dataset_folder)
+        return bool(missing_cases(folder, [case.identifier for case in self.dataset.cases()]))
+
+    def cause_of(self, error: Exception) -> Exception:
+        """``error``, or what has led to it: files that were removed in the middle of the run."""
+        if isinstance(error, FednnUNetError) or self._dataset is None:
+            return error
+        cause: Exception = error
+        try:
+            self._dataset.check_present()
+            if self.has_lost_cache():
+                cause = CacheLostError()
+        except DataError as missing:
+            cause = missing
+        if cause is not error:
+            log.info("%s", cause, exc_info=error)
+        return cause
 
     def evaluate(self) -> list[messages.CaseScore]:
         """Score the fold's held-out cases with the trainer's network."""

@@ -175,6 +175,11 @@ class TrainingSession:
             return NextStep.START
         return NextStep.STOP if self._must_rewind(trainer, body) else NextStep.IGNORE
 
+    @property
+    def is_fitting(self) -> bool:
+        """Whether a fit is running, which may wait between two rounds."""
+        return self._is_fitting
+
     # folds and resume ----------------------------------------------------------------------------------
 
     @property
@@ -241,7 +246,7 @@ class TrainingSession:
             if open_round is None or open_round.request is request:
                 raise
             # A later round's request is open, not the one that started the fit.
-            open_round.request.fail(failure_of(error, Kind.TRAIN, self.settings))
+            open_round.request.fail(failure_of(self.stages.cause_of(error), Kind.TRAIN, self.settings))
         finally:
             self._is_fitting = False
 

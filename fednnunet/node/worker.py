@@ -41,6 +41,9 @@ from fednnunet.node.training_session import NextStep, TrainingRequest, TrainingS
 
 log = logging.getLogger(__name__)
 
+NEEDS_CACHE = (TrainRequest, EvaluateRequest, ScoreModelsRequest)
+"""Requests that are answered from preprocessed images."""
+
 
 class NodeWorker:
     """Answers requests of the channel until it is closed.
@@ -103,7 +106,9 @@ class NodeWorker:
 
     def _next_step(self, request: Request, body: Body) -> NextStep:
         if isinstance(body, TrainingRequest):
-            return self.training.next_step(body, request.arrays)
+            step = self.training.next_step(body, request.arrays)
+            # Images that were removed from the cache are made again after the fit.
+            return NextStep.STOP if step is NextStep.START and self.stages.has_lost_cache() else step
         if request.kind is Kind.FINGERPRINT or self._is_done(request.kind, body):
             return NextStep.IGNORE
         return NextStep.STOP
@@ -114,8 +119,10 @@ class NodeWorker:
             body = parse_body(REQUESTS[request.kind], request.body, "the server")
             if isinstance(body, FingerprintRequest) and body.run != self.settings.run and self.on_other_run is not None:
                 self.on_other_run(body)
+            if isinstance(body, NEEDS_CACHE) and not self.training.is_fitting and self.stages.has_lost_cache():
+                self._forget_preprocessing()
             for kind, earlier in self.history.missed_before(request.kind):
-                log.warning("%s is done again: this worker has just started", kind)
+                log.warning("%s is done again: this worker has just started, or what was made is gone", kind)
                 self._run_stage(kind, earlier)
             if isinstance(body, TrainRequest):
                 self.training.train(request, body)
@@ -127,7 +134,14 @@ class NodeWorker:
             else:
                 request.reply(self._run_stage(request.kind, body).model_dump_json())
         except Exception as error:  # noqa: BLE001  whatever it is, the server gets to know it and the worker continues
-            request.fail(failure_of(error, request.kind, self.settings))
+            request.fail(failure_of(self.stages.cause_of(error), request.kind, self.settings))
+
+    def _forget_preprocessing(self) -> None:
+        """Let it be done again; training goes on from its checkpoint, as in a worker that has just started."""
+        log.warning("preprocessed images were removed from %s; they are made again", self.settings.config.paths.cache)
+        self.stages.read_dataset()
+        self._done.pop(Kind.PREPROCESS, None)
+        self.history.forget(Kind.PREPROCESS)
 
     def _run_stage(self, kind: Kind, body: Body) -> BaseModel:
         stages: dict[Kind, Callable[[Any], BaseModel]] = {

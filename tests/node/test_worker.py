@@ -261,7 +261,7 @@ def test_a_node_through_all_its_stages(server: Server) -> None:
         server.score_models(Porto=[0])
 
 
-def test_a_server_that_has_lost_a_round_finds_it_again(server: Server) -> None:
+def test_a_server_that_has_lost_a_round_finds_it_again(server: Server, tmp_path: Path) -> None:
     """The node lives on, and its fit is at a later round."""
     layers = layers_of(server)
     _, state = server.train(0, layers)
@@ -273,7 +273,9 @@ def test_a_server_that_has_lost_a_round_finds_it_again(server: Server) -> None:
     repeated, after = server.train(2, layers, first, trained=1)
     assert same(second, after)
     assert (repeated.train_loss, repeated.val_loss) == (told.train_loss, told.val_loss)
-    _, third = server.train(3, layers, second)
+    shutil.rmtree(tmp_path / "cache")  # it is made again, and training goes on from the checkpoint
+    _, third = server.train(3, layers, second, trained=2)
+    assert list((tmp_path / "cache").glob("*/*/*/nnUNetPlans_2d/*.pkl"))
     # The fit is over; and the server goes back once more.
     assert same(second, server.train(2, layers, trained=2)[1])
     assert same(third, server.train(3, layers, second, trained=2)[1])
