@@ -72,3 +72,8 @@ def raw_digest(dataset: RawDataset) -> str:
     ]
     content = json.dumps([dataset.dataset_json, files])
     return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+def cache_of(cache: Path, dataset: RawDataset) -> Path:
+    """Folder in a node's cache for what is computed from the files of a dataset, as they are now."""
+    return cache.resolve() / f"{dataset.name}_{raw_digest(dataset)}"

@@ -61,15 +61,21 @@ class SupervisedProcess:
             if code in self._expected_exit_codes:
                 self._due = now
             else:
-                self._deaths = 0 if now - self._started > STEADY_SECONDS else self._deaths
-                pause = PAUSES[min(self._deaths, len(PAUSES) - 1)]
-                self._deaths += 1
-                self._due = now + pause
-                notify(
-                    f"the {self.name} ended ({_exit_text(code)}); it is restarted{f' in {pause:g} s' if pause else ''}"
-                )
+                self._restart_later(now, f"ended ({_exit_text(code)})", notify)
         if self.process is None and self._due is not None and now >= self._due:
-            self.process, self._started = self._start(), now
+            self._started = now
+            try:
+                self.process = self._start()
+            except (EOFError, ConnectionError) as error:  # the process that it is forked from has been killed
+                self._restart_later(now, f"could not be started ({type(error).__name__})", notify)
+
+    def _restart_later(self, now: float, what: str, notify: Callable[[str], None]) -> None:
+        if now - self._started > STEADY_SECONDS:
+            self._deaths = 0
+        pause = PAUSES[min(self._deaths, len(PAUSES) - 1)]
+        self._deaths += 1
+        self._due = now + pause
+        notify(f"the {self.name} {what}; it is restarted{f' in {pause:g} s' if pause else ''}")
 
     def end(self) -> None:
         """End the process and its children."""

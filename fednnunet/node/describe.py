@@ -17,7 +17,7 @@ from fednnunet.datasets.pooled import pool_datasets, pooled_name
 from fednnunet.datasets.quality.measure import image_digests
 from fednnunet.datasets.raw import RawDataset, read_dataset
 from fednnunet.datasets.splits import Split, splits_of, without_held_out
-from fednnunet.datasets.staging import raw_digest, stage_dataset
+from fednnunet.datasets.staging import cache_of, raw_digest, stage_dataset
 from fednnunet.errors import ConfigError, DataError, ProtocolError, first_problem
 from fednnunet.evaluation.score import HeldOutCase
 from fednnunet.exchange.data_notes import DataNote, add_notes
@@ -63,8 +63,9 @@ class NodeDataset:
             for centre, folder in settings.datasets.items()
         }
         self.splits = {} if settings.external else self._splits_of(originals)
+        cache = self.config.paths.cache
         checked = {
-            centre: check_images_once(original, centre, settings.image_headers, self._cache_of(original))
+            centre: check_images_once(original, centre, settings.image_headers, cache_of(cache, original))
             for centre, original in originals.items()
         }
         self.centres: dict[str, RawDataset] = {centre: found.dataset for centre, found in checked.items()}
@@ -220,10 +221,6 @@ class NodeDataset:
     def cache_folder(self, digest: str) -> Path:
         """Folder for what is computed from files of this digest."""
         return self.config.paths.cache.resolve() / f"{self.raw.name}_{digest}"
-
-    def _cache_of(self, dataset: RawDataset) -> Path:
-        """Folder for what is computed from the files of a centre, as they are there."""
-        return self.config.paths.cache.resolve() / f"{dataset.name}_{raw_digest(dataset)}"
 
     def _cached(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What ``compute`` returns for the images as they are; computed once."""

@@ -6,21 +6,30 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import yaml
 from flwr.proto.fleet_pb2 import ActivateNodeResponse
 
+from fednnunet.config.groups import InitConfig
 from fednnunet.config.node_file import NodeFile, read_node_file
+from fednnunet.datasets.raw import read_dataset
+from fednnunet.datasets.staging import cache_of
 from fednnunet.deployment.keys import make_keys, read_authorities, read_private_key
 from fednnunet.deployment.node.connection import NodeConnection
+from fednnunet.deployment.node.data_check import check_data
 from fednnunet.deployment.node.flower_internals import HeartbeatSender, fleet_client
 from fednnunet.deployment.node.preflight import before_start
 from fednnunet.deployment.node.preflight.before_start import check_before_start
+from fednnunet.deployment.supervision import SupervisedProcess
 from fednnunet.errors import ConfigError
+from tests.conftest import write_boxes
 
 pytestmark = pytest.mark.unit
 MINIMAL = {"name": "Oslo", "data": 1, "server": "a:1", "certificate": "ca.crt", "key": "node.key", "folder": "work"}
@@ -119,6 +128,13 @@ def test_a_damaged_certificate_is_named_before_the_node_starts(
     assert str(raised.value).startswith(f"certificate: {node_file.certificate} {problem}")
 
 
+def test_files_that_training_starts_from_are_named_before_the_node_starts(node_file: NodeFile, tmp_path: Path) -> None:
+    for field in ("plans", "weights", "previous_stage"):
+        init = InitConfig.model_validate({field: tmp_path / "none"})
+        with pytest.raises(ConfigError, match=rf"^init.{field}: {tmp_path / 'none'} is not there$"):
+            check_before_start(node_file.model_copy(update={"init": init}))
+
+
 def test_files_that_are_not_there_are_named_before_the_node_starts(node_file: NodeFile) -> None:
     for field in ("key", "certificate"):
         missing = node_file.model_copy(update={field: node_file.folder / "none"})
@@ -167,6 +183,48 @@ def test_files_of_another_user_in_the_work_folder_are_named_before_the_node_star
     monkeypatch.setattr(before_start.os, "access", lambda path, _: path != log)
     with pytest.raises(ConfigError, match=f"^folder: {log} cannot be written by this user; .*sudo chown -R USER"):
         check_before_start(node_file)
+
+
+def test_broken_data_keep_a_node_from_joining(node_file: NodeFile, tmp_path: Path) -> None:
+    data = write_boxes(tmp_path, "Dataset101_Oslo")
+    label = data / "labelsTr" / "case_002.nii.gz"
+    label.write_bytes(half(label.read_bytes()))
+    content = MINIMAL | {"data": str(data), "key": str(node_file.key)}
+    (tmp_path / "node.yaml").write_text(yaml.safe_dump(content))
+    command = [sys.executable, "-m", "fednnunet.cli.main", "node", "up", str(tmp_path / "node.yaml")]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(f"error: centre Oslo: {label} ")
+    assert len(ended.stderr.splitlines()) == 1
+    assert "connecting to" not in ended.stdout
+
+
+def test_what_the_check_before_joining_has_found_serves_the_run(node_file: NodeFile, tmp_path: Path) -> None:
+    data = write_boxes(tmp_path, "Dataset101_Oslo")
+    node_file.folder.mkdir()
+    told: list[str] = []
+    check_data(node_file.model_copy(update={"data": str(data)}), threading.Event(), told.append)
+    assert not told
+    cache = cache_of(node_file.folder / "cache", read_dataset(data, "Oslo"))
+    assert [path.name for path in cache.iterdir()] == ["checked_check.json"]
+
+
+def test_a_start_that_fails_is_tried_again() -> None:
+    """The process that workers are forked from was killed."""
+    fails = iter((True, False))
+    told: list[str] = []
+
+    def start() -> BaseProcess:
+        if next(fails):
+            raise EOFError
+        return cast(BaseProcess, SimpleNamespace(is_alive=lambda: True))
+
+    worker = SupervisedProcess("worker", start)
+    worker.poll(told.append)
+    assert told == ["the worker could not be started (EOFError); it is restarted"]
+    worker.poll(told.append)
+    assert worker.process is not None
+    assert len(told) == 1
 
 
 class Joined(Exception):

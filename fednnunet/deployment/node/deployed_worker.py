@@ -14,6 +14,7 @@ from fednnunet.config.groups import CachePaths
 from fednnunet.config.node_file import NodeFile
 from fednnunet.config.shared import NodeRunConfig, SharedRunConfig
 from fednnunet.datasets.raw import find_dataset
+from fednnunet.deployment.node.data_check import LOG_FILE
 from fednnunet.deployment.supervision import OTHER_RUN, show_warnings, terminal
 from fednnunet.errors import ConfigError, FednnUNetError, ProtocolError, first_problem
 from fednnunet.exchange.channel import Request, WorkerChannel
@@ -27,8 +28,6 @@ from fednnunet.node.worker import NodeWorker
 from fednnunet.processes import cores
 
 log = logging.getLogger(__name__)
-
-LOG_FILE = "worker.log"
 
 
 class RunAssignment(BaseModel):

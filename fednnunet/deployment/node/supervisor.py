@@ -9,6 +9,7 @@ from multiprocessing.process import BaseProcess
 from fednnunet.config.node_file import NodeFile
 from fednnunet.datasets.raw import find_dataset
 from fednnunet.deployment.node.connection import LOG_FILE, run_connection
+from fednnunet.deployment.node.data_check import check_data
 from fednnunet.deployment.node.preflight.before_start import check_before_start
 from fednnunet.deployment.supervision import OTHER_RUN, SupervisedProcess, ended_by_signal, supervise, terminal
 from fednnunet.lock import locked
@@ -27,7 +28,7 @@ def serve(node_file: NodeFile) -> None:
 
     Raises:
         ConfigError: key, certificate, proxy or work folder cannot be used, or another process uses that folder.
-        DataError: there is no dataset where the configuration says.
+        DataError: there is no dataset where the configuration says, or it cannot be trained on.
     """
     os.umask(0o077)  # the work folder holds data that were made from the images
     find_dataset(node_file.data, node_file.raw_folder, node_file.name)
@@ -36,6 +37,7 @@ def serve(node_file: NodeFile) -> None:
     notify = terminal()
     os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
     with locked(node_file.folder), socket_folder(node_file.folder) as sockets:
+        check_data(node_file, ended, notify)
         notify(f"node {node_file.name}: work folder {node_file.folder}; connecting to {node_file.server}")
         for _ in supervise(_processes(node_file, worker_address(sockets, "worker")), ended, notify):
             pass

@@ -13,7 +13,7 @@ from fednnunet.files import has_free_space
 
 
 def check_before_start(node_file: NodeFile) -> None:
-    """Test key, certificate, the environment's proxies and the work folder.
+    """Test key, certificate, files that training starts from, the environment's proxies and the work folder.
 
     Raises:
         ConfigError: names the file or variable, and what is wrong with it.
@@ -22,6 +22,11 @@ def check_before_start(node_file: NodeFile) -> None:
         read_private_key(node_file.key)
     if node_file.certificate is not None:
         read_authorities(node_file.certificate)
+    init = node_file.init
+    given = {"plans": init.plans_of(node_file.name), "weights": init.weights_of(node_file.name)}
+    for field, path in {**given, "previous_stage": init.previous_stage}.items():
+        if path is not None and not path.exists():
+            raise ConfigError(f"init.{field}: {path} is not there")
     proxy_to(node_file.server, tls=not node_file.insecure)
     check_work_folder(node_file.folder)
 
