@@ -202,7 +202,7 @@ def changed(**changes: Any) -> dict[str, Any]:
         (changed(model__overrides={"__class__": 1}), "numbers only"),
         (changed(model__overrides={"UNet_class": {"a": 1}}), "numbers only"),
         (changed(fold="../0"), "fold"),
-        (changed(fold=7), "fold"),
+        (changed(fold=1000), "fold"),
         (changed(fingerprint__precision="everything"), "fingerprint.precision"),
         (changed(configuration="../2d"), "configuration"),
         (changed(trainer__epochs=0), "trainer.epochs"),
@@ -332,7 +332,7 @@ def test_a_worker_whose_data_are_gone_says_so_at_both_ends_and_lives_on(
 
 
 def test_what_goes_wrong_in_a_worker_is_shown_at_the_nodes_terminal() -> None:
-    settings: Any = SimpleNamespace(name="Oslo", same_machine=False, config=None)
+    settings: Any = SimpleNamespace(name="Oslo", same_machine=False, config=None, folder=Path("/work"))
     lines: list[str] = []
     log = logging.getLogger("fednnunet")
     show_warnings(lines.append)
