@@ -145,7 +145,7 @@ def memory(federation: Federation) -> float:
 def test_without_the_authority_there_is_no_connection(federation: Federation, tmp_path: Path) -> None:
     with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
         httpx.get(f"https://{federation.address}{gateway.VERSION_PATH}")
-    with pytest.raises(ConfigError, match="certificate: is missing"):
+    with pytest.raises(ConfigError, match="certificate is missing"):
         connection_of(federation, "Oslo", certificate=None)
     make_keys(tmp_path, ["127.0.0.1"], [])
     with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
@@ -556,6 +556,7 @@ def flood(
 def short_timeouts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Path]]:
     """Address and keys of a server that waits for half a second."""
     monkeypatch.setattr(connection_limits, "IDLE_TIMEOUT_S", 0.25)
+    monkeypatch.setattr(connection_limits, "HANDSHAKE_TIMEOUT_S", 0.5)
     monkeypatch.setattr(connection_limits, "MAX_CONNECTIONS_PER_HOST", 3)
     monkeypatch.setattr(gateway, "REQUEST_SECONDS", 0.5)
     make_keys(tmp_path / "keys", ["127.0.0.1"], ["Oslo"])
@@ -585,13 +586,31 @@ def test_a_request_that_never_ends_is_rejected(short_timeouts: tuple[str, Path])
         assert slow.recv(100).startswith(b"HTTP/1.1 408 ")
 
 
-def test_connections_per_host_are_limited(short_timeouts: tuple[str, Path]) -> None:
-    held = [connected(*short_timeouts) for _ in range(3)]
-    with connected(*short_timeouts) as another:
-        another.sendall(f"GET {gateway.VERSION_PATH} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
-        assert not _answered(another)
-    for one in held:
+def test_connections_per_host_are_limited_before_their_handshake(
+    short_timeouts: tuple[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    host, _, port = short_timeouts[0].rpartition(":")
+    held = [connected(*short_timeouts) for _ in range(2)]
+    silent = [socket.create_connection((host, int(port)), timeout=30)]
+    with pytest.raises(OSError, match=r"reset|EOF"):
+        connected(*short_timeouts)
+    assert "a connection from 127.0.0.1 is refused: there are too many" in caplog.text
+    for one in held + silent:
         one.close()
+
+
+def test_a_silent_connection_is_closed_and_its_place_is_free(
+    short_timeouts: tuple[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    host, _, port = short_timeouts[0].rpartition(":")
+    silent = [socket.create_connection((host, int(port)), timeout=30) for _ in range(3)]
+    for one in silent:
+        assert not _answered(one)
+        one.close()
+    with connected(*short_timeouts) as genuine:
+        genuine.sendall(f"GET {gateway.VERSION_PATH} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+        assert genuine.recv(100).startswith(b"HTTP/1.1 200 ")
+    assert {record.exc_info for record in caplog.records} == {None}, "no tracebacks"
 
 
 # plain HTTP --------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from flwr.server.superlink.linkstate import LinkState
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from fednnunet.deployment.server.admission import Admission
-from fednnunet.deployment.server.connection_limits import LimitedConnection
+from fednnunet.deployment.server.connection_limits import LimitedConnection, LimitedServer
 from fednnunet.deployment.server.flower_superlink import NodeRegister, discard_upload
 from fednnunet.deployment.server.gateway import public_endpoint
 from fednnunet.deployment.server.signatures import Signatures
@@ -51,7 +51,7 @@ def flower_server(
         lifespan="off",
         log_config=None,
     )
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(config) if plain else LimitedServer(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import itertools
 import json
 import logging
 from collections import Counter
@@ -196,14 +195,8 @@ def _check_sender(body: bytes) -> None:
         raise _Rejected(403, "a node may only send its own messages")
 
 
-_rejections = itertools.count(1)
-
-
 def _log_refusal(scope: Scope, detail: str) -> None:
-    """Log the first 100, then one in 1000: rejected senders must not fill the disk."""
-    number = next(_rejections)
-    if number <= 100 or number % 1000 == 0:
-        log.warning("rejected request %d, %s from %s: %s", number, scope["path"], _host(scope), detail)
+    log.warning("rejected %s from %s: %s", scope["path"], _host(scope), detail, extra={"cause": detail})
 
 
 def _host(scope: Scope) -> str:

@@ -26,9 +26,10 @@ from sqlalchemy.engine import ExceptionContext
 
 from fednnunet.deployment.server.admission import Admission
 from fednnunet.deployment.server.certificate_watcher import watch_certificate
-from fednnunet.deployment.server.connection_limits import MAX_CONNECTIONS, LimitedConnection
+from fednnunet.deployment.server.connection_limits import MAX_CONNECTIONS, LimitedConnection, LimitedServer
 from fednnunet.deployment.server.flower_superlink import NodeRegister, discard_upload, superlink_app
 from fednnunet.deployment.server.gateway import operator_endpoint, public_endpoint
+from fednnunet.deployment.server.log_limit import limit_log
 from fednnunet.deployment.server.operator_client import TOKEN_FILE
 from fednnunet.deployment.server.registration import Registration, watch_keys
 from fednnunet.deployment.server.signatures import Signatures
@@ -98,7 +99,7 @@ async def serve(
     admission = Admission(lambda _: "", notify, register.rename) if keys is None else Admission(register.name, notify)
     uploads = Uploads(partial(discard_upload, app))
     endpoint = public_endpoint(app, polls, admission, uploads, signatures)
-    public_server = uvicorn.Server(uvicorn.Config(endpoint, lifespan="off", http=LimitedConnection, **common, **tls))
+    public_server = LimitedServer(uvicorn.Config(endpoint, lifespan="off", http=LimitedConnection, **common, **tls))
     serving = {
         asyncio.ensure_future(server.serve([at]))
         for server, at in ((operator_server, operator), (public_server, public))
@@ -135,6 +136,7 @@ def run_superlink(
     notify = log_and_notify(log_file)
     for chatty in ("httpx", "flwr"):  # several lines per request
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    limit_log()
     end_with_parent()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(MAX_OPEN_FILES, hard)), hard))
