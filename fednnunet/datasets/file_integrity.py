@@ -124,17 +124,15 @@ def open_nifti(path: Path) -> IO[bytes]:
 
 def _inspect_nifti(path: Path) -> FileContent:
     with open_nifti(path) as file:
-        start = file.read(Nifti2Header.template_dtype.itemsize)
-        header = read_nifti_header(start)
-        try:
-            dtype = header and header.get_data_dtype()
-        except HeaderDataError:  # a code that NIfTI does not define
-            dtype = None
-        if header is None or dtype is None:
+        header = read_nifti_header(file.read(Nifti2Header.template_dtype.itemsize))
+        if header is None:
             return FileContent()  # the reader says what it is
-        shape = header.get_data_shape()
-        voxels = math.prod(shape) * dtype.itemsize
-        file.seek(max(int(header["vox_offset"]), header.sizeof_hdr))
+        try:
+            dtype, shape = header.get_data_dtype(), header.get_data_shape()
+            voxels = math.prod(shape) * dtype.itemsize
+            file.seek(max(int(header["vox_offset"]), header.sizeof_hdr))
+        except (HeaderDataError, KeyError, ValueError, OverflowError):
+            raise DataError(f"{path} is damaged: its header makes no sense; copy it again") from None
         found, not_finite = _count(file, voxels, dtype if dtype.kind == "f" else None)
         if found < voxels:
             raise _cut_off(path)
@@ -170,12 +168,18 @@ def _nifti_header(header: Nifti1Header, shape: tuple[int, ...]) -> NiftiHeader:
         unit = header.get_xyzt_units()[0]
     except KeyError:  # a code that NIfTI does not define
         unit = "unknown"
+    header["pixdim"][0] = -1 if header["pixdim"][0] == -1 else 1  # 0 means 1; readers take the others for 1, too
+    header["pixdim"][1:4] = np.abs(header["pixdim"][1:4])
+    try:
+        qform = header.get_qform(coded=True)[0]
+    except (HeaderDataError, ValueError):  # no rotation; a reader that needs it says so
+        qform = None
     return NiftiHeader(
         shape=tuple(int(size) for size in shape),
         unit=unit,
-        spacing=tuple(abs(float(step)) for step in header["pixdim"][1:4]),
-        qform=header.get_qform() if int(header["qform_code"]) > 0 else None,
-        sform=header.get_sform() if int(header["sform_code"]) > 0 else None,
+        spacing=tuple(float(step) for step in header["pixdim"][1:4]),
+        qform=qform,
+        sform=header.get_sform(coded=True)[0],
     )
 
 

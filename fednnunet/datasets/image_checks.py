@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from fednnunet.datasets.raw import Case, RawDataset
 from fednnunet.errors import DataError
 from fednnunet.exchange.data_notes import DataNote, NoteKind, count_notes
 from fednnunet.files import write_atomically
+from fednnunet.processes import map_in_processes
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +53,7 @@ def check_images(
     progress: Callable[[int], None] | None = None,
     image_headers: ImageHeaders = "check",
     corrected: Path | None = None,
+    workers: int = 1,
 ) -> CheckedDataset:
     """Open every file once, with the reader that nnU-Net will use.
 
@@ -61,6 +64,7 @@ def check_images(
         image_headers: whether label maps lie where their headers say; see
             :class:`~fednnunet.datasets.case_check.Rules`.
         corrected: folder for files to read instead of those that nnU-Net would read wrong; None writes none.
+        workers: number of processes that read; 1 reads in this process.
 
     Raises:
         DataError: unreadable, cut off or damaged file; four dimensions; another number of channels; image and label map
@@ -69,25 +73,39 @@ def check_images(
     """
     reader = choose_reader(dataset, dataset.cases[0], centre)
     rules = Rules.of(dataset, reader, image_headers)
+    check = partial(_check_and_correct, rules=rules, ending=dataset.file_ending, corrected=corrected)
     cases: list[Case] = []
     notes: list[dict[NoteKind, int]] = []
-    for number, case in enumerate(dataset.cases, start=1):
-        with naming(centre):
-            checked = check_case(case, rules)
-            if checked.problems:
-                raise DataError(checked.problems[0].text)
-        notes.append(checked.notes)
-        if corrected is not None:
-            case = write_corrected(case, checked, rules.reader, dataset.file_ending, corrected)
-        cases.append(case)
-        if progress is not None:
-            progress(number)
+    with naming(centre):
+        for case, found in map_in_processes(check, dataset.cases, workers):
+            cases.append(case)
+            notes.append(found)
+            if progress is not None:
+                progress(len(cases))
     counted = count_notes(notes)
     examples = {kind: case.name for case, kinds in reversed(list(zip(cases, notes, strict=True))) for kind in kinds}
     return CheckedDataset(replace(dataset, cases=tuple(cases)), tuple(counted), examples)
 
 
-def check_images_once(dataset: RawDataset, centre: str, image_headers: ImageHeaders, cache: Path) -> CheckedDataset:
+def _check_and_correct(
+    case: Case, rules: Rules, ending: str, corrected: Path | None
+) -> tuple[Case, dict[NoteKind, int]]:
+    """The case with the files that nnU-Net is to read, and notes with their numbers of voxels.
+
+    Raises:
+        DataError: training stops at it.
+    """
+    checked = check_case(case, rules)
+    if checked.problems:
+        raise DataError(checked.problems[0].text)
+    if corrected is not None:
+        case = write_corrected(case, checked, rules.reader, ending, corrected)
+    return case, checked.notes
+
+
+def check_images_once(
+    dataset: RawDataset, centre: str, image_headers: ImageHeaders, cache: Path, workers: int = 1
+) -> CheckedDataset:
     """As :func:`check_images`, or what an earlier call for the same files has found.
 
     Args:
@@ -95,11 +113,12 @@ def check_images_once(dataset: RawDataset, centre: str, image_headers: ImageHead
         centre: named in errors, and in the log, which notes are written to.
         image_headers: as in :func:`check_images`.
         cache: folder for these files as they are; what is found, and corrected files, are kept in it.
+        workers: number of processes that read.
     """
     record, corrected = cache / f"checked_{image_headers}.json", cache / f"corrected_{image_headers}"
     checked = _read_record(record, dataset)
     if checked is None:
-        checked = check_images(dataset, centre, image_headers=image_headers, corrected=corrected)
+        checked = check_images(dataset, centre, None, image_headers, corrected, workers)
         _write_record(record, dataset, checked)
     if checked.notes:
         log.warning("centre %s: %s", centre, checked)

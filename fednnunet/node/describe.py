@@ -65,7 +65,7 @@ class NodeDataset:
         self.splits = {} if settings.external else self._splits_of(originals)
         cache = self.config.paths.cache
         checked = {
-            centre: check_images_once(original, centre, settings.image_headers, cache_of(cache, original))
+            centre: check_images_once(original, centre, settings.image_headers, cache_of(cache, original), self.workers)
             for centre, original in originals.items()
         }
         self.centres: dict[str, RawDataset] = {centre: found.dataset for centre, found in checked.items()}

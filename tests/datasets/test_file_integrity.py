@@ -109,3 +109,28 @@ def test_what_is_no_image_is_left_to_the_reader(tmp_path: Path) -> None:
         path = tmp_path / f"scan{ending}"
         path.write_bytes(b"not an image")
         assert inspect_file(path).nifti is None
+
+
+@pytest.mark.parametrize("qfac", [0, 1, 7])
+def test_the_first_of_pixdim_is_1_where_it_says_nothing(tmp_path: Path, qfac: int) -> None:
+    image = nib.Nifti1Image(voxels().transpose(), np.diag([1.0, 2.0, 3.0, 1.0]))
+    image.set_qform(image.affine, "scanner")
+    nib.save(image, tmp_path / "scan.nii")
+    content = bytearray((tmp_path / "scan.nii").read_bytes())
+    content[76:80] = np.float32(qfac).tobytes()  # pixdim[0]
+    (tmp_path / "scan.nii").write_bytes(content)
+    header = inspect_file(tmp_path / "scan.nii").nifti
+    assert header is not None
+    assert header.qform is not None
+    assert np.allclose(header.qform, image.affine)
+
+
+@pytest.mark.parametrize(("field", "value"), [("datatype", 4096), ("vox_offset", np.nan), ("vox_offset", np.inf)])
+def test_a_header_that_makes_no_sense_is_named(tmp_path: Path, field: str, value: float) -> None:
+    write(voxels(np.int16), tmp_path / "scan.nii", compressed=False)
+    content = (tmp_path / "scan.nii").read_bytes()
+    header = nib.Nifti1Header(content[:348], check=False)
+    header[field] = value
+    (tmp_path / "scan.nii").write_bytes(header.binaryblock + content[348:])
+    with pytest.raises(DataError, match=r"scan.nii is damaged: its header makes no sense"):
+        inspect_file(tmp_path / "scan.nii")

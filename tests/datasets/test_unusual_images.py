@@ -215,3 +215,14 @@ def test_colours_are_not_taken_for_slices(make_dataset: MakeDataset) -> None:
     change_description(folder, file_ending=".mha")
     with pytest.raises(DataError, match=r"case_002_0000.mha has 3 values per voxel; it must have one"):
         check_images(read_dataset(folder, "Oslo"), "Oslo")
+
+
+def test_several_processes_find_the_same(make_dataset: MakeDataset, tmp_path: Path) -> None:
+    folder = make_dataset()
+    image_cases.mirrored_label(folder)
+    dataset = read_dataset(folder, "Oslo")
+    one, two = (check_images(dataset, "Oslo", corrected=tmp_path / "corrected", workers=workers) for workers in (1, 2))
+    assert one == two
+    image_cases.cut_image(folder)
+    with pytest.raises(DataError, match=r"^centre Oslo: .*case_002_0000.nii.gz is cut off"):
+        check_images(dataset, "Oslo", workers=2)
