@@ -30,6 +30,7 @@ from fednnunet.datasets.staging import estimate_size, stage_dataset
 from fednnunet.deployment import keys as keys_module
 from fednnunet.deployment.keys import make_keys
 from fednnunet.deployment.node.connection import NodeConnection
+from fednnunet.deployment.node.diagnosis import explain_other_version
 from fednnunet.deployment.node.fleet_calls import Refused
 from fednnunet.deployment.node.flower_internals import ActivateNodeRequest
 from fednnunet.deployment.node.preflight.checks import check_device, check_node
@@ -221,12 +222,16 @@ def test_a_key_of_another_hospital_is_said_to_be_whose_it_is(
 def test_another_version_at_the_server_is_an_error_and_the_other_checks_run(
     write_node_file: WriteNodeFile, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gateway, "__version__", "0.0.1")
     with flower_server(keys, tmp_path / "state") as (port, state):
         register(state, keys / "nodes" / NODE / "node.pub")
-        found = results(write_node_file(server=f"127.0.0.1:{port}"))
+        file = write_node_file(server=f"127.0.0.1:{port}")
+        with monkeypatch.context() as other:
+            other.setattr(gateway, "__version__", "0.0.1")
+            found, told = results(file), explain_other_version(read_node_file(file))
+        assert explain_other_version(read_node_file(file)) is None
     assert found["server"].state == "bad"
     assert "fednnunet 0.0.1" in found["server"].found
+    assert told == f"the server has {found['server'].found}; {found['server'].advice}", "by `node up`"
     assert found["registration"].state == "good"
 
 

@@ -21,7 +21,7 @@ from flwr.app import Context, Message, RecordDict
 from fednnunet.client_app import app
 from fednnunet.config.node_file import NodeFile
 from fednnunet.deployment.keys import make_node_key, read_private_key
-from fednnunet.deployment.node.diagnosis import explain_rejection
+from fednnunet.deployment.node.diagnosis import explain_other_version, explain_rejection
 from fednnunet.deployment.node.fleet_calls import RETRY_SECONDS, FleetCalls, Refused
 from fednnunet.deployment.node.flower_internals import (
     HEARTBEAT_DEFAULT_INTERVAL,
@@ -120,6 +120,8 @@ class NodeConnection:
                     why = explain_rejection(last_problem, self.node_file)
                     self.notify(f"the server does not let this node in: {why}; the node keeps trying")
                 time.sleep(RETRY_SECONDS[-1])
+        if other_version := explain_other_version(self.node_file):
+            self.notify(other_version)
         self.notify(f"connected to {self.node_file.server}")
 
     def _earlier_node(self) -> Node | None:

@@ -44,3 +44,10 @@ def explain_rejection(answer: str, node_file: NodeFile) -> str:
     if answer.startswith("409"):  # a second node with this key, or the key of another node: it says so
         return answer
     return f"{answer}; its key may not be registered there: fednnunet node check"
+
+
+def explain_other_version(node_file: NodeFile) -> str | None:
+    """What to do where the server, which refuses other versions in every stage, has another one; else None."""
+    server = check_server(node_file, None)
+    is_other = server.state == "bad" and server.value is not None
+    return f"the server has {server.found}; {server.advice}" if is_other else None
