@@ -117,6 +117,14 @@ class DatasetFingerprint(StrictModel):
         return self.intensities is not None
 
     @property
+    def has_foreground(self) -> bool:
+        """Whether any case has foreground."""
+        if self.intensities is not None:
+            return any(channel.count for channel in self.intensities.values())
+        own = self.foreground_intensity_properties_per_channel or {}
+        return any(isinstance(channel, IntensityProperties) for channel in own.values())
+
+    @property
     def channels(self) -> list[str]:
         """Numbers of the channels."""
         return list(self.intensities or self.foreground_intensity_properties_per_channel or {})

@@ -124,9 +124,7 @@ def _empty_masks(centre: CentreSummary) -> Iterator[DataIssue]:
     empty = [c for c in centre.cases if not set(c.label_voxels) - {centre.ignored} and told not in c.notes]
     if empty:
         found = "the label map holds only background"
-        advice = (
-            "is the annotation missing? Such a case teaches that there is nothing to find, and its DSC is undefined"
-        )
+        advice = "is the annotation missing? Such a case teaches that there is nothing to find; its DSC is 1 or 0"
         yield _issue("warning", centre, "empty mask", empty, found, advice)
 
 

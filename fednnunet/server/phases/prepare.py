@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -17,6 +17,8 @@ from fednnunet.fingerprint.merge import merge_fingerprints
 from fednnunet.fingerprint.schema import DatasetFingerprint
 from fednnunet.server.node_requests import request_all
 from fednnunet.server.session import Federation, Session
+
+INTENSITIES = "foreground_intensity_properties_per_channel"
 
 T = TypeVar("T")
 
@@ -33,7 +35,23 @@ def plan_networks(session: Session) -> None:
     federation.planned = _request_training_nodes(session, Kind.PLAN, request)
     if session.settings.fingerprint is not None:
         _check_same_network(federation)
+    else:
+        plans = {node: planned.plans.get(INTENSITIES) for node, planned in federation.planned.items()}
+        _name_without_foreground(session, [node for node, found in plans.items() if _are_empty(found)])
     recorder.on_plans({federation.name(node): federation.planned[node].plans for node in federation.training})
+
+
+def _are_empty(intensities: Any) -> bool:
+    """Whether plans hold no foreground intensities of any channel."""
+    return isinstance(intensities, dict) and bool(intensities) and not any(intensities.values())
+
+
+def _name_without_foreground(session: Session, nodes: Sequence[int]) -> None:
+    for node in nodes:
+        session.recorder.on_message(
+            f"node {session.federation.name(node)}: no case has foreground; it teaches that there is nothing to find "
+            "(healthy controls), or its annotations are missing"
+        )
 
 
 def _request_training_nodes(session: Session, kind: Kind, request: Body) -> dict[int, Any]:
@@ -61,6 +79,7 @@ def federated_fingerprint(session: Session) -> dict[str, Any]:
         parts = _contributions(session)
         unusable = set(federation.training) - set(parts)
         if not unusable:
+            _name_without_foreground(session, [node for node, part in parts.items() if not part.has_foreground])
             try:
                 return merge_fingerprints(list(parts.values()))
             except ValueError as error:

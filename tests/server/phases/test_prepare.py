@@ -45,6 +45,30 @@ def test_every_node_plans_for_the_federations_cases(run_federation: RunFederatio
     assert (intensities["min"], intensities["median"], intensities["max"]) == (10, 11, 13)
 
 
+HEALTHY = "no case has foreground; it teaches that there is nothing to find"
+
+
+def test_a_node_that_plans_without_foreground_is_named(run_federation: RunFederation) -> None:
+    plans = {"foreground_intensity_properties_per_channel": {"0": {}}}
+    run = run_federation([ScriptedNode("Oslo"), ScriptedNode("Porto", plans=plans)])
+    (message,) = run.messages
+    assert message.startswith(f"node Porto: {HEALTHY}")
+
+
+def test_a_node_that_contributes_no_foreground_is_named(run_federation: RunFederation) -> None:
+    def empty(answer: Answer) -> None:
+        fingerprint = answer.body["fingerprint"]
+        intensities = fingerprint["intensities"]["0"]
+        none = {"count": 0, "mean": 0, "squared_deviations": 0, "low": 0, "high": 0}
+        fingerprint["intensities"]["0"] = {**intensities, **none, "histogram": [0] * len(intensities["histogram"])}
+
+    run = federate(run_federation, Fault("", empty, kind=Kind.FINGERPRINT, of="contribution"))
+    (message,) = run.messages
+    assert message.startswith(f"node Porto: {HEALTHY}")
+    merged = json.loads((run.folder / "federated_fingerprint.json").read_text())
+    assert merged["foreground_intensity_properties_per_channel"]["0"]["mean"] == pytest.approx(SAMPLES.mean())
+
+
 @pytest.mark.parametrize(
     ("other", "problem"),
     [
