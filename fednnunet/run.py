@@ -19,6 +19,7 @@ from fednnunet.client_app import app as client_app
 from fednnunet.config.run import RunConfig
 from fednnunet.errors import ConfigError
 from fednnunet.files import DISK_FULL, NOT_WRITABLE, private_files, write_atomically
+from fednnunet.launch.early_checks import check_names_and_files
 from fednnunet.launch.run_folder import (
     check_folder,
     final_metadata,
@@ -91,6 +92,7 @@ def _run(config: RunConfig, command: str, sweep: str | None, command_files: Mapp
     with contextlib.ExitStack() as stack:
         nodes = []
         if config.on_single_machine:
+            check_names_and_files(config)
             nodes = node_settings(config, prepare_centres(config))
         else:
             stack.enter_context(_reserved_server(config))

@@ -130,6 +130,36 @@ def test_what_a_run_makes_is_its_users_alone(interrupted: Path, monkeypatch: pyt
     assert stat.S_IMODE((interrupted / "config.json").stat().st_mode) == 0o600
 
 
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        (
+            "trainer.class=nnUNetTrainerBNN",
+            r"trainer.class=nnUNetTrainerBNN is not a class .*; near it: nnUNetTrainerBN,",
+        ),
+        ("trainer.class=zzz", r"trainer.class=zzz is not a class that nnU-Net finds; near it: nnUNetTrainer \("),
+        (
+            "model.planner=ResEncUNetPlaner",
+            "model.planner=ResEncUNetPlaner is not a class .*; near it: ResEncUNetPlanner,",
+        ),
+        ("init.plans=nowhere.json", "init.plans: there is no file nowhere.json"),
+        ("init.plans={Porto: nowhere.json}", "init.plans: there is no file nowhere.json"),
+        (
+            "init.weights=nowhere",
+            "init.weights=nowhere is neither a checkpoint, nor a folder with",
+        ),
+        ("init.previous_stage=nowhere", "init.previous_stage: there is no file nowhere"),
+    ],
+)
+def test_names_and_files_that_are_not_there_are_told_before_nodes_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str, problem: str
+) -> None:
+    monkeypatch.delenv("nnUNet_extTrainer", raising=False)
+    monkeypatch.setattr("fednnunet.run.prepare_centres", lambda config: pytest.fail("too late"))
+    with pytest.raises(ConfigError, match=problem):
+        run(configured(*CUSTOM, override, f"paths.run={tmp_path}"), "python train.py")
+
+
 def test_a_second_run_leaves_the_server_and_the_last_run_as_they_are(
     interrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,7 +26,8 @@ from fednnunet.planning.imported import import_plans
 from fednnunet.planning.plans import check_intensities, make_plans
 from fednnunet.preprocessing import REFERENCES, cache_key, preprocess
 from fednnunet.training.cascade import copy_previous_stage
-from fednnunet.training.pretrained import find_checkpoint, load_pretrained
+from fednnunet.training.final_checkpoint import find_checkpoint
+from fednnunet.training.pretrained import load_pretrained
 from fednnunet.training.trainer import build_network, build_nnunet_trainer, find_trainer
 
 

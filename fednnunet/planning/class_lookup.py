@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import re
 from pathlib import Path
 from typing import TypeVar
-
-import nnunetv2
 
 from fednnunet.errors import ConfigError
 
@@ -36,14 +35,7 @@ def find_class(name: str, key: str, base: type[C], folder: str) -> type[C]:
     if "." in name:
         module, _, attribute = name.rpartition(".")
     else:
-        known = nnunet_classes(folder)
-        if name not in known:
-            near = ", ".join(difflib.get_close_matches(name, known, n=3)) or base.__name__
-            raise ConfigError(
-                f"{key}={name} is not a class that nnU-Net finds; near it: {near} (one of your own by its import path, "
-                "such as my_package.my_module.MyClass)"
-            )
-        module, attribute = known[name], name
+        module, attribute = check_nnunet_class(name, key, folder, base.__name__), name
     try:
         found = getattr(importlib.import_module(module), attribute, None)
     except ImportError as error:
@@ -57,9 +49,34 @@ def find_class(name: str, key: str, base: type[C], folder: str) -> type[C]:
     return found
 
 
+def check_nnunet_class(name: str, key: str, folder: str, default: str) -> str:
+    """The module of nnU-Net that defines a class; nothing is imported.
+
+    Args:
+        name: name of the class.
+        key: configuration key, for the error message.
+        folder: folder of nnU-Net's package.
+        default: nnU-Net's own, which is named where no name is near.
+
+    Raises:
+        ConfigError: there is none; lists the nearest names.
+    """
+    known = nnunet_classes(folder)
+    if name not in known:
+        near = ", ".join(difflib.get_close_matches(name, known, n=3)) or default
+        raise ConfigError(
+            f"{key}={name} is not a class that nnU-Net finds; near it: {near} (one of your own by its import path, "
+            "such as my_package.my_module.MyClass)"
+        )
+    return known[name]
+
+
 def nnunet_classes(folder: str) -> dict[str, str]:
     """Name to module of every class that nnU-Net defines below ``folder`` of its package."""
-    root = Path(nnunetv2.__path__[0])
+    package = importlib.util.find_spec("nnunetv2")
+    assert package is not None, "it is one of this package's requirements"
+    assert package.submodule_search_locations
+    root = Path(package.submodule_search_locations[0])
     modules: dict[str, str] = {}
     for path in sorted((root / folder).rglob("*.py")):
         module = ".".join(("nnunetv2", *path.relative_to(root).with_suffix("").parts))

@@ -29,11 +29,11 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from fednnunet.errors import ConfigError, ProtocolError
 from fednnunet.exchange.messages import Fold
 from fednnunet.files import archive_damage, write_arrays, write_atomically
+from fednnunet.training.final_checkpoint import FINAL
 from fednnunet.training.trainer import plot_progress
 
 log = logging.getLogger(__name__)
 
-FINAL = "checkpoint_final.pth"
 LATEST = "checkpoint_latest.pth"
 ROUND = re.compile(r"checkpoint_round_(\d+)\.json")
 KEPT_ROUNDS = 3

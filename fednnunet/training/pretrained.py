@@ -12,8 +12,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from fednnunet.errors import ConfigError
-from fednnunet.exchange.messages import Fold
-from fednnunet.training.checkpoint import FINAL, NUMBERS
+from fednnunet.training.checkpoint import NUMBERS
 from fednnunet.training.network_state import unwrap
 
 log = logging.getLogger(__name__)
@@ -21,39 +20,6 @@ log = logging.getLogger(__name__)
 SEGMENTATION_LAYERS = ".seg_layers."
 """Layers that are never loaded, as in ``nnunetv2.run.load_pretrained_weights``: another task has other labels."""
 NAMED_MISMATCHES = 3
-
-
-def find_checkpoint(source: Path, node: str, fold: Fold) -> Path:
-    """The checkpoint that ``init.weights=<source>`` means for a node.
-
-    Args:
-        source: a checkpoint, a folder that holds ``checkpoint_final.pth``, or the folder of a finished run, from which
-            the checkpoint of the same node is taken, and of the same fold where it trained several.
-        node: name of the node.
-        fold: fold that will be trained.
-
-    Raises:
-        ConfigError: there is none; the message says where it was searched for.
-    """
-    source = source.expanduser()
-    if source.is_file():
-        return source
-    if (source / FINAL).is_file():
-        return source / FINAL
-    nodes = source / "nodes"
-    if not nodes.is_dir():
-        raise ConfigError(
-            f"init.weights={source} is neither a checkpoint, nor a folder with {FINAL}, nor a run's folder"
-        )
-    found = {path.parent.name: path for path in nodes.glob(f"{node}/nnUNet_results/*/*/fold_*/{FINAL}")}
-    if not found:
-        trained = nodes.glob(f"*/nnUNet_results/*/*/fold_*/{FINAL}")
-        others = sorted({path.relative_to(nodes).parts[0] for path in trained})
-        raise ConfigError(
-            f"init.weights: the run {source} holds no {FINAL} of node {node}, "
-            f"only of {', '.join(others) or 'none'}; name one by node: init.weights={{{node}: …}}"
-        )
-    return found.get(f"fold_{fold}", found[min(found)])
 
 
 def load_pretrained(trainer: nnUNetTrainer, path: Path) -> None:

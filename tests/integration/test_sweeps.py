@@ -43,7 +43,8 @@ def test_jobs_in_other_processes_are_compared_and_failures_named(sweep: Sweep, t
     assert result.returncode == 2, result.stderr
     first, last = result.stderr.splitlines()[-2:]
     assert first == "error: 1 of 2 jobs failed:"
-    assert last.startswith("  1_local_seed0: fold=7")
+    assert last.startswith("  1_local_seed0: centre Oslo: ")
+    assert "fold=7 is none of them" in last
     assert "Traceback" not in result.stderr
     assert "Warning" not in result.stderr
     assert set(pd.read_csv(tmp_path / "sweep" / "cases.csv")["fold"]) == {0}

@@ -15,8 +15,8 @@ from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from torch import nn
 
 from fednnunet.errors import ConfigError
-from fednnunet.training.checkpoint import FINAL
-from fednnunet.training.pretrained import find_checkpoint, load_pretrained
+from fednnunet.training.final_checkpoint import FINAL, find_checkpoint
+from fednnunet.training.pretrained import load_pretrained
 
 
 def network(features: tuple[int, ...] = (4, 8), classes: int = 2, seed: int = 0) -> nn.Module:
