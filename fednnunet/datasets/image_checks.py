@@ -178,7 +178,7 @@ def naming(centre: str) -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        raise DataError(f"centre {centre}: {error}") from error
+        raise DataError(f"centre {centre}: {error}", error.public) from error
 
 
 def choose_reader(dataset: RawDataset, example: Case, centre: str) -> type:

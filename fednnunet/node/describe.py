@@ -58,15 +58,15 @@ class NodeDataset:
         self.settings = settings
         self.config = settings.config
         self.workers = settings.config.compute.preprocessing_workers
-        originals = {
+        self._originals = {
             centre: read_dataset(folder, centre, external=settings.external)
             for centre, folder in settings.datasets.items()
         }
-        self.splits = {} if settings.external else self._splits_of(originals)
+        self.splits = {} if settings.external else self._splits_of(self._originals)
         cache = self.config.paths.cache
         checked = {
             centre: check_images_once(original, centre, settings.image_headers, cache_of(cache, original), self.workers)
-            for centre, original in originals.items()
+            for centre, original in self._originals.items()
         }
         self.centres: dict[str, RawDataset] = {centre: found.dataset for centre, found in checked.items()}
         self.notes: list[DataNote] = add_notes(note for found in checked.values() for note in found.notes)
@@ -110,7 +110,7 @@ class NodeDataset:
         Raises:
             DataError: names the first one; a server on another machine is told how many.
         """
-        files = [path for case in self.raw.cases for path in (*case.images, case.label)]
+        files = self._original_files()
         missing = [path for path in files if not path.exists()]
         if missing:
             count = f"{len(missing)} of {len(files)}"
@@ -118,6 +118,17 @@ class NodeDataset:
                 f"{missing[0]} is not there any more ({count} files of images and labels); put them back, and go on",
                 f"{count} of its files of images and labels are not there any more; its own terminal names the first",
             )
+
+    def has_lost_corrections(self) -> bool:
+        """Whether corrected files have been removed from the cache."""
+        corrected = {path for case in self.raw.cases for path in (*case.images, case.label)} - set(
+            self._original_files()
+        )
+        return not all(path.exists() for path in corrected)
+
+    def _original_files(self) -> list[Path]:
+        cases = (case for dataset in self._originals.values() for case in dataset.cases)
+        return [path for case in cases for path in (*case.images, case.label)]
 
     def describe(self, request: FingerprintRequest) -> FingerprintReply:
         """What the server may know of the dataset.

@@ -113,7 +113,9 @@ class NodeStages:
         return self.trainer
 
     def has_lost_cache(self) -> bool:
-        """Whether preprocessed images that the trainer works on have been removed."""
+        """Whether corrected files, or preprocessed images that the trainer works on, have been removed."""
+        if self._dataset is not None and self._dataset.has_lost_corrections():
+            return True
         if self.trainer is None:
             return False
         folder = Path(self.trainer.preprocessed_dataset_folder)

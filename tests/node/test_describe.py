@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,9 @@ from fednnunet.errors import DataError
 from fednnunet.exchange.data_notes import DataNote, NoteKind
 from fednnunet.exchange.messages import FingerprintReply, FingerprintRequest
 from fednnunet.node.describe import NodeDataset
+from fednnunet.node.resource_errors import CacheLostError
 from fednnunet.node.settings import NodeSettings
+from fednnunet.node.stages import NodeStages
 from tests.conftest import write_boxes
 from tests.node import test_worker
 from tests.support import image_cases
@@ -92,3 +95,15 @@ def test_headers_are_ignored_where_the_node_says_so(settings: NodeSettings, tmp_
     dataset, reply = described(replace(settings, image_headers="ignore"))
     assert reply.data_notes == [DataNote(kind=NoteKind.HEADERS_IGNORED, cases=1)]
     assert dataset.cases()[2].case.label == tmp_path / "raw" / "Dataset101_Boxes" / "labelsTr" / "case_002.nii.gz"
+
+
+def test_corrected_files_that_were_removed_are_written_again(settings: NodeSettings, tmp_path: Path) -> None:
+    image_cases.mirrored_label(write_boxes(tmp_path / "raw"))
+    stages = NodeStages(settings)
+    stages.read_dataset()
+    assert not stages.has_lost_cache()
+    shutil.rmtree(settings.config.paths.cache)
+    assert stages.has_lost_cache()
+    assert isinstance(stages.cause_of(OSError("no such file")), CacheLostError)
+    stages.read_dataset()
+    assert not stages.has_lost_cache()
