@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from fednnunet.errors import one_line
+from fednnunet.errors import FednnUNetError, one_line
 from fednnunet.plain_output import PLAINER
 from fednnunet.processes import LOG_FORMAT, children_of, redirect_output
 
@@ -42,10 +42,18 @@ class SupervisedProcess:
         name: shown to the operator.
         start: creates and starts the process.
         expected_exit_codes: with these the process asks to be restarted at once; the operator is not notified.
+        final_exit_codes: with these it is not restarted, and the error is raised.
     """
 
-    def __init__(self, name: str, start: Callable[[], BaseProcess], expected_exit_codes: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        start: Callable[[], BaseProcess],
+        expected_exit_codes: Sequence[int] = (),
+        final_exit_codes: Mapping[int, FednnUNetError] | None = None,
+    ) -> None:
         self.name = name
+        self._final = final_exit_codes or {}
         self._start = start
         self._expected_exit_codes = expected_exit_codes
         self._deaths = 0
@@ -54,10 +62,17 @@ class SupervisedProcess:
         self.process: BaseProcess | None = None
 
     def poll(self, notify: Callable[[str], None]) -> None:
-        """Restart the process if it has died, as soon as that is due."""
+        """Restart the process if it has died, as soon as that is due.
+
+        Raises:
+            FednnUNetError: it has ended for good.
+        """
         now = time.monotonic()
         if self.process is not None and not self.process.is_alive():
             code, self.process = self.process.exitcode, None
+            if code is not None and code in self._final:
+                self._due = None
+                raise self._final[code]
             if code in self._expected_exit_codes:
                 self._due = now
             else:
@@ -103,6 +118,9 @@ def supervise(
         processes: started in this order, and ended in reverse order.
         ended: set by a signal.
         notify: gets a line for the operator when a process has died.
+
+    Raises:
+        FednnUNetError: one of them has ended for good.
     """
     try:
         while not ended.is_set():

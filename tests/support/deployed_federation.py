@@ -91,10 +91,11 @@ class Federation:
 
     # processes -----------------------------------------------------------------------------------------
 
-    def start_server(self) -> None:
-        """``fednnunet server up``."""
+    def start_server(self, wait: bool = True) -> None:
+        """``fednnunet server up``; with ``wait``, until it serves."""
         self._start("server", ["server", "up", str(self.keys), "--address", self.address, "--state", str(self.state)])
-        self.wait_for(lambda: (self.state / "server.json").is_file(), "the server")
+        if wait:
+            self.wait_for(lambda: (self.state / "server.json").is_file(), "the server")
 
     def start_node(self, name: str, **changes: Any) -> None:
         """``fednnunet node up``."""

@@ -18,10 +18,9 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from fednnunet.deployment.server.admission import Admission
 from fednnunet.deployment.server.connection_limits import LimitedConnection, LimitedServer
-from fednnunet.deployment.server.flower_superlink import NodeRegister, discard_upload
+from fednnunet.deployment.server.flower_superlink import NodeRegister, discard_upload, superlink_app
 from fednnunet.deployment.server.gateway import public_endpoint
 from fednnunet.deployment.server.signatures import Signatures
-from fednnunet.deployment.server.superlink import DATABASE, superlink_app
 from fednnunet.deployment.server.uploads import Uploads
 
 
@@ -38,7 +37,7 @@ def flower_server(
         notify: gets lines for the operator.
     """
     state.mkdir()
-    app = superlink_app(state / DATABASE, auth=True)
+    app = superlink_app(state / "state.db", auth=True)
     known = app.state.linkstate_factory.state()
     register = NodeRegister(app)
     admission, uploads = Admission(register.name, notify), Uploads(partial(discard_upload, app))

@@ -39,6 +39,7 @@ from fednnunet.deployment.server.flower_internals import (
 from fednnunet.errors import ConfigError
 
 SERVER_FILE = "server.json"
+DATABASE = "state.db"
 TOKEN_FILE = "operator.token"  # noqa: S105  a file's name
 POLLS_PATH = "/fednnunet/polls"
 TOKEN_HEADER = "fednnunet-operator"  # noqa: S105

@@ -12,7 +12,6 @@ import logging
 import os
 import resource
 import socket
-import sqlite3
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -20,45 +19,24 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from fastapi import HTTPException
-from sqlalchemy import Engine, event
-from sqlalchemy.engine import ExceptionContext
 
 from fednnunet.deployment.server.admission import Admission
 from fednnunet.deployment.server.certificate_watcher import watch_certificate
 from fednnunet.deployment.server.connection_limits import MAX_CONNECTIONS, LimitedConnection, LimitedServer
-from fednnunet.deployment.server.flower_superlink import NodeRegister, discard_upload, superlink_app
+from fednnunet.deployment.server.database import open_database, watch_errors
+from fednnunet.deployment.server.flower_superlink import NodeRegister, discard_upload
 from fednnunet.deployment.server.gateway import operator_endpoint, public_endpoint
 from fednnunet.deployment.server.log_limit import limit_log
-from fednnunet.deployment.server.operator_client import TOKEN_FILE
+from fednnunet.deployment.server.operator_client import DATABASE, TOKEN_FILE
 from fednnunet.deployment.server.registration import Registration, watch_keys
 from fednnunet.deployment.server.signatures import Signatures
 from fednnunet.deployment.server.uploads import Uploads
 from fednnunet.deployment.supervision import log_and_notify
-from fednnunet.files import has_free_space
+from fednnunet.errors import ConfigError
 from fednnunet.processes import end_with_parent
 
-DATABASE = "state.db"
 MAX_OPEN_FILES = 4 * MAX_CONNECTIONS
 """Each connection is an open file, even before its TLS handshake is complete."""
-DISK_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
-"""SQLite's error codes for a full disk."""
-
-
-def report_full_disk(state: Path) -> None:
-    """Answer requests that fail on a full disk with status 507; Flower answers each with "internal server error"."""
-
-    def on_error(context: ExceptionContext) -> None:
-        if is_disk_full(context.original_exception, state):
-            raise HTTPException(507, f"the disk of the server's state is full; make room at {state}")
-
-    event.listen(Engine, "handle_error", on_error)
-
-
-def is_disk_full(error: BaseException | None, state: Path) -> bool:
-    """Whether an error of SQLite means that the disk is full, or a quota used up, of which it does not say so."""
-    code = getattr(error, "sqlite_errorcode", None)
-    return code in DISK_FULL or (code == sqlite3.SQLITE_IOERR_WRITE and not has_free_space(state))
 
 
 async def serve(
@@ -69,7 +47,7 @@ async def serve(
     keys: Path | None,
     notify: Callable[[str], None],
 ) -> None:
-    """Serve both endpoints until a signal arrives.
+    """Serve both endpoints until a signal arrives, or the database turns out to be damaged.
 
     Args:
         state: folder with the database.
@@ -78,9 +56,13 @@ async def serve(
         token: the operator's token.
         keys: folder that ``fednnunet keys`` made; None for plain HTTP without node keys.
         notify: gets a line for the operator.
+
+    Raises:
+        ConfigError: the database cannot be used; the log says why.
     """
-    report_full_disk(state)
-    app = superlink_app(state / DATABASE, auth=keys is not None)
+    loop, damaged = asyncio.get_running_loop(), asyncio.Event()
+    watch_errors(state, lambda: loop.call_soon_threadsafe(damaged.set))
+    app = open_database(state, auth=keys is not None)
     polls: Counter[str] = Counter()
     register = NodeRegister(app)
     signatures = None if keys is None else Signatures(register.node_id)
@@ -113,11 +95,14 @@ async def serve(
             asyncio.ensure_future(watch_keys(Registration(register, notify), keys, notify)),
         ]
     # A signal ends the server that installed its handlers last; then the other one ends, too.
-    await asyncio.wait(serving, return_when=asyncio.FIRST_COMPLETED)
+    is_damaged = asyncio.ensure_future(damaged.wait())
+    await asyncio.wait({*serving, is_damaged}, return_when=asyncio.FIRST_COMPLETED)
     operator_server.should_exit = public_server.should_exit = True
     await asyncio.gather(*serving)
-    for watch in watches:
+    for watch in (*watches, is_damaged):
         watch.cancel()
+    if damaged.is_set():
+        raise ConfigError(f"{state / DATABASE} is damaged")
 
 
 def run_superlink(
@@ -131,6 +116,9 @@ def run_superlink(
         operator: listening socket of the operator endpoint.
         keys: folder that ``fednnunet keys`` made; None for plain HTTP without node keys.
         log_file: takes what Flower and uvicorn log.
+
+    Raises:
+        ConfigError: the database cannot be used; the log says why.
     """
     os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
     notify = log_and_notify(log_file)

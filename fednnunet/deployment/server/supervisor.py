@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from multiprocessing.process import BaseProcess
@@ -16,13 +17,15 @@ from pathlib import Path
 from fednnunet import __version__
 from fednnunet.config.node_file import LOOPBACK, split_address
 from fednnunet.deployment.keys import nodes_folder, read_node_keys
-from fednnunet.deployment.server.operator_client import SERVER_FILE, ServerFacts, write_token
+from fednnunet.deployment.server.operator_client import DATABASE, SERVER_FILE, ServerFacts, write_token
 from fednnunet.deployment.supervision import SupervisedProcess, ended_by_signal, supervise
 from fednnunet.errors import ConfigError
 from fednnunet.files import write_atomically
 from fednnunet.lock import locked
 
 LOG_FILE = "server.log"
+DATABASE_NOT_USABLE = 76
+"""Exit code of a SuperLink that a restart would not help."""
 BACKLOG = 128
 
 
@@ -60,7 +63,11 @@ def serve(keys: Path | None, address: str, state: Path, insecure: bool) -> None:
             print("warning: plain HTTP and no node keys: anyone with an account on this machine can join", flush=True)
         how = "" if insecure else " (TLS, node keys)"
         print(f"the server listens at {address}{how}; log: {state / LOG_FILE}", flush=True)
-        superlink = SupervisedProcess("SuperLink", lambda: _start(state, public, operator, keys))
+        superlink = SupervisedProcess(
+            "SuperLink",
+            lambda: _start(state, public, operator, keys),
+            final_exit_codes={DATABASE_NOT_USABLE: _not_usable(state)},
+        )
         try:
             for _ in supervise([superlink], ended, lambda text: print(text, flush=True)):
                 pass
@@ -122,4 +129,15 @@ def _start(state: Path, public: socket.socket, operator: socket.socket, keys: Pa
 def _superlink(state: Path, public: socket.socket, operator: socket.socket, keys: Path | None) -> None:
     from fednnunet.deployment.server.superlink import run_superlink
 
-    run_superlink(state, public, operator, keys, state / LOG_FILE)
+    try:
+        run_superlink(state, public, operator, keys, state / LOG_FILE)
+    except ConfigError:
+        sys.exit(DATABASE_NOT_USABLE)
+
+
+def _not_usable(state: Path) -> ConfigError:
+    return ConfigError(
+        f"{state / DATABASE} is damaged, cannot be opened, or is of another version of Flower (see the end of "
+        f"{state / LOG_FILE}); move the files {DATABASE}* away and start the server again: runs go on from their own "
+        "folders, nodes are registered from the keys"
+    )
