@@ -59,16 +59,16 @@ def run(
         FednnUNetError: the configuration or the data cannot work, or a node failed.
         KeyboardInterrupt: after every process was ended; the last checkpoints are kept.
     """
-    with private_files(), locked(config.paths.run):
-        try:
+    try:
+        with private_files(), locked(config.paths.run):
             return _run(config, command, sweep, command_files or {})
-        except OSError as error:
-            if advice := _advice(error, config.paths.run):
-                raise ConfigError(
-                    f"{error.filename or config.paths.run}: {error.strerror}; {advice}, and resume with "
-                    f"continue={config.paths.run}"
-                ) from error
-            raise
+    except OSError as error:
+        if advice := _advice(error, config.paths.run):
+            raise ConfigError(
+                f"{error.filename or config.paths.run}: {error.strerror}; {advice}, and resume with "
+                f"continue={config.paths.run}"
+            ) from error
+        raise
 
 
 def _advice(error: OSError, folder: Path) -> str:

@@ -160,6 +160,26 @@ def test_names_and_files_that_are_not_there_are_told_before_nodes_start(
         run(configured(*CUSTOM, override, f"paths.run={tmp_path}"), "python train.py")
 
 
+def test_a_damaged_note_of_a_run_is_named(interrupted: Path) -> None:
+    (interrupted / "config.json").write_text('{"seed": 3, "fol')
+    result = run_local([sys.executable, "train.py", f"continue={interrupted}"])
+    assert result.returncode == 2
+    problem = f"{interrupted}/config.json is damaged; choose another hydra.run.dir or remove the folder"
+    assert result.stderr == f"error: {problem}\n"
+
+
+def test_a_disk_that_is_full_at_the_start_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything of the run is there."""
+
+    def no_room(*arguments: object, **options: object) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), str(tmp_path / "run"))
+
+    monkeypatch.setattr("hydra.core.utils.Path.mkdir", no_room)
+    result = run_local([sys.executable, "train.py", *CUSTOM, f"hydra.run.dir={tmp_path}/run"])
+    assert result.returncode == 2
+    assert result.stderr == f"error: {tmp_path}/run: Disk quota exceeded; make room\n"
+
+
 def test_a_second_run_leaves_the_server_and_the_last_run_as_they_are(
     interrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

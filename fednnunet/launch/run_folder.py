@@ -29,12 +29,16 @@ def check_folder(folder: Path, config: RunConfig) -> None:
     """Whether ``folder`` is free for this configuration, or holds a run of it.
 
     Raises:
-        ConfigError: it holds a run of another configuration; names the first key that differs.
+        ConfigError: it holds a run of another configuration, or of one that cannot be read; names the first key that
+            differs.
     """
     ours = result_settings(config)
     note = folder / CONFIG_FILE
     if note.is_file():
-        theirs = json.loads(note.read_text())
+        try:
+            theirs = dict(json.loads(note.read_text()))
+        except (ValueError, TypeError):
+            raise ConfigError(f"{note} is damaged; choose another hydra.run.dir or remove the folder") from None
         for key in ours:
             if ours[key] != theirs.get(key):
                 raise ConfigError(

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fednnunet.errors import FednnUNetError
-from fednnunet.files import write_atomically
+from fednnunet.files import DISK_FULL, write_atomically
 from fednnunet.launch.command_files import write_new
 from fednnunet.processes import end_with
 from fednnunet.run_files import ERROR_FILE, OVERRIDES_FILE, ROUNDS_FILE, SWEEP_FILE
@@ -99,6 +99,8 @@ def folder_problem(error: Exception) -> str:
     jobs = SweepCallback.current
     if jobs is None or jobs.folder is None or not isinstance(error, OSError):
         return ""
+    if error.errno in DISK_FULL:
+        return f"{error.filename or jobs.folder}: {error.strerror}; make room"
     if jobs.folder.is_dir() and os.access(jobs.folder, os.W_OK):
         return ""
     advice = "choose another hydra.run.dir (of a sweep: hydra.sweep.dir)"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 from fednnunet.exchange.messages import REQUESTS, Body, Kind, parse_body
 from fednnunet.files import write_atomically
+
+log = logging.getLogger(__name__)
 
 STAGES = (Kind.FINGERPRINT, Kind.PLAN, Kind.PREPROCESS)
 """Stages before training, in order."""
@@ -25,7 +28,10 @@ class RequestHistory:
         self._done: set[Kind] = set()
         self._recorded: dict[str, str] = {}
         if path.is_file():
-            self._recorded = json.loads(path.read_text(encoding="utf-8"))
+            try:
+                self._recorded = {str(kind): str(body) for kind, body in json.loads(path.read_text("utf-8")).items()}
+            except (ValueError, AttributeError):
+                log.warning("%s is damaged; the server asks for all stages again when the run is continued", path)
 
     def missed_before(self, kind: Kind) -> Iterator[tuple[Kind, Body]]:
         """Stages before ``kind`` that an earlier worker has done and this one has not."""

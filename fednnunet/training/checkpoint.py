@@ -9,6 +9,7 @@ nodes then still have a round in common that can be repeated.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -75,7 +76,7 @@ def save_round(trainer: nnUNetTrainer, reply: dict[str, Any], residuals: Mapping
         write_arrays(_residuals_of(checkpoint), residuals)
     # The .json is written last: where it exists, its checkpoint is complete.
     note = {"reply": reply, "epochs": trainer.current_epoch, "data": _data_of(trainer), "random": _random_state()}
-    write_atomically(checkpoint.with_suffix(".json"), json.dumps(note))
+    write_atomically(checkpoint.with_suffix(".json"), json.dumps({"note": note, "sha256": _digest(note)}))
     _name_latest(checkpoint)
     rounds = sorted(finished_rounds(folder))
     until = rounds.index(reply["server_round"]) + 1  # later ones are of a training that was gone back from
@@ -107,19 +108,32 @@ def finished_rounds(folder: Path) -> dict[int, Path]:
 
 
 def intact_rounds(folder: Path) -> list[int]:
-    """The :func:`finished_rounds` whose files are intact, by the checksums that torch and NumPy write."""
-    return sorted(
-        finished
-        for finished, checkpoint in finished_rounds(folder).items()
-        if _is_intact(checkpoint) and (not _residuals_of(checkpoint).is_file() or _is_intact(_residuals_of(checkpoint)))
-    )
+    """The :func:`finished_rounds` whose files are intact, by the checksums in them."""
+    return sorted(finished for finished, checkpoint in finished_rounds(folder).items() if _is_intact(checkpoint))
 
 
-def _is_intact(path: Path) -> bool:
-    broken = archive_damage(path)
-    if broken is not None:
-        log.warning("%s is damaged (%s); the node goes on from a checkpoint before it", path, broken)
-    return broken is None
+def _is_intact(checkpoint: Path) -> bool:
+    archives = [path for path in (checkpoint, _residuals_of(checkpoint)) if path.is_file()]
+    damaged = {path: damage for path in archives if (damage := archive_damage(path)) is not None}
+    if _read_note(checkpoint) is None:
+        damaged[checkpoint.with_suffix(".json")] = "its checksum is another"
+    for path, damage in damaged.items():
+        log.warning("%s is damaged (%s); the node goes on from a checkpoint before it", path, damage)
+    return not damaged
+
+
+def _read_note(checkpoint: Path) -> dict[str, Any] | None:
+    """What is noted of a checkpoint; None where that is damaged."""
+    try:
+        stored = json.loads(checkpoint.with_suffix(".json").read_text())
+        note: dict[str, Any] = stored["note"]
+        return note if stored["sha256"] == _digest(note) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _digest(note: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(note).encode()).hexdigest()
 
 
 def _residuals_of(checkpoint: Path) -> Path:
@@ -150,11 +164,13 @@ def load_round(trainer: nnUNetTrainer, server_round: int) -> dict[str, Any]:
         for :func:`restore_random_state`.
 
     Raises:
-        ProtocolError: that round has no checkpoint.
+        ProtocolError: that round has no checkpoint, or a damaged one.
         ConfigError: it was trained on other images, or for other plans.
     """
     checkpoint = checkpoint_of(trainer, server_round)
-    state: dict[str, Any] = json.loads(checkpoint.with_suffix(".json").read_text())
+    state = _read_note(checkpoint)
+    if state is None:
+        raise ProtocolError(f"the checkpoint of round {server_round} is damaged")
     if state["data"] != _data_of(trainer):
         raise ConfigError(
             f"the checkpoint of round {server_round} is of another dataset: images, plans or folds have changed since; "
