@@ -314,6 +314,8 @@ def connection_problem() -> str:
         requests.head(address, timeout=CONNECT_SECONDS)
     except requests.RequestException as error:
         return f"W&B cannot be reached at {address} ({type(error).__name__})"
+    except OSError as error:  # requests has not found it
+        return f"W&B cannot be reached at {address}: {error} (REQUESTS_CA_BUNDLE, or CURL_CA_BUNDLE)"
     return ""
 
 

@@ -16,7 +16,7 @@ from fednnunet.errors import ConfigError
 from fednnunet.reporting.finish import compare_runs
 from fednnunet.reporting.run_folder import read_run
 from fednnunet.reporting.tables.results_table import SUMMARY_COLUMNS, summarise
-from fednnunet.tracking.wandb_tracker import WandbTracker
+from fednnunet.tracking.wandb_tracker import WandbTracker, connection_problem
 from tests.support.run_folders import track
 from tests.support.wandb_files import Logged, read_wandb
 
@@ -188,6 +188,15 @@ def test_without_a_network_a_run_goes_on_offline_within_seconds(
     server = by_node(read_wandb(folder))["server"]
     assert server.exit_code == 0
     assert "dsc/mean" in server.summary
+
+
+def test_a_certificate_file_of_the_environment_that_is_not_there_is_named(
+    account: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account("https://127.0.0.1:9")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/no/such/file.pem")
+    problem = connection_problem()
+    assert "invalid path: /no/such/file.pem (REQUESTS_CA_BUNDLE" in problem
 
 
 def test_behind_a_page_that_is_not_wandb_a_run_goes_on_offline(
