@@ -30,7 +30,7 @@ from fednnunet.datasets.staging import estimate_size, stage_dataset
 from fednnunet.deployment import keys as keys_module
 from fednnunet.deployment.keys import make_keys
 from fednnunet.deployment.node.connection import NodeConnection
-from fednnunet.deployment.node.diagnosis import explain_other_version
+from fednnunet.deployment.node.diagnosis import explain_other_version, explain_rejection
 from fednnunet.deployment.node.fleet_calls import Refused
 from fednnunet.deployment.node.flower_internals import ActivateNodeRequest
 from fednnunet.deployment.node.preflight.checks import check_device, check_node
@@ -193,7 +193,10 @@ def test_a_key_that_the_server_does_not_know_is_named(
     make_keys(keys, ["127.0.0.1"], ["Porto"])
     with flower_server(keys, tmp_path / "state") as (port, state):
         register(state, keys / "nodes" / "Porto" / "node.pub")
-        found = results(write_node_file(server=f"127.0.0.1:{port}"))["registration"]
+        file = write_node_file(server=f"127.0.0.1:{port}")
+        found = results(file)["registration"]
+        told = explain_rejection("412: Failed to activate SuperNode", read_node_file(file))
+        assert told.startswith(f"the server does not know {keys / 'nodes' / NODE / 'node.key'}; its operator must put")
         assert found.state == "bad"
         assert f"does not know the key {keys / 'nodes' / NODE / 'node.key'}" in found.found
         assert f"nodes/{NODE}" in found.advice

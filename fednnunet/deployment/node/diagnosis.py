@@ -9,7 +9,12 @@ from collections.abc import Iterator
 import httpx
 
 from fednnunet.config.node_file import NodeFile, split_address
-from fednnunet.deployment.node.preflight.server_checks import check_clock, check_server, explain_untrusted
+from fednnunet.deployment.node.preflight.server_checks import (
+    ask_for_registration,
+    check_clock,
+    check_server,
+    explain_untrusted,
+)
 from fednnunet.deployment.proxies import proxy_to
 from fednnunet.errors import one_line
 
@@ -43,7 +48,9 @@ def explain_rejection(answer: str, node_file: NodeFile) -> str:
         return f"this machine's clock is {clock.found}; {clock.advice}"
     if answer.startswith("409"):  # a second node with this key, or the key of another node: it says so
         return answer
-    return f"{answer}; its key may not be registered there: fednnunet node check"
+    if answer.startswith("412"):  # Flower: it could not be activated
+        return f"the server does not know {node_file.key or 'its key'}; {ask_for_registration(node_file)}"
+    return f"{answer}; to find out more: fednnunet node check"
 
 
 def explain_other_version(node_file: NodeFile) -> str | None:

@@ -235,6 +235,11 @@ def check_registration(
     return CheckResult("warning", "the server does not check the node", "tell the server's operator")
 
 
+def ask_for_registration(node_file: NodeFile) -> str:
+    """What to do where the server does not know the node's key."""
+    return f"its operator must put node.pub into nodes/{node_file.name} of the server's keys"
+
+
 def _explain_flower_error(response: httpx.Response, node_file: NodeFile) -> CheckResult:
     problem = FlowerError.from_json(response.text)
     code = problem.code if problem is not None else None
@@ -244,7 +249,7 @@ def _explain_flower_error(response: httpx.Response, node_file: NodeFile) -> Chec
         return CheckResult(
             "bad",
             f"the server does not know the key {node_file.key}",
-            f"its operator must put node.pub into nodes/{node_file.name} of the server's keys; no restart is needed",
+            f"{ask_for_registration(node_file)}; no restart is needed",
         )
     if response.status_code == httpx.codes.CONFLICT:
         return CheckResult(
