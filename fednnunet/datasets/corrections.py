@@ -49,8 +49,9 @@ def write_corrected(case: Case, checked: CheckedCase, reader: Any, ending: str, 
                 _write_image(file, grid, target)
             else:
                 _write_in_millimetres(file.path, target)
-            times = file.path.stat()
-            os.utime(target, ns=(times.st_atime_ns, times.st_mtime_ns))  # written again, it is the same to raw_digest
+        times = case.label.stat()
+        for path in partial.iterdir():  # written again, they are the same to raw_digest
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     places = {file.path: folder / case.name / names[file.path] for file in changed}
     images = tuple(places.get(path, path) for path in case.images)
     return Case(case.name, images, places.get(case.label, case.label))

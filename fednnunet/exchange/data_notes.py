@@ -28,7 +28,7 @@ class NoteKind(StrEnum):
 
 SENTENCES: Mapping[NoteKind, str] = {
     NoteKind.NOT_FINITE: "images of {cases} hold NaN or infinity ({voxels:,} voxels), which are read as 0",
-    NoteKind.ONE_VALUE: "an image of {cases} has the same value in all voxels; normalised, it is 0",
+    NoteKind.ONE_VALUE: "a channel of {cases} has the same value in all voxels, and tells the network nothing",
     NoteKind.IGNORED_EVERYWHERE: "the label map of {cases} is ignore everywhere; nothing is learned from it",
     NoteKind.LABEL_ROUNDED: "labels of {cases} hold values a hair off integers; they were rounded",
     NoteKind.LABEL_REORIENTED: "labels of {cases} were brought onto their image's grid by their headers",

@@ -17,6 +17,7 @@ from fednnunet.config.hydra_datasets import configured_dataset
 from fednnunet.errors import ConfigError, DataError
 from fednnunet.phantoms.breast_small import make_small_phantom
 from tests.conftest import write_boxes
+from tests.support import image_cases
 from tests.support.raw_datasets import MISREAD, write_description
 
 Call = Callable[..., tuple[int, str, str]]
@@ -62,6 +63,21 @@ def test_warnings_say_where_how_many_which_and_what_to_do(data_summary: Call, tm
     (line,) = [line for line in out.splitlines() if "Oslo, cannot be read" in line]
     assert "5 of 9 cases (case_000, case_001, case_002 …)" in line
     assert "→ get the files again" in out
+
+
+def test_unusual_images_are_looked_at_as_a_run_does(data_summary: Call, tmp_path: Path) -> None:
+    folder = write_boxes(tmp_path, "Dataset201_Oslo")
+    image_cases.mirrored_label(folder)
+    code, out, _ = data_summary(folder)
+    assert code == 0
+    assert "Oslo, label reoriented: 1 of 6 cases (case_002); labels of 1 case were brought onto" in out
+    code, out, _ = data_summary(folder, "--image-headers", "ignore")
+    assert code == 0
+    assert "Oslo, headers ignored: 1 of 6 cases (case_002)" in out
+    image_cases.cut_image(folder)
+    code, out, _ = data_summary(folder)
+    assert code == 2
+    assert f"{folder}/imagesTr/case_002_0000.nii.gz is cut off" in out
 
 
 @pytest.mark.parametrize(("fields", "problem"), MISREAD.values(), ids=MISREAD)

@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import tifffile
 
 from fednnunet.datasets.image_checks import check_images, check_images_once, choose_reader
 from fednnunet.datasets.quality.checks import NOTES, find_issues
@@ -226,3 +227,20 @@ def test_several_processes_find_the_same(make_dataset: MakeDataset, tmp_path: Pa
     image_cases.cut_image(folder)
     with pytest.raises(DataError, match=r"^centre Oslo: .*case_002_0000.nii.gz is cut off"):
         check_images(dataset, "Oslo", workers=2)
+
+
+def test_labels_are_rounded_in_formats_without_a_header(make_dataset: MakeDataset, tmp_path: Path) -> None:
+    folder = make_dataset()
+    for path in [*folder.glob("*/*.nii.gz")]:
+        tifffile.imwrite(path.with_name(path.name.replace(".nii.gz", ".tiff")), read(path).transpose())
+        path.with_name(path.name.replace(".nii.gz", ".json").replace("_0000", "")).write_text('{"spacing": [3, 1, 1]}')
+        path.unlink()
+    change_description(folder, file_ending=".tiff")
+    expected = tifffile.imread(label_of(folder))
+    tifffile.imwrite(label_of(folder), expected * np.float32(1.0001))
+    checked = check_images_once(read_dataset(folder, "Oslo"), "Oslo", "check", tmp_path / "cache")
+    assert checked.notes == (DataNote(kind=NoteKind.LABEL_ROUNDED, cases=1),)
+    case = checked.dataset.cases[2]
+    label, properties = choose_reader(checked.dataset, case, "Oslo")().read_seg(str(case.label))
+    assert np.array_equal(label[0], expected)
+    assert properties["spacing"] == [3, 1, 1]

@@ -44,7 +44,7 @@ def image_of(folder: Path, case: int = 2) -> Path:
 
 def label_of(folder: Path, case: int = 2) -> Path:
     """Label map of a case."""
-    (path,) = folder.glob(f"labelsTr/case_{case:03d}.*")
+    (path,) = (path for path in folder.glob(f"labelsTr/case_{case:03d}.*") if path.suffix != ".json")
     return path
 
 

@@ -30,7 +30,7 @@ NOTES: Mapping[NoteKind, tuple[str, str]] = {
     ),
     NoteKind.ONE_VALUE: (
         "constant image",
-        "is it the right file? The network learns from it that nothing is to be seen",
+        "is it the right file?",
     ),
     NoteKind.IGNORED_EVERYWHERE: ("ignored everywhere", "annotate it, or take the case out: it only costs time"),
     NoteKind.LABEL_ROUNDED: ("label rounded", "nothing to do; write label maps as integers to be rid of this"),
