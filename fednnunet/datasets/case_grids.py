@@ -56,7 +56,8 @@ def bring_onto(file: CheckedFile, image: CheckedFile, reoriented: NoteKind, imag
         image_headers: as in :class:`~fednnunet.datasets.case_check.Rules`.
     """
     if file.placement is None or image.placement is None:
-        return Comparison(_misfit(file, image, reoriented))
+        one_has = (file.placement is None) != (image.placement is None)
+        return Comparison(_misfit(file, image, reoriented), frozenset({NoteKind.NO_POSITION} if one_has else ()))
     notes = set()
     alignment = align(file.placement, image.placement)
     if image_headers == "check" and alignment.is_reoriented and not alignment.is_elsewhere:

@@ -30,7 +30,7 @@ class CheckedFile:
         path: the file.
         voxels: (C, Z, Y, X).
         properties: those of nnU-Net's reader; lengths in mm.
-        placement: where its voxels lie; None where the format has no such header.
+        placement: where its voxels lie; None where the format has no such header, or the header does not say.
         nifti: header of a NIfTI file.
         not_finite: number of voxels that are NaN or infinite in the file, which the reader has made 0.
         is_constant: whether a channel has the same value in all voxels.
@@ -101,7 +101,8 @@ def read_to_end(path: Path, read: Any, argument: Any) -> CheckedFile:
     if content.nifti is not None and content.nifti.millimetres != 1 and "nibabel_stuff" in properties:
         file.properties = _in_millimetres(properties, content.nifti.millimetres)  # SimpleITK converts, nibabel does not
         file.changed.add("unit")
-    file.placement = placement_of(voxels, file.properties)
+    if content.nifti is None or content.nifti.qform is not None or content.nifti.sform is not None:
+        file.placement = placement_of(voxels, file.properties)
     if file.placement is not None and not has_three_directions(file.placement.affine[:3, :3]):
         raise DataError(f"the axes of {path} are not three directions by its header; correct it")
     return file

@@ -22,6 +22,7 @@ class NoteKind(StrEnum):
     CHANNEL_REORIENTED = "channel_reoriented"
     NEARLY_ONE_GRID = "nearly_one_grid"
     HEADERS_IGNORED = "headers_ignored"
+    NO_POSITION = "no_position"
     UNIT = "unit"
     TWO_SPACINGS = "two_spacings"
 
@@ -37,6 +38,8 @@ SENTENCES: Mapping[NoteKind, str] = {
     "taken voxel by voxel",
     NoteKind.HEADERS_IGNORED: "image and label of {cases} lie apart by their headers; image_headers is ignore, so they "
     "are taken voxel by voxel: check that they overlie each other",
+    NoteKind.NO_POSITION: "the header of either image or label of {cases} does not say where it lies (neither qform "
+    "nor sform); they are taken voxel by voxel",
     NoteKind.UNIT: "headers of {cases} give lengths in micrometres or metres; they are taken in mm",
     NoteKind.TWO_SPACINGS: "headers of {cases} give two spacings, in pixdim and in sform; pixdim is taken",
 }

@@ -52,6 +52,7 @@ TOLD = [
     (image_cases.mirrored_label, DataNote(kind=NoteKind.LABEL_REORIENTED, cases=1)),
     (image_cases.turned_label, DataNote(kind=NoteKind.LABEL_REORIENTED, cases=1)),
     (image_cases.shifted_label, DataNote(kind=NoteKind.NEARLY_ONE_GRID, cases=1)),
+    (image_cases.label_without_position, DataNote(kind=NoteKind.NO_POSITION, cases=1)),
     (image_cases.micrometres, DataNote(kind=NoteKind.UNIT, cases=6)),
     (image_cases.metres, DataNote(kind=NoteKind.UNIT, cases=6)),
     (image_cases.two_spacings, DataNote(kind=NoteKind.TWO_SPACINGS, cases=1)),

@@ -151,6 +151,14 @@ def shifted_label(folder: Path) -> None:
     nib.save(nib.Nifti1Image(array, affine), path)
 
 
+def label_without_position(folder: Path) -> None:
+    """Neither qform nor sform; by nibabel it then lies mirrored, around the origin."""
+    path = label_of(folder)
+    label = nib.Nifti1Image(read(path), None)
+    label.header.set_zooms((1, 1, 3))
+    nib.save(nib.Nifti1Image(np.asarray(label.dataobj), None, label.header), path)
+
+
 def in_unit(folder: Path, unit: str, per_millimetre: float) -> None:
     """Say the lengths in the header of every file in another unit."""
     for path in folder.glob("*/*.nii*"):

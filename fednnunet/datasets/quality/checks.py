@@ -38,6 +38,7 @@ NOTES: Mapping[NoteKind, tuple[str, str]] = {
     NoteKind.CHANNEL_REORIENTED: ("channel reoriented", "look at one: channels must overlie each other in a viewer"),
     NoteKind.NEARLY_ONE_GRID: ("geometry", "mostly rounding in headers; check that image and label overlie each other"),
     NoteKind.HEADERS_IGNORED: ("headers ignored", "set image_headers to check, to go by headers"),
+    NoteKind.NO_POSITION: ("no position", "look at one: labels must overlie their images voxel by voxel"),
     NoteKind.UNIT: ("unit", "nothing to do, if the tables above give the right spacing in mm"),
     NoteKind.TWO_SPACINGS: ("two spacings", "compare with the tables above; correct the header where they are wrong"),
 }
