@@ -15,6 +15,7 @@ from fednnunet.config.groups import CentreConfig, ImageHeaders
 from fednnunet.config.hydra_datasets import configured_dataset
 from fednnunet.datasets.quality.summary import DataIssue
 from fednnunet.datasets.raw import DATASET_NAME, RawDataset, find_dataset, list_cases
+from fednnunet.datasets.splits import check_splits_file
 from fednnunet.errors import ConfigError, DataError
 
 data = typer.Typer(no_args_is_help=True, help="Raw datasets, before training.")
@@ -111,7 +112,7 @@ class ChosenCentre:
 
 
 def choose_centres(datasets: Sequence[str], raw_folder: Path | None) -> tuple[list[ChosenCentre], list[DataIssue]]:
-    """The centres that arguments of the command stand for, and what is wrong with those that are not there.
+    """The centres that arguments of the command stand for, and what is wrong with others, or with their own folds.
 
     Args:
         datasets: names of configurations, or raw datasets.
@@ -135,6 +136,12 @@ def choose_centres(datasets: Sequence[str], raw_folder: Path | None) -> tuple[li
         if name in {other.name for other in chosen}:
             raise ConfigError(f"there are two centres {name}; look at one dataset at a time")
         chosen.append(ChosenCentre(name, centre.external, dataset, image_headers))
+        try:
+            if not centre.external:
+                check_splits_file(dataset, name)
+        except DataError as error:
+            advice = "mend the file, or remove it for nnU-Net's folds"
+            missing.append(DataIssue("bad", name, "own folds", _without_centre(error), (), 0, advice))
     if not chosen:
         raise DataError(f"centre {missing[0].centre}: {missing[0].found}; {missing[0].advice}")
     return chosen, missing

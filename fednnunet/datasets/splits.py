@@ -62,6 +62,17 @@ def splits_of(dataset: RawDataset, centre: str, folds: Sequence[Fold]) -> list[S
     return splits
 
 
+def check_splits_file(dataset: RawDataset, centre: str) -> None:
+    """Check that the centre's own splits, if it has any, are a list of folds.
+
+    Raises:
+        DataError: they are not.
+    """
+    path = dataset.folder / SPLITS_FILE
+    if path.is_file():
+        _read_splits(path, centre)
+
+
 def _read_splits(path: Path, centre: str) -> list[Split]:
     """Folds as they are in the file; a part that is no list is empty."""
     try:
@@ -80,10 +91,13 @@ def _names(part: Any) -> list[str]:
 def _check_fold(fold: Split, names: set[str], where: str) -> None:
     unknown = sorted({name for part in fold.values() for name in part} - names)
     both = sorted(set(fold["train"]) & set(fold["val"]))
+    repeated = sorted({name for part in fold.values() for name in part if part.count(name) > 1})
     if unknown:
         raise DataError(f"{where} names {unknown[0]}, which is no case")
     if both:
         raise DataError(f"{where} trains on {both[0]} and holds it out")
+    if repeated:
+        raise DataError(f"{where} names {repeated[0]} twice")
     for part, what in (("train", "training"), ("val", "held-out")):
         if not fold[part]:
             raise DataError(f"{where} has no {what} case: it needs the lists train and val")

@@ -55,7 +55,7 @@ def plan_network(dataset: NodeDataset, request: PlanRequest, settings: NodeSetti
         raise ConfigError(
             f"configuration={configuration}: nnU-Net plans only {', '.join(plans['configurations'])} for these images"
         )
-    check_intensities(plans, configuration, raw.channel_names, name)
+    check_intensities(plans, configuration, raw.channel_names)
     return plans
 
 

@@ -96,14 +96,14 @@ def _build_planner(dataset: str, model: ModelConfig, gpu_memory_gb: float | None
     return planner
 
 
-def check_intensities(plans: dict[str, Any], configuration: str, channel_names: Mapping[str, str], node: str) -> None:
+def check_intensities(plans: dict[str, Any], configuration: str, channel_names: Mapping[str, str]) -> None:
     """Check that the plans hold foreground intensities of each channel whose normalization may read them.
 
     A centre without any foreground (healthy controls) has none. nnU-Net has two kinds of normalizations: by the image
     itself, and by the foreground of the whole dataset (``CTNormalization``).
 
     Raises:
-        ConfigError: they lack those of a channel; names node, channel and normalization.
+        ConfigError: they lack those of a channel; names channel and normalization.
     """
     intensities = plans["foreground_intensity_properties_per_channel"]
     schemes = PlansManager(plans).get_configuration(configuration).normalization_schemes
@@ -111,7 +111,7 @@ def check_intensities(plans: dict[str, Any], configuration: str, channel_names: 
         if not intensities.get(str(number)) and scheme not in BY_THE_IMAGE:
             name = channel_names[str(number)]
             raise ConfigError(
-                f"node {node}: no case has foreground, and channel {number} ({name}) is normalised by {scheme}, which "
+                f"no case has foreground, and channel {number} ({name}) is normalised by {scheme}, which "
                 "needs the foreground's intensities; strategy=ffe takes the federation's, init.plans those of a file"
             )
 

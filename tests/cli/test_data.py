@@ -92,6 +92,20 @@ def test_a_description_that_nnunet_would_misread_is_one_line(
     assert problem in line
 
 
+def test_folds_that_cannot_be_read_are_told(data_summary: Call, tmp_path: Path) -> None:
+    folder = write_boxes(tmp_path, "Dataset201_Oslo")
+    (folder / "splits_final.json").write_text("{")
+    code, out, _ = data_summary(folder)
+    assert code == 2
+    assert f"Oslo, own folds: {folder}/splits_final.json must be a list of folds" in out
+
+
+def test_a_published_dataset_that_is_not_there_says_how_to_get_it(data_summary: Call, tmp_path: Path) -> None:
+    code, _, errors = data_summary("mamamia", "--raw-folder", tmp_path)
+    assert code == 2
+    assert "`fednnunet convert mamamia SOURCE TARGET` makes it from https://doi.org/10.7303/syn60868042" in errors
+
+
 def test_json_is_all_that_is_printed(data_summary: Call, tmp_path: Path) -> None:
     write_boxes(tmp_path / "raw", "Dataset201_Oslo")
     code, out, _ = data_summary(201, "--raw-folder", "raw", "--json")

@@ -160,6 +160,7 @@ def test_a_fold_that_is_not_there_is_refused(make_dataset: MakeDataset, content:
         ([{"train": CASES, "val": CASES[3:]}] * 5, "fold 0 trains on case_003 and holds it out"),
         ([{"train": [], "val": CASES}] * 5, "fold 0 has no training case"),
         ([{"train": CASES, "val": []}] * 5, "fold 0 has no held-out case"),
+        ([{"train": [*CASES[2:], CASES[2]], "val": CASES[:2]}] * 5, "fold 0 names case_002 twice"),
     ],
 )
 def test_own_splits_that_cannot_be_used_are_refused(make_dataset: MakeDataset, content: Any, problem: str) -> None:

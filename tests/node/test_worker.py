@@ -174,7 +174,7 @@ def test_a_centre_without_foreground_trains_unless_it_normalises_by_that(
     with serving(settings) as server:
         server.ask(Kind.FINGERPRINT)
         if channel == "CT":
-            problem = r"node Oslo: no case has foreground, and channel 0 \(CT\) is normalised by CTNormalization"
+            problem = r"^node Oslo: no case has foreground, and channel 0 \(CT\) is normalised by CTNormalization"
             with pytest.raises(WorkerFailure, match=problem):
                 server.ask(Kind.PLAN, '{"fingerprint": null}')
             return

@@ -16,7 +16,7 @@ from fednnunet import __version__
 from fednnunet.config.node_file import NodeFile, read_node_file
 from fednnunet.datasets.image_checks import check_images
 from fednnunet.datasets.raw import RawDataset, find_dataset, read_dataset
-from fednnunet.datasets.splits import ADVICE_ON_FEW_CASES, SPLITS_FILE, effect_of_few_cases, splits_of
+from fednnunet.datasets.splits import ADVICE_ON_FEW_CASES, SPLITS_FILE, check_splits_file, effect_of_few_cases
 from fednnunet.datasets.staging import estimate_size
 from fednnunet.deployment.keys import EXPIRES_SOON, read_authorities, read_private_key
 from fednnunet.deployment.node.preflight.before_start import check_work_folder, nearest_existing
@@ -91,7 +91,7 @@ def _check_data(node_file: NodeFile) -> CheckResult:
     folder = find_dataset(node_file.data, node_file.raw_folder, node_file.name)
     dataset = read_dataset(folder, node_file.name, node_file.external)
     if not node_file.external:
-        splits_of(dataset, node_file.name, ["all"])  # which folds a run needs, its server says
+        check_splits_file(dataset, node_file.name)  # which folds a run needs, its server says
     labels = ", ".join(name for name in dataset.labels if name != "background")
     channels = ", ".join(dataset.channel_names.values())
     found = f"{folder}: {len(dataset.cases)} cases ({dataset.file_ending}), channels {channels}, labels {labels}"
