@@ -8,11 +8,13 @@ import multiprocessing
 import os
 import secrets
 import shutil
+import signal
 import stat
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
@@ -95,11 +97,29 @@ def _remove_left_behind(folder: Path) -> None:
 
 
 def worker_context(module: str) -> ForkServerContext:
-    """Context whose processes are forked from a server that has imported ``module``, and with it torch and nnU-Net."""
+    """Context whose processes are forked from a server that has imported ``module``, and with it torch and nnU-Net.
+
+    The server starts now, and imports while this process goes on.
+    """
     os.environ.setdefault("nnUNet_def_n_proc", "1")  # nnU-Net reads it when it is imported
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([module])
+    with _ignored_by_children(signal.SIGINT):  # else Ctrl-C shows where its imports were interrupted
+        forkserver.ensure_running()
     return context
+
+
+@contextlib.contextmanager
+def _ignored_by_children(number: signal.Signals) -> Iterator[None]:
+    """Processes that are started meanwhile ignore a signal; this one misses it for that moment."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(number, handler)
 
 
 class NodeProcesses:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -207,6 +208,34 @@ def test_what_the_check_before_joining_has_found_serves_the_run(node_file: NodeF
     assert not told
     cache = cache_of(node_file.folder / "cache", read_dataset(data, "Oslo"))
     assert [path.name for path in cache.iterdir()] == ["checked_check.json"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_node_ends_with_one_line_whatever_ends_it(number: signal.Signals) -> None:
+    script = f"""
+import os
+from fednnunet.deployment.supervision import ended_by_signal, supervise
+ended = ended_by_signal()
+os.kill(os.getpid(), {int(number)})
+assert ended.is_set()
+for _ in supervise([], ended, print):
+    raise SystemExit("still supervised")
+print("has ended")
+"""
+    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert (shown.stdout, shown.stderr) == ("has ended\n", "")
+
+
+def test_the_end_of_a_terminal_ends_no_node_that_was_started_with_nohup() -> None:
+    script = """
+import os, signal
+from fednnunet.deployment.supervision import ended_by_signal
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+ended = ended_by_signal()
+os.kill(os.getpid(), signal.SIGHUP)
+assert not ended.is_set()
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_a_start_that_fails_is_tried_again() -> None:

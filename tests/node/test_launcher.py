@@ -1,8 +1,10 @@
-"""Folders of sockets: never left behind for long, and nothing else is ever removed."""
+"""Folders of sockets: never left behind for long, and nothing else is ever removed; the process that workers share."""
 
 from __future__ import annotations
 
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,3 +43,21 @@ def test_nothing_but_a_folder_of_sockets_is_removed(tmp_path: Path, name: str) -
     with socket_folder(owner):
         pass
     assert (precious / "file").is_file()
+
+
+IMPORTS = """
+import signal
+from multiprocessing import forkserver
+from pathlib import Path
+from fednnunet.node.launcher import worker_context
+worker_context("json")
+pid = forkserver._forkserver._forkserver_pid
+ignored = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigIgn"))
+print(int(ignored.split()[1], 16) >> (signal.SIGINT - 1) & 1, signal.getsignal(signal.SIGINT).__name__)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_ctrl_c_does_not_interrupt_the_imports_that_workers_share() -> None:
+    shown = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=True).stdout
+    assert shown.split() == ["1", "default_int_handler"]
