@@ -9,11 +9,15 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from typing import TYPE_CHECKING
 
 from fednnunet.config.node_file import NodeFile
 from fednnunet.deployment.supervision import log_to, show_warnings, terminal
 from fednnunet.errors import DataError, FednnUNetError
 from fednnunet.processes import end_with_parent
+
+if TYPE_CHECKING:
+    from fednnunet.datasets.image_checks import CheckedDataset
 
 LOG_FILE = "worker.log"
 """Log of the processes that touch images: this check, and the worker."""
@@ -70,7 +74,7 @@ def _check(node_file: NodeFile, sender: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its processes
     end_with_parent()
     try:
-        _check_dataset(node_file)
+        check_dataset(node_file)
     except FednnUNetError as error:
         sender.send_bytes(str(error).encode())
     except OSError as error:
@@ -80,7 +84,12 @@ def _check(node_file: NodeFile, sender: Connection) -> None:
         sender.send_bytes(b"")
 
 
-def _check_dataset(node_file: NodeFile) -> None:
+def check_dataset(node_file: NodeFile) -> CheckedDataset:
+    """Check description, splits and every image of a node, in this process.
+
+    Raises:
+        DataError: as :func:`check_data`.
+    """
     # Imported here: the process that supervises reads no images.
     from fednnunet.datasets.image_checks import check_images_once
     from fednnunet.datasets.raw import find_dataset, read_dataset
@@ -91,4 +100,4 @@ def _check_dataset(node_file: NodeFile) -> None:
     dataset = read_dataset(find_dataset(node_file.data, node_file.raw_folder, name), name, node_file.external)
     if not node_file.external:
         splits_of(dataset, name, ["all"])  # which folds a run needs, its server says
-    check_images_once(dataset, name, node_file.image_headers, cache_of(node_file.folder / "cache", dataset))
+    return check_images_once(dataset, name, node_file.image_headers, cache_of(node_file.folder / "cache", dataset))
