@@ -13,8 +13,9 @@ from fednnunet.node.settings import NodeSettings
 log = logging.getLogger(__name__)
 
 DISK_FULL = "its disk is full; make room there"
-PRIVATE = "the data or the software of the node; its own terminal and log tell the file and the cause"
-"""What a server on another machine is told instead of a text that may name cases and files."""
+UNUSABLE_DATA = "its data cannot be used; its own terminal and log tell which file, and why"
+INTERNAL_ERROR = "its software failed; its own terminal and log tell the cause"
+"""What a server on another machine is told instead of texts that may name cases and files."""
 WORK: dict[Kind, str] = {
     Kind.FINGERPRINT: "describing the images",
     Kind.PLAN: "planning",
@@ -49,7 +50,7 @@ def failure_of(error: Exception, kind: Kind, settings: NodeSettings) -> Failure:
     elif out_of_memory is not None:
         text, code = out_of_memory, "config"
     log.error("%s failed: %s", WORK[kind], text, exc_info=error)
-    public = text if settings.same_machine or code != "internal" else PRIVATE
+    public = text if settings.same_machine or code != "internal" else INTERNAL_ERROR
     return Failure.model_validate({"reason": f"node {settings.name}: {public}", "error": code})
 
 
@@ -65,7 +66,7 @@ def refuse(error: FednnUNetError, kind: Kind, node: str, same_machine: bool) -> 
     log.error("%s failed: %s", WORK[kind], error)
     public = str(error)
     if not same_machine and not isinstance(error, ConfigError | ProtocolError):
-        public = (isinstance(error, DataError) and error.public) or PRIVATE
+        public = (isinstance(error, DataError) and error.public) or UNUSABLE_DATA
     return Failure(reason=f"node {node}: {public}", error=_error_kind(error))
 
 
