@@ -7,6 +7,7 @@ centre is not scored in it.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ def _names(part: Any) -> list[str]:
 def _check_fold(fold: Split, names: set[str], where: str) -> None:
     unknown = sorted({name for part in fold.values() for name in part} - names)
     both = sorted(set(fold["train"]) & set(fold["val"]))
-    repeated = sorted({name for part in fold.values() for name in part if part.count(name) > 1})
+    repeated = sorted(name for part in fold.values() for name, number in Counter(part).items() if number > 1)
     if unknown:
         raise DataError(f"{where} names {unknown[0]}, which is no case")
     if both:

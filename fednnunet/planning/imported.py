@@ -27,6 +27,13 @@ OTHER_FILES = {
     ("train", "val"): "a splits_final.json",
 }
 """Fields by which files that lie beside plans are recognised."""
+NEEDED = ("plans_name", "image_reader_writer", "transpose_forward", "transpose_backward", INTENSITIES)
+NEEDED_OF_CONFIGURATION = (
+    *("data_identifier", "preprocessor_name", "spacing", "patch_size", "batch_size", "batch_dice", "architecture"),
+    *("normalization_schemes", "use_mask_for_norm"),
+    *(f"resampling_fn_{what}{end}" for what in ("data", "seg", "probabilities") for end in ("", "_kwargs")),
+)
+"""What nnU-Net reads of plans, and of the configuration that is trained."""
 
 
 def import_plans(
@@ -122,11 +129,14 @@ def _present(plans: dict[str, Any], configuration: str, source: Path) -> dict[st
     nnU-Net before 2.5 named no architecture; ``ConfigurationManager`` makes it from the older fields.
 
     Raises:
-        ConfigError: it cannot make that of ``configuration``.
+        ConfigError: it cannot make that of ``configuration``, or a field is missing that it reads.
     """
     present = copy.deepcopy(plans)
-    present.setdefault(INTENSITIES, present.get(OLDER_INTENSITIES))
-    present.pop(OLDER_INTENSITIES, None)
+    if older := present.pop(OLDER_INTENSITIES, None):
+        present.setdefault(INTENSITIES, older)
+    lacking = [field for field in NEEDED if field not in present]
+    if lacking:
+        raise ConfigError(f"init.plans={source} lacks {lacking[0]}: these are not whole plans of nnU-Net v2; plan anew")
     manager = PlansManager(plans)
     for name in plans["configurations"]:
         try:
@@ -135,11 +145,16 @@ def _present(plans: dict[str, Any], configuration: str, source: Path) -> dict[st
                 whole = manager.get_configuration(name).configuration
         except (KeyError, ValueError, TypeError, RuntimeError, RecursionError) as error:
             if name == configuration:
-                what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+                what = f"it lacks {error.args[0]}" if isinstance(error, KeyError) else str(error)
                 raise ConfigError(
                     f"init.plans={source}: nnU-Net cannot take configuration {name}: {what}; plan anew"
                 ) from None
             continue
+        lacking = [field for field in NEEDED_OF_CONFIGURATION if field not in whole]
+        if name == configuration and lacking:
+            raise ConfigError(
+                f"init.plans={source}: nnU-Net cannot take configuration {name}: it lacks {lacking[0]}; plan anew"
+            )
         if not _names_architecture(plans, name):
             whole.pop("inherits_from", None)
             present["configurations"][name] = whole

@@ -101,6 +101,10 @@ def test_plans_of_older_versions_are_taken_as_nnunet_takes_them(
     file.write_text(json.dumps(old(plans)))
     assert "architecture" not in file.read_text()
     assert take(staged, file) == plans, "what this version would have written"
+    intensities = "foreground_intensity_properties_per_channel"
+    renamed = {name: value for name, value in old(plans).items() if name != intensities}
+    file.write_text(json.dumps({**renamed, "foreground_intensity_properties_by_modality": plans[intensities]}))
+    assert take(staged, file) == plans
 
 
 def test_a_configuration_of_older_plans_may_change_what_it_inherits(
@@ -144,7 +148,12 @@ def of_two_channels(plans: dict[str, Any]) -> dict[str, Any]:
     ("change", "problem"),
     [
         (of_another_network, "cannot take configuration 2d: Unknown architecture MyUNet"),
-        (without("patch_size"), "cannot take configuration 2d: lacks 'patch_size'"),
+        (without("patch_size"), "cannot take configuration 2d: it lacks patch_size; plan anew"),
+        (without("spacing"), "cannot take configuration 2d: it lacks spacing; plan anew"),
+        (
+            lambda plans: {name: value for name, value in plans.items() if name != "transpose_forward"},
+            "lacks transpose_forward: these are not whole plans",
+        ),
         (of_two_normalizations, "for images of 2 channels; node Oslo has 1"),
         (of_two_channels, "for images of 2 channels; node Oslo has 1"),
         (lambda plans: {"Porto": plans}, r"no plans of node Oslo, only of Porto.*init.plans=\{Oslo: …\}"),
