@@ -130,10 +130,9 @@ def _sender(scope: Scope) -> Sender:
 
 
 def _unknown_node() -> tuple[int, dict[str, Any]]:
-    """Flower's answer to an unknown node that asks to be activated; Flower itself would log each of them."""
+    """Flower's answer to an unknown node that asks to be activated, in our words; Flower would log each of them."""
     error = FlowerError(ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED, NOT_REGISTERED)
-    public = API_ERROR_MAP[error.code]
-    return public.http_status_code, error.to_json(public.public_message)
+    return API_ERROR_MAP[error.code].http_status_code, error.to_json(NOT_REGISTERED)
 
 
 class _Rejected(Exception):
