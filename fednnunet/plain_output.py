@@ -21,8 +21,16 @@ SIGNS = {
     "×": "x",
     "≥": ">=",
     "≤": "<=",
+    "↑": "^",
+    "↓": "v",
+    "•": "*",
+    "µ": "u",
+    "μ": "u",
 }
-"""Signs of this project's output, and what stands for each."""
+LINES = {"-": "─━╌╍┄┅═╴╶╸╺╼╾", "|": "│┃┆┇║╵╷╹╻╽╿"}
+"""Lines of tables and progress bars, by what stands for them."""
+CROSSINGS = range(0x2500, 0x2580)
+"""Where Unicode has its corners and crossings of lines."""
 
 
 def write_plainer() -> None:
@@ -36,7 +44,14 @@ def _plainer(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     lacking = error.object[error.start : error.end]
-    return "".join(SIGNS.get(sign) or _without_accent(sign) for sign in lacking), error.end
+    return "".join(SIGNS.get(sign) or _line(sign) or _without_accent(sign) for sign in lacking), error.end
+
+
+def _line(sign: str) -> str | None:
+    """A sign of ASCII for one of a table's lines; None for any other sign."""
+    if ord(sign) not in CROSSINGS:
+        return None
+    return next((plain for plain, signs in LINES.items() if sign in signs), "+")
 
 
 def _without_accent(sign: str) -> str:

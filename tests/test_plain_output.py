@@ -32,6 +32,13 @@ def test_every_command_shows_plainer_signs_where_the_terminal_has_no_others(enco
     )
 
 
+def test_tables_keep_their_lines() -> None:
+    table = ["DSC ↑       │ krum", "━━━━╇━━━━", "HD95 (mm) ↓ ┃ 0.3", "────┼────", "╺━━ 3 •"]
+    assert [line.encode("ascii", PLAINER).decode() for line in table] == [
+        *("DSC ^       | krum", "----+----", "HD95 (mm) v | 0.3", "----+----", "--- 3 *"),
+    ]
+
+
 def test_what_has_no_plainer_sign_becomes_a_question_mark() -> None:
     assert "αβ é ﬁ 2²".encode("ascii", PLAINER) == b"?? e fi 22"
 
