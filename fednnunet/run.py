@@ -63,22 +63,19 @@ def run(
         with private_files(), locked(config.paths.run):
             return _run(config, command, sweep, command_files or {})
     except OSError as error:
-        if advice := _advice(error, config.paths.run):
-            raise ConfigError(
-                f"{error.filename or config.paths.run}: {error.strerror}; {advice}, and resume with "
-                f"continue={config.paths.run}"
-            ) from error
+        if problem := _storage_problem(error, config.paths.run):
+            raise ConfigError(f"{problem}, and resume with continue={config.paths.run}") from error
         raise
 
 
-def _advice(error: OSError, folder: Path) -> str:
+def _storage_problem(error: OSError, folder: Path) -> str:
     """What to do about a disk that is full or read-only; empty for any other error."""
+    file = Path(str(error.filename or folder))
     if error.errno in DISK_FULL:
-        return "make room"
-    in_folder = error.filename is not None and Path(str(error.filename)).is_relative_to(folder)
-    if error.errno == EROFS or (error.errno in NOT_WRITABLE and in_folder):
-        return "make it writable"
-    return ""
+        return f"{file}: {error.strerror}; make room"
+    if error.errno in NOT_WRITABLE and file.is_relative_to(folder):
+        return f"{folder} cannot be written: {error.strerror}; make it writable"
+    return f"{file} cannot be written: {error.strerror}; make it writable" if error.errno == EROFS else ""
 
 
 def _run(config: RunConfig, command: str, sweep: str | None, command_files: Mapping[Path, str]) -> Result:

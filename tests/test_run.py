@@ -86,11 +86,16 @@ def test_sigterm_ends_it_as_ctrl_c_does_with_one_line(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("number", "advice"),
-    [(errno.EROFS, "make it writable"), (errno.ENOSPC, "make room"), (errno.EDQUOT, "make room")],
+    ("number", "problem"),
+    [
+        (errno.EROFS, "{folder} cannot be written: {reason}; make it writable"),
+        (errno.EACCES, "{folder} cannot be written: {reason}; make it writable"),
+        (errno.ENOSPC, "{folder}/rounds.csv: {reason}; make room"),
+        (errno.EDQUOT, "{folder}/rounds.csv: {reason}; make room"),
+    ],
 )
 def test_a_folder_that_cannot_be_written_any_more_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, advice: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, problem: str
 ) -> None:
     """In the middle of a run."""
     rounds = tmp_path / "rounds.csv"
@@ -101,7 +106,8 @@ def test_a_folder_that_cannot_be_written_any_more_is_one_line(
     monkeypatch.setattr("fednnunet.run.prepare_centres", fail)
     with pytest.raises(ConfigError) as caught:
         run(configured(*CUSTOM, f"paths.run={tmp_path}"), "python train.py")
-    assert str(caught.value) == f"{rounds}: {os.strerror(number)}; {advice}, and resume with continue={tmp_path}"
+    expected = problem.format(folder=tmp_path, reason=os.strerror(number))
+    assert str(caught.value) == f"{expected}, and resume with continue={tmp_path}"
 
 
 def test_what_a_run_makes_is_its_users_alone(interrupted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
