@@ -6,47 +6,22 @@ only. ``ca.key`` signs further certificates: keep it offline.
 
 from __future__ import annotations
 
-import ipaddress
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from pydantic import TypeAdapter, ValidationError
 
+from fednnunet.deployment.certificates import make_server_certificate, read_certificate, server_name
+from fednnunet.deployment.key_files import CURVE, KeyFiles, write_file, write_key
 from fednnunet.errors import ConfigError
 from fednnunet.exchange.messages import NodeName
 
-CURVE = ec.SECP384R1
-"""Curve of all keys: the one that Flower documents for its nodes."""
-CA_YEARS = 10
-EXPIRES_SOON = timedelta(days=30)
-"""A certificate that expires within this time is worth a warning."""
 PUBLIC_KEY_FILE = "node.pub"
 MAX_KEY_BYTES = 2**16
-BACKDATING = timedelta(days=1)
-"""How long before its creation a certificate is valid, for machines whose clocks are slow."""
-
-
-@dataclass(frozen=True)
-class KeyFiles:
-    """Files that :func:`make_keys` wrote, and files that existed before.
-
-    Attributes:
-        written: new files.
-        kept: files of an earlier call, which are unchanged.
-        expires: when the server's certificate expires; None where there is none.
-    """
-
-    written: list[Path]
-    kept: list[Path]
-    expires: datetime | None = None
 
 
 def make_keys(folder: Path, servers: Sequence[str], nodes: Sequence[str], days: int = 825) -> KeyFiles:
@@ -62,16 +37,19 @@ def make_keys(folder: Path, servers: Sequence[str], nodes: Sequence[str], days: 
         days: validity of the server's certificate.
 
     Raises:
-        ConfigError: an invalid name, an existing server certificate that is for other names or has expired, or a
-            certificate of the authority without the key that is needed.
+        ConfigError: an invalid name, an existing server certificate that is for other names, of another authority or
+            has expired, a certificate of the authority without the key that is needed, or a damaged file.
     """
     for node in nodes:
         _check_node(node)
-    names = {name: _server_name(name) for name in servers}
+    names = {name: server_name(name) for name in servers}
     if not names and not (folder / "ca.crt").is_file():
         raise ConfigError("give the name by which nodes reach the server: --server, a host name or an IP address")
     files = KeyFiles([], [])
-    expires = _server(folder, names, days, files).not_valid_after_utc if names else _expiry(folder / "server.crt")
+    if names:
+        make_server_certificate(folder, names, days, files)
+    server = folder / "server.crt"
+    expires = read_certificate(server).not_valid_after_utc if server.is_file() else None
     for node in nodes:
         public = nodes_folder(folder) / node / PUBLIC_KEY_FILE
         if public.is_file():  # without node.key, too: the node has it, and must not be locked out by another pair
@@ -79,12 +57,6 @@ def make_keys(folder: Path, servers: Sequence[str], nodes: Sequence[str], days: 
         else:
             make_node_key(public.parent, files)
     return KeyFiles(files.written, files.kept, expires)
-
-
-def _expiry(certificate: Path) -> datetime | None:
-    if not certificate.is_file():
-        return None
-    return x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc
 
 
 def nodes_folder(keys: Path) -> Path:
@@ -122,98 +94,6 @@ def _check_node(name: str) -> None:
         raise ConfigError(f"{name!r} is not a valid node name: use letters, digits, spaces, and _ . ' -") from None
 
 
-def _authority(folder: Path, files: KeyFiles) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
-    certificate_file, key_file = folder / "ca.crt", folder / "ca.key"
-    if certificate_file.is_file():
-        if not key_file.is_file():
-            raise ConfigError(f"{certificate_file} exists without ca.key, which signs; add ca.key, or use a new folder")
-        files.kept.extend((certificate_file, key_file))
-        key = serialization.load_pem_private_key(key_file.read_bytes(), None)
-        assert isinstance(key, ec.EllipticCurvePrivateKey)
-        return x509.load_pem_x509_certificate(certificate_file.read_bytes()), key
-    key = ec.generate_private_key(CURVE())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "FednnU-Net federation")])
-    usage = x509.KeyUsage(
-        key_cert_sign=True,
-        crl_sign=True,
-        digital_signature=False,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
-    certificate = (
-        _certificate(name, name, key, timedelta(days=365 * CA_YEARS))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(usage, critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .sign(key, hashes.SHA384())
-    )
-    _write_key(key_file, _pem(key), files)
-    _write(certificate_file, certificate.public_bytes(serialization.Encoding.PEM), files)
-    return certificate, key
-
-
-def _server(folder: Path, names: Mapping[str, x509.GeneralName], days: int, files: KeyFiles) -> x509.Certificate:
-    certificate_file, key_file = folder / "server.crt", folder / "server.key"
-    if certificate_file.is_file():
-        certificate = x509.load_pem_x509_certificate(certificate_file.read_bytes())
-        known = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        missing = [name for name, entry in names.items() if entry not in known]
-        if missing:
-            raise ConfigError(
-                f"{certificate_file} is not for {missing[0]}; remove it, and a new one is made for all names"
-            )
-        if certificate.not_valid_after_utc < datetime.now(UTC):
-            raise ConfigError(f"{certificate_file} has expired; remove it, and a new one is made")
-        files.kept.extend((certificate_file, key_file))
-        return certificate
-    authority, signer = _authority(folder, files)
-    key = ec.generate_private_key(CURVE())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, next(iter(names))[:64])])
-    certificate = (
-        _certificate(subject, authority.subject, key, timedelta(days=days))
-        .add_extension(x509.SubjectAlternativeName(list(names.values())), critical=False)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        # Python 3.13 refuses certificates without these (ssl.VERIFY_X509_STRICT).
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
-        .sign(signer, hashes.SHA384())
-    )
-    _write_key(key_file, _pem(key), files)
-    _write(certificate_file, certificate.public_bytes(serialization.Encoding.PEM), files)
-    return certificate
-
-
-def _server_name(name: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(name))
-    except ValueError:
-        pass
-    try:
-        return x509.DNSName(name)
-    except ValueError:
-        raise ConfigError(f"{name!r} is neither a host name nor an IP address") from None
-
-
-def _certificate(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, valid: timedelta
-) -> x509.CertificateBuilder:
-    now = datetime.now(UTC)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - BACKDATING)
-        .not_valid_after(now + valid)
-    )
-
-
 def make_node_key(folder: Path, files: KeyFiles | None = None) -> None:
     """Make a node's key pair, ``node.key`` and ``node.pub``, in OpenSSH's format, unless it exists.
 
@@ -228,9 +108,9 @@ def make_node_key(folder: Path, files: KeyFiles | None = None) -> None:
         return
     key = ec.generate_private_key(CURVE())
     encoding, none = serialization.Encoding.PEM, serialization.NoEncryption()
-    _write_key(private, key.private_bytes(encoding, serialization.PrivateFormat.OpenSSH, none), files)
+    write_key(private, key.private_bytes(encoding, serialization.PrivateFormat.OpenSSH, none), files)
     openssh = serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
-    _write(public, key.public_key().public_bytes(*openssh) + b"\n", files)
+    write_file(public, key.public_key().public_bytes(*openssh) + b"\n", files)
 
 
 def read_private_key(path: Path) -> ec.EllipticCurvePrivateKey:
@@ -314,26 +194,3 @@ def read_public_key(path: Path) -> ec.EllipticCurvePublicKey:
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise ConfigError(f"{path} holds a key of another kind; make one with `ssh-keygen -t ecdsa -b 384`")
     return key
-
-
-def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-
-
-def _write(path: Path, content: bytes, files: KeyFiles) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    files.written.append(path)
-
-
-def _write_key(path: Path, content: bytes, files: KeyFiles) -> None:
-    """Write a file that only its owner can ever read; an existing file is not overwritten."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    try:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(content)
-    except FileExistsError:
-        raise ConfigError(f"{path} exists without its counterpart; remove it, and both are made") from None
-    files.written.append(path)

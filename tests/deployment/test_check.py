@@ -27,7 +27,7 @@ from fednnunet.config.groups import ModelConfig
 from fednnunet.config.node_file import read_node_file
 from fednnunet.datasets.raw import read_dataset
 from fednnunet.datasets.staging import estimate_size, stage_dataset
-from fednnunet.deployment import keys as keys_module
+from fednnunet.deployment import certificates
 from fednnunet.deployment.keys import make_keys
 from fednnunet.deployment.node.connection import NodeConnection
 from fednnunet.deployment.node.diagnosis import explain_other_version, explain_rejection
@@ -535,7 +535,7 @@ def test_a_certificate_of_no_authority_is_refused(write_node_file: WriteNodeFile
 def test_an_authority_that_expires_soon_is_reported(
     years: float, state: str, write_node_file: WriteNodeFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keys_module, "CA_YEARS", years)
+    monkeypatch.setattr(certificates, "CA_YEARS", years)
     make_keys(tmp_path / "old", ["127.0.0.1"], [])
     found = results(write_node_file(certificate=str(tmp_path / "old" / "ca.crt")))["certificate"]
     assert found.state == state

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import socket
 import ssl
 import stat
@@ -14,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from flwr.supernode.cli.flower_supernode import _try_setup_client_authentication
 
 from fednnunet.deployment.keys import make_keys
+from fednnunet.deployment.server.supervisor import check_keys
 from fednnunet.errors import ConfigError
 
 pytestmark = pytest.mark.unit
@@ -131,6 +133,61 @@ def test_existing_files_are_not_overwritten_for_another_server(tmp_path: Path) -
     (tmp_path / "ca.key").unlink()
     with pytest.raises(ConfigError, match=r"ca\.crt exists without ca\.key"):
         make_keys(tmp_path, ["localhost"], [])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("keys")
+    make_keys(folder, ["localhost"], ["Oslo"])
+    return folder
+
+
+@pytest.fixture
+def keys(made: Path, tmp_path: Path) -> Path:
+    """Sound keys, to be damaged."""
+    return shutil.copytree(made, tmp_path / "keys")
+
+
+def half(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("server.crt", r"server\.crt holds no certificate \(PEM\), or not all of it"),
+        ("server.key", r"server\.key holds no private key \(PEM, without a password\), or not all of it"),
+    ],
+)
+def test_a_server_with_a_damaged_certificate_or_key_does_not_start(keys: Path, name: str, problem: str) -> None:
+    check_keys(keys, "127.0.0.1:0", insecure=False)
+    half(keys / name)
+    with pytest.raises(ConfigError, match=problem):
+        check_keys(keys, "127.0.0.1:0", insecure=False)
+
+
+def test_a_key_that_is_not_of_its_certificate_is_named(keys: Path, tmp_path: Path) -> None:
+    make_keys(tmp_path / "others", ["localhost"], [])
+    shutil.copy(tmp_path / "others" / "server.key", keys)
+    with pytest.raises(ConfigError, match=r"server\.key is not the key of .*server\.crt"):
+        check_keys(keys, "127.0.0.1:0", insecure=False)
+    shutil.copy(tmp_path / "others" / "server.crt", keys)
+    with pytest.raises(ConfigError, match=r"server\.crt was not signed by .*ca\.crt"):
+        make_keys(keys, ["localhost"], [])
+    for name in ("server.crt", "server.key"):
+        (keys / name).unlink()
+    shutil.copy(tmp_path / "others" / "ca.key", keys)
+    with pytest.raises(ConfigError, match=r"ca\.key is not the key of .*ca\.crt; nodes would not trust what it signs"):
+        make_keys(keys, ["localhost"], [])
+
+
+@pytest.mark.parametrize("name", ["ca.crt", "ca.key"])
+def test_a_damaged_authority_is_named(keys: Path, name: str) -> None:
+    for made_again in ("server.crt", "server.key"):
+        (keys / made_again).unlink()
+    half(keys / name)
+    with pytest.raises(ConfigError, match=f"{name} holds no .* or not all of it"):
+        make_keys(keys, ["localhost"], [])
 
 
 def test_an_expired_certificate_is_named(tmp_path: Path) -> None:

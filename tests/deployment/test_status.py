@@ -184,6 +184,10 @@ def test_no_server_and_damaged_files_are_errors_that_name_them(tmp_path: Path, w
     state = write_state({"updated": "yesterday"})
     with pytest.raises(ConfigError, match=r"run_status\.json was not written by a run: updated: "):
         read_status(state, known)
+    for content in (b"", b"{", b"[]", b"\xff\xfe", b'{"address": "127.0.0.1:1"}'):
+        (state / "server.json").write_bytes(content)
+        with pytest.raises(ConfigError, match=r"server\.json is damaged, or of another version; start the server"):
+            read_status(state, known)
 
 
 def test_the_status_is_available_as_json(write_state: WriteState) -> None:

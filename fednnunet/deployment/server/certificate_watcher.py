@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cryptography import x509
 
-from fednnunet.deployment.keys import EXPIRES_SOON
+from fednnunet.deployment.certificates import EXPIRES_SOON
 
 POLL_SECONDS = 1.0
 REMINDER_INTERVAL = timedelta(days=1)
@@ -41,8 +41,12 @@ async def watch_certificate(context: ssl.SSLContext, keys: Path, notify: Callabl
         now = datetime.now(UTC)
         # Missing, or not for this key: it is being replaced, and the old one is used until then.
         if (current := _version(certificate)) not in (None, seen) and _is_pair(certificate, key):
-            context.load_cert_chain(certificate, key)
-            expires, seen = expiry_date(certificate), current
+            try:
+                context.load_cert_chain(certificate, key)
+                expires, seen = expiry_date(certificate), current
+            except (OSError, ValueError, ssl.SSLError):  # replaced again meanwhile
+                await asyncio.sleep(POLL_SECONDS)
+                continue
             notify(f"a new server certificate is in use; it is valid until {expires:%Y-%m-%d}")
             reminded = datetime.min.replace(tzinfo=UTC)
         is_due = expires - now < EXPIRES_SOON and now - reminded >= REMINDER_INTERVAL

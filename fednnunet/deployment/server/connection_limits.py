@@ -96,6 +96,13 @@ class LimitedServer(uvicorn.Server):
         task.add_done_callback(self._tasks.discard)
 
     async def _accept(self, listener: socket.socket) -> None:
+        try:
+            await self._accept_all(listener)
+        except Exception:
+            log.exception("no more connections are accepted")
+            self.should_exit = True  # and `server up` starts another
+
+    async def _accept_all(self, listener: socket.socket) -> None:
         listener.setblocking(False)
         while True:
             try:
@@ -126,8 +133,10 @@ class LimitedServer(uvicorn.Server):
             await asyncio.get_running_loop().connect_accepted_socket(
                 create, connection, ssl=context, ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S if context else None
             )
-        except OSError as error:  # no TLS, gone, or too slow; the connection was not made
+        except BaseException as error:  # the connection was not made
             self._open.release(host)
+            if not isinstance(error, OSError):  # no TLS, gone, or too slow
+                raise
             why = str(error) or "it went away, or was silent"
             log.warning("no TLS with %s: %s", host, why, extra={"cause": f"no TLS: {type(error).__name__}"})
 

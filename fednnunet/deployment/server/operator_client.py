@@ -75,14 +75,20 @@ def read_server(state: Path) -> ServerFacts:
     """Read where the server with this state folder listens, and how.
 
     Raises:
-        ConfigError: no server was started with this folder.
+        ConfigError: no server was started with this folder, or its file cannot be read.
     """
     try:
-        return ServerFacts(**json.loads((state / SERVER_FILE).read_text(encoding="utf-8")))
+        return ServerFacts(**json.loads((state / SERVER_FILE).read_bytes()))
     except FileNotFoundError:
         raise ConfigError(
             f"{state} is not a server's state folder; start the server (fednnunet server up), or name its folder "
             "(--state of fednnunet server, federation.server of a run)"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"{state / SERVER_FILE} cannot be read ({error.strerror}); use the server's user") from None
+    except (ValueError, TypeError):
+        raise ConfigError(
+            f"{state / SERVER_FILE} is damaged, or of another version; start the server with this folder again"
         ) from None
 
 

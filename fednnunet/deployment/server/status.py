@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from fednnunet.deployment.keys import EXPIRES_SOON
+from fednnunet.deployment.certificates import EXPIRES_SOON
 from fednnunet.deployment.server.flower_internals import HEARTBEAT_PATIENCE, NodeInfo
 from fednnunet.deployment.server.operator_client import GONE_AWAY, Operator, ServerFacts, read_server
 from fednnunet.deployment.server.run_status import STATUS_FILE
@@ -139,9 +139,11 @@ def read_status(state: Path, ask: AskNodes = ask_nodes) -> Status:
 def _read_run(state: Path) -> RunState | None:
     path = state / STATUS_FILE
     try:
-        return RunState.model_validate_json(path.read_text(encoding="utf-8"))
+        return RunState.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); use the server's user") from None
     except ValidationError as error:
         raise ConfigError(f"{path} was not written by a run: {first_problem(error, 'file')}") from None
 

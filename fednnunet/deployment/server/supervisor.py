@@ -16,11 +16,12 @@ from pathlib import Path
 
 from fednnunet import __version__
 from fednnunet.config.node_file import LOOPBACK, split_address
+from fednnunet.deployment.certificates import check_server_pair
 from fednnunet.deployment.keys import nodes_folder, read_node_keys
 from fednnunet.deployment.server.operator_client import DATABASE, SERVER_FILE, ServerFacts, write_token
 from fednnunet.deployment.supervision import SupervisedProcess, ended_by_signal, supervise
 from fednnunet.errors import ConfigError
-from fednnunet.files import write_atomically
+from fednnunet.files import has_free_space, write_atomically
 from fednnunet.lock import locked
 
 LOG_FILE = "server.log"
@@ -41,11 +42,16 @@ def serve(keys: Path | None, address: str, state: Path, insecure: bool) -> None:
         insecure: plain HTTP without node keys, on this machine only.
 
     Raises:
-        ConfigError: keys are missing, the address is in use, or plain HTTP was requested for other machines.
+        ConfigError: keys are missing or damaged, the address is in use, the state folder cannot be written, or plain
+            HTTP was requested for other machines.
     """
     check_keys(keys, address, insecure)
     os.umask(0o077)  # the database holds models, server.json names the operator endpoint
-    state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        has_free_space(state)
+    except OSError as error:
+        raise ConfigError(f"the server cannot write to its folder {state}: {error.strerror}") from None
     ended = ended_by_signal()
     with locked(state), listen(address) as public, listen("127.0.0.1:0") as operator:
         facts = ServerFacts(
@@ -94,6 +100,7 @@ def check_keys(keys: Path | None, address: str, insecure: bool) -> None:
     for name in ("ca.crt", "server.crt", "server.key"):
         if not (keys / name).is_file():
             raise ConfigError(f"{keys} has no {name}; `fednnunet keys {keys} --server …` makes it")
+    check_server_pair(keys)
     if not nodes_folder(keys).is_dir() or not any(read_node_keys(keys)):
         raise ConfigError(f"{keys} has no key of a node; `fednnunet keys {keys} --server … --node NAME` makes it")
 

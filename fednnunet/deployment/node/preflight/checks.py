@@ -18,7 +18,8 @@ from fednnunet.datasets.image_checks import check_images
 from fednnunet.datasets.raw import RawDataset, find_dataset, read_dataset
 from fednnunet.datasets.splits import ADVICE_ON_FEW_CASES, SPLITS_FILE, check_splits_file, effect_of_few_cases
 from fednnunet.datasets.staging import estimate_size
-from fednnunet.deployment.keys import EXPIRES_SOON, read_authorities, read_private_key
+from fednnunet.deployment.certificates import EXPIRES_SOON
+from fednnunet.deployment.keys import read_authorities, read_private_key
 from fednnunet.deployment.node.preflight.before_start import check_work_folder, nearest_existing
 from fednnunet.deployment.node.preflight.results import Check, CheckResult, run_checks
 from fednnunet.deployment.node.preflight.server_checks import (

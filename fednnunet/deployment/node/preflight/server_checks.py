@@ -22,8 +22,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from fednnunet import __version__
 from fednnunet.config.node_file import VERSION_PATH, NodeFile, split_address
+from fednnunet.deployment.certificates import EXPIRES_SOON
 from fednnunet.deployment.http_errors import error_text
-from fednnunet.deployment.keys import EXPIRES_SOON
 from fednnunet.deployment.node.flower_internals import (
     SYSTEM_TIME_TOLERANCE,
     TIMESTAMP_TOLERANCE,

@@ -1,0 +1,188 @@
+"""Certificates of a federation: the authority's, and the server's, which it signs."""
+
+from __future__ import annotations
+
+import ipaddress
+import ssl
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from fednnunet.deployment.key_files import CURVE, KeyFiles, as_pem, write_file, write_key
+from fednnunet.errors import ConfigError
+
+CA_YEARS = 10
+EXPIRES_SOON = timedelta(days=30)
+"""A certificate that expires within this time is worth a warning."""
+BACKDATING = timedelta(days=1)
+"""How long before its creation a certificate is valid, for machines whose clocks are slow."""
+
+
+def read_certificate(path: Path) -> x509.Certificate:
+    """A certificate (PEM).
+
+    Raises:
+        ConfigError: the file cannot be read, or holds something else, or half of one.
+    """
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise ConfigError(f"{path} holds no certificate (PEM), or not all of it; restore it from a backup") from None
+
+
+def check_server_pair(keys: Path) -> None:
+    """Check that ``server.crt`` and ``server.key`` in ``keys`` can be used for TLS.
+
+    Raises:
+        ConfigError: one of them is missing, damaged, or not of the other.
+    """
+    certificate, key = keys / "server.crt", keys / "server.key"
+    read_certificate(certificate)
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise ConfigError(f"{key} is not the key of {certificate}; restore both from one backup") from None
+        raise ConfigError(
+            f"{key} holds no private key (PEM, without a password), or not all of it; restore it from a backup"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"{key} cannot be read: {error.strerror}") from None
+
+
+def _authority(folder: Path, files: KeyFiles) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    certificate_file, key_file = folder / "ca.crt", folder / "ca.key"
+    if certificate_file.is_file():
+        if not key_file.is_file():
+            raise ConfigError(f"{certificate_file} exists without ca.key, which signs; add ca.key, or use a new folder")
+        certificate, key = read_certificate(certificate_file), _read_key(key_file)
+        if certificate.public_key() != key.public_key():
+            raise ConfigError(f"{key_file} is not the key of {certificate_file}; nodes would not trust what it signs")
+        files.kept.extend((certificate_file, key_file))
+        return certificate, key
+    key = ec.generate_private_key(CURVE())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "FednnU-Net federation")])
+    usage = x509.KeyUsage(
+        key_cert_sign=True,
+        crl_sign=True,
+        digital_signature=False,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+    certificate = (
+        _certificate(name, name, key, timedelta(days=365 * CA_YEARS))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA384())
+    )
+    write_key(key_file, as_pem(key), files)
+    write_file(certificate_file, certificate.public_bytes(serialization.Encoding.PEM), files)
+    return certificate, key
+
+
+def _read_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    try:
+        key = serialization.load_pem_private_key(path.read_bytes(), None)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{path} holds no private key without a password, or not all of it: {error}") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ConfigError(f"{path} is of another kind; `fednnunet keys` makes ECDSA keys")
+    return key
+
+
+def make_server_certificate(folder: Path, names: Mapping[str, x509.GeneralName], days: int, files: KeyFiles) -> None:
+    """Make ``server.crt`` and ``server.key``, and the authority if there is none; check an existing certificate.
+
+    Args:
+        folder: folder for the files.
+        names: names by which nodes reach the server, as given and as in certificates.
+        days: validity.
+        files: gets the names of the files.
+
+    Raises:
+        ConfigError: a damaged file; an existing certificate of other names or another authority, or an expired one.
+    """
+    certificate_file, key_file = folder / "server.crt", folder / "server.key"
+    if certificate_file.is_file():
+        certificate = read_certificate(certificate_file)
+        known = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        missing = [name for name, entry in names.items() if entry not in known]
+        if missing:
+            raise ConfigError(
+                f"{certificate_file} is not for {missing[0]}; remove it, and a new one is made for all names"
+            )
+        if certificate.not_valid_after_utc < datetime.now(UTC):
+            raise ConfigError(f"{certificate_file} has expired; remove it, and a new one is made")
+        _check_issuer(certificate_file, certificate, folder / "ca.crt")
+        files.kept.extend((certificate_file, key_file))
+        return
+    authority, signer = _authority(folder, files)
+    key = ec.generate_private_key(CURVE())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, next(iter(names))[:64])])
+    certificate = (
+        _certificate(subject, authority.subject, key, timedelta(days=days))
+        .add_extension(x509.SubjectAlternativeName(list(names.values())), critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        # Python 3.13 refuses certificates without these (ssl.VERIFY_X509_STRICT).
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
+        .sign(signer, hashes.SHA384())
+    )
+    write_key(key_file, as_pem(key), files)
+    write_file(certificate_file, certificate.public_bytes(serialization.Encoding.PEM), files)
+
+
+def _check_issuer(file: Path, certificate: x509.Certificate, authority: Path) -> None:
+    if not authority.is_file():
+        return
+    try:
+        certificate.verify_directly_issued_by(read_certificate(authority))
+    except (ValueError, TypeError, InvalidSignature):
+        raise ConfigError(f"{file} was not signed by {authority}; remove it and its key, and both are made") from None
+
+
+def server_name(name: str) -> x509.GeneralName:
+    """A host name or an IP address, as certificates name it.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        pass
+    try:
+        return x509.DNSName(name)
+    except ValueError:
+        raise ConfigError(f"{name!r} is neither a host name nor an IP address") from None
+
+
+def _certificate(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, valid: timedelta
+) -> x509.CertificateBuilder:
+    now = datetime.now(UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - BACKDATING)
+        .not_valid_after(now + valid)
+    )
