@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import types
 from collections.abc import Iterator
+from inspect import cleandoc
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -83,8 +84,9 @@ def _table(model: type[BaseModel], names: list[str], prefix: str, defaults: dict
 def _described(model: type[BaseModel]) -> Iterator[tuple[str, str]]:
     """Field and description of every line under ``Attributes:``, of base classes first."""
     for base in reversed(model.__mro__):
-        section = (base.__doc__ or "").partition("Attributes:\n")[2] if base is not BaseModel else ""
-        for match in re.finditer(r"^ {8}(\w+): (.+(?:\n {12}.+)*)", section, re.MULTILINE):
+        # Python 3.13 takes a docstring's indentation away, older ones do not.
+        section = cleandoc(base.__doc__ or "").partition("Attributes:\n")[2] if base is not BaseModel else ""
+        for match in re.finditer(r"^ {4}(\w+): (.+(?:\n {8}.+)*)", section, re.MULTILINE):
             text = " ".join(match[2].split()).replace("``", "`")
             yield match[1], re.sub(r":class:`~[\w.]+\.(\w+)`", r"`\1`", text).replace("|", "\\|")
 

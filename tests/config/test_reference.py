@@ -27,4 +27,4 @@ def test_the_page_is_what_is_generated() -> None:
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
 def test_every_key_is_described_in_its_class(model: type[BaseModel]) -> None:
     for name in model.__annotations__:
-        assert f"\n        {name}: " in (model.__doc__ or ""), f"{model.__name__}.{name}"
+        assert f"\n    {name}: " in inspect.cleandoc(model.__doc__ or ""), f"{model.__name__}.{name}"
