@@ -17,7 +17,6 @@ from fednnunet.exchange.data_notes import NoteKind
 
 SAME_SPACING = 0.01
 """Two spacings of a header that differ by a smaller part than this are one, but for rounding."""
-
 MIN_DETERMINANT = 1e-3
 """Smallest determinant of the directions of a file's axes, which is 1 at right angles and 0 in one plane."""
 
@@ -97,7 +96,8 @@ def read_to_end(path: Path, read: Any, argument: Any) -> CheckedFile:
     lowest, highest = ([float(part(channel)) for channel in voxels] for part in (np.min, np.max))
     if not np.isfinite([*lowest, *highest]).all():  # both are NaN where one voxel is
         raise DataError(f"{path} holds NaN or infinity")
-    file = CheckedFile(path, voxels, properties, None, content.nifti, content.not_finite, lowest == highest)
+    is_constant = any(low == high for low, high in zip(lowest, highest, strict=True))
+    file = CheckedFile(path, voxels, properties, None, content.nifti, content.not_finite, is_constant)
     if content.nifti is not None and content.nifti.millimetres != 1 and "nibabel_stuff" in properties:
         file.properties = _in_millimetres(properties, content.nifti.millimetres)  # SimpleITK converts, nibabel does not
         file.changed.add("unit")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -79,10 +79,9 @@ def count_notes(cases: Iterable[Mapping[NoteKind, int]]) -> list[DataNote]:
 def add_notes(notes: Iterable[DataNote]) -> list[DataNote]:
     """Notes of several datasets as those of one."""
     found = list(notes)
-    sums: dict[NoteKind, Any] = {
-        kind: [note for note in found if note.kind == kind] for kind in NoteKind if any(n.kind == kind for n in found)
-    }
+    by_kind = {kind: [note for note in found if note.kind is kind] for kind in NoteKind}
     return [
         DataNote(kind=kind, cases=sum(note.cases for note in same), voxels=sum(note.voxels for note in same))
-        for kind, same in sums.items()
+        for kind, same in by_kind.items()
+        if same
     ]

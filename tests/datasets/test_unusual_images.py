@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import tifffile
+from skimage.io import imsave
 
 from fednnunet.datasets.image_checks import check_images, check_images_once, choose_reader
 from fednnunet.datasets.quality.checks import NOTES, find_issues
@@ -245,3 +246,17 @@ def test_labels_are_rounded_in_formats_without_a_header(make_dataset: MakeDatase
     label, properties = choose_reader(checked.dataset, case, "Oslo")().read_seg(str(case.label))
     assert np.array_equal(label[0], expected)
     assert properties["spacing"] == [3, 1, 1]
+
+
+def test_one_constant_channel_of_several_in_a_file_is_told(make_dataset: MakeDataset) -> None:
+    folder = make_dataset()
+    rng = np.random.default_rng(0)
+    for path in [*folder.glob("*/*.nii.gz")]:
+        opaque = np.full((20, 24, 1), 255)
+        colours = np.concatenate([rng.integers(0, 255, (20, 24, 3)), opaque], axis=-1)
+        voxels = colours if path.parent.name == "imagesTr" else colours[..., 0] % 2
+        imsave(path.with_name(path.name.replace(".nii.gz", ".png")), voxels.astype(np.uint8), check_contrast=False)
+        path.unlink()
+    change_description(folder, file_ending=".png", channel_names={str(i): name for i, name in enumerate("RGBA")})
+    notes = check_images(read_dataset(folder, "Oslo"), "Oslo").notes
+    assert notes == (DataNote(kind=NoteKind.ONE_VALUE, cases=6),)
