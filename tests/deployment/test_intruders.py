@@ -229,20 +229,26 @@ def test_strangers_do_not_fill_the_log(federation: Federation, tmp_path: Path) -
     assert knock_often() < 1000
 
 
-def test_a_node_that_was_removed_gets_nothing_from_then_on(federation: Federation) -> None:
+def test_a_node_that_was_removed_gets_nothing_until_its_key_is_back(federation: Federation, tmp_path: Path) -> None:
     make_keys(federation.keys, ["127.0.0.1"], ["Riga"])
     federation.wait_for(lambda: "node Riga may join" in federation.output("server"), "registration")
     riga = connection_of(federation, "Riga", data=1)
     activate(riga)
     assert not riga.calls.client.PullMessages(PullMessagesRequest(node=riga.node)).messages_list
-    for path in (federation.keys / "nodes" / "Riga").glob("*.pub"):
-        path.unlink()
+    before = riga.node.node_id
+    public = federation.keys / "nodes" / "Riga" / "node.pub"
+    public.rename(tmp_path / "node.pub")
     federation.wait_for(lambda: "node Riga may no longer join" in federation.output("server"), "removal")
+    assert "Riga" not in [node.name for node in Operator(federation.state).nodes()]
     with pytest.raises(Refused, match="the key is not registered"):
         riga.calls.call(riga.calls.client.PullMessages, PullMessagesRequest(node=riga.node))
     assert not riga.send_heartbeat()
     with pytest.raises(httpx.HTTPStatusError):
         activate(riga)
+    (tmp_path / "node.pub").rename(public)
+    federation.wait_for(lambda: federation.output("server").count("node Riga may join") == 2, "registration")
+    assert activate(riga).node_id == before, "the node that it was"
+    riga.leave()
 
 
 def test_a_copy_of_a_work_folder_gets_nothing_while_its_node_is_connected(
