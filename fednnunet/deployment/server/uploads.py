@@ -38,6 +38,9 @@ class Uploads:
     def end(self, key: str) -> None:
         """The node asks for a message: it sends nothing of its last reply any more."""
         with self._lock:
-            session = self._sessions.pop(key, "")
+            session = self._sessions.get(key, "")
         if session:
-            self._discard(session)
+            self._discard(session)  # may fail on a full disk: the node asks again
+            with self._lock:
+                if self._sessions.get(key) == session:
+                    del self._sessions[key]
