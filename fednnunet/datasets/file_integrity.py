@@ -21,6 +21,7 @@ from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
 from nibabel.spatialimages import HeaderDataError
 
+from fednnunet.datasets.raw import TIFF_ENDINGS
 from fednnunet.errors import DataError
 
 NIFTI_ENDINGS = (".nii", ".nii.gz")
@@ -75,8 +76,8 @@ class FileContent:
 def inspect_file(path: Path) -> FileContent:
     """Read ``path`` to its end.
 
-    What is no file of the format that its ending says is left to the reader. PNG, BMP and TIFF are, too: their readers
-    stop at a file that was cut off.
+    What is no file of the format that its ending says is left to the reader. PNG and BMP are, too: their readers stop
+    at a file that was cut off; that of TIFF does so within a page.
 
     Raises:
         DataError: the file was cut off or is damaged; names it.
@@ -86,6 +87,8 @@ def inspect_file(path: Path) -> FileContent:
             return _inspect_nifti(path)
         if path.name.lower().endswith((".nrrd", ".mha")):
             _check_text_header_format(path)
+        elif path.name.lower().endswith(TIFF_ENDINGS):
+            _check_pages(path)
         elif path.name.lower().endswith(".gipl"):
             expected = _bytes_of_voxels(path)
             if expected is not None and path.stat().st_size < GIPL_HEADER_BYTES + expected:
@@ -181,6 +184,26 @@ def _nifti_header(header: Nifti1Header, shape: tuple[int, ...]) -> NiftiHeader:
         qform=qform,
         sform=header.get_sform(coded=True)[0],
     )
+
+
+# TIFF --------------------------------------------------------------------------------------------------
+
+
+def _check_pages(path: Path) -> None:
+    """Check that the last page that can be found names no other after it."""
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as file:
+            end = file.pages.next_page_offset
+            if end is None:
+                return
+            file.filehandle.seek(end)
+            next_page = file.filehandle.read(file.tiff.offsetsize)
+    except Exception:  # noqa: BLE001  damaged in whatever way
+        return  # the reader says what it is
+    if any(next_page):
+        raise _cut_off(path)
 
 
 # NRRD, MetaImage, GIPL ---------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import tifffile
+from PIL import Image
 
 from fednnunet.datasets.file_integrity import inspect_file
 from fednnunet.errors import DataError
@@ -104,8 +106,22 @@ def test_unit_shape_and_both_affines_are_read(tmp_path: Path, kind: type) -> Non
     assert header.qform[0, 0] == pytest.approx(-500)
 
 
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_a_tiff_file_that_lost_its_last_pages_is_named(tmp_path: Path, compression: str | None) -> None:
+    path = tmp_path / "scan.tiff"
+    pages = [Image.fromarray(page) for page in voxels(np.uint8)]
+    pages[0].save(path, save_all=True, append_images=pages[1:], compression=compression)
+    inspect_file(path)
+    with tifffile.TiffFile(path) as file:
+        start = file.pages[4].offset  # libtiff writes a page's description behind its voxels
+    path.write_bytes(path.read_bytes()[:start])
+    assert len(tifffile.imread(path)) == 4
+    with pytest.raises(DataError, match=r"scan.tiff is cut off"):
+        inspect_file(path)
+
+
 def test_what_is_no_image_is_left_to_the_reader(tmp_path: Path) -> None:
-    for ending in (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl", ".png"):
+    for ending in (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl", ".png", ".tif"):
         path = tmp_path / f"scan{ending}"
         path.write_bytes(b"not an image")
         assert inspect_file(path).nifti is None
