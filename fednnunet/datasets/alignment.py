@@ -77,6 +77,7 @@ def align(image: Placement, reference: Placement) -> Alignment:
         return nowhere
     if not (np.isfinite(to_reference).all() and np.isfinite(orientation).all()):
         return nowhere
+    orientation[np.equal(image.shape, 1), 1] = 1  # one slice is the same from both sides
     shape = np.empty(3, dtype=int)
     shape[orientation[:, 0].astype(int)] = image.shape
     if tuple(shape) != tuple(reference.shape):

@@ -81,3 +81,10 @@ def test_placements_of_2d_images_have_one_slice() -> None:
     assert placement.shape == (10, 12, 1)
     assert (placement.affine @ (1, 1, 0, 1)).tolist() == [4.0, 2.0, 0.0, 1.0]
     assert placement_of(np.zeros((1, 1, 12, 10)), {"spacing": (999, 1, 1)}) is None
+
+
+def test_one_slice_that_is_seen_from_the_other_side_is_the_same() -> None:
+    flipped = AFFINE @ np.diag([1.0, 1.0, -1.0, 1.0])
+    alignment = align(Placement((10, 12, 1), flipped), Placement((10, 12, 1), AFFINE))
+    assert (alignment.is_reoriented, alignment.is_exact) == (False, True)
+    assert align(Placement((10, 12, 2), flipped), Placement((10, 12, 2), AFFINE)).is_elsewhere
