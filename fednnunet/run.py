@@ -6,8 +6,9 @@ import contextlib
 import json
 import logging
 import resource
+import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from errno import EROFS
 from pathlib import Path
@@ -17,7 +18,7 @@ from hydra.utils import instantiate
 
 from fednnunet.client_app import app as client_app
 from fednnunet.config.run import RunConfig
-from fednnunet.errors import ConfigError
+from fednnunet.errors import ConfigError, FednnUNetError
 from fednnunet.files import DISK_FULL, NOT_WRITABLE, private_files, write_atomically
 from fednnunet.launch.early_checks import check_names_and_files
 from fednnunet.launch.run_folder import (
@@ -29,7 +30,7 @@ from fednnunet.launch.run_folder import (
     run_metadata,
 )
 from fednnunet.launch.settings import build_strategy, node_settings, parallel_nodes, prepare_centres, server_settings
-from fednnunet.lock import locked
+from fednnunet.lock import LOCK_FILE, locked
 from fednnunet.node.launcher import NodeProcesses
 from fednnunet.node.settings import NodeSettings
 from fednnunet.reporting.finish import Result, finish_run
@@ -60,11 +61,22 @@ def run(
         KeyboardInterrupt: after every process was ended; the last checkpoints are kept.
     """
     try:
-        with private_files(), locked(config.paths.run):
+        with private_files(), locked(config.paths.run), _removed_if_unused(config.paths.run):
             return _run(config, command, sweep, command_files or {})
     except OSError as error:
         if problem := _storage_problem(error, config.paths.run):
             raise ConfigError(f"{problem}, and resume with continue={config.paths.run}") from error
+        raise
+
+
+@contextlib.contextmanager
+def _removed_if_unused(folder: Path) -> Iterator[None]:
+    """Leave no folder behind of a run that was refused before anything was written."""
+    try:
+        yield
+    except FednnUNetError:
+        if [path.name for path in folder.iterdir()] == [LOCK_FILE]:
+            shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
