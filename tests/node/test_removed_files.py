@@ -32,7 +32,8 @@ def stages(tmp_path: Path) -> NodeStages:
                 (folder / f"{name}{ending}").touch()
     cases = [Case(name, (raw / f"{name}_0000.nii.gz",), raw / f"{name}.nii.gz") for name in NAMES]
     dataset: Any = object.__new__(NodeDataset)
-    dataset.raw, dataset.centres = SimpleNamespace(cases=cases), {"Oslo": SimpleNamespace(cases=cases)}
+    dataset.raw = SimpleNamespace(cases=cases)
+    dataset.centres = dataset._originals = {"Oslo": dataset.raw}
     stages: Any = object.__new__(NodeStages)
     stages._dataset, stages.trainer = dataset, SimpleNamespace(preprocessed_dataset_folder=str(cache))
     return stages
