@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from urllib.parse import SplitResult, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+import httpx
+
 from fednnunet.errors import ConfigError, one_line
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -66,6 +68,30 @@ def check_proxies() -> dict[str, Proxy]:
     if "*" in values.get("no", "").split(","):
         return {}
     return {scheme: _proxy(scheme, values[scheme]) for scheme in ("http", "https", "all") if values.get(scheme)}
+
+
+def exempt_from_proxies(*hosts: str) -> None:
+    """Exempt hosts, and leave out of ``NO_PROXY`` what HTTP clients cannot read, such as ``fe80::/10``.
+
+    They would fail at it, although other programs take it.
+    """
+    given = getproxies().get("no", "")
+    entries = ",".join(dict.fromkeys([*filter(None, map(_readable, given.split(","))), *hosts]))
+    if entries != given:
+        # Where both are set the lower-case variable counts.
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = entries
+
+
+def _readable(entry: str) -> str:
+    """An entry of ``NO_PROXY`` as HTTP clients read it; empty where they cannot."""
+    entry = re.sub(r"^\[(.+)\](:\d+)?$", r"\1", entry.strip())
+    if re.fullmatch(r"[0-9A-Fa-f.:]*:[0-9A-Fa-f.:]*:[0-9A-Fa-f.:]*", entry):
+        return entry  # an address of IPv6
+    try:
+        httpx.URL(entry if "://" in entry else f"all://*{entry}")
+    except httpx.InvalidURL:
+        return ""
+    return entry
 
 
 def _proxy(scheme: str, value: str) -> Proxy:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -16,7 +17,7 @@ from fednnunet.config.node_file import NodeFile
 from fednnunet.deployment.keys import make_keys, read_private_key
 from fednnunet.deployment.node.diagnosis import explain_unreachable
 from fednnunet.deployment.node.flower_internals import ActivateNodeRequest, fleet_client
-from fednnunet.deployment.proxies import check_proxies, proxy_to
+from fednnunet.deployment.proxies import check_proxies, exempt_from_proxies, proxy_to
 from fednnunet.deployment.server.operator_client import SERVER_FILE, Operator, ServerFacts, write_token
 from fednnunet.errors import ConfigError
 
@@ -70,6 +71,17 @@ def test_a_variable_that_names_no_http_proxy_is_named_before_anything_starts(
         check_proxies()
     assert problem in str(raised.value)
     assert "secret" not in str(raised.value)
+
+
+def test_exemptions_that_http_clients_cannot_read_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = "localhost, [::1],fe80::/10,host:port,fd00::7,10.0.0.0/8,[fd00::8]:9092,*.ü.de"
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, entries)
+    with pytest.raises(httpx.InvalidURL):
+        httpx.Client()
+    exempt_from_proxies("127.0.0.1")
+    assert os.environ["NO_PROXY"] == os.environ["no_proxy"] == "localhost,::1,fd00::7,10.0.0.0/8,fd00::8,127.0.0.1"
+    httpx.Client().close()
 
 
 def test_a_node_names_the_proxy_that_it_cannot_reach_its_server_through(

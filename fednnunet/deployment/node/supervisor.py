@@ -12,6 +12,7 @@ from fednnunet.datasets.raw import find_dataset
 from fednnunet.deployment.node.connection import LOG_FILE, run_connection
 from fednnunet.deployment.node.data_check import check_data
 from fednnunet.deployment.node.preflight.before_start import check_before_start
+from fednnunet.deployment.proxies import exempt_from_proxies
 from fednnunet.deployment.supervision import OTHER_RUN, SupervisedProcess, ended_by_signal, supervise, terminal
 from fednnunet.lock import locked
 from fednnunet.node.launcher import WorkerAddress, socket_folder, worker_address, worker_context
@@ -33,6 +34,7 @@ def serve(node_file: NodeFile) -> None:
     """
     os.umask(0o077)  # the work folder holds data that were made from the images
     find_dataset(node_file.data, node_file.raw_folder, node_file.name)
+    exempt_from_proxies()
     check_before_start(node_file)
     ended = ended_by_signal()
     notify = terminal()

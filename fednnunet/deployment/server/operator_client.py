@@ -12,12 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.request import getproxies
 
 import httpx
 
 from fednnunet import __version__
-from fednnunet.deployment.proxies import check_proxies
+from fednnunet.deployment.proxies import check_proxies, exempt_from_proxies
 from fednnunet.deployment.server.flower_internals import (
     AcquireTaskRequest,
     ControlHttpClient,
@@ -117,7 +116,7 @@ class Operator:
     def __init__(self, state: Path) -> None:
         self.server = read_server(state)
         check_proxies()  # HTTP clients would fail at one, although none is on the way to this machine
-        _bypass_proxy("127.0.0.1")
+        exempt_from_proxies("127.0.0.1")  # a proxy cannot reach this machine's loopback, and must not see the token
         try:
             self._token = (state / TOKEN_FILE).read_text(encoding="utf-8").strip()
         except OSError as error:
@@ -171,14 +170,6 @@ class Operator:
                 if acquired.task.run_id == run_id and acquired.token:
                     return run_id, acquired.token
         raise ConfigError(f"the server at {self.server.control} does not hand out run {run_id}; see its log")
-
-
-def _bypass_proxy(host: str) -> None:
-    """Exempt ``host`` from the proxy: a proxy cannot reach this machine's loopback, and must not see the token."""
-    exempt = getproxies().get("no", "")
-    if host not in exempt.split(","):
-        # Where both are set the lower-case variable counts.
-        os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, (exempt, host)))
 
 
 def _app() -> bytes:

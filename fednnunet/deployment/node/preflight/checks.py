@@ -29,6 +29,7 @@ from fednnunet.deployment.node.preflight.server_checks import (
     check_server,
     check_tls,
 )
+from fednnunet.deployment.proxies import exempt_from_proxies
 
 GIGABYTE = 2**30
 RESAMPLED = 2
@@ -56,6 +57,7 @@ def check_node(file: Path, quick: bool = False, progress: Progress | None = None
     def check_all_images(node_file: NodeFile, dataset: RawDataset) -> CheckResult:
         return _check_images(node_file, dataset, progress)
 
+    exempt_from_proxies()
     configuration = ("configuration",)
     return run_checks(
         [
