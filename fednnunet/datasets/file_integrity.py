@@ -103,7 +103,10 @@ def inspect_file(path: Path) -> FileContent:
 
 
 def _cut_off(path: Path) -> DataError:
-    return DataError(f"{path} is cut off: it ends before all voxels that its header names; copy it again")
+    return DataError(
+        f"{path} is cut off: it ends before all voxels that its header names; copy it again",
+        "a file of its images and labels is cut off; its own terminal and log name it",
+    )
 
 
 # NIfTI -------------------------------------------------------------------------------------------------

@@ -97,7 +97,8 @@ def _check_and_correct(
     """
     checked = check_case(case, rules)
     if checked.problems:
-        raise DataError(checked.problems[0].text)
+        problem = checked.problems[0]
+        raise DataError(problem.text, f"a case cannot be trained on ({problem.kind}); its own terminal and log name it")
     if corrected is not None:
         case = write_corrected(case, checked, rules.reader, ending, corrected)
     return case, checked.notes

@@ -74,8 +74,16 @@ def test_a_file_that_was_cut_off_is_named_before_anything_is_computed(
     settings: NodeSettings, tmp_path: Path, external: bool
 ) -> None:
     image_cases.cut_image(write_boxes(tmp_path / "raw"))
-    with pytest.raises(DataError, match=r"^centre Oslo: .*case_002_0000.nii.gz is cut off"):
+    with pytest.raises(DataError, match=r"^centre Oslo: .*case_002_0000.nii.gz is cut off") as stopped:
         NodeDataset(replace(settings, external=external))
+    assert stopped.value.public == "a file of its images and labels is cut off; its own terminal and log name it"
+
+
+def test_another_machine_is_told_the_kind_of_problem_and_no_file(settings: NodeSettings, tmp_path: Path) -> None:
+    image_cases.label_of_fractions(write_boxes(tmp_path / "raw"))
+    with pytest.raises(DataError, match=r"case_002.nii.gz holds value 0.9523, which is not an integer") as stopped:
+        NodeDataset(settings)
+    assert stopped.value.public == "a case cannot be trained on (no integer); its own terminal and log name it"
 
 
 def test_notes_of_pooled_centres_are_added(settings: NodeSettings, tmp_path: Path) -> None:
