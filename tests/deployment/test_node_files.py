@@ -200,7 +200,10 @@ def test_broken_data_keep_a_node_from_joining(node_file: NodeFile, tmp_path: Pat
     assert "connecting to" not in ended.stdout
 
 
-def test_what_the_check_before_joining_has_found_serves_the_run(node_file: NodeFile, tmp_path: Path) -> None:
+def test_what_the_check_before_joining_has_found_serves_the_run(
+    node_file: NodeFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fednnunet.deployment.node.data_check.QUIET_SECONDS", float("inf"))  # however slow this machine
     data = write_boxes(tmp_path, "Dataset101_Oslo")
     node_file.folder.mkdir()
     told: list[str] = []
