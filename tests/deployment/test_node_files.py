@@ -174,12 +174,13 @@ def test_a_work_folder_that_cannot_be_written_is_named_before_the_node_starts(
 
 
 def test_files_of_another_user_in_the_work_folder_are_named_before_the_node_starts(
-    node_file: NodeFile, monkeypatch: pytest.MonkeyPatch
+    node_file: NodeFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check_before_start(node_file)
     node_file.folder.mkdir()
     log = node_file.folder / "worker.log"
     log.touch()
+    (node_file.folder / "audit.jsonl").symlink_to(tmp_path / "a_disk_of_its_own" / "audit.jsonl")
     check_before_start(node_file)
     monkeypatch.setattr(before_start.os, "access", lambda path, _: path != log)
     with pytest.raises(ConfigError, match=f"^folder: {log} cannot be written by this user; .*sudo chown -R USER"):

@@ -47,7 +47,7 @@ def check_work_folder(folder: Path) -> None:
         raise ConfigError(
             f"folder: the disk, or the quota, of {there} is full; make room there, or choose a folder on another disk"
         )
-    foreign = [path for path in written if not os.access(path, os.W_OK)]
+    foreign = [path for path in written if path.exists() and not os.access(path, os.W_OK)]  # not a link to nothing
     if foreign:
         raise ConfigError(
             f"folder: {foreign[0]} cannot be written by this user; start the node as the user that it belongs to, or "
