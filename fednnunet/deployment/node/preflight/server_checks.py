@@ -92,7 +92,7 @@ def check_tls(node_file: NodeFile, _certificate: None, _connection: None) -> Che
             )
         return CheckResult("bad", f"no TLS with {node_file.server}{_through(node_file)}: {error}", _INSPECTED)
     except (OSError, HTTPException) as error:
-        problem = f"no TLS with {node_file.server}{_through(node_file)}: {error or type(error).__name__}"
+        problem = f"no TLS with {node_file.server}{_through(node_file)}: {str(error) or type(error).__name__}"
         return CheckResult("bad", problem, _INSPECTED)
     expires = x509.load_der_x509_certificate(der).not_valid_after_utc
     found = f"the server's certificate is for {split_address(node_file.server)[0]}, until {expires:%Y-%m-%d}"
@@ -151,7 +151,9 @@ def check_server(node_file: NodeFile, _tls: None) -> CheckResult:
             text, status, date = response.read(2**16), response.status, response.getheader("Date")
     except (OSError, HTTPException) as error:
         return CheckResult(
-            "bad", f"{node_file.server} does not answer HTTP: {error or type(error).__name__}", "is it the right port?"
+            "bad",
+            f"{node_file.server} does not answer HTTP{_through(node_file)}: {str(error) or type(error).__name__}",
+            "is it the right port?",
         )
     answer = ServerAnswer(_clock_difference((asked + answered) / 2, date))
     if status not in (200, 404):
@@ -229,7 +231,7 @@ def check_registration(
     except httpx.HTTPError as error:
         return CheckResult(
             "bad",
-            f"{node_file.server} does not answer: {error}",
+            f"{node_file.server} does not answer{_through(node_file)}: {str(error) or type(error).__name__}",
             "try again; if it fails again, tell the server's operator",
         )
     return CheckResult("warning", "the server does not check the node", "tell the server's operator")
