@@ -129,7 +129,8 @@ def read_status(state: Path, ask: AskNodes = ask_nodes) -> Status:
     try:
         registered = ask(state)
     except GONE_AWAY as error:
-        problem = f"does not answer at {server.control} ({error or type(error).__name__}); see {state / 'server.log'}"
+        why = str(error) or type(error).__name__
+        problem = f"does not answer at {server.control} ({why}); see {state / 'server.log'}"
         return Status(server, problem, expires, run=run)
     progress = run.nodes if run is not None else {}
     nodes = sorted((_node_status(info, progress) for info in registered), key=lambda node: node.name)
