@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 
 from fednnunet.config.node_file import NodeFile
@@ -40,17 +39,18 @@ def serve(node_file: NodeFile) -> None:
     notify = terminal()
     os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
     with locked(node_file.folder), socket_folder(node_file.folder) as sockets:
-        context = worker_context(WORKER_MODULE)  # imports torch while the data are checked
         check_data(node_file, ended, notify)
-        notify(f"node {node_file.name}: work folder {node_file.folder}; connecting to {node_file.server}")
-        for _ in supervise(_processes(node_file, context, worker_address(sockets, "worker")), ended, notify):
-            pass
+        if not ended.is_set():
+            notify(f"node {node_file.name}: work folder {node_file.folder}; connecting to {node_file.server}")
+            for _ in supervise(_processes(node_file, worker_address(sockets, "worker")), ended, notify):
+                pass
         notify(f"node {node_file.name} has ended; its finished work is kept")
 
 
-def _processes(node_file: NodeFile, context: ForkServerContext, address: WorkerAddress) -> list[SupervisedProcess]:
+def _processes(node_file: NodeFile, address: WorkerAddress) -> list[SupervisedProcess]:
     """The worker and the connection, which are to be kept alive."""
     node_config = address.node_config | {"retry-timeout-s": str(RETRY_TIMEOUT_S)}
+    context = worker_context(WORKER_MODULE)
 
     def start_worker() -> BaseProcess:
         process = context.Process(target=_work, args=(node_file, address.socket, address.key), name="worker")
