@@ -167,7 +167,14 @@ class NodeProcesses:
             process: BaseProcess = context.Process(
                 target=_work, args=(settings, address.socket, address.key, sender), name=f"node {settings.name}"
             )
-            process.start()
+            try:
+                process.start()
+            except (ConnectionError, EOFError) as error:
+                raise NodeError(
+                    settings.name,
+                    "its worker cannot be started: the process that it is forked from ended, which imports torch and "
+                    "nnU-Net; see above, or look for a lack of memory",
+                ) from error
             sender.close()
             self._processes.append(process)
             ready[settings.name] = receiver

@@ -5,11 +5,15 @@ from __future__ import annotations
 import stat
 import subprocess
 import sys
+from multiprocessing import Pipe
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from fednnunet.node.launcher import SOCKETS_FILE, socket_folder, worker_address
+from fednnunet.errors import NodeError
+from fednnunet.node.launcher import SOCKETS_FILE, NodeProcesses, socket_folder, worker_address
 
 
 def test_a_folder_of_sockets_is_its_users_alone_and_removed_at_the_end(tmp_path: Path) -> None:
@@ -43,6 +47,29 @@ def test_nothing_but_a_folder_of_sockets_is_removed(tmp_path: Path, name: str) -
     with socket_folder(owner):
         pass
     assert (precious / "file").is_file()
+
+
+class Ended:
+    """A context whose processes cannot be forked: what they are forked from is gone."""
+
+    @staticmethod
+    def Pipe(duplex: bool) -> tuple[Any, Any]:
+        return Pipe(duplex)
+
+    @staticmethod
+    def Process(**options: object) -> Any:
+        return Ended()
+
+    def start(self) -> None:
+        raise ConnectionRefusedError(111, "Connection refused")
+
+
+def test_workers_that_cannot_be_started_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fednnunet.node.launcher.worker_context", lambda module: Ended)
+    settings: Any = SimpleNamespace(name="Oslo", folder=tmp_path / "nodes" / "Oslo")
+    with pytest.raises(NodeError, match=r"^node Oslo: its worker cannot be started: .* a lack of memory$"):
+        NodeProcesses([settings]).__enter__()
+    assert not (tmp_path / "nodes" / SOCKETS_FILE).exists()
 
 
 IMPORTS = """
