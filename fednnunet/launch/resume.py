@@ -7,6 +7,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from fednnunet.errors import ConfigError
+from fednnunet.lock import LOCK_FILE, locked
 from fednnunet.run_files import OVERRIDES_FILE, RUN_FILE, SWEEP_FILE
 
 KEY = "continue="
@@ -19,7 +20,7 @@ def expand_continue(arguments: list[str], outputs: Path = Path("outputs")) -> li
     and win.
 
     Raises:
-        ConfigError: there is no run; says where it was looked for.
+        ConfigError: there is no run, with where it was looked for; or a job of the sweep is running.
     """
     given = [argument for argument in arguments if argument.startswith(KEY)]
     if not given:
@@ -34,6 +35,9 @@ def expand_continue(arguments: list[str], outputs: Path = Path("outputs")) -> li
 
 def _arguments_of(folder: Path) -> list[str]:
     if (folder / SWEEP_FILE).is_file():
+        for lock in folder.glob(f"*/{LOCK_FILE}"):
+            with locked(lock.parent):
+                pass  # no job of it is running
         overrides = OmegaConf.load(folder / SWEEP_FILE).hydra.overrides
         hydra = [text for text in overrides.hydra if not text.startswith(("hydra.sweep.dir=", "hydra.mode="))]
         return ["--multirun", *overrides.task, *hydra, f"hydra.sweep.dir={folder}"]

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from fednnunet.errors import ConfigError
 from fednnunet.launch.resume import expand_continue
+from fednnunet.lock import locked
 
 
 def write_run(folder: Path, overrides: list[str], *, age: float = 0, finished: bool = False) -> Path:
@@ -51,6 +52,14 @@ def test_a_sweep_goes_on_in_its_folder(tmp_path: Path) -> None:
         "seed=0,1",
         f"hydra.sweep.dir={sweep}",
     ]
+
+
+def test_a_sweep_that_is_running_does_not_go_on(tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path / "sweep")
+    job = write_run(sweep / "job", ["seed=1"])
+    with locked(job), pytest.raises(ConfigError, match="job is in use by process"):
+        expand_continue([f"continue={sweep}"])
+    assert expand_continue([f"continue={sweep}"])[-1] == f"hydra.sweep.dir={sweep}"
 
 
 def test_last_is_the_newest_unfinished_run_or_its_sweep(tmp_path: Path) -> None:
