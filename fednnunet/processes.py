@@ -82,6 +82,25 @@ def _start_pool_process() -> None:
     end_with_parent()
 
 
+# start ------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def sigint_ignored_by_children() -> Iterator[None]:
+    """Processes that are started meanwhile ignore Ctrl-C, which this one misses for that moment.
+
+    It reaches the whole group; one that it meets at its imports would show where these were interrupted.
+    """
+    if threading.current_thread() is not threading.main_thread():  # which may not set this
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
 # end with others --------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import secrets
 import shutil
-import signal
 import stat
 import tempfile
 import threading
@@ -26,7 +25,7 @@ import psutil
 from fednnunet.errors import NodeError
 from fednnunet.files import write_atomically
 from fednnunet.node.settings import NodeSettings
-from fednnunet.processes import children_of
+from fednnunet.processes import children_of, sigint_ignored_by_children
 
 log = logging.getLogger(__name__)
 
@@ -104,22 +103,9 @@ def worker_context(module: str) -> ForkServerContext:
     os.environ.setdefault("nnUNet_def_n_proc", "1")  # nnU-Net reads it when it is imported
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([module])
-    with _ignored_by_children(signal.SIGINT):  # else Ctrl-C shows where its imports were interrupted
+    with sigint_ignored_by_children():
         forkserver.ensure_running()
     return context
-
-
-@contextlib.contextmanager
-def _ignored_by_children(number: signal.Signals) -> Iterator[None]:
-    """Processes that are started meanwhile ignore a signal; this one misses it for that moment."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handler = signal.signal(number, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(number, handler)
 
 
 class NodeProcesses:

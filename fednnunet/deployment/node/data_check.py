@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from fednnunet.config.node_file import NodeFile
 from fednnunet.deployment.supervision import log_to, show_warnings, terminal
 from fednnunet.errors import DataError, FednnUNetError
-from fednnunet.processes import end_with_parent
+from fednnunet.processes import end_with_parent, sigint_ignored_by_children
 
 if TYPE_CHECKING:
     from fednnunet.datasets.image_checks import CheckedDataset
@@ -42,7 +42,8 @@ def check_data(node_file: NodeFile, ended: threading.Event, notify: Callable[[st
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_check, args=(node_file, sender), name="data check")
-    process.start()
+    with sigint_ignored_by_children():
+        process.start()
     sender.close()
     started, is_announced = time.monotonic(), False
     try:

@@ -15,6 +15,7 @@ from fednnunet.deployment.proxies import exempt_from_proxies
 from fednnunet.deployment.supervision import OTHER_RUN, SupervisedProcess, ended_by_signal, supervise, terminal
 from fednnunet.lock import locked
 from fednnunet.node.launcher import WorkerAddress, socket_folder, worker_address, worker_context
+from fednnunet.processes import sigint_ignored_by_children
 
 WORKER_MODULE = "fednnunet.deployment.node.deployed_worker"
 RETRY_TIMEOUT_S = 600.0
@@ -62,7 +63,8 @@ def _processes(node_file: NodeFile, address: WorkerAddress) -> list[SupervisedPr
         process = multiprocessing.get_context("spawn").Process(
             target=run_connection, args=(node_file, node_config, node_file.folder / LOG_FILE), name="connection"
         )
-        process.start()
+        with sigint_ignored_by_children():
+            process.start()
         return process
 
     return [

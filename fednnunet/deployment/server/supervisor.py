@@ -23,6 +23,7 @@ from fednnunet.deployment.supervision import SupervisedProcess, ended_by_signal,
 from fednnunet.errors import ConfigError
 from fednnunet.files import has_free_space, write_atomically
 from fednnunet.lock import locked
+from fednnunet.processes import sigint_ignored_by_children
 
 LOG_FILE = "server.log"
 DATABASE_NOT_USABLE = 76
@@ -129,7 +130,8 @@ def _start(state: Path, public: socket.socket, operator: socket.socket, keys: Pa
     process = multiprocessing.get_context("spawn").Process(
         target=_superlink, args=(state, public, operator, keys), name="superlink"
     )
-    process.start()
+    with sigint_ignored_by_children():
+        process.start()
     return process
 
 
