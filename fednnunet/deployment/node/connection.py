@@ -209,7 +209,6 @@ def run_connection(node_file: NodeFile, node_config: dict[str, str], log_file: P
 
     connection = NodeConnection(node_file, node_config, notify)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its processes
     try:
         connection.serve()
     finally:

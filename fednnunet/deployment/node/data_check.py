@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -42,7 +41,7 @@ def check_data(node_file: NodeFile, ended: threading.Event, notify: Callable[[st
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_check, args=(node_file, sender), name="data check")
-    with sigint_ignored_by_children():
+    with sigint_ignored_by_children():  # this one ends it
         process.start()
     sender.close()
     started, is_announced = time.monotonic(), False
@@ -72,7 +71,6 @@ def _check(node_file: NodeFile, sender: Connection) -> None:
     print_line = terminal()
     log_to(node_file.folder / LOG_FILE)
     show_warnings(print_line)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its processes
     end_with_parent()
     try:
         check_dataset(node_file)
