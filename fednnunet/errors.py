@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
 LONGEST_LINE = 1000
 """Number of characters that are shown of text from elsewhere."""
@@ -62,7 +64,7 @@ def first_problem(error: ValidationError, whole: str) -> str:
     return one_line(f"{key}: {plain_message(first)}".removeprefix(": "))
 
 
-def plain_message(problem: ErrorDetails) -> str:
+def plain_message(problem: Mapping[str, Any]) -> str:
     """A message of pydantic's, without its own terms."""
     match problem["type"]:
         case "missing":

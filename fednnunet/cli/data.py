@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from fednnunet.config.groups import CentreConfig, ImageHeaders
+from fednnunet.config.dataset import CentreConfig, ImageHeaders
 from fednnunet.config.hydra_datasets import configured_dataset
 from fednnunet.datasets.quality.summary import DataIssue
 from fednnunet.datasets.raw import DATASET_NAME, RawDataset, find_dataset, list_cases

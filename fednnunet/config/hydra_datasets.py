@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import ValidationError
 
 import fednnunet
-from fednnunet.config.groups import DatasetConfig
+from fednnunet.config.dataset import DatasetConfig
 from fednnunet.errors import ConfigError, first_problem
 
 PACKAGE = Path(fednnunet.__file__).parent

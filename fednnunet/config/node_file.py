@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from fednnunet.config.groups import ComputeConfig, Config, FingerprintLimits, GpuMemoryTarget, ImageHeaders, InitConfig
+from fednnunet.config.dataset import ImageHeaders
+from fednnunet.config.groups import ComputeConfig, Config, FingerprintLimits, GpuMemoryTarget, InitConfig
 from fednnunet.errors import ConfigError, first_problem, one_line
 from fednnunet.exchange.messages import NodeName
 

@@ -8,15 +8,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError, model_validator
 
-from fednnunet.config.groups import (
-    POOLED_NODE,
-    CentreConfig,
-    DatasetConfig,
-    ExchangeConfig,
-    FederationConfig,
-    PathsConfig,
-    StrategyConfig,
-)
+from fednnunet.config.dataset import POOLED_NODE, CentreConfig, DatasetConfig
+from fednnunet.config.groups import ExchangeConfig, FederationConfig, PathsConfig, StrategyConfig
 from fednnunet.config.shared import NodeRunConfig, SharedRunConfig
 from fednnunet.errors import ConfigError, plain_message
 

@@ -16,7 +16,7 @@ import SimpleITK as sitk
 from fednnunet.conversion.options import Files
 from fednnunet.conversion.scan_result import SourceImage
 from fednnunet.datasets.checked_file import has_three_directions, header_notes
-from fednnunet.datasets.file_integrity import FileContent, NiftiHeader, inspect_file
+from fednnunet.datasets.file_integrity import FileContent, NiftiHeader, check_written, inspect_file
 from fednnunet.datasets.geometry import Grid, format_size, grid_differences
 from fednnunet.errors import DataError
 from fednnunet.exchange.data_notes import NoteKind
@@ -172,14 +172,12 @@ def write(image: sitk.Image, target: Path) -> None:
     partial = target.with_name(f".partial-{target.name}")  # the ending tells SimpleITK the format
     try:
         sitk.WriteImage(image, str(partial), useCompression=True)
-        inspect_file(partial)
-    except (RuntimeError, DataError) as error:
+    except RuntimeError as error:
         partial.unlink(missing_ok=True)
-        if isinstance(error, DataError) or any(
-            os.strerror(full) in str(error) for full in DISK_FULL
-        ):  # SimpleITK cuts NIfTI files off
+        if any(os.strerror(full) in str(error) for full in DISK_FULL):
             raise OSError(errno.ENOSPC, "the disk is full, or a quota is reached") from None
         raise DataError(f"{target.name} cannot be written: {str(error).strip().splitlines()[-1]}") from None
+    check_written(partial)
     os.replace(partial, target)
 
 

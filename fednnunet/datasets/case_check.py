@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fednnunet.config.groups import ImageHeaders
+from fednnunet.config.dataset import ImageHeaders
 from fednnunet.datasets.case_grids import Problem, bring_onto
 from fednnunet.datasets.checked_file import CheckedFile, header_notes, read_to_end
 from fednnunet.datasets.description import label_values, unknown_label_values

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fednnunet.config.groups import ImageHeaders
+from fednnunet.config.dataset import ImageHeaders
 from fednnunet.datasets.alignment import Alignment, Placement, align
 from fednnunet.datasets.checked_file import CheckedFile
 from fednnunet.datasets.file_integrity import NiftiHeader

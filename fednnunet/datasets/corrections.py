@@ -17,7 +17,7 @@ import SimpleITK as sitk
 
 from fednnunet.datasets.case_check import CheckedCase
 from fednnunet.datasets.checked_file import CheckedFile
-from fednnunet.datasets.file_integrity import open_nifti, read_nifti_header
+from fednnunet.datasets.file_integrity import MILLIMETRES, check_written, open_nifti, read_nifti_header
 from fednnunet.datasets.raw import Case
 
 
@@ -49,6 +49,7 @@ def write_corrected(case: Case, checked: CheckedCase, reader: Any, ending: str, 
                 _write_image(file, grid, target)
             else:
                 _write_in_millimetres(file.path, target)
+            check_written(target)
         times = case.label.stat()
         for path in partial.iterdir():  # written again, they are the same to raw_digest
             os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
@@ -95,7 +96,7 @@ def _write_in_millimetres(source: Path, target: Path) -> None:
     header = read_nifti_header(content)
     assert header is not None, "its unit was read from it"
     space, time = header.get_xyzt_units()
-    factor = {"meter": 1000.0, "micron": 0.001}[space]
+    factor = MILLIMETRES[space]
     for name in ("pixdim", "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"):
         scaled = np.asarray(header[name], dtype=np.float64) * factor
         header[name] = [header[name][0], *scaled[1:4], *header[name][4:]] if name == "pixdim" else scaled

@@ -7,6 +7,7 @@ NIfTI files as 0, too. Each compressed file is decompressed once, to its end mar
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import math
 import os
@@ -100,6 +101,21 @@ def inspect_file(path: Path) -> FileContent:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
     return FileContent()
+
+
+def check_written(path: Path) -> None:
+    """Check a file that was just written, and remove it where it is cut off.
+
+    SimpleITK does not say that the disk was full when it wrote a NIfTI file.
+
+    Raises:
+        OSError: it is cut off.
+    """
+    try:
+        inspect_file(path)
+    except DataError:
+        path.unlink(missing_ok=True)
+        raise OSError(errno.ENOSPC, "the disk is full, or a quota is reached", str(path)) from None
 
 
 def _cut_off(path: Path) -> DataError:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fednnunet import __version__
-from fednnunet.config.groups import ImageHeaders
+from fednnunet.config.dataset import ImageHeaders
 from fednnunet.datasets.case_check import Rules, check_case
 from fednnunet.datasets.checked_file import check_dimensions
 from fednnunet.datasets.corrections import write_corrected

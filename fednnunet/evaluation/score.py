@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
+from fednnunet.datasets.file_integrity import check_written
 from fednnunet.datasets.raw import Case
 from fednnunet.errors import ConfigError
 from fednnunet.evaluation.metrics import SegmentationMetrics
@@ -93,7 +94,9 @@ def score_cases(
         if predictions is not None:
             folder, ending = predictions
             folder.mkdir(parents=True, exist_ok=True)
-            reader.write_seg(segmentation, str(folder / f"{held_out.identifier}{ending}"), properties)
+            prediction = folder / f"{held_out.identifier}{ending}"
+            reader.write_seg(segmentation, str(prediction), properties)
+            check_written(prediction)
         if overlays is not None:
             image, _ = reader.read_images([str(held_out.case.images[0])])  # the channel that is shown
             known = np.where(reference == labels.get("ignore"), 0, reference)

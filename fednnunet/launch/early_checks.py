@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from fednnunet.config.groups import POOLED_NODE
+from fednnunet.config.dataset import POOLED_NODE
 from fednnunet.config.run import RunConfig
 from fednnunet.errors import ConfigError
 from fednnunet.planning.class_lookup import check_nnunet_class

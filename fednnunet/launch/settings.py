@@ -10,7 +10,7 @@ from pathlib import Path
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
-from fednnunet.config.groups import POOLED_NODE
+from fednnunet.config.dataset import POOLED_NODE
 from fednnunet.config.run import RunConfig
 from fednnunet.datasets.raw import find_dataset, read_dataset
 from fednnunet.datasets.splits import splits_of

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from fednnunet.config.groups import ImageHeaders
+from fednnunet.config.dataset import ImageHeaders
 from fednnunet.config.shared import NodeRunConfig
 
 

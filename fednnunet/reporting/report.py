@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from matplotlib.figure import Figure
 
-from fednnunet.config.groups import POOLED_NODE
+from fednnunet.config.dataset import POOLED_NODE
 from fednnunet.evaluation.statistics import show_p_value
 from fednnunet.files import write_atomically
 from fednnunet.reporting import figures

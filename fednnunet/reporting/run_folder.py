@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from pydantic import ValidationError
 
-from fednnunet.config.groups import POOLED_NODE
+from fednnunet.config.dataset import POOLED_NODE
 from fednnunet.errors import DataError, first_problem
 from fednnunet.exchange.data_notes import DataNote
 from fednnunet.exchange.messages import ENSEMBLE

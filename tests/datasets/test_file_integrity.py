@@ -12,8 +12,9 @@ import SimpleITK as sitk
 import tifffile
 from PIL import Image
 
-from fednnunet.datasets.file_integrity import inspect_file
+from fednnunet.datasets.file_integrity import check_written, inspect_file
 from fednnunet.errors import DataError
+from fednnunet.files import DISK_FULL
 from tests.support.image_cases import SHAPE, cut, voxels, write
 
 FORMATS = [(".nii.gz", True), (".nii", False), (".nrrd", True), (".nrrd", False), (".mha", True), (".mha", False)]
@@ -150,3 +151,14 @@ def test_a_header_that_makes_no_sense_is_named(tmp_path: Path, field: str, value
     (tmp_path / "scan.nii").write_bytes(header.binaryblock + content[348:])
     with pytest.raises(DataError, match=r"scan.nii is damaged: its header makes no sense"):
         inspect_file(tmp_path / "scan.nii")
+
+
+def test_a_file_that_was_not_written_to_its_end_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "label.nii.gz"
+    write(voxels(), path)
+    check_written(path)
+    cut(path, 100)
+    with pytest.raises(OSError, match="the disk is full") as raised:
+        check_written(path)
+    assert raised.value.errno in DISK_FULL
+    assert not path.exists()

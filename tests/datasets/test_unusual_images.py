@@ -22,6 +22,7 @@ from fednnunet.datasets.staging import raw_digest
 from fednnunet.errors import DataError
 from fednnunet.exchange.data_notes import DataNote, NoteKind
 from tests.support import image_cases
+from tests.support.disks import disk_at
 from tests.support.image_cases import image_of, label_of, read, rename
 from tests.support.raw_datasets import change_description
 
@@ -260,3 +261,15 @@ def test_one_constant_channel_of_several_in_a_file_is_told(make_dataset: MakeDat
     change_description(folder, file_ending=".png", channel_names={str(i): name for i, name in enumerate("RGBA")})
     notes = check_images(read_dataset(folder, "Oslo"), "Oslo").notes
     assert notes == (DataNote(kind=NoteKind.ONE_VALUE, cases=6),)
+
+
+def test_corrected_files_that_the_disk_has_no_room_for_are_not_used(make_dataset: MakeDataset, tmp_path: Path) -> None:
+    folder = make_dataset(shape=(20, 120, 120))
+    image_cases.mirrored_label(folder)
+    image_cases.change_voxels(
+        label_of(folder), lambda array: np.random.default_rng(0).integers(0, 2, array.shape, np.uint8)
+    )
+    with disk_at(tmp_path / "disk", 0.02) as disk:
+        with pytest.raises(OSError, match=r"the disk is full|No space"):
+            check_images(read_dataset(folder, "Oslo"), "Oslo", corrected=disk)
+        assert not [path for path in disk.rglob("*") if path.is_file()]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from fednnunet.config.groups import ImageHeaders
+from fednnunet.config.dataset import ImageHeaders
 from fednnunet.datasets.case_check import Rules, check_case
 from fednnunet.datasets.checked_file import read_file
 from fednnunet.datasets.geometry import orientation_of

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fednnunet.config.groups import POOLED_NODE
+from fednnunet.config.dataset import POOLED_NODE
 from fednnunet.evaluation.statistics import Interval
 from fednnunet.exchange.messages import ENSEMBLE
 
