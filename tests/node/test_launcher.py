@@ -77,6 +77,7 @@ import signal
 from multiprocessing import forkserver
 from pathlib import Path
 from fednnunet.node.launcher import worker_context
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever this suite was started with
 worker_context("json")
 pid = forkserver._forkserver._forkserver_pid
 ignored = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigIgn"))

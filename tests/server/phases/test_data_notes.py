@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ def test_notes_are_told_once_per_node_and_kind_and_kept_for_the_report(
         ("Oslo", "labels of 1 case hold values a hair off integers; they were rounded"),
     ]
     assert observer.messages == [f"node {node}: {note}" for node, note in told]
-    assert [message for message in caplog.messages if message.startswith("node ")] == observer.messages  # train.log
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warnings == observer.messages  # train.log
     assert (tmp_path / "data_notes.csv").read_text().splitlines() == [
         "node,kind,cases,voxels",
         "Lund,label_rounded,1,0",
