@@ -65,6 +65,11 @@ def private_files() -> Iterator[None]:
         os.umask(before)
 
 
+def disk_full(path: Path) -> OSError:
+    """The error for a file that a library could not write to its end, and did not raise one of its own for."""
+    return OSError(errno.ENOSPC, "the disk is full, or a quota is reached", str(path))
+
+
 def has_free_space(folder: Path, size: int = 2**20) -> bool:
     """Whether ``size`` bytes can be written in ``folder`` now."""
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from fednnunet.datasets.file_integrity import FileContent, NiftiHeader, check_wr
 from fednnunet.datasets.geometry import Grid, format_size, grid_differences
 from fednnunet.errors import DataError
 from fednnunet.exchange.data_notes import NoteKind
-from fednnunet.files import DISK_FULL
+from fednnunet.files import DISK_FULL, disk_full
 
 PLACE_FILE: Mapping[Files, Callable[[Path, Path], object]] = {
     "copy": shutil.copyfile,
@@ -175,7 +174,7 @@ def write(image: sitk.Image, target: Path) -> None:
     except RuntimeError as error:
         partial.unlink(missing_ok=True)
         if any(os.strerror(full) in str(error) for full in DISK_FULL):
-            raise OSError(errno.ENOSPC, "the disk is full, or a quota is reached") from None
+            raise disk_full(target) from None
         raise DataError(f"{target.name} cannot be written: {str(error).strip().splitlines()[-1]}") from None
     check_written(partial)
     os.replace(partial, target)

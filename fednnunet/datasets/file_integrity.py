@@ -7,7 +7,6 @@ NIfTI files as 0, too. Each compressed file is decompressed once, to its end mar
 from __future__ import annotations
 
 import bz2
-import errno
 import gzip
 import math
 import os
@@ -24,6 +23,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from fednnunet.datasets.raw import TIFF_ENDINGS
 from fednnunet.errors import DataError
+from fednnunet.files import disk_full
 
 NIFTI_ENDINGS = (".nii", ".nii.gz")
 GZIP_MAGIC = b"\x1f\x8b"
@@ -115,7 +115,7 @@ def check_written(path: Path) -> None:
         inspect_file(path)
     except DataError:
         path.unlink(missing_ok=True)
-        raise OSError(errno.ENOSPC, "the disk is full, or a quota is reached", str(path)) from None
+        raise disk_full(path) from None
 
 
 def _cut_off(path: Path) -> DataError:

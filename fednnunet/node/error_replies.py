@@ -12,7 +12,7 @@ from fednnunet.node.settings import NodeSettings
 
 log = logging.getLogger(__name__)
 
-DISK_FULL = "its disk is full; make room there"
+NO_SPACE = "its disk is full; make room there"
 UNUSABLE_DATA = "its data cannot be used; its own terminal and log tell which file, and why"
 INTERNAL_ERROR = "its software failed; its own terminal and log tell the cause"
 """What a server on another machine is told instead of texts that may name cases and files."""
@@ -44,7 +44,7 @@ def failure_of(error: Exception, kind: Kind, settings: NodeSettings) -> Failure:
     if isinstance(error, CacheLostError):
         text, code = str(error), "unavailable"
     elif is_disk_full(error):
-        text, code = DISK_FULL, "unavailable"
+        text, code = NO_SPACE, "unavailable"
     elif (why := not_writable(error, settings.folder)) is not None:
         text, code = f"its work folder cannot be written ({why}); make it writable", "config"
     elif out_of_memory is not None:

@@ -32,7 +32,7 @@ def system_error(number: int, file: str | None = None) -> OSError:
         (system_error(errno.EROFS), READ_ONLY),
         (RuntimeError(f"{TORCH}{os.strerror(errno.EROFS)}\nframe #0: …"), READ_ONLY),
         (
-            system_error(errno.EACCES, "/work/oslo/requests.json"),
+            system_error(errno.EACCES, "/srv/oslo/requests.json"),
             ("config", "its work folder cannot be written (Permission denied); make it writable"),
         ),
         (system_error(errno.EACCES, "/data/image.nii.gz"), ("internal", "internal error in train")),
@@ -41,7 +41,7 @@ def system_error(number: int, file: str | None = None) -> OSError:
 )
 def test_a_disk_that_is_full_or_read_only_is_told_as_such(error: Exception, expected: tuple[str, str]) -> None:
     config: Any = None
-    settings = NodeSettings("Oslo", Path("/work/oslo"), {}, False, config, 1, same_machine=True)
+    settings = NodeSettings("Oslo", Path("/srv/oslo"), {}, False, config, 1, same_machine=True)
     kind, reason = expected
     failure = failure_of(error, Kind.TRAIN, settings)
     assert failure.error == kind

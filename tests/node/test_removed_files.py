@@ -41,7 +41,7 @@ def stages(tmp_path: Path) -> NodeStages:
 
 def settings(*, same_machine: bool) -> NodeSettings:
     config: Any = None
-    return NodeSettings("Oslo", Path("/work/oslo"), {}, False, config, 1, same_machine)
+    return NodeSettings("Oslo", Path("/srv/oslo"), {}, False, config, 1, same_machine)
 
 
 @pytest.mark.parametrize(

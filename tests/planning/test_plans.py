@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,41 +10,13 @@ import pytest
 from nnunetv2.preprocessing.normalization import default_normalization_schemes
 
 from fednnunet.config.groups import ModelConfig
-from fednnunet.datasets.raw import read_dataset
-from fednnunet.datasets.staging import stage_dataset
 from fednnunet.errors import ConfigError
-from fednnunet.fingerprint.extract import extract_fingerprint
 from fednnunet.planning.plans import BY_THE_IMAGE, check_intensities, make_plans
-from tests.conftest import write_boxes
+from tests.planning.conftest import Plan
 
-Plan = Callable[..., dict[str, Any]]
+pytestmark = pytest.mark.usefixtures("nnunet_folders")
+
 INTENSITIES = "foreground_intensity_properties_per_channel"
-
-
-@pytest.fixture(scope="module")
-def staged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, dict[str, Any]]:
-    """nnU-Net's folders, a dataset in them, its fingerprint."""
-    root = tmp_path_factory.mktemp("planning")
-    dataset = read_dataset(write_boxes(root / "raw"), "A")
-    stage_dataset(dataset, root / "nnUNet_raw")
-    return root, dataset.name, extract_fingerprint(dataset)
-
-
-@pytest.fixture(autouse=True)
-def _folders(staged: tuple[Path, str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.setenv(variable, str(staged[0] / variable))
-    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
-
-
-@pytest.fixture
-def plan(staged: tuple[Path, str, dict[str, Any]]) -> Plan:
-    _, name, fingerprint = staged
-
-    def make(memory: float | None = 8.0, planner: str = "ExperimentPlanner", **options: Any) -> dict[str, Any]:
-        return make_plans(name, fingerprint, ModelConfig(planner=planner, **options), memory)
-
-    return make
 
 
 def test_options_of_the_planner(plan: Plan) -> None:

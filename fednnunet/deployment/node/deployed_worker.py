@@ -20,8 +20,7 @@ from fednnunet.errors import ConfigError, FednnUNetError, ProtocolError, first_p
 from fednnunet.exchange.channel import Request, WorkerChannel
 from fednnunet.exchange.messages import Failure, FingerprintRequest, Kind, RunId, parse_body
 from fednnunet.files import DISK_FULL, write_atomically
-from fednnunet.node.error_replies import DISK_FULL as NO_SPACE
-from fednnunet.node.error_replies import refuse
+from fednnunet.node.error_replies import NO_SPACE, refuse
 from fednnunet.node.process_setup import set_up_process
 from fednnunet.node.settings import NodeSettings
 from fednnunet.node.worker import NodeWorker
