@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from fednnunet.conversion.options import Files
 from fednnunet.conversion.scan_result import SourceImage
 from fednnunet.datasets.checked_file import has_three_directions, header_notes
 from fednnunet.datasets.file_integrity import FileContent, NiftiHeader, check_written, inspect_file
-from fednnunet.datasets.geometry import Grid, format_size, grid_differences
+from fednnunet.datasets.geometry import Grid, format_numbers, format_size, grid_differences
 from fednnunet.errors import DataError
 from fednnunet.exchange.data_notes import NoteKind
 from fednnunet.files import DISK_FULL, disk_full
@@ -98,8 +98,8 @@ def check_grid(image: sitk.Image, reference: sitk.Image, path: Path, reference_p
     check_size(image, reference, path, reference_path)
     for difference in grid_differences(grid_of(image), grid_of(reference)):
         raise DataError(
-            f"{path} and {reference_path.name} differ in {difference.what}: {_listed(difference.value)} and "
-            f"{_listed(difference.reference)}"
+            f"{path} and {reference_path.name} differ in {difference.what}: {format_numbers(difference.value)} and "
+            f"{format_numbers(difference.reference)}"
         )
 
 
@@ -266,7 +266,3 @@ def _without_last_axis(image: sitk.Image, place: int) -> sitk.Image:
 
 def _is_8_bit_grey(image: sitk.Image) -> bool:
     return image.GetPixelID() == sitk.sitkUInt8
-
-
-def _listed(values: Sequence[float]) -> str:
-    return "(" + ", ".join(f"{value:.4g}" for value in values) + ")"

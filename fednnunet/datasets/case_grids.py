@@ -11,7 +11,15 @@ from fednnunet.config.dataset import ImageHeaders
 from fednnunet.datasets.alignment import Alignment, Placement, align
 from fednnunet.datasets.checked_file import CheckedFile
 from fednnunet.datasets.file_integrity import NiftiHeader
-from fednnunet.datasets.geometry import STOPS_NNUNET, TOLERANCE, format_size, grid_differences, grid_of, orientation_of
+from fednnunet.datasets.geometry import (
+    STOPS_NNUNET,
+    TOLERANCE,
+    format_numbers,
+    format_size,
+    grid_differences,
+    grid_of,
+    orientation_of,
+)
 from fednnunet.exchange.data_notes import NoteKind
 
 NO_FIT = "label does not fit"
@@ -149,11 +157,7 @@ def _elsewhere(file: CheckedFile, image: CheckedFile, alignment: Alignment) -> s
     what = next((key for key in ours if not np.allclose(ours[key], theirs[key], atol=TOLERANCE)), next(iter(ours)))
     apart = f", {alignment.distance:.3g} voxels apart" if np.isfinite(alignment.distance) else ""
     return (
-        f"{file.path} lies elsewhere than {image.path.name} by their headers: {what} {_listed(ours[what])} and "
-        f"{_listed(theirs[what])}{apart}; correct the header, or set image_headers to ignore, to go by voxels as "
-        "nnU-Net does"
+        f"{file.path} lies elsewhere than {image.path.name} by their headers: {what} {format_numbers(ours[what])} and "
+        f"{format_numbers(theirs[what])}{apart}; correct the header, or set image_headers to ignore, to go by voxels "
+        "as nnU-Net does"
     )
-
-
-def _listed(values: Any) -> str:
-    return "(" + ", ".join(f"{value:.4g}" for value in np.asarray(values, dtype=float).ravel()) + ")"

@@ -81,5 +81,10 @@ def format_size(values: Iterable[float]) -> str:
     return " x ".join(f"{value:g}" for value in values)
 
 
+def format_numbers(values: Any) -> str:
+    """Numbers of a header, of whatever shape, as text: ``(1, 0.5, 3)``."""
+    return "(" + ", ".join(f"{value:.4g}" for value in np.asarray(values, dtype=float).ravel()) + ")"
+
+
 def _is_close(one: Any, other: Any) -> bool:
     return np.shape(one) == np.shape(other) and np.allclose(one, other, atol=TOLERANCE)
