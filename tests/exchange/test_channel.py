@@ -8,12 +8,14 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from multiprocessing.connection import Client
+from multiprocessing.connection import Client, Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from fednnunet.exchange import channel as channel_module
 from fednnunet.exchange.arrays import SharedArrays
 from fednnunet.exchange.channel import (
     Request,
@@ -178,12 +180,18 @@ def test_no_descriptor_leaks_over_many_requests(channel: WorkerChannel) -> None:
 
 def test_a_worker_of_another_version_is_refused(channel: WorkerChannel, monkeypatch: pytest.MonkeyPatch) -> None:
     """It was started before an upgrade, its connection after it."""
+    answered = threading.Event()
+    send = channel_module._send
+
+    def send_as_another_version(connection: Connection, head: dict[str, Any], *rest: Any) -> None:
+        send(connection, head | {"version": "0.0.1"} if "version" in head else head, *rest)
 
     def answer(request: Request) -> None:
-        with monkeypatch.context() as patch:
-            patch.setattr("fednnunet.exchange.channel.__version__", "0.0.1")
-            echo(request)
+        echo(request)
+        answered.set()
 
+    monkeypatch.setattr(channel_module, "_send", send_as_another_version)
     serve(channel, answer)
     with pytest.raises(WorkerFailure, match=r"the node's worker runs fednnunet 0\.0\.1, its connection"):
         call_worker("s", KEY, Kind.TRAIN, "{}", {"w": np.ones(3, dtype=np.float32)})
+    assert answered.wait(5)
