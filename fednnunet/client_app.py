@@ -102,7 +102,7 @@ def _request_body(kind: Kind, content: RecordDict) -> Body:
 
 def _metrics(reply: TrainReply) -> MetricRecord:
     """Metrics that Flower's strategies weigh and average; undefined ones are left out."""
-    values = reply.model_dump(exclude={"fold", "server_round", "num_examples"})
+    values = reply.model_dump(exclude={"fold", "server_round", "num_examples", "shares"})
     metrics = MetricRecord({name: float(value) for name, value in values.items() if value is not None})
     metrics["num-examples"] = reply.num_examples
     return metrics

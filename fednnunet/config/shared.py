@@ -33,6 +33,7 @@ from fednnunet.config.groups import (
     ModelConfig,
     TrainerConfig,
 )
+from fednnunet.config.privacy import PrivacyConfig
 from fednnunet.exchange.messages import Fold
 
 
@@ -47,6 +48,7 @@ class SharedKeys(Config):
         trainer: How long and how nnU-Net's trainer trains.
         model: How nnU-Net plans the network.
         fingerprint: What nodes send of their fingerprints.
+        privacy: What protects what nodes send.
         gpu_memory: GPU memory that plans aim at.
         evaluation: What is scored, and in which unit.
     """
@@ -57,6 +59,7 @@ class SharedKeys(Config):
     trainer: TrainerConfig
     model: ModelConfig
     fingerprint: FingerprintConfig
+    privacy: PrivacyConfig
     gpu_memory: GpuMemoryConfig
     evaluation: EvaluationConfig
 

@@ -39,6 +39,12 @@ MAX_DIGESTS = 100_000
 """Most digests of one node: the number of an external node's cases is not known before."""
 MAX_CENTRES = 1000
 """Most centres whose cases one node pools."""
+Hex = Annotated[str, Field(pattern=r"^([0-9a-f]{2}){1,256}$")]
+"""Up to 256 bytes in hexadecimal."""
+Sealed = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]+={0,2}$", max_length=2**20)]
+"""Encrypted bytes in base 64."""
+MAX_CLASSES = 64
+"""Most classes of layers: sets of nodes that have a layer in common."""
 MAX_DIMENSIONS = 8
 MAX_LENGTH = 2**31
 Shape = Annotated[list[Annotated[int, Field(ge=0, le=MAX_LENGTH)]], Field(max_length=MAX_DIMENSIONS)]
@@ -52,6 +58,7 @@ class Kind(StrEnum):
     PLAN = "query.plan"
     PREPROCESS = "query.preprocess"
     TRAIN = "train"
+    UNMASK = "train.unmask"
     EVALUATE = "evaluate"
     SEND_MODEL = "evaluate.send_model"
     KEEP_MODEL = "evaluate.keep_model"
@@ -62,6 +69,22 @@ class Body(BaseModel):
     """Base of all bodies: unknown fields, NaN and infinity are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class SignedKey(Body):
+    """A node's public key for the secure sums of a run; see :mod:`fednnunet.privacy.identity`.
+
+    Attributes:
+        node: the node's name.
+        public: X25519 public key.
+        signature: of run, node and key, by the key in the certificate.
+        certificate: the node's, from the federation's authority; PEM.
+    """
+
+    node: NodeName
+    public: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    signature: Hex
+    certificate: Annotated[str, Field(max_length=8192)]
 
 
 class FingerprintRequest(Body):
@@ -75,6 +98,7 @@ class FingerprintRequest(Body):
         run: id of the run, where the node is not started for it: a node that is on another run starts this one.
         shared_config: the run's configuration for the node (:class:`~fednnunet.config.run.SharedRunConfig`).
         salt: send digests of the images, keyed with it, where the node's own configuration allows that.
+        secure_run: send a key for the secure sums of the run of this id.
     """
 
     content: Literal["nothing", "ranges", "contribution", "statistics"] = "nothing"
@@ -83,6 +107,7 @@ class FingerprintRequest(Body):
     run: RunId | None = None
     shared_config: dict[str, Any] | None = None
     salt: Salt | None = None
+    secure_run: RunId | None = None
 
 
 class FingerprintReply(Body):
@@ -105,6 +130,7 @@ class FingerprintReply(Body):
         image_digests: salted digests of the images, sorted and without duplicates; None where they were not requested,
             or the node does not send them.
         data_notes: what people should know of the images: kinds and counts of cases.
+        key: the node's key for secure sums, where it was requested.
     """
 
     node: NodeName
@@ -121,6 +147,7 @@ class FingerprintReply(Body):
     resume_rounds: dict[Fold, list[int]] = {}
     image_digests: list[SaltedDigest] | None = Field(default=None, max_length=MAX_DIGESTS)
     data_notes: list[DataNote] = Field(default=[], max_length=len(NoteKind))
+    key: SignedKey | None = None
 
     @model_validator(mode="after")
     def _counts_are_of_cases(self) -> FingerprintReply:
@@ -176,9 +203,13 @@ class PreprocessRequest(Body):
 
     Attributes:
         fold: the first fold to train.
+        secure_run: the layers of the run of this id are summed securely.
+        keys: keys of all training nodes for that.
     """
 
     fold: Fold = 0
+    secure_run: RunId | None = None
+    keys: Annotated[list[SignedKey], Field(max_length=1000)] = []
 
 
 class PreprocessReply(Body):
@@ -201,6 +232,20 @@ class PreprocessReply(Body):
     pretrained: bool = False
 
 
+class LayerClass(Body):
+    """Layers that the same nodes have: they are summed together (:mod:`fednnunet.privacy.secure_sum`).
+
+    Attributes:
+        members: nodes of the round that have them, sorted.
+        layers: their names at this node, in the same order at every node.
+        weight: weight of this node in the sum.
+    """
+
+    members: Annotated[list[NodeName], Field(min_length=1, max_length=1000)]
+    layers: list[LayerName]
+    weight: float = Field(gt=0, le=1)
+
+
 class TrainRequest(Body):
     """Load the arrays beside this body, train, send the layers listed.
 
@@ -214,6 +259,7 @@ class TrainRequest(Body):
         layers: names of the layers to send back; empty when nothing is exchanged.
         dtype: data type to send them in; buffers, and layers of integers, are sent as they are.
         proximal_mu: weight of FedProx's proximal term, towards the arrays beside this body; 0 for none.
+        classes: send the layers masked, for secure sums by class; the first class also sums the round's figures.
     """
 
     fold: Fold = 0
@@ -223,6 +269,7 @@ class TrainRequest(Body):
     layers: list[LayerName]
     dtype: ExchangeDtype = "float32"
     proximal_mu: float = Field(default=0.0, ge=0)
+    classes: Annotated[list[LayerClass], Field(max_length=MAX_CLASSES)] = []
 
 
 class TrainReply(Body):
@@ -238,6 +285,7 @@ class TrainReply(Body):
         learning_rate: learning rate of the epoch.
         seconds_train: seconds of training and validation in the round's epochs.
         seconds_exchange: seconds of loading and sending arrays at the node.
+        shares: class by class, member to this node's shares for it, which it alone can read.
     """
 
     fold: Fold = 0
@@ -249,6 +297,33 @@ class TrainReply(Body):
     learning_rate: float | None = None
     seconds_train: float = Field(default=0.0, ge=0)
     seconds_exchange: float = Field(default=0.0, ge=0)
+    shares: Annotated[list[dict[NodeName, Sealed]], Field(max_length=MAX_CLASSES)] = []
+
+
+class UnmaskRequest(Body):
+    """Help to open the sums of a round; answered for one set of arrivals in a round.
+
+    Attributes:
+        fold: fold of the round.
+        server_round: the round.
+        arrived: class by class, members whose layers are in the sum; empty for a class that this node is not in.
+        shares: class by class, arrival to its shares for this node.
+    """
+
+    fold: Fold
+    server_round: int = Field(ge=1)
+    arrived: Annotated[list[list[NodeName]], Field(max_length=MAX_CLASSES)]
+    shares: Annotated[list[dict[NodeName, Sealed]], Field(max_length=MAX_CLASSES)]
+
+
+class UnmaskReply(Body):
+    """What has to be subtracted from the sums.
+
+    Attributes:
+        shares: class by class, arrival to shares of its own seed, and of those with members that are missing, by name.
+    """
+
+    shares: Annotated[list[dict[NodeName, dict[NodeName, Hex]]], Field(max_length=MAX_CLASSES)]
 
 
 class EvaluateRequest(Body):
@@ -386,6 +461,7 @@ REQUESTS: dict[Kind, type[Body]] = {
     Kind.PLAN: PlanRequest,
     Kind.PREPROCESS: PreprocessRequest,
     Kind.TRAIN: TrainRequest,
+    Kind.UNMASK: UnmaskRequest,
     Kind.EVALUATE: EvaluateRequest,
     Kind.SEND_MODEL: SendModelRequest,
     Kind.KEEP_MODEL: Model,
@@ -396,6 +472,7 @@ REPLIES: dict[Kind, type[Body]] = {
     Kind.PLAN: PlanReply,
     Kind.PREPROCESS: PreprocessReply,
     Kind.TRAIN: TrainReply,
+    Kind.UNMASK: UnmaskReply,
     Kind.EVALUATE: EvaluateReply,
     Kind.SEND_MODEL: SendModelReply,
     Kind.KEEP_MODEL: KeepModelReply,

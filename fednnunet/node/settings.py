@@ -11,6 +11,21 @@ from fednnunet.config.shared import NodeRunConfig
 
 
 @dataclass(frozen=True)
+class NodeIdentity:
+    """Files that prove to other nodes who this one is.
+
+    Attributes:
+        key: private key of the node.
+        certificate: certificate of its public key, from the federation's authority.
+        authority: certificate of the authority, by which other nodes' certificates are checked.
+    """
+
+    key: Path
+    certificate: Path
+    authority: Path
+
+
+@dataclass(frozen=True)
 class NodeSettings:
     """Settings of one node worker.
 
@@ -26,6 +41,7 @@ class NodeSettings:
         image_headers: whether label maps lie where their headers say, as in
             :class:`~fednnunet.config.groups.DatasetConfig`.
         run: id of the run, where the server sends it; None for a worker that is started for its run.
+        identity: files for secure sums; None where there are none.
     """
 
     name: str
@@ -37,6 +53,7 @@ class NodeSettings:
     same_machine: bool
     image_headers: ImageHeaders = "check"
     run: str | None = None
+    identity: NodeIdentity | None = None
 
     @property
     def seed(self) -> int:

@@ -57,9 +57,9 @@ class LayerGroups:
         return list(self._groups)
 
     @property
-    def names(self) -> set[str]:
-        """Names of all groups."""
-        return {group for groups in self._groups.values() for group in groups.values()}
+    def names(self) -> list[str]:
+        """Names of all groups, each once, in the order of the nodes and their networks."""
+        return list(dict.fromkeys(group for groups in self._groups.values() for group in groups.values()))
 
     def of_node(self, node: int) -> Mapping[str, str]:
         """Layer to group, of the layers that ``node`` sends and receives."""

@@ -48,7 +48,7 @@ def test_options_reach_the_strategy(tmp_path: Path) -> None:
         layers = {node: {"encoder": (2,), "head": (1,)} for node in range(6)}
         names = {node: f"node{node}" for node in layers}
         strategy.prepare(layers, names)
-        assert strategy.groups.names == {"encoder"}
+        assert strategy.groups.names == ["encoder"]
         drawn = strategy.sample(0, 1)
         assert len(drawn) == 3
         same = AsymFedAvg(fraction_train=0.5, seed=7)

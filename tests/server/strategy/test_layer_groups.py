@@ -26,7 +26,7 @@ def grouped(**options: list[str]) -> LayerGroups:
 
 def test_layers_of_one_name_and_shape_are_one_group() -> None:
     groups = grouped()
-    assert groups.names == {"encoder.norm.weight", "head.weight@2"}
+    assert groups.names == ["encoder.norm.weight", "head.weight@2"]
     assert [groups.layers_of(node) for node in groups.nodes] == [
         ["encoder.norm.weight", "head.weight"],
         ["encoder.norm.weight"],
@@ -48,7 +48,7 @@ def test_a_node_gets_the_arrays_of_its_groups_under_its_own_names() -> None:
 
 
 def test_layers_with_a_part_that_is_kept_stay_local() -> None:
-    assert grouped(keep_local=["norm"]).names == {"head.weight@2"}
+    assert grouped(keep_local=["norm"]).names == ["head.weight@2"]
     assert grouped(keep_local=["norm", "head"]).names == set()
     with pytest.raises(ConfigError, match=r"aggregation\.keep_local: no layer has the part nor; .* norm, own"):
         grouped(keep_local=["nor"])

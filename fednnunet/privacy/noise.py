@@ -1,0 +1,36 @@
+"""Gaussian noise from a secret seed: the same request gets the same noise, else asking twice would average it away.
+
+Uniform numbers from AES-256 in counter mode (:mod:`fednnunet.privacy.masks`), made normal by Box and Muller (1958).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fednnunet.privacy.masks import CHUNK, Keystream
+
+WORDS = 4
+"""Integers that a pair of normal numbers is made of: two of 53 bits, as doubles hold."""
+PAIRS = CHUNK // WORDS
+
+
+def add_noise(values: np.ndarray, deviation: float, seed: bytes) -> None:
+    """Add normal noise of mean 0 to floats, in place.
+
+    Args:
+        values: contiguous array of floats.
+        deviation: standard deviation.
+        seed: 32 secret bytes, used for this array only.
+    """
+    stream, flat = Keystream(seed), values.reshape(-1)
+    for start in range(0, flat.size, 2 * PAIRS):
+        block = flat[start : start + 2 * PAIRS]
+        block += (deviation * _normal(stream.next()))[: block.size].astype(flat.dtype)
+
+
+def _normal(words: np.ndarray) -> np.ndarray:
+    """Two normal numbers from every four integers."""
+    doubles = words.view("<u8") >> np.uint64(11)
+    uniform = (doubles.astype(np.float64) + 0.5) * 2.0**-53  # in (0, 1): its logarithm is finite
+    radius, angle = np.sqrt(-2 * np.log(uniform[0::2])), 2 * np.pi * uniform[1::2]
+    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])

@@ -1,0 +1,25 @@
+"""Noise: normal, secret, and the same for the same seed."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.stats import kstest
+
+from fednnunet.privacy.noise import add_noise
+
+
+def test_noise_is_normal() -> None:
+    values = np.full((250, 801), 5.0)
+    add_noise(values, 2.0, b"n" * 32)
+    assert kstest((values - 5.0).ravel() / 2.0, "norm").pvalue > 1e-3
+    flat = values.ravel() - 5.0
+    for lag in (1, 2, 4, 16384):
+        assert abs(np.corrcoef(flat[:-lag], flat[lag:])[0, 1]) < 6 / flat.size**0.5
+
+
+def test_the_same_seed_gives_the_same_noise_and_another_another() -> None:
+    one, again, other = (np.zeros(1000, np.float32) for _ in range(3))
+    for values, seed in ((one, b"a" * 32), (again, b"a" * 32), (other, b"b" * 32)):
+        add_noise(values, 1.0, seed)
+    assert (one == again).all()
+    assert abs(np.corrcoef(one, other)[0, 1]) < 0.2
