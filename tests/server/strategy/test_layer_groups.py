@@ -49,7 +49,7 @@ def test_a_node_gets_the_arrays_of_its_groups_under_its_own_names() -> None:
 
 def test_layers_with_a_part_that_is_kept_stay_local() -> None:
     assert grouped(keep_local=["norm"]).names == ["head.weight@2"]
-    assert grouped(keep_local=["norm", "head"]).names == set()
+    assert grouped(keep_local=["norm", "head"]).names == []
     with pytest.raises(ConfigError, match=r"aggregation\.keep_local: no layer has the part nor; .* norm, own"):
         grouped(keep_local=["nor"])
 
