@@ -6,12 +6,14 @@ Renyi differential privacy (RDP) of the Poisson-subsampled Gaussian mechanism (M
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import gammaln, log_ndtr, logsumexp
+from scipy.special import gammaln, log_ndtr
 
 ORDERS = (*range(2, 65), *range(68, 257, 4), *range(272, 1025, 16))
 """Orders of the Renyi divergence; the best one counts."""
@@ -19,12 +21,26 @@ LARGEST_NOISE = 1e6
 """Noise multiplier at which a budget that is still exceeded counts as impossible."""
 
 
+class Releases(NamedTuple):
+    """Noisy sums of one kind.
+
+    Attributes:
+        noise: noise multiplier: standard deviation of the noise on the sum, in units of the clipping norm.
+        rate: probability with which a unit is in a sum (Poisson sampling); 1 for always.
+        number: number of sums.
+    """
+
+    noise: float
+    rate: float
+    number: int
+
+
 def epsilon_of(noise: float, rate: float, releases: int, delta: float) -> float:
     """Epsilon of ``releases`` noisy sums.
 
     Args:
-        noise: noise multiplier: standard deviation of the noise on the sum, in units of the clipping norm.
-        rate: probability with which a unit is in a sum (Poisson sampling); 1 for always.
+        noise: noise multiplier, as in :class:`Releases`.
+        rate: rate of sampling, as there.
         releases: number of sums.
         delta: in (0, 1).
 
@@ -34,15 +50,24 @@ def epsilon_of(noise: float, rate: float, releases: int, delta: float) -> float:
     Raises:
         ValueError: a rate or delta outside its range, or a negative number.
     """
-    if not (0 < rate <= 1 and 0 < delta < 1 and noise >= 0 and releases >= 0):
-        raise ValueError(f"noise={noise}, rate={rate}, releases={releases}, delta={delta} cannot be accounted for")
-    if releases == 0:
+    return composed_epsilon([Releases(noise, rate, releases)], delta)
+
+
+def composed_epsilon(kinds: Iterable[Releases], delta: float) -> float:
+    """Epsilon of all noisy sums together, of whatever kinds; otherwise as :func:`epsilon_of`."""
+    made = []
+    for kind in kinds:
+        if not (0 < kind.rate <= 1 and 0 < delta < 1 and kind.noise >= 0 and kind.number >= 0):
+            raise ValueError(f"{kind} cannot be accounted for at delta={delta}")
+        made += [kind] if kind.number else []
+    if not made:
         return 0.0
-    if noise == 0:
+    if not all(kind.noise for kind in made):
         return math.inf
-    if rate == 1:
-        return gaussian_epsilon(math.sqrt(releases) / noise, delta)
-    return rdp_epsilon([releases * divergence for divergence in subsampled_gaussian_rdp(noise, rate)], delta)
+    if all(kind.rate == 1 for kind in made):
+        return gaussian_epsilon(math.sqrt(sum(kind.number / kind.noise**2 for kind in made)), delta)
+    divergences = [kind.number * subsampled_gaussian_rdp(kind.noise, kind.rate) for kind in made]
+    return rdp_epsilon(np.sum(divergences, axis=0), delta)
 
 
 def gaussian_epsilon(sensitivity: float, delta: float) -> float:
@@ -65,24 +90,49 @@ def gaussian_epsilon(sensitivity: float, delta: float) -> float:
     return float(brentq(excess, 0.0, upper, xtol=1e-9))
 
 
-def subsampled_gaussian_rdp(noise: float, rate: float) -> list[float]:
-    """Renyi divergence of one release at each of :data:`ORDERS`, for a rate below 1."""
-    result = []
-    for order in ORDERS:
-        terms = np.arange(order + 1)
-        binomials = gammaln(order + 1) - gammaln(terms + 1) - gammaln(order - terms + 1)
-        logs = binomials + terms * math.log(rate) + (order - terms) * math.log1p(-rate)
-        result.append(float(logsumexp(logs + (terms**2 - terms) / (2 * noise**2))) / (order - 1))
-    return result
+def subsampled_gaussian_rdp(noise: float, rate: float) -> np.ndarray:
+    """Renyi divergence of one release at each of :data:`ORDERS`."""
+    orders, binomials = np.array(ORDERS), _log_binomials()
+    if rate == 1:
+        return orders / (2 * noise**2)
+    terms = np.arange(binomials.shape[1])
+    logs = binomials + terms * math.log(rate) + (orders[:, None] - terms) * math.log1p(-rate)
+    logs += (terms**2 - terms) / (2 * noise**2)
+    largest = logs.max(axis=1)
+    return (largest + np.log(np.exp(logs - largest[:, None]).sum(axis=1))) / (orders - 1)
 
 
-def rdp_epsilon(divergences: Sequence[float], delta: float) -> float:
+@functools.cache
+def _log_binomials() -> np.ndarray:
+    """Logarithm of *order over term*, (orders, terms); minus infinity beyond the order."""
+    orders, terms = np.array(ORDERS)[:, None], np.arange(max(ORDERS) + 1)
+    with np.errstate(divide="ignore"):
+        return gammaln(orders + 1) - gammaln(terms + 1) - gammaln(np.maximum(orders - terms, -1) + 1)
+
+
+def rdp_epsilon(divergences: Sequence[float] | np.ndarray, delta: float) -> float:
     """Epsilon from Renyi divergences at :data:`ORDERS` (Canonne, Kamath, Steinke 2020, proposition 12)."""
-    candidates = (
-        divergence + math.log1p(-1 / order) - (math.log(delta) + math.log(order)) / (order - 1)
-        for order, divergence in zip(ORDERS, divergences, strict=True)
-    )
-    return max(min(candidates), 0.0)
+    orders = np.array(ORDERS)
+    candidates = divergences + np.log1p(-1 / orders) - (math.log(delta) + np.log(orders)) / (orders - 1)
+    return max(float(candidates.min()), 0.0)
+
+
+def pld_epsilon(kinds: Iterable[Releases], delta: float) -> float | None:
+    """As :func:`composed_epsilon`, by privacy loss distributions (Doroshenko et al. 2022), which are a little tighter.
+
+    Returns:
+        None where ``dp-accounting`` is not installed (``pip install fednnunet[privacy]``).
+    """
+    try:
+        import dp_accounting
+        from dp_accounting.pld import PLDAccountant
+    except ImportError:
+        return None
+    accountant = PLDAccountant()
+    for kind in kinds:
+        event = dp_accounting.PoissonSampledDpEvent(kind.rate, dp_accounting.GaussianDpEvent(kind.noise))
+        accountant.compose(event, kind.number)
+    return float(accountant.get_epsilon(delta))
 
 
 def noise_for(epsilon: float, rate: float, releases: int, delta: float) -> float:
