@@ -21,6 +21,7 @@ from fednnunet.config.run import RunConfig
 from fednnunet.errors import ConfigError, FednnUNetError
 from fednnunet.files import DISK_FULL, NOT_WRITABLE, private_files, write_atomically
 from fednnunet.launch.early_checks import check_names_and_files
+from fednnunet.launch.local_identities import with_identities
 from fednnunet.launch.run_folder import (
     check_folder,
     final_metadata,
@@ -147,6 +148,8 @@ def _reserved_server(config: RunConfig) -> contextlib.AbstractContextManager[Non
 
 def run_local(app: ServerApp, config: RunConfig, nodes: Sequence[NodeSettings]) -> float:
     """Run server and nodes on this machine; returns their peak memory together, in GiB."""
+    if config.privacy.secure_sums is not None:
+        nodes = with_identities(nodes)
     with (
         NodeProcesses(nodes) as processes,
         contextlib.closing(LocalGrid(client_app, processes.addresses, parallel_nodes(config))) as grid,

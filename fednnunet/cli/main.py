@@ -52,7 +52,7 @@ def keys(
     node: Annotated[list[str] | None, typer.Option(help="Name of a node; can be repeated.")] = None,
     days: Annotated[int, typer.Option(help="Days that the server's certificate is valid.", min=1)] = 825,
 ) -> None:
-    """Make what a federation across machines needs: a CA, the server's certificate, a key pair for each node."""
+    """Make what a federation across machines needs: a CA, the server's certificate, each node's keys."""
     from fednnunet.deployment.keys import make_keys
 
     made = make_keys(folder, server or [], node or [], days)
@@ -62,9 +62,14 @@ def keys(
         print(f"kept  {path}")
     expiry = f" The server's certificate expires on {made.expires:%Y-%m-%d}." if made.expires is not None else ""
     print(
-        f"\nTo each node: {folder / 'ca.crt'} and its own node.key. To the server: server.crt, server.key and every "
-        f"node.pub.\nKeep {folder / 'ca.key'} offline.{expiry}"
+        f"\nTo each node: {folder / 'ca.crt'}, its own node.key and node.crt. To the server: server.crt, server.key "
+        f"and every node.pub.\nKeep {folder / 'ca.key'} offline.{expiry}"
     )
+    if made.uncertified:
+        print(
+            f"note: no node.crt for {', '.join(made.uncertified)}, as ca.key is not there; secure sums "
+            "(privacy=secure) need it: fetch ca.key, and call this again"
+        )
 
 
 def main() -> int:

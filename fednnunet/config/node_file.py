@@ -42,6 +42,7 @@ class NodeFile(Config):
         server: Address of the server, ``host:port``.
         certificate: Certificate of the authority that signed the server's (``ca.crt``).
         key: Private key of the node (``node.key``).
+        node_certificate: Certificate of the node's key (``node.crt``), by which other nodes know it in secure sums.
         folder: Work folder: checkpoints, preprocessed images, logs, audit.
         classes: Import paths of classes of your own that the server may name (trainers, planners, preprocessors).
         insecure: Talk to a server without TLS and without a key; on one machine only.
@@ -59,6 +60,7 @@ class NodeFile(Config):
     server: str
     certificate: Path | None = None
     key: Path | None = None
+    node_certificate: Path | None = None
     folder: Path
     classes: list[str] = Field(default=[])
     insecure: bool = False
@@ -148,7 +150,7 @@ def _resolved(node_file: NodeFile, base: Path) -> dict[str, Any]:
             return {node: absolute(path) for node, path in paths.items()}
         return base / paths.expanduser() if isinstance(paths, Path) else paths
 
-    names = ("raw_folder", "certificate", "key", "folder")
+    names = ("raw_folder", "certificate", "key", "node_certificate", "folder")
     resolved = {name: absolute(getattr(node_file, name)) for name in names}
     resolved["init"] = InitConfig(**{name: absolute(path) for name, path in node_file.init})
     data = node_file.data

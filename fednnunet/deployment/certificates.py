@@ -1,4 +1,4 @@
-"""Certificates of a federation: the authority's, and the server's, which it signs."""
+"""Certificates of a federation: the authority's, and those that it signs: the server's and the nodes'."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from fednnunet.deployment.key_files import CURVE, KeyFiles, as_pem, write_file, write_key
+from fednnunet.deployment.key_files import KeyFiles, as_pem, write_file, write_key
 from fednnunet.errors import ConfigError
+from fednnunet.privacy.identity import BACKDATING, CURVE, certified_key, certify, make_authority
 
 CA_YEARS = 10
 EXPIRES_SOON = timedelta(days=30)
 """A certificate that expires within this time is worth a warning."""
-BACKDATING = timedelta(days=1)
-"""How long before its creation a certificate is valid, for machines whose clocks are slow."""
 
 
 def read_certificate(path: Path) -> x509.Certificate:
@@ -68,26 +67,7 @@ def _authority(folder: Path, files: KeyFiles) -> tuple[x509.Certificate, ec.Elli
             raise ConfigError(f"{key_file} is not the key of {certificate_file}; nodes would not trust what it signs")
         files.kept.extend((certificate_file, key_file))
         return certificate, key
-    key = ec.generate_private_key(CURVE())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "FednnU-Net federation")])
-    usage = x509.KeyUsage(
-        key_cert_sign=True,
-        crl_sign=True,
-        digital_signature=False,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
-    certificate = (
-        _certificate(name, name, key, timedelta(days=365 * CA_YEARS))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(usage, critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .sign(key, hashes.SHA384())
-    )
+    certificate, key = make_authority("FednnU-Net federation", timedelta(days=365 * CA_YEARS))
     write_key(key_file, as_pem(key), files)
     write_file(certificate_file, certificate.public_bytes(serialization.Encoding.PEM), files)
     return certificate, key
@@ -146,6 +126,34 @@ def make_server_certificate(folder: Path, names: Mapping[str, x509.GeneralName],
     )
     write_key(key_file, as_pem(key), files)
     write_file(certificate_file, certificate.public_bytes(serialization.Encoding.PEM), files)
+
+
+def make_node_certificate(folder: Path, file: Path, node: str, key: ec.EllipticCurvePublicKey, files: KeyFiles) -> None:
+    """Make the certificate by which other nodes know a node's key, where the authority's key is there; or check it.
+
+    Args:
+        folder: folder with the authority's files.
+        file: the certificate.
+        node: name of the node.
+        key: its public key.
+        files: gets the name of the file; of the node, where its key stays without a certificate.
+
+    Raises:
+        ConfigError: a damaged file, or an existing certificate of something else.
+    """
+    if file.is_file():
+        try:
+            known = certified_key(read_certificate(file), node, read_certificate(folder / "ca.crt"))
+        except ValueError as error:
+            raise ConfigError(f"{file} does not count: {error}; remove it, and a new one is made") from None
+        if known != key:
+            raise ConfigError(f"{file} is of another key than node.pub; remove it, and a new one is made")
+        files.kept.append(file)
+    elif (folder / "ca.key").is_file():
+        certificate = certify(node, key, *_authority(folder, KeyFiles([], [])))
+        write_file(file, certificate.public_bytes(serialization.Encoding.PEM), files)
+    else:
+        files.uncertified.append(node)
 
 
 def _check_issuer(file: Path, certificate: x509.Certificate, authority: Path) -> None:

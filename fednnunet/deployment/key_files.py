@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
@@ -11,9 +11,6 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fednnunet.errors import ConfigError
-
-CURVE = ec.SECP384R1
-"""Curve of all keys: the one that Flower documents for its nodes."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +21,13 @@ class KeyFiles:
         written: new files.
         kept: files of an earlier call, which are unchanged.
         expires: when the server's certificate expires; None where there is none.
+        uncertified: nodes whose keys have no certificate, as the authority's key is not there.
     """
 
     written: list[Path]
     kept: list[Path]
     expires: datetime | None = None
+    uncertified: list[str] = field(default_factory=list)
 
 
 def as_pem(key: ec.EllipticCurvePrivateKey) -> bytes:

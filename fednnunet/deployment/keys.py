@@ -1,11 +1,13 @@
 """Keys and certificates of a federation: TLS for the server, a key pair that authenticates each node.
 
 ``ca.crt`` goes to every node, ``server.crt`` and ``server.key`` to the server, ``nodes/<name>/node.key`` to its node
-only. ``ca.key`` signs further certificates: keep it offline.
+only, and ``node.crt``, by which other nodes know it, to the same. ``ca.key`` signs further certificates: keep it
+offline.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,20 +17,28 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import TypeAdapter, ValidationError
 
-from fednnunet.deployment.certificates import make_server_certificate, read_certificate, server_name
-from fednnunet.deployment.key_files import CURVE, KeyFiles, write_file, write_key
+from fednnunet.deployment.certificates import (
+    make_node_certificate,
+    make_server_certificate,
+    read_certificate,
+    server_name,
+)
+from fednnunet.deployment.key_files import KeyFiles, write_file, write_key
 from fednnunet.errors import ConfigError
 from fednnunet.exchange.messages import NodeName
+from fednnunet.privacy.identity import CURVE
 
 PUBLIC_KEY_FILE = "node.pub"
+CERTIFICATE_FILE = "node.crt"
 MAX_KEY_BYTES = 2**16
 
 
 def make_keys(folder: Path, servers: Sequence[str], nodes: Sequence[str], days: int = 825) -> KeyFiles:
-    """Make a certificate authority, the server's certificate and one key pair per node, where they do not exist yet.
+    """Make a certificate authority, the server's certificate, and each node's key pair and certificate.
 
-    Called again, for example with another node, it adds files and changes none. Only a new server's certificate needs
-    the authority's key.
+    What exists stays. Called again, for example with another node, it adds files and changes none; a node whose public
+    key is there gets a certificate of it. Only new certificates need the authority's key: without it, a node's pair is
+    made alone.
 
     Args:
         folder: folder for the files.
@@ -37,7 +47,7 @@ def make_keys(folder: Path, servers: Sequence[str], nodes: Sequence[str], days: 
         days: validity of the server's certificate.
 
     Raises:
-        ConfigError: an invalid name, an existing server certificate that is for other names, of another authority or
+        ConfigError: an invalid name, an existing certificate that is for another name or key, of another authority or
             has expired, a certificate of the authority without the key that is needed, or a damaged file.
     """
     for node in nodes:
@@ -56,7 +66,8 @@ def make_keys(folder: Path, servers: Sequence[str], nodes: Sequence[str], days: 
             files.kept.append(public)
         else:
             make_node_key(public.parent, files)
-    return KeyFiles(files.written, files.kept, expires)
+        make_node_certificate(folder, public.with_name(CERTIFICATE_FILE), node, read_public_key(public), files)
+    return dataclasses.replace(files, expires=expires)
 
 
 def nodes_folder(keys: Path) -> Path:

@@ -15,7 +15,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.hashes import SHA384
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fednnunet.errors import ProtocolError
 from fednnunet.exchange.messages import SignedKey
@@ -23,9 +23,9 @@ from fednnunet.privacy.masks import derive_seed
 
 PURPOSE = "fednnunet secure sums"
 CURVE = ec.SECP384R1
-"""Curve of the keys that identify nodes."""
-YEARS = 10
-"""Validity of a node's certificate; its key is revoked by removing it at the server."""
+"""Curve of the keys that identify nodes, and of those that sign: the one that Flower documents for its nodes."""
+VALIDITY = timedelta(days=365 * 10)
+"""Validity of a node's certificate, which ends with its authority's."""
 BACKDATING = timedelta(days=1)
 """How long before its creation a certificate is valid, for machines whose clocks are slow."""
 
@@ -47,18 +47,11 @@ def verify_key(signed: SignedKey, run: str, authority: x509.Certificate) -> X255
     """
     where = f"the key of node {signed.node}"
     try:
-        certificate = x509.load_pem_x509_certificate(signed.certificate.encode())
-        certificate.verify_directly_issued_by(authority)
-        (name,) = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-        identity = certificate.public_key()
+        identity = certified_key(x509.load_pem_x509_certificate(signed.certificate.encode()), signed.node, authority)
         public = X25519PublicKey.from_public_bytes(bytes.fromhex(signed.public))
         signature = bytes.fromhex(signed.signature)
-    except (ValueError, TypeError, InvalidSignature) as error:
-        raise ProtocolError(f"{where} has no certificate of this federation's authority: {error}") from None
-    if name.value != signed.node:
-        raise ProtocolError(f"{where} has the certificate of node {name.value!r}")
-    if not isinstance(identity, ec.EllipticCurvePublicKey):
-        raise ProtocolError(f"{where} has a certificate of another kind")
+    except ValueError as error:
+        raise ProtocolError(f"{where} has no certificate that counts: {error}") from None
     try:
         identity.verify(signature, _signed_text(run, signed.node, signed.public), ec.ECDSA(SHA384()))
     except InvalidSignature:
@@ -85,20 +78,83 @@ def _signed_text(run: str, node: str, public: str) -> bytes:
     return json.dumps([PURPOSE, run, node, public]).encode()
 
 
+def certified_key(certificate: x509.Certificate, node: str, authority: x509.Certificate) -> ec.EllipticCurvePublicKey:
+    """The key that identifies ``node`` by its certificate.
+
+    The server's certificate is of the same authority, and identifies no node.
+
+    Raises:
+        ValueError: the certificate is of another authority, node or purpose, or not valid now.
+    """
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        raise ValueError("it is not signed by this federation's authority") from None
+    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    if [name.value for name in names] != [node]:
+        raise ValueError(f"it is that of {certificate.subject.rfc4514_string()}")
+    key = certificate.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not _is_of_a_node(certificate):
+        raise ValueError("it is not that of a node")
+    if not certificate.not_valid_before_utc <= datetime.now(UTC) <= certificate.not_valid_after_utc:
+        dates = f"{certificate.not_valid_before_utc:%Y-%m-%d} to {certificate.not_valid_after_utc:%Y-%m-%d}"
+        raise ValueError(f"it is valid from {dates}")
+    return key
+
+
+def _is_of_a_node(certificate: x509.Certificate) -> bool:
+    try:
+        usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except x509.ExtensionNotFound:
+        return False
+    return ExtendedKeyUsageOID.CLIENT_AUTH in usage
+
+
 def certify(
-    node: str, identity: ec.EllipticCurvePublicKey, authority: x509.Certificate | None, key: ec.EllipticCurvePrivateKey
+    node: str, identity: ec.EllipticCurvePublicKey, authority: x509.Certificate, key: ec.EllipticCurvePrivateKey
 ) -> x509.Certificate:
-    """Certificate of a node's key by the federation's authority; without one, by the key itself: an authority."""
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, node)])
+    """Certificate of a node's key, by the federation's authority and its private ``key``."""
     now = datetime.now(UTC)
     return (
         x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name if authority is None else authority.subject)
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, node)]))
+        .issuer_name(authority.subject)
         .public_key(identity)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - BACKDATING)
-        .not_valid_after(now + timedelta(days=365 * YEARS))
-        .add_extension(x509.BasicConstraints(ca=authority is None, path_length=None), critical=True)
+        .not_valid_after(min(now + VALIDITY, authority.not_valid_after_utc))
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
         .sign(key, SHA384())
     )
+
+
+def make_authority(name: str, validity: timedelta) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    """A new authority: its certificate, and the key that signs others."""
+    key, subject = ec.generate_private_key(CURVE()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    usage = x509.KeyUsage(
+        key_cert_sign=True,
+        crl_sign=True,
+        digital_signature=False,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - BACKDATING)
+        .not_valid_after(now + validity)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, SHA384())
+    )
+    return certificate, key

@@ -147,7 +147,7 @@ def test_a_node_passes_all_checks(
         ["✓", name]
         for name in (
             *("configuration", "versions", "data", "images", "disk", "device", "certificate", "key"),
-            *("connection", "TLS", "server", "clock", "registration"),
+            *("identity", "connection", "TLS", "server", "clock", "registration"),
         )
     ]
     assert "6 cases (.nii.gz), channels MRI, labels tumour" in "\n".join(lines)

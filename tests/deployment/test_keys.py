@@ -7,6 +7,7 @@ import shutil
 import socket
 import ssl
 import stat
+import sys
 import threading
 from pathlib import Path
 
@@ -14,9 +15,12 @@ import pytest
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from flwr.supernode.cli.flower_supernode import _try_setup_client_authentication
 
-from fednnunet.deployment.keys import make_keys
+from fednnunet.cli.main import main
+from fednnunet.deployment.certificates import read_certificate
+from fednnunet.deployment.keys import make_keys, make_node_key, read_private_key
 from fednnunet.deployment.server.supervisor import check_keys
 from fednnunet.errors import ConfigError
+from fednnunet.privacy.identity import certified_key
 
 pytestmark = pytest.mark.unit
 
@@ -77,10 +81,10 @@ def test_a_later_call_adds_a_node_and_changes_nothing(tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
     made = make_keys(tmp_path, ["localhost"], ["Oslo", "Porto"])
     assert [path.relative_to(tmp_path).as_posix() for path in made.written] == [
-        *("nodes/Porto/node.key", "nodes/Porto/node.pub")
+        *("nodes/Porto/node.key", "nodes/Porto/node.pub", "nodes/Porto/node.crt")
     ]
     assert all(path.read_bytes() == content for path, content in before.items())
-    assert {path.name for path in made.kept} == {"server.crt", "server.key", "node.pub"}
+    assert {path.name for path in made.kept} == {"server.crt", "server.key", "node.pub", "node.crt"}
 
 
 def test_a_key_that_a_node_has_is_not_replaced(tmp_path: Path) -> None:
@@ -99,6 +103,7 @@ def test_a_nodes_pair_is_made_while_the_authoritys_key_is_offline(tmp_path: Path
     (tmp_path / "ca.key").unlink()
     made = make_keys(tmp_path, servers, ["Porto"])
     assert {path.name for path in made.written} == {"node.key", "node.pub"}
+    assert made.uncertified == ["Porto"]
     assert made.expires == first.expires
     with pytest.raises(ConfigError, match=r"server\.crt is not for 10\.0\.0\.7"):
         make_keys(tmp_path, ["10.0.0.7"], [])
@@ -107,6 +112,43 @@ def test_a_nodes_pair_is_made_while_the_authoritys_key_is_offline(tmp_path: Path
     with pytest.raises(ConfigError, match=r"ca\.crt exists without ca\.key, which signs"):
         make_keys(tmp_path, ["localhost"], ["Riga"])
     assert make_keys(tmp_path, [], ["Riga"]).expires is None
+
+
+def test_a_key_that_a_hospital_has_made_is_certified_when_the_authoritys_key_is_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys, elsewhere = tmp_path / "keys", tmp_path / "ca.key"
+    make_keys(keys, ["localhost"], [])
+    make_node_key(tmp_path / "Oslo")
+    oslo = keys / "nodes" / "Oslo"
+    oslo.mkdir(parents=True)
+    shutil.copy(tmp_path / "Oslo" / "node.pub", oslo)
+    (keys / "ca.key").rename(elsewhere)
+    monkeypatch.setattr(sys, "argv", ["fednnunet", "keys", str(keys), "--node", "Oslo"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "no node.crt for Oslo, as ca.key is not there" in capsys.readouterr().out
+    elsewhere.rename(keys / "ca.key")
+    assert [path.name for path in make_keys(keys, [], ["Oslo"]).written] == ["node.crt"]
+    authority = read_certificate(keys / "ca.crt")
+    certified = certified_key(read_certificate(oslo / "node.crt"), "Oslo", authority)
+    assert certified == read_private_key(tmp_path / "Oslo" / "node.key").public_key()
+
+
+def test_a_certificate_that_no_other_node_would_trust_is_named(tmp_path: Path) -> None:
+    make_keys(tmp_path / "old", ["localhost"], ["Oslo"])
+    make_keys(tmp_path / "new", ["localhost"], [])
+    oslo = tmp_path / "new" / "nodes" / "Oslo"
+    shutil.copytree(tmp_path / "old" / "nodes" / "Oslo", oslo)
+    with pytest.raises(ConfigError, match=r"Oslo/node\.crt does not count: it is not signed by .*; remove it"):
+        make_keys(tmp_path / "new", [], ["Oslo"])
+    (oslo / "node.crt").unlink()
+    make_keys(tmp_path / "new", [], ["Oslo"])
+    for name in ("node.key", "node.pub"):
+        (oslo / name).unlink()
+    make_node_key(oslo)
+    with pytest.raises(ConfigError, match=r"Oslo/node\.crt is of another key than node\.pub; remove it"):
+        make_keys(tmp_path / "new", [], ["Oslo"])
 
 
 @pytest.mark.parametrize(

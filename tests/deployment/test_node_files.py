@@ -129,6 +129,24 @@ def test_a_damaged_certificate_is_named_before_the_node_starts(
     assert str(raised.value).startswith(f"certificate: {node_file.certificate} {problem}")
 
 
+def test_a_certificate_of_another_node_or_key_is_named_before_the_node_starts(
+    node_file: NodeFile, tmp_path: Path
+) -> None:
+    make_keys(tmp_path, [], ["Porto"])
+    oslo, porto = (tmp_path / "nodes" / name / "node.crt" for name in ("Oslo", "Porto"))
+    check_before_start(node_file.model_copy(update={"node_certificate": oslo}))
+    for certificate, problem in (
+        (porto, r"Porto/node\.crt does not count: it is that of CN=Porto; ask the server's operator"),
+        (tmp_path / "server.crt", r"server\.crt does not count: it is that of CN=127"),
+        (tmp_path / "missing", "missing cannot be read"),
+    ):
+        with pytest.raises(ConfigError, match=problem):
+            check_before_start(node_file.model_copy(update={"node_certificate": certificate}))
+    other_key = {"node_certificate": oslo, "key": tmp_path / "nodes" / "Porto" / "node.key"}
+    with pytest.raises(ConfigError, match=r"Oslo/node\.crt is not of the key .*Porto/node\.key; ask"):
+        check_before_start(node_file.model_copy(update=other_key))
+
+
 def test_files_that_training_starts_from_are_named_before_the_node_starts(node_file: NodeFile, tmp_path: Path) -> None:
     for field in ("plans", "weights", "previous_stage"):
         init = InitConfig.model_validate({field: tmp_path / "none"})

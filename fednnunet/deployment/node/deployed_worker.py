@@ -15,6 +15,7 @@ from fednnunet.config.node_file import NodeFile
 from fednnunet.config.shared import NodeRunConfig, SharedRunConfig
 from fednnunet.datasets.raw import find_dataset
 from fednnunet.deployment.node.data_check import LOG_FILE
+from fednnunet.deployment.node.identity import identity_of
 from fednnunet.deployment.supervision import OTHER_RUN, show_warnings, terminal
 from fednnunet.errors import ConfigError, FednnUNetError, ProtocolError, first_problem
 from fednnunet.exchange.channel import Request, WorkerChannel
@@ -146,6 +147,7 @@ def settings_of(node_file: NodeFile, assignment: RunAssignment) -> NodeSettings:
     """Settings of the worker: the server's configuration of the run, and the hospital's own.
 
     Raises:
+        ConfigError: its layers are summed securely, and this node cannot prove who it is.
         DataError: the data folder does not exist.
     """
     shared = assignment.shared_config
@@ -169,6 +171,7 @@ def settings_of(node_file: NodeFile, assignment: RunAssignment) -> NodeSettings:
         same_machine=False,
         image_headers=node_file.image_headers,
         run=assignment.run,
+        identity=identity_of(node_file) if config.privacy.secure_sums and not node_file.external else None,
     )
 
 

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from fednnunet.config.node_file import NodeFile
 from fednnunet.deployment.keys import read_authorities, read_private_key
+from fednnunet.deployment.node.identity import identity_of
 from fednnunet.deployment.proxies import proxy_to
 from fednnunet.errors import ConfigError
 from fednnunet.files import has_free_space
 
 
 def check_before_start(node_file: NodeFile) -> None:
-    """Test key, certificate, files that training starts from, the environment's proxies and the work folder.
+    """Test key, certificates, files that training starts from, the environment's proxies and the work folder.
 
     Raises:
         ConfigError: names the file or variable, and what is wrong with it.
@@ -22,6 +23,8 @@ def check_before_start(node_file: NodeFile) -> None:
         read_private_key(node_file.key)
     if node_file.certificate is not None:
         read_authorities(node_file.certificate)
+    if node_file.node_certificate is not None:
+        identity_of(node_file)
     init = node_file.init
     given = {"plans": init.plans_of(node_file.name), "weights": init.weights_of(node_file.name)}
     for field, path in {**given, "previous_stage": init.previous_stage}.items():

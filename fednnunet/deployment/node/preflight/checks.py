@@ -12,14 +12,17 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric import ec
+
 from fednnunet import __version__
 from fednnunet.config.node_file import NodeFile, read_node_file
 from fednnunet.datasets.image_checks import check_images
 from fednnunet.datasets.raw import RawDataset, find_dataset, read_dataset
 from fednnunet.datasets.splits import ADVICE_ON_FEW_CASES, SPLITS_FILE, check_splits_file, effect_of_few_cases
 from fednnunet.datasets.staging import estimate_size
-from fednnunet.deployment.certificates import EXPIRES_SOON
+from fednnunet.deployment.certificates import EXPIRES_SOON, read_certificate
 from fednnunet.deployment.keys import read_authorities, read_private_key
+from fednnunet.deployment.node.identity import identity_of
 from fednnunet.deployment.node.preflight.before_start import check_work_folder, nearest_existing
 from fednnunet.deployment.node.preflight.results import Check, CheckResult, run_checks
 from fednnunet.deployment.node.preflight.server_checks import (
@@ -69,6 +72,7 @@ def check_node(file: Path, quick: bool = False, progress: Progress | None = None
             Check("device", check_device, configuration),
             Check("certificate", check_certificate, configuration),
             Check("key", check_key, configuration),
+            Check("identity", check_identity, (*configuration, "certificate", "key")),
             Check("connection", check_connection, configuration),
             Check("TLS", check_tls, (*configuration, "certificate", "connection")),
             Check("server", check_server, (*configuration, "TLS")),
@@ -228,3 +232,15 @@ def check_key(node_file: NodeFile) -> CheckResult:
             key,
         )
     return CheckResult("good", f"{node_file.key}: {key.curve.name}, readable by its owner only", value=key)
+
+
+def check_identity(node_file: NodeFile, _certificate: None, _key: ec.EllipticCurvePrivateKey | None) -> CheckResult:
+    """Whether other nodes can know this one, which secure sums need."""
+    if node_file.node_certificate is None:
+        return CheckResult("good", "none: without node_certificate, the node cannot take part in secure sums")
+    identity_of(node_file)
+    expires = read_certificate(node_file.node_certificate).not_valid_after_utc
+    found = f"{node_file.node_certificate}: of this node and key, until {expires:%Y-%m-%d}"
+    if expires < datetime.now(UTC) + EXPIRES_SOON:
+        return CheckResult("warning", found, "ask the server's operator for a new node.crt")
+    return CheckResult("good", found)
