@@ -28,9 +28,27 @@ def add_noise(values: np.ndarray, deviation: float, seed: bytes) -> None:
         block += (deviation * _normal(stream.next()))[: block.size].astype(flat.dtype)
 
 
+def uniform(number: int, seed: bytes) -> np.ndarray:
+    """Numbers in (0, 1), as doubles.
+
+    Args:
+        number: how many.
+        seed: 32 secret bytes, used for these only.
+    """
+    stream, drawn = Keystream(seed), np.empty(number)
+    for start in range(0, number, CHUNK // 2):
+        block = drawn[start : start + CHUNK // 2]
+        block[:] = _uniform(stream.next())[: block.size]
+    return drawn
+
+
+def _uniform(words: np.ndarray) -> np.ndarray:
+    """A number in (0, 1) from every two integers."""
+    return ((words.view("<u8") >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+
+
 def _normal(words: np.ndarray) -> np.ndarray:
     """Two normal numbers from every four integers."""
-    doubles = words.view("<u8") >> np.uint64(11)
-    uniform = (doubles.astype(np.float64) + 0.5) * 2.0**-53  # in (0, 1): its logarithm is finite
-    radius, angle = np.sqrt(-2 * np.log(uniform[0::2])), 2 * np.pi * uniform[1::2]
+    numbers = _uniform(words)  # never 0: the logarithm is finite
+    radius, angle = np.sqrt(-2 * np.log(numbers[0::2])), 2 * np.pi * numbers[1::2]
     return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])

@@ -29,13 +29,21 @@ class EpochLoader:
 
 
 class NNUNetDataModule(L.LightningDataModule):
-    """The trainer's own loaders, after its ``on_train_start()``."""
+    """The trainer's own loaders, after its ``on_train_start()``.
 
-    def __init__(self, nnunet: nnUNetTrainer) -> None:
+    Args:
+        nnunet: the trainer.
+        numbers_only: a training step gets its number within the epoch instead of a batch, and draws its own.
+    """
+
+    def __init__(self, nnunet: nnUNetTrainer, numbers_only: bool = False) -> None:
         super().__init__()
         self.nnunet = nnunet
+        self.numbers_only = numbers_only
 
-    def train_dataloader(self) -> EpochLoader:
+    def train_dataloader(self) -> EpochLoader | range:
+        if self.numbers_only:
+            return range(self.nnunet.num_iterations_per_epoch)
         return EpochLoader(self.nnunet.dataloader_train, self.nnunet.num_iterations_per_epoch)
 
     def val_dataloader(self) -> EpochLoader:

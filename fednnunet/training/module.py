@@ -8,7 +8,7 @@ are those of ``nnUNetTrainer.run_training``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import lightning as L
@@ -30,13 +30,15 @@ class NNUNetModule(L.LightningModule):
 
     Args:
         nnunet: a trainer after ``initialize()``.
+        step: takes the place of the trainer's ``train_step``, as one that hides single cases.
     """
 
-    def __init__(self, nnunet: nnUNetTrainer) -> None:
+    def __init__(self, nnunet: nnUNetTrainer, step: Callable[[Any], dict[str, Any]] | None = None) -> None:
         super().__init__()
         self.nnunet = nnunet
         self.network = nnunet.network
-        self.automatic_optimization = type(nnunet).train_step is nnUNetTrainer.train_step
+        self.automatic_optimization = step is None and type(nnunet).train_step is nnUNetTrainer.train_step
+        self._own_step = step or nnunet.train_step
         self._proximal_anchors: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._proximal_weight = 0.0
         self._train_outputs: list[dict[str, Any]] = []
@@ -84,7 +86,7 @@ class NNUNetModule(L.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor | None:
         if not self.automatic_optimization:
-            self._train_outputs.append(self.nnunet.train_step(batch))
+            self._train_outputs.append(self._own_step(batch))
             return None
         # Before the forward pass, as nnU-Net does: the last step's gradients need not be held through it.
         self.nnunet.optimizer.zero_grad(set_to_none=True)

@@ -36,6 +36,11 @@ def named_tensors(network: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
             yield name, tensor
 
 
+def trained_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters that are trained, each once, by its first name; others may be frozen."""
+    return {name: tensor for name, tensor in unwrap(network).named_parameters() if tensor.requires_grad}
+
+
 def layer_shapes(network: nn.Module) -> dict[str, list[int]]:
     """Shape of every tensor that can be exchanged, by name."""
     return {name: list(tensor.shape) for name, tensor in named_tensors(network)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.stats import kstest
 
-from fednnunet.privacy.noise import add_noise
+from fednnunet.privacy.noise import add_noise, uniform
 
 
 def test_noise_is_normal() -> None:
@@ -23,3 +23,10 @@ def test_the_same_seed_gives_the_same_noise_and_another_another() -> None:
         add_noise(values, 1.0, seed)
     assert (one == again).all()
     assert abs(np.corrcoef(one, other)[0, 1]) < 0.2
+
+
+def test_uniform_numbers_are_uniform_over_blocks() -> None:
+    numbers = uniform(70_000, b"u" * 32)
+    assert kstest(numbers, "uniform").pvalue > 1e-3
+    assert len(np.unique(numbers)) == numbers.size
+    assert (uniform(100, b"u" * 32) == numbers[:100]).all()
