@@ -22,6 +22,7 @@ WHAT = {
     Kind.PLAN: "Plan of the network",
     Kind.PREPROCESS: "Counts after preprocessing",
     Kind.TRAIN: "Figures of training",
+    Kind.UNMASK: "Shares that open sums over nodes",
     Kind.EVALUATE: "Scores of segmentations",
     Kind.SEND_MODEL: "Final models",
     Kind.KEEP_MODEL: "Receipts of other nodes' models",

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from fednnunet.config.dataset import ImageHeaders
 from fednnunet.config.groups import ComputeConfig, Config, FingerprintLimits, GpuMemoryTarget, InitConfig
+from fednnunet.config.privacy import NodePrivacy
 from fednnunet.errors import ConfigError, first_problem, one_line
 from fednnunet.exchange.messages import NodeName
 
@@ -49,6 +50,7 @@ class NodeFile(Config):
         compute: How the node computes.
         gpu_memory: GPU memory that plans aim at; null for what the server's configuration says.
         fingerprint: The most that the node reveals of its images, whatever the server asks for.
+        privacy: The least protection of what the node sends, whatever the server asks for.
         init: What training starts from.
     """
 
@@ -67,6 +69,7 @@ class NodeFile(Config):
     compute: ComputeConfig = ComputeConfig()
     gpu_memory: GpuMemoryTarget = GpuMemoryTarget()
     fingerprint: FingerprintLimits = FingerprintLimits()
+    privacy: NodePrivacy = NodePrivacy()
     init: InitConfig = InitConfig()
 
     @field_validator("data", mode="before")

@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 from fednnunet.config.hydra_datasets import CONF
 from fednnunet.config.node_file import NodeFile
+from fednnunet.config.privacy import NodePrivacy, SecureSumsConfig
 from fednnunet.config.run import RunConfig
 
 PAGE = Path("docs") / "reference" / "configuration.md"
@@ -34,7 +35,8 @@ NODE_HEAD = """## `node.yaml`
 A node on another machine has a file of its own ([example](../../deploy/node.yaml)), with these keys and, of the groups
 above, `compute` and `init` in full, `gpu_memory.gb`, and `fingerprint.precision` and `fingerprint.find_duplicates`.
 Where both the server and the node set `fingerprint.precision`, the coarser value holds; digests of images leave the
-node only if both allow them; the node's own `gpu_memory.gb` wins. All other groups come from the server.
+node only if both allow them; the node's own `gpu_memory.gb` wins. Of `privacy`, the stricter value of both holds; a run
+whose secure sums are not what the node requires is refused. All other groups come from the server.
 """
 NAMES = {int: "integer", float: "number", bool: "boolean", str: "text", Path: "path", Any: "any value"}
 
@@ -57,11 +59,15 @@ def write_reference() -> str:
             _summary(model),
             _table(model, list(model.model_fields), f"{name}.", defaults[name]),
         ]
+        if name == "privacy":
+            sums = SecureSumsConfig
+            parts += [_summary(sums), _table(sums, list(sums.model_fields), "privacy.secure_sums.", {})]
         if name == "dataset":
             centre = get_args(model.model_fields["centres"].annotation)[0]
             parts += [_summary(centre), _table(centre, list(centre.model_fields), "dataset.centres[].", {})]
     own = [name for name, field in NodeFile.model_fields.items() if name not in groups and field.annotation]
-    return "\n".join([*parts, NODE_HEAD, _table(NodeFile, own, "", {})])
+    floors = _table(NodePrivacy, list(NodePrivacy.model_fields), "privacy.", {})
+    return "\n".join([*parts, NODE_HEAD, _table(NodeFile, own, "", {}), _summary(NodePrivacy), floors])
 
 
 def _summary(model: type[BaseModel]) -> str:

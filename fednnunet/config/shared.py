@@ -12,8 +12,8 @@ To add a key that nodes read, edit three places:
 
 Which group decides who sets the key where nodes are other machines: the groups of :class:`SharedKeys` come from the
 server, the others of :class:`NodeRunConfig` from the node's own file (:class:`~fednnunet.config.node_file.NodeFile`),
-and for ``fingerprint`` and ``gpu_memory`` the node's own file has the last word. Add a key of the node's own file to
-``deploy/node.yaml``, too.
+and for ``fingerprint``, ``privacy`` and ``gpu_memory`` the node's own file has the last word. Add a key of the node's
+own file to ``deploy/node.yaml``, too.
 """
 
 from __future__ import annotations

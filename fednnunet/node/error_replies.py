@@ -21,6 +21,7 @@ WORK: dict[Kind, str] = {
     Kind.PLAN: "planning",
     Kind.PREPROCESS: "preprocessing",
     Kind.TRAIN: "training",
+    Kind.UNMASK: "opening sums",
     Kind.EVALUATE: "scoring",
     Kind.SEND_MODEL: "sending the model",
     Kind.KEEP_MODEL: "keeping a model",

@@ -22,6 +22,7 @@ from flwr.proto.fleet_pb2 import PullMessagesRequest
 
 from fednnunet.audit.log import AUDIT_LOG, AuditLog
 from fednnunet.config.node_file import NodeFile, read_node_file
+from fednnunet.config.privacy import NodePrivacy
 from fednnunet.config.shared import SharedRunConfig
 from fednnunet.deployment.keys import make_keys
 from fednnunet.deployment.node.connection import NodeConnection
@@ -39,6 +40,7 @@ from fednnunet.exchange.channel import WorkerChannel, WorkerFailure, WorkerUnrea
 from fednnunet.exchange.messages import Failure, FingerprintRequest, Kind
 from fednnunet.files import write_atomically
 from fednnunet.node.error_replies import failure_of
+from fednnunet.node.settings import NodeIdentity
 from tests.conftest import write_boxes
 
 KEY = b"k" * 32
@@ -49,6 +51,7 @@ SHARED_CONFIG: dict[str, Any] = {
     "fingerprint": {"precision": "full"},
     "trainer": {"class": "nnUNetTrainer", "epochs": 1},
     "model": {"planner": "ExperimentPlanner"},
+    "privacy": {},
     "gpu_memory": {"gb": None, "cap": True},
     "evaluation": {"distance_unit": "mm"},
 }
@@ -253,6 +256,71 @@ def test_the_coarser_fingerprint_of_node_and_server_leaves_the_node(
     shared_config = changed(fingerprint__precision=asked)
     assignment = assignment_of(node_file, FingerprintRequest(run="r1", shared_config=shared_config))
     assert settings_of(node_file, assignment).config.fingerprint.precision == precision
+
+
+SECURE = {"secure_sums": {"colluding": 1, "min_group": 3}}
+
+
+def with_floor(node_file: NodeFile, **floor: Any) -> NodeFile:
+    return node_file.model_copy(update={"privacy": NodePrivacy(**floor)})
+
+
+@pytest.mark.parametrize(
+    ("asked", "floor", "result"),
+    [
+        ({}, {}, ("cases", 0, None)),
+        ({"scores": "mean", "least_steps": 50, "max_epsilon": 8}, {}, ("mean", 50, 8)),
+        ({}, {"scores": "mean", "least_steps": 50, "max_epsilon": 8}, ("mean", 50, 8)),
+        (
+            {"scores": "nothing", "least_steps": 5, "max_epsilon": 2},
+            {"scores": "mean", "least_steps": 50, "max_epsilon": 8},
+            ("nothing", 50, 2),
+        ),
+    ],
+)
+def test_the_stricter_protection_of_node_and_server_holds(
+    node_file: NodeFile, tmp_path: Path, asked: dict[str, Any], floor: dict[str, Any], result: tuple[Any, ...]
+) -> None:
+    write_boxes(tmp_path / "raw")
+    assignment = assignment_of(node_file, FingerprintRequest(run="r1", shared_config=changed(privacy=asked)))
+    privacy = settings_of(with_floor(node_file, **floor), assignment).config.privacy
+    assert (privacy.scores, privacy.least_steps, privacy.max_epsilon) == result
+
+
+@pytest.mark.parametrize(
+    ("asked", "problem"),
+    [
+        ({}, r"privacy\.secure_sums: required; start the run with privacy=secure"),
+        ({"secure_sums": {"min_group": 2}}, r"privacy\.secure_sums\.min_group=2 is less than this node's"),
+        ({"secure_sums": {"colluding": 0}}, r"privacy\.secure_sums\.colluding=0 is less .*; start the run with 1"),
+    ],
+)
+def test_a_run_whose_sums_are_not_what_the_node_requires_is_refused_at_its_first_message(
+    node_file: NodeFile, tmp_path: Path, asked: dict[str, Any], problem: str
+) -> None:
+    write_boxes(tmp_path / "raw")
+    body = FingerprintRequest(run="r1", shared_config=changed(privacy=asked))
+    careful = with_floor(node_file, secure_sums="required")
+    assignment = assignment_of(node_file, body)
+    with pytest.raises(ConfigError, match=problem):
+        assignment_of(careful, body)
+    with pytest.raises(ConfigError, match=problem):  # the file was changed in mid-run
+        settings_of(careful, assignment)
+
+
+def test_a_node_without_a_certificate_takes_part_in_no_secure_sums(node_file: NodeFile, tmp_path: Path) -> None:
+    write_boxes(tmp_path / "raw")
+    make_keys(tmp_path / "keys", ["127.0.0.1"], ["Oslo"])
+    oslo = tmp_path / "keys" / "nodes" / "Oslo"
+    assignment = assignment_of(node_file, FingerprintRequest(run="r1", shared_config=changed(privacy=SECURE)))
+    with pytest.raises(ConfigError, match=r"node_certificate: node\.yaml names none, and secure sums need it"):
+        settings_of(node_file, assignment)
+    own = {"node_certificate": oslo / "node.crt", "key": oslo / "node.key", "certificate": tmp_path / "keys" / "ca.crt"}
+    identity = settings_of(node_file.model_copy(update=own), assignment).identity
+    assert identity == NodeIdentity(own["key"], own["node_certificate"], own["certificate"])
+    with pytest.raises(ConfigError) as refused:
+        settings_of(node_file.model_copy(update=own | {"node_certificate": oslo / "node.pub"}), assignment)
+    assert str(tmp_path) not in str(refused.value), "it goes to the server"
 
 
 def test_a_nodes_own_memory_target_wins(node_file: NodeFile, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from fednnunet.exchange.messages import Failure, FingerprintRequest, Kind, RunId
 from fednnunet.files import DISK_FULL, write_atomically
 from fednnunet.node.error_replies import NO_SPACE, refuse
 from fednnunet.node.process_setup import set_up_process
-from fednnunet.node.settings import NodeSettings
+from fednnunet.node.settings import NodeIdentity, NodeSettings
 from fednnunet.node.worker import NodeWorker
 from fednnunet.processes import cores
 
@@ -128,7 +128,7 @@ def assignment_of(node_file: NodeFile, body: FingerprintRequest) -> RunAssignmen
 
     Raises:
         ProtocolError: the run is missing, or its configuration does not follow the published schema.
-        ConfigError: it names a class that this node's configuration does not.
+        ConfigError: it names a class that this node's configuration does not, or protects less than that asks for.
     """
     if body.run is None or body.shared_config is None:
         raise ProtocolError("the server did not describe the run; is it the same version?")
@@ -140,6 +140,7 @@ def assignment_of(node_file: NodeFile, body: FingerprintRequest) -> RunAssignmen
     for key, name in shared_config.classes.items():
         if name not in node_file.classes:
             raise ConfigError(f"{key}={name} is not allowed here; its node.yaml lists allowed classes under `classes`")
+    shared_config.privacy.within(node_file.privacy)
     return RunAssignment(run=body.run, shared_config=shared_config)
 
 
@@ -147,7 +148,8 @@ def settings_of(node_file: NodeFile, assignment: RunAssignment) -> NodeSettings:
     """Settings of the worker: the server's configuration of the run, and the hospital's own.
 
     Raises:
-        ConfigError: its layers are summed securely, and this node cannot prove who it is.
+        ConfigError: its layers are summed securely, and this node cannot prove who it is; or it protects less than the
+            node asks for.
         DataError: the data folder does not exist.
     """
     shared = assignment.shared_config
@@ -155,6 +157,7 @@ def settings_of(node_file: NodeFile, assignment: RunAssignment) -> NodeSettings:
         **dict(shared)
         | {
             "fingerprint": shared.fingerprint.within(node_file.fingerprint),
+            "privacy": shared.privacy.within(node_file.privacy),
             "gpu_memory": shared.gpu_memory.within(node_file.gpu_memory),
         },
         init=node_file.init,
@@ -171,8 +174,20 @@ def settings_of(node_file: NodeFile, assignment: RunAssignment) -> NodeSettings:
         same_machine=False,
         image_headers=node_file.image_headers,
         run=assignment.run,
-        identity=identity_of(node_file) if config.privacy.secure_sums and not node_file.external else None,
+        identity=_identity(node_file) if config.privacy.secure_sums and not node_file.external else None,
     )
+
+
+def _identity(node_file: NodeFile) -> NodeIdentity:
+    try:
+        return identity_of(node_file)
+    except ConfigError as error:
+        if node_file.node_certificate is None:
+            raise
+        log.error("%s", error)
+        raise ConfigError(
+            "its node_certificate does not count; its own terminal and log tell why"
+        ) from None  # it names files
 
 
 def run_deployed_worker(node_file: NodeFile, address: str, key: bytes) -> None:
