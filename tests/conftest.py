@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 from collections.abc import Callable
 from functools import partial
@@ -20,6 +21,9 @@ from tests.support.run_folders import make_run, write_run
 from tests.support.ultrasound_downloads import acouslic, aimix
 
 __all__ = ["acouslic", "aimix", "make_run", "write_run"]  # fixtures
+
+# Python has one server that forks processes. Whichever test starts it first, workers find torch and nnU-Net imported.
+multiprocessing.set_forkserver_preload(["fednnunet.node.worker"])
 
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
