@@ -22,6 +22,7 @@ from fednnunet.errors import ConfigError, FednnUNetError
 from fednnunet.files import DISK_FULL, NOT_WRITABLE, private_files, write_atomically
 from fednnunet.launch.early_checks import check_names_and_files
 from fednnunet.launch.local_identities import with_identities
+from fednnunet.launch.privacy_checks import check_privacy
 from fednnunet.launch.run_folder import (
     check_folder,
     final_metadata,
@@ -99,6 +100,7 @@ def _run(config: RunConfig, command: str, sweep: str | None, command_files: Mapp
         return finish_run(folder)
     started, begin = datetime.now(UTC), time.monotonic()
     strategy = build_strategy(config)
+    check_privacy(config)
     with contextlib.ExitStack() as stack:
         nodes = []
         if config.on_single_machine:

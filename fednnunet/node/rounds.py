@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from fednnunet.errors import ProtocolError
+from fednnunet.errors import ConfigError, ProtocolError
 from fednnunet.exchange.channel import Request
 from fednnunet.exchange.messages import EvaluateRequest, TrainReply, TrainRequest
 from fednnunet.training.checkpoint import finished_rounds
@@ -46,6 +46,26 @@ def check_round(trainer: nnUNetTrainer, body: TrainRequest, arrays: Mapping[str,
         raise ProtocolError(f"round {body.server_round} was asked for; there are {trainer.num_epochs} epochs")
     check_state(trainer.network, arrays)
     state_spec(trainer.network, body.layers)
+
+
+def check_steps(trainer: nnUNetTrainer, body: TrainRequest, least: int) -> None:
+    """Refuse a round of so few training steps that its layers tell much of single images.
+
+    Args:
+        trainer: trainer of the fold.
+        body: request of the round.
+        least: fewest steps that the node trains in a round; 0 for no limit.
+
+    Raises:
+        ConfigError: the round has fewer, as its own epochs or those that are left allow.
+    """
+    epochs = min(body.epochs, trainer.num_epochs - epochs_before(body))
+    steps = epochs * trainer.num_iterations_per_epoch
+    if steps < least:
+        raise ConfigError(
+            f"round {body.server_round} has {steps} training steps, and privacy.least_steps={least} is the fewest that "
+            "this node trains between two exchanges; raise trainer.iterations, trainer.epochs or strategy.local_epochs"
+        )
 
 
 def round_to_resume_from(trainer: nnUNetTrainer, body: TrainRequest | EvaluateRequest) -> int:

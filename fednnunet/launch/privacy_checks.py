@@ -1,0 +1,115 @@
+"""What can be checked of a run's protection before anything starts: group ``privacy`` against all others."""
+
+from __future__ import annotations
+
+import logging
+
+from fednnunet.config.run import RunConfig
+from fednnunet.errors import ConfigError
+from fednnunet.privacy.secure_sum import SumRules
+from fednnunet.server.strategy.asym_fedavg import AsymFedAvg
+from fednnunet.server.strategy.no_exchange import NoExchange
+from fednnunet.server.strategy.sampling import NodeSampler
+
+log = logging.getLogger(__name__)
+
+DEFAULT_LIMIT = 10
+"""``max_update_norm`` of every strategy in ``conf/``: who asks for secure sums has not asked for this."""
+
+
+def check_privacy(config: RunConfig) -> None:
+    """Check that what is asked to be protected can be, and what is asked for can be had in spite of it.
+
+    Raises:
+        ConfigError: names the key, and what to do.
+    """
+    if config.trainer.iterations is not None:  # else the trainer class says it, which nodes read
+        steps = config.trainer.iterations * config.strategy.local_epochs
+        if steps < config.privacy.least_steps:
+            raise ConfigError(
+                f"privacy.least_steps={config.privacy.least_steps}: a round has {steps} training steps "
+                "(trainer.iterations times strategy.local_epochs); train more of them, or lower it"
+            )
+    if config.privacy.scores == "nothing" and config.evaluation.cross_centre:
+        raise ConfigError(
+            "evaluation.cross_centre=true: privacy.scores=nothing keeps the scores at the nodes; leave one of them out"
+        )
+    if config.privacy.secure_sums is None:
+        return
+    if _aggregation(config) == class_path(NoExchange):
+        log.warning("strategy=%s exchanges no layers: there is nothing for secure sums to add up", config.strategy.name)
+        return
+    _check_strategy(config)
+    _check_numbers(config)
+    _check_models_stay(config)
+
+
+def class_path(cls: type) -> str:
+    """Import path of a class, as Hydra's ``_target_`` names it."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _aggregation(config: RunConfig) -> str:
+    return str(config.strategy.aggregation["_target_"])
+
+
+def _check_strategy(config: RunConfig) -> None:
+    if _aggregation(config) != class_path(AsymFedAvg):
+        raise ConfigError(
+            f"strategy={config.strategy.name} reads the layers of each node, which secure sums hide "
+            "(privacy.secure_sums); use strategy=asym, ffe or fedprox, or privacy=none"
+        )
+    if config.strategy.aggregation.get("max_update_norm") not in (None, DEFAULT_LIMIT):
+        raise ConfigError(
+            "strategy.aggregation.max_update_norm: the server sees no single node's update where sums are secure; "
+            "leave it out, and set privacy.secure_sums.max_update_norm, by which each node checks its own"
+        )
+    if config.exchange.dtype != "float32":
+        raise ConfigError(
+            f"exchange.dtype={config.exchange.dtype}: secure sums are of 32-bit integers, and need exchange.dtype="
+            "float32; leave it out"
+        )
+
+
+def _check_numbers(config: RunConfig) -> None:
+    """Check that every round can have as many nodes as a sum takes."""
+    sums = config.privacy.secure_sums
+    assert sums is not None
+    rules = SumRules(sums.colluding, sums.min_group)
+    nodes = len(config.training_centres)
+    names = {number: centre.name for number, centre in enumerate(config.training_centres)}
+    fraction = config.strategy.aggregation.get("fraction_train", 1.0)
+    in_round = len(NodeSampler(fraction, 0).sample(names, 0, 1))
+    fewest = rules.fewest_arrivals(in_round)
+    reason = f"with colluding={sums.colluding} and min_group={sums.min_group}, secure sums take at least {fewest} nodes"
+    expected, least = config.federation.expected_nodes, config.federation.min_nodes
+    if in_round < fewest:
+        what = f"{nodes} nodes train" if in_round == nodes else f"{in_round} of {nodes} nodes train in a round"
+        raise ConfigError(f"privacy.secure_sums: {what}, and {reason}; have more nodes, or lower these keys")
+    if expected is not None and expected - len(config.external_centres) < fewest:
+        raise ConfigError(f"federation.expected_nodes={expected}: {reason}, external ones not counted; raise it")
+    if least is not None and least < fewest:
+        raise ConfigError(f"federation.min_nodes={least}: {reason}; raise it")
+    if sums.min_group == 2:
+        log.warning(
+            "privacy.secure_sums.min_group=2: where two nodes alone have a layer, each can compute the other's from "
+            "the average"
+        )
+
+
+def _check_models_stay(config: RunConfig) -> None:
+    """Check that no model of a single node has to travel; where all have one network, all end with the average."""
+    one_model = config.strategy.plan_from == "federated" and not config.strategy.aggregation.get("keep_local")
+    if one_model:
+        return
+    why = (
+        f"with strategy={config.strategy.name}, nodes have models of their own, which would have to leave them, and "
+        "privacy.secure_sums hides these"
+    )
+    if config.evaluation.cross_centre:
+        raise ConfigError(f"evaluation.cross_centre=true: {why}; leave it out, or use strategy=ffe or fedprox")
+    if config.external_centres:
+        raise ConfigError(
+            f"dataset.centres: {config.external_centres[0].name} is external, and {why}; leave it out, or use "
+            "strategy=ffe or fedprox"
+        )
