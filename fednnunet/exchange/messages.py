@@ -237,13 +237,11 @@ class LayerClass(Body):
 
     Attributes:
         members: nodes of the round that have them, sorted.
-        layers: their names at this node, in the same order at every node.
-        weight: weight of this node in the sum.
+        layers: their names at this node, in the same order at every node; none at a node that is no member.
     """
 
     members: Annotated[list[NodeName], Field(min_length=1, max_length=1000)]
     layers: list[LayerName]
-    weight: float = Field(gt=0, le=1)
 
 
 class TrainRequest(Body):
@@ -260,6 +258,8 @@ class TrainRequest(Body):
         dtype: data type to send them in; buffers, and layers of integers, are sent as they are.
         proximal_mu: weight of FedProx's proximal term, towards the arrays beside this body; 0 for none.
         classes: send the layers masked, for secure sums by class; the first class also sums the round's figures.
+        most_cases: a masked layer is weighted by the node's training cases of the fold, as a fraction of these; None
+            for equal weights.
     """
 
     fold: Fold = 0
@@ -270,6 +270,7 @@ class TrainRequest(Body):
     dtype: ExchangeDtype = "float32"
     proximal_mu: float = Field(default=0.0, ge=0)
     classes: Annotated[list[LayerClass], Field(max_length=MAX_CLASSES)] = []
+    most_cases: int | None = Field(default=None, ge=1)
 
 
 class TrainReply(Body):

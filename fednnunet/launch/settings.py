@@ -17,9 +17,12 @@ from fednnunet.datasets.splits import splits_of
 from fednnunet.errors import ConfigError, FednnUNetError, one_line
 from fednnunet.launch.run_folder import run_id
 from fednnunet.node.settings import NodeSettings
+from fednnunet.privacy.secure_sum import SumRules
 from fednnunet.processes import cores
 from fednnunet.server.session import ServerSettings
+from fednnunet.server.strategy.asym_fedavg import AsymFedAvg
 from fednnunet.server.strategy.base import Strategy
+from fednnunet.server.strategy.secure_asym_fedavg import SecureAsymFedAvg
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +40,7 @@ def server_settings(config: RunConfig) -> ServerSettings:
         min_nodes=config.federation.min_nodes,
         expected_nodes=config.federation.expected_nodes,
         find_duplicates=config.fingerprint.find_duplicates,
+        secure_run=run_id(config.paths.run) if config.privacy.secure_sums is not None else None,
     )
     if config.on_single_machine:
         return settings
@@ -56,13 +60,22 @@ def build_strategy(config: RunConfig) -> Strategy:
     Raises:
         ConfigError: there is none at the path, or it does not take these parameters.
     """
+    sums, protection = config.privacy.secure_sums, {}
+    if sums is not None and config.strategy.aggregation["_target_"] == class_path(AsymFedAvg):
+        rules = SumRules(sums.colluding, sums.min_group)
+        protection = {"_target_": class_path(SecureAsymFedAvg), "rules": rules, "limit": sums.limit}
     try:
-        strategy = instantiate(config.strategy.aggregation)
+        strategy = instantiate(config.strategy.aggregation, **protection)
     except InstantiationException as error:
         raise ConfigError(f"strategy.aggregation: {one_line(str(error.__cause__ or error))}") from error
     if not isinstance(strategy, Strategy):
         raise ConfigError(f"strategy.aggregation: {type(strategy).__name__} is not a {Strategy.__module__}.Strategy")
     return strategy
+
+
+def class_path(cls: type) -> str:
+    """Import path of a class, as Hydra's ``_target_`` names it."""
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def prepare_centres(config: RunConfig) -> dict[str, Path]:

@@ -10,8 +10,9 @@ from torch import nn
 
 from fednnunet.errors import ProtocolError
 from fednnunet.exchange.arrays import SharedArrays, Spec
-from fednnunet.exchange.messages import ExchangeDtype
+from fednnunet.exchange.messages import ExchangeDtype, TrainReply, TrainRequest
 from fednnunet.exchange.rounding import ErrorFeedback
+from fednnunet.node.secure_rounds import SecureRounds
 from fednnunet.training.network_state import buffer_names, read_state, state_arrays, state_spec
 
 
@@ -73,6 +74,19 @@ class LayerSender:
             raise ProtocolError("the round was sent before with other layers, or as another dtype")
         assert self._rounded is not None
         return self._rounded
+
+    def masked(
+        self, network: nn.Module, request: TrainRequest, reply: TrainReply, rounds: SecureRounds
+    ) -> tuple[TrainReply, SharedArrays]:
+        """The layers of a finished round as masked integers, and the reply that goes with them.
+
+        Raises:
+            ProtocolError: see :meth:`~fednnunet.node.secure_rounds.SecureRounds.mask`.
+        """
+        wire = rounds.spec(state_spec(network, request.layers), request)
+        self._rounded = _reuse(self._rounded, wire)
+        reply = rounds.mask(request, state_arrays(network, request.layers), reply, self._rounded.views())
+        return reply, self._rounded
 
     def plain(self, network: nn.Module, layers: Sequence[str]) -> SharedArrays:
         """The ``layers`` as they are."""

@@ -10,7 +10,8 @@ import base64
 import binascii
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,8 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from pydantic import BaseModel
 
 from fednnunet.config.privacy import SecureSumsConfig
-from fednnunet.errors import ProtocolError
-from fednnunet.exchange.arrays import SharedArrays, Spec
+from fednnunet.errors import ConfigError, ProtocolError
+from fednnunet.exchange.arrays import Spec
 from fednnunet.exchange.messages import (
     Fold,
     PreprocessRequest,
@@ -31,10 +32,11 @@ from fednnunet.exchange.messages import (
     UnmaskReply,
     UnmaskRequest,
 )
-from fednnunet.files import write_atomically
+from fednnunet.files import append_atomically, write_atomically
 from fednnunet.node.settings import NodeIdentity
 from fednnunet.privacy.figures import FIGURE_NAMES, FIGURES, to_array
 from fednnunet.privacy.identity import pair_secrets, sign_key, verify_key
+from fednnunet.privacy.masks import derive_seed
 from fednnunet.privacy.ring import FixedPoint
 from fednnunet.privacy.secure_sum import SumContext, SumMember, SumRules, digest_of
 
@@ -53,13 +55,11 @@ class MaskedRound(BaseModel):
         fold: fold of the round.
         server_round: the round.
         classes: class by class.
-        opened: class by class, the arrivals that its sum was opened for; None before.
     """
 
     fold: Fold
     server_round: int
     classes: list[MaskedClass]
-    opened: list[list[str]] | None = None
 
 
 class SecureRounds:
@@ -70,14 +70,21 @@ class SecureRounds:
         folder: folder of the node.
         config: rules of the sums; the node's own floors are in them.
         identity: what proves to other nodes who this one is.
+
+    Raises:
+        ConfigError: there is no identity.
     """
 
-    def __init__(self, name: str, folder: Path, config: SecureSumsConfig, identity: NodeIdentity) -> None:
+    def __init__(self, name: str, folder: Path, config: SecureSumsConfig, identity: NodeIdentity | None) -> None:
+        if identity is None:
+            raise ConfigError(f"node {name}: secure sums need a certificate of the node's key")
         self.name, self.config, self.identity = name, config, identity
         self.rules = SumRules(config.colluding, config.min_group)
         self._key_file, self._round_file = folder / "secure_sums.key", folder / "secure_round.json"
+        self._opened_file = folder / "opened_sums.jsonl"
         self._member: SumMember | None = None
         self._run = ""
+        self._started: MaskedRound | None = None
 
     # keys ------------------------------------------------------------------------------------------------
 
@@ -100,7 +107,8 @@ class SecureRounds:
         keys = {signed.node: verify_key(signed, run, authority) for signed in request.keys if signed.node != self.name}
         if len(keys) + 1 != len(request.keys):
             raise ProtocolError("the server did not send one key of every node, this one's among them")
-        self._member = SumMember(self.name, own.private_bytes_raw(), pair_secrets(own, keys, run), self.rules)
+        secret = derive_seed(own.private_bytes_raw(), "own secrets")
+        self._member = SumMember(self.name, secret, pair_secrets(own, keys, run), self.rules)
         self._run = run
 
     def _key(self, run: str) -> X25519PrivateKey:
@@ -109,33 +117,47 @@ class SecureRounds:
             if stored["run"] == run:
                 return X25519PrivateKey.from_private_bytes(bytes.fromhex(stored["key"]))
         key = X25519PrivateKey.generate()
-        self._round_file.unlink(missing_ok=True)  # of another run
+        for path in (self._round_file, self._opened_file):  # of another run
+            path.unlink(missing_ok=True)
         with os.fdopen(os.open(self._key_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             json.dump({"run": run, "key": key.private_bytes_raw().hex()}, file)
         return key
 
     # rounds ----------------------------------------------------------------------------------------------
 
-    def spec(self, shapes: Spec, request: TrainRequest) -> Spec:
-        """Arrays that leave in a round: integers of the ring, and layers that no class holds as they are."""
-        masked = {layer for layer_class in request.classes for layer in layer_class.layers}
-        ring = np.dtype(np.int32)
-        wire = {layer: (shape, ring if layer in masked else dtype) for layer, (shape, dtype) in shapes.items()}
+    def start_round(self, request: TrainRequest, received: Mapping[str, np.ndarray]) -> None:
+        """Take note of what the round starts from, which its masks depend on.
+
+        Raises:
+            ProtocolError: classes that are not summed, or a layer that is asked for in clear.
+        """
+        self._check_classes(request)
+        self._started = MaskedRound(
+            fold=request.fold,
+            server_round=request.server_round,
+            classes=[
+                MaskedClass(members=one.members, digest=digest_of([received[x] for x in one.layers if x in received]))
+                for one in request.classes
+            ],
+        )
+
+    def spec(self, layers: Spec, request: TrainRequest) -> Spec:
+        """Arrays that leave in a round: integers of the ring, and counters as they are."""
+        masked, ring = _masked_layers(request), np.dtype(np.int32)
+        wire = {layer: (shape, ring if layer in masked else dtype) for layer, (shape, dtype) in layers.items()}
         return {**wire, FIGURES: ((2 * len(FIGURE_NAMES),), ring)}
 
     def mask(
         self,
         request: TrainRequest,
-        received: Mapping[str, np.ndarray],
         layers: Mapping[str, np.ndarray],
         reply: TrainReply,
-        out: SharedArrays,
+        out: Mapping[str, np.ndarray],
     ) -> TrainReply:
-        """Write the masked ``layers`` of a round into ``out``.
+        """Write the masked ``layers`` of a finished round into ``out``; asked again, the same.
 
         Args:
             request: the round's.
-            received: arrays that came with it.
             layers: the node's layers after the round.
             reply: its figures.
             out: arrays of :meth:`spec`.
@@ -144,34 +166,60 @@ class SecureRounds:
             ``reply`` without figures of this node, and with its shares.
 
         Raises:
-            ProtocolError: classes that are not summed, or values that cannot be written as integers.
+            ProtocolError: other classes than the round had, or values that cannot be written as integers.
         """
         member = self._joined()
-        views, shares, masked = out.views(), [], []
-        in_class = [layer for layer_class in request.classes for layer in layer_class.layers]
-        if len(set(in_class)) < len(in_class) or not set(in_class) <= set(request.layers):
-            raise ProtocolError("the server asks for a layer in two classes, or in none of the round")
-        for layer in set(request.layers) - set(in_class):
+        self._check_classes(request)
+        masked = self._masked_round(request)
+        shares: list[dict[str, str]] = []
+        masked_layers = _masked_layers(request)
+        weight = 1.0 if request.most_cases is None else reply.num_examples / request.most_cases
+        for layer in layers.keys() - masked_layers:
             if layers[layer].dtype.kind == "f":
                 raise ProtocolError(f"the server asks for layer {layer} in clear, which is summed securely here")
-            np.copyto(views[layer], layers[layer])
-        for number, layer_class in enumerate(request.classes):
-            digest = digest_of([received[layer] for layer in layer_class.layers if layer in received])
-            context = self._context(request.fold, request.server_round, layer_class.members, digest)
-            point = FixedPoint(len(layer_class.members), self.config.limit)
-            for layer in layer_class.layers:
-                point.encode(layers[layer], layer_class.weight, views[layer], f"layer {layer} of node {self.name}")
-            arrays = [views[layer] for layer in layer_class.layers]
+            np.copyto(out[layer], layers[layer])
+        for number, (one, of_class) in enumerate(zip(request.classes, masked.classes, strict=True)):
+            if self.name not in one.members:
+                shares.append({})
+                continue
+            point = FixedPoint(len(one.members), self.config.limit)
+            for layer in one.layers:
+                point.encode(layers[layer], weight, out[layer], f"layer {layer} of node {self.name}")
+            arrays = [out[layer] for layer in one.layers]
             if number == 0:
-                point.encode(to_array(reply), 1.0, views[FIGURES], f"figures of node {self.name}")
-                arrays.append(views[FIGURES])
+                point.encode(to_array(reply), 1.0, out[FIGURES], f"figures of node {self.name}")
+                arrays.append(out[FIGURES])
+            context = self._context(request.fold, request.server_round, of_class)
             shares.append({peer: _text(bundle) for peer, bundle in member.mask(arrays, context).items()})
-            masked.append(MaskedClass(members=layer_class.members, digest=digest))
-        self._record(MaskedRound(fold=request.fold, server_round=request.server_round, classes=masked))
+        write_atomically(self._round_file, masked.model_dump_json())
         return reply.model_copy(update={**dict.fromkeys(FIGURE_NAMES), "shares": shares})
 
+    def _check_classes(self, request: TrainRequest) -> None:
+        in_classes = [layer for one in request.classes for layer in one.layers]
+        if len(set(in_classes)) < len(in_classes) or not set(in_classes) <= set(request.layers):
+            raise ProtocolError("the server asks for a layer in two classes, or in none of the round")
+        if not request.classes or self.name not in request.classes[0].members:
+            raise ProtocolError("the server asks for layers in clear, which are summed securely here")
+        foreign = [one for one in request.classes if one.layers and self.name not in one.members]
+        if foreign:
+            raise ProtocolError(f"the server asks for layers of a class that node {self.name} is not in")
+
+    def _masked_round(self, request: TrainRequest) -> MaskedRound:
+        """What the masks of a finished round depend on: noted when it started, or on disk if that was before.
+
+        Raises:
+            ProtocolError: nothing is known of it, or it had other classes.
+        """
+        asked = (request.fold, request.server_round, [one.members for one in request.classes])
+        for known in (self._started, self._last_round()):
+            if known is not None and (known.fold, known.server_round, [o.members for o in known.classes]) == asked:
+                return known
+        raise ProtocolError(
+            f"node {self.name} does not know what the masks of round {request.server_round} depend on; train it again"
+        )
+
     def unmask(self, request: UnmaskRequest) -> UnmaskReply:
-        """Shares that open the sums of the last round, for one set of arrivals only.
+        """Shares that open the sums of the last round; each sum for one set of arrivals, however often it is asked for.
 
         Raises:
             ProtocolError: another round, other arrivals than before, or too few.
@@ -181,19 +229,23 @@ class SecureRounds:
             raise ProtocolError(f"node {self.name} has sent no layers of round {request.server_round} to be opened")
         if not len(request.arrived) == len(request.shares) == len(last.classes):
             raise ProtocolError(f"the round has {len(last.classes)} classes, the request {len(request.arrived)}")
-        arrived = [sorted(names) for names in request.arrived]
-        if last.opened not in (None, arrived):
-            raise ProtocolError(f"node {self.name} has opened round {last.server_round} for other nodes before")
         opened: list[dict[str, dict[str, str]]] = []
-        for masked, names, bundles in zip(last.classes, arrived, request.shares, strict=True):
-            if not names:
+        news: dict[str, list[str]] = {}
+        for masked, arrived, bundles in zip(last.classes, request.arrived, request.shares, strict=True):
+            if not arrived:
                 opened.append({})
                 continue
-            context = self._context(last.fold, last.server_round, masked.members, masked.digest)
-            given = {name: _bytes(bundle, name) for name, bundle in bundles.items()}
-            shares = member.unmask(context, names, given)
-            opened.append({name: {of: s.hex() for of, s in theirs.items()} for name, theirs in shares.items()})
-        self._record(last.model_copy(update={"opened": arrived}))
+            context, names = self._context(last.fold, last.server_round, masked), sorted(arrived)
+            shares = member.unmask(context, names, {name: _bytes(sealed, name) for name, sealed in bundles.items()})
+            before = self._opened.get(context.digest)
+            if before not in (None, names):
+                raise ProtocolError(f"node {self.name} has opened round {last.server_round} for other nodes before")
+            if before is None:
+                news[context.digest] = names
+            opened.append({name: {of: share.hex() for of, share in given.items()} for name, given in shares.items()})
+        if news:
+            append_atomically(self._opened_file, "".join(json.dumps([key, news[key]]) + "\n" for key in news))
+            self._opened |= news
         return UnmaskReply(shares=opened)
 
     def _joined(self) -> SumMember:
@@ -201,26 +253,24 @@ class SecureRounds:
             raise ProtocolError("secure sums were asked for before the nodes' keys came")
         return self._member
 
-    def _context(self, fold: Fold, server_round: int, members: Sequence[str], digest: str) -> SumContext:
-        return SumContext(self._run, str(fold), server_round, tuple(members), digest)
+    def _context(self, fold: Fold, server_round: int, masked: MaskedClass) -> SumContext:
+        return SumContext(self._run, str(fold), server_round, tuple(masked.members), masked.digest)
 
     def _last_round(self) -> MaskedRound | None:
         if not self._round_file.is_file():
             return None
         return MaskedRound.model_validate_json(self._round_file.read_bytes())
 
-    def _record(self, masked: MaskedRound) -> None:
-        """Write what the masks of a round depend on; a round that was opened stays so."""
-        last = self._last_round()
-        if last is not None and masked.opened is None and last.opened is not None:
-            same = (last.fold, last.server_round) == (masked.fold, masked.server_round)
-            if same and last.classes != masked.classes:
-                raise ProtocolError(
-                    f"round {masked.server_round} was opened before, and is asked for with other layers"
-                )
-            if same:
-                return
-        write_atomically(self._round_file, masked.model_dump_json())
+    @cached_property
+    def _opened(self) -> dict[str, list[str]]:
+        """Sums that were opened, by the digest of their context, to the arrivals; of all rounds of the run."""
+        if not self._opened_file.is_file():
+            return {}
+        return dict(json.loads(line) for line in self._opened_file.read_text(encoding="utf-8").splitlines())
+
+
+def _masked_layers(request: TrainRequest) -> set[str]:
+    return {layer for one in request.classes for layer in one.layers}
 
 
 def _text(bundle: bytes) -> str:

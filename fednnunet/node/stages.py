@@ -26,6 +26,7 @@ from fednnunet.node.describe import NodeDataset
 from fednnunet.node.distributed import Ranks
 from fednnunet.node.received_models import ReceivedModels
 from fednnunet.node.resource_errors import CacheLostError
+from fednnunet.node.secure_rounds import SecureRounds
 from fednnunet.node.settings import NodeSettings
 from fednnunet.preprocessing import missing_cases
 from fednnunet.training.checkpoint import read_final
@@ -67,7 +68,12 @@ class NodeStages:
         check_device(self.config.compute, self.device)
         cap_memory(self.device, self.config.gpu_memory_of(self.settings.name) if self.config.gpu_memory.cap else None)
         self.read_dataset()
-        return self.dataset.describe(request)
+        reply = self.dataset.describe(request)
+        if request.secure_run is None or self.settings.external:
+            return reply
+        if self.secure is None:
+            raise ProtocolError("the server asks for a key for secure sums, which are off here (privacy.secure_sums)")
+        return reply.model_copy(update={"key": self.secure.signed_key(request.secure_run)})
 
     def read_dataset(self) -> None:
         """Read and check the images as they are now."""
@@ -91,6 +97,8 @@ class NodeStages:
         dataset = self.dataset
         if self._plans is None:
             raise ProtocolError("preprocessing was asked for before a plan")
+        if self.secure is not None:
+            self.secure.join(request)
         start = time.perf_counter()
         prepare.preprocess_cases(dataset, self._plans, self.settings)
         trainer = self.start_fold(request.fold)
@@ -176,6 +184,14 @@ class NodeStages:
             self._network,
             self.device,
         )
+
+    @cached_property
+    def secure(self) -> SecureRounds | None:
+        """The node's part in secure sums; None where layers travel as they are."""
+        sums, settings = self.config.privacy.secure_sums, self.settings
+        if sums is None or settings.external:
+            return None
+        return SecureRounds(settings.name, settings.folder, sums, settings.identity)
 
     @cached_property
     def ranks(self) -> Ranks:

@@ -122,6 +122,8 @@ class TrainingSession:
         if self._failed or self._must_rewind(trainer, body):
             trainer = self._restart_fold(trainer, body.trained)
         if body.server_round == 0:
+            if self.stages.secure is not None and self._finished_round:
+                raise ProtocolError("the initial layers were asked for after a round; layers are summed securely here")
             self._reply = TrainReply(fold=body.fold, server_round=0, num_examples=num_examples(trainer))
             self._send_reply(request, body)
             return
@@ -252,6 +254,8 @@ class TrainingSession:
 
     def start_round(self, request: Request, body: TrainRequest) -> None:
         """Train this round next; epochs of rounds that the node missed are skipped."""
+        if self.stages.secure is not None:
+            self.stages.secure.start_round(body, request.arrays)
         skip_epochs(self._trainer, epochs_before(body))
         self._open = OpenRound(request, body, body.epochs)
 
@@ -299,17 +303,20 @@ class TrainingSession:
         assert self._reply is not None
         start = time.perf_counter()
         try:
-            arrays = self._collect_layers(body)
+            reply, arrays = self._collect_layers(body, self._reply)
         except ProtocolError as error:
             request.fail(failure_of(error, Kind.TRAIN, self.settings))
             return
         seconds = self._reply.seconds_exchange + time.perf_counter() - start
-        request.reply(self._reply.model_copy(update={"seconds_exchange": seconds}).model_dump_json(), arrays)
+        request.reply(reply.model_copy(update={"seconds_exchange": seconds}).model_dump_json(), arrays)
 
-    def _collect_layers(self, body: TrainRequest) -> SharedArrays | None:
+    def _collect_layers(self, body: TrainRequest, reply: TrainReply) -> tuple[TrainReply, SharedArrays | None]:
+        """The reply as it leaves, and the layers asked for."""
+        network, secure = self._trainer.network, self.stages.secure
+        if secure is not None and body.server_round:
+            return self.layers.masked(network, body, reply, secure)
         if not body.layers:
-            return None
-        network = self._trainer.network
+            return reply, None
         if body.server_round == 0 or body.dtype == "float32":
-            return self.layers.plain(network, body.layers)
-        return self.layers.rounded(network, body.layers, body.dtype)
+            return reply, self.layers.plain(network, body.layers)
+        return reply, self.layers.rounded(network, body.layers, body.dtype)

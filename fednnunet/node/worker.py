@@ -30,11 +30,13 @@ from fednnunet.exchange.messages import (
     SendModelReply,
     SendModelRequest,
     TrainRequest,
+    UnmaskRequest,
     parse_body,
 )
 from fednnunet.node.error_replies import failure_of
 from fednnunet.node.process_setup import set_up_process
 from fednnunet.node.request_history import RequestHistory
+from fednnunet.node.secure_rounds import SecureRounds
 from fednnunet.node.settings import NodeSettings
 from fednnunet.node.stages import NodeStages
 from fednnunet.node.training_session import NextStep, TrainingRequest, TrainingSession
@@ -109,7 +111,7 @@ class NodeWorker:
             step = self.training.next_step(body, request.arrays)
             # Images that were removed from the cache are made again after the fit.
             return NextStep.STOP if step is NextStep.START and self.stages.has_lost_cache() else step
-        if request.kind is Kind.FINGERPRINT or self._is_done(request.kind, body):
+        if request.kind in (Kind.FINGERPRINT, Kind.UNMASK) or self._is_done(request.kind, body):
             return NextStep.IGNORE
         return NextStep.STOP
 
@@ -128,6 +130,8 @@ class NodeWorker:
                 self.training.train(request, body)
             elif isinstance(body, EvaluateRequest):
                 request.reply(self.training.evaluate(body, request.arrays).model_dump_json())
+            elif isinstance(body, UnmaskRequest):
+                request.reply(self._secure_rounds().unmask(body).model_dump_json())
             elif isinstance(body, SendModelRequest | Model | ScoreModelsRequest):
                 reply, arrays = self._exchange_models(request, body)
                 request.reply(reply.model_dump_json(), arrays)
@@ -164,12 +168,19 @@ class NodeWorker:
         """Whether the same was asked before and the reply still holds; a fingerprint's reply also lists rounds."""
         return kind in (Kind.PLAN, Kind.PREPROCESS) and kind in self._done and self._done[kind][0] == body
 
+    def _secure_rounds(self) -> SecureRounds:
+        if self.stages.secure is None:
+            raise ProtocolError("the server asks to open secure sums, which are off here (privacy.secure_sums)")
+        return self.stages.secure
+
     def _exchange_models(
         self, request: Request, body: SendModelRequest | Model | ScoreModelsRequest
     ) -> tuple[Body, SharedArrays | None]:
         """Send a final model, keep another node's, or score with those kept."""
         start = time.perf_counter()
         if isinstance(body, SendModelRequest):
+            if self.stages.secure is not None:
+                raise ProtocolError("the server asks for the model of a node, which secure sums keep there")
             network, axes = self.stages.final_model(body.fold)
             arrays = self.training.layers.plain(network, body.layers)
             return SendModelReply(mirror_axes=axes, seconds=time.perf_counter() - start), arrays

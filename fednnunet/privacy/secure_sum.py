@@ -16,6 +16,8 @@ again, a node sends the same bytes.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -61,20 +63,23 @@ class SumContext:
         fold: the fold.
         server_round: the round, from 1.
         members: names of the class's nodes, sorted.
-        digest: SHA-256 of the arrays of the class as the node was sent them, in hexadecimal.
+        received: SHA-256 of the arrays of the class as the node was sent them, in hexadecimal.
     """
 
     run: str
     fold: str
     server_round: int
     members: tuple[str, ...]
-    digest: str
+    received: str
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all of it, in hexadecimal."""
+        return sha256(json.dumps(dataclasses.astuple(self)).encode()).hexdigest()
 
     def seed(self, secret: bytes, *purpose: str) -> bytes:
         """A seed for ``purpose`` in this context."""
-        return derive_seed(
-            secret, self.run, self.fold, self.server_round, self.digest, len(self.members), *self.members, *purpose
-        )
+        return derive_seed(secret, self.digest, *purpose)
 
     def place(self, name: str) -> int:
         """Place of a member, from 1, for its shares."""

@@ -39,6 +39,7 @@ class ServerSettings:
         shared_config: configuration that nodes are sent (:class:`~fednnunet.config.run.SharedRunConfig`).
         centres: names that nodes may have, and whether each is external; None takes any.
         find_duplicates: request salted digests of images, and warn of images that two nodes hold.
+        secure_run: id of this run for secure sums; None where layers travel as they are.
     """
 
     fingerprint: Literal["histogram", "weighted_mean"] | None
@@ -55,6 +56,7 @@ class ServerSettings:
     shared_config: Mapping[str, Any] | None = None
     centres: Mapping[str, bool] | None = None
     find_duplicates: bool = False
+    secure_run: str | None = None
 
     @property
     def needs_all_nodes(self) -> bool:

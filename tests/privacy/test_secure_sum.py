@@ -36,8 +36,8 @@ NAMES = [f"node {number:02d}" for number in range(8)]
 MEMBERS = members_of(NAMES)
 
 
-def context_of(names: list[str], server_round: int = 1, digest: str = "d") -> SumContext:
-    return SumContext("run", "0", server_round, tuple(names), digest)
+def context_of(names: list[str], server_round: int = 1, received: str = "d") -> SumContext:
+    return SumContext("run", "0", server_round, tuple(names), received)
 
 
 @st.composite
@@ -102,7 +102,7 @@ def test_layers_that_are_trained_again_have_another_mask() -> None:
 
 def test_masks_of_nodes_that_were_sent_different_models_do_not_cancel() -> None:
     names = NAMES[:3]
-    contexts = {name: context_of(names, digest="other" if name == names[0] else "d") for name in names}
+    contexts = {name: context_of(names, received="other" if name == names[0] else "d") for name in names}
     totals = [np.zeros(8, np.int32)]
     bundles = {}
     for name in names:

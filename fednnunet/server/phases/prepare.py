@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -16,7 +17,9 @@ from fednnunet.fingerprint.bins import IntensityRange, histogram_bins_over
 from fednnunet.fingerprint.merge import merge_fingerprints
 from fednnunet.fingerprint.schema import DatasetFingerprint
 from fednnunet.server.node_requests import request_all
+from fednnunet.server.phases.unmask import open_sums
 from fednnunet.server.session import Federation, Session
+from fednnunet.server.strategy.secure_asym_fedavg import SecureAsymFedAvg
 
 INTENSITIES = "foreground_intensity_properties_per_channel"
 
@@ -174,7 +177,8 @@ def preprocess_images(session: Session) -> None:
     """
     federation, settings = session.federation, session.settings
     session.recorder.on_stage("preprocess")
-    request = PreprocessRequest(fold=settings.folds[0])
+    keys = [key for node in federation.training if (key := federation.described[node].key) is not None]
+    request = PreprocessRequest(fold=settings.folds[0], secure_run=settings.secure_run, keys=keys)
     federation.preprocessed = _request_training_nodes(session, Kind.PREPROCESS, request)
     first, *others = federation.training
     for other in others:
@@ -201,3 +205,6 @@ def match_networks(session: Session) -> None:
         session.settings.dtype,
         {node: federation.planned[node].buffers for node in federation.training},
     )
+    if isinstance(session.strategy, SecureAsymFedAvg):
+        session.strategy.set_cases({node: federation.described[node].num_training for node in federation.training})
+        session.strategy.open_sums = partial(open_sums, session)

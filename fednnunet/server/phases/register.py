@@ -10,7 +10,7 @@ from fednnunet.exchange.digests import make_salt
 from fednnunet.exchange.messages import FingerprintReply, FingerprintRequest, Kind
 from fednnunet.server.node_requests import Reply, request_all, request_as_nodes_join
 from fednnunet.server.phases.duplicates import find_duplicates
-from fednnunet.server.session import TASK, Session
+from fednnunet.server.session import TASK, Federation, Session
 
 
 def register_nodes(session: Session) -> None:
@@ -28,7 +28,9 @@ def register_nodes(session: Session) -> None:
         "weighted_mean": "statistics",
     }
     salt = make_salt() if settings.find_duplicates else None
-    request = settings.fingerprint_request(content=contents[settings.fingerprint], salt=salt)
+    request = settings.fingerprint_request(
+        content=contents[settings.fingerprint], salt=salt, secure_run=settings.secure_run
+    )
     if settings.expected_nodes is None:
         replies = _request_connected_nodes(session, request)
     else:
@@ -41,6 +43,8 @@ def register_nodes(session: Session) -> None:
     shared = sorted({name for name in names if names.count(name) > 1})
     if shared:
         raise ConfigError(f"two nodes are named {shared[0]}; give each its own name")
+    if settings.secure_run is not None:
+        _check_keys(federation)
     session.recorder.num_training = {
         federation.name(node): federation.described[node].num_training for node in federation.training
     }
@@ -67,6 +71,18 @@ def _request_connected_nodes(session: Session, request: FingerprintRequest) -> l
         names = sorted(reply.body.node for reply in replies)
         session.recorder.on_message(f"nodes of the run: {', '.join(names)}")
     return replies
+
+
+def _check_keys(federation: Federation) -> None:
+    """Check that every training node has sent a key for secure sums, in its own name.
+
+    Raises:
+        NodeError: one has not.
+    """
+    for node in federation.training:
+        key, name = federation.described[node].key, federation.name(node)
+        if key is None or key.node != name:
+            raise NodeError(name, f"sent {'no key' if key is None else f'the key of {key.node}'} for secure sums")
 
 
 def _check_centre(reply: FingerprintReply, registered: str | None, centres: Mapping[str, bool] | None) -> None:

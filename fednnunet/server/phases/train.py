@@ -13,13 +13,15 @@ from fednnunet.exchange.messages import Fold, Kind, TrainReply, TrainRequest
 from fednnunet.server.node_messages import num_bytes, parse_reply
 from fednnunet.server.node_requests import request_all
 from fednnunet.server.session import Federation, Session
-from fednnunet.server.strategy.averaging import check_model
-from fednnunet.server.strategy.reply_validation import WEIGHT_KEY
+from fednnunet.server.strategy.averaging import WEIGHT_KEY, check_model
+from fednnunet.server.strategy.secure_average import VoidRound
 
 log = logging.getLogger(__name__)
 
 ROUND_METRICS = ("train_loss", "val_loss", "pseudo_dice", "seconds_train", "seconds_exchange")
 """Fields of a reply that go into ``rounds.csv``."""
+MAX_VOID_ROUNDS = 3
+"""Rounds in a row whose secure sums cannot be opened, after which a run ends."""
 MISSING_SHOWN = 3
 """Most rounds of which a message lists what is missing: nodes keep so many."""
 
@@ -54,9 +56,18 @@ def train_rounds(session: Session, fold: Fold) -> ArrayRecord:
             arrays, _ = _TrainingRound(session, fold, start, report=False).run(arrays, members)
     else:
         arrays = _initial_arrays(session, fold)
+    void: list[str] = []
     for server_round in range(start + 1, federation.rounds + 1):
         nodes = strategy.sample(fold, server_round)
-        arrays, rows = _TrainingRound(session, fold, server_round).run(arrays, nodes)
+        try:
+            arrays, rows = _TrainingRound(session, fold, server_round).run(arrays, nodes)
+        except VoidRound as problem:
+            void.append(f"round {server_round} of fold {fold} is void: {problem}")
+            if len(void) == MAX_VOID_ROUNDS or server_round == federation.rounds:
+                raise ProtocolError(f"{void[-1]} ({len(void)} rounds in a row); see the nodes' logs") from None
+            recorder.on_message(f"{void[-1]}; the next round starts from the same averages")
+            continue
+        void.clear()
         strategy.save(recorder.folder, fold, server_round, arrays)
         recorder.on_round_end(server_round, rows)
     return arrays
@@ -151,6 +162,9 @@ class _TrainingRound:
 
         Returns:
             The arrays after the round; rows of ``rounds.csv``, one per node whose layers were used.
+
+        Raises:
+            VoidRound: the secure sums of the round cannot be opened.
         """
         session = self.session
         federation, strategy, settings = session.federation, session.strategy, session.settings
@@ -160,11 +174,17 @@ class _TrainingRound:
         requests = list(strategy.configure_train(self.server_round, arrays, config, session.client.grid))
         replies = session.client.stream(requests, settings.timeout, min_replies)
         sent = {request.metadata.dst_node_id: num_bytes(request) for request in requests}
-        aggregated, _ = strategy.aggregate_train(self.server_round, self._record_replies(replies, sent))
+        aggregated, void = None, None
+        try:
+            aggregated, _ = strategy.aggregate_train(self.server_round, self._record_replies(replies, sent))
+        except VoidRound as problem:
+            void = problem
         late = f"round {self.server_round}: no reply within {settings.timeout} s"
         failures = {node: late for node in sent if node not in self.rows} | strategy.failures | self.refused
         errors = [NodeError(federation.name(node), reason) for node, reason in failures.items()]
         session.accept_failures(errors, len(federation.training) - len(errors))
+        if void is not None:
+            raise void
         # Groups of layers that no node of this round has keep their last average.
         return ArrayRecord({**arrays, **(aggregated or {})}), [
             {**self.rows[node], "update_norm": strategy.update_norms.get(node)}

@@ -1,16 +1,20 @@
-"""Weighted mean of named arrays (paper, eq. 3), and checks of the layers that go into it."""
+"""Weighted means of named arrays (paper, eq. 3) and metrics, and checks of the layers that go into them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from flwr.app import ArrayRecord
+from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
 from fednnunet.errors import ProtocolError
 from fednnunet.exchange.arrays import BLOCK, check_finite
+from fednnunet.exchange.flower_internals import aggregate_metricrecords
 from fednnunet.exchange.records import from_array_record
 from fednnunet.exchange.rounding import is_rounded
+
+WEIGHT_KEY = "num-examples"
+"""Metric with a node's number of training cases, as Flower's strategies call it."""
 
 
 def check_layers(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[int]], where: str) -> None:
@@ -110,3 +114,15 @@ def _accumulate(total: np.ndarray, array: np.ndarray, weight: float, first: bool
             target[start : start + BLOCK] += block
         else:
             target[start : start + BLOCK] += np.multiply(block, weight, dtype=total.dtype)
+
+
+def same_metrics(replies: Sequence[MetricRecord]) -> list[MetricRecord]:
+    """The metrics that all replies have: a pseudo-Dice may be undefined at one node."""
+    common = set.intersection(*(set(metrics) for metrics in replies))
+    return [MetricRecord({key: metrics[key] for key in sorted(common)}) for metrics in replies]
+
+
+def mean_metrics(replies: Sequence[MetricRecord]) -> MetricRecord:
+    """Mean of the metrics that every node has, weighted by training cases."""
+    records = [RecordDict({"metrics": metrics}) for metrics in same_metrics(replies)]
+    return aggregate_metricrecords(records, WEIGHT_KEY)

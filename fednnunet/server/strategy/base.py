@@ -8,23 +8,22 @@ from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp import strategy as flower
 
-from fednnunet.exchange.flower_internals import aggregate_metricrecords
 from fednnunet.exchange.messages import ExchangeDtype, Fold, Kind, TrainRequest
 from fednnunet.exchange.records import from_array_record, to_array_record
 from fednnunet.exchange.rounding import ErrorFeedback
 from fednnunet.server.node_messages import build_request
-from fednnunet.server.strategy.averaging import StreamingAverage
+from fednnunet.server.strategy.averaging import StreamingAverage, mean_metrics
 from fednnunet.server.strategy.checkpoint import State, has_checkpoint, read_checkpoint, write_checkpoint
 from fednnunet.server.strategy.layer_groups import LayerGroups, check_groups
 from fednnunet.server.strategy.layer_matching import Shapes, match_layers
-from fednnunet.server.strategy.reply_validation import WEIGHT_KEY, ReplyValidator, Update
+from fednnunet.server.strategy.reply_validation import ReplyValidator, Update
 from fednnunet.server.strategy.sampling import NodeSampler
 from fednnunet.server.strategy.update_limit import UpdateLimit
 
@@ -148,7 +147,11 @@ class Strategy(flower.Strategy):
     def _compose(self, groups: LayerGroups, names: Mapping[int, str], dtype: ExchangeDtype) -> None:
         self.groups, self._names = groups, names
         self._rounding = ErrorFeedback(dtype, groups.buffers)
-        self._validator = ReplyValidator(groups, names, dtype, self._limit, self._statistics_limit)
+        self._validator = self.build_validator(dtype)
+
+    def build_validator(self, dtype: ExchangeDtype) -> ReplyValidator:
+        """What checks the replies of the run's rounds."""
+        return ReplyValidator(self.groups, self._names, dtype, self._limit, self._statistics_limit)
 
     def shared_fraction(self) -> dict[str, float]:
         """Node name to the fraction of its parameters that it exchanges."""
@@ -206,17 +209,18 @@ class Strategy(flower.Strategy):
         fold = fold_of(config)
         nodes: list[int] = config.get("nodes") or self.sample(fold, server_round)  # type: ignore[assignment]
         self._start = from_array_record(arrays, "the server")
-        self._validator.begin_round(nodes, self._start)
+        self.begin_round(nodes, self._start)
+        epochs = int(config.get("epochs", 1))  # type: ignore[arg-type]
         return [
             build_request(
                 Kind.TRAIN,
                 node,
-                TrainRequest(
+                self.train_request(
+                    node,
                     fold=fold,
                     server_round=server_round,
                     trained=self.last_round(node),
-                    epochs=int(config.get("epochs", 1)),  # type: ignore[arg-type]
-                    layers=self.groups.layers_of(node),
+                    epochs=epochs,
                     dtype=self._rounding.dtype,
                     proximal_mu=self.proximal_mu,
                 ),
@@ -225,25 +229,33 @@ class Strategy(flower.Strategy):
             for node in nodes
         ]
 
+    def begin_round(self, nodes: Collection[int], arrays: Mapping[str, np.ndarray]) -> None:
+        """Expect replies from ``nodes``, which are sent their part of ``arrays`` (by group)."""
+        self._validator.begin_round(nodes, arrays)
+
+    def train_request(self, node: int, **fields: Any) -> TrainRequest:
+        """Request of the round for ``node``; ``fields`` are those that do not depend on layers."""
+        return TrainRequest(layers=self.groups.layers_of(node), **fields)
+
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """New arrays by group, as they are sent, and mean metrics; None where no reply could be used."""
         start, self._start = self._start, {}  # of the size of a model
-        updates = self._set_buffers_aside(self._validator.updates(server_round, replies))
+        updates = self.set_buffers_aside(self._validator.updates(server_round, replies))
         arrays = self.aggregate(server_round, self.without_buffers(start), updates)
         deque(updates, maxlen=0)  # those that it did not read
         accepted = self._validator.accepted
         if not accepted:
             return None, None
         self._last_rounds |= dict.fromkeys(accepted, server_round)
-        return self._to_record({**arrays, **self._buffers.result()}), _mean_metrics(list(accepted.values()))
+        return self._to_record({**arrays, **self._buffers.result()}), mean_metrics(list(accepted.values()))
 
     def without_buffers(self, arrays: Mapping[str, T]) -> dict[str, T]:
         """The arrays, by group, of layers that are trained."""
         return {group: array for group, array in arrays.items() if group not in self.groups.buffers}
 
-    def _set_buffers_aside(self, updates: Iterator[Update]) -> Iterator[Update]:
+    def set_buffers_aside(self, updates: Iterator[Update]) -> Iterator[Update]:
         """The updates without their buffers, which go into a mean."""
         self._buffers.reset()
         for update in updates:
@@ -324,15 +336,3 @@ def fold_of(config: ConfigRecord) -> Fold:
     """The fold that is trained, which the server app hands to a strategy in ``config``."""
     fold = config.get("fold", 0)
     return "all" if fold == "all" else int(fold)  # type: ignore[arg-type]
-
-
-def same_metrics(replies: Sequence[MetricRecord]) -> list[MetricRecord]:
-    """The metrics that all replies have: a pseudo-Dice may be undefined at one node."""
-    common = set.intersection(*(set(metrics) for metrics in replies))
-    return [MetricRecord({key: metrics[key] for key in sorted(common)}) for metrics in replies]
-
-
-def _mean_metrics(replies: Sequence[MetricRecord]) -> MetricRecord:
-    """Mean of the metrics that every node has, weighted by training cases."""
-    records = [RecordDict({"metrics": metrics}) for metrics in same_metrics(replies)]
-    return aggregate_metricrecords(records, WEIGHT_KEY)

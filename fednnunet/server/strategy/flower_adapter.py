@@ -15,7 +15,8 @@ from fednnunet.errors import ConfigError
 from fednnunet.exchange.messages import ExchangeDtype
 from fednnunet.exchange.records import from_array_record, to_array_record
 from fednnunet.exchange.rounding import decode
-from fednnunet.server.strategy.base import Strategy, same_metrics
+from fednnunet.server.strategy.averaging import same_metrics
+from fednnunet.server.strategy.base import Strategy
 from fednnunet.server.strategy.checkpoint import State
 from fednnunet.server.strategy.layer_matching import Shapes
 from fednnunet.server.strategy.reply_validation import Update

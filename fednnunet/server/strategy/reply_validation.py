@@ -14,14 +14,11 @@ from fednnunet.errors import ProtocolError, one_line
 from fednnunet.exchange.messages import ExchangeDtype
 from fednnunet.exchange.records import from_array_record
 from fednnunet.exchange.rounding import ErrorFeedback, check_dtypes
-from fednnunet.server.strategy.averaging import check_layers
+from fednnunet.server.strategy.averaging import WEIGHT_KEY, check_layers
 from fednnunet.server.strategy.layer_groups import LayerGroups
 from fednnunet.server.strategy.update_limit import RoundReference, UpdateLimit
 
 log = logging.getLogger(__name__)
-
-WEIGHT_KEY = "num-examples"
-"""Metric with a node's number of training cases, as Flower's strategies call it."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +172,21 @@ class ReplyValidator:
         self._replied.add(node)
         metrics = _validate_metrics(reply, name)
         arrays = from_array_record(reply.content.array_records.get("arrays", ArrayRecord()), where)
+        by_group, norm, statistics = self.validate_arrays(node, arrays, where)
+        cases: int = metrics[WEIGHT_KEY]  # type: ignore[assignment]
+        return Update(node, name, cases, metrics, by_group, norm, statistics, reply)
+
+    def validate_arrays(
+        self, node: int, arrays: Mapping[str, np.ndarray], where: str
+    ) -> tuple[dict[str, np.ndarray], float | None, float | None]:
+        """Check the arrays of a reply.
+
+        Returns:
+            Arrays by group; norms of the update of trained layers and of buffers.
+
+        Raises:
+            ProtocolError: names ``where`` and the layer.
+        """
         groups = self._groups.of_node(node)
         buffers = {layer: array for layer, array in arrays.items() if groups.get(layer) in self._groups.buffers}
         check_dtypes(arrays, self._rounding.dtype, where, buffers)
@@ -189,8 +201,7 @@ class ReplyValidator:
         by_group = {groups[layer]: array for layer, array in arrays.items()}
         for group, array in by_group.items():  # of a group that was not sent the first reply decides
             self._dtypes.setdefault(group, array.dtype)
-        cases: int = metrics[WEIGHT_KEY]  # type: ignore[assignment]
-        return Update(node, name, cases, metrics, by_group, norm, statistics, reply)
+        return by_group, norm, statistics
 
 
 def _validate_metrics(reply: Message, name: str) -> MetricRecord:

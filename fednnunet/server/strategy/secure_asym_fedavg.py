@@ -1,0 +1,131 @@
+"""AsymFedAvg over sums: the server never sees the layers of a single node (``privacy=secure``)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from fednnunet.errors import ConfigError
+from fednnunet.exchange.messages import ExchangeDtype, TrainReply, TrainRequest
+from fednnunet.privacy.secure_sum import SumRules
+from fednnunet.server.node_messages import parse_reply
+from fednnunet.server.strategy.asym_fedavg import AsymFedAvg
+from fednnunet.server.strategy.layer_matching import Shapes
+from fednnunet.server.strategy.reply_validation import Update
+from fednnunet.server.strategy.secure_average import MaskedReplyValidator, OpenSums, SecureAverage, classes_of
+
+
+class SecureAsymFedAvg(AsymFedAvg):
+    """Asymmetric federated averaging of masked layers.
+
+    Its means are those of :class:`~fednnunet.server.strategy.asym_fedavg.AsymFedAvg`, up to the rounding of
+    :class:`~fednnunet.privacy.ring.FixedPoint`. A layer that fewer nodes have than may be summed stays its node's own;
+    counters of batch normalization, which are integers, travel as they are.
+
+    Args:
+        rules: How many must take part in a sum.
+        limit: Largest size of a weight.
+        options: See :class:`~fednnunet.server.strategy.asym_fedavg.AsymFedAvg`.
+
+    Attributes:
+        open_sums: Asks the nodes to open the sums of a round; set before the first one.
+    """
+
+    open_sums: OpenSums
+
+    def __init__(self, rules: SumRules, limit: float, **options: Any) -> None:
+        super().__init__(**{**options, "max_update_norm": None})
+        self.rules, self.limit = rules, limit
+        self._secure = SecureAverage([], rules, limit)
+        self._counters: frozenset[str] = frozenset()
+        self._cases: dict[int, int] = {}
+
+    def set_cases(self, cases: Mapping[int, int]) -> None:
+        """Take note of the nodes' numbers of training cases, of all folds."""
+        self._cases = dict(cases)
+
+    @property
+    def most_cases(self) -> int | None:
+        """Number of cases that a weight of 1 stands for; None where all nodes have it."""
+        return max(self._cases.values()) if self.weighting == "num_cases" else None
+
+    def match_layers(self, layers: Mapping[int, Shapes]) -> Mapping[int, Mapping[str, str]]:
+        """Layers that match at enough nodes for a sum.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        matched = super().match_layers(layers)
+        members = Counter(group for groups in matched.values() for group in groups.values())
+        kept = {
+            node: {layer: g for layer, g in groups.items() if members[g] >= self.rules.fewest_arrivals(members[g])}
+            for node, groups in matched.items()
+        }
+        if not any(kept.values()):
+            raise ConfigError(
+                f"privacy.secure_sums: no layer is at {self.rules.fewest_arrivals(len(layers))} of the {len(layers)} "
+                "nodes, the fewest that are added up; have more nodes take part, or lower privacy.secure_sums.min_group"
+            )
+        return kept
+
+    def build_validator(self, dtype: ExchangeDtype) -> MaskedReplyValidator:
+        """What checks masked replies."""
+        return MaskedReplyValidator(self.groups, self._names, dtype, self._limit, self._statistics_limit)
+
+    def begin_round(self, nodes: Collection[int], arrays: Mapping[str, np.ndarray]) -> None:
+        """Put the nodes' layers into classes, and expect masked replies."""
+        super().begin_round(nodes, arrays)
+        self._counters = frozenset(group for group, array in arrays.items() if array.dtype.kind in "iu")
+        classes = classes_of(self.groups, self._names, nodes, self._counters, self.rules)
+        self._secure = SecureAverage(classes, self.rules, self.limit)
+        assert isinstance(self._validator, MaskedReplyValidator)
+        self._validator.classes = classes
+
+    def train_request(self, node: int, **fields: Any) -> TrainRequest:
+        """The request, with the classes of the round in the node's own layer names."""
+        classes = self._secure.requests(self.groups, node, self._names[node])
+        masked = {layer for one in classes for layer in one.layers}
+        layers = [
+            layer for layer, group in self.groups.of_node(node).items() if layer in masked or group in self._counters
+        ]
+        return TrainRequest(layers=layers, classes=classes, most_cases=self.most_cases, **fields)
+
+    def set_buffers_aside(self, updates: Iterator[Update]) -> Iterator[Update]:
+        """Nothing: buffers are masked as all layers are."""
+        self._buffers.reset()
+        return updates
+
+    def aggregate(
+        self, server_round: int, arrays: Mapping[str, np.ndarray], updates: Iterable[Update]
+    ) -> Mapping[str, np.ndarray]:
+        """Means by group, once the nodes have opened the sums.
+
+        Raises:
+            VoidRound: the sums cannot be opened.
+        """
+        self._average.reset()
+        fold = None
+        for update in updates:
+            body = parse_reply(TrainReply, update.reply, update.name)
+            fold = body.fold
+            weight = update.num_cases / self.most_cases if self.most_cases else 1.0
+            self._secure.add(update.name, update.arrays, weight, body.shares)
+            counters = {group: array for group, array in update.arrays.items() if group in self._counters}
+            self._average.add(counters, self.weight(update))
+            del update  # of the size of a model: not kept while the next one is received
+        if fold is None:
+            return {}
+        return {**self._secure.result(fold, server_round, self.open_sums), **self._average.result()}
+
+    @property
+    def figures(self) -> Mapping[str, float | None]:
+        """Mean figures of the last round, over its nodes."""
+        return self._secure.figures
+
+    @property
+    def has_state(self) -> bool:
+        """A sum is opened once: its nodes cannot be asked again."""
+        return True
