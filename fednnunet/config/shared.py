@@ -59,7 +59,7 @@ class SharedKeys(Config):
     trainer: TrainerConfig
     model: ModelConfig
     fingerprint: FingerprintConfig
-    privacy: PrivacyConfig
+    privacy: PrivacyConfig = PrivacyConfig()
     gpu_memory: GpuMemoryConfig
     evaluation: EvaluationConfig
 

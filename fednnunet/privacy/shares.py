@@ -47,7 +47,7 @@ def combine(shares: Mapping[int, bytes], threshold: int) -> bytes:
         ProtocolError: too few shares, a malformed one, or shares of no 32-byte secret.
     """
     if len(shares) < threshold:
-        raise ProtocolError(f"{len(shares)} shares of {threshold} are there")
+        raise ProtocolError(f"{len(shares)} of the {threshold} shares that it takes are there")
     points = {place: int.from_bytes(share, "big") for place, share in sorted(shares.items())[:threshold]}
     if any(len(share) != SHARE_BYTES for share in shares.values()) or max(points.values()) >= PRIME:
         raise ProtocolError("a share is malformed")

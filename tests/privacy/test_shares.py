@@ -22,7 +22,7 @@ def test_any_threshold_of_shares_gives_the_secret() -> None:
 
 def test_fewer_shares_say_nothing() -> None:
     shares = split(SECRET, [1, 2, 3], 3, RANDOMNESS)
-    with pytest.raises(ProtocolError, match="2 shares of 3 are there"):
+    with pytest.raises(ProtocolError, match="2 of the 3 shares"):
         combine({1: shares[1], 2: shares[2]}, 3)
     for other in (bytes(32), b"\xff" * 32):  # two shares fit every secret: there is a third that gives it
         forged = {1: shares[1], 2: shares[2], 3: _third_share_for(other, shares)}

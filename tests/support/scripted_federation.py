@@ -156,7 +156,7 @@ class Fault:
         worker: Changes what the node's worker sends.
         wire: Changes what the node's relay hands to the grid.
         kind: Kind of the message that it shows in.
-        of: Round (``2``, or ``1/2`` for round 2 of fold 1), or requested content of a fingerprint.
+        of: Round (``2``, or ``1/2`` for round 2 of fold 1, or ``every``), or requested content of a fingerprint.
     """
 
     problem: str
@@ -167,8 +167,9 @@ class Fault:
 
     def applies_to(self, kind: Kind, body: Any) -> bool:
         """Whether it shows in the reply to this request."""
-        if kind == Kind.TRAIN:
-            return self.kind == kind and self.of in (str(body.server_round), f"{body.fold}/{body.server_round}")
+        if kind in (Kind.TRAIN, Kind.UNMASK):
+            rounds = ("every", str(body.server_round), f"{body.fold}/{body.server_round}")
+            return self.kind == kind and self.of in rounds
         if kind == Kind.FINGERPRINT:
             return self.kind == kind and self.of == body.content
         return self.kind == kind

@@ -11,12 +11,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from fednnunet.config.privacy import SecureSumsConfig
+from fednnunet.errors import ProtocolError
 from fednnunet.exchange.channel import Request
 from fednnunet.exchange.messages import FingerprintRequest, PreprocessRequest, TrainReply, TrainRequest, UnmaskRequest
 from fednnunet.node.secure_rounds import SecureRounds
 from fednnunet.node.settings import NodeIdentity
 from fednnunet.privacy.identity import CURVE, certify
-from tests.support.scripted_federation import Answer, ScriptedNode, State
+from tests.support.scripted_federation import Answer, ScriptedNode, State, WorkerFails
 
 RUN = "0123456789abcdef0123456789abcdef"
 
@@ -59,9 +60,7 @@ class SecureNode(ScriptedNode):
         masked: Fold and round to the masked layers that it sent.
     """
 
-    def __init__(
-        self, name: str, authority: Authority, sums: SecureSumsConfig | None = None, **options: Any
-    ) -> None:
+    def __init__(self, name: str, authority: Authority, sums: SecureSumsConfig | None = None, **options: Any) -> None:
         super().__init__(name, **options)
         folder = authority.folder / f"node {name}"
         folder.mkdir(exist_ok=True)
@@ -74,7 +73,13 @@ class SecureNode(ScriptedNode):
         self.secure = self._new_worker()
 
     def answer(self, body: Any, request: Request) -> Answer:
-        """The reply of a good node."""
+        """The reply of a good node, which refuses what it must not do."""
+        try:
+            return self._answer(body, request)
+        except ProtocolError as error:
+            raise WorkerFails(error) from None
+
+    def _answer(self, body: Any, request: Request) -> Answer:
         if isinstance(body, UnmaskRequest):
             return Answer(self.secure.unmask(body).model_dump())
         if isinstance(body, PreprocessRequest):

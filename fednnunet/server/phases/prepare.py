@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -17,7 +16,6 @@ from fednnunet.fingerprint.bins import IntensityRange, histogram_bins_over
 from fednnunet.fingerprint.merge import merge_fingerprints
 from fednnunet.fingerprint.schema import DatasetFingerprint
 from fednnunet.server.node_requests import request_all
-from fednnunet.server.phases.unmask import open_sums
 from fednnunet.server.session import Federation, Session
 from fednnunet.server.strategy.secure_asym_fedavg import SecureAsymFedAvg
 
@@ -207,4 +205,3 @@ def match_networks(session: Session) -> None:
     )
     if isinstance(session.strategy, SecureAsymFedAvg):
         session.strategy.set_cases({node: federation.described[node].num_training for node in federation.training})
-        session.strategy.open_sums = partial(open_sums, session)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -12,9 +13,11 @@ from fednnunet.errors import NodeError, ProtocolError
 from fednnunet.exchange.messages import Fold, Kind, TrainReply, TrainRequest
 from fednnunet.server.node_messages import num_bytes, parse_reply
 from fednnunet.server.node_requests import request_all
+from fednnunet.server.phases.unmask import open_sums
 from fednnunet.server.session import Federation, Session
 from fednnunet.server.strategy.averaging import WEIGHT_KEY, check_model
-from fednnunet.server.strategy.secure_average import VoidRound
+from fednnunet.server.strategy.secure_asym_fedavg import SecureAsymFedAvg
+from fednnunet.server.strategy.secure_average import Shares, SumsToOpen, VoidRound
 
 log = logging.getLogger(__name__)
 
@@ -156,6 +159,7 @@ class _TrainingRound:
         self.report = report
         self.rows: dict[int, dict[str, Any]] = {}
         self.refused: dict[int, str] = {}
+        self._are_failures_accepted = False
 
     def run(self, arrays: ArrayRecord, nodes: Sequence[int]) -> tuple[ArrayRecord, list[dict[str, Any]]]:
         """Train at ``nodes`` from ``arrays``.
@@ -167,30 +171,48 @@ class _TrainingRound:
             VoidRound: the secure sums of the round cannot be opened.
         """
         session = self.session
-        federation, strategy, settings = session.federation, session.strategy, session.settings
+        strategy, settings = session.strategy, session.settings
         min_replies = self._min_replies(nodes)
         connected = session.client.wait_until_connected(nodes, min_replies)
         config = ConfigRecord({"fold": self.fold, "epochs": settings.local_epochs, "nodes": connected})
         requests = list(strategy.configure_train(self.server_round, arrays, config, session.client.grid))
         replies = session.client.stream(requests, settings.timeout, min_replies)
         sent = {request.metadata.dst_node_id: num_bytes(request) for request in requests}
-        aggregated, void = None, None
+        if isinstance(strategy, SecureAsymFedAvg):
+            strategy.open_sums = partial(self._open_sums, sent)
         try:
             aggregated, _ = strategy.aggregate_train(self.server_round, self._record_replies(replies, sent))
-        except VoidRound as problem:
-            void = problem
-        late = f"round {self.server_round}: no reply within {settings.timeout} s"
-        failures = {node: late for node in sent if node not in self.rows} | strategy.failures | self.refused
-        errors = [NodeError(federation.name(node), reason) for node, reason in failures.items()]
-        session.accept_failures(errors, len(federation.training) - len(errors))
-        if void is not None:
-            raise void
+        except VoidRound:
+            self._accept_failures(sent)
+            raise
+        self._accept_failures(sent)
+        failures = self._failures(sent)
         # Groups of layers that no node of this round has keep their last average.
         return ArrayRecord({**arrays, **(aggregated or {})}), [
             {**self.rows[node], "update_norm": strategy.update_norms.get(node)}
-            for node in federation.training
+            for node in session.federation.training
             if node in self.rows and node not in failures
         ]
+
+    def _failures(self, sent: Collection[int]) -> dict[int, str]:
+        """Node to why its layers are not used, of those that were sent a request."""
+        late = f"round {self.server_round}: no reply within {self.session.settings.timeout} s"
+        strategy = self.session.strategy
+        return {node: late for node in sent if node not in self.rows} | strategy.failures | self.refused
+
+    def _accept_failures(self, sent: Collection[int]) -> None:
+        """Go on without nodes whose layers are not used, where the run may miss them; decided once in a round."""
+        if self._are_failures_accepted:
+            return
+        federation = self.session.federation
+        errors = [NodeError(federation.name(node), reason) for node, reason in self._failures(sent).items()]
+        self.session.accept_failures(errors, len(federation.training) - len(errors))
+        self._are_failures_accepted = True
+
+    def _open_sums(self, sent: Collection[int], sums: SumsToOpen) -> Shares:
+        """Have the sums opened, if the run may miss those whose layers are not in them: they are opened once only."""
+        self._accept_failures(sent)
+        return open_sums(self.session, sums)
 
     def _min_replies(self, nodes: Sequence[int]) -> int:
         """Number of replies that the round needs; nodes that were not drawn for it count as if they had replied."""

@@ -15,7 +15,14 @@ from fednnunet.server.node_messages import parse_reply
 from fednnunet.server.strategy.asym_fedavg import AsymFedAvg
 from fednnunet.server.strategy.layer_matching import Shapes
 from fednnunet.server.strategy.reply_validation import Update
-from fednnunet.server.strategy.secure_average import MaskedReplyValidator, OpenSums, SecureAverage, classes_of
+from fednnunet.server.strategy.secure_average import (
+    MaskedReplyValidator,
+    OpenSums,
+    SecureAverage,
+    VoidRound,
+    classes_of,
+)
+from fednnunet.server.strategy.update_limit import RoundReference, UpdateLimit
 
 
 class SecureAsymFedAvg(AsymFedAvg):
@@ -28,7 +35,7 @@ class SecureAsymFedAvg(AsymFedAvg):
     Args:
         rules: How many must take part in a sum.
         limit: Largest size of a weight.
-        options: See :class:`~fednnunet.server.strategy.asym_fedavg.AsymFedAvg`.
+        options: See :class:`~fednnunet.server.strategy.asym_fedavg.AsymFedAvg`; ``max_update_norm`` is about averages.
 
     Attributes:
         open_sums: Asks the nodes to open the sums of a round; set before the first one.
@@ -37,11 +44,12 @@ class SecureAsymFedAvg(AsymFedAvg):
     open_sums: OpenSums
 
     def __init__(self, rules: SumRules, limit: float, **options: Any) -> None:
-        super().__init__(**{**options, "max_update_norm": None})
+        super().__init__(**options)
         self.rules, self.limit = rules, limit
         self._secure = SecureAverage([], rules, limit)
         self._counters: frozenset[str] = frozenset()
         self._cases: dict[int, int] = {}
+        self._norm: float | None = None
 
     def set_cases(self, cases: Mapping[int, int]) -> None:
         """Take note of the nodes' numbers of training cases, of all folds."""
@@ -73,7 +81,7 @@ class SecureAsymFedAvg(AsymFedAvg):
 
     def build_validator(self, dtype: ExchangeDtype) -> MaskedReplyValidator:
         """What checks masked replies."""
-        return MaskedReplyValidator(self.groups, self._names, dtype, self._limit, self._statistics_limit)
+        return MaskedReplyValidator(self.groups, self._names, dtype, UpdateLimit(None))
 
     def begin_round(self, nodes: Collection[int], arrays: Mapping[str, np.ndarray]) -> None:
         """Put the nodes' layers into classes, and expect masked replies."""
@@ -118,12 +126,28 @@ class SecureAsymFedAvg(AsymFedAvg):
             del update  # of the size of a model: not kept while the next one is received
         if fold is None:
             return {}
-        return {**self._secure.result(fold, server_round, self.open_sums), **self._average.result()}
+        means = self._secure.result(fold, server_round, self.open_sums)
+        self._check_update(arrays, means)
+        return {**means, **self._average.result()}
+
+    def _check_update(self, arrays: Mapping[str, np.ndarray], means: Mapping[str, np.ndarray]) -> None:
+        """Refuse averages that have changed too much: one node's layers are wrong, of which nobody knows whose.
+
+        Raises:
+            VoidRound: says how much is usual.
+        """
+        trained = self.without_buffers(means)
+        reference = RoundReference({group: array for group, array in arrays.items() if group in trained})
+        self._norm = reference.validate_and_measure(trained, {group: group for group in trained}, "the sum")
+        problem = self._limit.problem(self._norm, [] if self._norm is None else [self._norm])
+        if problem is not None:
+            raise VoidRound(f"one node or more {problem}")
+        self._limit.end_round([] if self._norm is None else [self._norm])
 
     @property
-    def figures(self) -> Mapping[str, float | None]:
-        """Mean figures of the last round, over its nodes."""
-        return self._secure.figures
+    def round_means(self) -> Mapping[str, float | None]:
+        """Mean figures of the last round over its nodes, and the norm of the update of its averages."""
+        return {**self._secure.figures, "update_norm": self._norm}
 
     @property
     def has_state(self) -> bool:
