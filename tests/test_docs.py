@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from click import Command, Group
+from click import Command, Context, Group
 
 from fednnunet import run_files
 from fednnunet.cli.main import app
@@ -173,7 +173,9 @@ def commands(command: Command, path: str) -> list[str]:
     """A command, or those that a group of commands has."""
     if not isinstance(command, Group):
         return [path]
-    return [one for name, inner in command.commands.items() for one in commands(inner, f"{path} {name}")]
+    context = Context(command)
+    inner = {name: command.get_command(context, name) for name in command.list_commands(context)}
+    return [one for name, found in inner.items() if found for one in commands(found, f"{path} {name}")]
 
 
 def test_every_command_is_in_the_reference() -> None:

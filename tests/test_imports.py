@@ -64,3 +64,8 @@ def test_layers_average_without_training_libraries() -> None:
 def test_an_audit_is_read_without_training_libraries() -> None:
     result = run("import fednnunet.audit.report; print('flwr' in sys.modules)")
     assert result.stdout == "False\n", result.stderr
+
+
+def test_servers_and_nodes_start_without_what_reads_images() -> None:
+    result = run("import fednnunet.cli.main; print('SimpleITK' in sys.modules)")
+    assert result.stdout == "False\n", result.stderr

@@ -3,20 +3,44 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
+import click
 import typer
 
-from fednnunet.cli.convert import convert
-from fednnunet.cli.data import data
 from fednnunet.cli.deployment import node, server
 from fednnunet.cli.report import report, wandb_dashboard
 from fednnunet.errors import FednnUNetError
 from fednnunet.plain_output import write_plainer
 from fednnunet.processes import shorten_temp_folder
 
+READ_IMAGES = ("convert", "data")
+"""Commands whose modules import what reads images."""
+
+
+class Commands(typer.core.TyperGroup):
+    """All commands; those of :data:`READ_IMAGES` are imported when they are asked for.
+
+    Servers and nodes are started without them, and each process that they spawn imports this module again.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names, in the order of the help."""
+        return [*super().list_commands(ctx), *READ_IMAGES]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of a name; None where there is none."""
+        if cmd_name in READ_IMAGES:
+            group = typer.main.get_group(getattr(import_module(f"fednnunet.cli.{cmd_name}"), cmd_name))
+            group.name = cmd_name
+            return group
+        return super().get_command(ctx, cmd_name)
+
+
 app = typer.Typer(
+    cls=Commands,
     help="FednnU-Net trains nnU-Net across hospitals without moving an image.",
     no_args_is_help=True,
     add_completion=False,
@@ -34,8 +58,6 @@ def train(context: typer.Context) -> None:
 
 app.command()(report)
 app.command("wandb-dashboard")(wandb_dashboard)
-app.add_typer(convert, name="convert")
-app.add_typer(data, name="data")
 app.add_typer(server, name="server")
 app.add_typer(node, name="node")
 
