@@ -122,9 +122,16 @@ class RunConfig(NodeRunConfig):
 
     @property
     def external_centres(self) -> list[CentreConfig]:
-        """Centres for evaluation only; none for the cascade, as they lack the segmentations that it needs."""
-        cascade = self.configuration == CASCADE
-        return [centre for centre in self.dataset.centres if centre.external and not cascade]
+        """Centres for evaluation only; none where they lack what they need: models, or segmentations to refine."""
+        left_out = self.configuration == CASCADE or self.keeps_models
+        return [centre for centre in self.dataset.centres if centre.external and not left_out]
+
+    @property
+    def keeps_models(self) -> bool:
+        """Models of single nodes do not leave them: layers are summed securely, and nodes have some of their own."""
+        if self.privacy.secure_sums is None:
+            return False
+        return self.strategy.plan_from != "federated" or bool(self.strategy.aggregation.get("keep_local"))
 
     @property
     def shared(self) -> SharedRunConfig:

@@ -346,11 +346,11 @@ class SendModelRequest(Body):
 
     Attributes:
         fold: the fold.
-        layers: names of the layers to send.
+        layers: names of the layers to send; none where the server has them, as the averages that they are.
     """
 
     fold: Fold
-    layers: Annotated[list[LayerName], Field(min_length=1)]
+    layers: list[LayerName]
 
 
 class SendModelReply(Body):

@@ -38,6 +38,7 @@ def check_privacy(config: RunConfig) -> None:
         return
     if _aggregation(config) == class_path(NoExchange):
         log.warning("strategy=%s exchanges no layers: there is nothing for secure sums to add up", config.strategy.name)
+        _check_models_stay(config)
         return
     _check_strategy(config)
     _check_numbers(config)
@@ -99,8 +100,7 @@ def _check_numbers(config: RunConfig) -> None:
 
 def _check_models_stay(config: RunConfig) -> None:
     """Check that no model of a single node has to travel; where all have one network, all end with the average."""
-    one_model = config.strategy.plan_from == "federated" and not config.strategy.aggregation.get("keep_local")
-    if one_model:
+    if not config.keeps_models:
         return
     why = (
         f"with strategy={config.strategy.name}, nodes have models of their own, which would have to leave them, and "
@@ -108,8 +108,6 @@ def _check_models_stay(config: RunConfig) -> None:
     )
     if config.evaluation.cross_centre:
         raise ConfigError(f"evaluation.cross_centre=true: {why}; leave it out, or use strategy=ffe or fedprox")
-    if config.external_centres:
-        raise ConfigError(
-            f"dataset.centres: {config.external_centres[0].name} is external, and {why}; leave it out, or use "
-            "strategy=ffe or fedprox"
-        )
+    external = [centre.name for centre in config.dataset.centres if centre.external]
+    if external:
+        log.warning("external centres (%s) are not scored: %s; use strategy=ffe or fedprox", ", ".join(external), why)

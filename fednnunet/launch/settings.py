@@ -17,7 +17,6 @@ from fednnunet.datasets.splits import splits_of
 from fednnunet.errors import ConfigError, FednnUNetError, one_line
 from fednnunet.launch.run_folder import run_id
 from fednnunet.node.settings import NodeSettings
-from fednnunet.privacy.secure_sum import SumRules
 from fednnunet.processes import cores
 from fednnunet.server.session import ServerSettings
 from fednnunet.server.strategy.asym_fedavg import AsymFedAvg
@@ -44,13 +43,14 @@ def server_settings(config: RunConfig) -> ServerSettings:
     )
     if config.on_single_machine:
         return settings
+    taking_part = (*config.training_centres, *config.external_centres)
     return dataclasses.replace(
         settings,
-        expected_nodes=config.federation.expected_nodes or len(config.dataset.centres),
+        expected_nodes=config.federation.expected_nodes or len(taking_part),
         wait_for_nodes=True,
         run=run_id(config.paths.run),
         shared_config=config.shared.model_dump(mode="json", by_alias=True),
-        centres={centre.name: centre.external for centre in config.dataset.centres},
+        centres={centre.name: centre.external for centre in taking_part},
     )
 
 
@@ -62,8 +62,13 @@ def build_strategy(config: RunConfig) -> Strategy:
     """
     sums, protection = config.privacy.secure_sums, {}
     if sums is not None and config.strategy.aggregation["_target_"] == class_path(AsymFedAvg):
-        rules = SumRules(sums.colluding, sums.min_group)
-        protection = {"_target_": class_path(SecureAsymFedAvg), "rules": rules, "limit": sums.limit}
+        protection = {
+            "_target_": class_path(SecureAsymFedAvg),
+            "colluding": sums.colluding,
+            "min_group": sums.min_group,
+            "limit": sums.limit,
+            "max_update_norm": sums.max_update_norm,
+        }
     try:
         strategy = instantiate(config.strategy.aggregation, **protection)
     except InstantiationException as error:
@@ -108,7 +113,7 @@ def node_settings(config: RunConfig, folders: Mapping[str, Path]) -> list[NodeSe
     external = {centre.name: centre.external for centre in config.dataset.centres}
     taking_part = {centre.name for centre in (*config.training_centres, *config.external_centres)}
     nodes = {name: {name: folder} for name, folder in folders.items() if name in taking_part}
-    if len(nodes) < len(folders):
+    if len(nodes) < len(folders) and not config.keeps_models:
         log.warning("external centres are left out: they have no 3d_lowres segmentations for the cascade to refine")
     if config.pools_cases:
         pooled = {name: folder for name, folder in folders.items() if not external[name]}

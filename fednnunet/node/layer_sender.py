@@ -13,6 +13,7 @@ from fednnunet.exchange.arrays import SharedArrays, Spec
 from fednnunet.exchange.messages import ExchangeDtype, TrainReply, TrainRequest
 from fednnunet.exchange.rounding import ErrorFeedback
 from fednnunet.node.secure_rounds import SecureRounds
+from fednnunet.privacy.figures import without_figures
 from fednnunet.training.network_state import buffer_names, read_state, state_arrays, state_spec
 
 
@@ -77,12 +78,14 @@ class LayerSender:
 
     def masked(
         self, network: nn.Module, request: TrainRequest, reply: TrainReply, rounds: SecureRounds
-    ) -> tuple[TrainReply, SharedArrays]:
-        """The layers of a finished round as masked integers, and the reply that goes with them.
+    ) -> tuple[TrainReply, SharedArrays | None]:
+        """The layers of a finished round as masked integers, if any, and the reply that goes with them.
 
         Raises:
             ProtocolError: see :meth:`~fednnunet.node.secure_rounds.SecureRounds.mask`.
         """
+        if not request.layers:
+            return without_figures(reply), None
         wire = rounds.spec(state_spec(network, request.layers), request)
         self._rounded = _reuse(self._rounded, wire)
         reply = rounds.mask(request, state_arrays(network, request.layers), reply, self._rounded.views())

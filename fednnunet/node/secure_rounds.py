@@ -34,7 +34,7 @@ from fednnunet.exchange.messages import (
 )
 from fednnunet.files import append_atomically, write_atomically
 from fednnunet.node.settings import NodeIdentity
-from fednnunet.privacy.figures import FIGURE_NAMES, FIGURES, to_array
+from fednnunet.privacy.figures import FIGURE_NAMES, FIGURES, to_array, without_figures
 from fednnunet.privacy.identity import pair_secrets, sign_key, verify_key
 from fednnunet.privacy.masks import derive_seed
 from fednnunet.privacy.ring import FixedPoint
@@ -132,6 +132,8 @@ class SecureRounds:
             ProtocolError: classes that are not summed, or a layer that is asked for in clear.
         """
         self._check_classes(request)
+        if not request.layers:  # nothing is exchanged
+            return
         self._started = MaskedRound(
             fold=request.fold,
             server_round=request.server_round,
@@ -192,9 +194,11 @@ class SecureRounds:
             context = self._context(request.fold, request.server_round, of_class)
             shares.append({peer: _text(bundle) for peer, bundle in member.mask(arrays, context).items()})
         write_atomically(self._round_file, masked.model_dump_json())
-        return reply.model_copy(update={**dict.fromkeys(FIGURE_NAMES), "shares": shares})
+        return without_figures(reply).model_copy(update={"shares": shares})
 
     def _check_classes(self, request: TrainRequest) -> None:
+        if not request.layers and not request.classes:
+            return
         in_classes = [layer for one in request.classes for layer in one.layers]
         if len(set(in_classes)) < len(in_classes) or not set(in_classes) <= set(request.layers):
             raise ProtocolError("the server asks for a layer in two classes, or in none of the round")

@@ -19,6 +19,11 @@ def to_array(reply: TrainReply) -> np.ndarray:
     return np.array([value or 0.0 for value in values] + [float(value is not None) for value in values])
 
 
+def without_figures(reply: TrainReply) -> TrainReply:
+    """The reply, without the figures of its node."""
+    return reply.model_copy(update=dict.fromkeys(FIGURE_NAMES))
+
+
 def mean_figures(means: np.ndarray) -> dict[str, float | None]:
     """Mean of each figure over the nodes that have it, from the mean of :func:`to_array`."""
     values, present = np.split(means.astype(np.float64), 2)

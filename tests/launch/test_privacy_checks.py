@@ -61,11 +61,6 @@ ACROSS = ("federation=deployment", "federation.server=state")
         ([centres(5), *ACROSS, "federation.expected_nodes=3"], "expected_nodes=3: .* at least 4 nodes"),
         ([centres(5), *ACROSS, "federation.min_nodes=3"], "min_nodes=3: with .* at least 4 nodes; raise it"),
         ([centres(4), "evaluation.cross_centre=true"], "evaluation.cross_centre=true: with strategy=asym"),
-        ([centres(4, external=1)], "dataset.centres: N4 is external, and with strategy=asym"),
-        (
-            [centres(4, external=1), "strategy=ffe", "strategy.aggregation.keep_local=[norm]"],
-            "N4 is external, and with strategy=ffe",
-        ),
         ([centres(4), "trainer.iterations=10"], "privacy.least_steps=50: a round has 10 training steps"),
         (
             [centres(4), "strategy=ffe", "privacy.scores=nothing", "evaluation.cross_centre=true"],
@@ -92,3 +87,12 @@ def test_what_can_be_had_is_taken(overrides: list[str], caplog: pytest.LogCaptur
     with caplog.at_level(logging.WARNING):
         check_privacy(configured(*overrides))
     assert ("each can compute the other's" in caplog.text) == ("privacy.secure_sums.min_group=2" in overrides)
+
+
+@pytest.mark.parametrize("overrides", [["strategy=asym"], ["strategy=ffe", "strategy.aggregation.keep_local=[norm]"]])
+def test_external_centres_without_a_model_are_left_out(overrides: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    config = configured(centres(4, external=1), *overrides)
+    check_privacy(config)
+    assert config.external_centres == []
+    assert f"external centres (N4) are not scored: with {overrides[0]}, nodes have models of their own" in caplog.text
+    assert [c.name for c in configured(centres(4, external=1), "strategy=ffe").external_centres] == ["N4"]

@@ -15,7 +15,6 @@ from fednnunet.errors import ConfigError, NodeError, ProtocolError
 from fednnunet.exchange.messages import Kind
 from fednnunet.exchange.records import from_array_record, to_array_record
 from fednnunet.privacy.ring import FixedPoint
-from fednnunet.privacy.secure_sum import SumRules
 from fednnunet.server.strategy.secure_asym_fedavg import SecureAsymFedAvg
 from tests.support.scripted_federation import (
     CASES,
@@ -36,7 +35,7 @@ LARGEST_ERROR = FixedPoint(len(NAMES), LIMIT).error_bound(len(NAMES), len(NAMES)
 
 
 def strategy_of(**options: Any) -> SecureAsymFedAvg:
-    return SecureAsymFedAvg(SumRules(), LIMIT, **options)
+    return SecureAsymFedAvg(limit=LIMIT, **options)
 
 
 @pytest.fixture
@@ -157,7 +156,7 @@ class Unlike(SecureAsymFedAvg):
 
 def test_a_server_that_sends_unlike_models_learns_nothing(run_securely: RunFederation, tmp_path: Path) -> None:
     """Masks depend on what a node was sent (Pasquini et al. 2022)."""
-    strategy = Unlike(SumRules(), LIMIT)
+    strategy = Unlike(limit=LIMIT)
     with pytest.raises(ProtocolError, match="void: 0 of the 3 shares that it takes"):
         run_securely(secure_nodes(NAMES, tmp_path / "keys", layers={"encoder": [40, 30]}), strategy)
 

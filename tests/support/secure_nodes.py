@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from fednnunet.exchange.channel import Request
 from fednnunet.exchange.messages import FingerprintRequest, PreprocessRequest, TrainReply, TrainRequest, UnmaskRequest
 from fednnunet.node.secure_rounds import SecureRounds
 from fednnunet.node.settings import NodeIdentity
-from fednnunet.privacy.identity import CURVE, certify
+from fednnunet.privacy.identity import CURVE, certify, make_authority
 from tests.support.scripted_federation import Answer, ScriptedNode, State, WorkerFails
 
 RUN = "0123456789abcdef0123456789abcdef"
@@ -31,8 +32,8 @@ class Authority:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)
-        self.folder, self.key = folder, ec.generate_private_key(CURVE())
-        self.certificate = certify("authority", self.key.public_key(), None, self.key)
+        self.folder = folder
+        self.certificate, self.key = make_authority("authority", timedelta(days=1))
         self.file = folder / "ca.crt"
         self.file.write_bytes(self.certificate.public_bytes(Encoding.PEM))
 

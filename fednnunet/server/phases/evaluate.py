@@ -143,24 +143,35 @@ def _pass_on_model(session: Session, node: int, fold: Fold, evaluators: Sequence
         Whether the node has sent it, as it should.
     """
     name, planned = session.federation.name(node), session.federation.planned[node]
+    averages = _averages_of(session, node, fold)
     replies = request_all(
         session,
         Kind.SEND_MODEL,
-        {node: SendModelRequest(fold=fold, layers=list(planned.layers))},
+        {node: SendModelRequest(fold=fold, layers=list(planned.layers) if averages is None else [])},
         optional=True,
         report=False,
         consequence="its models are left out",
     )
     for reply in replies:
+        sent = averages or reply.arrays
         try:
-            check_model(reply.arrays, planned.layers, f"node {name}")
+            check_model(sent, planned.layers, f"node {name}")
         except ProtocolError as error:
             session.accept_failures([error], consequence="its models are left out")
             return False
         model = Model(node=name, fold=fold, plans=planned.plans, mirror_axes=reply.body.mirror_axes)
-        requests, arrays = dict.fromkeys(evaluators, model), dict.fromkeys(evaluators, reply.arrays)
+        requests, arrays = dict.fromkeys(evaluators, model), dict.fromkeys(evaluators, sent)
         request_all(session, Kind.KEEP_MODEL, requests, arrays, optional=True, report=False)
     return bool(replies)
+
+
+def _averages_of(session: Session, node: int, fold: Fold) -> ArrayRecord | None:
+    """The last averages of a fold, where layers are summed securely: the server's own copy of the node's model."""
+    if session.settings.secure_run is None:
+        return None
+    arrays = session.strategy.restore(session.recorder.folder, fold, session.federation.rounds)
+    assert arrays is not None, "a strategy of secure sums has a state"
+    return session.strategy.groups.arrays_for(node, arrays)
 
 
 def _check_centres(federation: Federation, node: int, scores: Iterable[CaseScore]) -> None:

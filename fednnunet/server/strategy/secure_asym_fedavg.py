@@ -33,7 +33,8 @@ class SecureAsymFedAvg(AsymFedAvg):
     counters of batch normalization, which are integers, travel as they are.
 
     Args:
-        rules: How many must take part in a sum.
+        colluding: Nodes that may help a curious server.
+        min_group: Fewest nodes over which a layer is averaged.
         limit: Largest size of a weight.
         options: See :class:`~fednnunet.server.strategy.asym_fedavg.AsymFedAvg`; ``max_update_norm`` is about averages.
 
@@ -43,10 +44,10 @@ class SecureAsymFedAvg(AsymFedAvg):
 
     open_sums: OpenSums
 
-    def __init__(self, rules: SumRules, limit: float, **options: Any) -> None:
+    def __init__(self, colluding: int = 1, min_group: int = 3, limit: float = 64.0, **options: Any) -> None:
         super().__init__(**options)
-        self.rules, self.limit = rules, limit
-        self._secure = SecureAverage([], rules, limit)
+        self.rules, self.limit = SumRules(colluding, min_group), limit
+        self._secure = SecureAverage([], self.rules, limit)
         self._counters: frozenset[str] = frozenset()
         self._cases: dict[int, int] = {}
         self._norm: float | None = None
