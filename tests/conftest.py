@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("nnUNet_def_n_proc", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many tests run at a time as there are cores; more threads spin
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 from hypothesis import settings
 
+from tests.support import quick_nodes
 from tests.support.run_folders import make_run, write_run
 from tests.support.ultrasound_downloads import acouslic, aimix
 
@@ -51,6 +53,14 @@ def level_of(item: pytest.Item) -> str:
         return "federation"
     folder = Path(item.location[0]).parts[1]
     return folder if folder in LEVELS else "unit"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_nodes() -> Iterator[None]:
+    """Nodes that this process starts leave out what only takes time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fednnunet.node.launcher._work", quick_nodes.work)
+        yield
 
 
 def write_case(

@@ -31,6 +31,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[FoldModels]:
     """Of two centres whose plans differ in spacing; two folds each."""
     for variable in ("nnUNet_raw", "nnUNet_preprocessed"):
         monkeypatch.setenv(variable, str(tmp_path / variable))
+    monkeypatch.setattr("fednnunet.fingerprint.extract.MAX_FOREGROUND_VOXELS", 6e4)  # sampled in no time
     raw = tmp_path / "nnUNet_raw"
     oslo = write_boxes(raw, "Dataset101_Oslo")
     porto = write_boxes(raw, "Dataset102_Porto", shape=(6, 60, 60), spacing=(3.0, 0.7, 0.7), seed=1)

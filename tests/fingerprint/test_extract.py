@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,9 +12,12 @@ import pytest
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 
 from fednnunet.datasets.raw import read_dataset
-from fednnunet.fingerprint import DatasetFingerprint
+from fednnunet.fingerprint import DatasetFingerprint, extract
 from fednnunet.fingerprint.extract import SAMPLING_SEED, _statistics, extract_fingerprint
 from tests.support.raw_datasets import rewrite
+
+FEWER_VOXELS = 1e6
+"""Many times the foreground that there is, as with nnU-Net's 1e8, in a hundredth of the time."""
 
 
 @pytest.mark.integration
@@ -23,8 +27,13 @@ def test_fingerprint_is_that_of_nnunets_extractor(
     folder = make_dataset()
     monkeypatch.setenv("nnUNet_raw", str(folder.parent))
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
+    forked = multiprocessing.get_context("forkserver")  # a process that is spawned imports nnU-Net again
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: forked)
     extractor = DatasetFingerprintExtractor(folder.name, num_processes=1)
     extractor.show_progress_bar = False
+    assert extractor.num_foreground_voxels_for_intensitystats == extract.MAX_FOREGROUND_VOXELS
+    extractor.num_foreground_voxels_for_intensitystats = FEWER_VOXELS
+    monkeypatch.setattr(extract, "MAX_FOREGROUND_VOXELS", FEWER_VOXELS)
     extractor.run()
     theirs = json.loads((tmp_path / "preprocessed" / folder.name / "dataset_fingerprint.json").read_text())
     ours = extract_fingerprint(read_dataset(folder, "A"))
@@ -50,7 +59,10 @@ def test_statistics_are_numpys_of_the_samples_to_the_bit(seed: int) -> None:
     }
 
 
-def test_a_centre_without_foreground_has_a_fingerprint_without_intensities(make_dataset: Callable[..., Path]) -> None:
+def test_a_centre_without_foreground_has_a_fingerprint_without_intensities(
+    make_dataset: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extract, "MAX_FOREGROUND_VOXELS", FEWER_VOXELS)
     folder = make_dataset()
     with_foreground = extract_fingerprint(read_dataset(folder, "A"))
     for label in (folder / "labelsTr").iterdir():
