@@ -6,11 +6,9 @@ changed or removed later is noticed. This module imports no training library: wh
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from fednnunet.audit.chain import append_line
 from fednnunet.errors import ProtocolError
 from fednnunet.exchange.arrays import SharedArrays, num_bytes
 from fednnunet.exchange.channel import Reply, Request
@@ -41,7 +40,6 @@ log = logging.getLogger(__name__)
 AUDIT_LOG = "audit.jsonl"
 EXPANDED_FIELDS = ("fingerprint", "intensity_ranges")
 """Fields of bodies whose parts are listed one by one: what describes the images."""
-BLOCK = 1 << 16
 
 
 class FieldSize(BaseModel):
@@ -152,48 +150,14 @@ class AuditLog:
         return None
 
     def _append(self, described: dict[str, Any]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            whole, torn = _tail(file)
-            size = os.fstat(file).st_size - torn
-            if torn:
-                os.ftruncate(file, size)
-                self._repaired += torn
-            # The line that this process wrote last, not the file's: that lines were cut off since then shows.
-            previous = self._last or (digest_of(whole) if whole is not None else None)
-            described |= {"previous": previous, "withheld": self._withheld, "repaired": self._repaired}
-            entry = Entry(node=self.node, run=self.run, **described)
-            line = entry.model_dump_json(exclude_defaults=True).encode()
-            try:
-                rest = line + b"\n"
-                while rest:  # one write, unless the disk is full: then the second one says so
-                    rest = rest[os.write(file, rest) :]
-                os.fsync(file)
-            except OSError:
-                with contextlib.suppress(OSError):  # left to the next append
-                    os.ftruncate(file, size)
-                raise
-        finally:
-            os.close(file)
-        self._last, self._withheld, self._repaired = digest_of(line), 0, 0
+        def line_after(previous: str | None, torn: int) -> bytes:
+            self._repaired += torn
+            more = {"previous": previous, "withheld": self._withheld, "repaired": self._repaired}
+            entry = Entry(node=self.node, run=self.run, **described | more)
+            return entry.model_dump_json(exclude_defaults=True).encode()
 
-
-def digest_of(line: bytes) -> str:
-    """Digest of a line without its end of line, which the next line carries."""
-    return hashlib.sha256(line).hexdigest()
-
-
-def _tail(file: int) -> tuple[bytes | None, int]:
-    """The last whole line of ``file``, and the number of bytes after it."""
-    start = os.fstat(file).st_size
-    tail = b""
-    while start and tail.count(b"\n") < 2:
-        step = min(start, BLOCK)
-        start -= step
-        tail = os.pread(file, step, start) + tail
-    lines, end, torn = tail.rpartition(b"\n")
-    return (lines.rpartition(b"\n")[2] if end else None), len(torn)
+        self._last = append_line(self.path, line_after, self._last)
+        self._withheld = self._repaired = 0
 
 
 # content of a line -----------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from fednnunet.audit.log import AUDIT_LOG, Entry, digest_of
+from fednnunet.audit.chain import digest_of
+from fednnunet.audit.log import AUDIT_LOG, Entry
 from fednnunet.config.node_file import read_node_file
 from fednnunet.errors import DataError, first_problem
 from fednnunet.exchange.messages import REPLIES, Failure, Kind

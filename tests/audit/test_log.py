@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from fednnunet.audit.log import BLOCK, AuditLog
+from fednnunet.audit.chain import BLOCK
+from fednnunet.audit.log import AuditLog
 from fednnunet.audit.reader import read_trail
 from fednnunet.exchange.arrays import ALIGNMENT, SharedArrays
 from fednnunet.exchange.channel import Request, WorkerChannel, WorkerFailure, call_worker

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fednnunet.audit.log import Entry, FieldSize, Tensor, digest_of
+from fednnunet.audit.chain import digest_of
+from fednnunet.audit.log import Entry, FieldSize, Tensor
 from fednnunet.audit.reader import read_trail, summarise
 from fednnunet.cli.main import main
 from fednnunet.exchange.messages import Kind
