@@ -155,7 +155,7 @@ def test_keys_and_options_that_are_named_exist(document: Path) -> None:
     key = rf"(?:{group})(?:\.\w+)+"
     for named in re.findall(rf"(?<![\w/.])\+?({key})(?==)|`\+?({key})`", text):
         found = named[0] or named[1]
-        assert found in known or found.startswith(OPEN_MAPS) or re.search(r"\.(md|json|py|yaml|csv)$", found), found
+        assert found in known or found.startswith(OPEN_MAPS) or re.search(r"\.(md|jsonl?|py|yaml|csv)$", found), found
     for chosen, options in re.findall(rf"(?<![\w/.])({group}|hydra/\w+)=([\w/,]+)", text):
         for option in set(options.split(",")) - OF_THE_READER:
             assert (ROOT / "conf" / chosen / f"{option}.yaml").is_file() or chosen == "hydra/launcher", option

@@ -98,6 +98,9 @@ class TrainerConfig(Config):
         weight_decay: Weight decay of the optimizer.
         oversample_foreground: Fraction of a batch's patches that must contain foreground.
         save_probabilities: Keep the softmax outputs of held-out cases, for nnU-Net's ensembles (``--npz``).
+        train_layers: Parts of layer names, such as ``norm``, ``seg_layers`` or ``decoder.stages.5``: only layers with
+            one of them between their dots are trained and exchanged, the others stay as ``init.weights`` has them.
+            Empty trains all.
     """
 
     class_: str = Field(alias="class")
@@ -108,6 +111,7 @@ class TrainerConfig(Config):
     weight_decay: float | None = Field(default=None, ge=0)
     oversample_foreground: float | None = Field(default=None, ge=0, le=1)
     save_probabilities: bool = False
+    train_layers: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$")]] = []
 
 
 class ModelConfig(Config):

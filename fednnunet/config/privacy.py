@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
-from pydantic import Field, PositiveFloat
+from pydantic import Field, PositiveFloat, model_validator
 
 from fednnunet.config.groups import Config
 from fednnunet.errors import ConfigError
@@ -29,6 +29,62 @@ class SecureSumsConfig(Config):
     min_group: int = Field(default=3, ge=2)
     limit: PositiveFloat = 64.0
     max_update_norm: float | None = Field(default=10.0, gt=1)
+
+
+class NoiseConfig(Config):
+    """Noise that hides what is protected (differential privacy).
+
+    Attributes:
+        epsilon: Privacy loss after all folds and rounds of the run, from which the noise is computed; or null, and
+            ``noise`` is given.
+        noise: Noise multiplier: standard deviation of the noise on a sum, in units of ``clip``; or null.
+        clip: Largest norm of what one of them adds to a sum.
+        accept_useless: Train even where the noise is more than 20 times as large as what it hides.
+    """
+
+    epsilon: PositiveFloat | None = None
+    noise: PositiveFloat | None = None
+    clip: PositiveFloat = 1.0
+    accept_useless: bool = False
+
+    @model_validator(mode="after")
+    def _noise_is_given_once(self) -> NoiseConfig:
+        if (self.epsilon is None) == (self.noise is None):
+            raise ValueError("set one of epsilon and noise, and the other to null")
+        return self
+
+
+class CaseNoiseConfig(NoiseConfig):
+    """Noise in every training step, which hides whether a case was there: from the server, other nodes and readers of
+    the model (DP-SGD, Abadi et al. 2016).
+
+    Attributes:
+        epsilon: Privacy loss of a case after all folds and rounds of the run, from which the noise is computed; or
+            null, and ``noise`` is given.
+        clip: Largest norm of a case's gradient.
+        delta: Probability that epsilon does not hold, below one over the number of cases; null for a tenth of that.
+        cases: Cases that are expected in a step: each is drawn with this number over that of training cases.
+        patches: Patches of a drawn case.
+    """
+
+    delta: float | None = Field(default=None, gt=0, lt=1)
+    cases: int = Field(default=12, ge=1)
+    patches: int = Field(default=3, ge=1)
+
+
+class NodeNoiseConfig(NoiseConfig):
+    """Noise on what a node sends, which hides whether the node was there.
+
+    With secure sums, the noise of the nodes adds up to that of one; without, each adds all of it.
+
+    Attributes:
+        epsilon: Privacy loss of a node after all folds and rounds of the run, from which the noise is computed; or
+            null, and ``noise`` is given.
+        clip: Largest norm of a node's update in a round.
+        delta: Probability that epsilon does not hold.
+    """
+
+    delta: float = Field(default=1e-5, gt=0, le=1e-3)
 
 
 class PrivacyLimits(Config):
@@ -67,12 +123,34 @@ class PrivacyConfig(PrivacyLimits):
 
     Attributes:
         secure_sums: Sums that show the server no single node's layers; null sends layers as they are.
+        case: Noise that hides single cases; null for none.
+        node: Noise that hides whole nodes; null for none.
         scores: What leaves of scores. ``cases``: one row per case; ``mean``: means over the node's cases; ``nothing``.
         least_steps: Fewest training steps of a round: layers after fewer tell more of single images; 0 for no limit.
         max_epsilon: Most privacy loss, in epsilon, over all runs on the node's images; null for no limit.
     """
 
     secure_sums: SecureSumsConfig | None = None
+    case: CaseNoiseConfig | None = None
+    node: NodeNoiseConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_thing_is_hidden(self) -> PrivacyConfig:
+        if self.case is not None and self.node is not None:
+            raise ValueError("set one of privacy.case and privacy.node, and the other to null")
+        return self
+
+    def check_limit(self) -> None:
+        """Check that a limit of epsilon can be kept at all.
+
+        Raises:
+            ConfigError: there is one, and no noise.
+        """
+        if self.max_epsilon is not None and self.case is None and self.node is None:
+            raise ConfigError(
+                f"privacy.max_epsilon={self.max_epsilon:g} cannot be kept without noise; start the run with "
+                "privacy=case or privacy=node"
+            )
 
     def within(self, limits: NodePrivacy) -> PrivacyConfig:
         """The same with the stricter of both; of secure sums, all nodes must have the same rules.

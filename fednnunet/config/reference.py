@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 
 from fednnunet.config.hydra_datasets import CONF
 from fednnunet.config.node_file import NodeFile
-from fednnunet.config.privacy import NodePrivacy, SecureSumsConfig
+from fednnunet.config.privacy import NodePrivacy
 from fednnunet.config.run import RunConfig
 
 PAGE = Path("docs") / "reference" / "configuration.md"
@@ -59,15 +59,19 @@ def write_reference() -> str:
             _summary(model),
             _table(model, list(model.model_fields), f"{name}.", defaults[name]),
         ]
-        if name == "privacy":
-            sums = SecureSumsConfig
-            parts += [_summary(sums), _table(sums, list(sums.model_fields), "privacy.secure_sums.", {})]
-        if name == "dataset":
-            centre = get_args(model.model_fields["centres"].annotation)[0]
-            parts += [_summary(centre), _table(centre, list(centre.model_fields), "dataset.centres[].", {})]
+        for key, inner in _inner_models(model):
+            parts += [_summary(inner), _table(inner, list(inner.model_fields), f"{name}.{key}.", {})]
     own = [name for name, field in NodeFile.model_fields.items() if name not in groups and field.annotation]
     floors = _table(NodePrivacy, list(NodePrivacy.model_fields), "privacy.", {})
     return "\n".join([*parts, NODE_HEAD, _table(NodeFile, own, "", {}), _summary(NodePrivacy), floors])
+
+
+def _inner_models(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
+    """Key to model of what a group holds with keys of its own; of a list, with ``[]``."""
+    for key, field in model.model_fields.items():
+        for one in (field.annotation, *get_args(field.annotation)):
+            if isinstance(one, type) and issubclass(one, BaseModel):
+                yield (f"{key}[]" if get_origin(field.annotation) is list else key), one
 
 
 def _summary(model: type[BaseModel]) -> str:

@@ -18,7 +18,7 @@ own file to ``deploy/node.yaml``, too.
 
 from __future__ import annotations
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from fednnunet.config.groups import (
     CachePaths,
@@ -104,6 +104,22 @@ class NodeRunConfig(SharedKeys):
     init: InitConfig
     compute: ComputeConfig
     paths: CachePaths
+
+    @model_validator(mode="after")
+    def _cases_can_be_hidden(self) -> NodeRunConfig:
+        if self.privacy.case is None:
+            return self
+        for key, given, possible in (
+            ("num_devices", self.compute.num_devices, (1,)),
+            ("augmentation_workers", self.compute.augmentation_workers, (0,)),
+            ("precision", self.compute.precision, ("auto", "32-true")),
+        ):
+            if given not in possible:
+                raise ValueError(
+                    f"compute.{key}={given} does not work with privacy.case, which draws and clips case by case; set "
+                    f"compute.{key}={possible[-1]}"
+                )
+        return self
 
     def gpu_memory_of(self, node: str) -> float | None:
         """Planning target of ``node`` in GB; None leaves it to the planner."""

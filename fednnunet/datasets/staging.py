@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fednnunet.datasets.checked_file import read_file
 from fednnunet.datasets.image_checks import choose_reader, naming
-from fednnunet.datasets.raw import RawDataset
+from fednnunet.datasets.raw import Case, RawDataset
 from fednnunet.errors import DataError
 from fednnunet.files import write_atomically
 
@@ -72,6 +72,12 @@ def raw_digest(dataset: RawDataset) -> str:
     ]
     content = json.dumps([dataset.dataset_json, files])
     return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+def case_digest(case: Case) -> str:
+    """Short digest of a case's name and the sizes of its images, which stays when files are copied or relabelled."""
+    content = json.dumps([case.name, [path.stat().st_size for path in case.images]])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def cache_of(cache: Path, dataset: RawDataset) -> Path:

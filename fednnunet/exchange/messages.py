@@ -212,6 +212,32 @@ class PreprocessRequest(Body):
     keys: Annotated[list[SignedKey], Field(max_length=1000)] = []
 
 
+class NoiseReport(Body):
+    """Noise of a node's part of the run.
+
+    Attributes:
+        hides: what it hides: a case, or the node.
+        noise: noise multiplier: its standard deviation on a sum, in units of the clipping norm.
+        releases: noisy sums of the whole run.
+        epsilon: privacy loss of the whole run.
+        tighter_epsilon: the same by privacy loss distributions; None where the node cannot compute it.
+        total_epsilon: privacy loss with all earlier runs on the same cases.
+        delta: probability that these do not hold.
+        parameters: number of trained values.
+        units: cases that are expected in a sum; None for nodes.
+    """
+
+    hides: Literal["case", "node"]
+    noise: float = Field(gt=0)
+    releases: int = Field(ge=1)
+    epsilon: float = Field(ge=0)
+    tighter_epsilon: float | None = Field(default=None, ge=0)
+    total_epsilon: float = Field(ge=0)
+    delta: float = Field(gt=0, lt=1)
+    parameters: int = Field(ge=1)
+    units: float | None = Field(default=None, gt=0)
+
+
 class PreprocessReply(Body):
     """Preprocessing is done.
 
@@ -222,6 +248,7 @@ class PreprocessReply(Body):
         epochs: number of epochs that the node's trainer makes.
         iterations: training iterations per epoch.
         pretrained: the node starts from given weights.
+        noise: noise of the node's part of the run, where it adds some.
     """
 
     seconds: float = Field(ge=0)
@@ -230,6 +257,7 @@ class PreprocessReply(Body):
     epochs: int = Field(ge=1)
     iterations: int = Field(ge=1)
     pretrained: bool = False
+    noise: NoiseReport | None = None
 
 
 class LayerClass(Body):

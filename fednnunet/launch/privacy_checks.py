@@ -34,6 +34,11 @@ def check_privacy(config: RunConfig) -> None:
         raise ConfigError(
             "evaluation.cross_centre=true: privacy.scores=nothing keeps the scores at the nodes; leave one of them out"
         )
+    config.privacy.check_limit()
+    if config.privacy.case is not None and config.strategy.aggregation.get("proximal_mu"):
+        raise ConfigError(
+            "strategy.aggregation.proximal_mu does not work with privacy.case, whose steps are its own; set it to 0"
+        )
     if config.privacy.secure_sums is None:
         return
     if _aggregation(config) == class_path(NoExchange):

@@ -40,6 +40,8 @@ def server_settings(config: RunConfig) -> ServerSettings:
         expected_nodes=config.federation.expected_nodes,
         find_duplicates=config.fingerprint.find_duplicates,
         secure_run=run_id(config.paths.run) if config.privacy.secure_sums is not None else None,
+        train_layers=config.trainer.train_layers,
+        accept_useless_noise=any(noise.accept_useless for noise in (config.privacy.case, config.privacy.node) if noise),
     )
     if config.on_single_machine:
         return settings
@@ -129,6 +131,7 @@ def node_settings(config: RunConfig, folders: Mapping[str, Path]) -> list[NodeSe
             threads=threads,
             same_machine=True,
             image_headers=config.dataset.image_headers,
+            privacy_ledger=config.paths.cache.resolve() / "privacy" / f"{name}.jsonl",
         )
         for name, datasets in nodes.items()
     ]

@@ -17,7 +17,7 @@ from fednnunet.datasets.pooled import pool_datasets, pooled_name
 from fednnunet.datasets.quality.measure import image_digests
 from fednnunet.datasets.raw import RawDataset, read_dataset
 from fednnunet.datasets.splits import Split, splits_of, without_held_out
-from fednnunet.datasets.staging import cache_of, raw_digest, stage_dataset
+from fednnunet.datasets.staging import cache_of, case_digest, raw_digest, stage_dataset
 from fednnunet.errors import ConfigError, DataError, ProtocolError, first_problem
 from fednnunet.evaluation.score import HeldOutCase
 from fednnunet.exchange.data_notes import DataNote, add_notes
@@ -103,6 +103,14 @@ class NodeDataset:
             for centre, dataset in self.centres.items()
             for number, case in enumerate(dataset.cases)
         ]
+
+    def case_digests(self) -> dict[str, str]:
+        """nnU-Net's name of every case to a digest of its own name and the sizes of its images."""
+        return {
+            pooled_name(centre, case.name) if self.is_pooled else case.name: case_digest(case)
+            for centre, dataset in self._originals.items()
+            for case in dataset.cases
+        }
 
     def check_present(self) -> None:
         """Check that no file has been removed since the dataset was read.

@@ -35,11 +35,15 @@ def plan_network(dataset: NodeDataset, request: PlanRequest, settings: NodeSetti
     """Plans from the federated fingerprint or the node's own, or imported where ``init.plans`` names some.
 
     Raises:
-        ConfigError: nnU-Net plans no such configuration for these images; or the node has no foreground, and its images
-            are normalised by that.
+        ConfigError: nnU-Net plans no such configuration for these images; the node has no foreground, and its images
+            are normalised by that; it is to train layers of weights that it is not given; or it cannot keep its limit
+            of epsilon.
         ProtocolError: the federated fingerprint is malformed.
     """
     config, name, raw = settings.config, settings.name, dataset.raw
+    config.privacy.check_limit()
+    if config.trainer.train_layers and config.init.weights_of(name) is None:
+        raise ConfigError("trainer.train_layers leaves the other layers as they start; name weights: init.weights")
     if request.fingerprint is None:
         fingerprint = dataset.fingerprint()
     else:

@@ -81,6 +81,11 @@ def epochs_before(body: TrainRequest) -> int:
     return (body.server_round - 1) * body.epochs
 
 
+def epochs_of(trainer: nnUNetTrainer, body: TrainRequest) -> int:
+    """Epochs of the round: fewer than asked for, where the trainer has fewer left."""
+    return min(body.epochs, trainer.num_epochs - epochs_before(body))
+
+
 def round_reply(
     trainer: nnUNetTrainer, body: TrainRequest, seconds_train: float, seconds_exchange: float
 ) -> TrainReply:

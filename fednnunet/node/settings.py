@@ -8,6 +8,10 @@ from pathlib import Path
 
 from fednnunet.config.dataset import ImageHeaders
 from fednnunet.config.shared import NodeRunConfig
+from fednnunet.privacy.ledger import LEDGER
+
+NOISE_KEY = "noise.key"
+"""In a node's folder: the secret that the noise of its run follows from, readable by its owner alone."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class NodeSettings:
             :class:`~fednnunet.config.groups.DatasetConfig`.
         run: id of the run, where the server sends it; None for a worker that is started for its run.
         identity: files for secure sums; None where there are none.
+        privacy_ledger: file where the cost of rounds is kept over runs; None for one in ``folder``.
     """
 
     name: str
@@ -54,6 +59,12 @@ class NodeSettings:
     image_headers: ImageHeaders = "check"
     run: str | None = None
     identity: NodeIdentity | None = None
+    privacy_ledger: Path | None = None
+
+    @property
+    def ledger(self) -> Path:
+        """File where the cost of rounds is kept."""
+        return self.privacy_ledger or self.folder / LEDGER
 
     @property
     def seed(self) -> int:

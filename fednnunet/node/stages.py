@@ -24,6 +24,7 @@ from fednnunet.exchange import messages
 from fednnunet.node import evaluate, prepare
 from fednnunet.node.describe import NodeDataset
 from fednnunet.node.distributed import Ranks
+from fednnunet.node.noise import CaseRounds
 from fednnunet.node.received_models import ReceivedModels
 from fednnunet.node.resource_errors import CacheLostError
 from fednnunet.node.secure_rounds import SecureRounds
@@ -55,6 +56,7 @@ class NodeStages:
         self.trainer: nnUNetTrainer | None = None
         self._dataset: NodeDataset | None = None
         self._plans: dict[str, Any] | None = None
+        self._noise_report: messages.NoiseReport | None = None
         for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
             folder = settings.folder / variable
             folder.mkdir(parents=True, exist_ok=True)
@@ -110,6 +112,7 @@ class NodeStages:
             epochs=trainer.num_epochs,
             iterations=trainer.num_iterations_per_epoch,
             pretrained=self.config.init.weights_of(self.settings.name) is not None,
+            noise=self._noise_report,
         )
 
     def start_fold(self, fold: messages.Fold) -> nnUNetTrainer:
@@ -118,6 +121,8 @@ class NodeStages:
         self.trainer = prepare.build_fold_trainer(
             fold, self.dataset, self._plans, self.settings, self.device, self.ranks
         )
+        if self.noise is not None:
+            self._noise_report = self.noise.begin_fold(self.trainer, self.dataset.case_digests())
         return self.trainer
 
     def has_lost_cache(self) -> bool:
@@ -192,6 +197,12 @@ class NodeStages:
         if sums is None or settings.external:
             return None
         return SecureRounds(settings.name, settings.folder, sums, settings.identity)
+
+    @cached_property
+    def noise(self) -> CaseRounds | None:
+        """What hides the node's cases in its rounds; None where nothing does."""
+        case = self.config.privacy.case
+        return None if case is None else CaseRounds(self.settings, case)
 
     @cached_property
     def ranks(self) -> Ranks:

@@ -43,6 +43,7 @@ from fednnunet.node.rounds import (
 )
 from fednnunet.node.settings import NodeSettings
 from fednnunet.node.stages import NodeStages
+from fednnunet.privacy.figures import FIGURE_NAMES
 from fednnunet.training.callback import FederatedCallback
 from fednnunet.training.checkpoint import (
     checkpoint_of,
@@ -173,7 +174,7 @@ class TrainingSession:
         if not isinstance(body, TrainRequest) or body.fold != trainer.fold:
             return NextStep.IGNORE  # final models are exchanged while the fit waits
         if body.server_round > self._finished_round:
-            check_round(trainer, body, arrays)
+            self._check_round(trainer, body, arrays)
             return NextStep.START
         return NextStep.STOP if self._must_rewind(trainer, body) else NextStep.IGNORE
 
@@ -230,19 +231,20 @@ class TrainingSession:
 
     def _fit(self, trainer: nnUNetTrainer, request: Request, body: TrainRequest) -> None:
         """Run Lightning's fit, from this round to the last; returns when the rounds are over."""
-        check_round(trainer, body, request.arrays)
+        self._check_round(trainer, body, request.arrays)
         self.start_round(request, body)
         self.stages.ranks.fit(trainer.current_epoch)
         trainer.on_train_start()
         if self._random_state is not None:
             restore_random_state(self._random_state)
-        module = NNUNetModule(trainer)
+        hidden = self.stages.noise.steps(trainer) if self.stages.noise is not None else None
+        module = NNUNetModule(trainer, hidden)
         lightning_trainer = build_lightning_trainer(
             module, self.settings.config.compute, [FederatedCallback(self)], self.settings.folder
         )
         self._is_fitting = self._is_first_epoch = True
         try:
-            lightning_trainer.fit(module, datamodule=NNUNetDataModule(trainer))
+            lightning_trainer.fit(module, datamodule=NNUNetDataModule(trainer, numbers_only=hidden is not None))
         except Exception as error:
             open_round, self._open, self._failed = self._open, None, True
             if open_round is None or open_round.request is request:
@@ -251,6 +253,11 @@ class TrainingSession:
             open_round.request.fail(failure_of(self.stages.cause_of(error), Kind.TRAIN, self.settings))
         finally:
             self._is_fitting = False
+
+    def _check_round(self, trainer: nnUNetTrainer, body: TrainRequest, arrays: Mapping[str, np.ndarray]) -> None:
+        check_round(trainer, body, arrays)
+        if self.stages.noise is not None:
+            self.stages.noise.check_round(trainer, body)
 
     def start_round(self, request: Request, body: TrainRequest) -> None:
         """Train this round next; epochs of rounds that the node missed are skipped."""
@@ -292,6 +299,9 @@ class TrainingSession:
         body = current.body
         assert current.loaded is not None
         self._reply = round_reply(trainer, body, time.perf_counter() - current.loaded, current.loaded - current.started)
+        if self.stages.noise is not None:
+            self._reply = self._reply.model_copy(update=dict.fromkeys(FIGURE_NAMES))  # no noise is on them
+            self.stages.noise.spend(trainer, body)
         residuals = self.layers.finish_round(trainer.network, body.layers, body.dtype)
         save_round(trainer, self._reply.model_dump(), residuals)
         self._finished_round = body.server_round

@@ -40,6 +40,8 @@ class ServerSettings:
         centres: names that nodes may have, and whether each is external; None takes any.
         find_duplicates: request salted digests of images, and warn of images that two nodes hold.
         secure_run: id of this run for secure sums; None where layers travel as they are.
+        train_layers: parts of the names of the layers that nodes train, and so exchange; empty for all.
+        accept_useless_noise: train even where noise is much larger than what it hides.
     """
 
     fingerprint: Literal["histogram", "weighted_mean"] | None
@@ -57,6 +59,8 @@ class ServerSettings:
     centres: Mapping[str, bool] | None = None
     find_duplicates: bool = False
     secure_run: str | None = None
+    train_layers: Sequence[str] = ()
+    accept_useless_noise: bool = False
 
     @property
     def needs_all_nodes(self) -> bool:

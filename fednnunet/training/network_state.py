@@ -8,7 +8,7 @@ without the prefixes that ``torch.compile`` and DDP add.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -16,8 +16,12 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
-from fednnunet.errors import ProtocolError
+from fednnunet.errors import ConfigError, ProtocolError
 from fednnunet.exchange.arrays import BFLOAT16, check_finite
+from fednnunet.exchange.layer_names import has_part
+
+SEGMENTATION_PART = "seg_layers"
+"""Part of the names of layers that end in labels; they fit one task only."""
 
 
 def unwrap(network: nn.Module) -> nn.Module:
@@ -39,6 +43,32 @@ def named_tensors(network: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 def trained_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
     """Parameters that are trained, each once, by its first name; others may be frozen."""
     return {name: tensor for name, tensor in unwrap(network).named_parameters() if tensor.requires_grad}
+
+
+def freeze_other_layers(network: nn.Module, parts: Sequence[str]) -> None:
+    """Train only parameters that have one of ``parts`` in their names.
+
+    Raises:
+        ConfigError: no layer has one of the parts; or layers would stay that cannot: segmentation layers, which no
+            weights are loaded for, or running statistics, which follow the images.
+    """
+    named = dict(unwrap(network).named_parameters())
+    for part in parts:
+        if not any(has_part(name, [part]) for name in named):
+            raise ConfigError(
+                f"trainer.train_layers: no layer has the part {part}; layers are called {', '.join(list(named)[:1])}, "
+                f"…, {', '.join(list(named)[-1:])}"
+            )
+    for name, parameter in named.items():
+        parameter.requires_grad_(has_part(name, parts))
+        if SEGMENTATION_PART in name.split(".") and not parameter.requires_grad:
+            raise ConfigError(
+                f"trainer.train_layers: {name} starts anew (init.weights), so it has to be trained; add "
+                f"{SEGMENTATION_PART}"
+            )
+    moving = [name for name in buffer_names(network) if not has_part(name, parts)]
+    if moving:
+        raise ConfigError(f"trainer.train_layers: {moving[0]} follows the images, so it cannot stay; add its layer")
 
 
 def layer_shapes(network: nn.Module) -> dict[str, list[int]]:

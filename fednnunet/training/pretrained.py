@@ -13,11 +13,11 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from fednnunet.errors import ConfigError
 from fednnunet.training.checkpoint import NUMBERS
-from fednnunet.training.network_state import unwrap
+from fednnunet.training.network_state import SEGMENTATION_PART, unwrap
 
 log = logging.getLogger(__name__)
 
-SEGMENTATION_LAYERS = ".seg_layers."
+SEGMENTATION_LAYERS = f".{SEGMENTATION_PART}."
 """Layers that are never loaded, as in ``nnunetv2.run.load_pretrained_weights``: another task has other labels."""
 NAMED_MISMATCHES = 3
 

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import inspect
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from torch import nn
 from fednnunet.config.groups import TrainerConfig
 from fednnunet.errors import ConfigError
 from fednnunet.planning.class_lookup import find_class, nnunet_classes
+from fednnunet.training.network_state import freeze_other_layers
 
 
 def find_trainer(name: str) -> type[nnUNetTrainer]:
@@ -70,7 +71,7 @@ def build_nnunet_trainer(
         precision: precision of Lightning; ``16-mixed`` gets a gradient scaler on every device.
 
     Raises:
-        ConfigError: unknown trainer class, or a configuration that the plans lack.
+        ConfigError: unknown trainer class, a configuration that the plans lack, or layers that cannot be trained alone.
     """
     if configuration not in plans["configurations"]:
         raise ConfigError(
@@ -93,6 +94,8 @@ def build_nnunet_trainer(
     ):
         if value is not None:
             setattr(trainer, attribute, value)
+    if settings.train_layers:
+        trainer.configure_optimizers = _freeze_before(trainer, settings.train_layers)
     trainer.get_training_transforms = _disable_blur_benchmark(trainer.get_training_transforms)
     with _distributed_on_cpu(trainer, device):
         trainer.initialize()
@@ -101,6 +104,17 @@ def build_nnunet_trainer(
     # nnU-Net draws a 30 x 54 inch progress.png after every epoch (0.7 s); the report has the curves.
     trainer.logger.plot_progress_png = lambda output_folder: None
     return trainer
+
+
+def _freeze_before(trainer: nnUNetTrainer, parts: Sequence[str]) -> Callable[[], tuple[Any, Any]]:
+    """The trainer's ``configure_optimizers``, called once other layers are frozen: before DDP looks for what trains."""
+    configure = trainer.configure_optimizers
+
+    def freeze_and_configure() -> tuple[Any, Any]:
+        freeze_other_layers(trainer.network, parts)
+        return configure()
+
+    return freeze_and_configure
 
 
 def _disable_blur_benchmark(get_transforms: Callable[..., BasicTransform]) -> Callable[..., BasicTransform]:

@@ -16,7 +16,7 @@ from fednnunet.config.run import RunConfig
 
 PACKAGE = Path(fednnunet.__file__).parent
 DOTTED = re.compile(r"(?<![\w./{-])([a-z_]+)\.([a-z_]+)(?!\w*\()")
-FILE_ENDINGS = {"json", "md", "py"}
+FILE_ENDINGS = {"json", "jsonl", "md", "py"}
 OTHER_ROOTS = {"config", "fednnunet", "hydra", "self", "session", "settings", "torch"}
 """First parts of dotted names that are modules or objects in the code, not groups of the configuration."""
 

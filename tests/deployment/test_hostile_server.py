@@ -21,6 +21,7 @@ import yaml
 from flwr.proto.fleet_pb2 import PullMessagesRequest
 
 from fednnunet.audit.log import AUDIT_LOG, AuditLog
+from fednnunet.config.groups import ComputeConfig
 from fednnunet.config.node_file import NodeFile, read_node_file
 from fednnunet.config.privacy import NodePrivacy
 from fednnunet.config.shared import SharedRunConfig
@@ -306,6 +307,17 @@ def test_a_run_whose_sums_are_not_what_the_node_requires_is_refused_at_its_first
         assignment_of(careful, body)
     with pytest.raises(ConfigError, match=problem):  # the file was changed in mid-run
         settings_of(careful, assignment)
+
+
+def test_a_node_that_cannot_compute_as_a_run_needs_says_so(node_file: NodeFile, tmp_path: Path) -> None:
+    write_boxes(tmp_path / "raw")
+    asked = {"case": {"epsilon": 8}}
+    assignment = assignment_of(node_file, FingerprintRequest(run="r1", shared_config=changed(privacy=asked)))
+    settings = settings_of(node_file, assignment)
+    assert settings.ledger == node_file.folder / "privacy.jsonl"
+    busy = node_file.model_copy(update={"compute": ComputeConfig(augmentation_workers=4)})
+    with pytest.raises(ConfigError, match=r"node\.yaml does not go with the run: compute\.augmentation_workers=4"):
+        settings_of(busy, assignment)
 
 
 def test_a_node_without_a_certificate_takes_part_in_no_secure_sums(node_file: NodeFile, tmp_path: Path) -> None:

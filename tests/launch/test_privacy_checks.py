@@ -96,3 +96,33 @@ def test_external_centres_without_a_model_are_left_out(overrides: list[str], cap
     assert config.external_centres == []
     assert f"external centres (N4) are not scored: with {overrides[0]}, nodes have models of their own" in caplog.text
     assert [c.name for c in configured(centres(4, external=1), "strategy=ffe").external_centres] == ["N4"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (
+            ["compute.num_devices=2"],
+            r"compute\.num_devices=2 does not work with privacy\.case, .* .*num_devices=1$",
+        ),
+        (["compute.augmentation_workers=4"], r"compute\.augmentation_workers=4 does not work .* set .*_workers=0$"),
+        (["compute.precision=16-mixed"], r"compute\.precision=16-mixed does not work .* set .*precision=32-true$"),
+        (["strategy=fedprox"], r"strategy\.aggregation\.proximal_mu does not work with privacy\.case"),
+        (["privacy.case.noise=1.0"], r"privacy\.case: set one of epsilon and noise"),
+        (["privacy.case.epsilon=null"], r"privacy\.case: set one of epsilon and noise"),
+        (["privacy.node={noise: 1.0}"], r"privacy: set one of privacy\.case and privacy\.node"),
+        (
+            ["privacy=none", "privacy.max_epsilon=8"],
+            r"privacy\.max_epsilon=8 cannot be kept without noise; .*=case",
+        ),
+    ],
+)
+def test_noise_that_cannot_be_had_is_one_line(overrides: list[str], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem) as refused:
+        check_privacy(configured(centres(2), "privacy=case", *overrides))
+    assert "\n" not in str(refused.value)
+
+
+def test_noise_that_can_be_had_is_taken() -> None:
+    check_privacy(configured(centres(2), "privacy=case", "privacy.max_epsilon=8"))
+    check_privacy(configured(centres(2), "privacy=case", "privacy.case.epsilon=null", "privacy.case.noise=1.0"))

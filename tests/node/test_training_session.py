@@ -23,7 +23,7 @@ def session(tmp_path: Path) -> TrainingSession:
     for suffix in (".json", ".pth"):
         (tmp_path / f"checkpoint_round_1{suffix}").touch()
     trainer = SimpleNamespace(fold=0, num_epochs=5, network=nn.Linear(2, 1), output_folder=str(tmp_path))
-    stages: Any = SimpleNamespace(trainer=trainer)
+    stages: Any = SimpleNamespace(trainer=trainer, noise=None)
     settings: Any = SimpleNamespace()
     session = TrainingSession(settings, stages, wait_for_round=lambda: False)
     session._finished_round = 2

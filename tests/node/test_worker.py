@@ -57,6 +57,7 @@ def run_config(folder: Path) -> RunConfig:
             },
             "strategy": {"name": "asym", "plan_from": "own", "aggregation": {}},
             "fingerprint": {"intensity": "histogram"},
+            "privacy": {},
             "exchange": {"dtype": "float32"},
             "evaluation": {"cross_centre": False},
             "trainer": {

@@ -8,14 +8,16 @@ import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import nn
 
-from fednnunet.errors import ProtocolError
+from fednnunet.errors import ConfigError, ProtocolError
 from fednnunet.training.network_state import (
     buffer_names,
     check_state,
+    freeze_other_layers,
     layer_shapes,
     load_state,
     read_state,
     state_spec,
+    trained_parameters,
     unwrap,
 )
 
@@ -120,3 +122,28 @@ def test_bad_arrays_are_refused(network: nn.Module, change: dict[str, np.ndarray
 def test_a_missing_layer_cannot_be_read(network: nn.Module) -> None:
     with pytest.raises(ProtocolError, match="no such layer"):
         state_spec(network, ["decoder.nobody"])
+
+
+def test_only_the_layers_named_are_trained() -> None:
+    network = build_network()
+    freeze_other_layers(network, ["norm", "seg_layers", "decoder.stages.1"])
+    trained = set(trained_parameters(network))
+    names = {name for name, _ in network.named_parameters()}
+    assert trained == {
+        name for name in names if {"norm", "seg_layers"} & set(name.split(".")) or name.startswith("decoder.stages.1.")
+    }
+    assert {"encoder.stages.0.0.convs.0.conv.weight", "decoder.stages.0.convs.0.conv.weight"} < names - trained
+    assert "decoder.stages.1.convs.0.conv.weight" in trained
+
+
+@pytest.mark.parametrize(
+    ("parts", "problem"),
+    [
+        (["norm", "heads"], r"no layer has the part heads; layers are called encoder\.stages"),
+        (["norm"], r"decoder\.seg_layers\.0\.weight starts anew .*; add seg_layers"),
+        (["seg_layers"], r"norm\.running_mean follows the images, so it cannot stay"),
+    ],
+)
+def test_layers_that_cannot_stay_are_refused(parts: list[str], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        freeze_other_layers(build_network(), parts)

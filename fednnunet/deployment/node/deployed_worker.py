@@ -25,6 +25,7 @@ from fednnunet.node.error_replies import NO_SPACE, refuse
 from fednnunet.node.process_setup import set_up_process
 from fednnunet.node.settings import NodeIdentity, NodeSettings
 from fednnunet.node.worker import NodeWorker
+from fednnunet.privacy.ledger import LEDGER
 from fednnunet.processes import cores
 
 log = logging.getLogger(__name__)
@@ -148,22 +149,25 @@ def settings_of(node_file: NodeFile, assignment: RunAssignment) -> NodeSettings:
     """Settings of the worker: the server's configuration of the run, and the hospital's own.
 
     Raises:
-        ConfigError: its layers are summed securely, and this node cannot prove who it is; or it protects less than the
-            node asks for.
+        ConfigError: its layers are summed securely, and this node cannot prove who it is; it protects less than the
+            node asks for; or the node cannot compute as it needs.
         DataError: the data folder does not exist.
     """
     shared = assignment.shared_config
-    config = NodeRunConfig(
-        **dict(shared)
-        | {
-            "fingerprint": shared.fingerprint.within(node_file.fingerprint),
-            "privacy": shared.privacy.within(node_file.privacy),
-            "gpu_memory": shared.gpu_memory.within(node_file.gpu_memory),
-        },
-        init=node_file.init,
-        compute=node_file.compute,
-        paths=CachePaths(cache=node_file.folder / "cache"),
-    )
+    try:
+        config = NodeRunConfig(
+            **dict(shared)
+            | {
+                "fingerprint": shared.fingerprint.within(node_file.fingerprint),
+                "privacy": shared.privacy.within(node_file.privacy),
+                "gpu_memory": shared.gpu_memory.within(node_file.gpu_memory),
+            },
+            init=node_file.init,
+            compute=node_file.compute,
+            paths=CachePaths(cache=node_file.folder / "cache"),
+        )
+    except ValidationError as error:
+        raise ConfigError(f"its node.yaml does not go with the run: {first_problem(error, '')}") from None
     return NodeSettings(
         name=node_file.name,
         folder=node_file.folder / "runs" / assignment.run,
@@ -175,6 +179,7 @@ def settings_of(node_file: NodeFile, assignment: RunAssignment) -> NodeSettings:
         image_headers=node_file.image_headers,
         run=assignment.run,
         identity=_identity(node_file) if config.privacy.secure_sums and not node_file.external else None,
+        privacy_ledger=node_file.folder / LEDGER,
     )
 
 

@@ -198,7 +198,9 @@ def _check_models(name: str, scores: Iterable[CaseScore], models: Iterable[str])
 
 
 def _have_one_final_model(session: Session, nodes: Sequence[int]) -> bool:
-    """Whether all ``nodes`` have one and the same final model: same plans, and every layer averaged."""
+    """Whether all ``nodes`` have one and the same final model: same plans, and every layer trained and averaged."""
+    if session.settings.train_layers:  # those that stay may have come from different weights
+        return False
     planned = session.federation.planned
     first, *others = ({**planned[node].plans, "dataset_name": ""} for node in nodes)
     return all(plans == first for plans in others) and session.strategy.groups.cover_all_layers(nodes)

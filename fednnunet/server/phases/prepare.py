@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from fednnunet.errors import ConfigError, DataError, ProtocolError, first_problem, one_line
+from fednnunet.exchange.layer_names import has_part
 from fednnunet.exchange.messages import Body, FingerprintReply, Kind, PlanRequest, PreprocessRequest
 from fednnunet.files import write_atomically
 from fednnunet.fingerprint.bins import IntensityRange, histogram_bins_over
@@ -195,10 +196,17 @@ def preprocess_images(session: Session) -> None:
 
 
 def match_networks(session: Session) -> None:
-    """The strategy matches the layers of the nodes' networks."""
-    federation = session.federation
+    """The strategy matches the layers of the nodes' networks that are trained."""
+    federation, parts = session.federation, session.settings.train_layers
     session.strategy.prepare(
-        {node: federation.planned[node].layers for node in federation.training},
+        {
+            node: {
+                layer: shape
+                for layer, shape in federation.planned[node].layers.items()
+                if not parts or has_part(layer, parts)
+            }
+            for node in federation.training
+        },
         {node: federation.name(node) for node in federation.training},
         session.settings.dtype,
         {node: federation.planned[node].buffers for node in federation.training},

@@ -90,3 +90,11 @@ def test_a_fingerprint_that_was_not_asked_for_is_refused(
 
     with pytest.raises(ProtocolError, match=f"^node Porto sent a fingerprint of {problem}"):
         federate(run_federation, Fault("", replace, kind=Kind.FINGERPRINT, of="contribution"))
+
+
+def test_layers_that_are_not_trained_are_not_exchanged(run_federation: RunFederation) -> None:
+    nodes = [ScriptedNode("Oslo"), ScriptedNode("Porto")]
+    run = run_federation(nodes, None, {"train_layers": ["head"]})
+    asked = [body.layers for node in run.nodes.values() for body in node.requests_of(Kind.TRAIN)]
+    assert len(asked) > 2
+    assert {layer for layers in asked for layer in layers} == {"head"}

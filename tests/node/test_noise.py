@@ -1,0 +1,149 @@
+"""Rounds that hide a node's cases: what they cost, where they stop, and once a real node that trains them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import nn
+
+from fednnunet.config.privacy import CaseNoiseConfig, PrivacyConfig
+from fednnunet.errors import ConfigError, ProtocolError
+from fednnunet.exchange.messages import Kind, PlanReply, PreprocessReply, TrainRequest
+from fednnunet.node.noise import CaseRounds, secret_in
+from fednnunet.node.settings import NOISE_KEY, NodeSettings
+from fednnunet.privacy.accounting import epsilon_of
+from fednnunet.privacy.ledger import Ledger
+from tests.conftest import write_boxes
+from tests.node.test_worker import Arrays, Server, run_config, serving
+
+CASES = {case: f"digest of {case}" for case in "abcdef"}
+NOISE = CaseNoiseConfig(noise=1.5, cases=2, patches=1)
+STEPS, ROUNDS, RATE, DELTA = 2, 3, 0.5, 0.025
+"""Two of four training cases in a step."""
+
+
+def prepare(server: Server) -> tuple[PreprocessReply, list[str]]:
+    server.ask(Kind.FINGERPRINT)
+    planned = PlanReply.model_validate_json(server.ask(Kind.PLAN, '{"fingerprint": null}')[0])
+    return PreprocessReply.model_validate_json(server.ask(Kind.PREPROCESS)[0]), list(planned.layers)
+
+
+def same(ours: Arrays, theirs: Arrays) -> bool:
+    return ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.integration
+def test_rounds_are_accounted_for_once_and_a_resumed_node_trains_the_same(tmp_path: Path) -> None:
+    write_boxes(tmp_path / "raw", cases=6)
+    config = run_config(tmp_path).model_copy(update={"privacy": PrivacyConfig(case=NOISE)})
+    raw = {"Oslo": tmp_path / "raw" / "Dataset101_Boxes"}
+    settings = NodeSettings("Oslo", tmp_path / "node", raw, False, config, 1, False)
+    with serving(settings) as server:
+        prepared, layers = prepare(server)
+        assert prepared.noise is not None
+        assert (prepared.noise.hides, prepared.noise.units, prepared.noise.delta) == ("case", 2.0, DELTA)
+        assert prepared.noise.epsilon == pytest.approx(epsilon_of(1.5, RATE, ROUNDS * STEPS, DELTA))
+        first, sent = server.train(1, layers)
+        assert (first.train_loss, first.val_loss, first.pseudo_dice) == (None, None, None)
+        assert same(server.train(1, layers, trained=1)[1], sent)
+        (entry,) = Ledger(settings.ledger).read()
+        assert (entry.releases, entry.noise, entry.rate) == (STEPS, 1.5, RATE)
+        assert entry.epsilon == pytest.approx(epsilon_of(1.5, RATE, STEPS, DELTA))
+        _, expected = server.train(2, layers, sent, trained=1)
+        assert len(Ledger(settings.ledger).read()) == 2
+    with serving(settings) as server:  # its worker was killed, and starts again
+        prepare(server)
+        assert same(server.train(1, layers, trained=1)[1], sent)
+        assert len(Ledger(settings.ledger).read()) == 2
+        assert same(server.train(2, layers, sent, trained=1)[1], expected)
+    assert [entry.server_round for entry in Ledger(settings.ledger).read()] == [1, 2, 2]
+
+
+@pytest.fixture
+def trainer() -> Any:
+    """Four training cases, three epochs of two steps."""
+    trainer: Any = nnUNetTrainer.__new__(nnUNetTrainer)
+    trainer.network = nn.Linear(2, 1)
+    trainer.num_epochs, trainer.num_iterations_per_epoch = ROUNDS, STEPS
+    trainer.do_split = lambda: (list(CASES)[:4], [])
+    return trainer
+
+
+def rounds_of(tmp_path: Path, run: str = "run", max_epsilon: float | None = None, **noise: Any) -> CaseRounds:
+    """Rounds of a run; all runs have one ledger."""
+    case = NOISE.model_copy(update=noise)
+    config = run_config(tmp_path).model_copy(update={"privacy": PrivacyConfig(case=case, max_epsilon=max_epsilon)})
+    (tmp_path / run).mkdir(exist_ok=True)
+    settings = NodeSettings("Oslo", tmp_path / run, {}, False, config, 1, False, privacy_ledger=tmp_path / "ledger")
+    return CaseRounds(settings, case)
+
+
+def test_a_run_that_would_cost_too_much_is_refused_before_it_trains(tmp_path: Path, trainer: Any) -> None:
+    whole, two = (epsilon_of(1.5, RATE, runs * ROUNDS * STEPS, DELTA) for runs in (1, 2))
+    problem = f"the run would bring epsilon to {whole:.2f}; at most {whole - 0.1:g} is allowed here"
+    with pytest.raises(ConfigError, match=re.escape(problem)):
+        rounds_of(tmp_path, max_epsilon=whole - 0.1).begin_fold(trainer, CASES)
+    rounds = rounds_of(tmp_path, max_epsilon=whole + 0.01)
+    report = rounds.begin_fold(trainer, CASES)
+    assert report.total_epsilon == report.epsilon == pytest.approx(whole)
+    for number in (1, 2, 3):
+        rounds.spend(trainer, TrainRequest(server_round=number, layers=[]))
+    # Started again, it is the same run; another one comes on top.
+    again = rounds_of(tmp_path, max_epsilon=whole + 0.01).begin_fold(trainer, CASES)
+    assert again == report
+    with pytest.raises(ConfigError, match=f"the run would bring epsilon to {two:.2f}; at most"):
+        rounds_of(tmp_path, "another", max_epsilon=whole + 0.01).begin_fold(trainer, CASES)
+    assert rounds_of(tmp_path, "another").begin_fold(trainer, CASES).total_epsilon == pytest.approx(two)
+
+
+def test_a_round_that_is_asked_for_again_and_again_stops_at_the_limit(tmp_path: Path, trainer: Any) -> None:
+    whole, more = (epsilon_of(1.5, RATE, rounds * STEPS, DELTA) for rounds in (ROUNDS, ROUNDS + 1))
+    rounds = rounds_of(tmp_path, max_epsilon=whole + 0.01)
+    rounds.begin_fold(trainer, CASES)
+    first = TrainRequest(server_round=1, layers=[])
+    for _ in range(ROUNDS):
+        rounds.check_round(trainer, first)
+        rounds.spend(trainer, first)
+    problem = f"round 1 would bring epsilon from {whole:.2f} to {more:.2f}; at most {whole + 0.01:g} is allowed here"
+    with pytest.raises(ProtocolError, match=re.escape(problem)):
+        rounds.check_round(trainer, first)
+
+
+def test_the_last_round_counts_the_epochs_that_are_left(tmp_path: Path, trainer: Any) -> None:
+    rounds = rounds_of(tmp_path)
+    rounds.begin_fold(trainer, CASES)
+    for number in (1, 2):
+        rounds.spend(trainer, TrainRequest(server_round=number, epochs=2, layers=[]))
+    assert [entry.releases for entry in rounds.ledger.read()] == [2 * STEPS, STEPS]
+
+
+def test_noise_is_computed_for_the_whole_run(tmp_path: Path, trainer: Any) -> None:
+    report = rounds_of(tmp_path, noise=None, epsilon=2.0).begin_fold(trainer, CASES)
+    assert report.epsilon == pytest.approx(2.0, rel=1e-4)
+    assert report.epsilon <= 2.0
+    assert report.parameters == 3
+
+
+@pytest.mark.parametrize(
+    ("noise", "problem"),
+    [
+        ({"delta": 0.25}, r"privacy\.case\.delta=0\.25 would allow to reveal one of 4 cases; set it below 0\.25"),
+        ({"noise": None, "epsilon": 1e-9, "delta": 1e-9}, r"epsilon=1e-09 cannot be had with 6 releases"),
+    ],
+)
+def test_noise_that_cannot_be_had_is_refused(tmp_path: Path, trainer: Any, noise: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        rounds_of(tmp_path, **noise).begin_fold(trainer, CASES)
+
+
+def test_the_secret_of_the_noise_is_its_owners(tmp_path: Path) -> None:
+    file = tmp_path / NOISE_KEY
+    secret = secret_in(file)
+    assert len(secret) == 32
+    assert secret_in(file) == secret != secret_in(tmp_path / "other.key")
+    assert file.stat().st_mode & 0o777 == 0o600
