@@ -180,18 +180,13 @@ def test_keys_of_another_run_are_refused(nodes: dict[str, SecureRounds]) -> None
         nodes["Riga"].join(PreprocessRequest(secure_run=RUN, keys=keys))
 
 
-@pytest.mark.parametrize(
-    "change", [lambda keys: keys[1:], lambda keys: [*keys, keys[0]], lambda keys: keys[:2] + keys[3:]]
-)
+@pytest.mark.parametrize("names", [["Linz", "Porto", "Turku"], ["Riga", "Linz", "Porto", "Riga"]])
 def test_a_list_of_keys_without_its_own_or_with_one_twice_is_refused(
-    nodes: dict[str, SecureRounds], change: Callable[[list], list]
+    nodes: dict[str, SecureRounds], names: list[str]
 ) -> None:
-    keys = [nodes[name].signed_key(RUN) for name in ("Riga", "Linz", "Porto", "Turku")]
-    changed = change(keys)
-    if changed[0].node == "Riga" and len(changed) < 4:
-        pytest.skip("a node may be missing")
+    keys = [nodes[name].signed_key(RUN) for name in names]
     with pytest.raises(ProtocolError, match="one key of every node, this one's among them"):
-        nodes["Riga"].join(PreprocessRequest(secure_run=RUN, keys=changed))
+        nodes["Riga"].join(PreprocessRequest(secure_run=RUN, keys=keys))
 
 
 def test_without_a_certificate_there_are_no_sums(tmp_path: Path) -> None:

@@ -222,7 +222,7 @@ def test_nodes_without_keys_are_named(run_securely: RunFederation, tmp_path: Pat
 def test_a_key_of_another_federation_is_refused_by_name(run_securely: RunFederation, tmp_path: Path) -> None:
     stranger = SecureNode("Porto", Authority(tmp_path / "other"))
     nodes = [*secure_nodes(("Riga", "Turku", "Linz"), tmp_path / "keys"), stranger]
-    with pytest.raises(NodeError, match="the key of node .* has no certificate that counts: it is not signed by"):
+    with pytest.raises(NodeError, match=r"the key of node .* has no certificate that counts: it is not signed by"):
         run_securely(nodes)
 
 
