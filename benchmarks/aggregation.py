@@ -24,8 +24,8 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import nn
 
 from fednnunet.exchange.arrays import check_finite
+from fednnunet.exchange.update_limit import RoundReference
 from fednnunet.server.strategy.averaging import StreamingAverage, check_layers
-from fednnunet.server.strategy.update_limit import RoundReference
 from fednnunet.training.network_state import layer_shapes
 
 TARGET_MODELS = 2.5

@@ -32,6 +32,7 @@ from fednnunet.exchange.messages import (
     UnmaskReply,
     UnmaskRequest,
 )
+from fednnunet.exchange.update_limit import RoundReference, UpdateLimit
 from fednnunet.files import append_atomically, write_atomically
 from fednnunet.node.settings import NodeIdentity
 from fednnunet.privacy.figures import FIGURE_NAMES, FIGURES, to_array, without_figures
@@ -39,6 +40,8 @@ from fednnunet.privacy.identity import pair_secrets, sign_key, verify_key
 from fednnunet.privacy.masks import derive_seed
 from fednnunet.privacy.ring import FixedPoint
 from fednnunet.privacy.secure_sum import SumContext, SumMember, SumRules, digest_of
+
+LIMIT_KEY = "privacy.secure_sums.max_update_norm"
 
 
 class MaskedClass(BaseModel):
@@ -85,6 +88,8 @@ class SecureRounds:
         self._member: SumMember | None = None
         self._run = ""
         self._started: MaskedRound | None = None
+        self._limit = UpdateLimit(config.max_update_norm, key=LIMIT_KEY)
+        self._unsent: tuple[Fold, int, str] | None = None
 
     # keys ------------------------------------------------------------------------------------------------
 
@@ -125,6 +130,10 @@ class SecureRounds:
 
     # rounds ----------------------------------------------------------------------------------------------
 
+    def start_fold(self) -> None:
+        """Forget which updates are usual."""
+        self._limit.begin_fold()
+
     def start_round(self, request: TrainRequest, received: Mapping[str, np.ndarray]) -> None:
         """Take note of what the round starts from, which its masks depend on.
 
@@ -142,6 +151,29 @@ class SecureRounds:
                 for one in request.classes
             ],
         )
+
+    def end_round(
+        self, request: TrainRequest, received: Mapping[str, np.ndarray], trained: Mapping[str, np.ndarray]
+    ) -> None:
+        """Take note of how much the round has changed the layers: an update that is too large is not sent.
+
+        The server cannot see the update of one node, which would make the average useless for all.
+
+        Args:
+            request: the round's.
+            received: layers that it started from.
+            trained: layers that the optimizer trains, after it.
+        """
+        reference = RoundReference({layer: array for layer, array in received.items() if layer in trained})
+        self._unsent = None
+        try:
+            norm = reference.validate_and_measure(trained, {layer: layer for layer in trained}, f"node {self.name}")
+            norms = [] if norm is None else [norm]
+            if problem := self._limit.problem(norm, norms):
+                raise ProtocolError(f"node {self.name} {problem}")
+            self._limit.end_round(norms)
+        except ProtocolError as problem:
+            self._unsent = request.fold, request.server_round, str(problem)
 
     def spec(self, layers: Spec, request: TrainRequest) -> Spec:
         """Arrays that leave in a round: integers of the ring, and counters as they are."""
@@ -172,6 +204,8 @@ class SecureRounds:
         """
         member = self._joined()
         self._check_classes(request)
+        if self._unsent is not None and self._unsent[:2] == (request.fold, request.server_round):
+            raise ProtocolError(self._unsent[2])
         masked = self._masked_round(request)
         shares: list[dict[str, str]] = []
         masked_layers = _masked_layers(request)

@@ -58,7 +58,7 @@ from fednnunet.training.data import NNUNetDataModule
 from fednnunet.training.epochs import skip_epochs
 from fednnunet.training.lightning_trainer import build_lightning_trainer
 from fednnunet.training.module import NNUNetModule
-from fednnunet.training.network_state import check_state, load_state
+from fednnunet.training.network_state import check_state, load_state, trained_arrays
 
 log = logging.getLogger(__name__)
 
@@ -199,6 +199,8 @@ class TrainingSession:
         if self._is_fitting:
             raise ProtocolError(f"fold {fold} was asked for while fold {trainer.fold} is training")
         self.reset()
+        if self.stages.secure is not None:
+            self.stages.secure.start_fold()
         return self.stages.start_fold(fold)
 
     def _must_rewind(self, trainer: nnUNetTrainer, body: TrainRequest) -> bool:
@@ -302,6 +304,9 @@ class TrainingSession:
         if self.stages.noise is not None:
             self._reply = self._reply.model_copy(update=dict.fromkeys(FIGURE_NAMES))  # no noise is on them
             self.stages.noise.spend(trainer, body)
+        if self.stages.secure is not None:
+            trained = trained_arrays(trainer.network, body.layers)
+            self.stages.secure.end_round(body, current.request.arrays, trained)
         residuals = self.layers.finish_round(trainer.network, body.layers, body.dtype)
         save_round(trainer, self._reply.model_dump(), residuals)
         self._finished_round = body.server_round

@@ -101,6 +101,12 @@ def state_arrays(network: nn.Module, layers: Iterable[str]) -> dict[str, np.ndar
     return {name: tensor.cpu().numpy() for name, tensor in _chosen(network, layers).items()}
 
 
+def trained_arrays(network: nn.Module, layers: Iterable[str]) -> dict[str, np.ndarray]:
+    """Those of :func:`state_arrays` that an optimizer trains."""
+    buffers = set(buffer_names(network))
+    return state_arrays(network, [name for name in layers if name not in buffers])
+
+
 def _chosen(network: nn.Module, layers: Iterable[str]) -> dict[str, torch.Tensor]:
     tensors = dict(named_tensors(network))
     chosen = {}

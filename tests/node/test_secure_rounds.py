@@ -192,3 +192,24 @@ def test_a_list_of_keys_without_its_own_or_with_one_twice_is_refused(
 def test_without_a_certificate_there_are_no_sums(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="node Riga: secure sums need a certificate"):
         SecureRounds("Riga", tmp_path, SecureSumsConfig(), None)
+
+
+@pytest.mark.parametrize(
+    ("step", "problem"),
+    [(7.0, r"node Riga sent an update .* privacy\.secure_sums\.max_update_norm"), (np.nan, "node Riga .* not finite")],
+)
+def test_an_update_that_is_too_large_is_not_sent(nodes: dict[str, SecureRounds], step: float, problem: str) -> None:
+    """The server would not see whose it was."""
+    node = nodes["Riga"]
+
+    def train_step(server_round: int, step: float) -> None:
+        body = request(server_round)
+        node.start_round(body, LAYERS)
+        node.end_round(body, LAYERS, {name: array + np.float32(step) for name, array in LAYERS.items()})
+        send(node, body, step)
+
+    train_step(1, 0.1)
+    train_step(2, 0.12)
+    with pytest.raises(ProtocolError, match=problem):
+        train_step(3, step)
+    train_step(4, 0.1)

@@ -18,6 +18,7 @@ from flwr.serverapp import strategy as flower
 from fednnunet.exchange.messages import ExchangeDtype, Fold, Kind, TrainRequest
 from fednnunet.exchange.records import from_array_record, to_array_record
 from fednnunet.exchange.rounding import ErrorFeedback
+from fednnunet.exchange.update_limit import UpdateLimit
 from fednnunet.server.node_messages import build_request
 from fednnunet.server.strategy.averaging import StreamingAverage, mean_metrics
 from fednnunet.server.strategy.checkpoint import State, has_checkpoint, read_checkpoint, write_checkpoint
@@ -25,7 +26,6 @@ from fednnunet.server.strategy.layer_groups import LayerGroups, check_groups
 from fednnunet.server.strategy.layer_matching import Shapes, match_layers
 from fednnunet.server.strategy.reply_validation import ReplyValidator, Update
 from fednnunet.server.strategy.sampling import NodeSampler
-from fednnunet.server.strategy.update_limit import UpdateLimit
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Strategy(flower.Strategy):
             (FedAvg's client fraction, McMahan et al. 2017).
         seed: Random seed of the draw.
         max_update_norm: Refuse a node's layers if they changed this many times as much as is usual in the last rounds,
-            see :class:`~fednnunet.server.strategy.update_limit.UpdateLimit`; None for no limit.
+            see :class:`~fednnunet.exchange.update_limit.UpdateLimit`; None for no limit.
 
     Attributes:
         groups: Layers that each node exchanges, and the group in which each is combined.

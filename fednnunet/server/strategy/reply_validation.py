@@ -14,9 +14,9 @@ from fednnunet.errors import ProtocolError, one_line
 from fednnunet.exchange.messages import ExchangeDtype
 from fednnunet.exchange.records import from_array_record
 from fednnunet.exchange.rounding import ErrorFeedback, check_dtypes
+from fednnunet.exchange.update_limit import RoundReference, UpdateLimit
 from fednnunet.server.strategy.averaging import WEIGHT_KEY, check_layers
 from fednnunet.server.strategy.layer_groups import LayerGroups
-from fednnunet.server.strategy.update_limit import RoundReference, UpdateLimit
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class Update:
         metrics: Single finite numbers, ``num-examples`` among them.
         arrays: Layers that the node sent, by group; read-only.
         norm: Norm of the update of trained layers, see
-            :meth:`~fednnunet.server.strategy.update_limit.RoundReference.validate_and_measure`.
+            :meth:`~fednnunet.exchange.update_limit.RoundReference.validate_and_measure`.
         statistics_norm: The same of buffers, such as running statistics.
         reply: The message itself, with layers under the node's own names.
     """

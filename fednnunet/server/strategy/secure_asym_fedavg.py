@@ -10,6 +10,7 @@ import numpy as np
 
 from fednnunet.errors import ConfigError
 from fednnunet.exchange.messages import ExchangeDtype, TrainReply, TrainRequest
+from fednnunet.exchange.update_limit import RoundReference, UpdateLimit
 from fednnunet.privacy.secure_sum import SumRules
 from fednnunet.server.node_messages import parse_reply
 from fednnunet.server.strategy.asym_fedavg import AsymFedAvg
@@ -22,7 +23,6 @@ from fednnunet.server.strategy.secure_average import (
     VoidRound,
     classes_of,
 )
-from fednnunet.server.strategy.update_limit import RoundReference, UpdateLimit
 
 
 class SecureAsymFedAvg(AsymFedAvg):

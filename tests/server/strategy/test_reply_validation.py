@@ -11,12 +11,12 @@ import pytest
 from flwr.app import ConfigRecord, Message
 
 from fednnunet.exchange.records import from_array_record, to_array_record
+from fednnunet.exchange.update_limit import UpdateLimit
 from fednnunet.server.local_grid import LocalGrid
 from fednnunet.server.strategy.asym_fedavg import AsymFedAvg
 from fednnunet.server.strategy.layer_groups import LayerGroups
 from fednnunet.server.strategy.layer_matching import match_layers
 from fednnunet.server.strategy.reply_validation import ReplyValidator
-from fednnunet.server.strategy.update_limit import UpdateLimit
 from tests.support.train_replies import train_reply
 
 pytestmark = pytest.mark.usefixtures("empty_grid")

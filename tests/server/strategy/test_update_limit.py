@@ -13,10 +13,10 @@ from flwr.app import ConfigRecord
 
 from fednnunet.errors import ProtocolError
 from fednnunet.exchange.records import from_array_record, to_array_record
+from fednnunet.exchange.update_limit import RoundReference, UpdateLimit
 from fednnunet.server.local_grid import LocalGrid
 from fednnunet.server.run_recorder import RunRecorder
 from fednnunet.server.strategy.asym_fedavg import AsymFedAvg
-from fednnunet.server.strategy.update_limit import RoundReference, UpdateLimit
 from tests.support.train_replies import train_reply
 
 GROUPS = {"a": "a", "b": "b@2", "count": "count"}

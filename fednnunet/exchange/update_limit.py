@@ -110,15 +110,18 @@ class UpdateLimit:
         times: factor to the median from which on an update is too large; None for no limit.
         statistics: the updates are of running statistics, which follow a node's images and not steps of an optimizer:
             changes of their own size are usual, and before the first round of a fold nothing is known of theirs.
+        key: key of the configuration that sets ``times``, for messages.
 
     Raises:
         ValueError: a factor that is not above 1.
     """
 
-    def __init__(self, times: float | None, *, statistics: bool = False) -> None:
+    def __init__(
+        self, times: float | None, *, statistics: bool = False, key: str = "strategy.aggregation.max_update_norm"
+    ) -> None:
         if times is not None and not times > 1:
             raise ValueError(f"max_update_norm={times}: must be more than 1, or null for no limit")
-        self._times = times
+        self._times, self._key = times, key
         self._smallest_usual = SIZE_OF_WEIGHTS if statistics else 0.0
         self._usual_at_first = math.inf if statistics else SIZE_OF_WEIGHTS
         self._of = "the running statistics" if statistics else "the weights"
@@ -162,7 +165,7 @@ class UpdateLimit:
             return None
         return (
             f"sent an update {norm:.3g} times as large as {self._of}, where {usual:.3g} is usual; "
-            f"strategy.aggregation.max_update_norm={self._times:g} allows less than {self._times * usual:.3g}"
+            f"{self._key}={self._times:g} allows less than {self._times * usual:.3g}"
         )
 
     @property
