@@ -36,3 +36,5 @@ CASE_COLUMNS = (
     *("strategy", "node", "model", "fold", "case", "label"),
     *("dsc", "hd95", "surface_dsc", "volume_error", "empty"),
 )
+NUM_CASES_COLUMN = "n_cases"
+"""Last column of ``cases.csv`` where a node tells means over its cases (as many), or keeps its scores (0)."""

@@ -8,7 +8,7 @@ nothing that is unpickled or executed.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -37,6 +37,8 @@ SaltedDigest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 """HMAC-SHA256 of an image's decoded voxels, keyed with the salt; see :mod:`fednnunet.exchange.digests`."""
 MAX_DIGESTS = 100_000
 """Most digests of one node: the number of an external node's cases is not known before."""
+MIN_CASES = 5
+"""Fewest cases that a mean of scores is over, where a node tells no more than means."""
 MAX_CENTRES = 1000
 """Most centres whose cases one node pools."""
 Hex = Annotated[str, Field(pattern=r"^([0-9a-f]{2}){1,256}$")]
@@ -460,15 +462,45 @@ class CaseScore(Body):
     empty: Literal["prediction", "reference", "both"] | None = None
 
 
-class EvaluateReply(Body):
-    """Scores of all cases, of the node's own model or of those that it kept.
+class MeanScore(Body):
+    """Means of scores over a centre's cases, where the node tells no more.
+
+    Each mean is over at least :data:`MIN_CASES` cases in which the score is defined; None where they are fewer.
 
     Attributes:
-        cases: one row per case, label and model.
+        centre: the cases' centre.
+        label: name of the label or region; None for the mean over labels of each case.
+        model: as in :class:`CaseScore`.
+        num_cases: number of cases.
+        dsc: as there.
+        hd95: as there.
+        surface_dsc: as there.
+        volume_error: mean of the sizes, so that too much and too little do not cancel out.
+    """
+
+    centre: NodeName
+    label: str | None = None
+    model: NodeName | None = None
+    num_cases: int = Field(ge=MIN_CASES)
+    dsc: float | None = None
+    hd95: float | None = None
+    surface_dsc: float | None = None
+    volume_error: float | None = None
+
+
+Score: TypeAlias = CaseScore | MeanScore
+"""What a node tells of its scores."""
+
+
+class EvaluateReply(Body):
+    """Scores of the node's own model or of those that it kept.
+
+    Attributes:
+        cases: one row per case, label and model; means over cases, or nothing, where the node's limits say so.
         seconds: duration in seconds.
     """
 
-    cases: list[CaseScore] = []
+    cases: list[Score] = []
     seconds: float = Field(ge=0)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
@@ -13,13 +15,21 @@ from fednnunet.evaluation.ensemble import FoldModels, segment_with_each
 from fednnunet.evaluation.held_out import held_out_segmenter
 from fednnunet.evaluation.score import HeldOutCase, score_cases
 from fednnunet.evaluation.summary import write_summary
-from fednnunet.exchange.messages import CaseScore
+from fednnunet.evaluation.told_scores import told_scores
+from fednnunet.exchange.messages import CaseScore, Fold, Score
+from fednnunet.files import write_atomically
 from fednnunet.node.describe import NodeDataset
 from fednnunet.node.settings import NodeSettings
 
+log = logging.getLogger(__name__)
 
-def evaluate_fold(trainer: nnUNetTrainer, dataset: NodeDataset, settings: NodeSettings) -> list[CaseScore]:
-    """Score the fold's held-out cases (of every pooled centre) with the trainer's network; none of fold all."""
+
+def evaluate_fold(trainer: nnUNetTrainer, dataset: NodeDataset, settings: NodeSettings) -> list[Score]:
+    """Score the fold's held-out cases (of every pooled centre) with the trainer's network; none of fold all.
+
+    Returns:
+        What the node tells of the scores.
+    """
     cases = held_out_cases(trainer, dataset)
     if not cases:
         return []
@@ -35,19 +45,35 @@ def evaluate_fold(trainer: nnUNetTrainer, dataset: NodeDataset, settings: NodeSe
     scores = _score(cases, segment_own, dataset, settings, predictions)
     summary = write_summary(trainer, folder, identifiers)
     trainer.print_to_log_file("Mean Validation Dice:", summary["foreground_mean"]["Dice"])
-    return scores
+    return _told(scores, settings, f"cases_fold_{trainer.fold}.csv")
 
 
 def score_models(
-    models: Sequence[FoldModels], cases: Sequence[HeldOutCase], dataset: NodeDataset, settings: NodeSettings
-) -> list[CaseScore]:
-    """Score ``cases`` with each node's models; at an external centre also with the ensemble of all of them."""
+    models: Sequence[FoldModels],
+    cases: Sequence[HeldOutCase],
+    dataset: NodeDataset,
+    settings: NodeSettings,
+    fold: Fold | None,
+) -> list[Score]:
+    """Score ``cases`` with each node's models; at an external centre also with the ensemble of all of them.
+
+    Args:
+        models: by node.
+        cases: the cases.
+        dataset: they are of.
+        settings: settings of the node.
+        fold: fold that holds the cases out; None at an external centre.
+
+    Returns:
+        What the node tells of the scores.
+    """
 
     def segment(held_out: HeldOutCase) -> Iterator[tuple[str, np.ndarray]]:
         images = [str(path) for path in held_out.case.images]
         return segment_with_each(models, images, settings.external)
 
-    return _score(cases, segment, dataset, settings, None)
+    scores = _score(cases, segment, dataset, settings, None)
+    return _told(scores, settings, "cases_of_models.csv" if fold is None else f"cases_fold_{fold}_of_models.csv")
 
 
 def held_out_cases(trainer: nnUNetTrainer, dataset: NodeDataset) -> list[HeldOutCase]:
@@ -67,7 +93,8 @@ def _score(
     raw, config = dataset.raw, settings.config.evaluation
     reader = determine_reader_writer_from_dataset_json(raw.dataset_json, str(raw.cases[0].images[0]))()
     # Overlays of a training node show its own model.
-    has_overlays = settings.same_machine and (predictions is not None or settings.external)
+    shows_cases = settings.same_machine and settings.config.privacy.scores == "cases"
+    has_overlays = shows_cases and (predictions is not None or settings.external)
     return score_cases(
         cases,
         segment,
@@ -78,3 +105,14 @@ def _score(
         predictions,
         settings.folder / "overlays" if has_overlays else None,
     )
+
+
+def _told(scores: Sequence[CaseScore], settings: NodeSettings, name: str) -> list[Score]:
+    """What leaves the node of ``scores``; where that is less than all, all are written into the node's own folder."""
+    allowed = settings.config.privacy.scores
+    if allowed != "cases":
+        rows = [score.model_dump() for score in scores]
+        table = pd.DataFrame(rows, columns=list(CaseScore.model_fields))
+        write_atomically(settings.folder / name, table.to_csv(index=False))
+        log.info("the scores of each case are in %s, and leave this node as: %s", settings.folder / name, allowed)
+    return told_scores(scores, allowed)

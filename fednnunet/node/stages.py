@@ -149,11 +149,11 @@ class NodeStages:
             log.info("%s", cause, exc_info=error)
         return cause
 
-    def evaluate(self) -> list[messages.CaseScore]:
+    def evaluate(self) -> list[messages.Score]:
         """Score the fold's held-out cases with the trainer's network."""
         return evaluate.evaluate_fold(self._preprocessed(), self.dataset, self.settings)
 
-    def score_received(self, models: Mapping[str, Sequence[messages.Fold]]) -> list[messages.CaseScore]:
+    def score_received(self, models: Mapping[str, Sequence[messages.Fold]]) -> list[messages.Score]:
         """Score kept models on all cases of an external centre, else on the held-out ones; then delete the models.
 
         Args:
@@ -161,8 +161,12 @@ class NodeStages:
         """
         chosen = [self.received.of(node, folds) for node, folds in models.items()]
         dataset = self.dataset
-        cases = dataset.cases() if self.settings.external else evaluate.held_out_cases(self._preprocessed(), dataset)
-        scores = evaluate.score_models(chosen, cases, dataset, self.settings)
+        if self.settings.external:
+            scores = evaluate.score_models(chosen, dataset.cases(), dataset, self.settings, None)
+        else:
+            trainer = self._preprocessed()
+            held_out = evaluate.held_out_cases(trainer, dataset)
+            scores = evaluate.score_models(chosen, held_out, dataset, self.settings, trainer.fold)
         self.received.clear()
         return scores
 

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from fednnunet.exchange.data_notes import DataNote
-from fednnunet.exchange.messages import CaseScore, Fold
+from fednnunet.exchange.messages import Fold, MeanScore, Score
 from fednnunet.files import append_atomically, write_atomically
 from fednnunet.run_files import (
     CASE_COLUMNS,
     CASES_FILE,
     DATA_NOTE_COLUMNS,
     DATA_NOTES_FILE,
+    NUM_CASES_COLUMN,
     PLANS_FILE,
     ROUND_COLUMNS,
     ROUNDS_FILE,
@@ -146,19 +147,32 @@ class RunRecorder(RunObservers):
         """Whether a row of ``rounds.csv`` is of this fold and of ``first_round`` or later."""
         return row.get("fold", str(fold)) == str(fold) and int(row["round"]) >= first_round
 
-    def write_cases(self, fold: Fold | str, scores: Sequence[CaseScore]) -> None:
+    def write_cases(self, fold: Fold | str, scores: Sequence[Score], kept: Mapping[str, str] | None = None) -> None:
         """Add scores to ``cases.csv``: one row per model, case and label; undefined scores stay empty.
+
+        A row of means over cases has no number of a case, but their count; its label is empty where it is over labels.
 
         Args:
             fold: fold that the models were trained on, or ``ensemble`` where several were averaged.
             scores: each names its model.
+            kept: centre whose scores stay at the node to the model that was scored; a row with a count of 0.
         """
-        rows = self._case_rows + [
-            {"strategy": self.strategy, "node": score.centre, "fold": fold, **score.model_dump(exclude={"centre"})}
-            for score in scores
+        rows = [
+            *self._case_rows,
+            *({"strategy": self.strategy, "fold": fold, **_case_row(score)} for score in scores),
+            *(
+                {"strategy": self.strategy, "fold": fold, "node": centre, "model": model, NUM_CASES_COLUMN: 0}
+                for centre, model in (kept or {}).items()
+            ),
         ]
-        _write_rows(self.cases, CASE_COLUMNS, rows)
+        counted = any(NUM_CASES_COLUMN in row for row in rows)
+        _write_rows(self.cases, (*CASE_COLUMNS, NUM_CASES_COLUMN) if counted else CASE_COLUMNS, rows)
         self._case_rows = rows  # scores that could not be written are requested again
+
+
+def _case_row(score: Score) -> dict[str, Any]:
+    row = {"node": score.centre, **score.model_dump(exclude={"centre", "num_cases"})}
+    return row | {NUM_CASES_COLUMN: score.num_cases} if isinstance(score, MeanScore) else row
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:

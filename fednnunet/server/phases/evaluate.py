@@ -10,11 +10,11 @@ from flwr.app import ArrayRecord
 from fednnunet.errors import ProtocolError
 from fednnunet.exchange.messages import (
     ENSEMBLE,
-    CaseScore,
     EvaluateRequest,
     Fold,
     Kind,
     Model,
+    Score,
     ScoreModelsRequest,
     SendModelRequest,
 )
@@ -41,7 +41,7 @@ def evaluate_nodes(session: Session, fold: Fold, arrays: ArrayRecord) -> None:
         for node in federation.training
     }
     averages = {node: strategy.groups.arrays_for(node, arrays) for node in federation.training}
-    own: dict[int, list[CaseScore]] = {}
+    own: dict[int, list[Score]] = {}
     failures: list[ProtocolError] = []
     for reply in request_all(session, Kind.EVALUATE, requests, averages):
         try:
@@ -50,7 +50,7 @@ def evaluate_nodes(session: Session, fold: Fold, arrays: ArrayRecord) -> None:
         except ProtocolError as error:
             failures.append(error)
     session.accept_failures(failures, len(own))
-    scores = [score for cases in own.values() for score in cases]
+    scores = _all(own)
     if settings.cross_centre and fold != "all":
         others = {
             evaluator: {
@@ -63,8 +63,8 @@ def evaluate_nodes(session: Session, fold: Fold, arrays: ArrayRecord) -> None:
             for evaluator, models in others.items():
                 scores += [score for node in models for score in _relabel(own[evaluator], federation.name(node))]
         else:
-            scores += _cross_evaluate(session, others, fold)
-    session.recorder.write_cases(fold, scores)
+            scores += _all(_cross_evaluate(session, others, fold))
+    session.recorder.write_cases(fold, scores, _kept_scores(federation, fold, own))
     session.final_models[fold] = list(own)
 
 
@@ -91,22 +91,31 @@ def evaluate_external_centres(session: Session) -> None:
         if len(nodes) > 1 and _have_one_final_model(session, nodes):
             models[evaluator] = {nodes[0]: models[evaluator][nodes[0]]}
             same_model[evaluator] = nodes[1:]
-    scores = _cross_evaluate(session, models, first_fold)
+    replies = _cross_evaluate(session, models, first_fold)
+    scores = _all(replies)
+    kept = {name: name for evaluator, told in replies.items() if not told for name in [federation.name(evaluator)]}
     for evaluator, others in same_model.items():
         # One model stands for all of them, and for the mean of their softmax outputs.
         of_one = [score for score in scores if score.centre == federation.name(evaluator)]
         for name in (*map(federation.name, others), ENSEMBLE):
             scores += _relabel(of_one, name)
-    recorder.write_cases(ENSEMBLE if len(session.final_models) > 1 else first_fold, scores)
+    recorder.write_cases(ENSEMBLE if len(session.final_models) > 1 else first_fold, scores, kept)
 
 
-def _cross_evaluate(session: Session, models: Mapping[int, FoldsByNode], fold: Fold) -> list[CaseScore]:
+def _all(replies: Mapping[int, Iterable[Score]]) -> list[Score]:
+    return [score for told in replies.values() for score in told]
+
+
+def _cross_evaluate(session: Session, models: Mapping[int, FoldsByNode], fold: Fold) -> dict[int, list[Score]]:
     """Send models to nodes, which score all of their cases, or those that ``fold`` holds out.
 
     Args:
         session: of the run.
         models: evaluating node to the models that it gets.
         fold: fold whose held-out cases are scored.
+
+    Returns:
+        Evaluating node to what it told, in the order of the replies; nodes that failed are left out.
     """
     recipients: dict[tuple[int, Fold], list[int]] = {}
     for evaluator, folds_of in models.items():
@@ -124,7 +133,7 @@ def _cross_evaluate(session: Session, models: Mapping[int, FoldsByNode], fold: F
         for evaluator, folds_of in models.items()
     }
     requests = {evaluator: ScoreModelsRequest(fold=fold, models=names) for evaluator, names in sent.items() if names}
-    scores: list[CaseScore] = []
+    told: dict[int, list[Score]] = {}
     for reply in request_all(session, Kind.SCORE_MODELS, requests, optional=True):
         try:
             _check_centres(session.federation, reply.node, reply.body.cases)
@@ -132,8 +141,8 @@ def _cross_evaluate(session: Session, models: Mapping[int, FoldsByNode], fold: F
         except ProtocolError as error:
             session.accept_failures([error])
             continue
-        scores += reply.body.cases
-    return scores
+        told[reply.node] = reply.body.cases
+    return told
 
 
 def _pass_on_model(session: Session, node: int, fold: Fold, evaluators: Sequence[int]) -> bool:
@@ -174,7 +183,17 @@ def _averages_of(session: Session, node: int, fold: Fold) -> ArrayRecord | None:
     return session.strategy.groups.arrays_for(node, arrays)
 
 
-def _check_centres(federation: Federation, node: int, scores: Iterable[CaseScore]) -> None:
+def _kept_scores(federation: Federation, fold: Fold, own: Mapping[int, Sequence[Score]]) -> dict[str, str]:
+    """Centre that holds cases out in the fold, and of which its node has told nothing, to the node."""
+    return {
+        centre: federation.name(node)
+        for node, scores in own.items()
+        for centre, held_out in federation.described[node].held_out.items()
+        if held_out.get(fold) and centre not in {score.centre for score in scores}
+    }
+
+
+def _check_centres(federation: Federation, node: int, scores: Iterable[Score]) -> None:
     """Check that a node scores its own cases; the centres of a pooled dataset are no nodes.
 
     Raises:
@@ -186,7 +205,7 @@ def _check_centres(federation: Federation, node: int, scores: Iterable[CaseScore
             raise ProtocolError(f"node {federation.name(node)} sent scores of cases of node {score.centre}")
 
 
-def _check_models(name: str, scores: Iterable[CaseScore], models: Iterable[str]) -> None:
+def _check_models(name: str, scores: Iterable[Score], models: Iterable[str]) -> None:
     """Check that the node of this name has scored the models that it was sent.
 
     Raises:
@@ -206,6 +225,6 @@ def _have_one_final_model(session: Session, nodes: Sequence[int]) -> bool:
     return all(plans == first for plans in others) and session.strategy.groups.cover_all_layers(nodes)
 
 
-def _relabel(scores: Iterable[CaseScore], model: str) -> list[CaseScore]:
+def _relabel(scores: Iterable[Score], model: str) -> list[Score]:
     """The scores, as those of ``model``."""
     return [score.model_copy(update={"model": model}) for score in scores]
