@@ -45,7 +45,7 @@ def evaluate_fold(trainer: nnUNetTrainer, dataset: NodeDataset, settings: NodeSe
     scores = _score(cases, segment_own, dataset, settings, predictions)
     summary = write_summary(trainer, folder, identifiers)
     trainer.print_to_log_file("Mean Validation Dice:", summary["foreground_mean"]["Dice"])
-    return _told(scores, settings, f"cases_fold_{trainer.fold}.csv")
+    return tell(scores, settings, f"cases_fold_{trainer.fold}.csv")
 
 
 def score_models(
@@ -73,7 +73,7 @@ def score_models(
         return segment_with_each(models, images, settings.external)
 
     scores = _score(cases, segment, dataset, settings, None)
-    return _told(scores, settings, "cases_of_models.csv" if fold is None else f"cases_fold_{fold}_of_models.csv")
+    return tell(scores, settings, "cases_of_models.csv" if fold is None else f"cases_fold_{fold}_of_models.csv")
 
 
 def held_out_cases(trainer: nnUNetTrainer, dataset: NodeDataset) -> list[HeldOutCase]:
@@ -107,8 +107,8 @@ def _score(
     )
 
 
-def _told(scores: Sequence[CaseScore], settings: NodeSettings, name: str) -> list[Score]:
-    """What leaves the node of ``scores``; where that is less than all, all are written into the node's own folder."""
+def tell(scores: Sequence[CaseScore], settings: NodeSettings, name: str) -> list[Score]:
+    """What leaves the node of ``scores``; where that is less, all of them are in its folder, under ``name``."""
     allowed = settings.config.privacy.scores
     if allowed != "cases":
         rows = [score.model_dump() for score in scores]

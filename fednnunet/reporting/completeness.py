@@ -27,7 +27,8 @@ def check_comparable(runs: Sequence[Run]) -> None:
                 )
     first: dict[str, tuple[Run, list[str]]] = {}
     for run in runs:
-        for node, labels in run.cases.groupby("node")["label"]:
+        of_labels = pd.concat([run.cases[["node", "label"]], run.means[run.means["label"] != ""][["node", "label"]]])
+        for node, labels in of_labels.groupby("node")["label"]:
             found = sorted(set(labels))
             known_run, expected = first.setdefault(str(node), (run, found))
             if found != expected:

@@ -14,6 +14,7 @@ from fednnunet.errors import DataError
 from fednnunet.reporting.report import write_report
 from fednnunet.reporting.results import collect_results
 from fednnunet.reporting.run_folder import read_runs, write_csv
+from fednnunet.reporting.scores import join_means
 from fednnunet.reporting.tables.export import write_tables
 from fednnunet.reporting.tables.results_table import MEAN, External
 from fednnunet.run_files import CASES_FILE, COMPARISONS_FILE, ROUNDS_FILE, RUN_FILE, SUMMARY_FILE
@@ -90,7 +91,7 @@ def compare_runs(
         ConfigError: there is no such reference, or no such model was scored at external nodes.
     """
     results = collect_results(read_runs(run_folders), reference, external)
-    write_csv(results.cases, folder / CASES_FILE)
+    write_csv(join_means(results.cases, results.means), folder / CASES_FILE)
     write_csv(results.summary, folder / SUMMARY_FILE)
     write_csv(results.rounds, folder / ROUNDS_FILE)
     if results.comparison is not None:

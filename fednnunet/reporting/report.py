@@ -20,6 +20,7 @@ from fednnunet.reporting.comparison import LEVEL, show_points
 from fednnunet.reporting.figures.overlays import Overlay, show_dsc
 from fednnunet.reporting.results import Results
 from fednnunet.reporting.run_folder import Run, brief_plans
+from fednnunet.reporting.scores import over_labels
 from fednnunet.reporting.tables.results_table import ONE_EMPTY, STAR, order_strategies, own_scores
 from fednnunet.run_files import REPORT_FILE
 
@@ -129,9 +130,11 @@ def _figures(results: Results, saved: Path) -> dict[str, Picture]:
         drawn["learning_curves"] = curves, "Losses and pseudo-Dice over rounds"
         drawn["round_costs"] = figures.round_costs(results.rounds), "Time and traffic of a round"
     if results.table is not None:
-        boxes = figures.case_scores(results.scores, results.training, results.external, results.table.distance_unit)
-        drawn["case_scores"] = boxes, "DSC and HD95 of held-out cases, one box per strategy and centre"
-        crossed = figures.cross_centre(results.cases, results.training, results.external)
+        if not results.scores.empty:
+            boxes = figures.case_scores(results.scores, results.training, results.external, results.table.distance_unit)
+            drawn["case_scores"] = boxes, "DSC and HD95 of held-out cases, one box per strategy and centre"
+        told = over_labels(results.means)
+        crossed = figures.cross_centre(results.cases, results.training, results.external, told)
         if crossed is not None:
             drawn["cross_centre"] = crossed, "DSC of every node's model at every centre"
     if results.comparison is not None and (intervals := results.comparison.intervals()):
@@ -197,7 +200,7 @@ def _moment(iso: str) -> str:
 
 def _empty_masks(results: Results) -> list[tuple[str, str]]:
     """Strategy, and its cases in which either prediction or reference is empty, but not both."""
-    if results.table is None:
+    if results.table is None or results.cases.empty:
         return []
     rows = own_scores(results.cases, results.external_scores)
     lists: dict[str, list[str]] = {}

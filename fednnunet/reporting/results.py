@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -10,6 +10,7 @@ import pandas as pd
 
 from fednnunet.errors import ConfigError
 from fednnunet.evaluation.statistics import Interval, bootstrap
+from fednnunet.exchange.messages import MIN_CASES
 from fednnunet.reporting.comparison import LEVEL, Comparison, choose_reference, compare_strategies
 from fednnunet.reporting.completeness import (
     check_comparable,
@@ -20,16 +21,15 @@ from fednnunet.reporting.completeness import (
 )
 from fednnunet.reporting.paper_comparison import PaperComparison, compare_with_paper
 from fednnunet.reporting.run_folder import Run, merge, merge_rounds, node_order
+from fednnunet.reporting.scores import Scores, collect_scores, join_means, split_means
 from fednnunet.reporting.tables.results_table import (
     DAGGER,
+    KEPT,
     MEAN,
     STAR,
     External,
     ResultsTable,
-    case_means,
-    fold_means,
     order_strategies,
-    results_table,
     summarise,
 )
 
@@ -54,7 +54,8 @@ class Results:
         training: nodes with training cases.
         external: nodes without training cases.
         rounds: ``rounds.csv`` of all runs.
-        cases: ``cases.csv`` of all runs.
+        cases: rows of cases in ``cases.csv`` of all runs.
+        means: its rows of means, and of scores that stay at their nodes.
         scores: one row per case, with columns ``fold`` and ``seed``.
         summary: rows of ``summary.csv``.
         table: results table; None if nothing was scored.
@@ -67,6 +68,7 @@ class Results:
     external: list[str]
     rounds: pd.DataFrame
     cases: pd.DataFrame
+    means: pd.DataFrame
     scores: pd.DataFrame
     summary: pd.DataFrame
     table: ResultsTable | None
@@ -101,40 +103,53 @@ def collect_results(runs: Sequence[Run], reference: str | None = None, external_
     strategies = order_strategies(run.strategy for run in runs)
     ordered = sorted(runs, key=lambda run: (strategies.index(run.strategy), run.seed))
     training, external = node_order(ordered)
-    cases, rounds = merge([run.cases for run in ordered]), merge_rounds([run.rounds for run in ordered])
-    if cases.empty:
-        return Results(ordered, training, external, rounds, cases, cases, summarise(cases), None, None, external_scores)
-    scores = case_means(cases, external_scores)
-    is_external = cases["node"].isin(external)
-    if is_external.any() and not scores["node"].isin(external).any():
-        raise ConfigError(f"external {external_scores}: {MISSING_EXTERNAL[external_scores]}")
-    summary = fold_means(scores)
-    scores = scores if "seed" in scores else scores.assign(seed=ordered[0].seed)
-    scored = order_strategies(scores["strategy"])
-    chosen = choose_reference(scored, reference)
-    comparison = compare_strategies(scores, chosen, training, external) if chosen and len(scored) > 1 else None
+    cases, means = split_means(merge([join_means(run.cases, run.means) for run in ordered]))
+    rounds = merge_rounds([run.rounds for run in ordered])
+    collected = collect_scores(cases, means, external_scores)
     unit = next((run.info["distance_unit"] for run in ordered if "distance_unit" in run.info), "mm")
-    table = results_table(scores, training, external, unit)
-    missing = {strategy: folds for strategy, folds in missing_folds(ordered).items() if strategy in scored}
+    table = collected.table(training, external, unit)
+    if table is None:
+        return Results(
+            ordered, training, external, rounds, cases, means, cases, summarise(cases), None, None, external_scores
+        )
+    counted = {*collected.cases["node"], *collected.means["node"]}
+    if {*cases["node"], *means["node"]} & {*external} and not counted & {*external}:
+        raise ConfigError(f"external {external_scores}: {MISSING_EXTERNAL[external_scores]}")
+    scores = collected.cases
+    scores = scores if "seed" in scores else scores.assign(seed=ordered[0].seed)
+    with_cases = order_strategies(scores["strategy"])
+    chosen = choose_reference(with_cases, reference) if with_cases else None
+    comparison = compare_strategies(scores, chosen, training, external) if chosen and len(with_cases) > 1 else None
+    missing = {strategy: folds for strategy, folds in missing_folds(ordered).items() if strategy in table.strategies}
     table = replace(
         table,
-        intervals=_intervals(scores, table),
+        intervals=_intervals(scores, table, {*collected.told.index}),
         significant=comparison.significant if comparison else set(),
         incomplete=set(missing),
         notes=[
             *_notes(table, comparison, missing, unscored_folds(ordered), external_scores),
+            *_notes_on_limits(collected, table),
             *(
                 f"No scored case of {centre} holds foreground: its DSC is 1 where nothing was segmented, else 0."
                 for centre in without_foreground(cases)
             ),
         ],
     )
-    return Results(ordered, training, external, rounds, cases, scores, summary, table, comparison, external_scores)
+    return Results(
+        ordered, training, external, rounds, cases, means, scores, collected.summary, table, comparison, external_scores
+    )
 
 
-def _intervals(scores: pd.DataFrame, table: ResultsTable) -> dict[tuple[str, str, str], Interval]:
-    """Intervals of means over cases: a case counts once, with its mean over seeds; ``mean`` is over centres' means."""
+def _intervals(
+    scores: pd.DataFrame, table: ResultsTable, told: Set[tuple[str, str]]
+) -> dict[tuple[str, str, str], Interval]:
+    """Intervals of means over cases: a case counts once, with its mean over seeds; ``mean`` is over centres' means.
+
+    Strategies and nodes in ``told`` have none: their cases are not known, or not all.
+    """
     found = {}
+    if told:
+        scores = scores[~pd.MultiIndex.from_frame(scores[["strategy", "node"]]).isin(list(told))]
     for metric in table.metrics:
         of_cases = scores.dropna(subset=[metric.column]).groupby(["strategy", "node", "case"])[metric.column].mean()
         values = {key: of_centre.to_numpy() for key, of_centre in of_cases.groupby(level=["strategy", "node"])}
@@ -144,6 +159,28 @@ def _intervals(scores: pd.DataFrame, table: ResultsTable) -> dict[tuple[str, str
                 samples = [values.get((strategy, centre), []) for centre in centres]
                 found[metric.column, strategy, column] = bootstrap(samples)
     return found
+
+
+def _notes_on_limits(scores: Scores, table: ResultsTable) -> list[str]:
+    """What the table cannot show, as nodes do not tell it."""
+    notes = []
+    order = [*table.training, *table.external]
+    told = sorted({node for _, node in scores.told.index}, key=order.index)
+    if told:
+        notes.append(
+            f"{', '.join(told)}: means that the node has computed over its cases, whose own scores it does not tell "
+            "(privacy.scores); so there is no interval, no test and no distribution."
+        )
+    folds: dict[str, set[str]] = {}
+    for (_, node), of_node in scores.kept.items():
+        folds.setdefault(node, set()).update(of_node)
+    if folds:
+        listed = "; ".join(f"{node}, fold {', '.join(sorted(folds[node]))}" for node in sorted(folds, key=order.index))
+        notes.append(
+            f"{KEPT}: scores that stay at the node, by privacy.scores=nothing, or as means of fewer than {MIN_CASES} "
+            f"cases ({listed}). Its own folder there holds them."
+        )
+    return notes
 
 
 def _notes(

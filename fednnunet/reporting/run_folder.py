@@ -16,6 +16,7 @@ from fednnunet.errors import DataError, first_problem
 from fednnunet.exchange.data_notes import DataNote
 from fednnunet.exchange.messages import ENSEMBLE
 from fednnunet.files import write_atomically
+from fednnunet.reporting.scores import split_means
 from fednnunet.run_files import (
     CASE_COLUMNS,
     CASES_FILE,
@@ -55,7 +56,8 @@ class Run:
         info: content of ``run.json``; of a run that did not end, what its ``config.json`` says of the same.
         ended: whether the run recorded its end.
         plans: node to nnU-Net's plans.
-        cases: ``cases.csv`` with a column ``seed``; folds are text.
+        cases: rows of cases in ``cases.csv``, with a column ``seed``; folds are text.
+        means: its rows of means, and of scores that stay at their nodes; the same columns, and ``n_cases``.
         rounds: ``rounds.csv``, with columns ``fold`` and ``seed``.
         data_notes: node and what people should know of its images.
         overlays: centre to number of the case to file.
@@ -70,6 +72,7 @@ class Run:
     ended: bool
     plans: dict[str, dict[str, Any]]
     cases: pd.DataFrame
+    means: pd.DataFrame
     rounds: pd.DataFrame
     data_notes: list[tuple[str, str]]
     overlays: dict[str, dict[int, Path]]
@@ -91,25 +94,30 @@ class Run:
     @property
     def scored_folds(self) -> list[str]:
         """Folds that have scores; all after the run's end."""
-        scored = {fold for fold in self.cases["fold"] if fold != ENSEMBLE}
+        scored = {fold for fold in (*self.cases["fold"], *self.means["fold"]) if fold != ENSEMBLE}
         return sorted(scored | set(self.folds if self.finished else ()))
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether nodes have told scores, or that they keep them."""
+        return not (self.cases.empty and self.means.empty)
 
     @property
     def finished(self) -> bool:
         """Whether the run recorded its end, and has scores if there is anything to score."""
-        return self.ended and (not self.cases.empty or self.info.get("fold") == "all")
+        return self.ended and (self.has_scores or self.info.get("fold") == "all")
 
     @property
     def problem(self) -> str | None:
         """What is missing of the run's results, in one line; None if nothing is."""
         if self.finished:
             on_all = "it trained on every case (fold=all), and there is no external centre"
-            return f"{self.folder.name} has no scores: {on_all}" if self.cases.empty else None
+            return None if self.has_scores else f"{self.folder.name} has no scores: {on_all}"
         trained = int(self.rounds["round"].max()) if not self.rounds.empty else 0
         progress = f"it trained {trained} round{'s' * (trained != 1)}" if trained else "it trained no round"
         if len(self.folds) > 1 and self.scored_folds:
             progress = f"it finished fold{'s' * (len(self.scored_folds) != 1)} {', '.join(self.scored_folds)}"
-        scores = " and has no scores" if self.cases.empty else ""
+        scores = "" if self.has_scores else " and has no scores"
         return f"{self.folder.name} did not finish: {progress}{scores}" + (f" ({self.error})" if self.error else "")
 
 
@@ -122,11 +130,11 @@ def read_run(folder: Path) -> Run:
     final = _read_json(folder / RUN_FILE)
     info = final or _info_from_config(_read_json(folder / CONFIG_FILE))
     seed = int(info.get("seed", 0))
-    cases = read_csv(folder / CASES_FILE, CASE_COLUMNS)
+    cases, means = split_means(read_csv(folder / CASES_FILE, CASE_COLUMNS))
     rounds = read_csv(folder / ROUNDS_FILE, ROUND_COLUMNS)
     requested = info.get("fold", 0)  # rounds.csv names the fold where there are several
     fold = rounds["fold"] if "fold" in rounds else str(requested[0] if isinstance(requested, list) else requested)
-    strategies = [*cases["strategy"].unique(), *rounds["strategy"].unique()]
+    strategies = [*cases["strategy"].unique(), *means["strategy"].unique(), *rounds["strategy"].unique()]
     config = folder / HYDRA_CONFIG_FILE
     return Run(
         folder=folder,
@@ -135,6 +143,7 @@ def read_run(folder: Path) -> Run:
         ended=bool(final),
         plans=_read_json(folder / PLANS_FILE),
         cases=cases.assign(seed=seed),
+        means=means.assign(seed=seed),
         rounds=rounds.assign(fold=fold, seed=seed),
         data_notes=_read_data_notes(folder / DATA_NOTES_FILE),
         overlays=_find_overlays(folder),
@@ -153,8 +162,8 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     for run in runs:
         extra = "".join(f" {key}={run.overrides[key]}" for key in varied if key in run.overrides)
         strategy = f"{run.strategy}{extra}"
-        cases, rounds = run.cases.assign(strategy=strategy), run.rounds.assign(strategy=strategy)
-        named.append(replace(run, strategy=strategy, cases=cases, rounds=rounds))
+        tables = {name: getattr(run, name).assign(strategy=strategy) for name in ("cases", "means", "rounds")}
+        named.append(replace(run, strategy=strategy, **tables))
     return named
 
 
@@ -175,7 +184,7 @@ def node_order(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
     """Training and external nodes, in the order of the configuration."""
     external = _ordered(node for run in runs for node in run.info.get("external", []))
     training = _ordered(node for run in runs for node in run.info.get("nodes", []))
-    scored = _ordered(node for run in runs for node in run.cases["node"])
+    scored = _ordered(node for run in runs for node in (*run.cases["node"], *run.means["node"]))
     training = _ordered([*training, *(node for node in scored if node not in external)])
     if POOLED_NODE not in scored:
         training = [node for node in training if node != POOLED_NODE]

@@ -13,7 +13,7 @@ from fednnunet.errors import FednnUNetError
 from fednnunet.exchange.messages import Fold
 from fednnunet.reporting import figures
 from fednnunet.reporting.run_folder import Run, node_order
-from fednnunet.reporting.tables.results_table import case_means, results_table
+from fednnunet.reporting.scores import collect_scores
 from fednnunet.server.run_observer import RunObserver, RunObservers
 
 log = logging.getLogger(__name__)
@@ -120,9 +120,9 @@ def round_metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def scores_of(run: Run) -> dict[str, dict[str, float]]:
     """Final scores as in the results table, where defined: metric, then node or ``mean``, to value."""
-    if run.cases.empty:
+    table = collect_scores(run.cases, run.means).table(*node_order([run]))
+    if table is None:
         return {}
-    table = results_table(case_means(run.cases), *node_order([run]))
     return {
         metric.column: {
             node: float(value)

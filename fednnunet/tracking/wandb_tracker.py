@@ -16,7 +16,8 @@ from fednnunet.exchange.messages import Fold
 from fednnunet.files import write_atomically
 from fednnunet.reporting.report import OVERLAY
 from fednnunet.reporting.run_folder import Run, brief_plans, read_csv, read_run
-from fednnunet.reporting.tables.results_table import MEAN, SUMMARY_COLUMNS, summarise
+from fednnunet.reporting.scores import collect_scores
+from fednnunet.reporting.tables.results_table import MEAN, SUMMARY_COLUMNS
 from fednnunet.run_files import CASES_FILE, REPORT_FILE, ROUNDS_FILE, SUMMARY_FILE
 from fednnunet.tracking.base import Tracker, fold_prefix, node_metrics, overlay_images, round_metrics, scores_of
 
@@ -135,8 +136,8 @@ class WandbTracker(Tracker):
         if run.plans:
             self.on_plans(run.plans)
         step = self._step + 1
-        cases = run.cases.drop(columns="seed")
-        summary = summarise(cases)[SUMMARY_COLUMNS]
+        cases, means = run.cases.drop(columns="seed"), run.means.drop(columns="seed")
+        summary = collect_scores(cases, means).summary[SUMMARY_COLUMNS]
         server.log({"results": wandb.Table(dataframe=summary), "cases": wandb.Table(dataframe=cases)}, step=step)
         for metric, by_node in scores_of(run).items():
             for node, value in by_node.items():

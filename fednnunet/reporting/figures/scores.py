@@ -98,7 +98,9 @@ def forest(
     return figure
 
 
-def cross_centre(cases: pd.DataFrame, training: Sequence[str], external: Sequence[str]) -> Figure | None:
+def cross_centre(
+    cases: pd.DataFrame, training: Sequence[str], external: Sequence[str], told: pd.DataFrame | None = None
+) -> Figure | None:
     """Mean DSC of each node's model (rows) on each centre's held-out cases (columns), one panel per strategy.
 
     As in the paper's Fig. 4.
@@ -107,17 +109,23 @@ def cross_centre(cases: pd.DataFrame, training: Sequence[str], external: Sequenc
         cases: columns of ``cases.csv``.
         training: nodes with training cases.
         external: nodes without training cases.
+        told: means over cases and labels, which nodes tell in place of their cases; the same columns.
 
     Returns:
         None if no model was scored at another training centre.
     """
-    elsewhere = cases[(cases["model"] != cases["node"]) & cases["node"].isin(training) & cases["model"].isin(training)]
-    strategies = [name for name in order_strategies(cases["strategy"]) if name in set(elsewhere["strategy"])]
+    keys = [key for key in ("fold", "seed", "case") if key in cases.columns]
+    means = cases.groupby(["strategy", "model", "node", *keys])["dsc"].mean().groupby(level=[0, 1, 2]).mean()
+    named = list(cases["strategy"])
+    if told is not None and len(told):
+        of_nodes = told.groupby(["strategy", "model", "node"])["dsc"].mean()
+        means = pd.concat([means[~means.index.isin(of_nodes.index)], of_nodes])
+        named += list(told["strategy"])
+    elsewhere = {name for name, model, node in means.index if model != node and {model, node} <= {*training}}
+    strategies = [name for name in order_strategies(named) if name in elsewhere]
     if not strategies:
         return None
     columns = [*training, *external]
-    keys = [key for key in ("fold", "seed", "case") if key in cases.columns]
-    means = cases.groupby(["strategy", "model", "node", *keys])["dsc"].mean().groupby(level=[0, 1, 2]).mean()
     width, height = 0.55 * len(columns) + 0.9, 1.5 + 0.5 * len(training)
     across = max(1, min(len(strategies), int(10 / width)))
     down = -(-len(strategies) // across)

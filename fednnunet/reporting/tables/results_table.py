@@ -29,7 +29,7 @@ External = Literal["mean", "best", "ensemble"]
 MEAN = "mean"
 SCORES = ["dsc", "hd95", "surface_dsc", "volume_error"]
 SUMMARY_COLUMNS = ["strategy", "node", "fold", "n_cases", *SCORES, "n_empty"]
-UNDEFINED = "–"
+UNDEFINED, KEPT = "–", "kept"
 STAR, DAGGER = "*", "†"
 """Marks of a value that differs significantly, and of a strategy with missing folds."""
 
@@ -76,7 +76,11 @@ def case_means(cases: pd.DataFrame, external: External = "mean") -> pd.DataFrame
         cases: columns of ``cases.csv``.
         external: models that count at external centres, as in :func:`own_scores`.
     """
-    rows = own_scores(cases, external)
+    return means_over_labels(own_scores(cases, external))
+
+
+def means_over_labels(rows: pd.DataFrame) -> pd.DataFrame:
+    """The result of :func:`case_means` from the rows of :func:`own_scores`."""
     keys = [key for key in ("strategy", "node", "fold", "seed", "case") if key in rows.columns]
     rows = rows.assign(volume_error=rows["volume_error"].abs(), n_empty=rows["empty"].isin(ONE_EMPTY).astype(int))
     grouped = rows.groupby(keys, sort=False, as_index=False)
@@ -153,6 +157,7 @@ class ResultsTable:
         intervals: metric column, strategy and column to the interval of the mean over cases.
         significant: strategies and columns whose DSC gets :data:`STAR`.
         incomplete: strategies that get :data:`DAGGER`.
+        kept: strategies and columns whose scores stay at the node.
         notes: what a reader must know, one or two sentences each.
     """
 
@@ -165,6 +170,7 @@ class ResultsTable:
     intervals: Mapping[tuple[str, str, str], Interval] = field(default_factory=dict)
     significant: Set[tuple[str, str]] = frozenset()
     incomplete: Set[str] = frozenset()
+    kept: Set[tuple[str, str]] = frozenset()
     notes: Sequence[str] = ()
 
     @property
@@ -178,7 +184,8 @@ class ResultsTable:
 
     def cell(self, metric: Metric, strategy: str, column: str) -> str:
         """One value as text."""
-        return metric.show(self.values[metric.column].loc[strategy, column])
+        value = self.values[metric.column].loc[strategy, column]
+        return KEPT if np.isnan(value) and (strategy, column) in self.kept else metric.show(value)
 
     def star(self, metric: Metric, strategy: str, column: str) -> str:
         """The mark of significance, which only DSC can have; empty if there is none."""
@@ -249,7 +256,12 @@ class ResultsTable:
 
 
 def results_table(
-    scores: pd.DataFrame, node_order: Sequence[str], external: Sequence[str] = (), distance_unit: str = "mm"
+    scores: pd.DataFrame,
+    node_order: Sequence[str],
+    external: Sequence[str] = (),
+    distance_unit: str = "mm",
+    told: pd.DataFrame | None = None,
+    kept: Set[tuple[str, str]] = frozenset(),
 ) -> ResultsTable:
     """Results table: means over a node's held-out cases of all folds, as in nnU-Net's cross-validation.
 
@@ -261,21 +273,26 @@ def results_table(
         node_order: training nodes.
         external: nodes without training cases.
         distance_unit: ``mm`` or ``pixels``.
+        told: means of nodes that tell no cases, by strategy and node (index); they take the place of ``scores``.
+        kept: strategies and nodes that tell nothing.
     """
     metrics = [
         Metric("dsc", "DSC ↑", 3, larger_is_better=True),
         Metric("hd95", f"HD95 ({distance_unit}) ↓", 2, larger_is_better=False),
     ]
-    strategies = order_strategies(scores["strategy"])
+    means = pd.DataFrame() if told is None else told
+    strategies = order_strategies([*scores["strategy"], *(strategy for strategy, _ in (*means.index, *kept))])
     training, outside = list(node_order), list(external)
     columns = [metric.column for metric in metrics]
     numbers = scores.assign(**{column: pd.to_numeric(scores[column]) for column in columns})
     of_cases = numbers.groupby(["strategy", "node", "case"])[columns].mean()
     of_nodes = of_cases.groupby(level=["strategy", "node"]).mean()
+    if len(means):
+        of_nodes = pd.concat([of_nodes[~of_nodes.index.isin(means.index)], means[columns]])
     values: dict[str, pd.DataFrame] = {}
     for column in columns:
         by_node = of_nodes[column].unstack("node")
         frame = by_node.reindex(index=strategies, columns=[*training, *outside]).astype(float)
         frame.insert(len(training), MEAN, frame[training].mean(axis=1, skipna=False))
         values[column] = frame
-    return ResultsTable(strategies, training, outside, distance_unit, metrics, values)
+    return ResultsTable(strategies, training, outside, distance_unit, metrics, values, kept=kept)

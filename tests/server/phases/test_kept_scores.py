@@ -48,7 +48,9 @@ def test_cases_means_and_what_is_kept_are_in_one_table(run_federation: RunFedera
     rows = run.cases.fillna({"label": "", "case": -1})
     for fold in ("0", "1"):
         of_fold = rows[rows["fold"] == fold]
-        shown = list(of_fold[["node", "model", "case", "label", "n_cases"]].fillna(1).itertuples(index=False, name=None))
+        shown = list(
+            of_fold[["node", "model", "case", "label", "n_cases"]].fillna(1).itertuples(index=False, name=None)
+        )
         assert shown == [
             ("Oslo", "Oslo", 0, "tumour", 1),
             ("Porto", "Porto", -1, "", 6),
