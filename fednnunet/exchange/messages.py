@@ -205,11 +205,13 @@ class PreprocessRequest(Body):
 
     Attributes:
         fold: the first fold to train.
+        local_epochs: epochs of a round.
         secure_run: the layers of the run of this id are summed securely.
         keys: keys of all training nodes for that.
     """
 
     fold: Fold = 0
+    local_epochs: int = Field(default=1, ge=1)
     secure_run: RunId | None = None
     keys: Annotated[list[SignedKey], Field(max_length=1000)] = []
 

@@ -39,6 +39,8 @@ def check_privacy(config: RunConfig) -> None:
         raise ConfigError(
             "strategy.aggregation.proximal_mu does not work with privacy.case, whose steps are its own; set it to 0"
         )
+    if config.privacy.node is not None:
+        _check_nodes_are_hidden(config)
     if config.privacy.secure_sums is None:
         return
     if _aggregation(config) == class_path(NoExchange):
@@ -48,6 +50,21 @@ def check_privacy(config: RunConfig) -> None:
     _check_strategy(config)
     _check_numbers(config)
     _check_models_stay(config)
+
+
+def _check_nodes_are_hidden(config: RunConfig) -> None:
+    """Check that noise hides all of a node that leaves it."""
+    if config.privacy.secure_sums is not None:
+        if config.strategy.aggregation.get("weighting") == "num_cases":
+            raise ConfigError(
+                "strategy.aggregation.weighting=num_cases: nodes that noise hides (privacy.node) count alike in a sum; "
+                "set it to uniform"
+            )
+    elif config.evaluation.cross_centre or config.external_centres:
+        raise ConfigError(
+            "evaluation.cross_centre=true, and external centres, need the models of nodes, which noise does not hide "
+            "(privacy.node); leave them out, or use privacy.secure_sums"
+        )
 
 
 def class_path(cls: type) -> str:

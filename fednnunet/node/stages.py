@@ -24,7 +24,7 @@ from fednnunet.exchange import messages
 from fednnunet.node import evaluate, prepare
 from fednnunet.node.describe import NodeDataset
 from fednnunet.node.distributed import Ranks
-from fednnunet.node.noise import CaseRounds
+from fednnunet.node.noise import CaseRounds, NodeRounds, RoundNoise
 from fednnunet.node.received_models import ReceivedModels
 from fednnunet.node.resource_errors import CacheLostError
 from fednnunet.node.secure_rounds import SecureRounds
@@ -57,6 +57,7 @@ class NodeStages:
         self._dataset: NodeDataset | None = None
         self._plans: dict[str, Any] | None = None
         self._noise_report: messages.NoiseReport | None = None
+        self._local_epochs = 1
         for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
             folder = settings.folder / variable
             folder.mkdir(parents=True, exist_ok=True)
@@ -103,6 +104,7 @@ class NodeStages:
             self.secure.join(request)
         start = time.perf_counter()
         prepare.preprocess_cases(dataset, self._plans, self.settings)
+        self._local_epochs = request.local_epochs
         trainer = self.start_fold(request.fold)
         training, validation = trainer.do_split()
         return messages.PreprocessReply(
@@ -122,7 +124,7 @@ class NodeStages:
             fold, self.dataset, self._plans, self.settings, self.device, self.ranks
         )
         if self.noise is not None:
-            self._noise_report = self.noise.begin_fold(self.trainer, self.dataset.case_digests())
+            self._noise_report = self.noise.begin_fold(self.trainer, self.dataset.case_digests(), self._local_epochs)
         return self.trainer
 
     def has_lost_cache(self) -> bool:
@@ -203,10 +205,12 @@ class NodeStages:
         return SecureRounds(settings.name, settings.folder, sums, settings.identity)
 
     @cached_property
-    def noise(self) -> CaseRounds | None:
-        """What hides the node's cases in its rounds; None where nothing does."""
-        case = self.config.privacy.case
-        return None if case is None else CaseRounds(self.settings, case)
+    def noise(self) -> RoundNoise | None:
+        """What hides the node's cases, or the node, in its rounds; None where nothing does."""
+        case, node = self.config.privacy.case, self.config.privacy.node
+        if case is not None:
+            return CaseRounds(self.settings, case)
+        return None if node is None else NodeRounds(self.settings, node)
 
     @cached_property
     def ranks(self) -> Ranks:

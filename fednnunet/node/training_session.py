@@ -259,7 +259,7 @@ class TrainingSession:
     def _check_round(self, trainer: nnUNetTrainer, body: TrainRequest, arrays: Mapping[str, np.ndarray]) -> None:
         check_round(trainer, body, arrays)
         if self.stages.noise is not None:
-            self.stages.noise.check_round(trainer, body)
+            self.stages.noise.check_round(trainer, body, arrays)
 
     def start_round(self, request: Request, body: TrainRequest) -> None:
         """Train this round next; epochs of rounds that the node missed are skipped."""
@@ -278,6 +278,8 @@ class TrainingSession:
             load_state(module.network, current.request.arrays)
         self.stages.ranks.start_epoch(module.network, module.nnunet.current_epoch, self._is_first_epoch)
         if is_new:
+            if self.stages.noise is not None:
+                self.stages.noise.start_round(module.network, current.body)
             module.set_proximal_term(current.request.arrays, current.body.proximal_mu)
             current.loaded = time.perf_counter()
         self._is_first_epoch = False
@@ -303,7 +305,7 @@ class TrainingSession:
         self._reply = round_reply(trainer, body, time.perf_counter() - current.loaded, current.loaded - current.started)
         if self.stages.noise is not None:
             self._reply = self._reply.model_copy(update=dict.fromkeys(FIGURE_NAMES))  # no noise is on them
-            self.stages.noise.spend(trainer, body)
+            self.stages.noise.finish_round(trainer, body)
         if self.stages.secure is not None:
             trained = trained_arrays(trainer.network, body.layers)
             self.stages.secure.end_round(body, current.request.arrays, trained)

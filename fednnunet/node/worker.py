@@ -179,8 +179,8 @@ class NodeWorker:
         """Send a final model, keep another node's, or score with those kept."""
         start = time.perf_counter()
         if isinstance(body, SendModelRequest):
-            if body.layers and self.stages.secure is not None:
-                raise ProtocolError("the server asks for the model of a node, which secure sums keep there")
+            if body.layers and (self.stages.secure is not None or self.settings.config.privacy.node is not None):
+                raise ProtocolError("the server asks for the model of a node, which stays there (group privacy)")
             network, axes = self.stages.final_model(body.fold)
             arrays = self.training.layers.plain(network, body.layers) if body.layers else None
             return SendModelReply(mirror_axes=axes, seconds=time.perf_counter() - start), arrays

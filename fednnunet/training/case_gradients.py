@@ -27,7 +27,7 @@ from fednnunet.errors import ConfigError
 from fednnunet.privacy.masks import derive_seed
 from fednnunet.privacy.noise import add_noise, uniform
 from fednnunet.privacy.secure_sum import digest_of
-from fednnunet.training.network_state import buffer_names, trained_parameters
+from fednnunet.training.network_state import no_running_statistics, trained_parameters
 
 log = logging.getLogger(__name__)
 
@@ -58,12 +58,7 @@ def check_hides_cases(trainer: nnUNetTrainer) -> None:
     name = type(trainer).__name__
     if type(trainer).train_step is not nnUNetTrainer.train_step:
         raise ConfigError(f"privacy.case: trainer.class={name} has its own train_step; choose one that has not")
-    statistics = buffer_names(trainer.network)
-    if statistics:
-        raise ConfigError(
-            f"privacy.case: the network has running statistics ({statistics[0]}), which mix cases; choose a "
-            "trainer.class with instance normalization, not batch normalization"
-        )
+    no_running_statistics(trainer.network, "privacy.case")
 
 
 class CaseSteps:

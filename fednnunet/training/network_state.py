@@ -82,6 +82,24 @@ def buffer_names(network: nn.Module) -> list[str]:
     return [name for name, _ in named_tensors(network) if name not in trained]
 
 
+def no_running_statistics(network: nn.Module, key: str) -> None:
+    """Check that the network has no buffers, which noise could not hide.
+
+    Args:
+        network: the network.
+        key: key of the configuration that asks for noise.
+
+    Raises:
+        ConfigError: it has.
+    """
+    statistics = buffer_names(network)
+    if statistics:
+        raise ConfigError(
+            f"{key}: the network has running statistics ({statistics[0]}), which noise does not hide; choose a "
+            "trainer.class with instance normalization, not batch normalization"
+        )
+
+
 def read_state(network: nn.Module, layers: Iterable[str], out: Mapping[str, np.ndarray]) -> None:
     """Copy ``layers`` of ``network`` into the arrays ``out`` of the same shapes and dtypes.
 

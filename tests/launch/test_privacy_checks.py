@@ -123,6 +123,20 @@ def test_noise_that_cannot_be_had_is_one_line(overrides: list[str], problem: str
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (["strategy.aggregation.weighting=num_cases"], r"weighting=num_cases: nodes that noise hides"),
+        (["privacy.secure_sums=null", "evaluation.cross_centre=true"], r"cross_centre=true, .*models of nodes"),
+    ],
+)
+def test_what_noise_would_not_hide_of_a_node_is_refused(overrides: list[str], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        check_privacy(configured(centres(4), "privacy=node", *overrides))
+
+
 def test_noise_that_can_be_had_is_taken() -> None:
+    check_privacy(configured(centres(4), "privacy=node"))
+    check_privacy(configured(centres(2), "privacy=node", "privacy.secure_sums=null"))
     check_privacy(configured(centres(2), "privacy=case", "privacy.max_epsilon=8"))
     check_privacy(configured(centres(2), "privacy=case", "privacy.case.epsilon=null", "privacy.case.noise=1.0"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from fednnunet.errors import ConfigError
 from fednnunet.exchange.messages import NoiseReport
 from fednnunet.privacy.accounting import noise_to_signal
@@ -30,7 +32,10 @@ def check_noise(session: Session) -> None:
         report = federation.preprocessed[node].noise
         if report is None:
             continue
-        ratio = noise_to_signal(report.noise, report.parameters, report.units or len(federation.training))
+        nodes = float(len(federation.training))
+        if session.settings.secure_run is None:  # each node adds all of the noise, not its share
+            nodes = math.sqrt(nodes)
+        ratio = noise_to_signal(report.noise, report.parameters, report.units or nodes)
         name = federation.name(node)
         if ratio > USELESS and not session.settings.accept_useless_noise:
             raise ConfigError(

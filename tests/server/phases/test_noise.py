@@ -43,8 +43,8 @@ def federate(run_federation: RunFederation, report: Mapping[str, Any], **setting
         ({"epsilon": 40.0, "total_epsilon": 40.0}, ("(weak)",)),
         ({"parameters": 1000}, ("expect nearly the accuracy without it",)),
         ({"parameters": 640_000}, ("Noise over signal is 16", "expect to lose much accuracy")),
-        # of the two nodes: 2 * sqrt(16) / 2
-        ({"hides": "node", "units": None, "parameters": 16}, ("hides each node", "sums of 2 nodes", "signal is 4 ")),
+        # without secure sums, two nodes add all of the noise each: 2 * sqrt(32) / sqrt(2)
+        ({"hides": "node", "units": None, "parameters": 32}, ("hides each node", "sums of 2 nodes", "signal is 8 ")),
     ],
 )
 def test_noise_is_told_in_figures_and_in_words(
