@@ -18,6 +18,24 @@ def told_scores(scores: Sequence[CaseScore], allowed: Scores) -> list[Score]:
     return [] if allowed == "nothing" else mean_scores(scores)
 
 
+def scores_to_tell(by_fold: Sequence[Sequence[CaseScore]]) -> list[CaseScore]:
+    """Scores whose means are to be told with the last fold: its own, and those of earlier ones that were too few.
+
+    Args:
+        by_fold: scores of the folds so far, in the order of training.
+    """
+    waiting: dict[str, list[CaseScore]] = defaultdict(list)
+    for scores in by_fold:
+        waiting = defaultdict(list, {centre: rows for centre, rows in waiting.items() if not _are_enough(rows)})
+        for score in scores:
+            waiting[score.centre].append(score)
+    return [score for rows in waiting.values() for score in rows]
+
+
+def _are_enough(rows: Iterable[CaseScore]) -> bool:
+    return len({row.case for row in rows}) >= MIN_CASES
+
+
 def mean_scores(scores: Iterable[CaseScore]) -> list[Score]:
     """Means over the cases of each centre and model: over labels first, then of each label.
 
@@ -29,9 +47,9 @@ def mean_scores(scores: Iterable[CaseScore]) -> list[Score]:
         groups[score.centre, score.model].append(score)
     means: list[Score] = []
     for (centre, model), rows in groups.items():
-        num_cases = len({row.case for row in rows})
-        if num_cases < MIN_CASES:
+        if not _are_enough(rows):
             continue
+        num_cases = len({row.case for row in rows})
         for label in (None, *dict.fromkeys(row.label for row in rows)):
             of_label = [row for row in rows if label in (None, row.label)]
             values = {metric: _mean_over_cases(of_label, metric) for metric in METRICS}

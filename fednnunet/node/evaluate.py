@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
@@ -15,7 +16,7 @@ from fednnunet.evaluation.ensemble import FoldModels, segment_with_each
 from fednnunet.evaluation.held_out import held_out_segmenter
 from fednnunet.evaluation.score import HeldOutCase, score_cases
 from fednnunet.evaluation.summary import write_summary
-from fednnunet.evaluation.told_scores import told_scores
+from fednnunet.evaluation.told_scores import scores_to_tell, told_scores
 from fednnunet.exchange.messages import CaseScore, Fold, Score
 from fednnunet.files import write_atomically
 from fednnunet.node.describe import NodeDataset
@@ -45,7 +46,7 @@ def evaluate_fold(trainer: nnUNetTrainer, dataset: NodeDataset, settings: NodeSe
     scores = _score(cases, segment_own, dataset, settings, predictions)
     summary = write_summary(trainer, folder, identifiers)
     trainer.print_to_log_file("Mean Validation Dice:", summary["foreground_mean"]["Dice"])
-    return tell(scores, settings, f"cases_fold_{trainer.fold}.csv")
+    return tell_fold(scores, trainer.fold, settings)
 
 
 def score_models(
@@ -107,12 +108,45 @@ def _score(
     )
 
 
+def tell_fold(scores: Sequence[CaseScore], fold: Fold, settings: NodeSettings) -> list[Score]:
+    """What leaves the node of a fold's scores.
+
+    A mean is also over cases of earlier folds that were too few for one: each case counts once in cross-validation.
+    """
+    if settings.config.privacy.scores == "mean":
+        folds = settings.config.folds
+        earlier = [_own_scores(settings, _file_of(one)) for one in folds[: folds.index(fold)]]
+        _keep(scores, settings, _file_of(fold))
+        return told_scores(scores_to_tell([*earlier, scores]), "mean")
+    return tell(scores, settings, _file_of(fold))
+
+
 def tell(scores: Sequence[CaseScore], settings: NodeSettings, name: str) -> list[Score]:
     """What leaves the node of ``scores``; where that is less, all of them are in its folder, under ``name``."""
     allowed = settings.config.privacy.scores
     if allowed != "cases":
-        rows = [score.model_dump() for score in scores]
-        table = pd.DataFrame(rows, columns=list(CaseScore.model_fields))
-        write_atomically(settings.folder / name, table.to_csv(index=False))
-        log.info("the scores of each case are in %s, and leave this node as: %s", settings.folder / name, allowed)
+        _keep(scores, settings, name)
     return told_scores(scores, allowed)
+
+
+def _file_of(fold: Fold) -> str:
+    return f"cases_fold_{fold}.csv"
+
+
+def _keep(scores: Sequence[CaseScore], settings: NodeSettings, name: str) -> None:
+    path, table = settings.folder / name, io.StringIO()
+    writer = csv.DictWriter(table, list(CaseScore.model_fields), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(score.model_dump() for score in scores)
+    write_atomically(path, table.getvalue())
+    log.info("the scores of each case are in %s, and leave this node as: %s", path, settings.config.privacy.scores)
+
+
+def _own_scores(settings: NodeSettings, name: str) -> list[CaseScore]:
+    """Scores that :func:`tell` has kept in the node's folder; none where the fold was not scored."""
+    path = settings.folder / name
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file)
+        return [CaseScore.model_validate({key: value or None for key, value in row.items()}) for row in rows]

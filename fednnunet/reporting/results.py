@@ -177,8 +177,8 @@ def _notes_on_limits(scores: Scores, table: ResultsTable) -> list[str]:
     if folds:
         listed = "; ".join(f"{node}, fold {', '.join(sorted(folds[node]))}" for node in sorted(folds, key=order.index))
         notes.append(
-            f"{KEPT}: scores that stay at the node, by privacy.scores=nothing, or as means of fewer than {MIN_CASES} "
-            f"cases ({listed}). Its own folder there holds them."
+            f"{KEPT}: scores that stay at the node ({listed}), by privacy.scores=nothing, or because a mean is over at "
+            f"least {MIN_CASES} cases, if need be of several folds. The node's own folder holds them."
         )
     return notes
 

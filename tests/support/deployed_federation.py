@@ -111,6 +111,7 @@ class Federation:
             "server": self.address,
             "certificate": str(self.keys / "ca.crt"),
             "key": str(self.keys / "nodes" / name / "node.key"),
+            "node_certificate": str(self.keys / "nodes" / name / "node.crt"),
             "folder": "work",
             "compute": {"threads": 1},
             **changes,
