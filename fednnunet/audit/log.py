@@ -38,7 +38,7 @@ from fednnunet.files import DISK_FULL
 log = logging.getLogger(__name__)
 
 AUDIT_LOG = "audit.jsonl"
-EXPANDED_FIELDS = ("fingerprint", "intensity_ranges")
+EXPANDED_FIELDS = ("fingerprint", "intensity_ranges", "counts")
 """Fields of bodies whose parts are listed one by one: what describes the images."""
 
 
@@ -84,7 +84,7 @@ class Entry(BaseModel):
             :class:`~fednnunet.exchange.messages.Failure` of one fixed text went instead of each.
         repaired: number of bytes of a torn line that were cut off before this one was written.
         previous: digest of the line before, without its end of line; None for the first.
-        fields: sizes of the body's fields; ``fingerprint`` and ``intensity_ranges`` by their parts.
+        fields: sizes of the body's fields; those of :data:`EXPANDED_FIELDS` by their parts.
         scores: number of rows of scores, in an answer to ``evaluate``.
         digests: number of salted digests of images, in an answer to ``query.fingerprint`` that has them.
         layers: layers of the network that the node planned, name to shape, in an answer to ``query.plan``.

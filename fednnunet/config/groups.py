@@ -18,47 +18,6 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
-class FingerprintLimits(Config):
-    """What a node reveals of its images before training.
-
-    Attributes:
-        precision: ``full``, or ``quantised``: rounded to a grid that hides single cases before it leaves the node.
-        find_duplicates: Compare salted digests of the nodes' images, and warn of images that two nodes hold.
-    """
-
-    precision: Literal["full", "quantised"] = "full"
-    find_duplicates: bool = False
-
-
-class FingerprintConfig(FingerprintLimits):
-    """What nodes send of their fingerprints, and how the server merges them: group ``fingerprint``.
-
-    Attributes:
-        precision: ``full``, or ``quantised``: rounded to a grid that hides single cases before it leaves the node.
-        find_duplicates: Compare salted digests of the nodes' images, and warn of images that two nodes hold.
-        intensity: How intensities are merged. ``histogram``: as nnU-Net would from the pooled images;
-            ``weighted_mean``: the rule of the original FednnU-Net.
-    """
-
-    intensity: Literal["histogram", "weighted_mean"] = "histogram"
-
-    @model_validator(mode="after")
-    def _is_possible(self) -> FingerprintConfig:
-        if self.precision == "quantised" and self.intensity == "weighted_mean":
-            raise ValueError("precision=quantised needs intensity=histogram")
-        return self
-
-    def within(self, limits: FingerprintLimits) -> FingerprintConfig:
-        """The same, but no more precise than ``limits``, and with digests only where ``limits`` allows them."""
-        quantised = "quantised" in (self.precision, limits.precision)
-        return self.model_copy(
-            update={
-                "precision": "quantised" if quantised else "full",
-                "find_duplicates": limits.find_duplicates,
-            }
-        )
-
-
 class StrategyConfig(Config):
     """How nodes work together: group ``strategy``.
 

@@ -10,7 +10,8 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from fednnunet.config.dataset import ImageHeaders
-from fednnunet.config.groups import ComputeConfig, Config, FingerprintLimits, GpuMemoryTarget, InitConfig
+from fednnunet.config.fingerprint import FingerprintLimits
+from fednnunet.config.groups import ComputeConfig, Config, GpuMemoryTarget, InitConfig
 from fednnunet.config.privacy import NodePrivacy
 from fednnunet.errors import ConfigError, first_problem, one_line
 from fednnunet.exchange.messages import NodeName

@@ -33,9 +33,10 @@ Every key of a run: `key=value` on the command line changes it, `python train.py
 NODE_HEAD = """## `node.yaml`
 
 A node on another machine has a file of its own ([example](../../deploy/node.yaml)), with these keys and, of the groups
-above, `compute` and `init` in full, `gpu_memory.gb`, and `fingerprint.precision` and `fingerprint.find_duplicates`.
-Where both the server and the node set `fingerprint.precision`, the coarser value holds; digests of images leave the
-node only if both allow them; the node's own `gpu_memory.gb` wins. Of `privacy`, the stricter value of both holds; a run
+above, `compute` and `init` in full, `gpu_memory.gb`, and of `fingerprint` all but `epsilon` and `intensity`. Where both
+the server and the node set `fingerprint.precision`, the coarser value holds; a run that asks for more than the node's
+`fingerprint.geometry` and `fingerprint.intensities` allow is refused; digests of images leave the node only if both
+allow them; the node's own `gpu_memory.gb` wins. Of `privacy`, the stricter value of both holds; a run
 whose secure sums are not what the node requires is refused. All other groups come from the server.
 """
 NAMES = {int: "integer", float: "number", bool: "boolean", str: "text", Path: "path", Any: "any value"}

@@ -20,13 +20,13 @@ from __future__ import annotations
 
 from pydantic import Field, field_validator, model_validator
 
+from fednnunet.config.fingerprint import FingerprintConfig
 from fednnunet.config.groups import (
     CachePaths,
     ComputeConfig,
     Config,
     Configuration,
     EvaluationConfig,
-    FingerprintConfig,
     Folds,
     GpuMemoryConfig,
     InitConfig,

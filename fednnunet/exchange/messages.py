@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fednnunet.errors import ProtocolError, first_problem
 from fednnunet.exchange.data_notes import DataNote, NoteKind
+from fednnunet.exchange.quantities import Counts, Questions
 
 MAX_BODY_BYTES = 64 * 2**20
 """Largest JSON body: fingerprints list two triples per case, so this is more than 100,000 cases."""
@@ -94,7 +95,10 @@ class FingerprintRequest(Body):
 
     Attributes:
         content: part of the fingerprint to send: ``nothing``; the ``ranges`` of foreground intensities; the node's
-            ``contribution`` to the federation's fingerprint; or nnU-Net's ``statistics`` of the node.
+            ``contribution`` to the federation's fingerprint; of that the ``intensities`` alone; nnU-Net's
+            ``statistics`` of the node; or ``counts`` of cases.
+        needed: of intensities, those of channels that nnU-Net normalises by them, in a public window.
+        below: count the cases that lie below these points.
         total_cases: number of training cases of all nodes, for the contribution.
         bins: bins of every channel's histogram, for the contribution.
         run: id of the run, where the node is not started for it: a node that is on another run starts this one.
@@ -103,7 +107,9 @@ class FingerprintRequest(Body):
         secure_run: send a key for the secure sums of the run of this id.
     """
 
-    content: Literal["nothing", "ranges", "contribution", "statistics"] = "nothing"
+    content: Literal["nothing", "ranges", "contribution", "intensities", "statistics", "counts"] = "nothing"
+    needed: bool = False
+    below: Questions | None = None
     total_cases: int | None = Field(default=None, ge=1)
     bins: dict[str, Any] | None = None
     run: RunId | None = None
@@ -126,6 +132,7 @@ class FingerprintReply(Body):
         file_ending: ending of the image files, such as ``.nii.gz``.
         fingerprint: contribution or statistics; None where neither was requested, and from an external node.
         intensity_ranges: channel to range of its foreground intensities, where requested.
+        counts: how many training cases lie below the points asked about, in their order.
         held_out: centre (the node, or each of the pooled ones) to the number of cases that each fold of the run holds
             out, but for fold ``all``.
         resume_rounds: fold to finished rounds from whose checkpoint this node can resume.
@@ -145,6 +152,7 @@ class FingerprintReply(Body):
     file_ending: str
     fingerprint: dict[str, Any] | None = None
     intensity_ranges: dict[str, Any] | None = None
+    counts: Counts | None = None
     held_out: dict[NodeName, dict[Fold, Annotated[int, Field(ge=0)]]] = Field(default={}, max_length=MAX_CENTRES)
     resume_rounds: dict[Fold, list[int]] = {}
     image_digests: list[SaltedDigest] | None = Field(default=None, max_length=MAX_DIGESTS)

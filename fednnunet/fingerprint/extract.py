@@ -80,6 +80,13 @@ def samples_per_case(cases: int) -> int:
     return int(MAX_FOREGROUND_VOXELS // cases)
 
 
+def case_sizes(dataset: RawDataset, workers: int = 1) -> dict[str, Any]:
+    """Spacing, shape and relative size of every case; :meth:`~fednnunet.fingerprint.geometry.CaseSizes.of` reads it."""
+    cases = list(map_in_processes(partial(_sizes, reader=_reader(dataset)), dataset.cases, workers))
+    spacings, shapes, relative_sizes = (list(column) for column in zip(*cases, strict=True))
+    return {"spacings": spacings, "shapes_after_crop": shapes, "relative_sizes": relative_sizes}
+
+
 def intensity_ranges(dataset: RawDataset, workers: int = 1) -> dict[str, IntensityRange]:
     """Range of the foreground intensities of every channel that has any, by channel number."""
     per_case = list(map_in_processes(partial(_ranges, reader=_reader(dataset)), dataset.cases, workers))
@@ -104,28 +111,33 @@ def extract_contribution(
     Args:
         dataset: dataset of the node.
         total_cases: number of training cases of all nodes.
-        bins: bins that all nodes share, by channel number.
+        bins: bins that all nodes share, by channel number; channels without are left out.
         workers: number of processes; 1 works in this one.
     """
-    channels = [bins[str(channel)] for channel in range(len(dataset.channel_names))]
+    channels = [bins.get(str(channel)) for channel in range(len(dataset.channel_names))]
     analyse = partial(_contribute, reader=_reader(dataset), samples=samples_per_case(total_cases), bins=channels)
-    sums = [_Sum(channel) for channel in channels]
+    sums = {str(number): _Sum(channel) for number, channel in enumerate(channels) if channel is not None}
     spacings, shapes, relative_sizes = [], [], []
     for case in map_in_processes(analyse, dataset.cases, workers):
         spacings.append(case.spacing)
         shapes.append(case.shape)
         relative_sizes.append(case.relative_size)
-        for channel, sampled in zip(sums, case.channels, strict=False):  # a case without foreground has none
-            channel.add(*sampled)
+        for number, sampled in case.channels.items():
+            sums[number].add(*sampled)
     return DatasetFingerprint(
         spacings=spacings,
         shapes_after_crop=shapes,
         relative_sizes=relative_sizes,
-        intensities={str(number): channel.result() for number, channel in enumerate(sums)},
+        intensities={number: channel.result() for number, channel in sums.items()},
     )
 
 
 # one case ----------------------------------------------------------------------------------------------
+
+
+def _sizes(case: Case, reader: type) -> tuple[list[float], list[int], float]:
+    read = _read(case, reader)
+    return read.spacing, read.shape, read.relative_size
 
 
 @dataclass(frozen=True)
@@ -144,18 +156,22 @@ class _CaseContribution:
     spacing: list[float]
     shape: list[int]
     relative_size: float
-    channels: list[tuple[_Sampled, np.ndarray]]
-    """Samples and histogram of each channel."""
+    channels: dict[str, tuple[_Sampled, np.ndarray]]
+    """Samples and histogram of each channel that has bins; none of a case without foreground."""
 
 
-def _contribute(case: Case, reader: type, samples: int, bins: list[IntensityBins]) -> _CaseContribution:
+def _contribute(case: Case, reader: type, samples: int, bins: list[IntensityBins | None]) -> _CaseContribution:
     read = _read(case, reader)
     random = np.random.RandomState(SAMPLING_SEED)
-    sampled = [
-        _sample(values, draw(random, values, samples=samples), channel)
-        for values, channel in zip(read.foreground, bins, strict=True)
-        if values.size
-    ]
+    sampled = {}
+    last = max((number for number, channel in enumerate(bins) if channel is not None), default=-1)
+    for number, (values, channel) in enumerate(zip(read.foreground[: last + 1], bins[: last + 1], strict=True)):
+        if values.size:
+            counts = draw(
+                random, values, samples=samples
+            )  # also of a channel without bins: the next one's depend on it
+            if channel is not None:
+                sampled[str(number)] = _sample(values, counts, channel)
     return _CaseContribution(read.spacing, read.shape, read.relative_size, sampled)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from fednnunet.exchange.quantities import AXES, Counts, Quantity
 from fednnunet.fingerprint.made_up_cases import MASK_BELOW
+from fednnunet.privacy.accounting import noise_for
 
 POINTS_PER_DOUBLING = 2048
 """Points of the grid between a value and its double: neighbours are 0.034 % apart."""
@@ -28,6 +29,7 @@ NOISY_MEDIAN = {"spacing": 12, "shape": 8, "extent": 12}
 NOISY_TENTH = 8
 """Those for the 10th percentile of a spacing."""
 NOISY_QUESTIONS = len(AXES) * sum(NOISY_MEDIAN.values()) + NOISY_TENTH + 1
+DELTA = 1e-5
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,11 @@ def count_below(sizes: CaseSizes, questions: Mapping[Quantity, Sequence[int]]) -
         values = np.sort(sizes.values(quantity))
         counts[quantity] = np.searchsorted(values, points[list(numbers)], side="left").tolist()
     return counts
+
+
+def noise_of(epsilon: float) -> float:
+    """Standard deviation of a count's noise, for :data:`NOISY_QUESTIONS` of which a case changes each by at most 1."""
+    return noise_for(epsilon, 1, NOISY_QUESTIONS, DELTA)
 
 
 # at the server ---------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ of cases as weight, which leaves out the variance between centres.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -72,15 +72,21 @@ def merge_fingerprints(parts: Sequence[DatasetFingerprint]) -> dict[str, Any]:
 
 
 def _pooled(parts: Sequence[DatasetFingerprint], channels: Sequence[str]) -> dict[str, Any]:
-    intensities = [part.intensities or {} for part in parts]
     return {
-        "foreground_intensity_properties_per_channel": {
-            channel: merge_intensities([node[channel] for node in intensities], channel) for channel in channels
-        },
+        "foreground_intensity_properties_per_channel": merge_channels(
+            [part.intensities or {} for part in parts], channels
+        ),
         "median_relative_size_after_cropping": float(
             np.median([size for part in parts for size in part.relative_sizes or []])
         ),
     }
+
+
+def merge_channels(
+    parts: Sequence[Mapping[str, ChannelIntensities]], channels: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """:func:`merge_intensities` of every channel, by its number."""
+    return {channel: merge_intensities([part[channel] for part in parts], channel) for channel in channels}
 
 
 def merge_intensities(parts: Sequence[ChannelIntensities], channel: str = "0") -> dict[str, float]:

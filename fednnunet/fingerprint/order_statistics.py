@@ -118,18 +118,25 @@ class GeometrySearch:
         return numbers[place - 1], numbers[place]
 
     def _value(self, quantity: Quantity, rank: float) -> float:
-        """The value of a rank: the simplest number between the neighbours; with noise, in proportion.
-
-        Where the noise leaves half of all cases between two neighbours, they have one value, such as 512 voxels.
-        """
+        """The value of a rank: the simplest number between the neighbours; with noise, in proportion."""
         grid, (low, high) = GRIDS[quantity], self._bracket(quantity, rank)
         first, last = (float(grid.points[min(max(number, 0), len(grid.points) - 1)]) for number in (low, high))
+        if not self.noise or self._have_one(quantity, rank):
+            return roundest_between(int(first), int(last)) if grid.whole else shortest_between(first, last)
+        before, after = self._counts_at(quantity, rank)
+        part = (rank + 0.5 - before) / (after - before) if after > before else 0.5
+        return float(first * (last / first) ** part)
+
+    def _counts_at(self, quantity: Quantity, rank: float) -> tuple[float, float]:
+        """Cases below each of the neighbours."""
         numbers, counts = self._rising(quantity)
-        before, after = (counts[numbers.index(number)] for number in (low, high))
-        if self.noise and after - before < self.cases / 2:
-            part = (rank + 0.5 - before) / (after - before) if after > before else 0.5
-            return float(first * (last / first) ** part)
-        return roundest_between(int(first), int(last)) if grid.whole else shortest_between(first, last)
+        place = numbers.index(self._bracket(quantity, rank)[0])
+        return float(counts[place]), float(counts[place + 1])
+
+    def _have_one(self, quantity: Quantity, rank: float) -> bool:
+        """Whether half of all cases lie between two neighbours: they have one value, such as 512 voxels."""
+        before, after = self._counts_at(quantity, rank)
+        return after - before >= self.cases / 2
 
     def _of_axes(self, name: str, rank: float) -> list[float]:
         """Values of a rank, axis by axis; the mean of axes that the noise does not tell apart."""
@@ -148,13 +155,16 @@ class GeometrySearch:
         return [float(np.mean([values[other] for other in others])) for others in alike]
 
     def _products(self, spacings: list[float], shapes: list[float], extents: list[float]) -> list[float]:
-        """Extents; where the noise does not tell one from spacing times shape, that."""
+        """Extents; of an axis that has one shape, and where noise does not tell them apart, spacing times shape."""
         products = [spacing * shape for spacing, shape in zip(spacings, shapes, strict=True)]
-        near = [
-            self._is_near(Quantity.of("extent", axis), product, self._middle[0])
-            for axis, product in enumerate(products)
+        rank = self._middle[0]
+        return [
+            product
+            if self._have_one(Quantity.of("shape", axis), rank)
+            and self._is_near(Quantity.of("extent", axis), product, rank)
+            else extent
+            for axis, (product, extent) in enumerate(zip(products, extents, strict=True))
         ]
-        return [product if is_near else e for product, e, is_near in zip(products, extents, near, strict=True)]
 
     def _is_near(self, quantity: Quantity, value: float, rank: float) -> bool:
         """Whether so many cases lie below ``value`` that, with this noise, it may be that of ``rank``."""

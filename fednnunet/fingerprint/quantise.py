@@ -1,12 +1,16 @@
-"""Rounding of what leaves a node under ``fingerprint.precision=quantised``, so that no case can be recognised by it."""
+"""Rounding of what leaves a node under ``fingerprint.precision=quantised``.
+
+Of MRI and CT, 97 to 100 % of a node's cases keep a spacing and shape that no other of its cases has
+(docs/explanation/fingerprint.md): :mod:`fednnunet.fingerprint.geometry` is what hides cases.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from fednnunet.fingerprint.bins import IntensityRange
-from fednnunet.fingerprint.schema import DatasetFingerprint
+from fednnunet.fingerprint.schema import ChannelIntensities, DatasetFingerprint
 
 SHAPE_GRID = 8
 """Voxels; sizes are rounded to multiples of it, below 64 voxels to those of a finer grid."""
@@ -37,15 +41,17 @@ def quantise_fingerprint(fingerprint: DatasetFingerprint) -> DatasetFingerprint:
             "spacings": [spacing for spacing, _ in cases],
             "shapes_after_crop": [shape for _, shape in cases],
             "relative_sizes": sorted(relative) if fingerprint.relative_sizes is not None else None,
-            "intensities": {
-                channel: intensities.model_copy(
-                    update={"low": _round(intensities.low, math.floor), "high": _round(intensities.high, math.ceil)}
-                )
-                for channel, intensities in (fingerprint.intensities or {}).items()
-            }
-            or None,
+            "intensities": None if fingerprint.intensities is None else quantise_intensities(fingerprint.intensities),
         }
     )
+
+
+def quantise_intensities(intensities: Mapping[str, ChannelIntensities]) -> dict[str, ChannelIntensities]:
+    """The same with wider ranges."""
+    return {
+        channel: found.model_copy(update={"low": _round(found.low, math.floor), "high": _round(found.high, math.ceil)})
+        for channel, found in intensities.items()
+    }
 
 
 def _on_grid(size: int) -> int:

@@ -7,7 +7,7 @@ over a range that all nodes share: such contributions add up exactly, whichever 
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -68,7 +68,40 @@ class NoIntensities(StrictModel):
     """Takes the place of :class:`IntensityProperties` where no case has foreground."""
 
 
-class DatasetFingerprint(StrictModel):
+class FromNode(StrictModel):
+    """What a node sends of its fingerprint."""
+
+    @classmethod
+    def parse(cls, content: Any, where: str) -> Self:
+        """Validate what ``where`` sent.
+
+        Raises:
+            ProtocolError: naming ``where`` and the field.
+        """
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise ProtocolError(
+                f"{where} sent a malformed fingerprint: {first_problem(error, 'fingerprint')}"
+            ) from None
+
+
+class IntensityContribution(FromNode):
+    """A node's contribution to the federated fingerprint without sizes of its cases.
+
+    Attributes:
+        intensities: sampled intensities by channel number.
+    """
+
+    intensities: dict[str, ChannelIntensities]
+
+    @property
+    def has_foreground(self) -> bool:
+        """Whether any case has foreground."""
+        return any(channel.count for channel in self.intensities.values())
+
+
+class DatasetFingerprint(FromNode):
     """Fingerprint of a dataset: a node's contribution to the federated one, or one in nnU-Net's format.
 
     It holds either contributions that add up (``intensities`` and ``relative_sizes``), or nnU-Net's own statistics
@@ -128,20 +161,6 @@ class DatasetFingerprint(StrictModel):
     def channels(self) -> list[str]:
         """Numbers of the channels."""
         return list(self.intensities or self.foreground_intensity_properties_per_channel or {})
-
-    @classmethod
-    def parse(cls, content: Any, where: str) -> DatasetFingerprint:
-        """Validate what ``where`` sent.
-
-        Raises:
-            ProtocolError: naming ``where`` and the field.
-        """
-        try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            raise ProtocolError(
-                f"{where} sent a malformed fingerprint: {first_problem(error, 'fingerprint')}"
-            ) from None
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str = "the file") -> DatasetFingerprint:

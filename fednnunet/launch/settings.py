@@ -30,6 +30,9 @@ def server_settings(config: RunConfig) -> ServerSettings:
     """Settings of the server."""
     settings = ServerSettings(
         fingerprint=config.fingerprint.intensity if config.strategy.plan_from == "federated" else None,
+        geometry=config.fingerprint.geometry,
+        needed_intensities=config.fingerprint.intensities == "needed",
+        epsilon=config.fingerprint.epsilon,
         folds=config.folds,
         timeout=config.federation.reply_timeout_s,
         dtype=config.exchange.dtype,

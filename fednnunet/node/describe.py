@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -10,24 +9,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
-
 from fednnunet.datasets.image_checks import check_images_once
 from fednnunet.datasets.pooled import pool_datasets, pooled_name
 from fednnunet.datasets.quality.measure import image_digests
 from fednnunet.datasets.raw import RawDataset, read_dataset
 from fednnunet.datasets.splits import Split, splits_of, without_held_out
 from fednnunet.datasets.staging import cache_of, case_digest, raw_digest, stage_dataset
-from fednnunet.errors import ConfigError, DataError, ProtocolError, first_problem
+from fednnunet.errors import DataError
 from fednnunet.evaluation.score import HeldOutCase
 from fednnunet.exchange.data_notes import DataNote, add_notes
 from fednnunet.exchange.digests import DIGESTS_FILE, salted
 from fednnunet.exchange.messages import FingerprintReply, FingerprintRequest, Fold
 from fednnunet.files import write_atomically
-from fednnunet.fingerprint.bins import IntensityBins, IntensityRange
-from fednnunet.fingerprint.extract import extract_contribution, extract_fingerprint, intensity_ranges
-from fednnunet.fingerprint.quantise import quantise_fingerprint, quantise_range
-from fednnunet.fingerprint.schema import DatasetFingerprint
+from fednnunet.fingerprint.extract import extract_fingerprint
+from fednnunet.node.fingerprint_content import content_of
 from fednnunet.node.settings import NodeSettings
 from fednnunet.training.checkpoint import intact_rounds
 
@@ -146,7 +141,7 @@ class NodeDataset:
             ProtocolError: the request does not fit the dataset.
         """
         external = self.settings.external
-        ranges, fingerprint = (None, None) if external else self._fingerprint_content(request)
+        content = {} if external else content_of(self, request)
         return FingerprintReply(
             node=self.settings.name,
             external=external,
@@ -156,8 +151,6 @@ class NodeDataset:
             labels=self.raw.labels,
             regions_class_order=self.raw.dataset_json.get("regions_class_order"),
             file_ending=self.raw.file_ending,
-            fingerprint=fingerprint,
-            intensity_ranges=ranges,
             held_out={
                 centre: {fold: len(splits[fold]["val"]) for fold in self.config.folds if fold != "all"}
                 for centre, splits in self.splits.items()
@@ -165,47 +158,14 @@ class NodeDataset:
             resume_rounds={} if external else self._resume_rounds(),
             image_digests=self._image_digests(request.salt),
             data_notes=self.notes,
+            **content,
         )
 
     # fingerprint ---------------------------------------------------------------------------------------
 
     def fingerprint(self) -> dict[str, Any]:
         """nnU-Net's fingerprint of the node."""
-        return self._cached("dataset_fingerprint", lambda: extract_fingerprint(self.raw, self.workers))
-
-    def _fingerprint_content(self, request: FingerprintRequest) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-        """Intensity ranges and fingerprint, where they were asked for; ``fingerprint.precision`` rounds what leaves."""
-        quantised = self.config.fingerprint.precision == "quantised"
-        if request.content == "ranges":
-            ranges = self._cached("intensity_ranges", lambda: _dump(intensity_ranges(self.raw, self.workers)))
-            if quantised:
-                ranges = _dump({channel: quantise_range(IntensityRange(**r)) for channel, r in ranges.items()})
-            return ranges, None
-        if request.content == "contribution":
-            contribution = self._contribution(request)
-            if quantised:
-                contribution = quantise_fingerprint(DatasetFingerprint.parse(contribution, "the cache")).to_dict()
-            return None, contribution
-        if quantised and request.content == "statistics":
-            raise ConfigError("fingerprint.precision=quantised here, but the server asks for exact statistics")
-        fingerprint = self.fingerprint()  # cached for planning, also where the server does not ask for it
-        return None, fingerprint if request.content == "statistics" else None
-
-    def _contribution(self, request: FingerprintRequest) -> dict[str, Any]:
-        if request.total_cases is None or request.total_cases < len(self.raw.cases):
-            raise ProtocolError(f"the server says that there are {request.total_cases} training cases in all")
-        try:
-            bins = {channel: IntensityBins.model_validate(b) for channel, b in (request.bins or {}).items()}
-        except ValidationError as error:
-            raise ProtocolError(f"the server sent malformed bins: {first_problem(error, 'bins')}") from None
-        missing = sorted(set(self.raw.channel_names) - set(bins))
-        if missing:
-            raise ProtocolError(f"the server sent no bins for channel {missing[0]}")
-        total = request.total_cases
-        key = hashlib.sha256(json.dumps([total, request.bins], sort_keys=True).encode()).hexdigest()[:12]
-        return self._cached(
-            f"contribution_{key}", lambda: extract_contribution(self.raw, total, bins, self.workers).to_dict()
-        )
+        return self.cached("dataset_fingerprint", lambda: extract_fingerprint(self.raw, self.workers))
 
     # digests, rounds, cache ----------------------------------------------------------------------------
 
@@ -218,7 +178,7 @@ class NodeDataset:
                 "the server asks for digests of the images; fingerprint.find_duplicates is false here, so none are sent"
             )
             return None
-        digests = self._cached("image_digests", lambda: image_digests(self.raw, self.settings.name, self.workers))
+        digests = self.cached("image_digests", lambda: image_digests(self.raw, self.settings.name, self.workers))
         cases: dict[str, list[str]] = {}
         for case, digest in digests.items():
             cases.setdefault(salted(digest, salt), []).append(case)
@@ -241,16 +201,16 @@ class NodeDataset:
         """Folder for what is computed from files of this digest."""
         return self.config.paths.cache.resolve() / f"{self.raw.name}_{digest}"
 
-    def _cached(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    @property
+    def cache_folder_of_images(self) -> Path:
+        """Folder for what is computed from the images as they are."""
+        return self.cache_folder(raw_digest(self.raw))
+
+    def cached(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What ``compute`` returns for the images as they are; computed once."""
-        folder = self.cache_folder(raw_digest(self.raw))
-        cached = folder / f"{name}.json"
+        cached = self.cache_folder_of_images / f"{name}.json"
         if cached.is_file():
             return json.loads(cached.read_text())
         computed = compute()
         write_atomically(cached, json.dumps(computed))
         return computed
-
-
-def _dump(models: Mapping[str, BaseModel]) -> dict[str, Any]:
-    return {name: model.model_dump() for name, model in models.items()}

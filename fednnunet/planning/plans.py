@@ -112,7 +112,8 @@ def check_intensities(plans: dict[str, Any], configuration: str, channel_names: 
             name = channel_names[str(number)]
             raise ConfigError(
                 f"no case has foreground, and channel {number} ({name}) is normalised by {scheme}, which "
-                "needs the foreground's intensities; strategy=ffe takes the federation's, init.plans those of a file"
+                "needs the foreground's intensities; strategy=ffe takes the federation's (with a normalization of your "
+                "own: fingerprint.intensities=all), init.plans those of a file"
             )
 
 

@@ -26,6 +26,9 @@ class ServerSettings:
 
     Attributes:
         fingerprint: how the fingerprint that every node plans from is merged (FFE); None where each plans from its own.
+        geometry: whether nodes are asked for the sizes of every case, or only for counts.
+        needed_intensities: nodes are asked for intensities of those channels alone that nnU-Net normalises by them.
+        epsilon: nodes add noise of this privacy loss to their counts; None where they add none.
         folds: folds to train, one after another.
         timeout: seconds to wait for the replies of a stage or round; None waits without limit.
         local_epochs: epochs that nodes train between two aggregations.
@@ -47,6 +50,9 @@ class ServerSettings:
     fingerprint: Literal["histogram", "weighted_mean"] | None
     folds: Sequence[Fold]
     timeout: float | None
+    geometry: Literal["cases", "sums"] = "cases"
+    needed_intensities: bool = False
+    epsilon: float | None = None
     local_epochs: int = 1
     heterogeneous_tasks: bool = False
     min_nodes: int | None = None

@@ -335,6 +335,19 @@ def test_a_node_without_a_certificate_takes_part_in_no_secure_sums(node_file: No
     assert str(tmp_path) not in str(refused.value), "it goes to the server"
 
 
+@pytest.mark.parametrize(("key", "open_", "strict"), [("geometry", "cases", "sums"), ("intensities", "all", "needed")])
+def test_a_server_cannot_make_a_node_tell_more_of_its_cases_than_its_file_allows(
+    node_file: NodeFile, tmp_path: Path, key: str, open_: str, strict: str
+) -> None:
+    write_boxes(tmp_path / "raw")
+    for own, asked, holds in ((open_, open_, open_), (strict, open_, strict), (open_, strict, strict)):
+        limits = node_file.fingerprint.model_copy(update={key: own})
+        shared_config = changed(**{f"fingerprint__{key}": asked})
+        assignment = assignment_of(node_file, FingerprintRequest(run="r1", shared_config=shared_config))
+        config = settings_of(node_file.model_copy(update={"fingerprint": limits}), assignment).config
+        assert getattr(config.fingerprint, key) == holds
+
+
 def test_a_nodes_own_memory_target_wins(node_file: NodeFile, tmp_path: Path) -> None:
     write_boxes(tmp_path / "raw")
     shared_config = changed(gpu_memory={"gb": 8, "per_node": {"Oslo": 100}})

@@ -50,6 +50,7 @@ from fednnunet.exchange.messages import (
     TrainRequest,
 )
 from fednnunet.fingerprint.bins import IntensityBins
+from fednnunet.fingerprint.geometry import CaseSizes, count_below
 from fednnunet.fingerprint.schema import ChannelIntensities, DatasetFingerprint
 from fednnunet.server.local_grid import LocalGrid
 from fednnunet.server.run_recorder import RunRecorder
@@ -82,6 +83,11 @@ def same(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> bo
     return ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in ours)
 
 
+SPACING = [3.0, 1.0, 1.0]
+SHAPE = [8, 64, 64]
+"""Of every case: mm, and voxels."""
+
+
 def fingerprint_of(channel: str, bins: IntensityBins, cases: int) -> DatasetFingerprint:
     """Fingerprint of so many cases with the foreground intensities :data:`SAMPLES`."""
     intensities = ChannelIntensities(
@@ -94,8 +100,8 @@ def fingerprint_of(channel: str, bins: IntensityBins, cases: int) -> DatasetFing
         histogram=(cases * np.bincount(bins.index(SAMPLES), minlength=bins.number)).tolist(),
     )
     return DatasetFingerprint(
-        spacings=[[3.0, 1.0, 1.0]] * cases,
-        shapes_after_crop=[[8, 64, 64]] * cases,
+        spacings=[SPACING] * cases,
+        shapes_after_crop=[SHAPE] * cases,
         relative_sizes=[1.0] * cases,
         intensities={channel: intensities},
     )
@@ -277,9 +283,15 @@ class ScriptedNode:
         raise AssertionError(body)
 
     def _describe(self, body: FingerprintRequest) -> Answer:
-        fingerprint = None
-        if body.content == "contribution" and body.bins is not None and not self.external:
+        fingerprint, counts = None, None
+        if body.content in ("contribution", "intensities") and body.bins is not None and not self.external:
             fingerprint = fingerprint_of("0", IntensityBins.model_validate(body.bins["0"]), self.cases).to_dict()
+            if body.content == "intensities":
+                fingerprint = {"intensities": fingerprint["intensities"]}
+        if body.below is not None:
+            sizes = {"spacings": [SPACING], "shapes_after_crop": [SHAPE], "relative_sizes": [1.0]}
+            once = count_below(CaseSizes.of(sizes), body.below)
+            counts = {quantity: [self.cases * count for count in found] for quantity, found in once.items()}
         ranges = {"0": {"low": 10, "high": 13, "integer": True}}
         folds = {fold for fold, _ in self.sent}
         reply = {
@@ -292,6 +304,7 @@ class ScriptedNode:
             "file_ending": ".nii.gz",
             "intensity_ranges": ranges if body.content == "ranges" and not self.external else None,
             "fingerprint": fingerprint,
+            "counts": counts,
             "resume_rounds": {fold: [r for f, r in self.sent if f == fold] for fold in folds},
             **self.introduction,
         }

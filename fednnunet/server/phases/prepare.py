@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import ValidationError
-
-from fednnunet.errors import ConfigError, DataError, ProtocolError, first_problem, one_line
+from fednnunet.errors import ConfigError
 from fednnunet.exchange.layer_names import has_part
-from fednnunet.exchange.messages import Body, FingerprintReply, Kind, PlanRequest, PreprocessRequest
+from fednnunet.exchange.messages import Body, Kind, PlanRequest, PreprocessRequest
 from fednnunet.files import write_atomically
-from fednnunet.fingerprint.bins import IntensityRange, histogram_bins_over
-from fednnunet.fingerprint.merge import merge_fingerprints
-from fednnunet.fingerprint.schema import DatasetFingerprint
 from fednnunet.server.node_requests import request_all
+from fednnunet.server.phases.fingerprint import INTENSITIES, federated_fingerprint, name_without_foreground
 from fednnunet.server.session import Federation, Session
 from fednnunet.server.strategy.secure_asym_fedavg import SecureAsymFedAvg
-
-INTENSITIES = "foreground_intensity_properties_per_channel"
-
-T = TypeVar("T")
 
 
 def plan_networks(session: Session) -> None:
@@ -39,21 +30,13 @@ def plan_networks(session: Session) -> None:
         _check_same_network(federation)
     else:
         plans = {node: planned.plans.get(INTENSITIES) for node, planned in federation.planned.items()}
-        _name_without_foreground(session, [node for node, found in plans.items() if _are_empty(found)])
+        name_without_foreground(session, [node for node, found in plans.items() if _are_empty(found)])
     recorder.on_plans({federation.name(node): federation.planned[node].plans for node in federation.training})
 
 
 def _are_empty(intensities: Any) -> bool:
     """Whether plans hold no foreground intensities of any channel."""
     return isinstance(intensities, dict) and bool(intensities) and not any(intensities.values())
-
-
-def _name_without_foreground(session: Session, nodes: Sequence[int]) -> None:
-    for node in nodes:
-        session.recorder.on_message(
-            f"node {session.federation.name(node)}: no case has foreground; it teaches that there is nothing to find "
-            "(healthy controls), or its annotations are missing"
-        )
 
 
 def _request_training_nodes(session: Session, kind: Kind, request: Body) -> dict[int, Any]:
@@ -63,95 +46,6 @@ def _request_training_nodes(session: Session, kind: Kind, request: Body) -> dict
     bodies = {reply.node: reply.body for reply in replies}
     session.federation.remove(set(nodes) - set(bodies))
     return bodies
-
-
-def federated_fingerprint(session: Session) -> dict[str, Any]:
-    """nnU-Net's fingerprint of all nodes' cases, merged from each node's contribution.
-
-    Where the run may miss nodes, one whose contribution cannot be used is left out, and the others are asked again:
-    their contributions depend on how many cases there are in all, and on the range of all intensities.
-
-    Raises:
-        NodeError: a node failed that cannot be missed.
-        ProtocolError: a malformed contribution, or not the requested one; names the node.
-        DataError: no node has foreground in a channel.
-    """
-    federation = session.federation
-    while True:
-        parts = _contributions(session)
-        unusable = set(federation.training) - set(parts)
-        if not unusable:
-            _name_without_foreground(session, [node for node, part in parts.items() if not part.has_foreground])
-            try:
-                return merge_fingerprints(list(parts.values()))
-            except ValueError as error:
-                raise DataError(f"the nodes' fingerprints cannot be merged: {error}") from None
-        federation.remove(unusable)
-
-
-def _contributions(session: Session) -> dict[int, DatasetFingerprint]:
-    """Contributions of the training nodes; of fewer, where some cannot be used and may be missed.
-
-    Nodes whose ranges cannot be used are left out before the others are asked.
-    """
-    settings, federation = session.settings, session.federation
-    described = {node: federation.described[node] for node in federation.training}
-    bins: dict[str, Any] = {}
-    if settings.fingerprint == "histogram":
-        ranges = _parse_each(session, described, _parse_ranges)
-        federation.remove(set(described) - set(ranges))
-        bins = {channel: b.model_dump() for channel, b in histogram_bins_over(list(ranges.values())).items()}
-        empty = sorted(set(federation.described[federation.training[0]].channel_names) - set(bins))
-        if empty:
-            raise DataError(f"no node has foreground in channel {empty[0]}: every label map is empty")
-        request = settings.fingerprint_request(content="contribution", total_cases=federation.num_training, bins=bins)
-        requests = dict.fromkeys(federation.training, request)
-        replies = request_all(session, Kind.FINGERPRINT, requests, wait_for_all=True, report=False)
-        described = {reply.node: reply.body for reply in replies}
-    return _parse_each(session, described, lambda reply: _parse_fingerprint(reply, bins))
-
-
-def _parse_each(
-    session: Session, replies: Mapping[int, FingerprintReply], parse: Callable[[FingerprintReply], T]
-) -> dict[int, T]:
-    """Every reply, parsed; without those that ``parse`` refuses, where the run may miss nodes."""
-    parsed: dict[int, T] = {}
-    failures: list[ProtocolError] = []
-    for node, reply in replies.items():
-        try:
-            parsed[node] = parse(reply)
-        except ProtocolError as error:
-            failures.append(error)
-    session.accept_failures(failures, len(parsed))
-    return parsed
-
-
-def _parse_fingerprint(reply: FingerprintReply, bins: Mapping[str, Any]) -> DatasetFingerprint:
-    """A node's part of the fingerprint; over ``bins``, where a contribution was requested."""
-    parsed = DatasetFingerprint.parse(reply.fingerprint, f"node {reply.node}")
-    over = {channel: intensities.bins.model_dump() for channel, intensities in (parsed.intensities or {}).items()}
-    for part, ours, theirs in (
-        ("channels", sorted(reply.channel_names), sorted(parsed.channels)),
-        ("bins", bins, over),
-        ("cases", reply.num_training, parsed.num_cases),
-    ):
-        if ours != theirs:
-            raise ProtocolError(
-                f"node {reply.node} sent a fingerprint of other {part} than were requested: "
-                f"{one_line(str(theirs))} instead of {ours}"
-            )
-    return parsed
-
-
-def _parse_ranges(reply: FingerprintReply) -> dict[str, IntensityRange]:
-    """Channel to the range of a node's foreground intensities."""
-    unknown = sorted(set(reply.intensity_ranges or {}) - set(reply.channel_names))
-    if unknown:
-        raise ProtocolError(f"node {reply.node} sent ranges of a channel that it does not have: {one_line(unknown[0])}")
-    try:
-        return {channel: IntensityRange.model_validate(r) for channel, r in (reply.intensity_ranges or {}).items()}
-    except ValidationError as error:
-        raise ProtocolError(f"node {reply.node} sent malformed ranges: {first_problem(error, 'range')}") from None
 
 
 def _check_same_network(federation: Federation) -> None:

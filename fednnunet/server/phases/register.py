@@ -29,7 +29,10 @@ def register_nodes(session: Session) -> None:
     }
     salt = make_salt() if settings.find_duplicates else None
     request = settings.fingerprint_request(
-        content=contents[settings.fingerprint], salt=salt, secure_run=settings.secure_run
+        content=contents[settings.fingerprint],
+        needed=settings.needed_intensities,
+        salt=salt,
+        secure_run=settings.secure_run,
     )
     if settings.expected_nodes is None:
         replies = _request_connected_nodes(session, request)

@@ -1,0 +1,222 @@
+"""The federated fingerprint: what the server asks of the nodes, and makes of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from fednnunet.errors import ConfigError, DataError, ProtocolError, first_problem, one_line
+from fednnunet.exchange.messages import FingerprintReply, Kind
+from fednnunet.exchange.quantities import Questions
+from fednnunet.fingerprint.bins import IntensityRange, histogram_bins_over
+from fednnunet.fingerprint.geometry import Answers, check_counts, noise_of
+from fednnunet.fingerprint.made_up_cases import Statistics
+from fednnunet.fingerprint.merge import merge_channels, merge_fingerprints
+from fednnunet.fingerprint.order_statistics import GeometrySearch
+from fednnunet.fingerprint.schema import DatasetFingerprint, IntensityContribution
+from fednnunet.fingerprint.window import needed_channels
+from fednnunet.server.node_requests import request_all
+from fednnunet.server.session import Session
+
+INTENSITIES = "foreground_intensity_properties_per_channel"
+FEWEST_CASES = 1000
+"""Below it, the noise of ``fingerprint.epsilon`` changes most plans (docs/explanation/fingerprint.md)."""
+
+Part = DatasetFingerprint | IntensityContribution
+T = TypeVar("T")
+
+
+def federated_fingerprint(session: Session) -> dict[str, Any]:
+    """nnU-Net's fingerprint of all nodes' cases, merged from each node's contribution.
+
+    Where the run may miss nodes, one whose contribution cannot be used is left out, and the others are asked again:
+    their contributions depend on how many cases there are in all, and on the range of all intensities.
+
+    Raises:
+        NodeError: a node failed that cannot be missed.
+        ProtocolError: a malformed contribution, or not the requested one; names the node.
+        DataError: no node has foreground in a channel.
+        ConfigError: too few cases for the noise that was asked for.
+    """
+    federation, settings = session.federation, session.settings
+    while True:
+        statistics = _count_cases(session) if settings.geometry == "sums" else None
+        parts = _contributions(session)
+        unusable = set(federation.training) - set(parts)
+        federation.remove(unusable)
+        if not unusable:
+            break
+    channels = _asked_channels(session)
+    if channels:
+        name_without_foreground(session, [node for node, part in parts.items() if not part.has_foreground])
+    try:
+        merged = _merge(list(parts.values()), statistics, channels)
+    except ValueError as error:
+        raise DataError(f"the nodes' fingerprints cannot be merged: {error}") from None
+    if settings.needed_intensities:  # nnU-Net expects an entry of every channel
+        merged[INTENSITIES] = {channel: merged[INTENSITIES].get(channel, {}) for channel in _channel_names(session)}
+    return merged
+
+
+def _merge(parts: Sequence[Part], statistics: Statistics | None, channels: Sequence[str]) -> dict[str, Any]:
+    if statistics is None:
+        return merge_fingerprints([part for part in parts if isinstance(part, DatasetFingerprint)])
+    return statistics.fingerprint() | {
+        INTENSITIES: merge_channels([part.intensities or {} for part in parts], channels)
+    }
+
+
+def _channel_names(session: Session) -> dict[str, str]:
+    """Channels of the training nodes, which agree."""
+    return session.federation.described[session.federation.training[0]].channel_names
+
+
+def _asked_channels(session: Session) -> list[str]:
+    """Numbers of the channels whose intensities nodes are asked for."""
+    names = _channel_names(session)
+    return needed_channels(names) if session.settings.needed_intensities else list(names)
+
+
+def _contributions(session: Session) -> Mapping[int, Part]:
+    """Contributions of the training nodes; of fewer, where some cannot be used and may be missed.
+
+    Nodes whose ranges cannot be used are left out before the others are asked.
+    """
+    settings, federation = session.settings, session.federation
+    described = {node: federation.described[node] for node in federation.training}
+    bins: dict[str, Any] = {}
+    if settings.fingerprint == "histogram":
+        channels = _asked_channels(session)
+        ranges = _parse_each(session, described, lambda _, reply: _parse_ranges(reply, channels))
+        federation.remove(set(described) - set(ranges))
+        if settings.geometry == "sums" and not channels:
+            return dict.fromkeys(federation.training, IntensityContribution(intensities={}))
+        bins = {channel: b.model_dump() for channel, b in histogram_bins_over(list(ranges.values())).items()}
+        empty = sorted(set(channels) - set(bins))
+        if empty:
+            raise DataError(f"no node has foreground in channel {empty[0]}: every label map is empty")
+        request = settings.fingerprint_request(
+            content="intensities" if settings.geometry == "sums" else "contribution",
+            needed=settings.needed_intensities,
+            total_cases=federation.num_training,
+            bins=bins,
+        )
+        requests = dict.fromkeys(federation.training, request)
+        replies = request_all(session, Kind.FINGERPRINT, requests, wait_for_all=True, report=False)
+        described = {reply.node: reply.body for reply in replies}
+    return _parse_each(session, described, lambda _, reply: _parse_part(session, reply, bins))
+
+
+def _count_cases(session: Session) -> Statistics:
+    """Order statistics of all cases, from counts alone.
+
+    A node that fails on the way, where the run may miss it, is left out, and what the others have answered counts.
+
+    Raises:
+        NodeError: a node failed that cannot be missed.
+        ProtocolError: counts that no cases have; names the node.
+        ConfigError: too few cases for the noise that was asked for.
+    """
+    federation, epsilon = session.federation, session.settings.epsilon
+    if epsilon is not None and federation.num_training < FEWEST_CASES:
+        raise ConfigError(
+            f"fingerprint.epsilon={epsilon:g} needs {FEWEST_CASES} training cases in all, and there are "
+            f"{federation.num_training}: its noise would plan another network; set fingerprint.epsilon=null"
+        )
+    noise = noise_of(epsilon) if epsilon is not None else 0.0
+    answers: dict[int, Answers] = {node: {} for node in federation.training}
+    while True:
+        nodes = federation.training
+        search = GeometrySearch(federation.num_training, noise * math.sqrt(len(nodes)))
+        search.add(_sums([answers[node] for node in nodes]))
+        questions = search.questions()
+        if not questions:
+            return search.statistics()
+        counted = _ask_for_counts(session, questions, answers, noise)
+        federation.remove(set(nodes) - set(counted))
+        for node, found in counted.items():
+            for quantity, counts in found.items():
+                answers[node].setdefault(quantity, {}).update(counts)
+
+
+def _ask_for_counts(
+    session: Session, questions: Questions, answers: Mapping[int, Answers], noise: float
+) -> dict[int, Answers]:
+    """Every training node's counts; of fewer, where some cannot be used and may be missed."""
+    request = session.settings.fingerprint_request(content="counts", below=questions)
+    requests = dict.fromkeys(session.federation.training, request)
+    replies = request_all(session, Kind.FINGERPRINT, requests, wait_for_all=True, report=False)
+
+    def parse(node: int, reply: FingerprintReply) -> Answers:
+        cases = session.federation.described[node].num_training
+        try:
+            return check_counts(reply.counts or {}, questions, answers[node], cases, noise)
+        except ValueError as error:
+            raise ProtocolError(f"node {reply.node} sent {error}") from None
+
+    return _parse_each(session, {reply.node: reply.body for reply in replies}, parse)
+
+
+def _sums(answers: Sequence[Answers]) -> Answers:
+    """Sums of the nodes' counts, which all are below the same points."""
+    return {
+        quantity: {number: sum(of_node[quantity][number] for of_node in answers) for number in numbers}
+        for quantity, numbers in answers[0].items()
+    }
+
+
+def _parse_each(
+    session: Session, replies: Mapping[int, FingerprintReply], parse: Callable[[int, FingerprintReply], T]
+) -> dict[int, T]:
+    """Every reply, parsed; without those that ``parse`` refuses, where the run may miss nodes."""
+    parsed: dict[int, T] = {}
+    failures: list[ProtocolError] = []
+    for node, reply in replies.items():
+        try:
+            parsed[node] = parse(node, reply)
+        except ProtocolError as error:
+            failures.append(error)
+    session.accept_failures(failures, len(parsed))
+    return parsed
+
+
+def _parse_part(session: Session, reply: FingerprintReply, bins: Mapping[str, Any]) -> Part:
+    """A node's part of the fingerprint; over ``bins``, where a contribution was requested."""
+    model: type[Part] = IntensityContribution if session.settings.geometry == "sums" else DatasetFingerprint
+    parsed = model.parse(reply.fingerprint, f"node {reply.node}")
+    over = {channel: intensities.bins.model_dump() for channel, intensities in (parsed.intensities or {}).items()}
+    checked: list[tuple[str, Any, Any]] = [("bins", bins, over)]
+    if isinstance(parsed, DatasetFingerprint):
+        checked.insert(0, ("channels", sorted(bins or reply.channel_names), sorted(parsed.channels)))
+        checked.append(("cases", reply.num_training, parsed.num_cases))
+    for part, ours, theirs in checked:
+        if ours != theirs:
+            raise ProtocolError(
+                f"node {reply.node} sent a fingerprint of other {part} than were requested: "
+                f"{one_line(str(theirs))} instead of {ours}"
+            )
+    return parsed
+
+
+def _parse_ranges(reply: FingerprintReply, asked: Sequence[str]) -> dict[str, IntensityRange]:
+    """Channel to the range of a node's foreground intensities."""
+    for known, what in ((reply.channel_names, "that it does not have"), (asked, "that it was not asked for")):
+        unknown = sorted(set(reply.intensity_ranges or {}) - set(known))
+        if unknown:
+            raise ProtocolError(f"node {reply.node} sent ranges of a channel {what}: {one_line(unknown[0])}")
+    try:
+        return {channel: IntensityRange.model_validate(r) for channel, r in (reply.intensity_ranges or {}).items()}
+    except ValidationError as error:
+        raise ProtocolError(f"node {reply.node} sent malformed ranges: {first_problem(error, 'range')}") from None
+
+
+def name_without_foreground(session: Session, nodes: Sequence[int]) -> None:
+    """Tell the operator which nodes' cases have no foreground."""
+    for node in nodes:
+        session.recorder.on_message(
+            f"node {session.federation.name(node)}: no case has foreground; it teaches that there is nothing to find "
+            "(healthy controls), or its annotations are missing"
+        )

@@ -1,0 +1,145 @@
+"""What of its fingerprint a node sends: counts, in the same noise when asked again, and never more than it allows."""
+
+from __future__ import annotations
+
+import json
+import stat
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fednnunet.errors import ConfigError, ProtocolError
+from fednnunet.exchange.messages import FingerprintRequest
+from fednnunet.exchange.quantities import Quantity
+from fednnunet.fingerprint.bins import IntensityBins, IntensityRange
+from fednnunet.fingerprint.geometry import GRIDS, noise_of
+from fednnunet.node import fingerprint_content
+from fednnunet.node.describe import NodeDataset
+from fednnunet.node.settings import NodeSettings
+from tests.conftest import write_boxes
+from tests.node import test_describe, test_worker
+
+settings = test_worker.settings  # a fixture
+_nnunet_folders = test_describe._nnunet_folders  # a fixture
+
+ONE_MM, THREE_MM = (int(np.searchsorted(GRIDS[Quantity.SPACING_Z].points, mm)) for mm in (1, 3))
+
+
+def dataset_of(settings: NodeSettings, **fingerprint: Any) -> NodeDataset:
+    """The dataset of a node whose group ``fingerprint`` has these values."""
+    group = settings.config.fingerprint.model_copy(update=fingerprint)
+    return NodeDataset(replace(settings, config=settings.config.model_copy(update={"fingerprint": group})))
+
+
+def ask(*numbers: int, quantity: Quantity = Quantity.SPACING_Z) -> FingerprintRequest:
+    return FingerprintRequest(content="counts", below={quantity: list(numbers)})
+
+
+def name_channel(tmp_path: Path, name: str) -> None:
+    path = write_boxes(tmp_path / "raw") / "dataset.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "channel_names": {"0": name}}))
+
+
+def test_cases_are_counted_and_not_listed(settings: NodeSettings, tmp_path: Path) -> None:
+    write_boxes(tmp_path / "raw")  # six cases of 3 x 1 x 1 mm
+    reply = dataset_of(settings, geometry="sums").describe(ask(ONE_MM, THREE_MM - 1, THREE_MM))
+    assert reply.counts == {Quantity.SPACING_Z: [0, 0, 6]}
+    assert reply.fingerprint is None
+    assert json.loads((settings.folder / "counted.json").read_text()) == {"spacing_z": [ONE_MM, THREE_MM - 1, THREE_MM]}
+
+
+@pytest.mark.parametrize(
+    ("own", "request_", "what"),
+    [
+        ({"geometry": "sums"}, FingerprintRequest(content="contribution"), "the sizes of every case"),
+        ({"geometry": "sums"}, FingerprintRequest(content="statistics"), "the sizes of every case"),
+        ({"intensities": "needed"}, FingerprintRequest(content="ranges"), "the intensities of all channels"),
+        ({"intensities": "needed"}, FingerprintRequest(content="intensities"), "the intensities of all channels"),
+        ({"precision": "quantised"}, FingerprintRequest(content="statistics"), "exact statistics"),
+    ],
+)
+def test_a_node_tells_no_more_than_its_own_configuration_allows(
+    settings: NodeSettings, tmp_path: Path, own: dict[str, str], request_: FingerprintRequest, what: str
+) -> None:
+    write_boxes(tmp_path / "raw")
+    (key, value), *_ = own.items()
+    with pytest.raises(ConfigError, match=f"^fingerprint.{key}={value} here, but the server asks for {what}"):
+        dataset_of(settings, **own).describe(request_)
+
+
+def test_of_mri_no_intensity_leaves(settings: NodeSettings, tmp_path: Path) -> None:
+    write_boxes(tmp_path / "raw")
+    dataset = dataset_of(settings, geometry="sums", intensities="needed")
+    assert dataset.describe(FingerprintRequest(content="ranges", needed=True)).intensity_ranges == {}
+    request = FingerprintRequest(content="intensities", needed=True, total_cases=6, bins={})
+    assert dataset.describe(request).fingerprint == {"intensities": {}}
+
+
+def test_of_ct_the_window_leaves_instead_of_the_range(settings: NodeSettings, tmp_path: Path) -> None:
+    name_channel(tmp_path, "CT")
+    dataset = dataset_of(settings, geometry="sums", intensities="needed")
+    ranges = dataset.describe(FingerprintRequest(content="ranges", needed=True)).intensity_ranges
+    assert ranges is not None
+    window = IntensityRange.model_validate(ranges["0"])
+    assert (window.low, window.high, window.integer) == (-1024, 3071, False)
+    bins = {"0": IntensityBins.over([window]).model_dump()}
+    told = dataset.describe(FingerprintRequest(content="intensities", needed=True, total_cases=6, bins=bins))
+    assert told.fingerprint is not None
+    intensities = told.fingerprint["intensities"]["0"]
+    assert (intensities["low"], intensities["high"]) == (-1024, 3071)
+    assert set(told.fingerprint) == {"intensities"}
+
+
+def test_the_same_question_gets_the_same_noise(settings: NodeSettings, tmp_path: Path) -> None:
+    write_boxes(tmp_path / "raw")
+    settings = replace(settings, folder=tmp_path / "first")
+    dataset = dataset_of(settings, geometry="sums", epsilon=2.0)
+    first = dataset.describe(ask(ONE_MM, THREE_MM)).counts
+    other_run = dataset_of(replace(settings, folder=tmp_path / "second"), geometry="sums", epsilon=2.0)
+    assert other_run.describe(ask(ONE_MM, THREE_MM)).counts == first
+    assert first is not None
+    assert first != {Quantity.SPACING_Z: [0, 6]}
+    (secret,) = settings.config.paths.cache.rglob("noise_secret")
+    assert stat.S_IMODE(secret.stat().st_mode) == 0o600
+
+
+def test_noise_has_the_deviation_of_its_epsilon_and_another_one_is_unrelated(
+    settings: NodeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Noise that only differed in scale would tell the count."""
+    write_boxes(tmp_path / "raw")
+    monkeypatch.setattr(fingerprint_content, "NOISY_QUESTIONS", 2000)
+    noise = []
+    for epsilon in (2.0, 8.0):
+        dataset = dataset_of(settings, geometry="sums", epsilon=epsilon)
+        told = [dataset.describe(ask(*range(start, start + 8))).counts for start in range(0, 800, 8)]
+        counts = np.concatenate([found[Quantity.SPACING_Z] for found in told if found is not None])
+        assert counts.std() == pytest.approx(noise_of(epsilon), rel=0.1)
+        assert abs(counts.mean()) < 0.15 * noise_of(epsilon)
+        noise.append(counts)
+    assert abs(np.corrcoef(*noise)[0, 1]) < 0.15
+
+
+@pytest.mark.parametrize(("epsilon", "scope"), [(None, "in one run"), (8.0, "at fingerprint.epsilon=8 in all runs")])
+def test_more_questions_than_a_search_needs_are_not_answered(
+    settings: NodeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epsilon: float | None, scope: str
+) -> None:
+    write_boxes(tmp_path / "raw")
+    monkeypatch.setattr(fingerprint_content, "EXACT_QUESTIONS", 5)
+    monkeypatch.setattr(fingerprint_content, "NOISY_QUESTIONS", 5)
+    dataset = dataset_of(settings, geometry="sums", epsilon=epsilon)
+    dataset.describe(ask(1, 2, 3))
+    dataset.describe(ask(2, 3, 4, 5))
+    dataset.describe(ask(1, 5))
+    with pytest.raises(ProtocolError, match=f"^the server asks for counts below more than 5 points {scope}"):
+        dataset.describe(ask(6))
+    dataset.describe(ask(1, 5))
+
+
+def test_a_point_that_no_grid_has_is_refused(settings: NodeSettings, tmp_path: Path) -> None:
+    write_boxes(tmp_path / "raw")
+    with pytest.raises(ProtocolError, match=r"^the server asks for what cannot be counted: relative_size"):
+        dataset_of(settings).describe(ask(1, quantity=Quantity.RELATIVE_SIZE))
