@@ -58,14 +58,19 @@ def test_the_table_and_summary_of_means_are_those_of_the_cases(make_run: MakeRun
     discreet = withhold(make_run("asym", fold=[0, 1], folder=tmp_path / "discreet"), means=ALL)
     ours, theirs = finish_run(discreet), finish_run(open_run)
     assert ours.dsc == pytest.approx(theirs.dsc)
-    both = [
-        pd.read_csv(folder / "summary.csv").set_index(["node", "fold"]).sort_index() for folder in (discreet, open_run)
-    ]
+    summaries = [pd.read_csv(folder / "summary.csv") for folder in (discreet, open_run)]
+    ours_by_fold, theirs_by_fold = (summary.set_index(["node", "fold"]).sort_index() for summary in summaries)
     columns = ["n_cases", "dsc", "hd95", "surface_dsc", "volume_error"]
-    pd.testing.assert_frame_equal(both[0][columns], both[1][columns], check_dtype=False)
-    assert both[0]["n_empty"].isna().all(), "it says something of single cases"
+    pd.testing.assert_frame_equal(ours_by_fold[columns], theirs_by_fold[columns], check_dtype=False)
+    assert ours_by_fold["n_empty"].isna().all(), "it says something of single cases"
     (run,) = read_runs([discreet])
     assert scores_of(run)["hd95"] == pytest.approx(scores_of(read_runs([open_run])[0])["hd95"])
+    for external in ("best", "ensemble"):
+        tables = [
+            collect_results(read_runs([folder]), external_scores=external).table for folder in (discreet, open_run)
+        ]
+        shown = [table.values["dsc"][EXTERNAL].item() for table in tables if table is not None]
+        assert shown[0] == pytest.approx(shown[1])
     page = (discreet / "report.html").read_text()
     assert 'alt="DSC and HD95 of held-out cases' not in page
     assert "means that the node has computed over its cases" in page
