@@ -110,7 +110,7 @@ def assert_pooled(kind: str, merged: dict[str, Any], expected: dict[str, Any]) -
             assert ours[name] == pytest.approx(theirs[name], abs=bin_width, rel=0)
 
 
-@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     order=st.permutations(range(CASES)),
     cuts=st.lists(st.integers(1, CASES - 1), min_size=1, max_size=CASES, unique=True),

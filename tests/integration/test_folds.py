@@ -41,6 +41,7 @@ def cases_of(run: Path) -> pd.DataFrame:
 
 
 def test_each_fold_is_trained_as_if_it_were_alone(folds: Path, finished: Callable[[str], Path]) -> None:
+    """In another run of the same seed: that gives the same numbers."""
     rounds, alone = pd.read_csv(folds / "rounds.csv"), pd.read_csv(finished("asym") / "rounds.csv")
     assert list(rounds.columns) == [*alone.columns, "fold"]
     first = rounds[rounds.fold == 0].reset_index(drop=True)

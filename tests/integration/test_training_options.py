@@ -138,7 +138,8 @@ def test_ways_to_compute(plain: Path, train: Train, tmp_path: Path, options: tup
 
 def test_different_memory_gives_different_plans_where_the_strategy_allows_it(train: Train, tmp_path: Path) -> None:
     """Under asym networks differ; under ffe a batch may, a network may not."""
-    common = (OSLO_AND_LUND, "model.overrides.UNet_min_batch_size=2", "model.overrides.max_dataset_covered=1")
+    planned = ("model.overrides.UNet_min_batch_size=2", "model.overrides.max_dataset_covered=1")
+    common = (OSLO_AND_LUND, *planned, "trainer.epochs=1", "trainer.iterations=1")
     base, little = "gpu_memory.gb=0.005", "+gpu_memory.per_node={Oslo: 0.0005}"
     asym = train(tmp_path / "asym", "strategy=asym", *common, base, little)
     assert asym.returncode == 0, asym.stdout + asym.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -144,10 +145,18 @@ def test_jobs_of_a_sweep_are_found_by_its_name(tmp_path: Path) -> None:
     assert "all_strategies" in run.tags
 
 
+@pytest.fixture(scope="module")
+def compared(write_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a sweep, with its comparison."""
+    sweep = tmp_path_factory.mktemp("compared") / "all"
+    runs = [write_run(sweep.parent / strategy, strategy, overlays=True) for strategy in ("local", "asym")]
+    compare_runs(sweep, runs, Console(quiet=True))
+    return sweep
+
+
 @pytest.mark.parametrize("pictures", [True, False])
-def test_a_sweeps_comparison_is_a_run_of_its_own(make_run: MakeRun, tmp_path: Path, pictures: bool) -> None:
-    sweep = tmp_path / "all"
-    compare_runs(sweep, [make_run("local", overlays=True), make_run("asym", overlays=True)], Console(quiet=True))
+def test_a_sweeps_comparison_is_a_run_of_its_own(compared: Path, tmp_path: Path, pictures: bool) -> None:
+    sweep = shutil.copytree(compared, tmp_path / "all")
     tracker = WandbTracker("fednnunet", mode="offline", folder=sweep, pictures=pictures)
     tracker.log_comparison(sweep)
     tracker.on_run_end()
