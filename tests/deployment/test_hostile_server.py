@@ -452,7 +452,8 @@ def test_a_worker_starts_another_run_only_for_a_complete_description(
     noted = node_file.folder / "assignment.json"
 
     def started() -> multiprocessing.process.BaseProcess:
-        process = multiprocessing.get_context("spawn").Process(target=run_deployed_worker, args=(node_file, "s", KEY))
+        context = multiprocessing.get_context("forkserver")  # which has imported torch, as for `node up`
+        process = context.Process(target=run_deployed_worker, args=(node_file, "s", KEY))
         process.start()
         return process
 
