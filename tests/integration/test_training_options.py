@@ -105,6 +105,28 @@ def test_pretrained_weights_that_do_not_fit(finished: Callable[[str], Path], tra
         assert part in result.stderr
 
 
+def test_part_of_pretrained_weights_is_trained_with_noise_that_hides_cases(
+    finished: Callable[[str], Path], train: Train, tmp_path: Path
+) -> None:
+    before, run, cache = finished("ffe"), tmp_path / "run", tmp_path / "cache"
+    part = (f"init.weights={before}", f"init.plans={before}", "trainer.train_layers=[norm, seg_layers]")
+    noise = ("privacy=case", "privacy.case.cases=4", "privacy.case.epsilon=20", "trainer.weight_decay=0")
+    options = (*part, *noise, "strategy=ffe", OSLO_AND_LUND, f"paths.cache={cache}")
+    result = train(run, *options, "privacy.max_epsilon=21")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert re.search(r"node Oslo: noise hides each case: .* epsilon 20\.00 at delta .* expect ", result.stdout)
+    spent = [json.loads(line) for line in (cache / "privacy" / "Oslo.jsonl").read_text().splitlines()]
+    assert [entry["server_round"] for entry in spent] == [1, 2]
+    assert 10 < spent[0]["epsilon"] < spent[1]["epsilon"] == pytest.approx(20, rel=1e-4)
+    (old, oslo), (_, lund) = ((weights(before, node), weights(run, node)) for node in ("Oslo", "Lund"))
+    first_names = [name for name in old if "all_modules" not in name and not name.startswith("decoder.encoder.")]
+    for layer in first_names:
+        is_trained = {"norm", "seg_layers"} & set(layer.split("."))
+        assert torch.equal(old[layer], oslo[layer]) == (not is_trained), layer
+        if is_trained:
+            assert torch.equal(oslo[layer], lund[layer]), layer
+
+
 @pytest.fixture(scope="module")
 def plain(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of two nodes, each in one process, in float32."""
