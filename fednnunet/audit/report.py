@@ -16,6 +16,7 @@ from rich.table import Table
 from fednnunet.audit.log import EXPANDED_FIELDS, Entry
 from fednnunet.audit.reader import Group, Summary, Trail, read_trail, summarise
 from fednnunet.exchange.messages import Kind
+from fednnunet.privacy.ledger import LEDGER, Cost, Ledger, costs_of
 
 WHAT = {
     Kind.FINGERPRINT: "Description of the data",
@@ -41,15 +42,22 @@ def show_audit(paths: Sequence[Path], console: Console, *, entries: bool, as_jso
 
     Returns:
         Whether every chain is unbroken and nothing unexpected left.
+
+    Raises:
+        ConfigError: a ledger of what noise has cost was changed.
     """
     trails = [read_trail(path) for path in paths]
     summaries = [summarise(trail.entries) for trail in trails]
+    costs = [costs_of(Ledger(path.with_name(LEDGER)).read()) for path in paths]
     if as_json:
-        objects = [_as_dict(trail, summary, entries) for trail, summary in zip(trails, summaries, strict=True)]
+        objects = [
+            {**_as_dict(trail, summary, entries), "noise": [dataclasses.asdict(cost) for cost in cost_of_node]}
+            for trail, summary, cost_of_node in zip(trails, summaries, costs, strict=True)
+        ]
         console.print(json.dumps(objects, indent=1), soft_wrap=True, highlight=False, markup=False)
     else:
-        for trail, summary in zip(trails, summaries, strict=True):
-            _show(trail, summary, console, entries)
+        for trail, summary, cost_of_node in zip(trails, summaries, costs, strict=True):
+            _show(trail, summary, cost_of_node, console, entries)
     return not any(trail.breaks for trail in trails) and not any(summary.unexpected for summary in summaries)
 
 
@@ -72,7 +80,7 @@ def _nodes(trail: Trail) -> list[str]:
     return list(dict.fromkeys(entry.node for entry in trail.entries))
 
 
-def _show(trail: Trail, summary: Summary, console: Console, entries: bool) -> None:
+def _show(trail: Trail, summary: Summary, costs: Sequence[Cost], console: Console, entries: bool) -> None:
     console.print(f"\n[bold]What left node {escape(', '.join(_nodes(trail)) or '?')}[/bold]", highlight=False)
     console.print(str(trail.path), style="dim", soft_wrap=True, highlight=False, markup=False)
     for run in dict.fromkeys(group.run for group in summary.groups):
@@ -81,7 +89,7 @@ def _show(trail: Trail, summary: Summary, console: Console, entries: bool) -> No
         for entry in trail.entries:
             console.print(entry_line(entry), soft_wrap=True, highlight=False, markup=False)
         console.print()
-    for sentence in sentences(summary):
+    for sentence in [*sentences(summary), *map(cost_sentence, costs)]:
         console.print(f"• {sentence}", soft_wrap=True, highlight=False, markup=False)
     for found in summary.unexpected:
         console.print(f"! unexpected: {found}", style="bold red", soft_wrap=True, highlight=False, markup=False)
@@ -140,6 +148,14 @@ def sentences(summary: Summary) -> list[str]:
     if summary.withheld:
         lines.append(f"Replies kept back because this log could not be written: {summary.withheld:,}.")
     return lines
+
+
+def cost_sentence(cost: Cost) -> str:
+    """What noise has cost, in plain words."""
+    return (
+        f"Noise that hides each {cost.hides}, in {cost.rounds:,} rounds of {cost.runs:,} runs: epsilon is "
+        f"{cost.epsilon:.2f} so far, at delta {cost.delta:.1g}."
+    )
 
 
 def _field(name: str, numbers: int) -> str:

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -61,6 +62,25 @@ class Spending(BaseModel):
     delta: float
     epsilon: float
     previous: str | None = None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What rounds have cost.
+
+    Attributes:
+        hides: what their noise hides.
+        rounds: number of rounds.
+        runs: number of runs.
+        epsilon: largest epsilon of any case, or of the node.
+        delta: probability that it does not hold.
+    """
+
+    hides: str
+    rounds: int
+    runs: int
+    epsilon: float
+    delta: float
 
 
 class Ledger:
@@ -177,6 +197,18 @@ class Ledger:
             entries.append(entry)
             head = digest_of(line)
         return entries
+
+
+def costs_of(entries: Sequence[Spending]) -> list[Cost]:
+    """What everything so far has cost, by what noise hides."""
+    costs = []
+    for unit in ("case", "node"):
+        of_unit = [entry for entry in entries if entry.unit == unit]
+        if of_unit:
+            largest = max(of_unit, key=lambda entry: entry.epsilon)
+            runs = len({entry.run for entry in of_unit})
+            costs.append(Cost(unit, len(of_unit), runs, largest.epsilon, largest.delta))
+    return costs
 
 
 def _kinds(spent: Counter[tuple[float, float]]) -> list[Releases]:

@@ -17,6 +17,8 @@ from fednnunet.audit.log import Entry, FieldSize, Tensor
 from fednnunet.audit.reader import read_trail, summarise
 from fednnunet.cli.main import main
 from fednnunet.exchange.messages import Kind
+from fednnunet.privacy.accounting import Releases
+from fednnunet.privacy.ledger import Ledger
 
 LAYERS = {"encoder.weight": [8, 1, 3, 3], "encoder.bias": [8]}
 Audit = Callable[..., tuple[int, str]]
@@ -99,6 +101,25 @@ def test_what_left_adds_up(tmp_path: Path) -> None:
     assert (told.reasons, told.scores, told.withheld) == (["no disk"], 12, 2)
     assert (told.largest, told.largest_bytes) == ("plans of query.plan", 3000)
     assert (told.tensors, told.uncompared, told.unexpected) == (3, 0, [])
+
+
+def test_what_noise_has_cost_is_told_where_the_ledger_is(audit: Audit, tmp_path: Path) -> None:
+    log, ledger = write_log(tmp_path / "audit.jsonl"), Ledger(tmp_path / "privacy.jsonl")
+    for run, number in (("a", 1), ("a", 2), ("b", 1)):
+        epsilon = ledger.spend("case", ["x"], 1e-3, Releases(2.0, 0.25, 50), run, 0, number)
+    code, printed = audit(log)
+    assert code == 0
+    assert (
+        f"Noise that hides each case, in 3 rounds of 2 runs: epsilon is {epsilon:.2f} so far, at delta 0.001."
+        in printed
+    )
+    _, printed = audit(log, "--json")
+    (told,) = json.loads(printed)[0]["noise"]
+    assert told == {"hides": "case", "rounds": 3, "runs": 2, "epsilon": epsilon, "delta": 1e-3}
+    ledger.path.write_text("{}\n" + ledger.path.read_text())
+    code, printed = audit(log)
+    assert code == 2
+    assert "privacy.jsonl, line 1: " in printed
 
 
 def test_people_read_what_left_and_that_the_log_is_whole(audit: Audit, tmp_path: Path) -> None:
