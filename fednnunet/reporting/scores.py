@@ -22,7 +22,6 @@ from fednnunet.run_files import NUM_CASES_COLUMN
 
 NO_CASE = -1
 """Stands for the number of a case in a row of means."""
-CASE_KEYS = ("strategy", "node", "fold", "seed", "case")
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def collect_scores(cases: pd.DataFrame, means: pd.DataFrame, external: External 
         external: models that count at external centres, as in
             :func:`~fednnunet.reporting.tables.results_table.own_scores`.
     """
-    keys = [key for key in CASE_KEYS[:-1] if key in cases.columns]
+    keys = [key for key in ("strategy", "node", "fold", "seed") if key in cases.columns]
     columns = [*SUMMARY_COLUMNS, *(["seed"] if "seed" in keys else [])]
     scored = _concat([cases, over_labels(means).assign(case=NO_CASE)])
     chosen = own_scores(scored, external) if len(scored) else scored

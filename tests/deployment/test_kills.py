@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.deployment.conftest import OPTIONS
 from tests.support.deployed_federation import Federation, check_result, reached
@@ -38,3 +39,30 @@ def test_killed_processes_are_restarted_and_the_run_continues(
     check_result(run, undisturbed)
     for name, part in (("Porto", "worker"), ("Oslo", "connection"), ("server", "SuperLink")):
         assert f"the {part} ended (killed by SIGKILL); it is restarted" in federation.output(name)[before[name] :]
+
+
+def test_a_round_of_secure_sums_outlives_its_processes(
+    federation: Federation, undisturbed: Path, tmp_path: Path
+) -> None:
+    """Keys are certified by the authority; both nodes end with the average, near that of the plain run."""
+    run = tmp_path / "run"
+    rules = ("privacy.secure_sums.min_group=2", "privacy.secure_sums.colluding=0")
+    federation.start_train(run, *OPTIONS, "privacy=secure", "privacy.least_steps=3", "privacy.scores=cases", *rules)
+    federation.wait_for(partial(reached, federation, run, "round 2"), "round 2")
+    for of, part in (("Porto", "worker"), ("Oslo", "connection"), ("server", "superlink")):
+        federation.kill(of, part)
+    federation.finish_train()
+    of_run = Path("runs") / (run / "run_id").read_text()
+    here, there = (final_layers(federation.work_folder(name) / of_run) for name in ("Oslo", "Porto"))
+    plain = final_layers(undisturbed / "nodes" / "Oslo")
+    assert here.keys() == there.keys() == plain.keys()
+    for name, layer in here.items():
+        assert torch.equal(layer, there[name]), name
+        assert torch.allclose(layer, plain[name], atol=1e-3), name
+
+
+def final_layers(node: Path) -> dict[str, torch.Tensor]:
+    """Those of a node's final checkpoint."""
+    (checkpoint,) = node.glob("nnUNet_results/*/*/fold_0/checkpoint_final.pth")
+    layers: dict[str, torch.Tensor] = torch.load(checkpoint, weights_only=False)["network_weights"]
+    return layers
