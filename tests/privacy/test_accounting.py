@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +20,8 @@ from fednnunet.privacy.accounting import (
     rdp_epsilon,
     subsampled_gaussian_rdp,
 )
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_dp_sgd_as_published() -> None:
@@ -103,3 +107,23 @@ def test_no_release_costs_nothing_and_no_noise_everything() -> None:
 
 def test_noise_to_signal_as_in_de_et_al() -> None:
     assert noise_to_signal(3.0, 8_900_000, 4096) == pytest.approx(2.2, abs=0.05)
+
+
+def test_the_table_of_the_documents() -> None:
+    rows = 0
+    for line in (ROOT / "docs" / "explanation" / "noise.md").read_text().splitlines():
+        if not line.startswith("| one of "):
+            continue
+        hidden, *figures = [cell.strip() for cell in line.strip("|").split("|")]
+        epsilon, noise, *ratios = map(float, figures)
+        of, *numbers = map(float, re.findall(r"[\d.]+", hidden))
+        if "nodes" in hidden:
+            units, rate, releases, delta = of, 1.0, int(numbers[0]), 1e-5
+        else:
+            units, rate, releases, delta = numbers[0], numbers[0] / of, int(numbers[1]), 0.1 / of
+        found = noise_for(epsilon, rate, releases, delta)
+        assert found == pytest.approx(noise, abs=0.006)
+        for values, ratio in zip((1e4, 1e5, 1e6, 33.5e6), ratios, strict=True):
+            assert noise_to_signal(found, int(values), units) == pytest.approx(ratio, rel=0.02, abs=0.06)
+        rows += 1
+    assert rows == 8
