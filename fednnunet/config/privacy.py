@@ -42,9 +42,9 @@ class NoiseConfig(Config):
         accept_useless: Train even where the noise is more than 20 times as large as what it hides.
     """
 
-    epsilon: PositiveFloat | None = None
-    noise: PositiveFloat | None = None
-    clip: PositiveFloat = 1.0
+    epsilon: PositiveFloat | None = Field(default=None, allow_inf_nan=False)
+    noise: PositiveFloat | None = Field(default=None, allow_inf_nan=False)
+    clip: PositiveFloat = Field(default=1.0, allow_inf_nan=False)
     accept_useless: bool = False
 
     @model_validator(mode="after")
@@ -62,7 +62,7 @@ class CaseNoiseConfig(NoiseConfig):
         epsilon: Privacy loss of a case after all folds and rounds of the run, from which the noise is computed; or
             null, and ``noise`` is given.
         clip: Largest norm of a case's gradient.
-        delta: Probability that epsilon does not hold, below one over the number of cases; null for a tenth of that.
+        delta: Probability that epsilon does not hold, at most a tenth of one over the number of cases; null for that.
         cases: Cases that are expected in a step: each is drawn with this number over that of training cases.
         patches: Patches of a drawn case.
     """
@@ -84,7 +84,7 @@ class NodeNoiseConfig(NoiseConfig):
         delta: Probability that epsilon does not hold.
     """
 
-    delta: float = Field(default=1e-5, gt=0, le=1e-3)
+    delta: float = Field(default=1e-5, gt=0, le=1e-5)
 
 
 class PrivacyLimits(Config):

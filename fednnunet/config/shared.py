@@ -34,6 +34,7 @@ from fednnunet.config.groups import (
     TrainerConfig,
 )
 from fednnunet.config.privacy import PrivacyConfig
+from fednnunet.errors import ConfigError
 from fednnunet.exchange.messages import Fold
 
 
@@ -120,6 +121,17 @@ class NodeRunConfig(SharedKeys):
                     f"compute.{key}={possible[-1]}"
                 )
         return self
+
+    def check_start(self, node: str) -> None:
+        """Check that ``node`` has weights to start from, where it is to train a part of them.
+
+        Raises:
+            ConfigError: it has not.
+        """
+        if self.trainer.train_layers and self.init.weights_of(node) is None:
+            raise ConfigError(
+                f"trainer.train_layers leaves the other layers as they start; name weights for {node}: init.weights"
+            )
 
     def gpu_memory_of(self, node: str) -> float | None:
         """Planning target of ``node`` in GB; None leaves it to the planner."""

@@ -27,6 +27,7 @@ def check_names_and_files(config: RunConfig) -> None:
             check_nnunet_class(name, key, folder, default)
     for node in [POOLED_NODE] if config.pools_cases else [centre.name for centre in config.training_centres]:
         plans, weights = config.init.plans_of(node), config.init.weights_of(node)
+        config.check_start(node)
         _check_exists("init.plans", plans)
         if weights is not None:
             for fold in config.folds:

@@ -28,6 +28,9 @@ from fednnunet.privacy.secure_sum import SumRules, digest_of
 from fednnunet.training.case_gradients import CaseNoise, CaseSteps, check_hides_cases
 from fednnunet.training.network_state import named_tensors, no_running_statistics, trained_parameters
 
+LARGEST_DELTA = 0.1
+"""Most cases that may be revealed for epsilon to hold, by expectation."""
+
 
 @dataclass(frozen=True)
 class FoldNoise:
@@ -161,11 +164,12 @@ class CaseRounds(RoundNoise):
     def begin_fold(self, trainer: nnUNetTrainer, digests: Mapping[str, str], local_epochs: int) -> NoiseReport:
         check_hides_cases(trainer)
         cases = [digests[case] for case in trainer.do_split()[0]]
-        delta = self.config.delta or 0.1 / len(cases)
-        if delta >= 1 / len(cases):
+        most = LARGEST_DELTA / len(cases)
+        delta = self.config.delta or most
+        if delta > most:
             raise ConfigError(
-                f"privacy.case.delta={delta:g} would allow to reveal one of {len(cases)} cases; set it below "
-                f"{1 / len(cases):.2g}, or to null"
+                f"privacy.case.delta={delta:g} is more than {most:.2g}, a tenth of one over {len(cases)} cases: a "
+                "whole case could be revealed; set it to null"
             )
         rate = min(1.0, self.config.cases / len(cases))
         # A case is trained on in all folds but one: counted as if in all.

@@ -42,8 +42,7 @@ def plan_network(dataset: NodeDataset, request: PlanRequest, settings: NodeSetti
     """
     config, name, raw = settings.config, settings.name, dataset.raw
     config.privacy.check_limit()
-    if config.trainer.train_layers and config.init.weights_of(name) is None:
-        raise ConfigError("trainer.train_layers leaves the other layers as they start; name weights: init.weights")
+    config.check_start(name)
     if request.fingerprint is None:
         fingerprint = dataset.fingerprint()
     else:

@@ -12,7 +12,8 @@ from hydra import compose, initialize_config_dir
 from fednnunet.cli.convert import CONVERTERS
 from fednnunet.config.hydra_datasets import CONF, configured_dataset, dataset_names
 from fednnunet.config.run import read_config
-from fednnunet.errors import DataError
+from fednnunet.errors import ConfigError, DataError
+from fednnunet.launch.early_checks import check_names_and_files
 from fednnunet.launch.run_folder import result_settings
 from fednnunet.launch.settings import prepare_centres
 from tests.support.raw_datasets import MISREAD, write_description
@@ -69,3 +70,15 @@ def test_what_it_names_exists(name: str) -> None:
     datasets = re.findall(r"dataset=(\w+)", origin)
     assert any(dataset.startswith("phantom_") for dataset in datasets)
     assert set(datasets) <= set(dataset_names())
+
+
+def test_part_of_weights_needs_weights(tmp_path: Path) -> None:
+    centres = "dataset.centres=[{name: Oslo, dataset: 1}, {name: Lund, dataset: 2}]"
+    weights = tmp_path / "weights.pth"
+    weights.touch()
+    for given in ("null", f"{{Oslo: {weights}}}"):
+        part = ("trainer.train_layers=[norm,seg_layers]", f"init.weights={given}")
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = read_config(compose("config", ["dataset=custom", centres, f"paths.run={tmp_path}", *part]))
+        with pytest.raises(ConfigError, match=r"trainer\.train_layers .*; name weights for (Oslo|Lund): init\.weights"):
+            check_names_and_files(config)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +13,9 @@ import pytest
 from torch import nn
 
 from fednnunet.errors import ProtocolError
-from fednnunet.exchange.messages import EvaluateRequest, ScoreModelsRequest, SendModelRequest, TrainRequest
+from fednnunet.exchange.messages import EvaluateRequest, ScoreModelsRequest, SendModelRequest, TrainReply, TrainRequest
+from fednnunet.node import training_session
+from fednnunet.node.rounds import OpenRound
 from fednnunet.node.training_session import NextStep, TrainingRequest, TrainingSession
 
 START, STOP, IGNORE = NextStep.START, NextStep.STOP, NextStep.IGNORE
@@ -52,6 +56,30 @@ def session(tmp_path: Path) -> TrainingSession:
 )
 def test_a_request_between_two_rounds(session: TrainingSession, body: TrainingRequest, step: NextStep) -> None:
     assert session.next_step(body, {}) is step
+
+
+def test_a_round_is_in_the_ledger_before_anything_of_it_leaves(
+    session: TrainingSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    reply = TrainReply(server_round=3, num_examples=5, train_loss=0.5)
+    monkeypatch.setattr(training_session, "round_reply", lambda *_: reply)
+    monkeypatch.setattr(training_session, "save_round", lambda *_: events.append("saved"))
+    monkeypatch.setattr(session, "layers", SimpleNamespace(finish_round=lambda *_: {}))
+    request: Any = SimpleNamespace(reply=lambda body, _: events.append(f"sent {json.loads(body)['train_loss']}"))
+    session.stages.noise = SimpleNamespace(finish_round=lambda *_: events.append("spent"))  # type: ignore[misc]
+    session.stages.secure = None  # type: ignore[misc]
+    current = OpenRound(request, TrainRequest(server_round=3, layers=[]), 0, loaded=0.0)
+    session._finish_round(session.stages.trainer, current)  # type: ignore[arg-type]
+    assert events == ["spent", "saved", "sent None"]
+
+    def disk_full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    session.stages.noise = SimpleNamespace(finish_round=disk_full)  # type: ignore[misc]
+    with pytest.raises(OSError, match="No space left"):
+        session._finish_round(session.stages.trainer, current)  # type: ignore[arg-type]
+    assert len(events) == 3
 
 
 @pytest.mark.parametrize(
