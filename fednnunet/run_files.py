@@ -12,6 +12,8 @@ RUN_ID_FILE = "run_id"
 """By which nodes on other machines know the run."""
 PLANS_FILE = "plans.json"
 ROUNDS_FILE = "rounds.csv"
+ROUND_MEANS_FILE = "round_means.csv"
+"""Where layers are summed securely: figures of a round over all nodes, as nobody knows those of one."""
 CASES_FILE = "cases.csv"
 DATA_NOTES_FILE = "data_notes.csv"
 """Where a node's images are unusual: how many cases, in which way."""
@@ -31,6 +33,7 @@ ROUND_COLUMNS = (
     *("strategy", "round", "node", "train_loss", "val_loss", "pseudo_dice"),
     *("seconds_train", "seconds_exchange", "bytes_up", "bytes_down", "update_norm"),
 )
+ROUND_MEAN_COLUMNS = ("strategy", "round", "nodes", "train_loss", "val_loss", "pseudo_dice", "update_norm")
 DATA_NOTE_COLUMNS = ("node", "kind", "cases", "voxels")
 CASE_COLUMNS = (
     *("strategy", "node", "model", "fold", "case", "label"),

@@ -94,6 +94,7 @@ OUTPUTS = ROOT / "docs" / "reference" / "outputs.md"
     ("document", "title", "columns"),
     [
         (OUTPUTS, "`rounds.csv`", run_files.ROUND_COLUMNS),
+        (OUTPUTS, "`round_means.csv`", run_files.ROUND_MEAN_COLUMNS),
         (OUTPUTS, "`cases.csv`", run_files.CASE_COLUMNS),
         (OUTPUTS, "`summary.csv`", SUMMARY_COLUMNS),
     ],

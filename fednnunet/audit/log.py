@@ -31,6 +31,7 @@ from fednnunet.exchange.messages import (
     ScoreModelsRequest,
     SendModelRequest,
     TrainRequest,
+    UnmaskRequest,
     parse_body,
 )
 from fednnunet.files import DISK_FULL
@@ -89,6 +90,7 @@ class Entry(BaseModel):
         digests: number of salted digests of images, in an answer to ``query.fingerprint`` that has them.
         layers: layers of the network that the node planned, name to shape, in an answer to ``query.plan``.
         tensors: the arrays that left, by name.
+        masked: the layers among them are masked: the server learns sums over at least so many nodes.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -111,6 +113,7 @@ class Entry(BaseModel):
     digests: int | None = None
     layers: dict[str, list[int]] | None = None
     tensors: dict[str, Tensor] = {}
+    masked: int | None = None
 
 
 class AuditLog:
@@ -166,10 +169,11 @@ class AuditLog:
 def _described(request: Request, reply: Reply) -> dict[str, Any]:
     """Fields of an :class:`Entry` that describe one reply."""
     body, content, tensors = reply.body.encode(), json.loads(reply.body), _tensors(reply.arrays)
+    asked, masked = _asked(request)
     return {
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "kind": request.kind,
-        "asked": _asked(request),
+        "asked": asked,
         "ok": reply.ok,
         "reason": None if reply.ok else content["reason"],
         "bytes": len(body) + sum(tensor.bytes for tensor in tensors.values()),
@@ -180,6 +184,7 @@ def _described(request: Request, reply: Reply) -> dict[str, Any]:
         "digests": len(content["image_digests"]) if content.get("image_digests") is not None else None,
         "layers": content["layers"] if reply.ok and request.kind is Kind.PLAN else None,
         "tensors": tensors,
+        "masked": masked if reply.ok else None,
     }
 
 
@@ -208,11 +213,12 @@ def _numbers(value: Any) -> int:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _asked(request: Request) -> dict[str, bool | int | str]:
+def _asked(request: Request) -> tuple[dict[str, bool | int | str], int | None]:
+    """What was asked in brief; fewest nodes of a sum in which layers were asked for, None where they were in clear."""
     try:
         body: Body = parse_body(REQUESTS[request.kind], request.body, "the server")
     except ProtocolError:
-        return {"malformed": True}
+        return {"malformed": True}, None
     asked = body.model_dump(include={"content", "fold", "server_round", "dtype"})
     if isinstance(body, FingerprintRequest) and body.salt is not None:
         asked["image_digests"] = True
@@ -224,4 +230,7 @@ def _asked(request: Request) -> dict[str, bool | int | str]:
         asked["model"] = body.node
     if isinstance(body, ScoreModelsRequest):
         asked["models"] = ", ".join(body.models)
-    return asked
+    if isinstance(body, UnmaskRequest):
+        asked["arrived"] = ", ".join(sorted({name for names in body.arrived for name in names}))
+    masked = min((len(one.members) for one in body.classes), default=None) if isinstance(body, TrainRequest) else None
+    return asked, masked

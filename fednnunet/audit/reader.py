@@ -15,6 +15,10 @@ from fednnunet.config.node_file import read_node_file
 from fednnunet.errors import DataError, first_problem
 from fednnunet.exchange.messages import REPLIES, Failure, Kind
 
+FIGURES = "figures"
+"""Array that the figures of a masked round travel in, beside its layers."""
+MASKED_DTYPE = "int32"
+
 
 @dataclass(frozen=True)
 class Trail:
@@ -66,6 +70,9 @@ class Summary:
             protocol does not know.
         uncompared: number of tensors before which the log has no plan.
         withheld: number of replies that were kept back because the log could not be written.
+        masked: number of tensors that were masked: parts of sums over several nodes.
+        fewest: fewest nodes of such a sum; None where nothing was masked.
+        clear: number of layers of trained networks that were not masked.
     """
 
     groups: list[Group]
@@ -79,6 +86,9 @@ class Summary:
     unexpected: list[str]
     uncompared: int
     withheld: int
+    masked: int
+    fewest: int | None
+    clear: int
 
 
 def find_logs(path: Path) -> list[Path]:
@@ -142,8 +152,9 @@ def summarise(entries: Iterable[Entry]) -> Summary:
     planned: dict[str | None, dict[str, list[int]]] = {}
     reasons: dict[str, None] = {}
     unexpected: dict[str, None] = {}
-    scores = digests = tensors = uncompared = withheld = largest_bytes = 0
+    scores = digests = tensors = uncompared = withheld = largest_bytes = masked = clear = 0
     largest = None
+    sums: list[int] = []
     for entry in entries:
         key = entry.run, entry.kind
         groups[key] = _add(groups.get(key), entry)
@@ -151,6 +162,11 @@ def summarise(entries: Iterable[Entry]) -> Summary:
         digests += entry.digests or 0
         tensors += len(entry.tensors)
         withheld += entry.withheld
+        if entry.masked is not None:
+            sums.append(entry.masked)
+        hidden = [name for name, tensor in entry.tensors.items() if entry.masked and tensor.dtype == MASKED_DTYPE]
+        masked += len(hidden)
+        clear += len(entry.tensors) - len(hidden)
         if entry.reason is not None:
             reasons[entry.reason] = None
         if entry.layers is not None:
@@ -168,7 +184,7 @@ def summarise(entries: Iterable[Entry]) -> Summary:
             uncompared += len(entry.tensors)
             continue
         for name, tensor in entry.tensors.items():
-            if layers.get(name) != tensor.shape:
+            if layers.get(name) != tensor.shape and not (name == FIGURES and name in hidden):
                 unexpected[f"tensor {name} of shape {tuple(tensor.shape)}"] = None
     return Summary(
         list(groups.values()),
@@ -182,6 +198,9 @@ def summarise(entries: Iterable[Entry]) -> Summary:
         list(unexpected),
         uncompared,
         withheld,
+        masked,
+        min(sums, default=None),
+        clear,
     )
 
 

@@ -143,6 +143,13 @@ def sentences(summary: Summary) -> list[str]:
             lines.append(
                 f"Tensors that cannot be compared, as the log has no plan before them: {summary.uncompared:,}."
             )
+    if summary.masked:
+        lines.append(
+            f"Masked tensors: {summary.masked:,}. The server learns sums of them over at least {summary.fewest} nodes, "
+            "if these help to open them; this node's own layers and figures of training it does not learn."
+        )
+    if summary.clear:
+        lines.append(f"Tensors in clear, each of which the server sees as it is: {summary.clear:,}.")
     if summary.largest is not None:
         lines.append(f"The largest single thing beside tensors: {summary.largest}, {summary.largest_bytes:,} bytes.")
     if summary.withheld:

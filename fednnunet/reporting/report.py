@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from matplotlib.figure import Figure
 
@@ -19,7 +20,7 @@ from fednnunet.reporting.case_selection import ShownCase, choose_cases
 from fednnunet.reporting.comparison import LEVEL, show_points
 from fednnunet.reporting.figures.overlays import Overlay, show_dsc
 from fednnunet.reporting.results import Results
-from fednnunet.reporting.run_folder import Run, brief_plans
+from fednnunet.reporting.run_folder import Run, brief_plans, merge_rounds
 from fednnunet.reporting.scores import over_labels
 from fednnunet.reporting.tables.results_table import ONE_EMPTY, STAR, order_strategies, own_scores
 from fednnunet.run_files import REPORT_FILE
@@ -126,7 +127,9 @@ def _figures(results: Results, saved: Path) -> dict[str, Picture]:
     """Name to figure of the page, for those that have data."""
     drawn: dict[str, tuple[Figure, str]] = {}
     if not results.rounds.empty:
-        curves = figures.learning_curves(results.rounds, results.training)
+        means = merge_rounds([run.round_means for run in results.runs]).assign(node=figures.ALL_NODES)
+        both = [results.rounds] if means.empty else [results.rounds, means]
+        curves = figures.learning_curves(pd.concat(both, ignore_index=True), results.training)
         drawn["learning_curves"] = curves, "Losses and pseudo-Dice over rounds"
         drawn["round_costs"] = figures.round_costs(results.rounds), "Time and traffic of a round"
     if results.table is not None:

@@ -28,6 +28,8 @@ from fednnunet.run_files import (
     OVERRIDES_FILE,
     PLANS_FILE,
     ROUND_COLUMNS,
+    ROUND_MEAN_COLUMNS,
+    ROUND_MEANS_FILE,
     ROUNDS_FILE,
     RUN_FILE,
 )
@@ -59,6 +61,7 @@ class Run:
         cases: rows of cases in ``cases.csv``, with a column ``seed``; folds are text.
         means: its rows of means, and of scores that stay at their nodes; the same columns, and ``n_cases``.
         rounds: ``rounds.csv``, with columns ``fold`` and ``seed``.
+        round_means: ``round_means.csv``, with the same columns.
         data_notes: node and what people should know of its images.
         overlays: centre to number of the case to file.
         config: composed configuration as YAML; empty if there is none.
@@ -74,6 +77,7 @@ class Run:
     cases: pd.DataFrame
     means: pd.DataFrame
     rounds: pd.DataFrame
+    round_means: pd.DataFrame
     data_notes: list[tuple[str, str]]
     overlays: dict[str, dict[int, Path]]
     config: str
@@ -132,8 +136,9 @@ def read_run(folder: Path) -> Run:
     seed = int(info.get("seed", 0))
     cases, means = split_means(read_csv(folder / CASES_FILE, CASE_COLUMNS))
     rounds = read_csv(folder / ROUNDS_FILE, ROUND_COLUMNS)
+    round_means = read_csv(folder / ROUND_MEANS_FILE, ROUND_MEAN_COLUMNS)
     requested = info.get("fold", 0)  # rounds.csv names the fold where there are several
-    fold = rounds["fold"] if "fold" in rounds else str(requested[0] if isinstance(requested, list) else requested)
+    only = str(requested[0] if isinstance(requested, list) else requested)
     strategies = [*cases["strategy"].unique(), *means["strategy"].unique(), *rounds["strategy"].unique()]
     config = folder / HYDRA_CONFIG_FILE
     return Run(
@@ -144,7 +149,8 @@ def read_run(folder: Path) -> Run:
         plans=_read_json(folder / PLANS_FILE),
         cases=cases.assign(seed=seed),
         means=means.assign(seed=seed),
-        rounds=rounds.assign(fold=fold, seed=seed),
+        rounds=rounds.assign(fold=rounds.get("fold", only), seed=seed),
+        round_means=round_means.assign(fold=round_means.get("fold", only), seed=seed),
         data_notes=_read_data_notes(folder / DATA_NOTES_FILE),
         overlays=_find_overlays(folder),
         config=config.read_text() if config.is_file() else "",
@@ -162,7 +168,8 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     for run in runs:
         extra = "".join(f" {key}={run.overrides[key]}" for key in varied if key in run.overrides)
         strategy = f"{run.strategy}{extra}"
-        tables = {name: getattr(run, name).assign(strategy=strategy) for name in ("cases", "means", "rounds")}
+        names = ("cases", "means", "rounds", "round_means")
+        tables = {name: getattr(run, name).assign(strategy=strategy) for name in names}
         named.append(replace(run, strategy=strategy, **tables))
     return named
 

@@ -36,6 +36,9 @@ class RunObserver:
     def on_round_end(self, server_round: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """All replies of a round are aggregated; one row per node, as in ``rounds.csv``."""
 
+    def on_round_means(self, server_round: int, means: Mapping[str, float | None]) -> None:
+        """Before a round's end, where its rows lack them: figures over all nodes, as in ``round_means.csv``."""
+
     def on_result(self, run_folder: Path) -> None:
         """The run was evaluated; its folder holds all files."""
 
@@ -83,6 +86,9 @@ class RunObservers(RunObserver):
 
     def on_round_end(self, server_round: int, rows: Sequence[Mapping[str, Any]]) -> None:
         self._each(lambda observer: observer.on_round_end(server_round, rows))
+
+    def on_round_means(self, server_round: int, means: Mapping[str, float | None]) -> None:
+        self._each(lambda observer: observer.on_round_means(server_round, means))
 
     def on_result(self, run_folder: Path) -> None:
         self._each(lambda observer: observer.on_result(run_folder))

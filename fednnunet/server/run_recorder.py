@@ -21,6 +21,8 @@ from fednnunet.run_files import (
     NUM_CASES_COLUMN,
     PLANS_FILE,
     ROUND_COLUMNS,
+    ROUND_MEAN_COLUMNS,
+    ROUND_MEANS_FILE,
     ROUNDS_FILE,
 )
 from fednnunet.server.run_observer import RunObserver, RunObservers
@@ -50,11 +52,14 @@ class RunRecorder(RunObservers):
         self.folder = folder
         self.strategy = strategy
         self.rounds = folder / ROUNDS_FILE
+        self.round_means = folder / ROUND_MEANS_FILE
         self.cases = folder / CASES_FILE
         self.num_training: dict[str, int] = {}
         self.unscored_folds: dict[str, list[Fold]] = {}
         self.training: dict[str, int] = {}
-        self._round_columns = ROUND_COLUMNS if len(folds) == 1 else (*ROUND_COLUMNS, "fold")
+        fold_column = () if len(folds) == 1 else ("fold",)
+        self._round_columns = (*ROUND_COLUMNS, *fold_column)
+        self._mean_columns = (*ROUND_MEAN_COLUMNS, *fold_column)
         self._case_rows = _read_rows(self.cases)
         self._fold: Fold = folds[0]
         self._last_recorded = 0
@@ -76,9 +81,9 @@ class RunRecorder(RunObservers):
         return nodes
 
     def update_norms_of(self, fold: Fold, until: int) -> list[list[float]]:
-        """Norms of the updates that were averaged in each recorded round of a fold up to ``until``, in their order."""
+        """Norms of the updates in each recorded round of a fold up to ``until``: of nodes, or of their sums."""
         norms: dict[int, list[float]] = {}
-        for row in _read_rows(self.rounds):
+        for row in (*_read_rows(self.rounds), *_read_rows(self.round_means)):
             if row.get("fold", str(fold)) == str(fold):
                 norms.setdefault(int(row["round"]), []).extend(float(n) for n in [row.get("update_norm")] if n)
         return [norms[server_round] for server_round in sorted(norms) if server_round <= until]
@@ -143,8 +148,16 @@ class RunRecorder(RunObservers):
             log.info("fold %s, round %d: %s", self._fold, server_round, row)
         super().on_round_end(server_round, rows)
 
+    def on_round_means(self, server_round: int, means: Mapping[str, float | None]) -> None:
+        """Add a row to ``round_means.csv``, in place of any of this round and of later ones."""
+        fold = {"fold": self._fold} if "fold" in self._mean_columns else {}
+        before = [row for row in _read_rows(self.round_means) if not self._is_of(row, self._fold, server_round)]
+        new = {"strategy": self.strategy, "round": server_round, **means, **fold}
+        _write_rows(self.round_means, self._mean_columns, [*before, new])
+        super().on_round_means(server_round, means)
+
     def _is_of(self, row: Mapping[str, Any], fold: Fold, first_round: int) -> bool:
-        """Whether a row of ``rounds.csv`` is of this fold and of ``first_round`` or later."""
+        """Whether a row of a round is of this fold and of ``first_round`` or later."""
         return row.get("fold", str(fold)) == str(fold) and int(row["round"]) >= first_round
 
     def write_cases(self, fold: Fold | str, scores: Sequence[Score], kept: Mapping[str, str] | None = None) -> None:

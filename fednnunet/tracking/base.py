@@ -34,9 +34,15 @@ class Tracker(RunObserver):
 
     Attributes:
         notify: shows the operator a line.
+        round_means: figures over all nodes of the round that ends next, where its rows lack them.
     """
 
     notify: Callable[[str], None] = staticmethod(log.warning)
+    round_means: Mapping[str, float | None] = {}
+
+    def on_round_means(self, server_round: int, means: Mapping[str, float | None]) -> None:
+        """Keep figures that the rows of the round lack."""
+        self.round_means = means
 
     def log_comparison(self, folder: Path) -> None:
         """A sweep is finished; its folder holds the comparison of its runs."""
@@ -104,9 +110,14 @@ def node_metrics(row: Mapping[str, Any]) -> dict[str, float]:
     return {key: float(value) for key, value in row.items() if key != "round" and _is_number(value)}
 
 
-def round_metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Curves of a round of all nodes, such as ``train_loss/mean`` and ``pseudo_dice/<node>``."""
-    totals: dict[str, float] = {}
+def round_metrics(rows: Sequence[Mapping[str, Any]], means: Mapping[str, float | None]) -> dict[str, float]:
+    """Curves of a round of all nodes, such as ``train_loss/mean`` and ``pseudo_dice/<node>``.
+
+    Args:
+        rows: one per node, as in ``rounds.csv``.
+        means: figures over all nodes that rows lack, as in ``round_means.csv``.
+    """
+    totals = {f"{name}/mean": value for name, value in means.items() if name in MEANS and value is not None}
     for columns, name, gather in ((MEANS, "mean", _mean), (SLOWEST, "slowest", max), (TOTALS, "total", sum)):
         for column in columns:
             values = [float(row[column]) for row in rows if _is_number(row.get(column))]

@@ -60,7 +60,7 @@ class TensorBoardTracker(Tracker):
         self._round = server_round
         for row in rows:
             self._write_numbers(str(row["node"]), node_metrics(row), self._prefix)
-        self._write_numbers(SERVER, round_metrics(rows), self._prefix)
+        self._write_numbers(SERVER, round_metrics(rows, self.round_means), self._prefix)
         for writer in self._writers.values():
             writer.flush()
 

@@ -76,6 +76,7 @@ class RunProgress(RunObserver):
         self._round = 0
         self._done = 0
         self._first_round = 1
+        self._mean_dice: float | None = None
         self._begin = time.monotonic()
         self._train_begin = self._begin
 
@@ -148,10 +149,16 @@ class RunProgress(RunObserver):
                 scores = "  ".join(
                     f"{node} {_number(line.pseudo_dice, 2)}"
                     for node, line in self._lines.items()
-                    if line.epoch == server_round
+                    if line.epoch == server_round and line.pseudo_dice is not None
                 )
+                scores = scores or f"{_number(self._mean_dice, 2)} (mean of the nodes)"
                 left = f"  {_clock(self._seconds_left())} left" if server_round < self._rounds else ""
                 self._print_line(f"round {server_round}/{self._rounds}  pseudo-Dice  {scores}{left}")
+
+    def on_round_means(self, server_round: int, means: Mapping[str, float | None]) -> None:
+        """Keep the mean of the nodes' pseudo-Dice for the line about the round; theirs are not known."""
+        with self._lock:
+            self._mean_dice = means.get("pseudo_dice")
 
     def on_waiting(self, nodes: Collection[str]) -> None:
         """Show which nodes are away."""
@@ -196,6 +203,8 @@ class RunProgress(RunObserver):
         table = Table.grid(padding=(0, 2))
         stage = _STATES.get(self._stage, self._stage)
         at = f"round {self._done}/{self._rounds}" if self._done else stage
+        if self._mean_dice is not None:
+            at += f"  mean pseudo-Dice {_number(self._mean_dice, 3)}"
         table.add_row(
             Text(self._title, style="bold cyan"),
             at,

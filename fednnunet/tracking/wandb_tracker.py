@@ -116,7 +116,7 @@ class WandbTracker(Tracker):
         self._step = self._folds_before + server_round
         for row in rows:
             self._log(str(row["node"]), node_metrics(row), server_round)
-        self._log(_SERVER, round_metrics(rows), server_round)
+        self._log(_SERVER, round_metrics(rows, self.round_means), server_round)
 
     def _log(self, node: str, numbers: Mapping[str, float], server_round: int) -> None:
         named = {f"{self._prefix}{key}": value for key, value in numbers.items()}

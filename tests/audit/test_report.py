@@ -144,6 +144,21 @@ def test_people_read_what_left_and_that_the_log_is_whole(audit: Audit, tmp_path:
     assert "2026-07-02T08:00:03  train  ()  failed: no disk" in printed
 
 
+def test_what_was_masked_is_told_from_what_left_in_clear(audit: Audit, tmp_path: Path) -> None:
+    layers = {
+        "encoder.weight": Tensor(dtype="int32", shape=[8, 1, 3, 3], bytes=4),
+        "figures": Tensor(dtype="int32", shape=[6], bytes=4),
+    }
+    masked = [entry(Kind.TRAIN, second, run="1", masked=fewest, tensors=layers) for second, fewest in ((2, 4), (3, 3))]
+    opened = entry(Kind.UNMASK, 4, run="1", asked={"arrived": "Linz, Oslo, Riga"})
+    code, printed = audit(write_log(tmp_path / "audit.jsonl", [ENTRIES[1], *masked, opened]))
+    assert code == 0
+    assert "Masked tensors: 4. The server learns sums of them over at least 3 nodes" in printed
+    assert "in clear" not in printed
+    code, printed = audit(write_log(tmp_path / "audit.jsonl", [ENTRIES[1], *masked, ENTRIES[2]]))
+    assert "Tensors in clear, each of which the server sees as it is: 2." in printed
+
+
 def test_programs_read_the_same(audit: Audit, tmp_path: Path) -> None:
     code, printed = audit(write_log(tmp_path / "audit.jsonl"), "--json", "--entries")
     assert code == 0

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
@@ -25,6 +26,7 @@ from tests.support.scripted_federation import (
     RunFederation,
     end_worker,
     fail_with_reason,
+    norm,
     same,
 )
 from tests.support.secure_nodes import RUN, Authority, SecureNode, secure_nodes
@@ -72,7 +74,20 @@ def test_nothing_of_one_node_reaches_the_server(run_securely: RunFederation, tmp
         masked, layers = node.masked[0, 1]["encoder"], node.sent[0, 1]["encoder"]
         assert masked.dtype == np.int32
         assert abs(np.corrcoef(masked.ravel(), layers.ravel())[0, 1]) < 0.05
-    assert done.rounds["train_loss"].isna().all()
+    assert done.rounds[["train_loss", "pseudo_dice", "update_norm"]].isna().all(axis=None)
+
+
+def test_figures_are_known_of_all_nodes_together(run_securely: RunFederation, tmp_path: Path) -> None:
+    done = run_securely(secure_nodes(NAMES, tmp_path / "keys"))
+    means = pd.read_csv(tmp_path / "round_means.csv")
+    assert list(means["round"]) == [1, 2, 3]
+    assert (means["nodes"] == len(NAMES)).all()
+    assert np.allclose(means["train_loss"], -0.5, atol=1e-6)
+    assert np.allclose(means["pseudo_dice"], 0.5, atol=1e-6)
+    assert means["val_loss"].isna().all()
+    start = done.nodes["Riga"].received[0, 1]
+    change = {layer: done.average_after(1)[layer] - array for layer, array in start.items()}
+    assert means["update_norm"][0] == pytest.approx(norm(change) / norm(start), rel=1e-5)
 
 
 @pytest.mark.parametrize("names", [NAMES, NAMES[:3]])

@@ -2,7 +2,7 @@
 
 from fednnunet.reporting.figures.centres import centre_summaries
 from fednnunet.reporting.figures.overlays import Overlay, overlay_grid, overlay_panel, read_dsc, read_overlay
-from fednnunet.reporting.figures.rounds import learning_curves, round_costs
+from fednnunet.reporting.figures.rounds import ALL_NODES, learning_curves, round_costs
 from fednnunet.reporting.figures.scores import case_scores, cross_centre, forest
 from fednnunet.reporting.figures.style import (
     as_data_uri,
@@ -14,6 +14,7 @@ from fednnunet.reporting.figures.style import (
 )
 
 __all__ = [
+    "ALL_NODES",
     "Overlay",
     "as_data_uri",
     "as_png",

@@ -23,6 +23,8 @@ from fednnunet.reporting.tables.results_table import order_strategies
 
 CURVES = {"train_loss": "training loss", "val_loss": "validation loss", "pseudo_dice": "pseudo-Dice"}
 MB = 1e6
+ALL_NODES = "mean of the nodes"
+"""Where no figure of a single one is known."""
 
 
 def learning_curves(rounds: pd.DataFrame, nodes: Sequence[str]) -> Figure:
@@ -31,7 +33,7 @@ def learning_curves(rounds: pd.DataFrame, nodes: Sequence[str]) -> Figure:
     With several folds or seeds the line is their mean and the band their range.
 
     Args:
-        rounds: columns of ``rounds.csv``.
+        rounds: columns of ``rounds.csv``; where these lack figures of single nodes, rows of :data:`ALL_NODES`.
         nodes: nodes in the order of the legend; others in ``rounds`` follow.
     """
     strategies = order_strategies(rounds["strategy"])
@@ -58,7 +60,7 @@ def learning_curves(rounds: pd.DataFrame, nodes: Sequence[str]) -> Figure:
             if column == "pseudo_dice":
                 axes.set_ylim(0, 1)
             _draw_nodes(axes, rounds[rounds["strategy"] == strategy], column, styles)
-    drawn = [name for name in styles if name in set(rounds["node"])]
+    drawn = [name for name in styles if rounds.loc[rounds["node"] == name, list(CURVES)].notna().any(axis=None)]
     handles = [Line2D([], [], color=styles[name][0], ls=styles[name][1], lw=2, label=name) for name in drawn]
     legend(figure, handles)
     return figure

@@ -72,6 +72,8 @@ def train_rounds(session: Session, fold: Fold) -> ArrayRecord:
             continue
         void.clear()
         strategy.save(recorder.folder, fold, server_round, arrays)
+        if isinstance(strategy, SecureAsymFedAvg):
+            recorder.on_round_means(server_round, {"nodes": len(rows), **strategy.round_means})
         recorder.on_round_end(server_round, rows)
     return arrays
 
