@@ -18,7 +18,7 @@ from fednnunet import __version__
 from fednnunet.config.run import RunConfig
 from fednnunet.errors import ConfigError
 from fednnunet.files import DISK_FULL, NOT_WRITABLE, write_atomically
-from fednnunet.node.settings import NOISE_KEY, NodeSettings
+from fednnunet.node.settings import NOISE_KEY, OPENED_SUMS, SECURE_KEY, SECURE_ROUND, NodeSettings
 from fednnunet.processes import LOG_FORMAT
 from fednnunet.run_files import CONFIG_FILE, RUN_ID_FILE
 from fednnunet.server.run_recorder import RunRecorder
@@ -151,6 +151,7 @@ def remove_resume_files(folder: Path, nodes: Sequence[NodeSettings]) -> None:
     for path in folder.glob("strategy_fold_*_round_*"):
         path.unlink()
     for node in nodes:
-        (node.folder / NOISE_KEY).unlink(missing_ok=True)  # who has it can take the noise away
+        for name in (NOISE_KEY, SECURE_KEY, SECURE_ROUND, OPENED_SUMS):  # who has the keys can take noise or masks away
+            (node.folder / name).unlink(missing_ok=True)
         for path in node.folder.glob("nnUNet_results/*/*/fold_*/checkpoint_round_*"):
             path.unlink()

@@ -34,7 +34,7 @@ from fednnunet.exchange.messages import (
 )
 from fednnunet.exchange.update_limit import RoundReference, UpdateLimit
 from fednnunet.files import append_atomically, write_atomically
-from fednnunet.node.settings import NodeIdentity
+from fednnunet.node.settings import OPENED_SUMS, SECURE_KEY, SECURE_ROUND, NodeIdentity
 from fednnunet.privacy.figures import FIGURE_NAMES, FIGURES, to_array, without_figures
 from fednnunet.privacy.identity import pair_secrets, sign_key, verify_key
 from fednnunet.privacy.masks import derive_seed
@@ -83,8 +83,8 @@ class SecureRounds:
             raise ConfigError(f"node {name}: secure sums need a certificate of the node's key")
         self.name, self.config, self.identity = name, config, identity
         self.rules = SumRules(config.colluding, config.min_group)
-        self._key_file, self._round_file = folder / "secure_sums.key", folder / "secure_round.json"
-        self._opened_file = folder / "opened_sums.jsonl"
+        self._key_file, self._round_file = folder / SECURE_KEY, folder / SECURE_ROUND
+        self._opened_file = folder / OPENED_SUMS
         self._member: SumMember | None = None
         self._run = ""
         self._started: MaskedRound | None = None

@@ -10,6 +10,8 @@ from fednnunet.config.dataset import ImageHeaders
 from fednnunet.config.shared import NodeRunConfig
 from fednnunet.privacy.ledger import LEDGER
 
+SECURE_KEY, SECURE_ROUND, OPENED_SUMS = "secure_sums.key", "secure_round.json", "opened_sums.jsonl"
+"""In a node's folder: its part in the secure sums of a run."""
 NOISE_KEY = "noise.key"
 """In a node's folder: the secret that the noise of its run follows from, readable by its owner alone."""
 
