@@ -106,15 +106,15 @@ def collect_results(runs: Sequence[Run], reference: str | None = None, external_
     cases, means = split_means(merge([join_means(run.cases, run.means) for run in ordered]))
     rounds = merge_rounds([run.rounds for run in ordered])
     collected = collect_scores(cases, means, external_scores)
+    counted = {*collected.cases["node"], *collected.means["node"]}
+    if {*cases["node"], *means["node"]} & {*external} and not counted & {*external}:
+        raise ConfigError(f"external {external_scores}: {MISSING_EXTERNAL[external_scores]}")
     unit = next((run.info["distance_unit"] for run in ordered if "distance_unit" in run.info), "mm")
     table = collected.table(training, external, unit)
     if table is None:
         return Results(
             ordered, training, external, rounds, cases, means, cases, summarise(cases), None, None, external_scores
         )
-    counted = {*collected.cases["node"], *collected.means["node"]}
-    if {*cases["node"], *means["node"]} & {*external} and not counted & {*external}:
-        raise ConfigError(f"external {external_scores}: {MISSING_EXTERNAL[external_scores]}")
     scores = collected.cases
     scores = scores if "seed" in scores else scores.assign(seed=ordered[0].seed)
     with_cases = order_strategies(scores["strategy"])
