@@ -112,6 +112,7 @@ def final_metadata(
         "unscored_folds": {centre: folds for centre, folds in recorder.unscored_folds.items() if folds},
         **recorder.training,
         "shared_fraction": strategy.shared_fraction() if len(recorder.num_training) > 1 else {},
+        **({"noise": recorder.noise} if recorder.noise else {}),
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
         "peak_memory_gib": round(peak_memory_gib, 2),

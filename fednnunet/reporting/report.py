@@ -108,6 +108,9 @@ def render_report(folder: Path, results: Results) -> str:
         meanings={name: meaning for name in strategies if (meaning := STRATEGY_MEANINGS.get(name.split(" ")[0]))},
         runs=runs,
         data_notes=list(dict.fromkeys(note for run in runs for note in run.data_notes)),
+        noise=[
+            (run.strategy, node, noise["meaning"]) for run in runs for node, noise in run.info.get("noise", {}).items()
+        ],
         duration=format_duration,
         problems=results.problems,
         table=results.table,

@@ -43,6 +43,7 @@ class RunRecorder(RunObservers):
         num_training: node to its number of training cases (all folds), once they are known.
         unscored_folds: centre to the folds in which it holds no case out, once they are known.
         training: rounds of a fold and iterations of a round, once they are known.
+        noise: node to its noise, what it costs, and what was said of it; empty where none is added.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class RunRecorder(RunObservers):
         self.num_training: dict[str, int] = {}
         self.unscored_folds: dict[str, list[Fold]] = {}
         self.training: dict[str, int] = {}
+        self.noise: dict[str, dict[str, Any]] = {}
         fold_column = () if len(folds) == 1 else ("fold",)
         self._round_columns = (*ROUND_COLUMNS, *fold_column)
         self._mean_columns = (*ROUND_MEAN_COLUMNS, *fold_column)

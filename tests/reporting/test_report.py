@@ -77,6 +77,16 @@ def test_what_nodes_said_of_their_images_is_listed_once(write_run: MakeRun, tmp_
     assert note == "ISPY1: labels of 6 cases were brought onto their image's grid by their headers"
 
 
+def test_noise_and_what_it_costs_is_told_of_each_run(write_run: MakeRun, tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name, name) for name in ("local", "asym")]
+    info = json.loads((runs[1] / "run.json").read_text())
+    said = "noise hides each case: noise multiplier 2, …"
+    (runs[1] / "run.json").write_text(json.dumps({**info, "noise": {"Oslo": {"epsilon": 8.0, "meaning": said}}}))
+    page = report_of(tmp_path / "report", runs)
+    assert "Noise" in texts(page, ".//section[@id='run']/h3")
+    assert f"Oslo (asym): {said}." in texts(page, ".//section[@id='run']//li")
+
+
 def test_set_ups_are_tested_against_local(comparison: ElementTree.Element) -> None:
     section = ".//section[@id='tests']"
     assert texts(comparison, f"{section}/h2") == ["Against local"]

@@ -382,12 +382,14 @@ class FinishedRun:
         messages: Messages to the operator.
         folder: Folder of the run.
         training: Rounds of a fold and iterations of a round.
+        noise: Node to its noise.
     """
 
     nodes: dict[str, ScriptedNode]
     messages: list[str]
     folder: Path
     training: Mapping[str, int]
+    noise: Mapping[str, Mapping[str, Any]]
 
     def average_after(self, server_round: int, fold: Fold = 0, node: str = "Riga") -> State:
         """What a node received after this round."""
@@ -462,7 +464,7 @@ def run(
     recorder = RunRecorder(folder, "asym", given.folds, [observer])
     with serving(list(by_name.values()), grid_class) as grid:
         grid.run_server(build_server_app(given, strategy or AsymFedAvg(), recorder))
-    return FinishedRun(by_name, observer.messages, folder, recorder.training)
+    return FinishedRun(by_name, observer.messages, folder, recorder.training, recorder.noise)
 
 
 def _tampering_app(nodes: Sequence[ScriptedNode]) -> ClientApp:

@@ -44,7 +44,9 @@ def check_noise(session: Session) -> None:
                 f"layers (trainer.train_layers), fewer epochs, or with a larger epsilon; or set "
                 f"privacy.{report.hides}.accept_useless=true"
             )
-        session.recorder.on_message(f"node {name}: {describe_noise(report, ratio, _units(report, session))}")
+        said = describe_noise(report, ratio, _units(report, session))
+        session.recorder.noise[name] = {**report.model_dump(), "noise_to_signal": ratio, "meaning": said}
+        session.recorder.on_message(f"node {name}: {said}")
 
 
 def describe_noise(report: NoiseReport, ratio: float, units: str) -> str:

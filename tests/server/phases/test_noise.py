@@ -56,6 +56,14 @@ def test_noise_is_told_in_figures_and_in_words(
         assert part in message
 
 
+def test_noise_is_kept_for_the_report(run_federation: RunFederation) -> None:
+    run = federate(run_federation, {})
+    assert list(run.noise) == ["Porto"]
+    kept = run.noise["Porto"]
+    assert (kept["epsilon"], kept["noise_to_signal"]) == (6.5, pytest.approx(2 * 100 / 98))
+    assert run.messages == [f"node Porto: {kept['meaning']}"]
+
+
 def test_noise_that_leaves_nothing_to_learn_is_refused_unless_accepted(run_federation: RunFederation) -> None:
     useless = {"parameters": 33_500_000}
     problem = (
