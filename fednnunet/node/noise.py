@@ -241,7 +241,7 @@ class NodeRounds(RoundNoise):
         if not body.layers:
             return  # nothing leaves
         tensors = dict(named_tensors(trainer.network))
-        updates = {layer: (tensors[layer].detach() - start).cpu() for layer, start in self._start.items()}
+        updates = {layer: (tensors[layer].detach() - start).cpu().contiguous() for layer, start in self._start.items()}
         norm = float(torch.nn.utils.get_total_norm(list(updates.values())))
         if not math.isfinite(norm):
             raise ProtocolError("the update of the round is not finite")

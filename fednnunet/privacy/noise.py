@@ -21,7 +21,12 @@ def add_noise(values: np.ndarray, deviation: float, seed: bytes) -> None:
         values: contiguous array of floats.
         deviation: standard deviation.
         seed: 32 secret bytes, used for this array only.
+
+    Raises:
+        ValueError: it is not contiguous.
     """
+    if not values.flags.c_contiguous:  # its flat view would be a copy, and the noise lost
+        raise ValueError("noise is added to contiguous arrays only")
     stream, flat = Keystream(seed), values.reshape(-1)
     for start in range(0, flat.size, 2 * PAIRS):
         block = flat[start : start + 2 * PAIRS]

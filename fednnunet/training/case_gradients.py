@@ -98,10 +98,9 @@ class CaseSteps:
         """
         trainer = self._trainer
         seed = derive_seed(self._secret, trainer.current_epoch, step, digest_of(_arrays(self._parameters)))
-        drawn = [
-            case for case, u in zip(self.cases, uniform(len(self.cases), seed), strict=True) if u < self.noise.rate
-        ]
-        sums = [torch.zeros_like(parameter) for parameter in self._parameters]
+        chances = uniform(len(self.cases), derive_seed(seed, "draw"))
+        drawn = [case for case, chance in zip(self.cases, chances, strict=True) if chance < self.noise.rate]
+        sums = [torch.zeros_like(one, memory_format=torch.contiguous_format) for one in self._parameters]
         losses = [self._add_case(case, derive_seed(seed, "case", case), sums) for case in drawn]
         if self.noise.noise:
             noise_seed = derive_seed(seed, "noise", digest_of(_arrays(sums)))

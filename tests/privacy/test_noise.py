@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from scipy.stats import kstest
 
 from fednnunet.privacy.noise import add_noise, uniform
@@ -30,3 +31,9 @@ def test_uniform_numbers_are_uniform_over_blocks() -> None:
     assert kstest(numbers, "uniform").pvalue > 1e-3
     assert len(np.unique(numbers)) == numbers.size
     assert (uniform(100, b"u" * 32) == numbers[:100]).all()
+
+
+def test_noise_is_not_lost_in_a_copy() -> None:
+    turned = np.zeros((3, 4), np.float32).T
+    with pytest.raises(ValueError, match="contiguous"):
+        add_noise(turned, 1.0, b"a" * 32)
