@@ -89,6 +89,7 @@ def run_metadata(config: RunConfig, command: str, sweep: str | None) -> dict[str
         "nodes": [centre.name for centre in config.training_centres],
         "external": [centre.name for centre in config.external_centres],
         "distance_unit": config.evaluation.distance_unit,
+        "privacy": config.privacy.model_dump(mode="json") | {"fingerprint": config.fingerprint.model_dump(mode="json")},
         "sweep": sweep,
         "command": command,
         "versions": {

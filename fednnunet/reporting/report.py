@@ -19,6 +19,7 @@ from fednnunet.reporting import figures
 from fednnunet.reporting.case_selection import ShownCase, choose_cases
 from fednnunet.reporting.comparison import LEVEL, show_points
 from fednnunet.reporting.figures.overlays import Overlay, show_dsc
+from fednnunet.reporting.privacy import statements_of
 from fednnunet.reporting.results import Results
 from fednnunet.reporting.run_folder import Run, brief_plans, merge_rounds
 from fednnunet.reporting.scores import over_labels
@@ -108,9 +109,7 @@ def render_report(folder: Path, results: Results) -> str:
         meanings={name: meaning for name in strategies if (meaning := STRATEGY_MEANINGS.get(name.split(" ")[0]))},
         runs=runs,
         data_notes=list(dict.fromkeys(note for run in runs for note in run.data_notes)),
-        noise=[
-            (run.strategy, node, noise["meaning"]) for run in runs for node, noise in run.info.get("noise", {}).items()
-        ],
+        privacy=statements_of(runs),
         duration=format_duration,
         problems=results.problems,
         table=results.table,

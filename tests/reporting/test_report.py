@@ -77,14 +77,35 @@ def test_what_nodes_said_of_their_images_is_listed_once(write_run: MakeRun, tmp_
     assert note == "ISPY1: labels of 6 cases were brought onto their image's grid by their headers"
 
 
-def test_noise_and_what_it_costs_is_told_of_each_run(write_run: MakeRun, tmp_path: Path) -> None:
-    runs = [write_run(tmp_path / name, name) for name in ("local", "asym")]
-    info = json.loads((runs[1] / "run.json").read_text())
+def test_what_left_the_nodes_is_told_of_each_run(write_run: MakeRun, tmp_path: Path) -> None:
+    runs = {name: write_run(tmp_path / name, name) for name in ("local", "asym", "ffe")}
+    sums = {"colluding": 1, "min_group": 3, "limit": 64.0}
     said = "noise hides each case: noise multiplier 2, …"
-    (runs[1] / "run.json").write_text(json.dumps({**info, "noise": {"Oslo": {"epsilon": 8.0, "meaning": said}}}))
-    page = report_of(tmp_path / "report", runs)
-    assert "Noise" in texts(page, ".//section[@id='run']/h3")
-    assert f"Oslo (asym): {said}." in texts(page, ".//section[@id='run']//li")
+    told: dict[str, dict[str, Any]] = {
+        "local": {"privacy": {"secure_sums": None, "scores": "cases"}},
+        "asym": {"privacy": {"secure_sums": None, "scores": "cases"}, "shared_fraction": {"ISPY1": 0.9}},
+        "ffe": {
+            "privacy": {"secure_sums": sums, "scores": "mean"},
+            "shared_fraction": {"ISPY1": 1.0},
+            "noise": {"Oslo": {"epsilon": 8.0, "meaning": said}},
+            "rounds": 3,
+        },
+    }
+    for name, run in runs.items():
+        info = json.loads((run / "run.json").read_text())
+        (run / "run.json").write_text(json.dumps({**info, **told[name]}))
+    columns = "strategy,round,nodes,train_loss,val_loss,pseudo_dice,update_norm\n"
+    (runs["ffe"] / "round_means.csv").write_text(f"{columns}ffe,1,4,-0.5,,0.5,0.1\nffe,3,3,-0.5,,0.5,0.1\n")
+    section = texts(report_of(tmp_path / "report", list(runs.values())), ".//section[@id='privacy']//li")
+    by_start = {text.split(":")[0]: text for text in section}
+    assert len(section) == 6
+    assert "the server saw the layers of every node after each round" in by_start["asym"]
+    assert any(text.startswith("local, asym: a row of scores per held-out case left the nodes") for text in section)
+    assert any(text.startswith("local, asym: no noise") for text in section)
+    assert f"ffe: node Oslo: {said}" in section
+    assert any("ffe: the server saw sums of layers, losses and pseudo-Dice over at least 3 nodes" in t for t in section)
+    assert any(text.endswith("; 1 of 3 rounds could not be opened, and were not used") for text in section)
+    assert any(text.startswith("ffe: means of scores over five cases or more left the nodes") for text in section)
 
 
 def test_set_ups_are_tested_against_local(comparison: ElementTree.Element) -> None:
