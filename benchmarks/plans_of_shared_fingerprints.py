@@ -2,12 +2,16 @@
 
     python benchmarks/plans_of_shared_fingerprints.py [--federations 20] [--planner ExperimentPlanner]
 
-Each federation is planned with nnU-Net's own planner from three fingerprints: the pooled images' (``histogram``, the
-default), that of ``fingerprint.precision=quantised`` and that of ``fingerprint.intensity=weighted_mean``; these two are
-held against the first. Federations are the phantom's four centres, with real images, and random ones of real size: a
-planner wants no images. Geometry is the paper's (Tables 1, 3, 5 and 6), and assumed where the paper is silent: pixels
-of cardiac MRI, all of CT, fields of view, cropping and intensities. Every random federation has centres, numbers of
-cases, scanners and protocols of its own about these values.
+Each federation is planned with nnU-Net's own planner from the pooled images' fingerprint (``histogram``, the default),
+and from what is left of it with ``fingerprint.precision=quantised``, ``fingerprint.intensity=weighted_mean``,
+``fingerprint.geometry=sums``, and that with noise (``fingerprint.epsilon``; a run refuses it below 1000 cases). These
+plans are held against the first: equal are those with the same networks, patch, batch, depth and use of the mask. Cases
+that are alone at their node with their spacing and shape are counted, too.
+
+Federations are the phantom's four centres, with real images, and random ones of real size: a planner wants no images.
+Geometry is the paper's (Tables 1, 3, 5 and 6), and assumed where the paper is silent: pixels of cardiac MRI, all of CT,
+fields of view, cropping and intensities. Every random federation has centres, numbers of cases, scanners and protocols
+of its own about these values.
 """
 
 from __future__ import annotations
@@ -31,15 +35,23 @@ from fednnunet.config.groups import ModelConfig
 from fednnunet.datasets.raw import RawDataset, read_dataset
 from fednnunet.fingerprint import DatasetFingerprint, merge_fingerprints
 from fednnunet.fingerprint.bins import IntensityBins, IntensityRange, histogram_bins_over
-from fednnunet.fingerprint.extract import extract_contribution, extract_fingerprint, intensity_ranges
+from fednnunet.fingerprint.extract import case_sizes, extract_contribution, extract_fingerprint, intensity_ranges
+from fednnunet.fingerprint.geometry import CaseSizes, count_below, noise_of
+from fednnunet.fingerprint.made_up_cases import Statistics
 from fednnunet.fingerprint.merge import PERCENTILES
+from fednnunet.fingerprint.order_statistics import GeometrySearch
 from fednnunet.fingerprint.quantise import quantise_fingerprint, quantise_range
 from fednnunet.fingerprint.schema import ChannelIntensities
 from fednnunet.phantoms.breast_small import make_small_phantom
 from fednnunet.planning.plans import make_plans
 
 PHANTOM = Path(__file__).parents[1] / "conf" / "dataset" / "phantom.yaml"
-SHARED = ("quantised", "weighted_mean")
+EPSILONS = {"epsilon_8": 8.0, "epsilon_4": 4.0, "epsilon_2": 2.0}
+SHARED = ("quantised", "weighted_mean", "sums", *EPSILONS)
+OF_IMAGES = ("quantised", "weighted_mean", "sums")
+"""What is tried with the phantom, which is too small for noise."""
+TARGETS = {"breast MRI": 1.0, "cardiac MRI": 0.85, "fetal US": 0.95, "abdominal CT": 0.67}
+"""Part of the federations whose patch a prototype of ``sums`` kept."""
 GPU_MEMORY_GB = 8.0
 """The paper's."""
 DATASET = "Dataset101_Federation"
@@ -65,6 +77,8 @@ class Node(Protocol):
 
     def statistics(self) -> DatasetFingerprint: ...
 
+    def sizes(self) -> CaseSizes: ...
+
 
 @dataclass(frozen=True)
 class ImageNode:
@@ -85,6 +99,9 @@ class ImageNode:
     def statistics(self) -> DatasetFingerprint:
         return DatasetFingerprint.parse(extract_fingerprint(self.dataset), "the node")
 
+    def sizes(self) -> CaseSizes:
+        return CaseSizes.of(case_sizes(self.dataset))
+
 
 @dataclass(frozen=True)
 class RandomNode:
@@ -101,6 +118,9 @@ class RandomNode:
 
     def ranges(self) -> Ranges:
         return {"0": IntensityRange(low=float(self.samples.min()), high=float(self.samples.max()), integer=True)}
+
+    def sizes(self) -> CaseSizes:
+        return CaseSizes(self.spacings, self.shapes, self.relative_sizes)
 
     def contribution(self, total: int, bins: Mapping[str, IntensityBins]) -> DatasetFingerprint:
         values = self.samples.ravel()
@@ -286,7 +306,40 @@ def fingerprint_of(nodes: Sequence[Node], shared: str) -> dict[str, Any]:
     bins = histogram_bins_over(ranges)
     total = sum(node.cases for node in nodes)
     parts = [node.contribution(total, bins) for node in nodes]
-    return merge_fingerprints([quantise_fingerprint(part) if quantised else part for part in parts])
+    merged = merge_fingerprints([quantise_fingerprint(part) if quantised else part for part in parts])
+    if shared == "sums" or shared in EPSILONS:
+        noise = noise_of(EPSILONS[shared]) if shared in EPSILONS else 0.0
+        merged |= search_sizes([node.sizes() for node in nodes], noise, np.random.default_rng(total)).fingerprint()
+    return merged
+
+
+def search_sizes(nodes: Sequence[CaseSizes], noise: float, rng: np.random.Generator) -> Statistics:
+    """What the server finds by counts; each node adds noise to its own."""
+    search = GeometrySearch(sum(len(node.spacings) for node in nodes), noise * len(nodes) ** 0.5)
+    while questions := search.questions():
+        counts = [count_below(node, questions) for node in nodes]
+        search.add(
+            {
+                quantity: {
+                    number: sum(of_node[quantity][place] + round(rng.normal(0, noise)) for of_node in counts)
+                    for place, number in enumerate(numbers)
+                }
+                for quantity, numbers in questions.items()
+            }
+        )
+    return search.statistics()
+
+
+def alone(nodes: Sequence[Node], quantised: bool) -> float:
+    """Part of the cases with a spacing and shape that no other case of their node has."""
+    bins = histogram_bins_over([node.ranges() for node in nodes])
+    unique, total = 0, sum(node.cases for node in nodes)
+    for node in nodes:
+        told = node.contribution(total, bins)
+        told = quantise_fingerprint(told) if quantised else told
+        cases = np.hstack([told.spacings, told.shapes_after_crop])
+        unique += int((np.unique(cases, axis=0, return_counts=True)[1] == 1).sum())
+    return unique / total
 
 
 @contextlib.contextmanager
@@ -309,11 +362,11 @@ def planning_folder(channel: str) -> Iterator[None]:
         yield
 
 
-def plan(fingerprint: dict[str, Any], planner: str) -> dict[str, Any]:
+def plan(fingerprint: dict[str, Any], planner: str, cases: int) -> dict[str, Any]:
     """nnU-Net's plans; networks are built without memory for weights, of which planning takes the shapes alone."""
     model = ModelConfig(planner=planner)
     with torch.device("meta"):
-        return make_plans(DATASET, fingerprint, model, GPU_MEMORY_GB, len(fingerprint["spacings"]))
+        return make_plans(DATASET, fingerprint, model, GPU_MEMORY_GB, cases)
 
 
 # comparison --------------------------------------------------------------------------------------------
@@ -348,9 +401,10 @@ def compare(pooled: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, fl
     """
     before, after = networks(pooled), networks(other)
     both = [(before[name], after[name]) for name in before if name in after]
-    told: dict[str, float] = {"networks": before.keys() != after.keys()}
+    told: dict[str, float] = {"any": 0.0, "networks": before.keys() != after.keys()}
     for what, value in CHANGES.items():
         told[what] = any(value(ours) != value(theirs) for ours, theirs in both)
+    told["any"] = any(told.values())
     for what, sizes in SHIFTS.items():
         told[f"{what} by"] = max(
             float(np.max(np.abs(np.divide(sizes(theirs), sizes(ours)) - 1))) for ours, theirs in both
@@ -361,11 +415,12 @@ def compare(pooled: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, fl
     return told
 
 
-def measure(nodes: Sequence[Node], planner: str) -> dict[str, dict[str, float]]:
+def measure(nodes: Sequence[Node], planner: str, tried: Sequence[str]) -> dict[str, dict[str, float]]:
     """Plans from what is shared, against those from the pooled fingerprint."""
+    cases = sum(node.cases for node in nodes)
     with contextlib.redirect_stdout(io.StringIO()):
-        pooled = plan(fingerprint_of(nodes, "histogram"), planner)
-        return {shared: compare(pooled, plan(fingerprint_of(nodes, shared), planner)) for shared in SHARED}
+        pooled = plan(fingerprint_of(nodes, "histogram"), planner, cases)
+        return {shared: compare(pooled, plan(fingerprint_of(nodes, shared), planner, cases)) for shared in tried}
 
 
 def summarise(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -402,22 +457,38 @@ def main() -> None:
     results: dict[tuple[str, str], dict[str, float]] = {}
     numbers = {"phantom": 1}
     with planning_folder("MRI"), tempfile.TemporaryDirectory(prefix="fednnunet-") as folder:
-        for shared, told in measure(phantom_federation(Path(folder)), arguments.planner).items():
+        for shared, told in measure(phantom_federation(Path(folder)), arguments.planner, OF_IMAGES).items():
             results["phantom", shared] = summarise([told])
     for kind in KINDS:
         numbers[kind.name] = arguments.federations
         with planning_folder(kind.channel):
             rows = [
-                measure(random_federation(kind, np.random.default_rng([seed])), arguments.planner)
-                for seed in range(arguments.federations)
+                measure(nodes, arguments.planner, SHARED)
+                for nodes in (
+                    random_federation(kind, np.random.default_rng([seed])) for seed in range(arguments.federations)
+                )
             ]
+        first = random_federation(kind, np.random.default_rng([0]))
+        for quantised, precision in ((False, "full"), (True, "quantised")):
+            print_metric(f"cases_alone_{precision}_{kind.name}", alone(first, quantised))
         for shared in SHARED:
             results[kind.name, shared] = summarise([row[shared] for row in rows])
     print_table(results, numbers)
     for (kind, shared), told in results.items():
+        if shared == "sums" or shared in EPSILONS:
+            print_metric(f"plans_{shared}_{kind}_equal", 1 - told["any"])
+            print_metric(
+                f"plans_{shared}_{kind}_equal_patch", 1 - told["patch"], TARGETS.get(kind) if shared == "sums" else None
+            )
+            continue
         for what in REPORTED:
-            metric = f"plans_{shared}_{kind}_{what}".lower().replace(",", "").replace(" ", "_")
-            print(json.dumps({"metric": metric, "value": round(told[what], 4), "unit": "ratio", "target": None}))
+            print_metric(f"plans_{shared}_{kind}_{what}", told[what])
+
+
+def print_metric(name: str, value: float, target: float | None = None) -> None:
+    """A line of JSON."""
+    metric = name.lower().replace(",", "").replace(" ", "_")
+    print(json.dumps({"metric": metric, "value": round(value, 4), "unit": "ratio", "target": target}), flush=True)
 
 
 if __name__ == "__main__":

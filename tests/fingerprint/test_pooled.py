@@ -21,6 +21,8 @@ from fednnunet.datasets.raw import RawDataset, read_dataset
 from fednnunet.datasets.staging import stage_dataset
 from fednnunet.fingerprint import DatasetFingerprint, extract, merge_fingerprints
 from fednnunet.fingerprint.bins import BINS, histogram_bins_over
+from fednnunet.fingerprint.geometry import CaseSizes, count_below
+from fednnunet.fingerprint.order_statistics import GeometrySearch
 from fednnunet.fingerprint.quantise import quantise_fingerprint, quantise_range
 from fednnunet.planning.plans import make_plans
 
@@ -150,6 +152,38 @@ def test_plans_are_those_of_the_pooled_images(
     assert ours.pop("dataset_name") == "Dataset102_Node"
     assert theirs.pop("dataset_name") == "Dataset101_Pooled"
     assert json.dumps(ours, sort_keys=True) == json.dumps(theirs, sort_keys=True)
+
+
+@pytest.mark.parametrize("planner", ["ExperimentPlanner", "nnUNetPlannerResEncM"])
+def test_counts_plan_what_the_pooled_images_plan(
+    pooled: Pooled, planner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``fingerprint.geometry=sums``: everything that is planned, but for spacings to within a step of the grid."""
+    _, dataset, expected = pooled
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+    nodes = [replace(dataset, cases=dataset.cases[:3]), replace(dataset, cases=dataset.cases[3:])]
+    sizes = [CaseSizes.of(extract.case_sizes(node)) for node in nodes]
+    search = GeometrySearch(CASES)
+    while questions := search.questions():
+        counts = [count_below(node, questions) for node in sizes]
+        search.add(
+            {
+                quantity: {
+                    number: sum(found[quantity][place] for found in counts) for place, number in enumerate(asked)
+                }
+                for quantity, asked in questions.items()
+            }
+        )
+    made_up = search.statistics().fingerprint() | {INTENSITIES: expected[INTENSITIES]}
+    stage_dataset(dataset, tmp_path / "nnUNet_raw")
+    model = ModelConfig(planner=planner, overrides={"UNet_base_num_features": 4})
+    ours, theirs = (make_plans(dataset.name, fingerprint, model, 0.3, CASES) for fingerprint in (made_up, expected))
+    for plans in (ours, theirs):
+        plans["spacings"] = [plans.pop("original_median_spacing_after_transp")]
+        plans["spacings"] += [c.pop("spacing") for c in plans["configurations"].values() if "spacing" in c]
+    assert np.hstack(ours.pop("spacings")) == pytest.approx(np.hstack(theirs.pop("spacings")), rel=4e-4)
+    assert ours == theirs
 
 
 def test_weighted_means_are_not_the_pooled_statistics(pooled: Pooled) -> None:
