@@ -420,7 +420,13 @@ def measure(nodes: Sequence[Node], planner: str, tried: Sequence[str]) -> dict[s
     cases = sum(node.cases for node in nodes)
     with contextlib.redirect_stdout(io.StringIO()):
         pooled = plan(fingerprint_of(nodes, "histogram"), planner, cases)
-        return {shared: compare(pooled, plan(fingerprint_of(nodes, shared), planner, cases)) for shared in tried}
+        compared = {}
+        for shared in tried:
+            try:
+                compared[shared] = compare(pooled, plan(fingerprint_of(nodes, shared), planner, cases))
+            except (OverflowError, ValueError):  # noise that leaves nothing to plan from
+                compared[shared] = dict.fromkeys(compare(pooled, pooled), 1.0)
+        return compared
 
 
 def summarise(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:

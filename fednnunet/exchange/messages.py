@@ -99,6 +99,7 @@ class FingerprintRequest(Body):
             ``statistics`` of the node; or ``counts`` of cases.
         needed: of intensities, those of channels that nnU-Net normalises by them, in a public window.
         below: count the cases that lie below these points.
+        keys: keys of all training nodes, where counts are summed securely.
         total_cases: number of training cases of all nodes, for the contribution.
         bins: bins of every channel's histogram, for the contribution.
         run: id of the run, where the node is not started for it: a node that is on another run starts this one.
@@ -110,6 +111,7 @@ class FingerprintRequest(Body):
     content: Literal["nothing", "ranges", "contribution", "intensities", "statistics", "counts"] = "nothing"
     needed: bool = False
     below: Questions | None = None
+    keys: Annotated[list[SignedKey], Field(max_length=1000)] = []
     total_cases: int | None = Field(default=None, ge=1)
     bins: dict[str, Any] | None = None
     run: RunId | None = None

@@ -41,6 +41,6 @@ Questions = dict[
 ]
 """Quantity to the numbers of grid points: how many cases lie below each?"""
 Counts = dict[
-    Quantity, Annotated[list[Annotated[StrictInt, Field(gt=-(2**31), lt=2**31)]], Field(max_length=MAX_AT_ONCE)]
+    Quantity, Annotated[list[Annotated[StrictInt, Field(ge=-(2**31), lt=2**31)]], Field(max_length=MAX_AT_ONCE)]
 ]
-"""Quantity to as many counts; with noise, also below 0."""
+"""Quantity to as many counts; with noise, also below 0; masked, any integers of 32 bits."""

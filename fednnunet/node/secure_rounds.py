@@ -24,6 +24,7 @@ from fednnunet.config.privacy import SecureSumsConfig
 from fednnunet.errors import ConfigError, ProtocolError
 from fednnunet.exchange.arrays import Spec
 from fednnunet.exchange.messages import (
+    FingerprintRequest,
     Fold,
     PreprocessRequest,
     SignedKey,
@@ -99,7 +100,7 @@ class SecureRounds:
         certificate = self.identity.certificate.read_text(encoding="ascii")
         return sign_key(self._key(run), self.name, run, identity, certificate)  # type: ignore[arg-type]
 
-    def join(self, request: PreprocessRequest) -> None:
+    def join(self, request: FingerprintRequest | PreprocessRequest) -> SumMember:
         """Agree on secrets with the nodes whose keys are in ``request``.
 
         Raises:
@@ -115,6 +116,7 @@ class SecureRounds:
         secret = derive_seed(own.private_bytes_raw(), "own secrets")
         self._member = SumMember(self.name, secret, pair_secrets(own, keys, run), self.rules)
         self._run = run
+        return self._member
 
     def _key(self, run: str) -> X25519PrivateKey:
         if self._key_file.is_file():

@@ -24,6 +24,7 @@ from fednnunet.exchange import messages
 from fednnunet.node import evaluate, prepare
 from fednnunet.node.describe import NodeDataset
 from fednnunet.node.distributed import Ranks
+from fednnunet.node.masked_counts import mask_counts
 from fednnunet.node.noise import CaseRounds, NodeRounds, RoundNoise
 from fednnunet.node.received_models import ReceivedModels
 from fednnunet.node.resource_errors import CacheLostError
@@ -70,8 +71,13 @@ class NodeStages:
         self.device = resolve_device(self.config.compute.device)
         check_device(self.config.compute, self.device)
         cap_memory(self.device, self.config.gpu_memory_of(self.settings.name) if self.config.gpu_memory.cap else None)
-        self.read_dataset()
+        if request.content != "counts" or self._dataset is None:  # a search asks many times
+            self.read_dataset()
         reply = self.dataset.describe(request)
+        if self.secure is not None and reply.counts is not None:
+            reply = reply.model_copy(
+                update={"counts": mask_counts(self.secure, request, reply.counts, self.settings.folder)}
+            )
         if request.secure_run is None or self.settings.external:
             return reply
         if self.secure is None:

@@ -128,6 +128,28 @@ class SumMember:
             for name in context.members
         }
 
+    def mask_for_all(self, array: np.ndarray, members: Sequence[str], *purpose: str) -> None:
+        """Mask an int32 array in place so that only the sum over all members opens it: there are no shares.
+
+        Args:
+            array: changed in place.
+            members: names of the nodes, sorted.
+            purpose: what the array is; the same at all members, else the masks do not cancel.
+
+        Raises:
+            ProtocolError: too few members, one without a key, or not this node.
+        """
+        fewest = max(self._rules.min_group, self._rules.colluding + 2)
+        if self.name not in members or list(members) != sorted(set(members)) or len(members) < fewest:
+            raise ProtocolError(
+                f"counts of {', '.join(members)} are not added up: it takes {fewest} nodes, this one too"
+            )
+        for peer in members:
+            if peer != self.name:
+                self._check_key(peer)
+                seed = derive_seed(self._pairs[peer], "for all", len(members), *members, *purpose)
+                add_mask(array, seed, pair_sign(self.name, peer))
+
     def unmask(
         self, context: SumContext, arrived: Sequence[str], bundles: Mapping[str, bytes]
     ) -> dict[str, dict[str, bytes]]:
@@ -183,9 +205,13 @@ class SumMember:
         fewest = self._rules.fewest_arrivals(len(members))
         if len(members) < fewest:
             raise ProtocolError(f"a class of {len(members)} members is not added up: it takes {fewest}")
-        unknown = [name for name in members if name != self.name and name not in self._pairs]
-        if unknown:
-            raise ProtocolError(f"node {unknown[0]} has no key in this run")
+        for name in members:
+            if name != self.name:
+                self._check_key(name)
+
+    def _check_key(self, name: str) -> None:
+        if name not in self._pairs:
+            raise ProtocolError(f"node {name} has no key in this run")
 
     def _cipher(self, reader: str, writer: str, context: SumContext) -> ChaCha20Poly1305:
         """Cipher of the bundles that ``writer`` makes for ``reader`` in this context."""

@@ -14,7 +14,15 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from fednnunet.config.privacy import SecureSumsConfig
 from fednnunet.errors import ProtocolError
 from fednnunet.exchange.channel import Request
-from fednnunet.exchange.messages import FingerprintRequest, PreprocessRequest, TrainReply, TrainRequest, UnmaskRequest
+from fednnunet.exchange.messages import (
+    FingerprintReply,
+    FingerprintRequest,
+    PreprocessRequest,
+    TrainReply,
+    TrainRequest,
+    UnmaskRequest,
+)
+from fednnunet.node.masked_counts import mask_counts
 from fednnunet.node.secure_rounds import SecureRounds
 from fednnunet.node.settings import NodeIdentity
 from fednnunet.privacy.identity import CURVE, certify, make_authority
@@ -58,12 +66,13 @@ class SecureNode(ScriptedNode):
         options: See :class:`ScriptedNode`.
 
     Attributes:
+        folder: Its folder.
         masked: Fold and round to the masked layers that it sent.
     """
 
     def __init__(self, name: str, authority: Authority, sums: SecureSumsConfig | None = None, **options: Any) -> None:
         super().__init__(name, **options)
-        folder = authority.folder / f"node {name}"
+        self.folder = folder = authority.folder / f"node {name}"
         folder.mkdir(exist_ok=True)
         self._new_worker = lambda: SecureRounds(name, folder, sums or SecureSumsConfig(), authority.identity(name))
         self.secure = self._new_worker()
@@ -89,6 +98,9 @@ class SecureNode(ScriptedNode):
             return self._mask(body, request)
         answer = super().answer(body, request)
         if isinstance(body, FingerprintRequest) and body.secure_run is not None and not self.external:
+            if body.below is not None:
+                counts = FingerprintReply.model_validate(answer.body).counts or {}
+                answer.body["counts"] = mask_counts(self.secure, body, counts, self.folder)
             answer.body["key"] = self.secure.signed_key(body.secure_run).model_dump()
         return answer
 

@@ -6,11 +6,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 from pydantic import ValidationError
 
 from fednnunet.errors import ConfigError, DataError, ProtocolError, first_problem, one_line
 from fednnunet.exchange.messages import FingerprintReply, Kind
-from fednnunet.exchange.quantities import Questions
+from fednnunet.exchange.quantities import Counts, Questions
 from fednnunet.fingerprint.bins import IntensityRange, histogram_bins_over
 from fednnunet.fingerprint.geometry import Answers, check_counts, noise_of
 from fednnunet.fingerprint.made_up_cases import Statistics
@@ -18,6 +19,7 @@ from fednnunet.fingerprint.merge import merge_channels, merge_fingerprints
 from fednnunet.fingerprint.order_statistics import GeometrySearch
 from fednnunet.fingerprint.schema import DatasetFingerprint, IntensityContribution
 from fednnunet.fingerprint.window import needed_channels
+from fednnunet.privacy.ring import add
 from fednnunet.server.node_requests import request_all
 from fednnunet.server.session import Session
 
@@ -127,6 +129,8 @@ def _count_cases(session: Session) -> Statistics:
             f"{federation.num_training}: its noise would plan another network; set fingerprint.epsilon=null"
         )
     noise = noise_of(epsilon) if epsilon is not None else 0.0
+    if session.settings.secure_run is not None:
+        return _count_masked(session, noise)
     answers: dict[int, Answers] = {node: {} for node in federation.training}
     while True:
         nodes = federation.training
@@ -140,6 +144,55 @@ def _count_cases(session: Session) -> Statistics:
         for node, found in counted.items():
             for quantity, counts in found.items():
                 answers[node].setdefault(quantity, {}).update(counts)
+
+
+def _count_masked(session: Session, noise: float) -> Statistics:
+    """The same where counts are masked: the server sees their sums over all training nodes, and can miss none.
+
+    Raises:
+        ProtocolError: a node's counts are missing, or their sum is none of cases.
+    """
+    federation = session.federation
+    nodes, cases = federation.training, federation.num_training
+    noise *= math.sqrt(len(nodes))
+    search = GeometrySearch(cases, noise)
+    keys = [key for node in nodes if (key := federation.described[node].key) is not None]
+    while questions := search.questions():
+        request = session.settings.fingerprint_request(
+            content="counts", below=questions, secure_run=session.settings.secure_run, keys=keys
+        )
+        replies = request_all(session, Kind.FINGERPRINT, dict.fromkeys(nodes, request), wait_for_all=True, report=False)
+        missing = sorted({federation.name(node) for node in nodes} - {federation.name(reply.node) for reply in replies})
+        if missing:
+            raise ProtocolError(
+                f"node {missing[0]} did not count its cases, and masked counts need every node; start a new run "
+                "without it"
+            )
+        try:
+            search.add(
+                check_counts(
+                    _masked_sums([reply.body for reply in replies], questions), questions, search.answers, cases, noise
+                )
+            )
+        except ValueError as error:
+            raise ProtocolError(
+                f"the nodes' masked counts do not add up ({error}); one of them masks for other nodes or questions"
+            ) from None
+    return search.statistics()
+
+
+def _masked_sums(replies: Sequence[FingerprintReply], questions: Questions) -> Counts:
+    """Sums of masked counts, modulo 2**32."""
+    sums: Counts = {}
+    for quantity, numbers in questions.items():
+        total = np.zeros(len(numbers), np.int32)
+        for reply in replies:
+            counts = (reply.counts or {}).get(quantity, [])
+            if len(counts) != len(numbers):
+                raise ValueError(f"node {reply.node} sent other points than were asked for")
+            add(total, np.array(counts, np.int32))
+        sums[quantity] = total.tolist()
+    return sums
 
 
 def _ask_for_counts(
