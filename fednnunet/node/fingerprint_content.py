@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import secrets
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from fednnunet.errors import ConfigError, ProtocolError, first_problem
 from fednnunet.exchange.messages import FingerprintRequest
-from fednnunet.exchange.quantities import Counts, Questions
-from fednnunet.files import private_files, write_atomically
 from fednnunet.fingerprint.bins import IntensityBins, IntensityRange
-from fednnunet.fingerprint.extract import case_sizes, extract_contribution, intensity_ranges
-from fednnunet.fingerprint.geometry import EXACT_QUESTIONS, NOISY_QUESTIONS, CaseSizes, count_below, noise_of
+from fednnunet.fingerprint.extract import extract_contribution, intensity_ranges
 from fednnunet.fingerprint.quantise import quantise_fingerprint, quantise_intensities, quantise_range
 from fednnunet.fingerprint.schema import DatasetFingerprint
 from fednnunet.fingerprint.window import needed_channels, open_tails, within_window
-from fednnunet.privacy.masks import derive_seed
-from fednnunet.privacy.noise import add_noise
+from fednnunet.node.case_counts import counts_of
 
 if TYPE_CHECKING:
     from fednnunet.node.describe import NodeDataset
@@ -31,11 +24,6 @@ if TYPE_CHECKING:
 LISTS_CASES = ("contribution", "statistics")
 """Contents with sizes of every case."""
 HOLDS_INTENSITIES = ("ranges", "contribution", "intensities", "statistics")
-COUNTED = "counted.json"
-"""File of the points below which cases were counted: of a run, in the node's folder; with noise, in the cache: of all
-runs on these images, since they share a budget."""
-NOISE_SECRET = "noise_secret"  # noqa: S105  a file's name
-"""File in the cache of these images: what noise is made from, so that the same question gets the same."""
 
 
 def content_of(dataset: NodeDataset, request: FingerprintRequest) -> dict[str, Any]:
@@ -52,7 +40,7 @@ def content_of(dataset: NodeDataset, request: FingerprintRequest) -> dict[str, A
         case "contribution" | "intensities":
             return {"fingerprint": _contribution(dataset, request)}
         case "counts":
-            return {"counts": _counts(dataset, request.below or {})}
+            return {"counts": counts_of(dataset, request.below or {})}
     fingerprint = dataset.fingerprint()  # cached for planning, also where the server does not ask for it
     return {"fingerprint": fingerprint} if request.content == "statistics" else {}
 
@@ -126,54 +114,6 @@ def _bins(dataset: NodeDataset, request: FingerprintRequest) -> dict[str, Intens
     if missing:
         raise ProtocolError(f"the server sent no bins for channel {missing[0]}")
     return {channel: bins[channel] for channel in expected}
-
-
-# counts ------------------------------------------------------------------------------------------------
-
-
-def _counts(dataset: NodeDataset, below: Questions) -> Counts:
-    """How many cases lie below each point; with ``fingerprint.epsilon``, and noise, the same for the same question."""
-    epsilon = dataset.config.fingerprint.epsilon
-    sizes = CaseSizes.of(dataset.cached("case_sizes", lambda: case_sizes(dataset.raw, dataset.workers)))
-    try:
-        counts = count_below(sizes, below)
-    except ValueError as error:
-        raise ProtocolError(f"the server asks for what cannot be counted: {error}") from None
-    if epsilon is None:
-        _record(dataset.settings.folder / COUNTED, below, EXACT_QUESTIONS, "in one run")
-        return counts
-    cache = dataset.cache_folder_of_images
-    _record(cache / f"{epsilon!r}_{COUNTED}", below, NOISY_QUESTIONS, f"at fingerprint.epsilon={epsilon:g} in all runs")
-    noise, secret = noise_of(epsilon), _secret(cache / NOISE_SECRET)
-    for quantity, numbers in below.items():
-        for place, number in enumerate(numbers):
-            noisy = np.array([float(counts[quantity][place])])
-            # Another epsilon must not give the same noise at another scale: two such answers would tell the count.
-            add_noise(noisy, noise, derive_seed(secret, "counts", quantity.value, number, repr(epsilon)))
-            counts[quantity][place] = round(float(noisy[0]))
-    return counts
-
-
-def _record(path: Path, below: Questions, most: int, scope: str) -> None:
-    """Note the points in a file before the counts leave.
-
-    Raises:
-        ProtocolError: more points than a search needs, or than the noise was made for.
-    """
-    earlier = json.loads(path.read_text()) if path.is_file() else {}
-    counted = {q: sorted({*earlier.get(q, []), *below.get(q, [])}) for q in {*earlier, *below}}
-    if sum(map(len, counted.values())) > most:
-        raise ProtocolError(f"the server asks for counts below more than {most} points {scope}; they are not told")
-    if counted != earlier:
-        write_atomically(path, json.dumps(counted, sort_keys=True))
-
-
-def _secret(path: Path) -> bytes:
-    """32 secret bytes, made once and readable by the node's user alone."""
-    if not path.is_file():
-        with private_files():
-            write_atomically(path, secrets.token_hex(32))
-    return bytes.fromhex(path.read_text())
 
 
 def _dump(models: Mapping[str, BaseModel]) -> dict[str, Any]:

@@ -15,10 +15,12 @@ from fednnunet.errors import ConfigError, ProtocolError
 from fednnunet.exchange.messages import FingerprintRequest
 from fednnunet.exchange.quantities import Quantity
 from fednnunet.fingerprint.bins import IntensityBins, IntensityRange
-from fednnunet.fingerprint.geometry import GRIDS, noise_of
-from fednnunet.node import fingerprint_content
+from fednnunet.fingerprint.geometry import DELTA, GRIDS, noise_of
+from fednnunet.node import case_counts
 from fednnunet.node.describe import NodeDataset
 from fednnunet.node.settings import NodeSettings
+from fednnunet.privacy.accounting import epsilon_of
+from fednnunet.privacy.ledger import Ledger
 from tests.conftest import write_boxes
 from tests.node import test_describe, test_worker
 
@@ -95,15 +97,35 @@ def test_of_ct_the_window_leaves_instead_of_the_range(settings: NodeSettings, tm
 
 def test_the_same_question_gets_the_same_noise(settings: NodeSettings, tmp_path: Path) -> None:
     write_boxes(tmp_path / "raw")
-    settings = replace(settings, folder=tmp_path / "first")
-    dataset = dataset_of(settings, geometry="sums", epsilon=2.0)
-    first = dataset.describe(ask(ONE_MM, THREE_MM)).counts
-    other_run = dataset_of(replace(settings, folder=tmp_path / "second"), geometry="sums", epsilon=2.0)
-    assert other_run.describe(ask(ONE_MM, THREE_MM)).counts == first
-    assert first is not None
-    assert first != {Quantity.SPACING_Z: [0, 6]}
-    (secret,) = settings.config.paths.cache.rglob("noise_secret")
+    told = []
+    for run in ("first", "second"):
+        settings = replace(settings, folder=tmp_path / run, privacy_ledger=tmp_path / "privacy.jsonl")
+        dataset = dataset_of(settings, geometry="sums", epsilon=2.0)
+        told.append(dataset.describe(ask(ONE_MM, THREE_MM)).counts)
+    assert told[0] == told[1] != {Quantity.SPACING_Z: [0, 6]}
+    (secret,) = (tmp_path / "privacy_counts").rglob("noise.key")
     assert stat.S_IMODE(secret.stat().st_mode) == 0o600
+
+
+def test_counts_are_paid_for_once_in_the_ledger_of_all_runs(settings: NodeSettings, tmp_path: Path) -> None:
+    write_boxes(tmp_path / "raw")
+    settings = replace(settings, privacy_ledger=tmp_path / "privacy.jsonl")
+    dataset = dataset_of(settings, geometry="sums", epsilon=8.0)
+    dataset.describe(ask(1, 2, 3))
+    dataset.describe(ask(2, 3, 4))
+    dataset.describe(ask(1, 4))
+    first, second = Ledger(settings.ledger).read()
+    assert [(entry.unit, entry.releases, entry.rate) for entry in (first, second)] == [("case", 3, 1), ("case", 1, 1)]
+    assert second.epsilon == pytest.approx(epsilon_of(noise_of(8.0), 1, 4, DELTA))
+
+
+def test_counts_that_cost_more_than_the_node_allows_do_not_leave(settings: NodeSettings, tmp_path: Path) -> None:
+    write_boxes(tmp_path / "raw")
+    privacy = settings.config.privacy.model_copy(update={"max_epsilon": 7.0})
+    strict = replace(settings, config=settings.config.model_copy(update={"privacy": privacy}))
+    with pytest.raises(ConfigError, match=r"^counting cases .* would bring epsilon to 8.00; at most 7 is allowed here"):
+        dataset_of(strict, geometry="sums", epsilon=8.0).describe(ask(1))
+    assert Ledger(strict.ledger).read() == []
 
 
 def test_noise_has_the_deviation_of_its_epsilon_and_another_one_is_unrelated(
@@ -111,7 +133,7 @@ def test_noise_has_the_deviation_of_its_epsilon_and_another_one_is_unrelated(
 ) -> None:
     """Noise that only differed in scale would tell the count."""
     write_boxes(tmp_path / "raw")
-    monkeypatch.setattr(fingerprint_content, "NOISY_QUESTIONS", 2000)
+    monkeypatch.setattr(case_counts, "NOISY_QUESTIONS", 2000)
     noise = []
     for epsilon in (2.0, 8.0):
         dataset = dataset_of(settings, geometry="sums", epsilon=epsilon)
@@ -123,18 +145,18 @@ def test_noise_has_the_deviation_of_its_epsilon_and_another_one_is_unrelated(
     assert abs(np.corrcoef(*noise)[0, 1]) < 0.15
 
 
-@pytest.mark.parametrize(("epsilon", "scope"), [(None, "in one run"), (8.0, "at fingerprint.epsilon=8 in all runs")])
+@pytest.mark.parametrize("epsilon", [None, 8.0])
 def test_more_questions_than_a_search_needs_are_not_answered(
-    settings: NodeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epsilon: float | None, scope: str
+    settings: NodeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epsilon: float | None
 ) -> None:
     write_boxes(tmp_path / "raw")
-    monkeypatch.setattr(fingerprint_content, "EXACT_QUESTIONS", 5)
-    monkeypatch.setattr(fingerprint_content, "NOISY_QUESTIONS", 5)
+    monkeypatch.setattr(case_counts, "EXACT_QUESTIONS", 5)
+    monkeypatch.setattr(case_counts, "NOISY_QUESTIONS", 5)
     dataset = dataset_of(settings, geometry="sums", epsilon=epsilon)
     dataset.describe(ask(1, 2, 3))
     dataset.describe(ask(2, 3, 4, 5))
     dataset.describe(ask(1, 5))
-    with pytest.raises(ProtocolError, match=f"^the server asks for counts below more than 5 points {scope}"):
+    with pytest.raises(ProtocolError, match=r"^the server asks for counts below more than 5 points in one run"):
         dataset.describe(ask(6))
     dataset.describe(ask(1, 5))
 
