@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.special import gammaln, log_ndtr
 
 ORDERS = (*range(2, 65), *range(68, 257, 4), *range(272, 1025, 16))
 """Orders of the Renyi divergence; the best one counts."""
@@ -78,6 +76,7 @@ def gaussian_epsilon(sensitivity: float, delta: float) -> float:
             is sqrt(T) times that of a single one.
         delta: in (0, 1).
     """
+    from scipy.special import log_ndtr  # here, as servers and readers of ledgers start without it: it takes a second
 
     def excess(epsilon: float) -> float:
         first = log_ndtr(sensitivity / 2 - epsilon / sensitivity)
@@ -87,7 +86,7 @@ def gaussian_epsilon(sensitivity: float, delta: float) -> float:
     if excess(0.0) <= 0:
         return 0.0
     upper = sensitivity**2 / 2 + sensitivity * math.sqrt(2 * math.log(1 / delta)) + 1  # of its RDP, and a bit
-    return float(brentq(excess, 0.0, upper, xtol=1e-9))
+    return _bisect(excess, 0.0, upper, 1e-9)
 
 
 def subsampled_gaussian_rdp(noise: float, rate: float) -> np.ndarray:
@@ -106,8 +105,9 @@ def subsampled_gaussian_rdp(noise: float, rate: float) -> np.ndarray:
 def _log_binomials() -> np.ndarray:
     """Logarithm of *order over term*, (orders, terms); minus infinity beyond the order."""
     orders, terms = np.array(ORDERS)[:, None], np.arange(max(ORDERS) + 1)
-    with np.errstate(divide="ignore"):
-        return gammaln(orders + 1) - gammaln(terms + 1) - gammaln(np.maximum(orders - terms, -1) + 1)
+    log_factorials = np.concatenate([[0.0], np.cumsum(np.log(terms[1:]))])
+    others = np.where(terms <= orders, log_factorials[np.abs(orders - terms)], np.inf)
+    return log_factorials[orders] - log_factorials[terms] - others
 
 
 def rdp_epsilon(divergences: Sequence[float] | np.ndarray, delta: float) -> float:
@@ -150,12 +150,12 @@ def noise_for(epsilon: float, rate: float, releases: int, delta: float) -> float
         raise ValueError(f"epsilon={epsilon} cannot be had with {releases} releases at delta={delta}")
     if excess(low) <= 0:
         return math.exp(low)
-    return math.exp(_bisect(excess, low, high))
+    return math.exp(_bisect(excess, low, high, 1e-6))
 
 
-def _bisect(excess: Callable[[float], float], low: float, high: float) -> float:
-    """The upper end of a small interval in which a falling function passes 0: the budget is kept."""
-    while high - low > 1e-6:
+def _bisect(excess: Callable[[float], float], low: float, high: float, width: float) -> float:
+    """The upper end of an interval of relative ``width`` in which a falling function passes 0: the budget is kept."""
+    while high - low > width * (1 + abs(high)):
         middle = (low + high) / 2
         low, high = (middle, high) if excess(middle) > 0 else (low, middle)
     return high

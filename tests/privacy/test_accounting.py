@@ -78,6 +78,7 @@ def test_the_exact_curve_gives_its_delta() -> None:
     phi = lambda x: math.erfc(-x / math.sqrt(2)) / 2  # noqa: E731
     assert phi(0.35 - epsilon / 0.7) - math.exp(epsilon) * phi(-0.35 - epsilon / 0.7) == pytest.approx(1e-6, rel=1e-4)
     assert gaussian_epsilon(1e-9, 1e-5) == 0.0
+    assert gaussian_epsilon(1e5, 1e-5) == pytest.approx(5e9, rel=1e-3)  # half of its square, for much too little noise
 
 
 @pytest.mark.parametrize("noise", [0.8, 1.0, 2.0, 5.0])
