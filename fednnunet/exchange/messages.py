@@ -10,7 +10,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from fednnunet.errors import ProtocolError, first_problem
 from fednnunet.exchange.data_notes import DataNote, NoteKind
@@ -504,6 +504,11 @@ Score: TypeAlias = CaseScore | MeanScore
 """What a node tells of its scores."""
 
 
+def _kind_of_score(score: Any) -> str:
+    is_mean = "num_cases" in score if isinstance(score, dict) else isinstance(score, MeanScore)
+    return "mean" if is_mean else "case"
+
+
 class EvaluateReply(Body):
     """Scores of the node's own model or of those that it kept.
 
@@ -512,7 +517,9 @@ class EvaluateReply(Body):
         seconds: duration in seconds.
     """
 
-    cases: list[Score] = []
+    cases: list[
+        Annotated[Annotated[CaseScore, Tag("case")] | Annotated[MeanScore, Tag("mean")], Discriminator(_kind_of_score)]
+    ] = []
     seconds: float = Field(ge=0)
 
 

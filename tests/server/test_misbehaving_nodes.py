@@ -376,7 +376,7 @@ OTHER_STAGES = {
     "buffers": Fault("buffers: one is there twice, or is not a layer", with_fields(buffers=["x"]), kind=Kind.PLAN),
     "preprocess": Fault("malformed PreprocessReply: epochs", with_fields(epochs=-1), kind=Kind.PREPROCESS),
     "evaluate": Fault(
-        "malformed EvaluateReply: cases.0.centre",
+        "malformed EvaluateReply: cases.0.case.centre",
         with_text('{"seconds": 1, "cases": [{"dsc": "x"}]}'),
         kind=Kind.EVALUATE,
     ),
@@ -412,7 +412,7 @@ def test_in_other_stages_it_ends_the_run_where_all_are_needed(federate: Federate
     assert fault.problem in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize("kind", [kind for kind in Kind if kind is not Kind.UNMASK])  # of secure sums alone
 def test_a_node_that_was_upgraded_is_refused_by_name_in_every_stage(federate: Federate, kind: Kind) -> None:
     def upgrade(reply: Message) -> None:
         reply.content.config_records["config"]["version"] = "99.0"
