@@ -86,7 +86,8 @@ class Entry(BaseModel):
         repaired: number of bytes of a torn line that were cut off before this one was written.
         previous: digest of the line before, without its end of line; None for the first.
         fields: sizes of the body's fields; those of :data:`EXPANDED_FIELDS` by their parts.
-        scores: number of rows of scores, in an answer to ``evaluate``.
+        scores: number of rows of scores of single cases, in an answer to ``evaluate``.
+        means: number of means of scores over cases, in the same.
         digests: number of salted digests of images, in an answer to ``query.fingerprint`` that has them.
         layers: layers of the network that the node planned, name to shape, in an answer to ``query.plan``.
         tensors: the arrays that left, by name.
@@ -110,6 +111,7 @@ class Entry(BaseModel):
     previous: str | None = None
     fields: dict[str, FieldSize]
     scores: int | None = None
+    means: int | None = None
     digests: int | None = None
     layers: dict[str, list[int]] | None = None
     tensors: dict[str, Tensor] = {}
@@ -170,6 +172,8 @@ def _described(request: Request, reply: Reply) -> dict[str, Any]:
     """Fields of an :class:`Entry` that describe one reply."""
     body, content, tensors = reply.body.encode(), json.loads(reply.body), _tensors(reply.arrays)
     asked, masked = _asked(request)
+    scores = content["cases"] if reply.ok and "cases" in content else None
+    means = sum("num_cases" in row for row in scores or [])
     return {
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "kind": request.kind,
@@ -180,7 +184,8 @@ def _described(request: Request, reply: Reply) -> dict[str, Any]:
         "body_sha256": hashlib.sha256(body).hexdigest(),
         "arrays_sha256": None if reply.arrays is None else reply.arrays.sha256(),
         "fields": dict(_fields(content)),
-        "scores": len(content["cases"]) if reply.ok and "cases" in content else None,
+        "scores": None if scores is None else len(scores) - means,
+        "means": means or None,
         "digests": len(content["image_digests"]) if content.get("image_digests") is not None else None,
         "layers": content["layers"] if reply.ok and request.kind is Kind.PLAN else None,
         "tensors": tensors,

@@ -61,7 +61,8 @@ class Summary:
         groups: replies by run and kind, in order of their first reply.
         fields: kind to the fields that left in bodies, each with the largest count of numbers that it held.
         reasons: distinct error messages that left.
-        scores: number of rows of scores.
+        scores: number of rows of scores of single cases.
+        means: number of means of scores over cases.
         digests: number of salted digests of images.
         largest: largest single field, tensors aside; None where nothing left.
         largest_bytes: size of that field.
@@ -79,6 +80,7 @@ class Summary:
     fields: dict[str, dict[str, int]]
     reasons: list[str]
     scores: int
+    means: int
     digests: int
     largest: str | None
     largest_bytes: int
@@ -152,13 +154,14 @@ def summarise(entries: Iterable[Entry]) -> Summary:
     planned: dict[str | None, dict[str, list[int]]] = {}
     reasons: dict[str, None] = {}
     unexpected: dict[str, None] = {}
-    scores = digests = tensors = uncompared = withheld = largest_bytes = masked = clear = 0
+    scores = means = digests = tensors = uncompared = withheld = largest_bytes = masked = clear = 0
     largest = None
     sums: list[int] = []
     for entry in entries:
         key = entry.run, entry.kind
         groups[key] = _add(groups.get(key), entry)
         scores += entry.scores or 0
+        means += entry.means or 0
         digests += entry.digests or 0
         tensors += len(entry.tensors)
         withheld += entry.withheld
@@ -191,6 +194,7 @@ def summarise(entries: Iterable[Entry]) -> Summary:
         fields,
         list(reasons),
         scores,
+        means,
         digests,
         largest,
         largest_bytes,

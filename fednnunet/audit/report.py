@@ -15,7 +15,7 @@ from rich.table import Table
 
 from fednnunet.audit.log import EXPANDED_FIELDS, Entry
 from fednnunet.audit.reader import Group, Summary, Trail, read_trail, summarise
-from fednnunet.exchange.messages import Kind
+from fednnunet.exchange.messages import MIN_CASES, Kind
 from fednnunet.privacy.ledger import LEDGER, Cost, Ledger, costs_of
 
 WHAT = {
@@ -125,6 +125,8 @@ def sentences(summary: Summary) -> list[str]:
         lines.append(f"{what}, {replies} ×: {', '.join(listed)}.")
     if summary.scores:
         lines.append(f"Rows of scores: {summary.scores:,}; cases are numbers in them, not names.")
+    if summary.means:
+        lines.append(f"Means of scores: {summary.means:,}, each over at least {MIN_CASES} cases.")
     if summary.digests:
         lines.append(
             f"Salted digests of images: {summary.digests:,}; the server can test with them whether the node holds an "
@@ -175,7 +177,8 @@ def entry_line(entry: Entry) -> str:
     """One line about one reply."""
     asked = ", ".join(f"{name} {value}" for name, value in entry.asked.items())
     end = f"failed: {entry.reason}" if not entry.ok else f"{len(entry.tensors)} tensors, {decimal(entry.bytes)}"
-    scores = f", {entry.scores} scores" if entry.scores else ""
+    counts = {"scores": entry.scores, "means": entry.means}
+    scores = "".join(f", {number} {what}" for what, number in counts.items() if number)
     return f"{entry.time[:19]}  {entry.kind.value}  ({asked})  {end}{scores}"
 
 

@@ -21,11 +21,13 @@ from fednnunet.audit.reader import read_trail
 from fednnunet.exchange.arrays import ALIGNMENT, SharedArrays
 from fednnunet.exchange.channel import Request, WorkerChannel, WorkerFailure, call_worker
 from fednnunet.exchange.messages import (
+    CaseScore,
     EvaluateReply,
     EvaluateRequest,
     Failure,
     FingerprintReply,
     Kind,
+    MeanScore,
     Model,
     PlanReply,
     ScoreModelsRequest,
@@ -105,6 +107,15 @@ def test_replies_and_failures_are_logged_in_a_file_of_the_owners_alone(tmp_path:
     }
     assert (failed.ok, failed.reason, failed.tensors) == (False, "node Oslo: no disk", {})
     assert failed.previous == hashlib.sha256(path.read_bytes().splitlines()[0]).hexdigest()
+
+
+def test_means_are_told_apart_from_scores_of_cases(tmp_path: Path, node: Node) -> None:
+    case = CaseScore(centre="Oslo", case=3, label="tumour", dsc=0.5, hd95=None)
+    means = [MeanScore(centre="Oslo", num_cases=6, label=label, dsc=0.5) for label in (None, "tumour")]
+    with node(AuditLog(tmp_path / "audit.jsonl", "Oslo")) as ask:
+        ask(lambda request: request.reply(EvaluateReply(cases=[case, *means], seconds=1).model_dump_json()))
+    (entry,) = read_trail(tmp_path / "audit.jsonl").entries
+    assert (entry.scores, entry.means) == (1, 2)
 
 
 def test_digests_are_those_of_what_the_relay_got(tmp_path: Path, node: Node) -> None:

@@ -72,7 +72,7 @@ ENTRIES = [
     entry(Kind.TRAIN, 2, run="1", tensors=tensors(encoder_weight=[8, 1, 3, 3], encoder_bias=[8])),
     entry(Kind.TRAIN, 3, run="1", ok=False, reason="no disk", fields={"reason": FieldSize(bytes=9, numbers=0)}),
     entry(Kind.TRAIN, 4, run="1", tensors=tensors(encoder_bias=[8]), withheld=2, asked={"fold": 0, "server_round": 7}),
-    entry(Kind.EVALUATE, 5, run="1", scores=12, fields={"cases": FieldSize(bytes=700, numbers=60)}),
+    entry(Kind.EVALUATE, 5, run="1", scores=12, means=3, fields={"cases": FieldSize(bytes=700, numbers=60)}),
 ]
 
 
@@ -98,7 +98,7 @@ def test_what_left_adds_up(tmp_path: Path) -> None:
     }
     training = told.groups[2]
     assert (training.first[17:19], training.last[17:19]) == ("02", "04")
-    assert (told.reasons, told.scores, told.withheld) == (["no disk"], 12, 2)
+    assert (told.reasons, told.scores, told.means, told.withheld) == (["no disk"], 12, 3, 2)
     assert (told.largest, told.largest_bytes) == ("plans of query.plan", 3000)
     assert (told.tensors, told.uncompared, told.unexpected) == (3, 0, [])
 
@@ -131,6 +131,7 @@ def test_people_read_what_left_and_that_the_log_is_whole(audit: Audit, tmp_path:
         "fingerprint.spacings (18 numbers), fingerprint.intensities.0.mean (1 number)",
         "Salted digests of images: 5; the server can test with them whether the node holds an image",
         "Rows of scores: 12; cases are numbers in them, not names.",
+        "Means of scores: 3, each over at least 5 cases.",
         "Text of an error: no disk",
         "Tensors: 3. Each has the name and the shape of a layer of the network that the node planned.",
         "The largest single thing beside tensors: plans of query.plan, 3,000 bytes.",
