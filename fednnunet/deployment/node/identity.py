@@ -9,6 +9,8 @@ from fednnunet.errors import ConfigError
 from fednnunet.node.settings import NodeIdentity
 from fednnunet.privacy.identity import certified_key
 
+ASK = "ask the server's operator for the node.crt of this node's key"
+
 
 def identity_of(node_file: NodeFile) -> NodeIdentity:
     """The node's key and its certificate, checked as other nodes check them.
@@ -29,6 +31,3 @@ def identity_of(node_file: NodeFile) -> NodeIdentity:
     if certified != read_private_key(key).public_key():
         raise ConfigError(f"node_certificate: {certificate} is not of the key {key}; {ASK}")
     return NodeIdentity(key, certificate, authority)
-
-
-ASK = "ask the server's operator for the node.crt of this node's key"
