@@ -10,6 +10,10 @@ IN_CLEAR = (
     "the server saw the layers of every node after each round, with its losses and pseudo-Dice; layers tell something "
     "of the cases that they were trained on (privacy=secure hides them behind averages)"
 )
+WITH_NOISE = (
+    "the server saw the layers of every node after each round, with noise; losses and pseudo-Dice, which have none, "
+    "stayed at the nodes"
+)
 NO_NOISE = (
     "no noise: models and averages tell something of the cases that they were trained on (privacy=case bounds it)"
 )
@@ -37,7 +41,7 @@ def _statements(run: Run) -> Iterator[str]:
     shares = any(run.info.get("shared_fraction", {}).values())
     sums, noise = privacy["secure_sums"], run.info.get("noise", {})
     if shares and sums is None:
-        yield IN_CLEAR
+        yield WITH_NOISE if noise else IN_CLEAR
     elif shares:
         yield _secure_sums(run)
     for node, of_node in noise.items():
@@ -52,8 +56,9 @@ def _secure_sums(run: Run) -> str:
     rounds = run.info.get("rounds", 0) * max(1, len(run.folds))
     void = max(0, rounds - len(means))
     fewest = f"at least {int(means['nodes'].min())} nodes" if len(means) else f"at least {sums['min_group']} nodes"
+    what = "layers" if run.info.get("noise") else "layers, losses and pseudo-Dice"
     statement = (
-        f"the server saw sums of layers, losses and pseudo-Dice over {fewest}, and nothing of a single one; up to "
+        f"the server saw sums of {what} over {fewest}, and nothing of a single one; up to "
         f"{sums['colluding']} node{'s' * (sums['colluding'] != 1)} may have helped it without changing that"
     )
     return statement + (f"; {void} of {rounds} rounds could not be opened, and were not used" if void else "")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
 from fednnunet.errors import DataError
+from fednnunet.reporting.privacy import statements_of
 from fednnunet.reporting.report import format_duration, write_report
 from fednnunet.reporting.results import collect_results
 from fednnunet.reporting.run_folder import read_runs
@@ -103,9 +105,27 @@ def test_what_left_the_nodes_is_told_of_each_run(write_run: MakeRun, tmp_path: P
     assert any(text.startswith("local, asym: a row of scores per held-out case left the nodes") for text in section)
     assert any(text.startswith("local, asym: no noise") for text in section)
     assert f"ffe: node Oslo: {said}" in section
-    assert any("ffe: the server saw sums of layers, losses and pseudo-Dice over at least 3 nodes" in t for t in section)
+    assert any("ffe: the server saw sums of layers over at least 3 nodes" in text for text in section)
     assert any(text.endswith("; 1 of 3 rounds could not be opened, and were not used") for text in section)
     assert any(text.startswith("ffe: means of scores over five cases or more left the nodes") for text in section)
+
+
+@pytest.mark.parametrize(
+    ("sums", "noise", "seen"),
+    [
+        (False, {}, "the layers of every node after each round, with its losses and pseudo-Dice; layers tell"),
+        (False, {"Oslo": {"meaning": "…"}}, "the layers of every node after each round, with noise; losses"),
+        (True, {}, "sums of layers, losses and pseudo-Dice over at least 3 nodes"),
+        (True, {"Oslo": {"meaning": "…"}}, "sums of layers over at least 3 nodes"),
+    ],
+)
+def test_what_the_server_saw_depends_on_sums_and_noise(sums: bool, noise: dict[str, Any], seen: str) -> None:
+    rules = {"colluding": 1, "min_group": 3} if sums else None
+    info = {"privacy": {"secure_sums": rules, "scores": "mean"}, "shared_fraction": {"Oslo": 1.0}, "noise": noise}
+    run: Any = SimpleNamespace(strategy="asym", info=info, round_means=[], folds=[0])
+    told = [text for _, text in statements_of([run])]
+    assert any(text.startswith(f"the server saw {seen}") for text in told)
+    assert any(text.startswith("no noise") for text in told) == (not noise)
 
 
 def test_set_ups_are_tested_against_local(comparison: ElementTree.Element) -> None:
