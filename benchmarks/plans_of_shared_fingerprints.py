@@ -36,7 +36,7 @@ from fednnunet.datasets.raw import RawDataset, read_dataset
 from fednnunet.fingerprint import DatasetFingerprint, merge_fingerprints
 from fednnunet.fingerprint.bins import IntensityBins, IntensityRange, histogram_bins_over
 from fednnunet.fingerprint.extract import case_sizes, extract_contribution, extract_fingerprint, intensity_ranges
-from fednnunet.fingerprint.geometry import CaseSizes, count_below, noise_of
+from fednnunet.fingerprint.geometry import CaseSizes, count_below, noise_of, share_of
 from fednnunet.fingerprint.made_up_cases import Statistics
 from fednnunet.fingerprint.merge import PERCENTILES
 from fednnunet.fingerprint.order_statistics import GeometrySearch
@@ -44,9 +44,11 @@ from fednnunet.fingerprint.quantise import quantise_fingerprint, quantise_range
 from fednnunet.fingerprint.schema import ChannelIntensities
 from fednnunet.phantoms.breast_small import make_small_phantom
 from fednnunet.planning.plans import make_plans
+from fednnunet.privacy.secure_sum import SumRules
 
 PHANTOM = Path(__file__).parents[1] / "conf" / "dataset" / "phantom.yaml"
-EPSILONS = {"epsilon_8": 8.0, "epsilon_4": 4.0, "epsilon_2": 2.0}
+EPSILONS = {f"{masked}epsilon_{epsilon}": float(epsilon) for masked in ("", "masked_") for epsilon in (8, 4, 2)}
+"""Every node adds all of the noise; masked, where secure sums show the server no node's counts, its share of it."""
 SHARED = ("quantised", "weighted_mean", "sums", *EPSILONS)
 OF_IMAGES = ("quantised", "weighted_mean", "sums")
 """What is tried with the phantom, which is too small for noise."""
@@ -309,6 +311,7 @@ def fingerprint_of(nodes: Sequence[Node], shared: str) -> dict[str, Any]:
     merged = merge_fingerprints([quantise_fingerprint(part) if quantised else part for part in parts])
     if shared == "sums" or shared in EPSILONS:
         noise = noise_of(EPSILONS[shared]) if shared in EPSILONS else 0.0
+        noise *= share_of(len(nodes), SumRules().colluding) if shared.startswith("masked") else 1.0
         merged |= search_sizes([node.sizes() for node in nodes], noise, np.random.default_rng(total)).fingerprint()
     return merged
 

@@ -8,6 +8,7 @@ and makes up a few cases with the statistics that it finds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -131,6 +132,15 @@ def count_below(sizes: CaseSizes, questions: Mapping[Quantity, Sequence[int]]) -
 def noise_of(epsilon: float) -> float:
     """Standard deviation of a count's noise, for :data:`NOISY_QUESTIONS` of which a case changes each by at most 1."""
     return noise_for(epsilon, 1, NOISY_QUESTIONS, DELTA)
+
+
+def share_of(nodes: int, colluding: int) -> float:
+    """Part of the noise that a node adds where only sums are seen: that of the honest nodes is all of it, in variance.
+
+    >>> share_of(nodes=5, colluding=1)
+    0.5
+    """
+    return 1 / math.sqrt(max(1, nodes - colluding))
 
 
 # at the server ---------------------------------------------------------------------------------------

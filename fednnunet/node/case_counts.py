@@ -12,10 +12,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fednnunet.errors import ConfigError, ProtocolError
+from fednnunet.exchange.messages import FingerprintRequest
 from fednnunet.exchange.quantities import Counts, Questions
 from fednnunet.files import write_atomically
 from fednnunet.fingerprint.extract import case_sizes
-from fednnunet.fingerprint.geometry import DELTA, EXACT_QUESTIONS, NOISY_QUESTIONS, CaseSizes, count_below, noise_of
+from fednnunet.fingerprint.geometry import (
+    DELTA,
+    EXACT_QUESTIONS,
+    NOISY_QUESTIONS,
+    CaseSizes,
+    count_below,
+    noise_of,
+    share_of,
+)
 from fednnunet.node.noise import secret_in
 from fednnunet.privacy.accounting import Releases
 from fednnunet.privacy.ledger import Ledger
@@ -29,14 +38,14 @@ COUNTED = "counted.json"
 """File in the node's folder: the points below which cases were counted in the run."""
 
 
-def counts_of(dataset: NodeDataset, below: Questions) -> Counts:
-    """How many cases lie below each point.
+def counts_of(dataset: NodeDataset, request: FingerprintRequest) -> Counts:
+    """How many cases lie below each point; with secure sums, to be masked, and with the node's share of the noise.
 
     Raises:
         ProtocolError: points that the grid does not have, or more of them than a search needs.
         ConfigError: the noise costs more than the node allows over all runs.
     """
-    epsilon = dataset.config.fingerprint.epsilon
+    below, epsilon = request.below or {}, dataset.config.fingerprint.epsilon
     sizes = CaseSizes.of(dataset.cached("case_sizes", lambda: case_sizes(dataset.raw, dataset.workers)))
     try:
         counts = count_below(sizes, below)
@@ -51,23 +60,27 @@ def counts_of(dataset: NodeDataset, below: Questions) -> Counts:
             "not told"
         )
     write_atomically(in_run, json.dumps(counted, sort_keys=True))
-    return counts if epsilon is None else _with_noise(dataset, counts, below, epsilon)
+    if epsilon is None:
+        return counts
+    sums = dataset.config.privacy.secure_sums
+    share = share_of(len(request.keys), sums.colluding) if sums is not None else 1.0
+    return _with_noise(dataset, counts, below, epsilon, share)
 
 
-def _with_noise(dataset: NodeDataset, counts: Counts, below: Questions, epsilon: float) -> Counts:
-    """Counts with noise, after their cost is in the ledger."""
+def _with_noise(dataset: NodeDataset, counts: Counts, below: Questions, epsilon: float, share: float) -> Counts:
+    """Counts with noise, or this ``share`` of it, after their cost is in the ledger."""
     ledger = dataset.settings.ledger
     folder = ledger.parent / f"{ledger.stem}_counts" / dataset.cache_folder_of_images.name
     folder.mkdir(parents=True, exist_ok=True)
     noise, secret = noise_of(epsilon), secret_in(folder / "noise.key")
-    _pay(dataset, folder / f"{epsilon!r}.json", below, noise)
+    _pay(dataset, folder / f"{epsilon!r}_{share!r}.json", below, noise)
     noisy: Counts = {}
     for quantity, found in counts.items():
         values = np.array(found, float)
         for place, number in enumerate(below[quantity]):
-            # Another epsilon must not give the same noise at another scale: two such answers would tell the count.
-            seed = derive_seed(secret, "counts", quantity.value, number, repr(epsilon))
-            add_noise(values[place : place + 1], noise, seed)
+            # The same noise at another scale would tell the count, together with this one.
+            seed = derive_seed(secret, "counts", quantity.value, number, repr(epsilon), repr(share))
+            add_noise(values[place : place + 1], share * noise, seed)
         noisy[quantity] = np.rint(values).astype(int).tolist()
     return noisy
 

@@ -40,7 +40,7 @@ def content_of(dataset: NodeDataset, request: FingerprintRequest) -> dict[str, A
         case "contribution" | "intensities":
             return {"fingerprint": _contribution(dataset, request)}
         case "counts":
-            return {"counts": counts_of(dataset, request.below or {})}
+            return {"counts": counts_of(dataset, request)}
     fingerprint = dataset.fingerprint()  # cached for planning, also where the server does not ask for it
     return {"fingerprint": fingerprint} if request.content == "statistics" else {}
 

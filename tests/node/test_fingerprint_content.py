@@ -11,18 +11,21 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fednnunet.config.privacy import SecureSumsConfig
 from fednnunet.errors import ConfigError, ProtocolError
-from fednnunet.exchange.messages import FingerprintRequest
+from fednnunet.exchange.messages import FingerprintRequest, SignedKey
 from fednnunet.exchange.quantities import Quantity
 from fednnunet.fingerprint.bins import IntensityBins, IntensityRange
 from fednnunet.fingerprint.geometry import DELTA, GRIDS, noise_of
 from fednnunet.node import case_counts
 from fednnunet.node.describe import NodeDataset
 from fednnunet.node.settings import NodeSettings
+from fednnunet.node.stages import NodeStages
 from fednnunet.privacy.accounting import epsilon_of
 from fednnunet.privacy.ledger import Ledger
 from tests.conftest import write_boxes
 from tests.node import test_describe, test_worker
+from tests.support.secure_nodes import RUN, Authority, SecureNode
 
 settings = test_worker.settings  # a fixture
 _nnunet_folders = test_describe._nnunet_folders  # a fixture
@@ -105,6 +108,39 @@ def test_the_same_question_gets_the_same_noise(settings: NodeSettings, tmp_path:
     assert told[0] == told[1] != {Quantity.SPACING_Z: [0, 6]}
     (secret,) = (tmp_path / "privacy_counts").rglob("noise.key")
     assert stat.S_IMODE(secret.stat().st_mode) == 0o600
+
+
+def test_with_secure_sums_a_node_adds_its_share_of_the_noise(
+    settings: NodeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of six nodes one may collude: the noise of five is all of it."""
+    write_boxes(tmp_path / "raw")
+    monkeypatch.setattr(case_counts, "NOISY_QUESTIONS", 2000)
+    privacy = settings.config.privacy.model_copy(update={"secure_sums": SecureSumsConfig()})
+    secure = replace(settings, config=settings.config.model_copy(update={"privacy": privacy}))
+    key = SignedKey(node="Oslo", public="0" * 64, signature="00", certificate="")
+    dataset, told = dataset_of(secure, geometry="sums", epsilon=8.0), []
+    for start in range(0, 800, 8):
+        counts = dataset.describe(ask(*range(start, start + 8)).model_copy(update={"keys": [key] * 6})).counts
+        assert counts is not None
+        told += counts[Quantity.SPACING_Z]
+    assert np.std(told) == pytest.approx(noise_of(8.0) / 5**0.5, rel=0.1)
+
+
+def test_with_secure_sums_no_counts_leave_in_clear(settings: NodeSettings, tmp_path: Path) -> None:
+    write_boxes(tmp_path / "raw")
+    authority = Authority(tmp_path / "keys")
+    privacy = settings.config.privacy.model_copy(update={"secure_sums": SecureSumsConfig()})
+    config = settings.config.model_copy(update={"privacy": privacy})
+    stages = NodeStages(replace(settings, config=config, identity=authority.identity("Oslo")))
+    with pytest.raises(ProtocolError, match=r"^the server asks for counts in clear, which are summed securely here"):
+        stages.describe(ask(ONE_MM, THREE_MM))
+    others = [SecureNode(name, authority) for name in ("Bergen", "Porto")]
+    own = stages.describe(FingerprintRequest(secure_run=RUN)).key
+    keys = [own, *(node.secure.signed_key(RUN) for node in others)]
+    told = stages.describe(ask(ONE_MM, THREE_MM).model_copy(update={"secure_run": RUN, "keys": keys})).counts
+    assert told is not None
+    assert all(abs(count) > 6 for count in told[Quantity.SPACING_Z])
 
 
 def test_counts_are_paid_for_once_in_the_ledger_of_all_runs(settings: NodeSettings, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from fednnunet.errors import ConfigError, DataError, ProtocolError, first_proble
 from fednnunet.exchange.messages import FingerprintReply, Kind
 from fednnunet.exchange.quantities import Counts, Questions
 from fednnunet.fingerprint.bins import IntensityRange, histogram_bins_over
-from fednnunet.fingerprint.geometry import Answers, check_counts, noise_of
+from fednnunet.fingerprint.geometry import Answers, check_counts, noise_of, share_of
 from fednnunet.fingerprint.made_up_cases import Statistics
 from fednnunet.fingerprint.merge import merge_channels, merge_fingerprints
 from fednnunet.fingerprint.order_statistics import GeometrySearch
@@ -22,6 +22,7 @@ from fednnunet.fingerprint.window import needed_channels
 from fednnunet.privacy.ring import add
 from fednnunet.server.node_requests import request_all
 from fednnunet.server.session import Session
+from fednnunet.server.strategy.secure_asym_fedavg import SecureAsymFedAvg
 
 INTENSITIES = "foreground_intensity_properties_per_channel"
 FEWEST_CASES = 1000
@@ -154,7 +155,8 @@ def _count_masked(session: Session, noise: float) -> Statistics:
     """
     federation = session.federation
     nodes, cases = federation.training, federation.num_training
-    noise *= math.sqrt(len(nodes))
+    assert isinstance(session.strategy, SecureAsymFedAvg), "secure sums have this strategy"
+    noise *= share_of(len(nodes), session.strategy.rules.colluding) * math.sqrt(len(nodes))
     search = GeometrySearch(cases, noise)
     keys = [key for node in nodes if (key := federation.described[node].key) is not None]
     while questions := search.questions():
