@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Mapping
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +21,14 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from pydantic import BaseModel
 
+from fednnunet.config.groups import TrainerConfig
 from fednnunet.config.privacy import SecureSumsConfig
 from fednnunet.errors import ConfigError, ProtocolError
 from fednnunet.exchange.arrays import Spec
 from fednnunet.exchange.messages import (
     FingerprintRequest,
     Fold,
+    LayerClass,
     PreprocessRequest,
     SignedKey,
     TrainReply,
@@ -43,10 +46,17 @@ from fednnunet.privacy.ring import FixedPoint
 from fednnunet.privacy.secure_sum import SumContext, SumMember, SumRules, digest_of
 
 LIMIT_KEY = "privacy.secure_sums.max_update_norm"
+SAME_AT_ALL = {"epochs", "proximal_mu", "most_cases"}
+"""Fields of a request that make a node train or count more: unlike ones would single a node out."""
 
 
 class MaskedClass(BaseModel):
-    """What the masks of a class depended on."""
+    """What the masks of a class depended on.
+
+    Attributes:
+        members: names of its nodes, sorted.
+        digest: of all that the server says and the layers depend on.
+    """
 
     members: list[str]
     digest: str
@@ -74,15 +84,24 @@ class SecureRounds:
         folder: folder of the node.
         config: rules of the sums; the node's own floors are in them.
         identity: what proves to other nodes who this one is.
+        trainer: how the node trains, which the server says.
 
     Raises:
         ConfigError: there is no identity.
     """
 
-    def __init__(self, name: str, folder: Path, config: SecureSumsConfig, identity: NodeIdentity | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        config: SecureSumsConfig,
+        identity: NodeIdentity | None,
+        trainer: TrainerConfig | None = None,
+    ) -> None:
         if identity is None:
             raise ConfigError(f"node {name}: secure sums need a certificate of the node's key")
         self.name, self.config, self.identity = name, config, identity
+        self._trainer = "" if trainer is None else trainer.model_dump_json()
         self.rules = SumRules(config.colluding, config.min_group)
         self._key_file, self._round_file = folder / SECURE_KEY, folder / SECURE_ROUND
         self._opened_file = folder / OPENED_SUMS
@@ -149,8 +168,7 @@ class SecureRounds:
             fold=request.fold,
             server_round=request.server_round,
             classes=[
-                MaskedClass(members=one.members, digest=digest_of([received[x] for x in one.layers if x in received]))
-                for one in request.classes
+                MaskedClass(members=one.members, digest=self._digest(request, one, received)) for one in request.classes
             ],
         )
 
@@ -231,6 +249,12 @@ class SecureRounds:
             shares.append({peer: _text(bundle) for peer, bundle in member.mask(arrays, context).items()})
         write_atomically(self._round_file, masked.model_dump_json())
         return without_figures(reply).model_copy(update={"shares": shares})
+
+    def _digest(self, request: TrainRequest, one: LayerClass, received: Mapping[str, np.ndarray]) -> str:
+        """Digest of all that the server says and a class's layers depend on: where it is unlike, masks stay."""
+        arrays = digest_of([received[layer] for layer in one.layers if layer in received])
+        settings = request.model_dump_json(include=SAME_AT_ALL)
+        return sha256(json.dumps([arrays, settings, self._trainer]).encode()).hexdigest()
 
     def _check_classes(self, request: TrainRequest) -> None:
         if not request.layers and not request.classes:

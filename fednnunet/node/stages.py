@@ -208,7 +208,7 @@ class NodeStages:
         sums, settings = self.config.privacy.secure_sums, self.settings
         if sums is None or settings.external:
             return None
-        return SecureRounds(settings.name, settings.folder, sums, settings.identity)
+        return SecureRounds(settings.name, settings.folder, sums, settings.identity, self.config.trainer)
 
     @cached_property
     def noise(self) -> RoundNoise | None:

@@ -132,6 +132,27 @@ def test_too_few_arrivals_are_not_opened(nodes: dict[str, SecureRounds], arrived
         nodes["Riga"].unmask(unmask_request(replies, "Riga", arrived))
 
 
+@pytest.mark.parametrize("change", [{"most_cases": 9000}, {"proximal_mu": 1e6}, {"epochs": 2}])
+def test_a_node_that_was_asked_for_more_than_others_is_in_no_sum_with_them(
+    nodes: dict[str, SecureRounds], change: dict[str, float]
+) -> None:
+    """Where all others hardly train, or hardly count, the sum would be the layers of one."""
+    same = request()
+    replies = {name: train(nodes[name], same.model_copy(update=change if name != "Riga" else {}))[0] for name in NAMES}
+    with pytest.raises(ProtocolError, match="the shares of node Linz are not for this node, round and class"):
+        nodes["Riga"].unmask(unmask_request(replies, "Riga", NAMES))
+
+
+def test_a_node_that_trains_otherwise_is_in_no_sum_with_others(start: Rounds) -> None:
+    """The server says how nodes train, before the first round."""
+    nodes = {name: start(name) for name in NAMES}
+    nodes["Riga"]._trainer = "another learning rate"
+    join(nodes, list(nodes.values()))
+    replies = {name: train(node, request())[0] for name, node in nodes.items()}
+    with pytest.raises(ProtocolError, match="the shares of node Linz are not for this node"):
+        nodes["Riga"].unmask(unmask_request(replies, "Riga", NAMES))
+
+
 def class_of(members: Sequence[str], *layers: str) -> LayerClass:
     return LayerClass(members=list(members), layers=list(layers))
 
