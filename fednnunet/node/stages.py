@@ -8,6 +8,7 @@ Each needs what the one before has left; one that comes too early is refused. Wh
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,7 @@ from fednnunet.node.masked_counts import mask_counts
 from fednnunet.node.noise import CaseRounds, NodeRounds, RoundNoise
 from fednnunet.node.received_models import ReceivedModels
 from fednnunet.node.resource_errors import CacheLostError
+from fednnunet.node.rounds import check_steps
 from fednnunet.node.secure_rounds import SecureRounds
 from fednnunet.node.settings import NodeSettings
 from fednnunet.preprocessing import missing_cases
@@ -112,6 +114,9 @@ class NodeStages:
         prepare.preprocess_cases(dataset, self._plans, self.settings)
         self._local_epochs = request.local_epochs
         trainer = self.start_fold(request.fold)
+        last = math.ceil(trainer.num_epochs / request.local_epochs)
+        shortest = messages.TrainRequest(server_round=last, epochs=request.local_epochs, layers=[])
+        check_steps(trainer, shortest, self.config.privacy.least_steps)
         training, validation = trainer.do_split()
         return messages.PreprocessReply(
             seconds=time.perf_counter() - start,

@@ -36,6 +36,7 @@ from fednnunet.node.layer_sender import LayerSender
 from fednnunet.node.rounds import (
     OpenRound,
     check_round,
+    check_steps,
     epochs_before,
     num_examples,
     round_reply,
@@ -258,6 +259,7 @@ class TrainingSession:
 
     def _check_round(self, trainer: nnUNetTrainer, body: TrainRequest, arrays: Mapping[str, np.ndarray]) -> None:
         check_round(trainer, body, arrays)
+        check_steps(trainer, body, self.settings.config.privacy.least_steps)
         if self.stages.noise is not None:
             self.stages.noise.check_round(trainer, body, arrays)
 

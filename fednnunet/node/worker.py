@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from pydantic import BaseModel
 
 from fednnunet.audit.log import AUDIT_LOG, AuditLog
-from fednnunet.errors import ProtocolError
+from fednnunet.errors import FednnUNetError, ProtocolError
 from fednnunet.exchange.arrays import SharedArrays
 from fednnunet.exchange.channel import Request, WorkerChannel
 from fednnunet.exchange.messages import (
@@ -93,18 +93,17 @@ class NodeWorker:
             try:
                 body = parse_body(REQUESTS[request.kind], request.body, "the server")
                 step = self._next_step(request, body)
-            except ProtocolError as error:
+                if step is NextStep.START:
+                    assert isinstance(body, TrainRequest)
+                    self.training.start_round(request, body)
+                    return True
+            except FednnUNetError as error:
                 request.fail(failure_of(error, request.kind, self.settings))
                 continue
-            if step is NextStep.IGNORE:
-                self._answer(request)
-            elif step is NextStep.STOP:
+            if step is NextStep.STOP:
                 self._deferred_request = request
                 return False
-            else:
-                assert isinstance(body, TrainRequest)
-                self.training.start_round(request, body)
-                return True
+            self._answer(request)
 
     def _next_step(self, request: Request, body: Body) -> NextStep:
         if isinstance(body, TrainingRequest):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from fednnunet.errors import ProtocolError
+from fednnunet.errors import ConfigError, ProtocolError
 from fednnunet.exchange.messages import EvaluateRequest, ScoreModelsRequest, SendModelRequest, TrainReply, TrainRequest
 from fednnunet.node import training_session
 from fednnunet.node.rounds import OpenRound
@@ -26,9 +26,11 @@ def session(tmp_path: Path) -> TrainingSession:
     """Fold 0 of five epochs; round 2 is finished, and the checkpoint of round 1 is there."""
     for suffix in (".json", ".pth"):
         (tmp_path / f"checkpoint_round_1{suffix}").touch()
-    trainer = SimpleNamespace(fold=0, num_epochs=5, network=nn.Linear(2, 1), output_folder=str(tmp_path))
+    trainer = SimpleNamespace(
+        fold=0, num_epochs=5, num_iterations_per_epoch=3, network=nn.Linear(2, 1), output_folder=str(tmp_path)
+    )
     stages: Any = SimpleNamespace(trainer=trainer, noise=None)
-    settings: Any = SimpleNamespace()
+    settings: Any = SimpleNamespace(config=SimpleNamespace(privacy=SimpleNamespace(least_steps=0)))
     session = TrainingSession(settings, stages, wait_for_round=lambda: False)
     session._finished_round = 2
     return session
@@ -96,3 +98,10 @@ def test_a_round_that_cannot_be_trained_is_refused_before_it_starts(
 ) -> None:
     with pytest.raises(ProtocolError, match=problem):
         session.next_step(body, arrays)
+
+
+def test_a_round_of_too_few_steps_is_refused_before_it_is_trained(session: TrainingSession) -> None:
+    session.settings.config = SimpleNamespace(privacy=SimpleNamespace(least_steps=50))  # type: ignore[misc]
+    body = TrainRequest(server_round=3, trained=2, layers=["weight"])
+    with pytest.raises(ConfigError, match=r"^round 3 has 3 training steps, and privacy\.least_steps=50"):
+        session.next_step(body, {})

@@ -150,6 +150,15 @@ def test_a_round_that_is_not_opened_is_void(run_securely: RunFederation, tmp_pat
     assert {number for number, _ in done.rows} == {1, 3}
 
 
+def test_a_node_that_was_upgraded_opens_nothing(run_securely: RunFederation, tmp_path: Path) -> None:
+    def upgrade(reply: Message) -> None:
+        reply.content.config_records["config"]["version"] = "99.0"
+
+    nodes = secure_nodes(NAMES, tmp_path / "keys")
+    done = run_securely(nodes, faults=dict.fromkeys(NAMES[:2], Fault("", wire=upgrade, kind=Kind.UNMASK)))
+    assert any("round 2 of fold 0 is void: 2 of the 3 shares" in text for text in done.messages)
+
+
 def test_void_rounds_in_a_row_end_the_run(run_securely: RunFederation, tmp_path: Path) -> None:
     nodes = secure_nodes(NAMES, tmp_path / "keys", epochs=9)
     faults = dict.fromkeys(NAMES[:2], Fault("", worker=fail_with_reason("no"), kind=Kind.UNMASK, of="every"))
