@@ -73,7 +73,8 @@ class Summary:
         withheld: number of replies that were kept back because the log could not be written.
         masked: number of tensors that were masked: parts of sums over several nodes.
         fewest: fewest nodes of such a sum; None where nothing was masked.
-        clear: number of layers of trained networks that were not masked.
+        initial: number of layers that left before the first round, as they were initialised.
+        clear: number of all others that were not masked.
     """
 
     groups: list[Group]
@@ -90,6 +91,7 @@ class Summary:
     withheld: int
     masked: int
     fewest: int | None
+    initial: int
     clear: int
 
 
@@ -154,7 +156,7 @@ def summarise(entries: Iterable[Entry]) -> Summary:
     planned: dict[str | None, dict[str, list[int]]] = {}
     reasons: dict[str, None] = {}
     unexpected: dict[str, None] = {}
-    scores = means = digests = tensors = uncompared = withheld = largest_bytes = masked = clear = 0
+    scores = means = digests = tensors = uncompared = withheld = largest_bytes = masked = initial = clear = 0
     largest = None
     sums: list[int] = []
     for entry in entries:
@@ -169,7 +171,9 @@ def summarise(entries: Iterable[Entry]) -> Summary:
             sums.append(entry.masked)
         hidden = [name for name, tensor in entry.tensors.items() if entry.masked and tensor.dtype == MASKED_DTYPE]
         masked += len(hidden)
-        clear += len(entry.tensors) - len(hidden)
+        untrained = entry.kind is Kind.TRAIN and entry.asked.get("server_round") == 0
+        initial += len(entry.tensors) if untrained else 0
+        clear += 0 if untrained else len(entry.tensors) - len(hidden)
         if entry.reason is not None:
             reasons[entry.reason] = None
         if entry.layers is not None:
@@ -204,6 +208,7 @@ def summarise(entries: Iterable[Entry]) -> Summary:
         withheld,
         masked,
         min(sums, default=None),
+        initial,
         clear,
     )
 

@@ -150,6 +150,10 @@ def sentences(summary: Summary) -> list[str]:
             f"Masked tensors: {summary.masked:,}. The server learns sums of them over at least {summary.fewest} nodes, "
             "if these help to open them; this node's own layers and figures of training it does not learn."
         )
+    if summary.initial:
+        lines.append(
+            f"Tensors as they were before the first round, initialised or from init.weights: {summary.initial:,}."
+        )
     if summary.clear:
         lines.append(f"Tensors in clear, each of which the server sees as it is: {summary.clear:,}.")
     if summary.largest is not None:

@@ -152,8 +152,10 @@ def test_what_was_masked_is_told_from_what_left_in_clear(audit: Audit, tmp_path:
     }
     masked = [entry(Kind.TRAIN, second, run="1", masked=fewest, tensors=layers) for second, fewest in ((2, 4), (3, 3))]
     opened = entry(Kind.UNMASK, 4, run="1", asked={"arrived": "Linz, Oslo, Riga"})
-    code, printed = audit(write_log(tmp_path / "audit.jsonl", [ENTRIES[1], *masked, opened]))
+    initial = entry(Kind.TRAIN, 2, run="1", asked={"server_round": 0}, tensors=tensors(encoder_bias=[8]))
+    code, printed = audit(write_log(tmp_path / "audit.jsonl", [ENTRIES[1], initial, *masked, opened]))
     assert code == 0
+    assert "Tensors as they were before the first round, initialised or from init.weights: 1." in printed
     assert "Masked tensors: 4. The server learns sums of them over at least 3 nodes" in printed
     assert "in clear" not in printed
     code, printed = audit(write_log(tmp_path / "audit.jsonl", [ENTRIES[1], *masked, ENTRIES[2]]))
