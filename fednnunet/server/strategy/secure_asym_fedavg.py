@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from fednnunet.errors import ConfigError
 from fednnunet.exchange.messages import ExchangeDtype, TrainReply, TrainRequest
 from fednnunet.exchange.update_limit import RoundReference, UpdateLimit
+from fednnunet.privacy.ring import FixedPoint
 from fednnunet.privacy.secure_sum import SumRules
 from fednnunet.server.node_messages import parse_reply
 from fednnunet.server.strategy.asym_fedavg import AsymFedAvg
@@ -23,6 +25,8 @@ from fednnunet.server.strategy.secure_average import (
     VoidRound,
     classes_of,
 )
+
+log = logging.getLogger(__name__)
 
 
 class SecureAsymFedAvg(AsymFedAvg):
@@ -79,6 +83,18 @@ class SecureAsymFedAvg(AsymFedAvg):
                 "nodes, the fewest that are added up; have more nodes take part, or lower privacy.secure_sums.min_group"
             )
         return kept
+
+    def log_shared_fraction(self) -> None:
+        """Also how exact the averages are."""
+        super().log_shared_fraction()
+        members = len(self.groups.nodes)
+        error = FixedPoint(members, self.limit).error_bound(members, members)
+        log.info(
+            "layers are summed securely over at least %d of %d nodes; with equal weights averages err by at most %.1e",
+            self.rules.fewest_arrivals(members),
+            members,
+            error,
+        )
 
     def build_validator(self, dtype: ExchangeDtype) -> MaskedReplyValidator:
         """What checks masked replies."""
