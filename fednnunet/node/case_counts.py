@@ -5,7 +5,9 @@ The same question about the same images gets the same noise, and is paid for onc
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,23 +65,28 @@ def counts_of(dataset: NodeDataset, request: FingerprintRequest) -> Counts:
     if epsilon is None:
         return counts
     sums = dataset.config.privacy.secure_sums
-    share = share_of(len(request.keys), sums.colluding) if sums is not None else 1.0
-    return _with_noise(dataset, counts, below, epsilon, share)
+    if sums is None:
+        return _with_noise(dataset, counts, below, epsilon, 1.0, [])
+    members = sorted(key.node for key in request.keys)
+    return _with_noise(dataset, counts, below, epsilon, share_of(len(members), sums.colluding), members)
 
 
-def _with_noise(dataset: NodeDataset, counts: Counts, below: Questions, epsilon: float, share: float) -> Counts:
-    """Counts with noise, or this ``share`` of it, after their cost is in the ledger."""
+def _with_noise(
+    dataset: NodeDataset, counts: Counts, below: Questions, epsilon: float, share: float, members: Sequence[str]
+) -> Counts:
+    """Counts with noise, or this ``share`` of it in the sum over ``members``, after their cost is in the ledger."""
     ledger = dataset.settings.ledger
     folder = ledger.parent / f"{ledger.stem}_counts" / dataset.cache_folder_of_images.name
     folder.mkdir(parents=True, exist_ok=True)
     noise, secret = noise_of(epsilon), secret_in(folder / "noise.key")
-    _pay(dataset, folder / f"{epsilon!r}_{share!r}.json", below, noise)
+    # The same noise at another scale, or in the sum over other nodes, would tell the count, together with this one.
+    release = hashlib.sha256(json.dumps([epsilon, share, *members]).encode()).hexdigest()
+    _pay(dataset, folder / f"{release[:16]}.json", below, noise)
     noisy: Counts = {}
     for quantity, found in counts.items():
         values = np.array(found, float)
         for place, number in enumerate(below[quantity]):
-            # The same noise at another scale would tell the count, together with this one.
-            seed = derive_seed(secret, "counts", quantity.value, number, repr(epsilon), repr(share))
+            seed = derive_seed(secret, "counts", quantity.value, number, release)
             add_noise(values[place : place + 1], share * noise, seed)
         noisy[quantity] = np.rint(values).astype(int).tolist()
     return noisy

@@ -19,7 +19,7 @@ from fednnunet.files import write_atomically
 from fednnunet.node.secure_rounds import SecureRounds
 
 COUNTED_WITH = "counted_with.json"
-"""File in the node's folder: the run, and the nodes whose counts are added up with its own."""
+"""File in the node's folder of a run: the nodes whose counts are added up with its own."""
 
 
 def mask_counts(secure: SecureRounds, request: FingerprintRequest, counts: Counts, folder: Path) -> Counts:
@@ -36,18 +36,18 @@ def mask_counts(secure: SecureRounds, request: FingerprintRequest, counts: Count
     vector = np.array([count for quantity in quantities for count in counts[quantity]], np.int32)
     below = json.dumps([(quantity, (request.below or {})[quantity]) for quantity in quantities])
     member.mask_for_all(vector, members, request.secure_run, hashlib.sha256(below.encode()).hexdigest())
-    _hold_to(folder / COUNTED_WITH, request.secure_run, members)
+    _hold_to(folder / COUNTED_WITH, members)
     masked = iter(vector.tolist())
     return {quantity: [next(masked) for _ in counts[quantity]] for quantity in quantities}
 
 
-def _hold_to(path: Path, run: str, members: list[str]) -> None:
-    """Keep to the nodes that were first counted with in a run, on disk before anything leaves."""
-    before = json.loads(path.read_text()) if path.is_file() else {}
-    if before.get("run") != run:
-        write_atomically(path, json.dumps({"run": run, "members": members}))
-    elif before["members"] != members:
+def _hold_to(path: Path, members: list[str]) -> None:
+    """Keep to the nodes that were first counted with in a run's folder, on disk before anything leaves."""
+    before = json.loads(path.read_text()) if path.is_file() else None
+    if before is None:
+        write_atomically(path, json.dumps(members))
+    elif before != members:
         raise ProtocolError(
-            f"cases were counted for {', '.join(before['members'])} in this run and are not counted for "
-            f"{', '.join(members)}: the difference would tell one node's; start a new run"
+            f"cases were counted for {', '.join(before)} in this run and are not counted for {', '.join(members)}: the "
+            "difference would tell one node's; start a new run"
         )

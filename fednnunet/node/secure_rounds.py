@@ -9,9 +9,9 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import logging
 import os
 from collections.abc import Mapping
-from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 
@@ -19,7 +19,6 @@ import numpy as np
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
-from pydantic import BaseModel
 
 from fednnunet.config.groups import TrainerConfig
 from fednnunet.config.privacy import SecureSumsConfig
@@ -28,7 +27,6 @@ from fednnunet.exchange.arrays import Spec
 from fednnunet.exchange.messages import (
     FingerprintRequest,
     Fold,
-    LayerClass,
     PreprocessRequest,
     SignedKey,
     TrainReply,
@@ -37,7 +35,8 @@ from fednnunet.exchange.messages import (
     UnmaskRequest,
 )
 from fednnunet.exchange.update_limit import RoundReference, UpdateLimit
-from fednnunet.files import append_atomically, write_atomically
+from fednnunet.files import write_atomically
+from fednnunet.node.opened_sums import MaskedClass, MaskedRound, OpenedSums
 from fednnunet.node.settings import OPENED_SUMS, SECURE_KEY, SECURE_ROUND, NodeIdentity
 from fednnunet.privacy.figures import FIGURE_NAMES, FIGURES, to_array, without_figures
 from fednnunet.privacy.identity import pair_secrets, sign_key, verify_key
@@ -45,35 +44,11 @@ from fednnunet.privacy.masks import derive_seed
 from fednnunet.privacy.ring import FixedPoint
 from fednnunet.privacy.secure_sum import SumContext, SumMember, SumRules, digest_of
 
+log = logging.getLogger(__name__)
+
 LIMIT_KEY = "privacy.secure_sums.max_update_norm"
 SAME_AT_ALL = {"epochs", "proximal_mu", "most_cases"}
 """Fields of a request that make a node train or count more: unlike ones would single a node out."""
-
-
-class MaskedClass(BaseModel):
-    """What the masks of a class depended on.
-
-    Attributes:
-        members: names of its nodes, sorted.
-        digest: of all that the server says and the layers depend on.
-    """
-
-    members: list[str]
-    digest: str
-
-
-class MaskedRound(BaseModel):
-    """The last round whose layers were sent.
-
-    Attributes:
-        fold: fold of the round.
-        server_round: the round.
-        classes: class by class.
-    """
-
-    fold: Fold
-    server_round: int
-    classes: list[MaskedClass]
 
 
 class SecureRounds:
@@ -108,6 +83,7 @@ class SecureRounds:
         self._member: SumMember | None = None
         self._run = ""
         self._started: MaskedRound | None = None
+        self._opened = OpenedSums(self._opened_file, name)
         self._limit = UpdateLimit(config.max_update_norm, key=LIMIT_KEY)
         self._unsent: tuple[Fold, int, str] | None = None
 
@@ -142,11 +118,14 @@ class SecureRounds:
             stored = json.loads(self._key_file.read_text())
             if stored["run"] == run:
                 return X25519PrivateKey.from_private_bytes(bytes.fromhex(stored["key"]))
+            if self._round_file.is_file():  # the same layers could be opened for other nodes
+                raise ProtocolError(f"node {self.name} has sent layers with keys of another run; start a new run")
         key = X25519PrivateKey.generate()
-        for path in (self._round_file, self._opened_file):  # of another run
-            path.unlink(missing_ok=True)
-        with os.fdopen(os.open(self._key_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        partial = self._key_file.with_suffix(".partial")
+        partial.unlink(missing_ok=True)
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             json.dump({"run": run, "key": key.private_bytes_raw().hex()}, file)
+        os.replace(partial, self._key_file)
         return key
 
     # rounds ----------------------------------------------------------------------------------------------
@@ -159,18 +138,17 @@ class SecureRounds:
         """Take note of what the round starts from, which its masks depend on.
 
         Raises:
-            ProtocolError: classes that are not summed, or a layer that is asked for in clear.
+            ProtocolError: classes that are not summed, a layer that is asked for in clear, or one that is sent and in
+                no class.
         """
         self._check_classes(request)
         if not request.layers:  # nothing is exchanged
             return
-        self._started = MaskedRound(
-            fold=request.fold,
-            server_round=request.server_round,
-            classes=[
-                MaskedClass(members=one.members, digest=self._digest(request, one, received)) for one in request.classes
-            ],
-        )
+        masked = _masked_layers(request)
+        for layer, array in received.items():
+            if layer not in masked and array.dtype.kind == "f":
+                raise ProtocolError(f"the server sends layer {layer}, which is in no class: no mask would depend on it")
+        self._started = self._round_of(request, received)
 
     def end_round(
         self, request: TrainRequest, received: Mapping[str, np.ndarray], trained: Mapping[str, np.ndarray]
@@ -190,7 +168,11 @@ class SecureRounds:
             norm = reference.validate_and_measure(trained, {layer: layer for layer in trained}, f"node {self.name}")
             norms = [] if norm is None else [norm]
             if problem := self._limit.problem(norm, norms):
-                raise ProtocolError(f"node {self.name} {problem}")
+                log.warning("node %s %s", self.name, problem)
+                raise ProtocolError(
+                    f"node {self.name} has changed its layers much more than is usual for it, and does not send them "
+                    f"({LIMIT_KEY}); its log says how much"
+                )
             self._limit.end_round(norms)
         except ProtocolError as problem:
             self._unsent = request.fold, request.server_round, str(problem)
@@ -222,11 +204,11 @@ class SecureRounds:
         Raises:
             ProtocolError: other classes than the round had, or values that cannot be written as integers.
         """
-        member = self._joined()
         self._check_classes(request)
         if self._unsent is not None and self._unsent[:2] == (request.fold, request.server_round):
             raise ProtocolError(self._unsent[2])
         masked = self._masked_round(request)
+        member = self._member_for(masked)
         shares: list[dict[str, str]] = []
         masked_layers = _masked_layers(request)
         weight = 1.0 if request.most_cases is None else reply.num_examples / request.most_cases
@@ -250,11 +232,14 @@ class SecureRounds:
         write_atomically(self._round_file, masked.model_dump_json())
         return without_figures(reply).model_copy(update={"shares": shares})
 
-    def _digest(self, request: TrainRequest, one: LayerClass, received: Mapping[str, np.ndarray]) -> str:
-        """Digest of all that the server says and a class's layers depend on: where it is unlike, masks stay."""
-        arrays = digest_of([received[layer] for layer in one.layers if layer in received])
-        settings = request.model_dump_json(include=SAME_AT_ALL)
-        return sha256(json.dumps([arrays, settings, self._trainer]).encode()).hexdigest()
+    def _round_of(self, request: TrainRequest, received: Mapping[str, np.ndarray]) -> MaskedRound:
+        """The round, with digests of what a class's layers depend on: where they are unlike, masks stay."""
+        settings, classes = json.dumps([request.model_dump_json(include=SAME_AT_ALL), self._trainer]), []
+        for one in request.classes:
+            arrays = digest_of([received[layer] for layer in one.layers if layer in received])
+            digest = sha256(json.dumps([arrays, settings]).encode()).hexdigest()
+            classes.append(MaskedClass(members=one.members, layers=one.layers, digest=digest))
+        return MaskedRound(fold=request.fold, server_round=request.server_round, settings=settings, classes=classes)
 
     def _check_classes(self, request: TrainRequest) -> None:
         if not request.layers and not request.classes:
@@ -262,6 +247,8 @@ class SecureRounds:
         in_classes = [layer for one in request.classes for layer in one.layers]
         if len(set(in_classes)) < len(in_classes) or not set(in_classes) <= set(request.layers):
             raise ProtocolError("the server asks for a layer in two classes, or in none of the round")
+        if len({tuple(one.members) for one in request.classes}) < len(request.classes):
+            raise ProtocolError("the server asks for two classes of the same nodes, whose masks would be the same")
         if not request.classes or self.name not in request.classes[0].members:
             raise ProtocolError("the server asks for layers in clear, which are summed securely here")
         foreign = [one for one in request.classes if one.layers and self.name not in one.members]
@@ -272,11 +259,11 @@ class SecureRounds:
         """What the masks of a finished round depend on: noted when it started, or on disk if that was before.
 
         Raises:
-            ProtocolError: nothing is known of it, or it had other classes.
+            ProtocolError: nothing is known of it, or it had other classes or settings.
         """
-        asked = (request.fold, request.server_round, [one.members for one in request.classes])
+        asked = self._round_of(request, {})
         for known in (self._started, self._last_round()):
-            if known is not None and (known.fold, known.server_round, [o.members for o in known.classes]) == asked:
+            if known is not None and known.is_of(asked):
                 return known
         raise ProtocolError(
             f"node {self.name} does not know what the masks of round {request.server_round} depend on; train it again"
@@ -288,34 +275,33 @@ class SecureRounds:
         Raises:
             ProtocolError: another round, other arrivals than before, or too few.
         """
-        member, last = self._joined(), self._last_round()
+        last = self._last_round()
         if last is None or (last.fold, last.server_round) != (request.fold, request.server_round):
             raise ProtocolError(f"node {self.name} has sent no layers of round {request.server_round} to be opened")
         if not len(request.arrived) == len(request.shares) == len(last.classes):
             raise ProtocolError(f"the round has {len(last.classes)} classes, the request {len(request.arrived)}")
+        member = self._member_for(last)
         opened: list[dict[str, dict[str, str]]] = []
-        news: dict[str, list[str]] = {}
-        for masked, arrived, bundles in zip(last.classes, request.arrived, request.shares, strict=True):
+        sets: dict[int, list[str]] = {}
+        read: dict[str, str] = {}
+        classes = zip(last.classes, request.arrived, request.shares, strict=True)
+        for number, (masked, arrived, bundles) in enumerate(classes):
             if not arrived:
                 opened.append({})
                 continue
             context, names = self._context(last.fold, last.server_round, masked), sorted(arrived)
             shares = member.unmask(context, names, {name: _bytes(sealed, name) for name, sealed in bundles.items()})
-            before = self._opened.get(context.digest)
-            if before not in (None, names):
-                raise ProtocolError(f"node {self.name} has opened round {last.server_round} for other nodes before")
-            if before is None:
-                news[context.digest] = names
+            sets[number] = names
+            read[context.digest] = sha256(json.dumps([bundles[name] for name in names]).encode()).hexdigest()
             opened.append({name: {of: share.hex() for of, share in given.items()} for name, given in shares.items()})
-        if news:
-            append_atomically(self._opened_file, "".join(json.dumps([key, news[key]]) + "\n" for key in news))
-            self._opened |= news
+        self._opened.hold_to(last, sets, read)
         return UnmaskReply(shares=opened)
 
-    def _joined(self) -> SumMember:
+    def _member_for(self, masked: MaskedRound) -> SumMember:
+        """The member, whose secrets with others depend on all that both were told and sent in the round."""
         if self._member is None:
             raise ProtocolError("secure sums were asked for before the nodes' keys came")
-        return self._member
+        return self._member.bound_to(lambda peer: masked.shared(self.name, peer))
 
     def _context(self, fold: Fold, server_round: int, masked: MaskedClass) -> SumContext:
         return SumContext(self._run, str(fold), server_round, tuple(masked.members), masked.digest)
@@ -324,13 +310,6 @@ class SecureRounds:
         if not self._round_file.is_file():
             return None
         return MaskedRound.model_validate_json(self._round_file.read_bytes())
-
-    @cached_property
-    def _opened(self) -> dict[str, list[str]]:
-        """Sums that were opened, by the digest of their context, to the arrivals; of all rounds of the run."""
-        if not self._opened_file.is_file():
-            return {}
-        return dict(json.loads(line) for line in self._opened_file.read_text(encoding="utf-8").splitlines())
 
 
 def _masked_layers(request: TrainRequest) -> set[str]:

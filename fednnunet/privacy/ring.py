@@ -56,7 +56,8 @@ class FixedPoint:
             block = np.multiply(values[start : start + BLOCK], weight, dtype=np.float64)
             largest = float(np.abs(block).max())
             if not largest <= self.limit:  # also where it is not a number
-                what = f"a value of size {largest:.4g}" if math.isfinite(largest) else "NaN or infinity"
+                # Not how large: the server sees this text, and may set the limit.
+                what = "a value that is too large" if math.isfinite(largest) else "NaN or infinity"
                 raise ProtocolError(
                     f"{where} holds {what}; secure sums take at most {self.limit:g} (privacy.secure_sums.limit)"
                 )

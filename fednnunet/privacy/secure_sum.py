@@ -9,16 +9,16 @@ shares of ``b_i`` and of every ``s_ij``, one for each member, which that member 
 ``y`` arrived. Members then give their shares of ``b_j`` for those, and of ``s_jv`` for each *v* whose ``y`` is missing;
 never both, and once per round. So the server learns one sum, of those that it named.
 
-Seeds depend on the digest of what a node was sent: if the server sends different models to different nodes, the masks
-do not cancel (Pasquini, Francati, Ateniese 2022). All is derived from keys on disk and the layers themselves: asked
-again, a node sends the same bytes.
+Seeds depend on the digest of what a node was sent, those of a pair on that of all that both were sent: if the server
+sends different models to different nodes, the masks do not cancel (Pasquini, Francati, Ateniese 2022). All is derived
+from keys on disk and the layers themselves: asked again, a node sends the same bytes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -98,6 +98,11 @@ class SumMember:
 
     def __init__(self, name: str, own: bytes, pairs: Mapping[str, bytes], rules: SumRules) -> None:
         self.name, self._own, self._pairs, self._rules = name, own, dict(pairs), rules
+
+    def bound_to(self, shared: Callable[[str], str]) -> SumMember:
+        """The same member, whose secret with each other depends on what it shares with it, by name."""
+        pairs = {peer: derive_seed(secret, "bound", shared(peer)) for peer, secret in self._pairs.items()}
+        return SumMember(self.name, self._own, pairs, self._rules)
 
     def mask(self, arrays: Sequence[np.ndarray], context: SumContext) -> dict[str, bytes]:
         """Mask the int32 arrays of a class, in place.

@@ -127,6 +127,19 @@ def test_with_secure_sums_a_node_adds_its_share_of_the_noise(
     assert np.std(told) == pytest.approx(noise_of(8.0) / 5**0.5, rel=0.1)
 
 
+def test_noise_in_the_sum_over_other_nodes_is_unrelated(settings: NodeSettings, tmp_path: Path) -> None:
+    """The difference of two sums would hold the noise of those alone that are in one of them; it is paid for, too."""
+    write_boxes(tmp_path / "raw")
+    privacy = settings.config.privacy.model_copy(update={"secure_sums": SecureSumsConfig()})
+    secure = replace(settings, config=settings.config.model_copy(update={"privacy": privacy}))
+    dataset, told = dataset_of(secure, geometry="sums", epsilon=8.0), []
+    for names in (("Oslo", "Porto", "Riga"), ("Oslo", "Porto", "Riga"), ("Oslo", "Porto", "Turku")):
+        keys = [SignedKey(node=name, public="0" * 64, signature="00", certificate="") for name in names]
+        told.append(dataset.describe(ask(*range(8)).model_copy(update={"keys": keys})).counts)
+    assert told[0] == told[1] != told[2]
+    assert [entry.releases for entry in Ledger(secure.ledger).read()] == [8, 8]
+
+
 def test_with_secure_sums_no_counts_leave_in_clear(settings: NodeSettings, tmp_path: Path) -> None:
     write_boxes(tmp_path / "raw")
     authority = Authority(tmp_path / "keys")

@@ -153,6 +153,70 @@ def test_a_node_that_trains_otherwise_is_in_no_sum_with_others(start: Rounds) ->
         nodes["Riga"].unmask(unmask_request(replies, "Riga", NAMES))
 
 
+def test_a_round_is_sent_again_only_as_it_was_asked_for(nodes: dict[str, SecureRounds], start: Rounds) -> None:
+    """With other weights or layers under the same masks, the difference of two replies would be the node's layers."""
+    body = request()
+    reply, _ = train(nodes["Riga"], body)
+    others = [
+        body.model_copy(update={"most_cases": 8}),
+        body.model_copy(update={"classes": [class_of(NAMES, *reversed(LAYERS))]}),
+    ]
+    restarted = start("Riga")
+    join(nodes, [restarted])
+    for node in (nodes["Riga"], restarted):
+        for other in others:
+            with pytest.raises(ProtocolError, match="does not know what the masks of round 1 depend on"):
+                send(node, other)
+        assert send(node, body)[0] == reply
+
+
+def test_a_sum_is_opened_with_the_same_shares_only(nodes: dict[str, SecureRounds]) -> None:
+    """Both masks of a round that was trained twice would give the difference of its layers."""
+    replies = {name: train(node, request())[0] for name, node in nodes.items()}
+    nodes["Riga"].unmask(unmask_request(replies, "Riga", NAMES))
+    replies["Linz"] = train(nodes["Linz"], request(), step=0.2)[0]
+    with pytest.raises(ProtocolError, match="node Riga has opened round 1 with other shares before"):
+        nodes["Riga"].unmask(unmask_request(replies, "Riga", NAMES))
+
+
+@pytest.mark.parametrize("settings", [{}, {"most_cases": 8}])
+def test_a_round_is_opened_for_the_same_classes_only(nodes: dict[str, SecureRounds], settings: dict[str, int]) -> None:
+    """A class of three of the four, or those three of the four with other masks, would tell the fourth's layers."""
+    replies = {name: train(node, request())[0] for name, node in nodes.items()}
+    nodes["Riga"].unmask(unmask_request(replies, "Riga", NAMES))
+    three = ["Linz", "Porto", "Riga"]
+    other = request(classes=[class_of(NAMES if settings else three, *LAYERS)]).model_copy(update=settings)
+    replies = {name: train(nodes[name], other)[0] for name in three}
+    with pytest.raises(ProtocolError, match="node Riga has opened round 1 for other nodes before"):
+        nodes["Riga"].unmask(unmask_request(replies, "Riga", three))
+
+
+def test_keys_of_a_run_stay_once_layers_were_sent(nodes: dict[str, SecureRounds]) -> None:
+    """With new keys, the server could have the same layers opened for other nodes."""
+    train(nodes["Riga"], request())
+    with pytest.raises(ProtocolError, match="node Riga has sent layers with keys of another run"):
+        nodes["Riga"].signed_key("f" * 32)
+
+
+def test_unlike_layers_of_one_class_spoil_the_masks_of_all(nodes: dict[str, SecureRounds]) -> None:
+    """A network whose other layers are dead does not train: the sum would be one node's layers."""
+    body = request(classes=[class_of(NAMES, "encoder"), class_of(NAMES[:3], "head")])
+    replies = {}
+    for name in NAMES[:3]:
+        dead = {**LAYERS, "head": np.zeros_like(LAYERS["head"])}
+        nodes[name].start_round(body, LAYERS if name == "Riga" else dead)
+        replies[name] = send(nodes[name], body)[0]
+    shares = [{name: of.shares[number]["Riga"] for name, of in replies.items()} for number in (0, 1)]
+    ask = UnmaskRequest(fold=0, server_round=1, arrived=[NAMES[:3], []], shares=[shares[0], {}])
+    with pytest.raises(ProtocolError, match="the shares of node Linz are not for this node, round and class"):
+        nodes["Riga"].unmask(ask)
+
+
+def test_layers_of_no_class_are_not_taken(nodes: dict[str, SecureRounds]) -> None:
+    with pytest.raises(ProtocolError, match="the server sends layer tail, which is in no class"):
+        nodes["Riga"].start_round(request(), {**LAYERS, "tail": np.zeros(3, np.float32)})
+
+
 def class_of(members: Sequence[str], *layers: str) -> LayerClass:
     return LayerClass(members=list(members), layers=list(layers))
 
@@ -161,8 +225,9 @@ def class_of(members: Sequence[str], *layers: str) -> LayerClass:
     ("classes", "problem"),
     [
         ([], "asks for layers in clear, which are summed securely here"),
-        ([class_of(NAMES, "encoder")], "asks for layer head in clear"),
+        ([class_of(NAMES, "encoder")], "sends layer head, which is in no class"),
         ([class_of(NAMES, "encoder", "head"), class_of(NAMES, "head")], "a layer in two classes"),
+        ([class_of(NAMES, "encoder"), class_of(NAMES, "head")], "two classes of the same nodes"),
         ([class_of(NAMES, "encoder", "head", "tail")], "a layer in two classes, or in none of the round"),
         ([class_of(["Riga"], "encoder", "head")], "a class of 1 members is not added up: it takes 3"),
         ([class_of(["Linz", "Riga"], "encoder", "head")], "a class of 2 members is not added up"),
@@ -181,7 +246,7 @@ def test_layers_leave_in_sums_only(nodes: dict[str, SecureRounds], classes: list
 
 @pytest.mark.parametrize(
     ("value", "problem"),
-    [(65.0, r"holds a value of size 65.1; secure sums take at most 64"), (np.nan, "holds NaN or infinity")],
+    [(65.0, r"holds a value that is too large; secure sums take at most 64"), (np.nan, "holds NaN or infinity")],
 )
 def test_values_that_do_not_fit_are_refused(nodes: dict[str, SecureRounds], value: float, problem: str) -> None:
     body, node = request(), nodes["Riga"]
@@ -217,7 +282,10 @@ def test_without_a_certificate_there_are_no_sums(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("step", "problem"),
-    [(7.0, r"node Riga sent an update .* privacy\.secure_sums\.max_update_norm"), (np.nan, "node Riga .* not finite")],
+    [
+        (7.0, r"much more than is usual for it, .* \(privacy\.secure_sums\.max_update_norm\)"),
+        (np.nan, "node Riga .* not finite"),
+    ],
 )
 def test_an_update_that_is_too_large_is_not_sent(nodes: dict[str, SecureRounds], step: float, problem: str) -> None:
     """The server would not see whose it was."""

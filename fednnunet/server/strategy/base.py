@@ -224,10 +224,14 @@ class Strategy(flower.Strategy):
                     dtype=self._rounding.dtype,
                     proximal_mu=self.proximal_mu,
                 ),
-                self.groups.arrays_for(node, arrays),
+                self.arrays_for(node, arrays),
             )
             for node in nodes
         ]
+
+    def arrays_for(self, node: int, arrays: ArrayRecord) -> ArrayRecord:
+        """Arrays that ``node`` is sent at the start of a round, under its own layer names."""
+        return self.groups.arrays_for(node, arrays)
 
     def begin_round(self, nodes: Collection[int], arrays: Mapping[str, np.ndarray]) -> None:
         """Expect replies from ``nodes``, which are sent their part of ``arrays`` (by group)."""

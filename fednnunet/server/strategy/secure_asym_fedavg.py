@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from flwr.app import ArrayRecord
 
 from fednnunet.errors import ConfigError
 from fednnunet.exchange.messages import ExchangeDtype, TrainReply, TrainRequest
@@ -112,11 +113,21 @@ class SecureAsymFedAvg(AsymFedAvg):
     def train_request(self, node: int, **fields: Any) -> TrainRequest:
         """The request, with the classes of the round in the node's own layer names."""
         classes = self._secure.requests(self.groups, node, self._names[node])
+        layers = self._layers_in_round(node)
+        return TrainRequest(layers=layers, classes=classes, most_cases=self.most_cases, **fields)
+
+    def arrays_for(self, node: int, arrays: ArrayRecord) -> ArrayRecord:
+        """Those of the round's classes: masks depend on them, and nodes take no others."""
+        sent = super().arrays_for(node, arrays)
+        return ArrayRecord({layer: sent[layer] for layer in self._layers_in_round(node) if layer in sent})
+
+    def _layers_in_round(self, node: int) -> list[str]:
+        """Layers of ``node`` in a class of the round, and counters, in the node's order."""
+        classes = self._secure.requests(self.groups, node, self._names[node])
         masked = {layer for one in classes for layer in one.layers}
-        layers = [
+        return [
             layer for layer, group in self.groups.of_node(node).items() if layer in masked or group in self._counters
         ]
-        return TrainRequest(layers=layers, classes=classes, most_cases=self.most_cases, **fields)
 
     def set_buffers_aside(self, updates: Iterator[Update]) -> Iterator[Update]:
         """Nothing: buffers are masked as all layers are."""
