@@ -13,7 +13,6 @@ from fednnunet.files import write_atomically
 from fednnunet.server.node_requests import request_all
 from fednnunet.server.phases.fingerprint import INTENSITIES, federated_fingerprint, name_without_foreground
 from fednnunet.server.session import Federation, Session
-from fednnunet.server.strategy.secure_asym_fedavg import SecureAsymFedAvg
 
 
 def plan_networks(session: Session) -> None:
@@ -107,5 +106,4 @@ def match_networks(session: Session) -> None:
         session.settings.dtype,
         {node: federation.planned[node].buffers for node in federation.training},
     )
-    if isinstance(session.strategy, SecureAsymFedAvg):
-        session.strategy.set_cases({node: federation.described[node].num_training for node in federation.training})
+    session.strategy.num_cases = {node: federation.described[node].num_training for node in federation.training}

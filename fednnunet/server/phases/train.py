@@ -16,7 +16,6 @@ from fednnunet.server.node_requests import request_all
 from fednnunet.server.phases.unmask import open_sums
 from fednnunet.server.session import Federation, Session
 from fednnunet.server.strategy.averaging import WEIGHT_KEY, check_model
-from fednnunet.server.strategy.secure_asym_fedavg import SecureAsymFedAvg
 from fednnunet.server.strategy.secure_average import Shares, SumsToOpen, VoidRound
 
 log = logging.getLogger(__name__)
@@ -72,8 +71,8 @@ def train_rounds(session: Session, fold: Fold) -> ArrayRecord:
             continue
         void.clear()
         strategy.save(recorder.folder, fold, server_round, arrays)
-        if isinstance(strategy, SecureAsymFedAvg):
-            recorder.on_round_means(server_round, {"nodes": len(rows), **strategy.round_means})
+        if means := strategy.round_means:
+            recorder.on_round_means(server_round, {"nodes": len(rows), **means})
         recorder.on_round_end(server_round, rows)
     return arrays
 
@@ -180,8 +179,7 @@ class _TrainingRound:
         requests = list(strategy.configure_train(self.server_round, arrays, config, session.client.grid))
         replies = session.client.stream(requests, settings.timeout, min_replies)
         sent = {request.metadata.dst_node_id: num_bytes(request) for request in requests}
-        if isinstance(strategy, SecureAsymFedAvg):
-            strategy.open_sums = partial(self._open_sums, sent)
+        strategy.open_sums = partial(self._open_sums, sent)
         try:
             aggregated, _ = strategy.aggregate_train(self.server_round, self._record_replies(replies, sent))
         except VoidRound:

@@ -26,6 +26,7 @@ from fednnunet.server.strategy.layer_groups import LayerGroups, check_groups
 from fednnunet.server.strategy.layer_matching import Shapes, match_layers
 from fednnunet.server.strategy.reply_validation import ReplyValidator, Update
 from fednnunet.server.strategy.sampling import NodeSampler
+from fednnunet.server.strategy.secure_average import OpenSums
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +55,13 @@ class Strategy(flower.Strategy):
     Attributes:
         groups: Layers that each node exchanges, and the group in which each is combined.
         proximal_mu: Weight of FedProx's proximal term at the nodes, 0 for none.
+        num_cases: Node id to its number of training cases, of all folds; set before the first round.
+        open_sums: Asks the nodes to open the sums of a round, set before it; for strategies that sum securely.
     """
 
     proximal_mu: float = 0.0
+    num_cases: Mapping[int, int] = {}
+    open_sums: OpenSums | None = None
 
     def __init__(
         self,
@@ -194,6 +199,11 @@ class Strategy(flower.Strategy):
     def update_norms(self) -> dict[int, float]:
         """Node id to the norm of its update, relative to the weights, of the replies that were used."""
         return self._validator.update_norms
+
+    @property
+    def round_means(self) -> Mapping[str, float | None]:
+        """Figures of the last round that are known as means over its nodes alone, as in ``round_means.csv``."""
+        return {}
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

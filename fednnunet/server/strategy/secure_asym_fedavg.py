@@ -21,7 +21,6 @@ from fednnunet.server.strategy.layer_matching import Shapes
 from fednnunet.server.strategy.reply_validation import Update
 from fednnunet.server.strategy.secure_average import (
     MaskedReplyValidator,
-    OpenSums,
     SecureAverage,
     VoidRound,
     classes_of,
@@ -42,29 +41,19 @@ class SecureAsymFedAvg(AsymFedAvg):
         min_group: Fewest nodes over which a layer is averaged.
         limit: Largest size of a weight.
         options: See :class:`~fednnunet.server.strategy.asym_fedavg.AsymFedAvg`; ``max_update_norm`` is about averages.
-
-    Attributes:
-        open_sums: Asks the nodes to open the sums of a round; set before the first one.
     """
-
-    open_sums: OpenSums
 
     def __init__(self, colluding: int = 1, min_group: int = 3, limit: float = 64.0, **options: Any) -> None:
         super().__init__(**options)
         self.rules, self.limit = SumRules(colluding, min_group), limit
         self._secure = SecureAverage([], self.rules, limit)
         self._counters: frozenset[str] = frozenset()
-        self._cases: dict[int, int] = {}
         self._norm: float | None = None
-
-    def set_cases(self, cases: Mapping[int, int]) -> None:
-        """Take note of the nodes' numbers of training cases, of all folds."""
-        self._cases = dict(cases)
 
     @property
     def most_cases(self) -> int | None:
         """Number of cases that a weight of 1 stands for; None where all nodes have it."""
-        return max(self._cases.values()) if self.weighting == "num_cases" else None
+        return max(self.num_cases.values()) if self.weighting == "num_cases" else None
 
     def match_layers(self, layers: Mapping[int, Shapes]) -> Mapping[int, Mapping[str, str]]:
         """Layers that match at enough nodes for a sum.
@@ -154,6 +143,7 @@ class SecureAsymFedAvg(AsymFedAvg):
             del update  # of the size of a model: not kept while the next one is received
         if fold is None:
             return {}
+        assert self.open_sums is not None, "set before the round"
         means = self._secure.result(fold, server_round, self.open_sums)
         self._check_update(arrays, means)
         return {**means, **self._average.result()}
