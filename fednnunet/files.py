@@ -26,6 +26,13 @@ def write_atomically(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
+def write_private(path: Path, content: bytes) -> None:
+    """Replace ``path`` as :func:`write_atomically` does; only its owner can ever read it."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    with _partial(path) as partial, os.fdopen(os.open(partial, flags, 0o600), "wb") as file:
+        file.write(content)
+
+
 def append_atomically(path: Path, text: str) -> None:
     """Add ``text`` to a file, or nothing of it where the disk is full."""
     with path.open("ab", buffering=0) as file:  # a buffer would try again, with the rest, when the file is closed

@@ -10,7 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_ssh_private_key
 
-from fednnunet.files import private_files, write_atomically
+from fednnunet.files import write_private
 from fednnunet.node.settings import NodeIdentity, NodeSettings
 from fednnunet.privacy.identity import CURVE, certified_key, certify, make_authority
 
@@ -57,10 +57,9 @@ def _write(node: NodeSettings, authority: x509.Certificate, signer: ec.EllipticC
     assert files is not None
     key = ec.generate_private_key(CURVE())
     certificate = certify(node.name, key.public_key(), authority, signer)
-    with private_files():
-        for path, content in (
-            (files.key, key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())),
-            (files.certificate, certificate.public_bytes(Encoding.PEM)),
-            (files.authority, authority.public_bytes(Encoding.PEM)),
-        ):
-            write_atomically(path, content.decode())
+    for path, content in (
+        (files.key, key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())),
+        (files.certificate, certificate.public_bytes(Encoding.PEM)),
+        (files.authority, authority.public_bytes(Encoding.PEM)),
+    ):
+        write_private(path, content)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from torch import nn
 from fednnunet.config.privacy import CaseNoiseConfig, NodeNoiseConfig, NoiseConfig, SecureSumsConfig
 from fednnunet.errors import ConfigError, ProtocolError
 from fednnunet.exchange.messages import NoiseReport, TrainRequest
+from fednnunet.files import write_private
 from fednnunet.node.rounds import epochs_of
 from fednnunet.node.settings import NOISE_KEY, NodeSettings
 from fednnunet.privacy.accounting import Releases, epsilon_of, noise_for, pld_epsilon
@@ -308,9 +308,5 @@ def noise_multiplier(config: NoiseConfig, rate: float, releases: int, delta: flo
 def secret_in(file: Path) -> bytes:
     """The secret in ``file``, which is made with mode 0600 where it does not exist."""
     if not file.is_file():
-        partial = file.with_suffix(".partial")
-        partial.unlink(missing_ok=True)
-        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as new:
-            new.write(secrets.token_bytes(SEED_BYTES))
-        os.replace(partial, file)
+        write_private(file, secrets.token_bytes(SEED_BYTES))
     return file.read_bytes()

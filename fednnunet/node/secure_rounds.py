@@ -10,7 +10,6 @@ import base64
 import binascii
 import json
 import logging
-import os
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -35,7 +34,7 @@ from fednnunet.exchange.messages import (
     UnmaskRequest,
 )
 from fednnunet.exchange.update_limit import RoundReference, UpdateLimit
-from fednnunet.files import write_atomically
+from fednnunet.files import write_atomically, write_private
 from fednnunet.node.opened_sums import MaskedClass, MaskedRound, OpenedSums
 from fednnunet.node.settings import OPENED_SUMS, SECURE_KEY, SECURE_ROUND, NodeIdentity
 from fednnunet.privacy.figures import FIGURE_NAMES, FIGURES, to_array, without_figures
@@ -121,11 +120,7 @@ class SecureRounds:
             if self._round_file.is_file():  # the same layers could be opened for other nodes
                 raise ProtocolError(f"node {self.name} has sent layers with keys of another run; start a new run")
         key = X25519PrivateKey.generate()
-        partial = self._key_file.with_suffix(".partial")
-        partial.unlink(missing_ok=True)
-        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            json.dump({"run": run, "key": key.private_bytes_raw().hex()}, file)
-        os.replace(partial, self._key_file)
+        write_private(self._key_file, json.dumps({"run": run, "key": key.private_bytes_raw().hex()}).encode())
         return key
 
     # rounds ----------------------------------------------------------------------------------------------
