@@ -14,9 +14,8 @@ from fednnunet.audit.log import AUDIT_LOG, Entry
 from fednnunet.config.node_file import read_node_file
 from fednnunet.errors import DataError, first_problem
 from fednnunet.exchange.messages import REPLIES, Failure, Kind
+from fednnunet.privacy.figures import FIGURES
 
-FIGURES = "figures"
-"""Array that the figures of a masked round travel in, beside its layers."""
 MASKED_DTYPE = "int32"
 
 

@@ -6,6 +6,7 @@ import logging
 
 from fednnunet.config.run import RunConfig
 from fednnunet.errors import ConfigError
+from fednnunet.launch.settings import class_path
 from fednnunet.privacy.secure_sum import SumRules
 from fednnunet.server.strategy.asym_fedavg import AsymFedAvg
 from fednnunet.server.strategy.no_exchange import NoExchange
@@ -65,11 +66,6 @@ def _check_nodes_are_hidden(config: RunConfig) -> None:
             "evaluation.cross_centre=true, and external centres, need the models of nodes, which noise does not hide "
             "(privacy.node); leave them out, or use privacy.secure_sums"
         )
-
-
-def class_path(cls: type) -> str:
-    """Import path of a class, as Hydra's ``_target_`` names it."""
-    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _aggregation(config: RunConfig) -> str:
