@@ -7,7 +7,6 @@ A value *x* of weight *w* becomes ``rint(w * x * S)``. With *n* addends, each at
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,9 +86,3 @@ class FixedPoint:
 def add(total: np.ndarray, array: np.ndarray) -> None:
     """Add ``array`` to ``total``, modulo 2**32; both int32."""
     np.add(total.view(np.uint32), array.view(np.uint32), out=total.view(np.uint32))
-
-
-def relative_weights(cases: Mapping[str, int]) -> dict[str, float]:
-    """Weights by number of cases, at most 1: of each node, by the largest."""
-    most = max(cases.values())
-    return {node: number / most for node, number in cases.items()}

@@ -10,8 +10,8 @@ shares of ``b_i`` and of every ``s_ij``, one for each member, which that member 
 never both, and once per round. So the server learns one sum, of those that it named.
 
 Seeds depend on the digest of what a node was sent, those of a pair on that of all that both were sent: if the server
-sends different models to different nodes, the masks do not cancel (Pasquini, Francati, Ateniese 2022). All is derived
-from keys on disk and the layers themselves: asked again, a node sends the same bytes.
+sends different models to different nodes, or has them train differently, the masks do not cancel (Pasquini, Francati,
+Ateniese 2022). All is derived from keys on disk and the layers themselves: asked again, a node sends the same bytes.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ class SumContext:
         fold: the fold.
         server_round: the round, from 1.
         members: names of the class's nodes, sorted.
-        received: SHA-256 of the arrays of the class as the node was sent them, in hexadecimal.
+        received: SHA-256 of the arrays of the class as the node was sent them, and of what else the server said of the
+            round, in hexadecimal.
     """
 
     run: str
