@@ -30,7 +30,8 @@ def add_noise(values: np.ndarray, deviation: float, seed: bytes) -> None:
     stream, flat = Keystream(seed), values.reshape(-1)
     for start in range(0, flat.size, 2 * PAIRS):
         block = flat[start : start + 2 * PAIRS]
-        block += (deviation * _normal(stream.next()))[: block.size].astype(flat.dtype)
+        words = stream.next()[: WORDS * block.size]  # a few numbers do not take all of them
+        block += (deviation * _normal(words))[: block.size].astype(flat.dtype)
 
 
 def uniform(number: int, seed: bytes) -> np.ndarray:

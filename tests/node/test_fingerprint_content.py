@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from tests.support.secure_nodes import RUN, Authority, SecureNode
 settings = test_worker.settings  # a fixture
 _nnunet_folders = test_describe._nnunet_folders  # a fixture
 
+LENGTHS = [Quantity.of(name, axis) for name in ("spacing", "extent") for axis in range(3)]
 ONE_MM, THREE_MM = (int(np.searchsorted(GRIDS[Quantity.SPACING_Z].points, mm)) for mm in (1, 3))
 
 
@@ -41,6 +43,17 @@ def dataset_of(settings: NodeSettings, **fingerprint: Any) -> NodeDataset:
 
 def ask(*numbers: int, quantity: Quantity = Quantity.SPACING_Z) -> FingerprintRequest:
     return FingerprintRequest(content="counts", below={quantity: list(numbers)})
+
+
+def noise_on_counts(dataset: NodeDataset, keys: Iterable[SignedKey] = ()) -> np.ndarray:
+    """The noise on 1632 counts: no case lies below these points."""
+    noise: list[int] = []
+    for start in range(0, 272, 8):
+        below = {quantity: list(range(start, start + 8)) for quantity in LENGTHS}
+        counts = dataset.describe(FingerprintRequest(content="counts", below=below, keys=list(keys))).counts
+        assert counts is not None
+        noise += [count for quantity in LENGTHS for count in counts[quantity]]
+    return np.array(noise)
 
 
 def name_channel(tmp_path: Path, name: str) -> None:
@@ -119,12 +132,8 @@ def test_with_secure_sums_a_node_adds_its_share_of_the_noise(
     privacy = settings.config.privacy.model_copy(update={"secure_sums": SecureSumsConfig()})
     secure = replace(settings, config=settings.config.model_copy(update={"privacy": privacy}))
     key = SignedKey(node="Oslo", public="0" * 64, signature="00", certificate="")
-    dataset, told = dataset_of(secure, geometry="sums", epsilon=8.0), []
-    for start in range(0, 800, 8):
-        counts = dataset.describe(ask(*range(start, start + 8)).model_copy(update={"keys": [key] * 6})).counts
-        assert counts is not None
-        told += counts[Quantity.SPACING_Z]
-    assert np.std(told) == pytest.approx(noise_of(8.0) / 5**0.5, rel=0.1)
+    noise = noise_on_counts(dataset_of(secure, geometry="sums", epsilon=8.0), [key] * 6)
+    assert noise.std() == pytest.approx(noise_of(8.0) / 5**0.5, rel=0.1)
 
 
 def test_noise_in_the_sum_over_other_nodes_is_unrelated(settings: NodeSettings, tmp_path: Path) -> None:
@@ -185,9 +194,7 @@ def test_noise_has_the_deviation_of_its_epsilon_and_another_one_is_unrelated(
     monkeypatch.setattr(case_counts, "NOISY_QUESTIONS", 2000)
     noise = []
     for epsilon in (2.0, 8.0):
-        dataset = dataset_of(settings, geometry="sums", epsilon=epsilon)
-        told = [dataset.describe(ask(*range(start, start + 8))).counts for start in range(0, 800, 8)]
-        counts = np.concatenate([found[Quantity.SPACING_Z] for found in told if found is not None])
+        counts = noise_on_counts(dataset_of(settings, geometry="sums", epsilon=epsilon))
         assert counts.std() == pytest.approx(noise_of(epsilon), rel=0.1)
         assert abs(counts.mean()) < 0.15 * noise_of(epsilon)
         noise.append(counts)
