@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,6 +121,17 @@ class RoundNoise(ABC):
     def start_round(self, network: nn.Module, body: TrainRequest) -> None:  # noqa: B027  steps need no start
         """The round's layers are loaded."""
 
+    def check_layers(self, layers: Sequence[str], trained_for: Sequence[str]) -> None:  # noqa: B027  steps hide all
+        """Refuse to send layers that the noise of a finished round does not hide.
+
+        Args:
+            layers: names of those that are asked for.
+            trained_for: names of those that were, when the round was trained.
+
+        Raises:
+            ProtocolError: there are others.
+        """
+
     def finish_round(self, trainer: nnUNetTrainer, body: TrainRequest) -> None:
         """Write a trained round into the ledger, before its layers leave."""
         made = self.made(trainer, body)
@@ -227,6 +238,11 @@ class NodeRounds(RoundNoise):
             raise ProtocolError(f"layer {unknown[0]} was asked for, but not sent: its change cannot be clipped")
         if body.most_cases is not None:
             raise ProtocolError("nodes that noise hides count alike in a sum, but layers were to be weighted by cases")
+
+    def check_layers(self, layers: Sequence[str], trained_for: Sequence[str]) -> None:
+        others = sorted(set(layers) - set(trained_for))
+        if others:
+            raise ProtocolError(f"layer {others[0]} was not asked for when the round was trained, and has no noise")
 
     def start_round(self, network: nn.Module, body: TrainRequest) -> None:
         tensors = dict(named_tensors(network))

@@ -108,6 +108,7 @@ class TrainingSession:
         self._finished_round = 0
         self._failed = False
         self._reply: TrainReply | None = None
+        self._asked_for: list[str] = []
         self._evaluation: EvaluateReply | None = None
         self._random_state: dict[str, Any] | None = None
         self.layers.reset()
@@ -124,8 +125,9 @@ class TrainingSession:
         if self._failed or self._must_rewind(trainer, body):
             trainer = self._restart_fold(trainer, body.trained)
         if body.server_round == 0:
-            if self.stages.secure is not None and self._finished_round:
-                raise ProtocolError("the initial layers were asked for after a round; layers are summed securely here")
+            is_protected = self.stages.secure is not None or self.stages.noise is not None
+            if is_protected and self._finished_round:
+                raise ProtocolError("the initial layers were asked for after a round; trained ones are protected here")
             self._reply = TrainReply(fold=body.fold, server_round=0, num_examples=num_examples(trainer))
             self._send_reply(request, body)
             return
@@ -225,7 +227,7 @@ class TrainingSession:
         state = load_round(trainer, last)
         self.stages.ranks.load(checkpoint_of(trainer, last), trainer.current_epoch)
         self._finished_round = last
-        self._reply = TrainReply.model_validate(state["reply"])
+        self._reply, self._asked_for = TrainReply.model_validate(state["reply"]), state["layers"]
         self._random_state = state["random"]
         if isinstance(body, TrainRequest):
             self.layers.restore_round(trainer.network, body.layers, body.dtype, state["residuals"])
@@ -312,7 +314,8 @@ class TrainingSession:
             trained = trained_arrays(trainer.network, body.layers)
             self.stages.secure.end_round(body, current.request.arrays, trained)
         residuals = self.layers.finish_round(trainer.network, body.layers, body.dtype)
-        save_round(trainer, self._reply.model_dump(), residuals)
+        save_round(trainer, self._reply.model_dump(), residuals, body.layers)
+        self._asked_for = body.layers
         self._finished_round = body.server_round
         self._send_reply(current.request, body)
         self._open = None
@@ -331,7 +334,9 @@ class TrainingSession:
 
     def _collect_layers(self, body: TrainRequest, reply: TrainReply) -> tuple[TrainReply, SharedArrays | None]:
         """The reply as it leaves, and the layers asked for."""
-        network, secure = self._trainer.network, self.stages.secure
+        network, secure, noise = self._trainer.network, self.stages.secure, self.stages.noise
+        if noise is not None and body.server_round:
+            noise.check_layers(body.layers, self._asked_for)
         if secure is not None and body.server_round:
             return self.layers.masked(network, body, reply, secure)
         if not body.layers:

@@ -103,6 +103,9 @@ class Ledger:
     ) -> float:
         """Epsilon of everything so far, for that one of ``cases`` that it is largest of.
 
+        Rounds that hid the node count for its cases, too: one of them may change an update by twice the clipping norm.
+        Rounds that hid cases do not hide the node, so they have no place in its account.
+
         Args:
             unit: what is hidden.
             cases: digests of cases.
@@ -113,12 +116,13 @@ class Ledger:
         Raises:
             ConfigError: the file cannot be read, or was changed.
         """
-        entries = [entry for entry in self.read() if entry.unit == unit]
+        entries = self.read()
         members = {entry.cases: frozenset(entry.members) for entry in entries if entry.members is not None}
         spent: dict[str, Counter[tuple[float, float]]] = {}
         for entry in entries:
-            if entry.run != without_run:
-                spent.setdefault(entry.cases, Counter())[entry.noise, entry.rate] += entry.releases
+            if entry.run != without_run and unit in ("case", entry.unit):
+                noise = entry.noise if entry.unit == unit else entry.noise / 2
+                spent.setdefault(entry.cases, Counter())[noise, entry.rate] += entry.releases
         # A node is in all of its rounds; a case is in those of the sets of cases that have it.
         chosen = {frozenset(key for key in spent if unit == "node" or case in members[key]) for case in cases}
         added = list(more)

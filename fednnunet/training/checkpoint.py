@@ -16,7 +16,7 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +54,16 @@ PROGRESS_DPI = 30
 """nnU-Net's figure is 30 x 54 inches."""
 
 
-def save_round(trainer: nnUNetTrainer, reply: dict[str, Any], residuals: Mapping[str, np.ndarray]) -> None:
+def save_round(
+    trainer: nnUNetTrainer, reply: dict[str, Any], residuals: Mapping[str, np.ndarray], layers: Sequence[str] = ()
+) -> None:
     """Write the checkpoint of the round just finished, remove those that are no longer needed.
 
     Args:
         trainer: after its ``on_epoch_end`` (``current_epoch`` counts finished epochs).
         reply: body of the :class:`~fednnunet.exchange.messages.TrainReply` of the round.
         residuals: rounding errors of the rounds before; empty where nothing is rounded.
+        layers: names of the layers that were asked for.
     """
     folder = Path(trainer.output_folder)
     checkpoint = folder / f"checkpoint_round_{reply['server_round']}.pth"
@@ -75,7 +78,13 @@ def save_round(trainer: nnUNetTrainer, reply: dict[str, Any], residuals: Mapping
     if residuals:
         write_arrays(_residuals_of(checkpoint), residuals)
     # The .json is written last: where it exists, its checkpoint is complete.
-    note = {"reply": reply, "epochs": trainer.current_epoch, "data": _data_of(trainer), "random": _random_state()}
+    note = {
+        "reply": reply,
+        "layers": list(layers),
+        "epochs": trainer.current_epoch,
+        "data": _data_of(trainer),
+        "random": _random_state(),
+    }
     write_atomically(checkpoint.with_suffix(".json"), json.dumps({"note": note, "sha256": _digest(note)}))
     _name_latest(checkpoint)
     rounds = sorted(finished_rounds(folder))
@@ -160,8 +169,8 @@ def load_round(trainer: nnUNetTrainer, server_round: int) -> dict[str, Any]:
     The file is the node's own (nnU-Net reads it with pickle); nothing received from the network gets here.
 
     Returns:
-        ``reply``, the body that was sent to the server; ``residuals``, as given to :func:`save_round`; and ``random``,
-        for :func:`restore_random_state`.
+        ``reply``, the body that was sent to the server; ``residuals`` and ``layers``, as given to :func:`save_round`;
+        and ``random``, for :func:`restore_random_state`.
 
     Raises:
         ProtocolError: that round has no checkpoint, or a damaged one.

@@ -57,12 +57,14 @@ def test_cases_are_listed_once(ledger: Ledger) -> None:
     assert [entry.members for entry in ledger.read()] == [["a", "b"], None, ["a", "b", "c"]]
 
 
-def test_what_hides_the_node_is_another_account(ledger: Ledger) -> None:
-    spend(ledger, "ab")
-    made = Releases(10.0, 1.0, 1)
+def test_what_hid_the_node_costs_its_cases_and_not_the_other_way_round(ledger: Ledger) -> None:
+    """A case may change an update by twice the clipping norm. The first round of either kind lists the cases."""
+    made, half = Releases(10.0, 1.0, 1), Releases(5.0, 1.0, 1)
     spend(ledger, "ab", made, unit="node")
+    assert spend(ledger, "ab") == pytest.approx(composed_epsilon([half, MADE], DELTA))
     assert spend(ledger, "cd", made, unit="node") == pytest.approx(epsilon_of(10.0, 1.0, 2, DELTA))
-    assert ledger.epsilon("case", ["a"], DELTA) == pytest.approx(epsilon_of(2.0, 0.25, 50, DELTA))
+    assert ledger.epsilon("case", ["a"], DELTA) == pytest.approx(composed_epsilon([half, MADE], DELTA))
+    assert ledger.epsilon("case", ["c"], DELTA) == pytest.approx(epsilon_of(5.0, 1.0, 1, DELTA))
 
 
 def test_a_torn_line_is_no_round_and_the_chain_goes_on(ledger: Ledger) -> None:

@@ -33,7 +33,7 @@ def trainer(tmp_path: Path) -> Any:
 def train(trainer: Any, *rounds: int) -> None:
     for server_round in rounds:
         trainer.current_epoch, trainer.weight = server_round, float(server_round)
-        save_round(trainer, {"server_round": server_round}, {"layer": np.ones(3, dtype=np.float32)})
+        save_round(trainer, {"server_round": server_round}, {"layer": np.ones(3, dtype=np.float32)}, ["layer"])
 
 
 def test_the_last_three_rounds_are_kept(trainer: Any, tmp_path: Path) -> None:
@@ -50,6 +50,7 @@ def test_rounds_that_were_gone_back_from_are_removed(trainer: Any, tmp_path: Pat
     assert sorted(finished_rounds(tmp_path)) == [1], "the server began anew"
     trainer.weight = 0.0
     assert load_round(trainer, 1)["reply"] == {"server_round": 1}
+    assert load_round(trainer, 1)["layers"] == ["layer"]
     assert trainer.weight == 1
 
 
