@@ -61,7 +61,9 @@ def write_reference() -> str:
             _table(model, list(model.model_fields), f"{name}.", defaults[name]),
         ]
         for key, inner in _inner_models(model):
-            parts += [_summary(inner), _table(inner, list(inner.model_fields), f"{name}.{key}.", {})]
+            option, values = _option_with(name, key)
+            source = [f"Defaults are those of `{name}={option}`.\n"] if option else []
+            parts += [_summary(inner), *source, _table(inner, list(inner.model_fields), f"{name}.{key}.", values)]
     own = [name for name, field in NodeFile.model_fields.items() if name not in groups and field.annotation]
     floors = _table(NodePrivacy, list(NodePrivacy.model_fields), "privacy.", {})
     return "\n".join([*parts, NODE_HEAD, _table(NodeFile, own, "", {}), _summary(NodePrivacy), floors])
@@ -73,6 +75,15 @@ def _inner_models(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]
         for one in (field.annotation, *get_args(field.annotation)):
             if isinstance(one, type) and issubclass(one, BaseModel):
                 yield (f"{key}[]" if get_origin(field.annotation) is list else key), one
+
+
+def _option_with(group: str, key: str) -> tuple[str, dict[str, Any]]:
+    """The first option of a group that sets keys of ``key``, and these; none where ``key`` is set by all or a list."""
+    for path in sorted((CONF / group).glob("*.yaml")):
+        values: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        if isinstance(values, dict) and isinstance(values.get(key), dict):
+            return path.stem, values[key]
+    return "", {}
 
 
 def _summary(model: type[BaseModel]) -> str:
