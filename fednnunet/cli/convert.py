@@ -21,6 +21,7 @@ from fednnunet.conversion.readers.mamamia import read_mamamia
 from fednnunet.conversion.readers.mnms import read_mnms
 from fednnunet.conversion.readers.msd import read_msd
 from fednnunet.conversion.scan_result import ScanResult
+from fednnunet.listing import split_list
 
 convert = typer.Typer(
     no_args_is_help=True,
@@ -98,7 +99,7 @@ def run_conversion(
     with console.status(f"looking through {source}"):  # minutes, where frames or duplicates are searched for
         scan = converter.read(source, **reader_options)
     if converter.dataset is None:
-        centres, labels = numbered_targets(scan, name, first_id, _listed(external)), scan.labels
+        centres, labels = numbered_targets(scan, name, first_id, split_list(external)), scan.labels
     else:
         centres, labels = configured_targets(converter.dataset, converter.external)
     plan = plan_conversion(scan, centres, labels)
@@ -152,10 +153,6 @@ def _as_option(annotation: Any) -> Any:
     """``Annotated[type, text]`` with the text as an option's help."""
     kind, text = get_args(annotation)
     return Annotated[kind, typer.Option(help=text)]
-
-
-def _listed(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _as_settings(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from fednnunet.config.dataset import POOLED_NODE
 from fednnunet.evaluation.statistics import show_p_value
 from fednnunet.files import write_atomically
+from fednnunet.listing import join_first
 from fednnunet.reporting import figures
 from fednnunet.reporting.case_selection import ShownCase, choose_cases
 from fednnunet.reporting.comparison import LEVEL, show_points
@@ -212,8 +213,7 @@ def _empty_masks(results: Results) -> list[tuple[str, str]]:
     affected = rows[rows["empty"].isin(ONE_EMPTY)].groupby(["strategy", "node", "label", "empty"], sort=False)
     for (strategy, node, label, empty), found in affected["case"]:
         numbers = sorted(set(found))
-        more = f" and {len(numbers) - MOST_LISTED} more" if len(numbers) > MOST_LISTED else ""
-        listed = f"{', '.join(map(str, numbers[:MOST_LISTED]))}{more}"
+        listed = join_first(list(map(str, numbers)), MOST_LISTED)
         lists.setdefault(strategy, []).append(f"{node} {listed} ({label}: empty {empty})")
     return [(strategy, "; ".join(parts)) for strategy, parts in lists.items()]
 

@@ -15,6 +15,7 @@ from fednnunet.datasets.description import unknown_label_values
 from fednnunet.datasets.quality.summary import SHARES, CaseMeasures, CentreSummary, DataIssue, most_common
 from fednnunet.datasets.splits import ADVICE_ON_FEW_CASES, effect_of_few_cases
 from fednnunet.exchange.data_notes import NoteKind, count_notes
+from fednnunet.listing import join_all
 
 FEWEST_VOXELS = 10
 """A label with fewer voxels in a case is tiny; so is one that is smaller than one voxel at the median spacing."""
@@ -102,12 +103,12 @@ def _problems(centre: CentreSummary) -> Iterator[DataIssue]:
         text, advice = problems[0].text, "correct it, or take the case out"
         if kind == NO_FIT:
             what = sorted({problem.differs for problem in problems})
-            text = f"image and label differ in {_and(what)}"
+            text = f"image and label differ in {join_all(what)}"
             advice = "resample the label to its image's grid, or take the case out; nnU-Net stops here"
         elif kind == UNKNOWN_VALUE:
             known = {value for values in centre.labels.values() for value in values} | {centre.ignored}
             values = unknown_label_values((value for case in having for value in case.label_voxels), known)
-            text = f"labels hold {_and([f'{value:g}' for value in values])}, which dataset.json does not name"
+            text = f"labels hold {join_all([f'{value:g}' for value in values])}, which dataset.json does not name"
             advice = "name the values in labels, or map them"
         yield _issue("bad", centre, kind, having, text, advice)
 
@@ -157,7 +158,7 @@ def _orientations(centre: CentreSummary) -> Iterator[DataIssue]:
         advice = (
             "reorient all the same way (SimpleITK.DICOMOrient, images and labels): nnU-Net takes the axes as they are"
         )
-        yield _issue("warning", centre, "mixed orientation", others, _and(counted), advice)
+        yield _issue("warning", centre, "mixed orientation", others, join_all(counted), advice)
 
 
 def _spacings(centre: CentreSummary) -> Iterator[DataIssue]:
@@ -255,7 +256,3 @@ def _by_digest(cases: Sequence[CaseMeasures]) -> dict[str, list[CaseMeasures]]:
     for case in cases:
         groups[case.digest].append(case)
     return groups
-
-
-def _and(texts: Sequence[str]) -> str:
-    return ", ".join(texts[:-1]) + (" and " if len(texts) > 1 else "") + texts[-1]

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from fednnunet.conversion.readers.source_files import NIFTI_ENDINGS
+from fednnunet.listing import join_first
 
 DERIVED = frozenset({"space", "res", "den", "seg", "scale", "atlas", "label", "desc"})
 """Entities that a derivative adds to those of its source."""
@@ -69,8 +70,7 @@ def list_endings(files: Iterable[BidsFile]) -> str:
     """How the names of ``files`` end, and how many do, most frequent first, for messages."""
     counts = Counter(f"*_{file.ending}" for file in files)
     listed = [f"{ending} ({count})" for ending, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
-    more = f" and {len(listed) - ENDINGS_LISTED} others" if len(listed) > ENDINGS_LISTED else ""
-    return ", ".join(listed[:ENDINGS_LISTED]) + more if listed else "no image"
+    return join_first(listed, ENDINGS_LISTED) if listed else "no image"
 
 
 def list_files(folder: Path) -> Iterator[BidsFile]:

@@ -35,6 +35,7 @@ from fednnunet.conversion.readers.bids.participants import read_participants
 from fednnunet.conversion.readers.csv_table import read_table
 from fednnunet.conversion.scan_result import ConversionIssue, ScanResult, SourceCase, SourceImage
 from fednnunet.errors import ConfigError, DataError
+from fednnunet.listing import split_list
 
 
 def read_bids(
@@ -92,7 +93,7 @@ def read_bids(
         ConfigError: an option names something that does not exist, or a required one is missing.
         DataError: the folder is no BIDS dataset, or a table in it cannot be read.
     """
-    wanted = _listed(channels)
+    wanted = tuple(split_list(channels))
     if not wanted or not label_maps:
         raise ConfigError("channels and label maps must say how names end, such as T1w and dseg")
     named = _name_channels(wanted, channel_names)
@@ -154,14 +155,10 @@ def read_bids(
     )
 
 
-def _listed(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
 def _name_channels(channels: tuple[str, ...], given: str | None) -> tuple[str, ...]:
     """Names of the channels in the dataset: as given, or the images' suffixes where these differ."""
     if given is not None:
-        names = _listed(given)
+        names = tuple(split_list(given))
         if len(names) != len(channels):
             raise ConfigError(f"--channel-names {given}: {len(names)} names for {len(channels)} channels")
         return names
