@@ -10,7 +10,7 @@ import base64
 import binascii
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
-from fednnunet.config.groups import TrainerConfig
+from fednnunet.config.groups import Config
 from fednnunet.config.privacy import SecureSumsConfig
 from fednnunet.errors import ConfigError, ProtocolError
 from fednnunet.exchange.arrays import Spec
@@ -58,7 +58,7 @@ class SecureRounds:
         folder: folder of the node.
         config: rules of the sums; the node's own floors are in them.
         identity: what proves to other nodes who this one is.
-        trainer: how the node trains, which the server says.
+        training: how the node trains, which the server says.
 
     Raises:
         ConfigError: there is no identity.
@@ -70,12 +70,13 @@ class SecureRounds:
         folder: Path,
         config: SecureSumsConfig,
         identity: NodeIdentity | None,
-        trainer: TrainerConfig | None = None,
+        training: Sequence[Config | None] = (),
     ) -> None:
         if identity is None:
             raise ConfigError(f"node {name}: secure sums need a certificate of the node's key")
         self.name, self.config, self.identity = name, config, identity
-        self._trainer = "" if trainer is None else trainer.model_dump_json()
+        # Also of the sums: a node to which another limit was told would count for more, or alone.
+        self._settings = [None if one is None else one.model_dump_json() for one in (config, *training)]
         self.rules = SumRules(config.colluding, config.min_group)
         self._key_file, self._round_file = folder / SECURE_KEY, folder / SECURE_ROUND
         self._opened_file = folder / OPENED_SUMS
@@ -229,7 +230,7 @@ class SecureRounds:
 
     def _round_of(self, request: TrainRequest, received: Mapping[str, np.ndarray]) -> MaskedRound:
         """The round, with digests of what a class's layers depend on: where they are unlike, masks stay."""
-        settings, classes = json.dumps([request.model_dump_json(include=SAME_AT_ALL), self._trainer]), []
+        settings, classes = json.dumps([request.model_dump_json(include=SAME_AT_ALL), *self._settings]), []
         for one in request.classes:
             arrays = digest_of([received[layer] for layer in one.layers if layer in received])
             digest = sha256(json.dumps([arrays, settings]).encode()).hexdigest()

@@ -210,10 +210,11 @@ class NodeStages:
     @cached_property
     def secure(self) -> SecureRounds | None:
         """The node's part in secure sums; None where layers travel as they are."""
-        sums, settings = self.config.privacy.secure_sums, self.settings
-        if sums is None or settings.external:
+        privacy, settings = self.config.privacy, self.settings
+        if privacy.secure_sums is None or settings.external:
             return None
-        return SecureRounds(settings.name, settings.folder, sums, settings.identity, self.config.trainer)
+        training = self.config.trainer, privacy.case, privacy.node
+        return SecureRounds(settings.name, settings.folder, privacy.secure_sums, settings.identity, training)
 
     @cached_property
     def noise(self) -> RoundNoise | None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from fednnunet.config.privacy import SecureSumsConfig
+from fednnunet.config.groups import TrainerConfig
+from fednnunet.config.privacy import NodeNoiseConfig, SecureSumsConfig
 from fednnunet.errors import ConfigError, ProtocolError
 from fednnunet.exchange.messages import (
     LayerClass,
@@ -25,6 +27,8 @@ pytestmark = pytest.mark.unit
 
 NAMES = ["Linz", "Porto", "Riga", "Turku"]
 LAYERS = {"encoder": np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3), "head": np.ones(5, np.float32)}
+
+TRAINER = TrainerConfig.model_validate({"class": "nnUNetTrainer"})
 
 Rounds = Callable[[str], SecureRounds]
 
@@ -143,10 +147,22 @@ def test_a_node_that_was_asked_for_more_than_others_is_in_no_sum_with_them(
         nodes["Riga"].unmask(unmask_request(replies, "Riga", NAMES))
 
 
-def test_a_node_that_trains_otherwise_is_in_no_sum_with_others(start: Rounds) -> None:
-    """The server says how nodes train, before the first round."""
-    nodes = {name: start(name) for name in NAMES}
-    nodes["Riga"]._trainer = "another learning rate"
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"training": [TRAINER.model_copy(update={"iterations": 9})]},
+        {"training": [TRAINER, None, NodeNoiseConfig(noise=1e-9, clip=1e-9)]},
+        {"config": SecureSumsConfig(limit=1e30)},
+    ],
+)
+def test_a_node_that_was_told_otherwise_before_is_in_no_sum_with_others(tmp_path: Path, told: dict[str, Any]) -> None:
+    """Layers that hardly train, are clipped to nothing, or are written as zeros would leave one node's alone."""
+    authority, same = Authority(tmp_path / "keys"), {"config": SecureSumsConfig(), "training": [TRAINER]}
+    nodes = {}
+    for name in NAMES:
+        (tmp_path / name).mkdir()
+        settings: dict[str, Any] = same if name == "Riga" else same | told
+        nodes[name] = SecureRounds(name, tmp_path / name, identity=authority.identity(name), **settings)
     join(nodes, list(nodes.values()))
     replies = {name: train(node, request())[0] for name, node in nodes.items()}
     with pytest.raises(ProtocolError, match="the shares of node Linz are not for this node"):
