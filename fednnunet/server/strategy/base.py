@@ -216,7 +216,7 @@ class Strategy(flower.Strategy):
             config: ``fold``, ``epochs`` per round, and ``nodes`` if these ones are to train.
             grid: Not used: the caller sends the messages.
         """
-        fold = fold_of(config)
+        fold: Fold = config.get("fold", 0)  # type: ignore[assignment]
         nodes: list[int] = config.get("nodes") or self.sample(fold, server_round)  # type: ignore[assignment]
         self._start = from_array_record(arrays, "the server")
         self.begin_round(nodes, self._start)
@@ -344,9 +344,3 @@ class Strategy(flower.Strategy):
         """Log the strategy and its options, as Flower does before the first round."""
         options = {k: v for k, v in vars(self).items() if not k.startswith("_") and k != "groups"}
         log.info("%s: %s", type(self).__name__, options)
-
-
-def fold_of(config: ConfigRecord) -> Fold:
-    """The fold that is trained, which the server app hands to a strategy in ``config``."""
-    fold = config.get("fold", 0)
-    return "all" if fold == "all" else int(fold)  # type: ignore[arg-type]
