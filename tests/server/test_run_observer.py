@@ -18,6 +18,7 @@ EVENTS: dict[str, tuple[Any, ...]] = {
     "on_plans": ({"Porto": {}},),
     "on_fold_start": ("all", 3, 1),
     "on_node_reply": ("Porto", 2, {"train_loss": 0.5}),
+    "on_round_means": (2, {"train_loss": 0.5}),
     "on_round_end": (2, [{"node": "Porto"}]),
     "on_result": (Path("run"),),
     "on_run_end": (KeyboardInterrupt(),),
