@@ -149,6 +149,8 @@ class TrainingSession:
         trainer = self.switch_fold(body.fold)
         if body.server_round == 0:
             raise ProtocolError("evaluation was asked for before training")
+        if self._failed:  # in the middle of a round, whose steps are in the network and in no account
+            trainer = self._restart_fold(trainer, body.trained)
         self._resume_from(trainer, body)
         if body.server_round < self._finished_round:
             raise ProtocolError(

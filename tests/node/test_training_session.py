@@ -13,7 +13,13 @@ import pytest
 from torch import nn
 
 from fednnunet.errors import ConfigError, ProtocolError
-from fednnunet.exchange.messages import EvaluateRequest, ScoreModelsRequest, SendModelRequest, TrainReply, TrainRequest
+from fednnunet.exchange.messages import (
+    EvaluateRequest,
+    ScoreModelsRequest,
+    SendModelRequest,
+    TrainReply,
+    TrainRequest,
+)
 from fednnunet.node import training_session
 from fednnunet.node.rounds import OpenRound
 from fednnunet.node.training_session import NextStep, TrainingRequest, TrainingSession
@@ -69,7 +75,9 @@ def test_a_round_is_in_the_ledger_before_anything_of_it_leaves(
     monkeypatch.setattr(training_session, "save_round", lambda *_: events.append("saved"))
     monkeypatch.setattr(session, "layers", SimpleNamespace(finish_round=lambda *_: {}))
     request: Any = SimpleNamespace(reply=lambda body, _: events.append(f"sent {json.loads(body)['train_loss']}"))
-    session.stages.noise = SimpleNamespace(finish_round=lambda *_: events.append("spent"))  # type: ignore[misc]
+    session.stages.noise = SimpleNamespace(  # type: ignore[misc]
+        finish_round=lambda *_: events.append("spent"), check_layers=lambda *_: None
+    )
     session.stages.secure = None  # type: ignore[misc]
     current = OpenRound(request, TrainRequest(server_round=3, layers=[]), 0, loaded=0.0)
     session._finish_round(session.stages.trainer, current)  # type: ignore[arg-type]
@@ -105,3 +113,22 @@ def test_a_round_of_too_few_steps_is_refused_before_it_is_trained(session: Train
     body = TrainRequest(server_round=3, trained=2, layers=["weight"])
     with pytest.raises(ConfigError, match=r"^round 3 has 3 training steps, and privacy\.least_steps=50"):
         session.next_step(body, {})
+
+
+def test_a_fold_whose_last_round_failed_is_evaluated_from_the_round_before(
+    session: TrainingSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers that stay at the node have steps of the failed round in them, which noise has not paid for."""
+    rounds: list[int] = []
+    session._failed = True
+    session.stages.start_fold = lambda fold: session.stages.trainer  # type: ignore[method-assign]
+    monkeypatch.setattr(training_session, "end_loaders", lambda trainer: None)
+    monkeypatch.setattr(session, "_resume_from", lambda trainer, body: rounds.append(session._finished_round))
+    monkeypatch.setattr(training_session, "check_state", raising)
+    with pytest.raises(RuntimeError, match="loaded"):
+        session.evaluate(EvaluateRequest(server_round=3, trained=2), {})
+    assert (rounds, session._failed) == ([0], False)
+
+
+def raising(*_: Any) -> None:
+    raise RuntimeError("loaded")
