@@ -28,6 +28,7 @@ from fednnunet.fingerprint.geometry import (
     share_of,
 )
 from fednnunet.node.noise import secret_in
+from fednnunet.node.settings import NOISE_KEY
 from fednnunet.privacy.accounting import Releases
 from fednnunet.privacy.ledger import Ledger
 from fednnunet.privacy.masks import derive_seed
@@ -38,6 +39,11 @@ if TYPE_CHECKING:
 
 COUNTED = "counted.json"
 """File in the node's folder: the points below which cases were counted in the run."""
+COUNTED_KEY = "counted.key"
+"""File in the node's folder: a secret whose digest stands for the run's counts in the ledger.
+
+Not that of its rounds, which a fold that begins anew takes out of the account, and counts must stay in it.
+"""
 
 
 def counts_of(dataset: NodeDataset, request: FingerprintRequest) -> Counts:
@@ -78,7 +84,7 @@ def _with_noise(
     ledger = dataset.settings.ledger
     folder = ledger.parent / f"{ledger.stem}_counts" / dataset.cache_folder_of_images.name
     folder.mkdir(parents=True, exist_ok=True)
-    noise, secret = noise_of(epsilon), secret_in(folder / "noise.key")
+    noise, secret = noise_of(epsilon), secret_in(folder / NOISE_KEY)
     # The same noise at another scale, or in the sum over other nodes, would tell the count, together with this one.
     release = hashlib.sha256(json.dumps([epsilon, share, *members]).encode()).hexdigest()
     _pay(dataset, folder / f"{release[:16]}.json", below, noise)
@@ -112,7 +118,7 @@ def _pay(dataset: NodeDataset, paid: Path, below: Questions, noise: float) -> No
             f"counting cases with fingerprint.epsilon would bring epsilon to {total:.2f}; at most {limit:g} is allowed "
             "here (privacy.max_epsilon)"
         )
-    run = derive_seed(secret_in(settings.folder / "counted.key"), "run").hex()[:16]
+    run = derive_seed(secret_in(settings.folder / COUNTED_KEY), "run").hex()[:16]
     ledger.spend("case", cases, DELTA, Releases(noise, 1, new), run, "all", 0)
     write_atomically(paid, json.dumps(after, sort_keys=True))
 

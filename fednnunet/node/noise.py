@@ -29,7 +29,7 @@ from fednnunet.training.case_gradients import CaseNoise, CaseSteps, check_hides_
 from fednnunet.training.network_state import named_tensors, no_running_statistics, trained_parameters
 
 LARGEST_DELTA = 0.1
-"""Most cases that may be revealed for epsilon to hold, by expectation."""
+"""Largest expected number of cases for which epsilon does not hold: delta times all cases."""
 
 
 @dataclass(frozen=True)

@@ -59,8 +59,7 @@ def check_steps(trainer: nnUNetTrainer, body: TrainRequest, least: int) -> None:
     Raises:
         ConfigError: the round has fewer, as its own epochs or those that are left allow.
     """
-    epochs = min(body.epochs, trainer.num_epochs - epochs_before(body))
-    steps = epochs * trainer.num_iterations_per_epoch
+    steps = epochs_of(trainer, body) * trainer.num_iterations_per_epoch
     if steps < least:
         raise ConfigError(
             f"round {body.server_round} has {steps} training steps, and privacy.least_steps={least} is the fewest that "
