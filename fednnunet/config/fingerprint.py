@@ -34,12 +34,6 @@ class FingerprintConfig(FingerprintLimits):
     """What nodes send of their fingerprints, and how the server merges them: group ``fingerprint``.
 
     Attributes:
-        geometry: ``cases``: spacing, shape and relative size of every case; ``sums``: only how many cases lie below
-            points that the server asks about.
-        intensities: ``all``: foreground intensities of every channel; ``needed``: only of channels that nnU-Net
-            normalises by them (CT), within a public window.
-        precision: ``full``, or ``quantised``: rounded to a grid before it leaves the node; most cases stay unique.
-        find_duplicates: Compare salted digests of the nodes' images, and warn of images that two nodes hold.
         epsilon: Privacy loss of all counts of a node in a run (delta 1e-5), by noise that it adds; null adds none. For
             ``geometry=sums`` and 1000 cases or more.
         intensity: How intensities are merged. ``histogram``: as nnU-Net would from the pooled images;

@@ -108,9 +108,6 @@ class NodePrivacy(PrivacyLimits):
         secure_sums: ``required``: take part only in runs whose server sees sums; ``optional``: in others, too.
         colluding: Nodes that may help a curious server, at least, where sums are required.
         min_group: Nodes over which layers are averaged, at least, where sums are required.
-        scores: What leaves of scores. ``cases``: one row per case; ``mean``: means over the node's cases; ``nothing``.
-        least_steps: Fewest training steps of a round: layers after fewer tell more of single images; 0 for no limit.
-        max_epsilon: Most privacy loss, in epsilon, over all runs on the node's images; null for no limit.
     """
 
     secure_sums: Literal["required", "optional"] = "optional"
@@ -125,9 +122,6 @@ class PrivacyConfig(PrivacyLimits):
         secure_sums: Sums that show the server no single node's layers; null sends layers as they are.
         case: Noise that hides single cases; null for none.
         node: Noise that hides whole nodes; null for none.
-        scores: What leaves of scores. ``cases``: one row per case; ``mean``: means over the node's cases; ``nothing``.
-        least_steps: Fewest training steps of a round: layers after fewer tell more of single images; 0 for no limit.
-        max_epsilon: Most privacy loss, in epsilon, over all runs on the node's images; null for no limit.
     """
 
     secure_sums: SecureSumsConfig | None = None
