@@ -27,14 +27,13 @@ from pathlib import Path
 
 import numpy as np
 from bytes_per_round import FFE_STAGES, network
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from fednnunet.config.privacy import SecureSumsConfig
 from fednnunet.exchange.messages import LayerClass, PreprocessRequest, TrainReply, TrainRequest, UnmaskRequest
+from fednnunet.launch.local_identities import write_identity
 from fednnunet.node.secure_rounds import SecureRounds
 from fednnunet.node.settings import NodeIdentity
-from fednnunet.privacy.identity import CURVE, certify, make_authority
+from fednnunet.privacy.identity import make_authority
 from fednnunet.privacy.secure_sum import SumRules
 from fednnunet.server.strategy.averaging import StreamingAverage
 from fednnunet.server.strategy.secure_average import GroupClass, SecureAverage, Shares, SumsToOpen
@@ -59,16 +58,11 @@ class Federation:
     def __init__(self, names: Sequence[str], layers: Mapping[str, np.ndarray], folder: Path) -> None:
         self.names, self.layers = list(names), layers
         certificate, authority_key = make_authority("authority", timedelta(days=1))
-        authority = folder / "ca.crt"
-        authority.write_bytes(certificate.public_bytes(Encoding.PEM))
         self.nodes = {}
         for name in names:
-            key, files = ec.generate_private_key(CURVE()), folder / name
-            files.mkdir()
-            identity = NodeIdentity(files / "node.key", files / "node.crt", authority)
-            identity.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
-            signed = certify(name, key.public_key(), certificate, authority_key)
-            identity.certificate.write_bytes(signed.public_bytes(Encoding.PEM))
+            files = folder / name
+            identity = NodeIdentity(files / "node.key", files / "node.crt", files / "ca.crt")
+            write_identity(identity, name, certificate, authority_key)
             self.nodes[name] = SecureRounds(name, files, SUMS, identity)
         keys = [node.signed_key(RUN) for node in self.nodes.values()]
         for node in self.nodes.values():

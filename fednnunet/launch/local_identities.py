@@ -33,7 +33,8 @@ def with_identities(nodes: Sequence[NodeSettings]) -> list[NodeSettings]:
     if None in authorities or len(authorities) > 1:
         authority, signer = make_authority("FednnU-Net run", VALIDITY)
         for node in named:
-            _write(node, authority, signer)
+            assert node.identity is not None
+            write_identity(node.identity, node.name, authority, signer)
     return named
 
 
@@ -52,11 +53,12 @@ def _authority_of(node: NodeSettings) -> bytes | None:
     return authority.public_bytes(Encoding.PEM) if sound else None
 
 
-def _write(node: NodeSettings, authority: x509.Certificate, signer: ec.EllipticCurvePrivateKey) -> None:
-    files = node.identity
-    assert files is not None
+def write_identity(
+    files: NodeIdentity, node: str, authority: x509.Certificate, signer: ec.EllipticCurvePrivateKey
+) -> None:
+    """Make a key and its certificate for the node of this name, and write them with the authority's certificate."""
     key = ec.generate_private_key(CURVE())
-    certificate = certify(node.name, key.public_key(), authority, signer)
+    certificate = certify(node, key.public_key(), authority, signer)
     for path, content in (
         (files.key, key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())),
         (files.certificate, certificate.public_bytes(Encoding.PEM)),

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from fednnunet.config.privacy import SecureSumsConfig
 from fednnunet.errors import ProtocolError
@@ -22,10 +21,11 @@ from fednnunet.exchange.messages import (
     TrainRequest,
     UnmaskRequest,
 )
+from fednnunet.launch.local_identities import write_identity
 from fednnunet.node.masked_counts import mask_counts
 from fednnunet.node.secure_rounds import SecureRounds
 from fednnunet.node.settings import NodeIdentity
-from fednnunet.privacy.identity import CURVE, certify, make_authority
+from fednnunet.privacy.identity import make_authority
 from tests.support.scripted_federation import Answer, ScriptedNode, State, WorkerFails
 
 RUN = "0123456789abcdef0123456789abcdef"
@@ -49,10 +49,7 @@ class Authority:
         """Files of the node of this name; the same when asked again."""
         files = NodeIdentity(self.folder / f"{name}.key", self.folder / f"{name}.crt", self.file)
         if not files.key.is_file():
-            key = ec.generate_private_key(CURVE())
-            files.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
-            certificate = certify(name, key.public_key(), self.certificate, self.key)
-            files.certificate.write_bytes(certificate.public_bytes(Encoding.PEM))
+            write_identity(files, name, self.certificate, self.key)
         return files
 
 
