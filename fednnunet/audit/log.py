@@ -91,7 +91,7 @@ class Entry(BaseModel):
         digests: number of salted digests of images, in an answer to ``query.fingerprint`` that has them.
         layers: layers of the network that the node planned, name to shape, in an answer to ``query.plan``.
         tensors: the arrays that left, by name.
-        masked: the layers among them are masked: the server learns sums over at least so many nodes.
+        masked: fewest nodes of a class whose layers were masked, or of a sum that was opened.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -219,7 +219,7 @@ def _numbers(value: Any) -> int:
 
 
 def _asked(request: Request) -> tuple[dict[str, bool | int | str], int | None]:
-    """What was asked in brief; fewest nodes of a sum in which layers were asked for, None where they were in clear."""
+    """What was asked in brief; fewest nodes of a class or an opened sum, None where layers are not masked."""
     try:
         body: Body = parse_body(REQUESTS[request.kind], request.body, "the server")
     except ProtocolError:
@@ -235,7 +235,10 @@ def _asked(request: Request) -> tuple[dict[str, bool | int | str], int | None]:
         asked["model"] = body.node
     if isinstance(body, ScoreModelsRequest):
         asked["models"] = ", ".join(body.models)
-    if isinstance(body, UnmaskRequest):
+    nodes: list[list[str]] = []
+    if isinstance(body, UnmaskRequest):  # of a class, not all may have arrived
         asked["arrived"] = ", ".join(sorted({name for names in body.arrived for name in names}))
-    masked = min((len(one.members) for one in body.classes), default=None) if isinstance(body, TrainRequest) else None
-    return asked, masked
+        nodes = [names for names in body.arrived if names]
+    if isinstance(body, TrainRequest):
+        nodes = [one.members for one in body.classes]
+    return asked, min(map(len, nodes), default=None)

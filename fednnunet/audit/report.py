@@ -147,8 +147,8 @@ def sentences(summary: Summary) -> list[str]:
             )
     if summary.masked:
         lines.append(
-            f"Masked tensors: {summary.masked:,}. The server learns sums of them over at least {summary.fewest} nodes, "
-            "if these help to open them; this node's own layers and figures of training it does not learn."
+            f"Masked tensors: {summary.masked:,}. The server learns sums of them, which this node has helped to open "
+            f"over at least {summary.fewest} nodes; this node's own layers and figures of training it does not learn."
         )
     if summary.initial:
         lines.append(

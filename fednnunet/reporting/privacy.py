@@ -55,7 +55,8 @@ def _secure_sums(run: Run) -> str:
     sums, means = run.info["privacy"]["secure_sums"], run.round_means
     rounds = run.info.get("rounds", 0) * max(1, len(run.folds))
     void = max(0, rounds - len(means))
-    fewest = f"at least {int(means['nodes'].min())} nodes" if len(means) else f"at least {sums['min_group']} nodes"
+    # Of a layer that some nodes have, and whose nodes did not all arrive; a round has more.
+    fewest = f"at least {max(sums['min_group'], sums['colluding'] + 2)} nodes"
     what = "layers" if run.info.get("noise") else "layers, losses and pseudo-Dice"
     statement = (
         f"the server saw sums of {what} over {fewest}, and nothing of a single one; up to "

@@ -10,6 +10,8 @@ import stat
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,6 +36,8 @@ from fednnunet.exchange.messages import (
     SendModelRequest,
     TrainReply,
     TrainRequest,
+    UnmaskReply,
+    UnmaskRequest,
 )
 from fednnunet.fingerprint.bins import IntensityRange, histogram_bins_over
 from fednnunet.node.settings import NodeSettings
@@ -116,6 +120,20 @@ def test_means_are_told_apart_from_scores_of_cases(tmp_path: Path, node: Node) -
         ask(lambda request: request.reply(EvaluateReply(cases=[case, *means], seconds=1).model_dump_json()))
     (entry,) = read_trail(tmp_path / "audit.jsonl").entries
     assert (entry.scores, entry.means) == (1, 2)
+
+
+def test_a_sum_is_over_those_that_arrived(tmp_path: Path) -> None:
+    """A class of four may be opened without one of them."""
+    asked: Any = SimpleNamespace(
+        kind=Kind.UNMASK,
+        body=UnmaskRequest(
+            fold=0, server_round=1, arrived=[[*"abcd"], [*"abc"], []], shares=[{}, {}, {}]
+        ).model_dump_json(),
+    )
+    replied: Any = SimpleNamespace(ok=True, body=UnmaskReply(shares=[]).model_dump_json(), arrays=None)
+    AuditLog(tmp_path / "audit.jsonl", "Oslo").record(asked, replied)
+    (entry,) = read_trail(tmp_path / "audit.jsonl").entries
+    assert entry.masked == 3
 
 
 def test_digests_are_those_of_what_the_relay_got(tmp_path: Path, node: Node) -> None:

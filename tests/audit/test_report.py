@@ -150,13 +150,14 @@ def test_what_was_masked_is_told_from_what_left_in_clear(audit: Audit, tmp_path:
         "encoder.weight": Tensor(dtype="int32", shape=[8, 1, 3, 3], bytes=4),
         "figures": Tensor(dtype="int32", shape=[6], bytes=4),
     }
-    masked = [entry(Kind.TRAIN, second, run="1", masked=fewest, tensors=layers) for second, fewest in ((2, 4), (3, 3))]
-    opened = entry(Kind.UNMASK, 4, run="1", asked={"arrived": "Linz, Oslo, Riga"})
+    masked = [entry(Kind.TRAIN, second, run="1", masked=fewest, tensors=layers) for second, fewest in ((2, 5), (3, 4))]
+    opened = entry(Kind.UNMASK, 4, run="1", masked=3, asked={"arrived": "Linz, Oslo, Riga"})  # a fourth was missing
     initial = entry(Kind.TRAIN, 2, run="1", asked={"server_round": 0}, tensors=tensors(encoder_bias=[8]))
     code, printed = audit(write_log(tmp_path / "audit.jsonl", [ENTRIES[1], initial, *masked, opened]))
     assert code == 0
     assert "Tensors as they were before the first round, initialised or from init.weights: 1." in printed
-    assert "Masked tensors: 4. The server learns sums of them over at least 3 nodes" in printed
+    assert "Masked tensors: 4. The server learns sums of them" in printed
+    assert "this node has helped to open over at least 3 nodes" in printed
     assert "in clear" not in printed
     code, printed = audit(write_log(tmp_path / "audit.jsonl", [ENTRIES[1], *masked, ENTRIES[2]]))
     assert "Tensors in clear, each of which the server sees as it is: 2." in printed

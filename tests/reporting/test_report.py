@@ -97,7 +97,7 @@ def test_what_left_the_nodes_is_told_of_each_run(write_run: MakeRun, tmp_path: P
         info = json.loads((run / "run.json").read_text())
         (run / "run.json").write_text(json.dumps({**info, **told[name]}))
     columns = "strategy,round,nodes,train_loss,val_loss,pseudo_dice,update_norm\n"
-    (runs["ffe"] / "round_means.csv").write_text(f"{columns}ffe,1,4,-0.5,,0.5,0.1\nffe,3,3,-0.5,,0.5,0.1\n")
+    (runs["ffe"] / "round_means.csv").write_text(f"{columns}ffe,1,5,-0.5,,0.5,0.1\nffe,3,4,-0.5,,0.5,0.1\n")
     section = texts(report_of(tmp_path / "report", list(runs.values())), ".//section[@id='privacy']//li")
     by_start = {text.split(":")[0]: text for text in section}
     assert len(section) == 6
