@@ -27,7 +27,7 @@ Gradient = list[torch.Tensor]
 STEP, TV_WEIGHT, COMPONENTS = 0.2, 1e-2, 150
 """Step of the search, weight of the total variation, number of principal components."""
 SHARPNESS = (3.0, 30.0)
-"""Of the smooth activations, at the begin and at the end of the search."""
+"""Of the smooth activations, at the beginning and at the end of the search."""
 
 
 @dataclass(frozen=True)
