@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 def server_settings(config: RunConfig) -> ServerSettings:
     """Settings of the server."""
+    sums = config.privacy.secure_sums
     settings = ServerSettings(
         fingerprint=config.fingerprint.intensity if config.strategy.plan_from == "federated" else None,
         geometry=config.fingerprint.geometry,
@@ -42,7 +43,8 @@ def server_settings(config: RunConfig) -> ServerSettings:
         min_nodes=config.federation.min_nodes,
         expected_nodes=config.federation.expected_nodes,
         find_duplicates=config.fingerprint.find_duplicates,
-        secure_run=run_id(config.paths.run) if config.privacy.secure_sums is not None else None,
+        secure_run=None if sums is None else run_id(config.paths.run),
+        colluding=0 if sums is None else sums.colluding,
         train_layers=config.trainer.train_layers,
         accept_useless_noise=any(noise.accept_useless for noise in (config.privacy.case, config.privacy.node) if noise),
     )

@@ -43,6 +43,7 @@ class ServerSettings:
         centres: names that nodes may have, and whether each is external; None takes any.
         find_duplicates: request salted digests of images, and warn of images that two nodes hold.
         secure_run: id of this run for secure sums; None where layers travel as they are.
+        colluding: nodes of secure sums that may help a curious server.
         train_layers: parts of the names of the layers that nodes train, and so exchange; empty for all.
         accept_useless_noise: train even where noise is much larger than what it hides.
     """
@@ -65,6 +66,7 @@ class ServerSettings:
     centres: Mapping[str, bool] | None = None
     find_duplicates: bool = False
     secure_run: str | None = None
+    colluding: int = 0
     train_layers: Sequence[str] = ()
     accept_useless_noise: bool = False
 
@@ -113,6 +115,11 @@ class Federation:
     def external(self) -> list[int]:
         """Nodes whose cases only serve for testing, sorted by name."""
         return [node for node in self.nodes if self.described[node].external]
+
+    @property
+    def keys(self) -> list[messages.SignedKey]:
+        """Keys of the training nodes for secure sums; none where they were not asked for."""
+        return [key for node in self.training if (key := self.described[node].key) is not None]
 
     def of_same_task(self, node: int) -> list[int]:
         """Training nodes with the channels and labels of ``node``, sorted by name."""

@@ -18,7 +18,7 @@ from tests.support.scripted_federation import Answer, Fault, FinishedRun, RunFed
 from tests.support.secure_nodes import RUN, SecureNode, secure_nodes
 
 NAMES = ("Linz", "Porto", "Riga", "Turku")
-SUMS = {"fingerprint": "histogram", "geometry": "sums", "secure_run": RUN}
+SUMS = {"fingerprint": "histogram", "geometry": "sums", "secure_run": RUN, "colluding": 1}
 
 
 def run(

@@ -22,7 +22,6 @@ from fednnunet.fingerprint.window import needed_channels
 from fednnunet.privacy.ring import add
 from fednnunet.server.node_requests import request_all
 from fednnunet.server.session import Session
-from fednnunet.server.strategy.secure_asym_fedavg import SecureAsymFedAvg
 
 INTENSITIES = "foreground_intensity_properties_per_channel"
 FEWEST_CASES = 1000
@@ -153,15 +152,13 @@ def _count_masked(session: Session, noise: float) -> Statistics:
     Raises:
         ProtocolError: a node's counts are missing, or their sum is none of cases.
     """
-    federation = session.federation
+    federation, settings = session.federation, session.settings
     nodes, cases = federation.training, federation.num_training
-    assert isinstance(session.strategy, SecureAsymFedAvg), "secure sums have this strategy"
-    noise *= share_of(len(nodes), session.strategy.rules.colluding) * math.sqrt(len(nodes))
+    noise *= share_of(len(nodes), settings.colluding) * math.sqrt(len(nodes))
     search = GeometrySearch(cases, noise)
-    keys = [key for node in nodes if (key := federation.described[node].key) is not None]
     while questions := search.questions():
-        request = session.settings.fingerprint_request(
-            content="counts", below=questions, secure_run=session.settings.secure_run, keys=keys
+        request = settings.fingerprint_request(
+            content="counts", below=questions, secure_run=settings.secure_run, keys=federation.keys
         )
         replies = request_all(session, Kind.FINGERPRINT, dict.fromkeys(nodes, request), wait_for_all=True, report=False)
         missing = sorted({federation.name(node) for node in nodes} - {federation.name(reply.node) for reply in replies})

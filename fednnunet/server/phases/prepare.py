@@ -69,9 +69,11 @@ def preprocess_images(session: Session) -> None:
     """
     federation, settings = session.federation, session.settings
     session.recorder.on_stage("preprocess")
-    keys = [key for node in federation.training if (key := federation.described[node].key) is not None]
     request = PreprocessRequest(
-        fold=settings.folds[0], local_epochs=settings.local_epochs, secure_run=settings.secure_run, keys=keys
+        fold=settings.folds[0],
+        local_epochs=settings.local_epochs,
+        secure_run=settings.secure_run,
+        keys=federation.keys,
     )
     federation.preprocessed = _request_training_nodes(session, Kind.PREPROCESS, request)
     first, *others = federation.training
