@@ -78,7 +78,7 @@ class Federation:
     def mask(self, name: str, server_round: int, layers: State, out: State) -> TrainReply:
         """What a node does in a round beyond training."""
         request, node = self.request(server_round), self.nodes[name]
-        node.start_round(request, self.layers)
+        node.start_round(request, self.layers, request.server_round - 1)
         return node.mask(request, layers, TrainReply(server_round=server_round, num_examples=4), out)
 
     def open(self, sums: SumsToOpen) -> Shares:

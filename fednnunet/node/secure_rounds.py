@@ -130,8 +130,13 @@ class SecureRounds:
         """Forget which updates are usual."""
         self._limit.begin_fold()
 
-    def start_round(self, request: TrainRequest, received: Mapping[str, np.ndarray]) -> None:
+    def start_round(self, request: TrainRequest, received: Mapping[str, np.ndarray], after: int) -> None:
         """Take note of what the round starts from, which its masks depend on.
+
+        Args:
+            request: the round's.
+            received: layers that it starts from.
+            after: the last round of the fold that the node has trained; 0 for none.
 
         Raises:
             ProtocolError: classes that are not summed, a layer that is asked for in clear, or one that is sent and in
@@ -144,7 +149,7 @@ class SecureRounds:
         for layer, array in received.items():
             if layer not in masked and array.dtype.kind == "f":
                 raise ProtocolError(f"the server sends layer {layer}, which is in no class: no mask would depend on it")
-        self._started = self._round_of(request, received)
+        self._started = self._round_of(request, received, after)
 
     def end_round(
         self, request: TrainRequest, received: Mapping[str, np.ndarray], trained: Mapping[str, np.ndarray]
@@ -228,14 +233,16 @@ class SecureRounds:
         write_atomically(self._round_file, masked.model_dump_json())
         return without_figures(reply).model_copy(update={"shares": shares})
 
-    def _round_of(self, request: TrainRequest, received: Mapping[str, np.ndarray]) -> MaskedRound:
+    def _round_of(self, request: TrainRequest, received: Mapping[str, np.ndarray], after: int) -> MaskedRound:
         """The round, with digests of what a class's layers depend on: where they are unlike, masks stay."""
         settings, classes = json.dumps([request.model_dump_json(include=SAME_AT_ALL), *self._settings]), []
         for one in request.classes:
             arrays = digest_of([received[layer] for layer in one.layers if layer in received])
             digest = sha256(json.dumps([arrays, settings]).encode()).hexdigest()
             classes.append(MaskedClass(members=one.members, layers=one.layers, digest=digest))
-        return MaskedRound(fold=request.fold, server_round=request.server_round, settings=settings, classes=classes)
+        return MaskedRound(
+            fold=request.fold, server_round=request.server_round, after=after, settings=settings, classes=classes
+        )
 
     def _check_classes(self, request: TrainRequest) -> None:
         if not request.layers and not request.classes:
@@ -257,7 +264,7 @@ class SecureRounds:
         Raises:
             ProtocolError: nothing is known of it, or it had other classes or settings.
         """
-        asked = self._round_of(request, {})
+        asked = self._round_of(request, {}, 0)
         for known in (self._started, self._last_round()):
             if known is not None and known.is_of(asked):
                 return known

@@ -270,7 +270,7 @@ class TrainingSession:
     def start_round(self, request: Request, body: TrainRequest) -> None:
         """Train this round next; epochs of rounds that the node missed are skipped."""
         if self.stages.secure is not None:
-            self.stages.secure.start_round(body, request.arrays)
+            self.stages.secure.start_round(body, request.arrays, self._finished_round)
         skip_epochs(self._trainer, epochs_before(body))
         self._open = OpenRound(request, body, body.epochs)
 

@@ -65,8 +65,10 @@ def request(server_round: int = 1, classes: Sequence[LayerClass] | None = None) 
     return TrainRequest(server_round=server_round, layers=list(LAYERS), classes=both if classes is None else classes)
 
 
-def train(node: SecureRounds, body: TrainRequest, step: float = 0.1) -> tuple[TrainReply, dict[str, np.ndarray]]:
-    node.start_round(body, LAYERS)
+def train(
+    node: SecureRounds, body: TrainRequest, step: float = 0.1, after: int | None = None
+) -> tuple[TrainReply, dict[str, np.ndarray]]:
+    node.start_round(body, LAYERS, body.server_round - 1 if after is None else after)
     return send(node, body, step)
 
 
@@ -78,9 +80,11 @@ def send(node: SecureRounds, body: TrainRequest, step: float = 0.1) -> tuple[Tra
     return node.mask(body, layers, reply, out), out
 
 
-def unmask_request(replies: dict[str, TrainReply], reader: str, arrived: Sequence[str]) -> UnmaskRequest:
+def unmask_request(
+    replies: dict[str, TrainReply], reader: str, arrived: Sequence[str], server_round: int = 1
+) -> UnmaskRequest:
     shares = {name: replies[name].shares[0][reader] for name in arrived}
-    return UnmaskRequest(fold=0, server_round=1, arrived=[list(arrived)], shares=[shares])
+    return UnmaskRequest(fold=0, server_round=server_round, arrived=[list(arrived)], shares=[shares])
 
 
 def test_asked_again_it_sends_the_same(nodes: dict[str, SecureRounds], start: Rounds) -> None:
@@ -207,6 +211,19 @@ def test_a_round_is_opened_for_the_same_classes_only(nodes: dict[str, SecureRoun
         nodes["Riga"].unmask(unmask_request(replies, "Riga", three))
 
 
+def test_a_round_is_opened_under_one_number(nodes: dict[str, SecureRounds], start: Rounds) -> None:
+    """Trained from the same state, the next round has nearly the same layers: it would be opened for other nodes."""
+    replies = {name: train(node, request())[0] for name, node in nodes.items()}
+    nodes["Riga"].unmask(unmask_request(replies, "Riga", NAMES))
+    nodes["Riga"] = start("Riga")
+    join(nodes, [nodes["Riga"]])
+    replies = {name: train(node, request(2), after=0)[0] for name, node in nodes.items()}
+    with pytest.raises(ProtocolError, match="node Riga has opened another round after round 0 before"):
+        nodes["Riga"].unmask(unmask_request(replies, "Riga", NAMES[:3], 2))
+    replies = {name: train(node, request(3), after=2)[0] for name, node in nodes.items()}
+    nodes["Riga"].unmask(unmask_request(replies, "Riga", NAMES[:3], 3))
+
+
 def test_keys_of_a_run_stay_once_layers_were_sent(nodes: dict[str, SecureRounds]) -> None:
     """With new keys, the server could have the same layers opened for other nodes."""
     train(nodes["Riga"], request())
@@ -220,7 +237,7 @@ def test_unlike_layers_of_one_class_spoil_the_masks_of_all(nodes: dict[str, Secu
     replies = {}
     for name in NAMES[:3]:
         dead = {**LAYERS, "head": np.zeros_like(LAYERS["head"])}
-        nodes[name].start_round(body, LAYERS if name == "Riga" else dead)
+        nodes[name].start_round(body, LAYERS if name == "Riga" else dead, 0)
         replies[name] = send(nodes[name], body)[0]
     shares = [{name: of.shares[number]["Riga"] for name, of in replies.items()} for number in (0, 1)]
     ask = UnmaskRequest(fold=0, server_round=1, arrived=[NAMES[:3], []], shares=[shares[0], {}])
@@ -230,7 +247,7 @@ def test_unlike_layers_of_one_class_spoil_the_masks_of_all(nodes: dict[str, Secu
 
 def test_layers_of_no_class_are_not_taken(nodes: dict[str, SecureRounds]) -> None:
     with pytest.raises(ProtocolError, match="the server sends layer tail, which is in no class"):
-        nodes["Riga"].start_round(request(), {**LAYERS, "tail": np.zeros(3, np.float32)})
+        nodes["Riga"].start_round(request(), {**LAYERS, "tail": np.zeros(3, np.float32)}, 0)
 
 
 def class_of(members: Sequence[str], *layers: str) -> LayerClass:
@@ -266,7 +283,7 @@ def test_layers_leave_in_sums_only(nodes: dict[str, SecureRounds], classes: list
 )
 def test_values_that_do_not_fit_are_refused(nodes: dict[str, SecureRounds], value: float, problem: str) -> None:
     body, node = request(), nodes["Riga"]
-    node.start_round(body, LAYERS)
+    node.start_round(body, LAYERS, body.server_round - 1)
     layers = {name: array.copy() for name, array in LAYERS.items()}
     layers["head"][2] = value + 0.1
     wire = node.spec({name: (array.shape, array.dtype) for name, array in layers.items()}, body)
@@ -309,7 +326,7 @@ def test_an_update_that_is_too_large_is_not_sent(nodes: dict[str, SecureRounds],
 
     def train_step(server_round: int, step: float) -> None:
         body = request(server_round)
-        node.start_round(body, LAYERS)
+        node.start_round(body, LAYERS, body.server_round - 1)
         node.end_round(body, LAYERS, {name: array + np.float32(step) for name, array in LAYERS.items()})
         send(node, body, step)
 

@@ -103,7 +103,8 @@ class SecureNode(ScriptedNode):
 
     def _mask(self, body: TrainRequest, request: Request) -> Answer:
         if (body.fold, body.server_round) not in self.sent:
-            self.secure.start_round(body, request.arrays)
+            before = [number for fold, number in self.sent if fold == body.fold and number < body.server_round]
+            self.secure.start_round(body, request.arrays, max(before, default=0))
         answer = super().answer(body, request)
         layers = {layer: self.sent[body.fold, body.server_round][layer] for layer in body.layers}
         wire = self.secure.spec({layer: (array.shape, array.dtype) for layer, array in layers.items()}, body)
