@@ -74,9 +74,14 @@ class FixedPoint:
             ProtocolError: a sum that its addends cannot have: one of them was not masked as the others expect.
         """
         # One step more than the largest sum: each addend was rounded.
-        if total.size and max(int(total.max()), -int(total.min())) > self.members * (LARGEST // self.members):
-            raise ProtocolError("a sum is larger than its addends allow")
-        return np.divide(total, self.scale * weights, dtype=np.float64).astype(np.float32)
+        largest, scale = self.members * (LARGEST // self.members), self.scale * weights
+        flat, mean = total.reshape(-1), np.empty(total.shape, dtype=np.float32)
+        for start in range(0, flat.size, BLOCK):
+            block = flat[start : start + BLOCK]
+            if max(int(block.max()), -int(block.min())) > largest:
+                raise ProtocolError("a sum is larger than its addends allow")
+            mean.reshape(-1)[start : start + BLOCK] = np.divide(block, scale, dtype=np.float64)
+        return mean
 
     def error_bound(self, addends: int, weights: float) -> float:
         """Largest error of a mean by rounding to steps; that of float32 comes on top."""
