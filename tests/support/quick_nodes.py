@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 from fednnunet.node.launcher import _work as work_as_in_a_run
 from fednnunet.node.settings import NodeSettings
@@ -12,10 +13,10 @@ FOREGROUND_VOXELS = 1e5
 
 
 def work(settings: NodeSettings, address: str, key: bytes, ready: Connection) -> None:
-    """Entry of a worker that samples few voxels, and draws no ``progress.png`` (``tests/training/test_epochs.py``)."""
+    """Entry of a worker that samples few voxels; ``progress.png`` stays empty (``tests/training/test_epochs.py``)."""
     from fednnunet.fingerprint import extract
     from fednnunet.training import checkpoint
 
     extract.MAX_FOREGROUND_VOXELS = FOREGROUND_VOXELS
-    checkpoint.plot_progress = lambda trainer: None
+    checkpoint.plot_progress = lambda trainer: (Path(trainer.output_folder) / "progress.png").touch()
     work_as_in_a_run(settings, address, key, ready)
