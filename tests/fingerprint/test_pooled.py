@@ -127,20 +127,24 @@ def test_one_case_a_node_gives_the_pooled_fingerprint(pooled: Pooled) -> None:
     assert_pooled(kind, federate(dataset, [[case] for case in range(CASES)]), expected)
 
 
-@pytest.mark.parametrize("planner", ["ExperimentPlanner", "nnUNetPlannerResEncM"])
-def test_plans_are_those_of_the_pooled_images(
-    pooled: Pooled, planner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kind, dataset, expected = pooled
+@pytest.fixture
+def nnunet_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where nnU-Net's three folders are in a test."""
     for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.setenv(variable, str(tmp_path / variable))
+    return tmp_path
+
+
+@pytest.mark.parametrize("planner", ["ExperimentPlanner", "nnUNetPlannerResEncM"])
+def test_plans_are_those_of_the_pooled_images(pooled: Pooled, planner: str, nnunet_folders: Path) -> None:
+    kind, dataset, expected = pooled
     merged = federate(dataset, spread(list(range(CASES)), [1, 4, 9]))
     model = ModelConfig(planner=planner, overrides={"UNet_base_num_features": 4})
-    stage_dataset(dataset, tmp_path / "nnUNet_raw")
+    stage_dataset(dataset, nnunet_folders / "nnUNet_raw")
     theirs = make_plans(dataset.name, expected, model, 0.3)
     # A node plans beside its own few cases, for the federation's number of them.
     node = replace(dataset, name="Dataset102_Node", cases=dataset.cases[1:4])
-    stage_dataset(node, tmp_path / "nnUNet_raw")
+    stage_dataset(node, nnunet_folders / "nnUNet_raw")
     ours = make_plans(node.name, merged, model, 0.3, num_training=CASES)
     assert {"2d", "3d_fullres"} <= set(ours["configurations"])
     scheme = "CTNormalization" if "CT" in kind else "ZScoreNormalization"
@@ -155,13 +159,9 @@ def test_plans_are_those_of_the_pooled_images(
 
 
 @pytest.mark.parametrize("planner", ["ExperimentPlanner", "nnUNetPlannerResEncM"])
-def test_counts_plan_what_the_pooled_images_plan(
-    pooled: Pooled, planner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_counts_plan_what_the_pooled_images_plan(pooled: Pooled, planner: str, nnunet_folders: Path) -> None:
     """``fingerprint.geometry=sums``: everything that is planned, but for spacings to within a step of the grid."""
     _, dataset, expected = pooled
-    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.setenv(variable, str(tmp_path / variable))
     nodes = [replace(dataset, cases=dataset.cases[:3]), replace(dataset, cases=dataset.cases[3:])]
     sizes = [CaseSizes.of(extract.case_sizes(node)) for node in nodes]
     search = GeometrySearch(CASES)
@@ -176,7 +176,7 @@ def test_counts_plan_what_the_pooled_images_plan(
             }
         )
     made_up = search.statistics().fingerprint() | {INTENSITIES: expected[INTENSITIES]}
-    stage_dataset(dataset, tmp_path / "nnUNet_raw")
+    stage_dataset(dataset, nnunet_folders / "nnUNet_raw")
     model = ModelConfig(planner=planner, overrides={"UNet_base_num_features": 4})
     ours, theirs = (make_plans(dataset.name, fingerprint, model, 0.3, CASES) for fingerprint in (made_up, expected))
     for plans in (ours, theirs):
