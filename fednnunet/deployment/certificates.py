@@ -16,7 +16,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fednnunet.deployment.key_files import KeyFiles, as_pem, write_file, write_key
 from fednnunet.errors import ConfigError
-from fednnunet.privacy.identity import BACKDATING, CURVE, certified_key, certify, make_authority
+from fednnunet.privacy.identity import CURVE, certificate_builder, certified_key, certify, make_authority
 
 CA_YEARS = 10
 EXPIRES_SOON = timedelta(days=30)
@@ -115,7 +115,7 @@ def make_server_certificate(folder: Path, names: Mapping[str, x509.GeneralName],
     key = ec.generate_private_key(CURVE())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, next(iter(names))[:64])])
     certificate = (
-        _certificate(subject, authority.subject, key, timedelta(days=days))
+        certificate_builder(subject, authority.subject, key.public_key(), datetime.now(UTC) + timedelta(days=days))
         .add_extension(x509.SubjectAlternativeName(list(names.values())), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
@@ -179,18 +179,3 @@ def server_name(name: str) -> x509.GeneralName:
         return x509.DNSName(name)
     except ValueError:
         raise ConfigError(f"{name!r} is neither a host name nor an IP address") from None
-
-
-def _certificate(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, valid: timedelta
-) -> x509.CertificateBuilder:
-    now = datetime.now(UTC)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - BACKDATING)
-        .not_valid_after(now + valid)
-    )

@@ -110,19 +110,29 @@ def _is_of_a_node(certificate: x509.Certificate) -> bool:
     return ExtendedKeyUsageOID.CLIENT_AUTH in usage
 
 
+def certificate_builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, until: datetime
+) -> x509.CertificateBuilder:
+    """What all certificates of a federation have in common; ``until`` is the end of its validity, in UTC."""
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(datetime.now(UTC) - BACKDATING)
+        .not_valid_after(until)
+    )
+
+
 def certify(
     node: str, identity: ec.EllipticCurvePublicKey, authority: x509.Certificate, key: ec.EllipticCurvePrivateKey
 ) -> x509.Certificate:
     """Certificate of a node's key, by the federation's authority and its private ``key``."""
-    now = datetime.now(UTC)
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, node)])
+    until = min(datetime.now(UTC) + VALIDITY, authority.not_valid_after_utc)
     return (
-        x509.CertificateBuilder()
-        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, node)]))
-        .issuer_name(authority.subject)
-        .public_key(identity)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - BACKDATING)
-        .not_valid_after(min(now + VALIDITY, authority.not_valid_after_utc))
+        certificate_builder(subject, authority.subject, identity, until)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
         .sign(key, SHA384())
@@ -143,15 +153,8 @@ def make_authority(name: str, validity: timedelta) -> tuple[x509.Certificate, ec
         encipher_only=False,
         decipher_only=False,
     )
-    now = datetime.now(UTC)
     certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - BACKDATING)
-        .not_valid_after(now + validity)
+        certificate_builder(subject, subject, key.public_key(), datetime.now(UTC) + validity)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(usage, critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
