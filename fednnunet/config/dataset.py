@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from fednnunet.config import numbered_centres as numbered_centres  # registers its resolver
 from fednnunet.config.groups import Config
 from fednnunet.exchange.messages import ENSEMBLE, NodeName
 

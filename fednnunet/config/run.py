@@ -149,11 +149,21 @@ def read_config(cfg: DictConfig) -> RunConfig:
     try:
         container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(" ".join(str(error).split())) from None
+        raise ConfigError(_interpolation_problem(error)) from None
     try:
         return RunConfig.model_validate(container)
     except ValidationError as error:
         raise ConfigError(_first_problem(error)) from None
+
+
+def _interpolation_problem(error: OmegaConfBaseException) -> str:
+    """What a resolver of ours has said, without OmegaConf's words around it; else OmegaConf's words."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, ConfigError):
+            return str(inner)
+        inner = inner.__context__
+    return " ".join(str(error).split())
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -86,7 +86,16 @@ def test_studies_are_the_papers(collection: str) -> None:
 def test_dataset_numbers_are_used_once(tmp_path: Path) -> None:
     datasets = [
         str(centre.dataset)[:10]
-        for name in ("phantom_mamamia", "phantom_mnms", "phantom_aimix", "phantom", "mamamia", "mnms", "aimix")
+        for name in (
+            "phantom_mamamia",
+            "phantom_mnms",
+            "phantom_aimix",
+            "phantom_many",
+            "phantom",
+            "mamamia",
+            "mnms",
+            "aimix",
+        )
         for centre in composed(tmp_path, "mnms", f"dataset={name}").dataset.centres
     ]
     assert len(set(datasets)) == len(datasets)
