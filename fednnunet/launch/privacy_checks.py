@@ -7,6 +7,7 @@ import logging
 from fednnunet.config.run import RunConfig
 from fednnunet.errors import ConfigError
 from fednnunet.launch.settings import class_path
+from fednnunet.listing import join_nodes
 from fednnunet.privacy.secure_sum import SumRules
 from fednnunet.server.strategy.asym_fedavg import AsymFedAvg
 from fednnunet.server.strategy.no_exchange import NoExchange
@@ -128,4 +129,4 @@ def _check_models_stay(config: RunConfig) -> None:
         raise ConfigError(f"evaluation.cross_centre=true: {why}; leave it out, or use strategy=ffe or fedprox")
     external = [centre.name for centre in config.dataset.centres if centre.external]
     if external:
-        log.warning("external centres (%s) are not scored: %s; use strategy=ffe or fedprox", ", ".join(external), why)
+        log.warning("external centres (%s) are not scored: %s; use strategy=ffe or fedprox", join_nodes(external), why)

@@ -1,15 +1,20 @@
-"""Choose the held-out cases that a report shows: the best, the median and the worst of every centre."""
+"""Choose what a report shows pictures of: the best, the median and the worst case of a centre; of many centres, too."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+import pandas as pd
 
+from fednnunet.listing import MOST_NODES
 from fednnunet.reporting.figures import Overlay, read_dsc, read_overlay
 from fednnunet.reporting.run_folder import Run
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,14 +50,41 @@ def choose_cases(runs: Sequence[Run], centre: str) -> list[ShownCase]:
     # An undefined DSC sorts last, but is not the worst while others are defined.
     ranked = sorted((case for case in dsc if not np.isnan(dsc[case])), key=lambda case: (-dsc[case], case))
     ranked = ranked or sorted(dsc)
-    if len(ranked) > 2:
-        chosen = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
-    else:
-        chosen = dict(zip(("best", "worst") if len(ranked) == 2 else ("only",), ranked, strict=False))
     return [
         ShownCase(rank, case, dsc[case], {name: read_overlay(path) for name, path in candidates[case].items()})
-        for rank, case in chosen.items()
+        for rank, case in _best_median_worst(ranked).items()
     ]
+
+
+def choose_nodes(nodes: Sequence[str], scores: pd.DataFrame, external: Collection[str]) -> dict[str, str]:
+    """Nodes whose cases are shown, and which they are among others.
+
+    Up to :data:`~fednnunet.listing.MOST_NODES` all are shown; of more, the best, the median and the worst of those that
+    train, and of those that are external, by the mean DSC of their cases over strategies.
+
+    Args:
+        nodes: nodes with pictures, in order.
+        scores: one row per case (:func:`~fednnunet.reporting.tables.results_table.case_means`).
+        external: nodes that do not train.
+
+    Returns:
+        Node to a text such as ``worst training node``, which is empty where all are shown.
+    """
+    if len(nodes) <= MOST_NODES:
+        return dict.fromkeys(nodes, "")
+    dsc = scores.groupby(["node", "strategy"])["dsc"].mean().groupby("node").mean().dropna()
+    chosen: dict[str, str] = {}
+    for kind, of_kind in (("training", set(nodes) - set(external)), ("external", set(nodes) & set(external))):
+        known = sorted(of_kind & set(dsc.index), key=lambda node: (-dsc[node], node))
+        chosen |= {node: f"{rank} {kind} node" for rank, node in _best_median_worst(known or sorted(of_kind)).items()}
+    return chosen
+
+
+def _best_median_worst(ranked: Sequence[T]) -> dict[str, T]:
+    """Three of those in ``ranked``, or all of fewer: ``only`` one, or ``best`` and ``worst``."""
+    if len(ranked) > 2:
+        return {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
+    return dict(zip(("best", "worst") if len(ranked) == 2 else ("only",), ranked, strict=False))
 
 
 def _slices_by_case(runs: Sequence[Run], centre: str) -> dict[int, dict[str, Path]]:

@@ -12,6 +12,7 @@ from flwr.app import ArrayRecord, Message
 
 from fednnunet.errors import ConfigError, FednnUNetError, NodeError, ProtocolError
 from fednnunet.exchange.messages import REPLIES, Body, FingerprintReply, FingerprintRequest, Kind
+from fednnunet.listing import join_nodes
 from fednnunet.server.local_grid import wait_for_next_poll
 from fednnunet.server.node_client import is_unreachable
 from fednnunet.server.node_messages import arrays_of, build_request, parse_reply
@@ -145,12 +146,12 @@ class _JoiningNodes:
 
     def waiting_text(self, names: Sequence[str]) -> str:
         """For the operator, while nodes are absent; ``names`` where it is known who they are."""
-        listed = f": {', '.join(names)}" if names else ""
+        listed = f": {join_nodes(names)}" if names else ""
         return f"{self.absent} of {self.expected} nodes are not connected yet{listed}"
 
     def summary(self) -> str:
         """Who is in and how many are missing, for the operator."""
-        present = ", ".join(sorted(reply.body.node for reply in self.replies.values())) or "none"
+        present = join_nodes(sorted(reply.body.node for reply in self.replies.values())) if self.replies else "none"
         missing = self.expected - len(self.replies)
         if not missing:
             return f"nodes of the run: {present}"

@@ -13,11 +13,13 @@ from typing import Any
 from fednnunet.exchange.data_notes import DataNote
 from fednnunet.exchange.messages import Fold, MeanScore, Score
 from fednnunet.files import append_atomically, write_atomically
+from fednnunet.listing import MOST_NODES, join_nodes
 from fednnunet.run_files import (
     CASE_COLUMNS,
     CASES_FILE,
     DATA_NOTE_COLUMNS,
     DATA_NOTES_FILE,
+    LOG_FILE,
     NUM_CASES_COLUMN,
     PLANS_FILE,
     ROUND_COLUMNS,
@@ -100,6 +102,16 @@ class RunRecorder(RunObservers):
         log.warning("%s", text)
         super().on_message(text)
 
+    def on_node_messages(self, lines: Mapping[str, Sequence[str]], summary: str) -> None:
+        """Lines about single nodes; of many nodes, the operator gets ``summary`` and the log the lines."""
+        if len(lines) <= MOST_NODES:
+            for line in (line for of_node in lines.values() for line in of_node):
+                self.on_message(line)
+            return
+        for line in (line for of_node in lines.values() for line in of_node):
+            log.warning("%s", line)
+        self.on_message(f"{summary}: {join_nodes(list(lines))}; {LOG_FILE} has what of each")
+
     def on_node_reply(self, node: str, server_round: int = 0, metrics: Mapping[str, Any] | None = None) -> None:
         """Log that a node replied."""
         log.info("node %s replied", node)
@@ -117,9 +129,8 @@ class RunRecorder(RunObservers):
             path.unlink(missing_ok=True)
             return
         _write_rows(path, DATA_NOTE_COLUMNS, rows)
-        for node, found in notes.items():
-            for note in found:
-                self.on_message(f"node {node}: {note}")
+        lines = {node: [f"node {node}: {note}" for note in found] for node, found in notes.items() if found}
+        self.on_node_messages(lines, f"something should be known of the images of {len(lines)} nodes")
 
     def on_plans(self, plans: Mapping[str, Mapping[str, Any]]) -> None:
         """Write ``plans.json``: nnU-Net's plans of every node."""

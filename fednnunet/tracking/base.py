@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fednnunet.errors import FednnUNetError
 from fednnunet.exchange.messages import Fold
+from fednnunet.listing import MOST_NODES
 from fednnunet.reporting import figures
-from fednnunet.reporting.run_folder import Run, node_order
+from fednnunet.reporting.case_selection import choose_nodes
+from fednnunet.reporting.run_folder import Run, node_order, read_run
 from fednnunet.reporting.scores import collect_scores
+from fednnunet.reporting.tables.results_table import MEAN
 from fednnunet.server.run_observer import RunObserver, RunObservers
 
 log = logging.getLogger(__name__)
@@ -24,6 +28,10 @@ MEANS, SLOWEST, TOTALS = (
     ("bytes_up", "bytes_down"),
 )
 """Columns of ``rounds.csv`` by what summarises all nodes: their mean, the slowest one, the sum."""
+SPREAD: Mapping[str, Callable[[Sequence[float]], float]] = {"lowest": min, "median": statistics.median, "highest": max}
+"""What takes the place of a curve per node where nodes are many."""
+NODES = "nodes"
+"""First part of the names of a single node's figures, where nodes are many."""
 
 
 class Tracker(RunObserver):
@@ -105,17 +113,34 @@ class Trackers(RunObservers):
                 self._notify(f"{type(tracker).__name__} failed and is left out from here on: {reason}")
 
 
+def has_many_nodes(run_folder: Path, plans: Mapping[str, Any] | None = None) -> bool:
+    """Whether a run has more nodes than are shown one by one (:data:`~fednnunet.listing.MOST_NODES`).
+
+    Args:
+        run_folder: of the run; its configuration names nodes.
+        plans: by node, where they are known.
+
+    Raises:
+        DataError: a file of the run cannot be read; names it.
+    """
+    training, external = node_order([read_run(run_folder)])
+    return max(len(training) + len(external), len(plans or {})) > MOST_NODES
+
+
 def node_metrics(row: Mapping[str, Any]) -> dict[str, float]:
     """Curves of a node's round: the numbers of its row, but for the round itself."""
     return {key: float(value) for key, value in row.items() if key != "round" and _is_number(value)}
 
 
-def round_metrics(rows: Sequence[Mapping[str, Any]], means: Mapping[str, float | None]) -> dict[str, float]:
+def round_metrics(
+    rows: Sequence[Mapping[str, Any]], means: Mapping[str, float | None], many: bool = False
+) -> dict[str, float]:
     """Curves of a round of all nodes, such as ``train_loss/mean`` and ``pseudo_dice/<node>``.
 
     Args:
         rows: one per node, as in ``rounds.csv``.
         means: figures over all nodes that rows lack, as in ``round_means.csv``.
+        many: whether :data:`SPREAD` takes the place of single nodes, as in ``pseudo_dice/median``.
     """
     totals = {f"{name}/mean": value for name, value in means.items() if name in MEANS and value is not None}
     for columns, name, gather in ((MEANS, "mean", _mean), (SLOWEST, "slowest", max), (TOTALS, "total", sum)):
@@ -123,8 +148,10 @@ def round_metrics(rows: Sequence[Mapping[str, Any]], means: Mapping[str, float |
             values = [float(row[column]) for row in rows if _is_number(row.get(column))]
             if values:
                 totals[f"{column}/{name}"] = gather(values)
+            if values and many and columns == MEANS:
+                totals |= {f"{column}/{name}": float(summarise(values)) for name, summarise in SPREAD.items()}
     for row in rows:
-        if _is_number(row.get("pseudo_dice")):
+        if not many and _is_number(row.get("pseudo_dice")):
             totals[f"pseudo_dice/{row['node']}"] = float(row["pseudo_dice"])
     return totals
 
@@ -144,13 +171,28 @@ def scores_of(run: Run) -> dict[str, dict[str, float]]:
     }
 
 
+def summarised_scores(run: Run) -> dict[str, dict[str, float]]:
+    """:func:`scores_of` many nodes: their mean and spread, and those of external ones under ``external``."""
+    training, external = node_order([run])
+    summaries = {}
+    for metric, by_node in scores_of(run).items():
+        found = {name: value for name, value in by_node.items() if name == MEAN}
+        for prefix, nodes in (("", training), ("external/", external)):
+            if values := [by_node[node] for node in nodes if node in by_node]:
+                found |= {f"{prefix}{name}": float(summarise(values)) for name, summarise in SPREAD.items()}
+        summaries[metric] = found
+    return summaries
+
+
 def overlay_images(run: Run) -> Iterator[tuple[str, int, bytes]]:
-    """Centre, number of a held-out case, and its overlay as PNG; one case per centre.
+    """Centre, number of a held-out case, and its overlay as PNG; one case per centre that a report shows.
 
     Raises:
         DataError: an overlay cannot be read; names it.
     """
-    for centre, cases in run.overlays.items():
+    scores = collect_scores(run.cases, run.means).cases
+    for centre in choose_nodes([*run.overlays], scores, node_order([run])[1]):
+        cases = run.overlays[centre]
         case = min(cases)
         overlay = figures.read_overlay(cases[case])
         yield centre, case, figures.as_png(figures.overlay_grid(centre, {f"case {case}": {run.strategy: overlay}}))

@@ -1,4 +1,7 @@
-"""What the terminal shows of a run: live lines on a terminal, a dozen plain ones in a log."""
+"""What the terminal shows of a run: live lines on a terminal, a dozen plain ones in a log.
+
+Nodes have a line each up to :data:`~fednnunet.listing.MOST_NODES`; of more it shows how many have come how far.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fednnunet.exchange.messages import Fold
+from fednnunet.listing import MOST_NODES, join_first, spread
 from fednnunet.server.run_observer import RunObserver
 
 PLAIN_ROUND_LINES = 7
@@ -35,6 +39,8 @@ _STATES = {
 
 _TRAINING_STAGES = ("plan", "preprocess", "train")
 """Stages in which external nodes have nothing to do."""
+_MOST_AWAY = 4
+"""Nodes that are away, by name, where nodes have no line of their own."""
 
 
 @dataclass
@@ -77,6 +83,7 @@ class RunProgress(RunObserver):
         self._done = 0
         self._first_round = 1
         self._mean_dice: float | None = None
+        self._slowest = ""
         self._begin = time.monotonic()
         self._train_begin = self._begin
 
@@ -141,19 +148,27 @@ class RunProgress(RunObserver):
         """Show that all nodes train the next round; in a log, print a line about some rounds."""
         with self._lock:
             self._done = server_round
+            self._slowest = _slowest_of(rows)
             for node, line in self._lines.items():
                 if line.state == "waiting" and server_round < self._rounds and node not in self._external:
                     line.state = "training"
             step = math.ceil(self._rounds / PLAIN_ROUND_LINES)
             if self._live is None and (server_round % step == 0 or server_round == self._rounds):
-                scores = "  ".join(
-                    f"{node} {_number(line.pseudo_dice, 2)}"
-                    for node, line in self._lines.items()
-                    if line.epoch == server_round and line.pseudo_dice is not None
-                )
-                scores = scores or f"{_number(self._mean_dice, 2)} (mean of the nodes)"
+                scores = self._scores(server_round) or f"{_number(self._mean_dice, 2)} (mean of the nodes)"
                 left = f"  {_clock(self._seconds_left())} left" if server_round < self._rounds else ""
                 self._print_line(f"round {server_round}/{self._rounds}  pseudo-Dice  {scores}{left}")
+
+    def _scores(self, server_round: int) -> str:
+        """Pseudo-Dice of the nodes that were in the round; empty where it is not known."""
+        known = {
+            node: line.pseudo_dice
+            for node, line in self._lines.items()
+            if line.epoch == server_round and line.pseudo_dice is not None
+        }
+        if len(self._lines) <= MOST_NODES or not known:
+            return "  ".join(f"{node} {_number(value, 2)}" for node, value in known.items())
+        slowest = f"; slowest: {self._slowest}" if self._slowest else ""
+        return f"{spread(known, 2)}{slowest}"
 
     def on_round_means(self, server_round: int, means: Mapping[str, float | None]) -> None:
         """Keep the mean of the nodes' pseudo-Dice for the line about the round; theirs are not known."""
@@ -180,7 +195,8 @@ class RunProgress(RunObserver):
     def __rich__(self) -> RenderableType:
         """The live lines."""
         with self._lock:
-            return Group(self._node_lines(), self._round_line())
+            nodes = self._node_lines() if len(self._lines) <= MOST_NODES else self._summary_lines()
+            return Group(nodes, self._round_line())
 
     def _node_lines(self) -> Table:
         table = Table.grid(padding=(0, 2))
@@ -197,6 +213,32 @@ class RunProgress(RunObserver):
                 f"pseudo-Dice {_number(line.pseudo_dice, 3)}" if known else "",
                 Text(f"{left} left" if left and known and line.epoch < self._rounds else "", style="dim"),
             )
+        return table
+
+    def _summary_lines(self) -> Table:
+        """How many nodes are where, and the spread of their figures."""
+        table = Table.grid(padding=(0, 2))
+        table.add_column(no_wrap=True, style="bold")
+        table.add_column(overflow="ellipsis", no_wrap=True)
+        asked = {
+            node: line.state
+            for node, line in self._lines.items()
+            if not (node in self._external and self._stage in _TRAINING_STAGES)
+        }
+        replied = sum(state.endswith(("waiting", "done")) for state in asked.values())
+        stage = _STATES.get(self._stage, self._stage)
+        table.add_row("  nodes", f"{replied} of {len(asked)} done" + (f" with {stage}" if stage else ""))
+        away = [node for node, state in asked.items() if state == "away"]
+        if away:
+            names = join_first(away, _MOST_AWAY)
+            table.add_row("  away", Text(f"{len(away)}: {names}", style="yellow"))
+        if self._round:
+            of_round = {node: line for node, line in self._lines.items() if line.epoch == self._round}
+            table.add_row("  loss", spread({node: line.loss for node, line in of_round.items()}, 3))
+            table.add_row("  pseudo-Dice", spread({node: line.pseudo_dice for node, line in of_round.items()}, 3))
+        if self._slowest:
+            left = self._seconds_left()
+            table.add_row("  slowest", self._slowest + (f"; {_clock(left)} left" if left else ""))
         return table
 
     def _round_line(self) -> Table:
@@ -223,6 +265,19 @@ class RunProgress(RunObserver):
         clock = _clock(time.monotonic() - self._begin)
         self._console.print(f"{self._title}  {clock:>5}  {text}", highlight=False, markup=False, soft_wrap=True)
         self._console.file.flush()
+
+
+def _slowest_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The node that a round has waited for longest, and its time; empty where times are not known."""
+    seconds = {
+        str(row["node"]): float(row["seconds_train"]) + float(row.get("seconds_exchange") or 0)
+        for row in rows
+        if row.get("seconds_train") is not None
+    }
+    if not seconds:
+        return ""
+    node = max(seconds, key=seconds.__getitem__)
+    return f"{node}, {_clock(seconds[node])} in round {rows[0]['round']}" if "round" in rows[0] else node
 
 
 def _number(value: float | None, decimals: int) -> str:

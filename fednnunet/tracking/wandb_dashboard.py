@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from fednnunet.errors import ConfigError, DataError
 from fednnunet.files import write_atomically
+from fednnunet.listing import MOST_NODES
 from fednnunet.reporting.run_folder import node_order, read_runs
 from fednnunet.reporting.tables.results_table import MEAN
-from fednnunet.tracking.base import MEANS, SLOWEST, TOTALS, fold_prefix
-from fednnunet.tracking.wandb_tracker import COMPARISON, NODE, PICTURE, SERVER, check_account, connection_problem
+from fednnunet.tracking.base import MEANS, SLOWEST, SPREAD, TOTALS, fold_prefix
+from fednnunet.tracking.wandb_account import check_account, connection_problem
+from fednnunet.tracking.wandb_tracker import COMPARISON, NODE, PICTURE, SERVER
 
 if TYPE_CHECKING:
     import wandb_workspaces.reports.v2 as wr
@@ -34,14 +36,17 @@ class Metrics:
     """Names under which the tracker logs some runs.
 
     Attributes:
-        scores: metric to summary keys of the server's run: the mean first, then one per node.
+        scores: metric to summary keys of the server's run: the mean first, then one per node; where a run has many
+            nodes, their spread.
         curves: title to keys of the server's run over rounds.
         costs: title to keys of seconds and bytes per round.
+        many: whether a run has many nodes, whose pictures are in the server's run.
     """
 
     scores: dict[str, list[str]]
     curves: dict[str, list[str]]
     costs: dict[str, list[str]]
+    many: bool = False
 
 
 def metrics_of(run_folders: Sequence[Path]) -> Metrics:
@@ -60,10 +65,14 @@ def metrics_of(run_folders: Sequence[Path]) -> Metrics:
     def over_rounds(columns: Sequence[str], of_all: str) -> dict[str, list[str]]:
         return {column: [f"{prefix}{column}/{of_all}" for prefix in prefixes] for column in columns}
 
+    shown = [*training, *external]
+    if many := len(shown) > MOST_NODES:
+        shown = [*SPREAD, *(f"external/{name}" for name in SPREAD if external)]
     return Metrics(
-        scores={metric: [f"{metric}/{node}" for node in (MEAN, *training, *external)] for metric in SCORES},
+        scores={metric: [f"{metric}/{name}" for name in (MEAN, *shown)] for metric in SCORES},
         curves=over_rounds(MEANS, "mean"),
         costs=over_rounds(SLOWEST, "slowest") | over_rounds(TOTALS, "total"),
+        many=many,
     )
 
 
@@ -107,7 +116,7 @@ def build_report(metrics: Metrics, entity: str, project: str, sweep: str | None 
     )
     blocks: list[Any] = [wr.P(_INTRODUCTION), wr.TableOfContents()]
     for name, panels in _panels(metrics).items():
-        runset = nodes if name == "Pictures" else federations
+        runset = nodes if name == "Pictures" and not metrics.many else federations
         blocks += [wr.H1(name), wr.PanelGrid(runsets=[runset], panels=panels)]
     blocks += [wr.H1("Table of a sweep"), table]
     return wr.Report(entity=entity, project=project, title=NAME, blocks=blocks, width="fluid")

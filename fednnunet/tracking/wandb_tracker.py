@@ -15,11 +15,25 @@ from fednnunet.errors import ConfigError
 from fednnunet.exchange.messages import Fold
 from fednnunet.files import write_atomically
 from fednnunet.reporting.report import OVERLAY
-from fednnunet.reporting.run_folder import Run, brief_plans, read_csv, read_run
+from fednnunet.reporting.run_folder import Run, brief_plans, node_order, read_csv, read_run
 from fednnunet.reporting.scores import collect_scores
 from fednnunet.reporting.tables.results_table import MEAN, SUMMARY_COLUMNS
 from fednnunet.run_files import CASES_FILE, REPORT_FILE, ROUNDS_FILE, SUMMARY_FILE
-from fednnunet.tracking.base import Tracker, fold_prefix, node_metrics, overlay_images, round_metrics, scores_of
+from fednnunet.tracking.base import (
+    MEANS,
+    NODES,
+    SLOWEST,
+    TOTALS,
+    Tracker,
+    fold_prefix,
+    has_many_nodes,
+    node_metrics,
+    overlay_images,
+    round_metrics,
+    scores_of,
+    summarised_scores,
+)
+from fednnunet.tracking.wandb_account import check_account, connection_problem
 
 if TYPE_CHECKING:
     import wandb
@@ -27,7 +41,6 @@ if TYPE_CHECKING:
 SERVER, NODE, COMPARISON = "server", "node", "comparison"
 """Job types."""
 PICTURE = "held-out case"
-CONNECT_SECONDS = 5.0
 FINISH_SECONDS = 60.0
 """Seconds that W&B has to take what is left at the end of a run; what it did not take stays on the disk."""
 _LONGEST_TAG = 64
@@ -43,6 +56,9 @@ class WandbTracker(Tracker):
     ``dsc/mean`` and the same of HD95. Where a run trains several folds, its curves are named by fold:
     ``fold_1/train_loss``. A run that was interrupted goes on under the ids it had, which ``<folder>/wandb/runs.json``
     keeps. Where W&B cannot be reached, a run goes on offline.
+
+    Of more than :data:`~fednnunet.listing.MOST_NODES` nodes, the server's run is the only one: it has means and spreads
+    over nodes, and each node's figures as ``nodes/<node>/<name>``, which W&B keeps and does not draw by itself.
 
     Args:
         project: W&B project.
@@ -76,6 +92,7 @@ class WandbTracker(Tracker):
         self._name = ""
         self._runs: dict[str, wandb.Run] = {}
         self._ids: dict[str, str] = {}
+        self._many = False
         self._prefix = ""
         self._folds_before = 0  # W&B's step must grow from fold to fold
         self._step = 0
@@ -88,6 +105,7 @@ class WandbTracker(Tracker):
         """
         self._check_connection()
         self._info = {**metadata, "overrides": read_run(self.folder).overrides}
+        self._many = has_many_nodes(self.folder)
         strategy, dataset, sweep = metadata.get("strategy"), metadata.get("dataset"), metadata.get("sweep")
         suffix = f"seed{metadata['seed']}-fold{metadata['fold']}"
         self._name = self.folder.name if sweep else f"{strategy}-{suffix}"
@@ -97,7 +115,13 @@ class WandbTracker(Tracker):
         self._run_of(_SERVER)
 
     def on_plans(self, plans: Mapping[str, Mapping[str, Any]]) -> None:
-        """Plans as configuration: in brief at the server, in brief and whole at each node."""
+        """Plans as configuration: in brief at the server, in brief and whole at each node.
+
+        Those of many nodes would be thousands of columns; they are in ``plans.json``.
+        """
+        self._many = self._many or has_many_nodes(self.folder, plans)
+        if self._many:
+            return
         configuration = str(self._info.get("configuration", "2d"))
         briefs = {node: brief_plans(plan, configuration) for node, plan in plans.items()}
         self._run_of(_SERVER).config.update({"plans": briefs})
@@ -114,16 +138,24 @@ class WandbTracker(Tracker):
         if not rows:
             return
         self._step = self._folds_before + server_round
+        of_nodes: dict[str, float] = {}
         for row in rows:
-            self._log(str(row["node"]), node_metrics(row), server_round)
-        self._log(_SERVER, round_metrics(rows, self.round_means), server_round)
+            node, numbers = str(row["node"]), node_metrics(row)
+            if self._many:
+                of_nodes |= {f"{NODES}/{self._prefix}{node}/{name}": value for name, value in numbers.items()}
+            else:
+                self._log(node, numbers, server_round)
+        self._log(_SERVER, round_metrics(rows, self.round_means, self._many), server_round, of_nodes)
 
-    def _log(self, node: str, numbers: Mapping[str, float], server_round: int) -> None:
+    def _log(
+        self, node: str, numbers: Mapping[str, float], server_round: int, others: Mapping[str, float] | None = None
+    ) -> None:
+        """Log ``numbers`` by fold, and ``others`` by the names that they have."""
         named = {f"{self._prefix}{key}": value for key, value in numbers.items()}
-        self._run_of(node).log({**named, "round": server_round}, step=self._step)
+        self._run_of(node).log({**named, **(others or {}), "round": server_round}, step=self._step)
 
     def on_result(self, run_folder: Path) -> None:
-        """Tables of nodes and of cases, final scores as summaries, one picture per node.
+        """Tables of nodes and of cases, final scores as summaries, one picture per node; of many nodes, of some.
 
         Raises:
             DataError: a file of the run cannot be read; names it.
@@ -132,7 +164,11 @@ class WandbTracker(Tracker):
 
         run = read_run(run_folder)
         server = self._run_of(_SERVER)
-        server.config.update(run.info, allow_val_change=True)
+        info = run.info
+        if self._many:  # what is told of single nodes would be a column each
+            nodes = {name for names in node_order([run]) for name in names}
+            info = {key: value for key, value in info.items() if not isinstance(value, dict) or not nodes & {*value}}
+        server.config.update(info, allow_val_change=True)
         if run.plans:
             self.on_plans(run.plans)
         step = self._step + 1
@@ -141,9 +177,13 @@ class WandbTracker(Tracker):
         server.log({"results": wandb.Table(dataframe=summary), "cases": wandb.Table(dataframe=cases)}, step=step)
         for metric, by_node in scores_of(run).items():
             for node, value in by_node.items():
-                server.summary[f"{metric}/{node}"] = value
-                if node != MEAN:
+                single = node != MEAN
+                server.summary[f"{NODES}/{node}/{metric}" if self._many and single else f"{metric}/{node}"] = value
+                if single and not self._many:
                     self._run_of(node).summary[metric] = value
+        if self._many:
+            for metric, summaries in summarised_scores(run).items():
+                server.summary.update({f"{metric}/{name}": value for name, value in summaries.items()})
         if self.pictures:
             self._log_pictures(run, step)
 
@@ -220,10 +260,13 @@ class WandbTracker(Tracker):
         import wandb
         from PIL import Image
 
+        pictures: dict[str, list[wandb.Image]] = {}
         for centre, case, png in overlay_images(run):
             with Image.open(io.BytesIO(png)) as picture:
                 image = wandb.Image(picture, caption=f"{centre}, held-out case {case}")
-            self._run_of(centre).log({PICTURE: image}, step=step)
+            pictures.setdefault(_SERVER if self._many else centre, []).append(image)
+        for node, images in pictures.items():
+            self._run_of(node).log({PICTURE: images if self._many else images[0]}, step=step)
 
     def _run_of(self, node: str) -> wandb.Run:
         if node not in self._runs:
@@ -284,40 +327,13 @@ class WandbTracker(Tracker):
             return self._open(key, job_type, name)
         except wandb.Error as error:
             raise ConfigError(f"logger=wandb: {' '.join(str(error).split())}") from error
-        run.define_metric("*", step_metric="round")
+        if self._many:  # patterns that overlap would leave it open which one holds
+            run.define_metric(f"{NODES}/*", step_metric="round", hidden=True)
+            for name in (*MEANS, *SLOWEST, *TOTALS, "fold_"):
+                run.define_metric(f"{name}*", step_metric="round")
+        else:
+            run.define_metric("*", step_metric="round")
         return run
-
-
-def check_account() -> None:
-    """Whether this machine has an account to send to.
-
-    Raises:
-        ConfigError: none, or its key cannot be one.
-    """
-    import wandb
-
-    wandb.setup(wandb.Settings(silent=True))
-    try:
-        known = wandb.login(prompt=False, verify=False)
-    except (wandb.Error, ValueError) as error:
-        raise ConfigError(f"W&B: {' '.join(str(error).split())}") from error
-    if not known:
-        raise ConfigError("this machine knows no W&B account; run `wandb login`, or set WANDB_MODE=offline")
-
-
-def connection_problem() -> str:
-    """Why W&B cannot be reached, found within seconds; empty where it answers."""
-    import requests
-    import wandb
-
-    address = wandb.setup().settings.base_url
-    try:
-        requests.head(address, timeout=CONNECT_SECONDS)
-    except requests.RequestException as error:
-        return f"W&B cannot be reached at {address} ({type(error).__name__})"
-    except OSError as error:  # requests has not found it
-        return f"W&B cannot be reached at {address}: {error} (REQUESTS_CA_BUNDLE, or CURL_CA_BUNDLE)"
-    return ""
 
 
 def _timestamp() -> str:

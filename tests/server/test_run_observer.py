@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from fednnunet.server.run_observer import RunObserver, RunObservers
+from fednnunet.server.run_recorder import RunRecorder
+from tests.support.recording_observer import RecordingObserver
 
 EVENTS: dict[str, tuple[Any, ...]] = {
     "on_run_start": ({"seed": 0},),
@@ -50,3 +52,16 @@ def test_each_observer_of_several_is_told_of_every_event(event: str) -> None:
 @pytest.mark.parametrize("event", EVENTS)
 def test_an_observer_need_not_follow_everything(event: str) -> None:
     assert getattr(RunObserver(), event)(*EVENTS[event]) is None
+
+
+@pytest.mark.parametrize("nodes", [12, 13])
+def test_lines_about_many_nodes_are_one_for_the_operator(tmp_path: Path, nodes: int) -> None:
+    observer = RecordingObserver()
+    lines = {f"H{number:02}": [f"node H{number:02}: no foreground"] for number in range(nodes)}
+    RunRecorder(tmp_path, "asym", observers=[observer]).on_node_messages(lines, f"no foreground at {nodes} nodes")
+    if nodes == 12:
+        assert observer.messages == [line for (line,) in lines.values()]
+    else:
+        (message,) = observer.messages
+        assert message.startswith("no foreground at 13 nodes: H00, H01, ")
+        assert message.endswith("H11 and 1 more; train.log has what of each")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,15 @@ LEVEL = {"local": 0.42, "asym": 0.58, "ffe": 0.55, "centralized": 0.6}
 ROUNDS = 12
 
 MakeRun = Callable[..., Path]
+
+MANY = 100
+"""Nodes of :func:`many_nodes`, ten of them external."""
+
+
+def many_nodes() -> tuple[dict[str, int], list[str]]:
+    """Training nodes with 5 to 40 cases, and external nodes."""
+    sizes = np.random.default_rng(0).integers(5, 41, MANY - 10)
+    return {f"H{number:03}": int(size) for number, size in enumerate(sizes)}, [f"X{number:02}" for number in range(10)]
 
 
 def write_overlay(path: Path, rng: np.random.Generator, quality: float) -> None:
@@ -79,8 +88,27 @@ def write_run() -> MakeRun:
         labels: tuple[str, ...] = ("tumour", "oedema"),
         overrides: tuple[str, ...] = (),
         overlays: bool = False,
+        nodes: Mapping[str, int] = NODES,
+        external: Sequence[str] = (EXTERNAL,),
+        held_out: int | None = 6,
+        crossed: bool = False,
     ) -> Path:
-        """``fold`` as in the configuration; a fold has six cases of each training node, and all of the external's."""
+        """A finished run.
+
+        Args:
+            folder: of the run.
+            strategy: its name.
+            seed: of the run.
+            fold: as in the configuration; all of an external node's cases are in the first.
+            dataset: name of the dataset.
+            labels: foreground labels.
+            overrides: what the command line changed beside strategy and seed.
+            overlays: write pictures of three cases of each node.
+            nodes: training nodes and their cases.
+            external: external nodes.
+            held_out: cases of a training node in a fold; None for a fifth of its cases.
+            crossed: every node's model is scored at every training node, too.
+        """
         folds = fold if isinstance(fold, list) else [fold]
         several = len(folds) > 1
         rng = np.random.default_rng([seed, folds[0], *strategy.encode()])
@@ -90,21 +118,21 @@ def write_run() -> MakeRun:
         (folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {line}\n" for line in lines))
         level = LEVEL.get(strategy, 0.5)
         pooled = strategy == "centralized"
-        workers = ["centralized"] if pooled else list(NODES)
+        workers = ["centralized"] if pooled else list(nodes)
         plans = {
             node: nnunet_plans(8, 112 if node == "DUKE" else 56, 0.75 if node == "DUKE" else 1.5, 4 + (node == "DUKE"))
             for node in workers
         }
         (folder / "plans.json").write_text(json.dumps(plans))
-        shares = {"ISPY1": 0.61, "ISPY2": 0.61, "DUKE": 0.23, "NACT": 0.61}
+        shares = {node: 0.23 if node == "DUKE" else 0.61 for node in nodes}
         info = {
             "strategy": strategy,
             "dataset": dataset,
             "seed": seed,
             "fold": fold,
             "configuration": "2d",
-            "nodes": list(NODES),
-            "external": [EXTERNAL],
+            "nodes": list(nodes),
+            "external": list(external),
             "distance_unit": "mm",
             "rounds": ROUNDS,
             "iterations": 10,
@@ -114,10 +142,10 @@ def write_run() -> MakeRun:
             "versions": {"fednnunet": "0.1.0", "nnunetv2": "2.8.1"},
             "command": "python train.py -m strategy=local,asym <&>",
             "shared_fraction": shares if strategy == "asym" else {},
-            "num_training": {"centralized": sum(NODES.values())} if pooled else NODES,
+            "num_training": {"centralized": sum(nodes.values())} if pooled else dict(nodes),
         }
         (folder / "run.json").write_text(json.dumps(info))
-        centres = [{"name": name, "external": name == EXTERNAL} for name in [*NODES, EXTERNAL]]
+        centres = [{"name": name, "external": name in external} for name in [*nodes, *external]]
         config = {"configuration": info["configuration"], "evaluation.distance_unit": info["distance_unit"]}
         config |= {"seed": seed, "fold": fold, "dataset.name": dataset, "dataset.centres": centres}
         (folder / "config.json").write_text(json.dumps(config | {"strategy.name": strategy}))
@@ -126,8 +154,8 @@ def write_run() -> MakeRun:
                 "strategy": strategy,
                 "node": node,
                 "model": model,
-                "fold": "ensemble" if node == EXTERNAL and several else fold,
-                "case": case + (0 if node == EXTERNAL else 6 * fold),
+                "fold": "ensemble" if node in external and several else fold,
+                "case": case + (0 if node in external else 6 * fold),
                 "label": label,
                 "dsc": float(np.clip(rng.normal(level - 0.12 * (node == "NACT"), 0.12), 0, 1)),
                 "hd95": None if case == 0 and label == "oedema" else float(rng.gamma(3, 4 * (1.2 - level))),
@@ -136,9 +164,9 @@ def write_run() -> MakeRun:
                 "empty": "prediction" if case == 1 and label == "tumour" else None,
             }
             for fold in folds
-            for node in [*NODES, *([EXTERNAL] if fold == folds[0] else [])]
-            for model in ([*workers, "ensemble"] if node == EXTERNAL else workers if pooled else [node])
-            for case in range(6)
+            for node in [*nodes, *(external if fold == folds[0] else [])]
+            for model in ([*workers, "ensemble"] if node in external else workers if pooled or crossed else [node])
+            for case in range(held_out or max(1, nodes.get(node, 30) // 5))
             for label in labels
         ]
         pd.DataFrame(cases).to_csv(folder / "cases.csv", index=False)
@@ -164,8 +192,8 @@ def write_run() -> MakeRun:
         ]
         pd.DataFrame(rounds).to_csv(folder / "rounds.csv", index=False)
         if overlays:
-            for centre in [*NODES, EXTERNAL]:
-                node = "centralized" if pooled and centre != EXTERNAL else centre
+            for centre in [*nodes, *external]:
+                node = "centralized" if pooled and centre not in external else centre
                 for case in range(3):
                     quality = level + 0.15 * (1 - case)
                     write_overlay(folder / "nodes" / node / "overlays" / f"{centre}__{case}.npz", rng, quality)

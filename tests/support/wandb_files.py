@@ -25,6 +25,7 @@ class Logged:
     config: dict[str, Any] = field(default_factory=dict)
     exit_code: int | None = None
     files: list[Path] = field(default_factory=list)
+    hidden: set[str] = field(default_factory=set)
 
     @property
     def media(self) -> set[str]:
@@ -71,6 +72,10 @@ def read_wandb(folder: Path) -> dict[str, Logged]:
                 for item in record.history.item:
                     key = item.key or "/".join(item.nested_key)
                     logged.history[key].append(json.loads(item.value_json))
+                continue
+            elif kind == "metric":
+                if record.metric.options.hidden:
+                    logged.hidden.add(record.metric.name or record.metric.glob_name)
                 continue
             elif kind == "exit":
                 logged.exit_code = record.exit.exit_code

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from fednnunet.reporting.run_folder import read_run
 from fednnunet.reporting.tables.results_table import summarise
 from fednnunet.tracking.tensorboard_tracker import TensorBoardTracker
-from tests.support.run_folders import track
+from tests.support.run_folders import many_nodes, track
 
 MakeRun = Callable[..., Path]
 
@@ -66,3 +66,18 @@ print(sorted({{"torch", "tensorflow", "lightning"}} & set(sys.modules)))
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout == "[]\n", result.stderr
+
+
+def test_many_nodes_are_summarised(make_run: MakeRun) -> None:
+    nodes, external = many_nodes()
+    folder = make_run("asym", nodes=nodes, external=external, held_out=None, overlays=True)
+    track(TensorBoardTracker(folder), folder)
+    assert [path.name for path in (folder / "tensorboard").iterdir()] == ["server"]
+    events, run = read(folder / "tensorboard" / "server"), read_run(folder)
+    by_round = run.rounds.groupby("round")["pseudo_dice"]
+    lowest = curve(events, "pseudo_dice/lowest")
+    assert lowest == pytest.approx(dict(by_round.min().dropna()), rel=1e-6)
+    summary = summarise(run.cases).set_index("node")["dsc"]
+    assert curve(events, "dsc/highest") == {12: pytest.approx(summary[list(nodes)].max(), rel=1e-6)}
+    assert len(events.Tags()["scalars"]) < 40
+    assert len(events.Tags()["images"]) == 6

@@ -117,3 +117,45 @@ def test_external_nodes_wait_while_others_train() -> None:
         lines = {line.split()[0]: line for line in measured.export_text().splitlines() if line.strip()}
     assert "waiting" in lines["KAUNO"]
     assert "training" in lines["NACT"]
+
+
+def many(screen: Console, replied: int) -> RunProgress:
+    """A hundred nodes, ten of them external, in their second round."""
+    names, external = [f"H{number:03}" for number in range(90)], [f"X{number:02}" for number in range(10)]
+    progress = RunProgress("asym", [*names, *external], screen, external=external)
+    progress.on_fold_start(0, 4, 0)
+    progress.on_stage("train")
+    for number in (1, 2):
+        for place, name in enumerate(names if number == 1 else names[:replied]):
+            progress.on_node_reply(name, number, {"train_loss": -place / 100, "pseudo_dice": place / 100})
+        if number == 1:
+            rows = [{"node": name, "round": 1, "seconds_train": 10.0 + (name == "H012")} for name in names]
+            progress.on_round_end(1, rows)
+    return progress
+
+
+def test_many_nodes_are_counted_and_not_listed() -> None:
+    screen, _ = console(terminal=True)
+    progress = many(screen, replied=37)
+    progress.on_waiting(["H080", "H081"])
+    shown = io.StringIO()
+    Console(file=shown, width=80, color_system=None).print(progress)
+    lines = [" ".join(line.split()) for line in shown.getvalue().splitlines()]
+    assert lines[:5] == [
+        "nodes 37 of 90 done with training",
+        "away 2: H080, H081",
+        "loss median -0.180, -0.360 (H036) to 0.000 (H000)",
+        "pseudo-Dice median 0.180, 0.000 (H000) to 0.360 (H036)",
+        lines[4],
+    ]
+    assert lines[4].startswith("slowest H012, 0:11 in round 1")
+    assert len(lines) == 6
+    assert lines[5].startswith("asym round 1/4")
+
+
+def test_a_log_names_the_ends_of_many_nodes() -> None:
+    screen, out = console(terminal=False)
+    many(screen, replied=90).on_round_end(2, [])
+    line = out.getvalue().splitlines()[-1]
+    assert "pseudo-Dice  median 0.45, 0.00 (H000) to 0.89 (H089)" in line
+    assert len(line) < 120

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from fednnunet.cli.main import main
+from fednnunet.tracking.wandb_dashboard import as_sent, build_report, metrics_of
 from fednnunet.tracking.wandb_tracker import WandbTracker
-from tests.support.run_folders import track
+from tests.support.run_folders import many_nodes, track
 from tests.support.wandb_files import Logged, read_wandb
 
 MakeRun = Callable[..., Path]
@@ -108,3 +109,15 @@ def test_runs_that_are_not_there_are_one_line(
     monkeypatch.setattr("sys.argv", ["fednnunet", "wandb-dashboard", str(tmp_path)])
     assert main() == 2
     assert "holds no run of train.py" in capsys.readouterr().err
+
+
+def test_many_nodes_have_panels_of_their_spread(make_run: MakeRun) -> None:
+    nodes, external = many_nodes()
+    folder = make_run("asym", nodes=nodes, external=external, held_out=None)
+    track(WandbTracker("fednnunet", mode="offline", folder=folder), folder)
+    (server,) = read_wandb(folder).values()
+    content = as_sent(build_report(metrics_of([folder]), "us", "mine"))
+    bars = [panel["config"]["metrics"] for panel in panels(content) if panel["viewType"] == "Bar Chart"]
+    names = ("mean", "lowest", "median", "highest", "external/lowest", "external/median", "external/highest")
+    assert bars == [[f"{metric}/{name}"] for metric in ("dsc", "hd95") for name in names]
+    assert {key for (key,) in bars} <= set(server.summary)

@@ -17,8 +17,9 @@ from fednnunet.errors import ConfigError
 from fednnunet.reporting.finish import compare_runs
 from fednnunet.reporting.run_folder import read_run
 from fednnunet.reporting.tables.results_table import SUMMARY_COLUMNS, summarise
-from fednnunet.tracking.wandb_tracker import WandbTracker, connection_problem
-from tests.support.run_folders import track
+from fednnunet.tracking.wandb_account import connection_problem
+from fednnunet.tracking.wandb_tracker import WandbTracker
+from tests.support.run_folders import many_nodes, track
 from tests.support.wandb_files import Logged, read_wandb
 
 MakeRun = Callable[..., Path]
@@ -222,3 +223,27 @@ def test_behind_a_page_that_is_not_wandb_a_run_goes_on_offline(
     (line,) = messages
     assert line.startswith("W&B does not answer")
     assert "dsc/mean" in by_node(read_wandb(folder))["server"].summary
+
+
+def test_many_nodes_are_summarised_in_one_run_and_kept_out_of_its_charts(make_run: MakeRun) -> None:
+    nodes, external = many_nodes()
+    folder = make_run("asym", nodes=nodes, external=external, held_out=None, overlays=True)
+    track(WandbTracker("fednnunet", mode="offline", folder=folder), folder)
+    (server,) = read_wandb(folder).values()
+    run = read_run(folder)
+    assert server.job_type == "server"
+    drawn = {key for key in server.history if not key.startswith("nodes/")}
+    assert not any(node in key for key in [*drawn, *server.config] for node in [*nodes, *external])
+    assert not any(isinstance(value, dict) and "H037" in value for value in server.config.values())
+    by_round = run.rounds.groupby("round")["train_loss"]
+    assert server.history["train_loss/median"] == pytest.approx(list(by_round.median()))
+    assert server.history["train_loss/highest"] == pytest.approx(list(by_round.max()))
+    rows = run.rounds[run.rounds["node"] == "H037"]
+    assert server.history["nodes/H037/train_loss"] == pytest.approx(list(rows["train_loss"]))
+    assert server.hidden == {"nodes/*"}
+    summary = summarise(run.cases).set_index("node")["dsc"]
+    assert server.summary["nodes/H037/dsc"] == pytest.approx(summary["H037"])
+    assert server.summary["dsc/lowest"] == pytest.approx(summary[list(nodes)].min())
+    assert server.summary["dsc/external/median"] == pytest.approx(summary[external].median())
+    pictures = [path for path in server.files if path.suffix == ".png"]
+    assert len(pictures) == 6, "best, median and worst node of those that train, and of the external ones"

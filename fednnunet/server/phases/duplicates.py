@@ -8,6 +8,7 @@ from itertools import combinations
 
 from fednnunet.exchange.digests import DIGESTS_FILE
 from fednnunet.files import write_atomically
+from fednnunet.listing import join_nodes
 from fednnunet.server.run_recorder import RunRecorder
 from fednnunet.server.session import Federation
 
@@ -34,7 +35,7 @@ def find_duplicates(federation: Federation, recorder: RunRecorder) -> None:
     write_atomically(recorder.folder / DUPLICATES, json.dumps(shared, indent=1))
     if silent:
         recorder.on_message(
-            f"images of {', '.join(silent)} are not compared: fingerprint.find_duplicates is not true in its node.yaml"
+            f"images of {join_nodes(silent)} are not compared: fingerprint.find_duplicates is not true in its node.yaml"
         )
     pairs = Counter(pair for names in shared.values() for pair in combinations(names, 2))
     for (first, second), count in sorted(pairs.items()):

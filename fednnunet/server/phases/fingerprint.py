@@ -267,8 +267,9 @@ def _parse_ranges(reply: FingerprintReply, asked: Sequence[str]) -> dict[str, In
 
 def name_without_foreground(session: Session, nodes: Sequence[int]) -> None:
     """Tell the operator which nodes' cases have no foreground."""
-    for node in nodes:
-        session.recorder.on_message(
-            f"node {session.federation.name(node)}: no case has foreground; it teaches that there is nothing to find "
-            "(healthy controls), or its annotations are missing"
-        )
+    names = [session.federation.name(node) for node in nodes]
+    what = "no case has foreground"
+    why = "it teaches that there is nothing to find (healthy controls), or its annotations are missing"
+    session.recorder.on_node_messages(
+        {name: [f"node {name}: {what}; {why}"] for name in names}, f"{what} at {len(names)} nodes"
+    )

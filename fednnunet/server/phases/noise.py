@@ -28,6 +28,7 @@ def check_noise(session: Session) -> None:
         ConfigError: more noise than can be of use, unless that is accepted.
     """
     federation = session.federation
+    lines = {}
     for node in federation.training:
         report = federation.preprocessed[node].noise
         if report is None:
@@ -46,7 +47,9 @@ def check_noise(session: Session) -> None:
             )
         said = describe_noise(report, ratio, _units(report, session))
         session.recorder.noise[name] = {**report.model_dump(), "noise_to_signal": ratio, "meaning": said}
-        session.recorder.on_message(f"node {name}: {said}")
+        lines[name] = [f"node {name}: {said}"]
+    largest = max((noise["epsilon"] for noise in session.recorder.noise.values()), default=0.0)
+    session.recorder.on_node_messages(lines, f"{len(lines)} nodes add noise, with epsilon up to {largest:.2f}")
 
 
 def describe_noise(report: NoiseReport, ratio: float, units: str) -> str:

@@ -8,6 +8,7 @@ from typing import Literal
 from fednnunet.errors import ConfigError, DataError, NodeError
 from fednnunet.exchange.digests import make_salt
 from fednnunet.exchange.messages import FingerprintReply, FingerprintRequest, Kind
+from fednnunet.listing import join_nodes
 from fednnunet.server.node_requests import Reply, request_all, request_as_nodes_join
 from fednnunet.server.phases.duplicates import find_duplicates
 from fednnunet.server.session import TASK, Federation, Session
@@ -72,7 +73,7 @@ def _request_connected_nodes(session: Session, request: FingerprintRequest) -> l
     replies = request_all(session, Kind.FINGERPRINT, dict.fromkeys(connected, request))
     if len(replies) < len(connected):
         names = sorted(reply.body.node for reply in replies)
-        session.recorder.on_message(f"nodes of the run: {', '.join(names)}")
+        session.recorder.on_message(f"nodes of the run: {join_nodes(names)}")
     return replies
 
 
@@ -99,7 +100,7 @@ def _check_centre(reply: FingerprintReply, registered: str | None, centres: Mapp
     if centres is None:
         return
     if reply.node not in centres:
-        raise NodeError(reply.node, f"is not one of dataset.centres ({', '.join(centres)})")
+        raise NodeError(reply.node, f"is not one of dataset.centres ({join_nodes(list(centres))})")
     if reply.external != centres[reply.node]:
         kinds = {True: "external", False: "a training node"}
         raise NodeError(
@@ -124,12 +125,15 @@ def check_folds(session: Session) -> None:
             raise NodeError(federation.name(node), f"describes cases of node {foreign[0]}")
         for centre, folds in held_out.items():
             recorder.unscored_folds[centre] = [fold for fold in session.settings.folds if folds.get(fold) == 0]
-    for centre, unscored in recorder.unscored_folds.items():
-        if unscored:
-            recorder.on_message(
-                f"centre {centre} holds no case out in fold {', '.join(map(str, unscored))}: it trains on all of its "
-                "cases there, and is not scored"
-            )
+    lines = {
+        centre: [
+            f"centre {centre} holds no case out in fold {', '.join(map(str, unscored))}: it trains on all of its cases "
+            "there, and is not scored"
+        ]
+        for centre, unscored in recorder.unscored_folds.items()
+        if unscored
+    }
+    recorder.on_node_messages(lines, f"{len(lines)} centres hold no case out in a fold, and are not scored in it")
     for fold in session.settings.folds:
         nowhere = all(fold in unscored for unscored in recorder.unscored_folds.values())
         if recorder.unscored_folds and nowhere and not federation.external:

@@ -11,6 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 
 from fednnunet.errors import NodeError, ProtocolError
 from fednnunet.exchange.messages import Fold, Kind, TrainReply, TrainRequest
+from fednnunet.listing import join_nodes
 from fednnunet.server.node_messages import num_bytes, parse_reply
 from fednnunet.server.node_requests import request_all
 from fednnunet.server.phases.unmask import open_sums
@@ -94,7 +95,7 @@ def _resume_point(session: Session, fold: Fold) -> tuple[int, list[int]]:
             if _last_checkpoint(federation, node, fold, server_round) != server_round
         ]
         if without or not members:
-            missing.append(f"of round {server_round} at {', '.join(without or sorted(names))}")
+            missing.append(f"of round {server_round} at {join_nodes(without or sorted(names))}")
         elif not session.strategy.remembers(recorder.folder, fold, server_round):
             missing.append(f"of round {server_round} at the server")
         else:
