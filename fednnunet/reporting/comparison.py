@@ -20,6 +20,7 @@ from fednnunet.evaluation.statistics import (
     show_p_value,
     wilcoxon,
 )
+from fednnunet.listing import MOST_NODES
 from fednnunet.reporting.tables.results_table import MEAN, order_strategies
 
 DEFAULT_REFERENCE = "local"
@@ -64,22 +65,43 @@ class Comparison:
         sentences = []
         for strategy in self.strategies:
             rows = self.rows[self.rows["strategy"] == strategy].dropna(subset=["difference"])
+            if rows["node"].nunique() > MOST_NODES:
+                sentences.append(f"{strategy} over {self.reference}: {self._spread(rows)}.")
+                continue
             found = [
-                f"{self._title(row.node)} {show_points(row.difference)} % ({_p_is(row.p, row.node)})"
+                f"{self.title_of(row.node)} {show_points(row.difference)} % ({_p_is(row.p, row.node)})"
                 for row in rows.itertuples()
             ]
             sentences.append(f"{strategy} over {self.reference}: {', '.join(found) or 'no case in common'}.")
         return sentences
+
+    def _spread(self, rows: pd.DataFrame) -> str:
+        """What a sentence says of the rows of a strategy and many nodes."""
+        of_all = rows[rows["node"] == ALL_CENTRES]
+        parts = [f"{ALL_CENTRES} {show_points(r.difference)} % ({_p_is(r.p, r.node)})" for r in of_all.itertuples()]
+        outside = rows["node"].isin(self.external)
+        for kind, chosen in (("training", ~outside & (rows["node"] != ALL_CENTRES)), ("external", outside)):
+            of_kind = rows[chosen].sort_values("difference")
+            if of_kind.empty:
+                continue
+            low, high = of_kind.iloc[0], of_kind.iloc[-1]
+            parts.append(
+                f"{(of_kind['difference'] > 0).sum()} of {len(of_kind)} {kind} nodes gain, from "
+                f"{show_points(low['difference'])} % ({low['node']}) to {show_points(high['difference'])} % "
+                f"({high['node']}), {(of_kind['p_holm'] < LEVEL).sum()} of them differ by Holm’s correction"
+            )
+        return "; ".join(parts)
 
     def intervals(self) -> dict[str, dict[str, Interval]]:
         """Centre to strategy to mean difference in points of DSC, where it is defined."""
         found: dict[str, dict[str, Interval]] = {}
         for row in self.rows.dropna(subset=["difference"]).itertuples():
             points = Interval(*(100 * value for value in (row.difference, row.low, row.high)))
-            found.setdefault(self._title(row.node), {})[row.strategy] = points
+            found.setdefault(self.title_of(row.node), {})[row.strategy] = points
         return found
 
-    def _title(self, node: str) -> str:
+    def title_of(self, node: str) -> str:
+        """Name of a centre in figures and sentences."""
         return f"{node} (external)" if node in self.external else node
 
 

@@ -16,6 +16,7 @@ from fednnunet.reporting.results import collect_results
 from fednnunet.reporting.run_folder import read_runs, write_csv
 from fednnunet.reporting.scores import join_means
 from fednnunet.reporting.tables.export import write_tables
+from fednnunet.reporting.tables.overview import overview
 from fednnunet.reporting.tables.results_table import MEAN, External
 from fednnunet.run_files import CASES_FILE, COMPARISONS_FILE, ROUNDS_FILE, RUN_FILE, SUMMARY_FILE
 
@@ -43,7 +44,7 @@ def finish_run(run_folder: Path) -> Result:
     write_csv(results.summary, run_folder / SUMMARY_FILE)
     report = write_report(run_folder, results)
     table = results.table
-    text = f"\n{table.as_text() if table else run.problem}\nreport: {os.path.relpath(report)}"
+    text = f"\n{overview(table).as_text() if table else run.problem}\nreport: {os.path.relpath(report)}"
     dsc = math.nan if table is None else float(table.values["dsc"].loc[run.strategy, MEAN])
     return Result(text, None if math.isnan(dsc) else dsc)
 
@@ -102,12 +103,13 @@ def compare_runs(
     console.print()
     if results.table is not None:
         write_tables(folder, results.table, results.compare_with_paper)
+        shown = overview(results.table)
         if console.is_terminal:
-            console.print(results.table.as_rich())
-            for note in results.table.notes:
+            console.print(shown.as_rich())
+            for note in shown.notes:
                 console.print(note, style="dim", highlight=False)
         else:
-            console.print(results.table.as_text(), soft_wrap=True, highlight=False, end="")
+            console.print(shown.as_text(), soft_wrap=True, highlight=False, end="")
     if results.comparison is not None:
         console.print()
         for sentence in results.comparison.sentences():

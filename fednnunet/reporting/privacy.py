@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from fednnunet.listing import MOST_NODES
 from fednnunet.reporting.run_folder import Run
 
 IN_CLEAR = (
@@ -44,8 +45,12 @@ def _statements(run: Run) -> Iterator[str]:
         yield WITH_NOISE if noise else IN_CLEAR
     elif shares:
         yield _secure_sums(run)
-    for node, of_node in noise.items():
-        yield f"node {node}: {of_node['meaning']}"
+    if len(noise) > MOST_NODES:
+        least = max(noise, key=lambda node: noise[node]["epsilon"])
+        yield f"{len(noise)} nodes added noise; least protects that of node {least}: {noise[least]['meaning']}"
+    else:
+        for node, of_node in noise.items():
+            yield f"node {node}: {of_node['meaning']}"
     if not noise:
         yield NO_NOISE
     yield SCORES[privacy["scores"]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -12,24 +12,27 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from matplotlib.figure import Figure
 
-from fednnunet.config.dataset import POOLED_NODE
 from fednnunet.evaluation.statistics import show_p_value
 from fednnunet.files import write_atomically
-from fednnunet.listing import join_first
+from fednnunet.listing import MOST_NODES, join_first
 from fednnunet.reporting import figures
-from fednnunet.reporting.case_selection import ShownCase, choose_cases
-from fednnunet.reporting.comparison import LEVEL, show_points
+from fednnunet.reporting.case_selection import ShownCase, choose_cases, choose_nodes
+from fednnunet.reporting.comparison import ALL_CENTRES, LEVEL, show_points
 from fednnunet.reporting.figures.overlays import Overlay, show_dsc
+from fednnunet.reporting.plans import collect_plans
 from fednnunet.reporting.privacy import statements_of
 from fednnunet.reporting.results import Results
-from fednnunet.reporting.run_folder import Run, brief_plans, merge_rounds
+from fednnunet.reporting.run_folder import Run, merge_rounds
 from fednnunet.reporting.scores import over_labels
+from fednnunet.reporting.tables.overview import node_rows, node_titles, overview
 from fednnunet.reporting.tables.results_table import ONE_EMPTY, STAR, order_strategies, own_scores
 from fednnunet.run_files import REPORT_FILE
 
 OVERLAY = "overlay"
 """Prefix of the names of figures that show images."""
 MOST_LISTED = 20
+SCRIPT = Path(__file__).parent / "node_tables.js"
+"""Searches and sorts tables of many nodes; the page can be read without it."""
 
 STRATEGY_MEANINGS = {
     "local": "every node trains alone on its own plans",
@@ -56,25 +59,11 @@ class Picture:
     min_width: int
 
 
-@dataclass(frozen=True)
-class StrategyPlans:
-    """Plans of one strategy, side by side.
-
-    Attributes:
-        strategy: name of the strategy.
-        nodes: names of the nodes, the columns.
-        rows: name of a property, and its value at each node.
-    """
-
-    strategy: str
-    nodes: list[str]
-    rows: list[tuple[str, list[str]]]
-
-
 def write_report(folder: Path, results: Results) -> Path:
     """Write ``<folder>/report.html`` and its figures (``<folder>/figures``) over one or several runs.
 
-    The page says what a run lacks. It needs no network and no script.
+    The page says what a run lacks. It needs no network and no script; that of many nodes has one of its own, which
+    searches and sorts their tables.
 
     Args:
         folder: folder for the report.
@@ -102,7 +91,8 @@ def render_report(folder: Path, results: Results) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"points": show_points, "p_value": show_p_value, "dsc": show_dsc, "panel": _panel_uri}
+    environment.filters |= {"points": show_points, "p_value": show_p_value, "dsc": show_dsc}
+    environment.filters |= {"named": join_first, "panel": _panel_uri}
     return environment.get_template("report.html.j2").render(
         title=_title(runs),
         metadata=_metadata(runs, training, external),
@@ -113,15 +103,22 @@ def render_report(folder: Path, results: Results) -> str:
         privacy=statements_of(runs),
         duration=format_duration,
         problems=results.problems,
-        table=results.table,
+        table=overview(results.table) if results.table else None,
         comparison=results.comparison,
         compare_with_paper=results.compare_with_paper,
         star=STAR,
         level=LEVEL,
         empty_masks=_empty_masks(results),
         figures=_figures(results, folder / "figures"),
-        plans=[plans for run in _one_run_per_strategy(runs) if (plans := _plans(run, training)) is not None],
-        shown_cases=_shown_cases(runs, [*training, *external], folder / "figures"),
+        plans=[plans for run in _one_run_per_strategy(runs) if (plans := collect_plans(run, training)) is not None],
+        shown_cases=_shown_cases(results, folder / "figures"),
+        many=results.has_many_nodes,
+        most=MOST_NODES,
+        node_titles=node_titles(results.table) if results.table else [],
+        node_rows=node_rows(results.table) if results.table else [],
+        num_training=num_training(runs),
+        num_nodes=len(training) + len(external),
+        script=SCRIPT.read_text(encoding="utf-8") if results.has_many_nodes else "",
         averaged_over=_averaged_over(results),
     )
 
@@ -137,8 +134,13 @@ def _figures(results: Results, saved: Path) -> dict[str, Picture]:
         drawn["round_costs"] = figures.round_costs(results.rounds), "Time and traffic of a round"
     if results.table is not None:
         if not results.scores.empty:
-            boxes = figures.case_scores(results.scores, results.training, results.external, results.table.distance_unit)
-            drawn["case_scores"] = boxes, "DSC and HD95 of held-out cases, one box per strategy and centre"
+            shown = results.scores, results.training, results.external, results.table.distance_unit
+            if results.has_many_nodes:
+                means = figures.score_distributions(*shown, num_training(results.runs))
+                drawn["score_distributions"] = means, "DSC and HD95 of every node, sorted and by its number of cases"
+            else:
+                boxes = figures.case_scores(*shown)
+                drawn["case_scores"] = boxes, "DSC and HD95 of held-out cases, one box per strategy and centre"
         told = over_labels(results.means)
         crossed = figures.cross_centre(results.cases, results.training, results.external, told)
         if crossed is not None:
@@ -146,7 +148,12 @@ def _figures(results: Results, saved: Path) -> dict[str, Picture]:
     if results.comparison is not None and (intervals := results.comparison.intervals()):
         colours = figures.strategy_colours(results.table.strategies if results.table else [])
         title = f"points of DSC over {results.comparison.reference}, 95 % interval"
-        drawn["comparison"] = figures.forest(intervals, title, colours, width=4.3), title
+        if results.has_many_nodes:
+            rows = [results.comparison.title_of(node) for node in results.external]
+            differences = figures.sorted_differences(intervals, ALL_CENTRES, rows, title, colours)
+        else:
+            differences = figures.forest(intervals, title, colours, width=4.3)
+        drawn["comparison"] = differences, title
     return {name: _svg(figure, saved, name, title) for name, (figure, title) in drawn.items()}
 
 
@@ -176,8 +183,12 @@ def _title(runs: Sequence[Run]) -> str:
 
 
 def _metadata(runs: Sequence[Run], training: Sequence[str], external: Sequence[str]) -> list[tuple[str, str]]:
-    counts = {node: number for run in runs for node, number in run.info.get("num_training", {}).items()}
-    nodes = [f"{node} ({counts[node]} cases)" if node in counts else node for node in training]
+    counts = num_training(runs)
+    if len(training) + len(external) > MOST_NODES:
+        nodes, outside = [_count(training, counts)], [str(len(external))] if external else []
+    else:
+        nodes = [f"{node} ({counts[node]} cases)" if node in counts else node for node in training]
+        outside = list(external)
 
     def values(key: str, show: Callable[[Any], str] = str) -> str:
         return ", ".join(_distinct(show(run.info[key]) for run in runs if run.info.get(key) is not None))
@@ -188,7 +199,7 @@ def _metadata(runs: Sequence[Run], training: Sequence[str], external: Sequence[s
         ("Dataset", values("dataset")),
         ("Configuration", values("configuration")),
         ("Training nodes", ", ".join(nodes)),
-        ("External nodes", ", ".join(external)),
+        ("External nodes", ", ".join(outside)),
         ("Rounds × iterations", " × ".join(filter(None, (values("rounds"), values("iterations"))))),
         ("Fold", ", ".join(_distinct(fold for run in runs for fold in run.folds))),
         ("Seed", values("seed")),
@@ -198,6 +209,16 @@ def _metadata(runs: Sequence[Run], training: Sequence[str], external: Sequence[s
         ("Versions", ", ".join(f"{name} {number}" for name, number in versions.items())),
     ]
     return [(name, value) for name, value in metadata if value]
+
+
+def _count(nodes: Sequence[str], cases: Mapping[str, int]) -> str:
+    known = [cases[node] for node in nodes if node in cases]
+    return f"{len(nodes)}" + (f", {min(known)} to {max(known)} cases each, {sum(known):,} together" if known else "")
+
+
+def num_training(runs: Sequence[Run]) -> dict[str, int]:
+    """Node to its number of training cases, where a run has told it."""
+    return {node: number for run in runs for node, number in run.info.get("num_training", {}).items()}
 
 
 def _moment(iso: str) -> str:
@@ -210,7 +231,13 @@ def _empty_masks(results: Results) -> list[tuple[str, str]]:
         return []
     rows = own_scores(results.cases, results.external_scores)
     lists: dict[str, list[str]] = {}
-    affected = rows[rows["empty"].isin(ONE_EMPTY)].groupby(["strategy", "node", "label", "empty"], sort=False)
+    one_empty = rows[rows["empty"].isin(ONE_EMPTY)]
+    if results.has_many_nodes:
+        return [
+            (strategy, f"{len(found[['node', 'case']].drop_duplicates())} cases of {found['node'].nunique()} nodes")
+            for strategy, found in one_empty.groupby("strategy", sort=False)
+        ]
+    affected = one_empty.groupby(["strategy", "node", "label", "empty"], sort=False)
     for (strategy, node, label, empty), found in affected["case"]:
         numbers = sorted(set(found))
         listed = join_first(list(map(str, numbers)), MOST_LISTED)
@@ -218,41 +245,13 @@ def _empty_masks(results: Results) -> list[tuple[str, str]]:
     return [(strategy, "; ".join(parts)) for strategy, parts in lists.items()]
 
 
-def _plans(run: Run, order: Sequence[str]) -> StrategyPlans | None:
-    if not run.plans:
-        return None
-    configuration = str(run.info.get("configuration", "2d"))
-    nodes = sorted(run.plans, key=lambda node: order.index(node) if node in order else len(order))
-    briefs = {node: brief_plans(run.plans[node], configuration) for node in nodes}
-    shared = run.info.get("shared_fraction", {})
-    titles = {
-        "batch_size": "batch size",
-        "patch_size": "patch (pixels)",
-        "spacing": "spacing (mm)",
-        "n_stages": "stages",
-        "features_per_stage": "features",
-    }
-    rows = [(title, [_plan_value(briefs[node][key]) for node in briefs]) for key, title in titles.items()]
-    if any(shared.values()):
-        averaged = [f"{shared[node]:.0%}" if node in shared else "–" for node in briefs]
-        rows.append(("parameters averaged", averaged))
-    return StrategyPlans(run.strategy, ["all nodes pooled" if n == POOLED_NODE else n for n in briefs], rows)
-
-
-def _plan_value(value: Any) -> str:
-    if not isinstance(value, list):
-        return str(value)
-    if len(value) > 3:
-        return f"{value[0]} … {value[-1]}"
-    return " × ".join(f"{number:g}" for number in value)
-
-
-def _shown_cases(runs: Sequence[Run], nodes: Sequence[str], saved: Path) -> dict[str, list[ShownCase]]:
-    """Node to the cases that the report shows; one figure per node is saved as well."""
+def _shown_cases(results: Results, saved: Path) -> dict[str, list[ShownCase]]:
+    """Title of a node to the cases that the report shows of it; one figure per node is saved as well."""
     shown = {}
-    for node in nodes:
-        if cases := choose_cases(runs, node):
-            shown[node] = cases
+    nodes = [n for n in (*results.training, *results.external) if any(n in run.overlays for run in results.runs)]
+    for node, what in choose_nodes(nodes, results.scores, results.external).items():
+        if cases := choose_cases(results.runs, node):
+            shown[f"{node}, {what}" if what else node] = cases
             titled = {f"{case.rank}, case {case.number}": case.slices for case in cases}
             name = f"{OVERLAY}_{''.join(c if c.isalnum() else '_' for c in node)}"
             figures.save_picture(figures.overlay_grid(node, titled), saved, name)

@@ -11,6 +11,7 @@ import pandas as pd
 from fednnunet.errors import ConfigError
 from fednnunet.evaluation.statistics import Interval, bootstrap
 from fednnunet.exchange.messages import MIN_CASES
+from fednnunet.listing import MOST_NODES, join_nodes
 from fednnunet.reporting.comparison import LEVEL, Comparison, choose_reference, compare_strategies
 from fednnunet.reporting.completeness import (
     check_comparable,
@@ -76,6 +77,11 @@ class Results:
     external_scores: External
 
     @property
+    def has_many_nodes(self) -> bool:
+        """Whether nodes are more than are shown one by one."""
+        return len(self.training) + len(self.external) > MOST_NODES
+
+    @property
     def problems(self) -> list[str]:
         """Notes about runs that lack something or repeat a fold."""
         return [*(run.problem for run in self.runs if run.problem), *repeated_folds(self.runs)]
@@ -129,10 +135,7 @@ def collect_results(runs: Sequence[Run], reference: str | None = None, external_
         notes=[
             *_notes(table, comparison, missing, unscored_folds(ordered), external_scores),
             *_notes_on_limits(collected, table),
-            *(
-                f"No scored case of {centre} holds foreground: its DSC is 1 where nothing was segmented, else 0."
-                for centre in without_foreground(cases)
-            ),
+            *_notes_on_foreground(without_foreground(cases)),
         ],
     )
     return Results(
@@ -161,6 +164,13 @@ def _intervals(
     return found
 
 
+def _notes_on_foreground(centres: Sequence[str]) -> list[str]:
+    named = [join_nodes(centres)] if len(centres) > MOST_NODES else centres
+    return [
+        f"No scored case of {who} holds foreground: its DSC is 1 where nothing was segmented, else 0." for who in named
+    ]
+
+
 def _notes_on_limits(scores: Scores, table: ResultsTable) -> list[str]:
     """What the table cannot show, as nodes do not tell it."""
     notes = []
@@ -168,14 +178,18 @@ def _notes_on_limits(scores: Scores, table: ResultsTable) -> list[str]:
     told = sorted({node for _, node in scores.told.index}, key=order.index)
     if told:
         notes.append(
-            f"{', '.join(told)}: means that the node has computed over its cases, whose own scores it does not tell "
+            f"{join_nodes(told)}: means that the node has computed over its cases, whose own scores it does not tell "
             "(privacy.scores); so there is no interval, no test and no distribution."
         )
     folds: dict[str, set[str]] = {}
     for (_, node), of_node in scores.kept.items():
         folds.setdefault(node, set()).update(of_node)
     if folds:
-        listed = "; ".join(f"{node}, fold {', '.join(sorted(folds[node]))}" for node in sorted(folds, key=order.index))
+        nodes = sorted(folds, key=order.index)
+        if len(nodes) > MOST_NODES:
+            listed = join_nodes(nodes)
+        else:
+            listed = "; ".join(f"{node}, fold {', '.join(sorted(folds[node]))}" for node in nodes)
         notes.append(
             f"{KEPT}: scores that stay at the node ({listed}), by privacy.scores=nothing, or because a mean is over at "
             f"least {MIN_CASES} cases, if need be of several folds. The node's own folder holds them."
@@ -202,8 +216,15 @@ def _notes(
             f"{DAGGER} {lacking}. Means of different folds are not of the same cases: compare them with care"
             + ("; tests use only cases that both strategies scored." if comparison else ".")
         )
-    for centre, folds in unscored.items():
-        notes.append(f"{centre} holds no case out in {folds}: it has fewer cases than folds, and is not scored there.")
+    if len(unscored) > MOST_NODES:
+        notes.append(
+            f"{len(unscored)} nodes have fewer cases than folds, and are not scored in each: {join_nodes([*unscored])}."
+        )
+    else:
+        notes += [
+            f"{centre} holds no case out in {folds}: it has fewer cases than folds, and is not scored there."
+            for centre, folds in unscored.items()
+        ]
     if table.external:
         notes.append(f"External nodes: {EXTERNAL_MEANINGS[external_scores]}.")
     return notes

@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from fednnunet.reporting.case_selection import choose_cases
+from fednnunet.reporting.case_selection import choose_cases, choose_nodes
 from fednnunet.reporting.run_folder import read_runs
+from tests.support.run_folders import many_nodes
 
 MakeRun = Callable[..., Path]
 
@@ -66,3 +68,24 @@ def test_fewer_than_three_cases_are_all_shown(pictured: Callable[..., Path]) -> 
 def test_without_a_common_case_those_of_most_strategies_are_shown(pictured: Callable[..., Path]) -> None:
     runs = [pictured("local", {0: 0.1, 1: 0.9}), pictured("asym", {1: 0.5}), pictured("ffe", {2: 0.7})]
     assert chosen(runs) == {"only": 1}
+
+
+def test_of_many_nodes_the_best_median_and_worst_of_each_kind_are_shown() -> None:
+    nodes, external = many_nodes()
+    names = [*nodes, *external]
+    few = names[:12]
+    rows = [
+        {"strategy": name, "node": node, "dsc": (place + shift) / 200}
+        for name, shift in (("local", 0), ("asym", 5))
+        for place, node in enumerate(names)
+    ]
+    scores = pd.DataFrame(rows)
+    assert choose_nodes(few, scores, external) == dict.fromkeys(few, "")
+    assert choose_nodes(names, scores, external) == {
+        "H089": "best training node",
+        "H044": "median training node",
+        "H000": "worst training node",
+        "X09": "best external node",
+        "X04": "median external node",
+        "X00": "worst external node",
+    }

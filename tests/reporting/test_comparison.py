@@ -131,3 +131,18 @@ def test_the_default_reference_is_local() -> None:
 def test_an_unknown_reference_is_refused_with_the_known_names(strategies: list[str], problem: str) -> None:
     with pytest.raises(ConfigError, match=f"reference local: {problem} .* choose one of: {', '.join(strategies)}"):
         choose_reference(strategies, "local")
+
+
+def test_many_nodes_are_counted_in_a_sentence() -> None:
+    rows = [
+        ("ffe", "local", f"H{place:03}", 9, 9, (place - 9) / 100, 0.0, 0.0, 0.4, 0.009, 0.01 if place > 37 else 0.5)
+        for place in range(40)
+    ]
+    rows.append(("ffe", "local", ALL_CENTRES, 360, 360, 0.105, 0.1, 0.12, 0.4, 0.02, 0.04))
+    rows.append(("ffe", "local", "X00", 9, 9, -0.02, 0.0, 0.0, 0.1, 0.86, 0.9))
+    comparison = Comparison("local", pd.DataFrame(rows, columns=COMPARISON_COLUMNS), ["X00"])
+    assert comparison.sentences() == [
+        "ffe over local: all centres +10.5 % (Fisher’s method: p = 0.020); 30 of 40 training nodes gain, from −9.0 % "
+        "(H000) to +30.0 % (H039), 2 of them differ by Holm’s correction; 0 of 1 external nodes gain, from −2.0 % "
+        "(X00) to −2.0 % (X00), 0 of them differ by Holm’s correction."
+    ]

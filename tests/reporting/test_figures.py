@@ -11,15 +11,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from PIL import Image
 
 from fednnunet.errors import DataError
 from fednnunet.evaluation.statistics import mean_interval
 from fednnunet.reporting import figures
-from fednnunet.reporting.run_folder import merge, read_run
+from fednnunet.reporting.run_folder import Run, merge, read_run
 from fednnunet.reporting.tables.results_table import case_means
 from fednnunet.run_files import CASE_COLUMNS
+from tests.support.run_folders import many_nodes
 
 MakeRun = Callable[..., Path]
 
@@ -170,3 +172,70 @@ def test_cross_centre_matrix_shows_each_model_at_each_centre() -> None:
     assert [text.get_text() for text in axes.texts] == ["0.65", "0.35", "0.25", "0.15", "0.75", "–"]
     only_own = cases[(cases["node"] == cases["model"]) | (cases["node"] == "X")]
     assert figures.cross_centre(only_own, ["A", "B"], ["X"]) is None
+
+
+def hundred_nodes(make_run: MakeRun, **options: object) -> tuple[list[str], list[str], Run]:
+    nodes, external = many_nodes()
+    run = read_run(make_run("asym", nodes=nodes, external=external, held_out=None, labels=("tumour",), **options))
+    return list(nodes), external, run
+
+
+def legend_texts(figure: Figure) -> list[str]:
+    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+
+
+def test_curves_of_many_nodes_are_their_median_and_quantiles(make_run: MakeRun) -> None:
+    nodes, _, run = hundred_nodes(make_run)
+    rounds = run.rounds.copy()
+    rounds.loc[(rounds["node"] == "H012") & (rounds["round"] > 6), "train_loss"] = 0.9
+    figure = figures.learning_curves(rounds, nodes)
+    assert legend_texts(figure) == ["median of the nodes", "middle half of the nodes", "nine in ten nodes"]
+    axes = figure.axes[0]
+    by_round = rounds.groupby("round")["train_loss"]
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), by_round.median())
+    edges = axes.collections[0].get_paths()[0].vertices[:, 1]
+    assert edges.max() == pytest.approx(by_round.quantile(0.75).max())
+    assert edges.min() == pytest.approx(by_round.quantile(0.25).min())
+    assert "H012" in {text.get_text() for text in axes.texts}, "it ends far from the others"
+    assert all(len(axes.texts) <= 2 for axes in figure.axes)
+
+
+def test_scores_of_many_nodes_are_sorted_and_set_against_their_size(make_run: MakeRun) -> None:
+    nodes, external, run = hundred_nodes(make_run)
+    scores = case_means(run.cases)
+    figure = figures.score_distributions(scores, nodes, external, "mm", run.info["num_training"])
+    assert legend_texts(figure) == ["asym"]
+    by_rank, by_size = figure.axes[:2]
+    means = scores.groupby("node")["dsc"].mean()
+    np.testing.assert_allclose(by_rank.lines[0].get_ydata(), np.sort(means[nodes]))
+    np.testing.assert_allclose(by_rank.lines[1].get_ydata(), np.sort(means[external]))
+    assert [text.get_text() for text in by_rank.texts] == [means[nodes].idxmin()]
+    assert sorted(by_size.lines[0].get_xdata()) == sorted(run.info["num_training"].values())
+    assert len(figure.axes) == 4
+    assert len(figures.score_distributions(scores, nodes, external, "mm").axes) == 2, "sizes are not known"
+
+
+def test_a_matrix_of_many_nodes_has_colours_and_few_names(make_run: MakeRun) -> None:
+    nodes, external, run = hundred_nodes(make_run, crossed=True)
+    figure = figures.cross_centre(run.cases, nodes, external)
+    assert figure is not None
+    axes = figure.axes[0]
+    means = run.cases.groupby(["model", "node"])["dsc"].mean().unstack()
+    elsewhere = means.loc[nodes, nodes].mask(np.eye(len(nodes), dtype=bool)).mean(axis=1)
+    order = list(elsewhere.sort_values(ascending=False).index)
+    np.testing.assert_allclose(axes.images[0].get_array(), means.loc[order, [*order, *external]])
+    assert not list(axes.texts)
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert len(labels) <= 10
+    assert (labels[0], labels[-1]) == (order[0], order[-1])
+
+
+def test_differences_of_many_nodes_are_sorted_and_the_ends_named() -> None:
+    intervals = {f"H{place:02}": {"ffe": mean_interval([place, place + 2])} for place in range(30)}
+    intervals["all centres"] = {"ffe": mean_interval([15, 17])}
+    figure = figures.sorted_differences(intervals, "all centres", ["H07"], "points", {"ffe": "#111111"})
+    (axes,) = figure.axes
+    dots = [line for line in axes.lines if line.get_marker() == "o"]
+    assert [float(line.get_xdata()[0]) for line in dots] == [place + 1.0 for place in range(30)]
+    assert [line.get_markerfacecolor() == "white" for line in dots].index(True) == 7
+    assert {text.get_text() for text in axes.texts} == {"H00", "H29"}

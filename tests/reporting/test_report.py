@@ -16,6 +16,7 @@ from fednnunet.reporting.privacy import statements_of
 from fednnunet.reporting.report import format_duration, write_report
 from fednnunet.reporting.results import collect_results
 from fednnunet.reporting.run_folder import read_runs
+from tests.support.run_folders import many_nodes
 
 MakeRun = Callable[..., Path]
 STRATEGIES = ("local", "asym", "ffe", "centralized")
@@ -217,3 +218,64 @@ def test_plans_of_another_configuration_are_refused(make_run: MakeRun, tmp_path:
 )
 def test_duration(seconds: float | None, text: str) -> None:
     assert format_duration(seconds) == text
+
+
+@pytest.fixture(scope="module")
+def hundred(write_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of two strategies and a hundred nodes, ten of them external."""
+    folder = tmp_path_factory.mktemp("many")
+    nodes, external = many_nodes()
+    runs = [
+        write_run(folder / name, name, nodes=nodes, external=external, held_out=None, labels=("tumour",))
+        for name in ("local", "asym")
+    ]
+    notes = "".join(f"{node},label_reoriented,6,0\n" for node in nodes)
+    (runs[0] / "data_notes.csv").write_text(f"node,kind,cases,voxels\n{notes}")
+    write_report(folder, collect_results(read_runs(runs)))
+    return folder
+
+
+def test_many_nodes_are_summed_up_and_each_can_be_looked_up(hundred: Path) -> None:
+    page = parse(hundred / "report.html")
+    facts = dict(zip(texts(page, ".//dl/dt"), texts(page, ".//dl/dd"), strict=True))
+    assert facts["Training nodes"] == "90, 5 to 40 cases each, 2,082 together"
+    assert facts["External nodes"] == "10"
+    heads = texts(page, ".//section[@id='results']//table[@class='fixed']//thead//th")
+    assert heads[1:7] == ["worst", "worst tenth", "median", "best tenth", "best", "mean"]
+    for element in page.iter():
+        if element.tag == "details":
+            element.clear()  # what is folded
+    left = " ".join(page.itertext())
+    assert sum(f"H{number:03}" in left for number in range(90)) < 12, "few nodes have a name at first sight"
+    page = parse(hundred / "report.html")
+    rows = page.findall(".//section[@id='results']//details//tbody/tr")
+    assert len(rows) == 100
+    (row,) = [row for row in rows if row.findtext("th") == "H037"]
+    own = read_runs([hundred / "local"])[0].cases.query("node == 'H037'")["dsc"].mean()
+    assert [cell.text for cell in row.findall("td")][:2] == ["15", f"{own:.3f}"]
+    assert len(page.findall(".//section[@id='tests']//details//tbody/tr")) == 101, "all nodes, and all centres"
+    assert len(page.findall(".//section[@id='run']//details//tbody/tr")) == 90, "what they said of their images"
+
+
+def test_plans_of_many_nodes_are_grouped_by_network(hundred: Path) -> None:
+    nodes, _ = many_nodes()
+    fine = [node for node, cases in nodes.items() if cases > 30]
+    page = parse(hundred / "report.html")
+    titles = texts(page, ".//section[@id='plans']/h3")
+    assert titles == ["local: 90 nodes, 2 networks", "asym: 90 nodes, 2 networks"]
+    first, second = page.findall(".//section[@id='plans']//table")[1].findall("tbody/tr")
+    assert [cell.text for cell in first.findall("td")][:3] == [str(90 - len(fine)), "8", "56 × 56"]
+    assert [cell.text for cell in second.findall("td")][:3] == [str(len(fine)), "8", "112 × 112"]
+    assert second.findtext("th/details/summary") == f"{', '.join(fine[:3])} and {len(fine) - 3} more"
+    assert ", ".join(fine) in "".join(second.itertext())
+
+
+def test_a_page_of_many_nodes_stays_small_offline_and_readable_without_its_script(hundred: Path) -> None:
+    page = parse(hundred / "report.html")
+    (script,) = page.findall(".//script")
+    assert script.get("src") is None
+    assert "fetch" not in (script.text or "")
+    assert not page.findall(".//input"), "a search that does nothing without the script"
+    assert (hundred / "report.html").stat().st_size < 2e6
+    drawn = {path.stem for path in (hundred / "figures").glob("*.svg")}
+    assert drawn == {"learning_curves", "round_costs", "score_distributions", "comparison"}

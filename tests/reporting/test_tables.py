@@ -13,6 +13,7 @@ import pytest
 from fednnunet.errors import DataError
 from fednnunet.evaluation.statistics import Interval
 from fednnunet.reporting.run_folder import read_csv, write_csv
+from fednnunet.reporting.tables.overview import nodes_as_markdown, overview
 from fednnunet.reporting.tables.results_table import External, order_strategies, own_scores, results_table, summarise
 from fednnunet.run_files import CASE_COLUMNS
 
@@ -218,3 +219,24 @@ def test_text_and_markdown_show_unit_and_external_nodes() -> None:
     assert "HD95 (pixels) ↓" in text
     assert "external" in text
     assert "\x1b" not in text
+
+
+def test_of_many_nodes_the_spread_is_shown_and_a_row_of_each() -> None:
+    nodes, external = [f"H{place:02}" for place in range(21)], ["X0", "X1"]
+    values = {("asym", node): (place / 20, float(place)) for place, node in enumerate(nodes)}
+    values |= {("asym", node): (0.2 + place / 10, 8.0) for place, node in enumerate(external)}
+    table = results_table(scored(values), nodes, external)
+    lines = overview(table).as_markdown().splitlines()
+    assert lines[0] == (
+        "| | strategy | worst | worst tenth | median | best tenth | best | mean | worst of 2 (external) "
+        "| mean of 2 (external) |"
+    )
+    assert lines[2] == "| DSC ↑ | asym | 0.000 | 0.100 | 0.500 | 0.900 | 1.000 | 0.500 | 0.200 | 0.250 |"
+    assert lines[3] == "| HD95 (mm) ↓ | asym | 20.00 | 18.00 | 10.00 | 2.00 | 0.00 | 10.00 | 8.00 | 8.00 |"
+    assert lines[-1] == "asym: worst to best DSC from H00 to H20, HD95 from H20 to H00."
+    rows = nodes_as_markdown(table).splitlines()
+    assert rows[0] == "| node | asym DSC ↑ | asym HD95 (mm) ↓ |"
+    assert rows[5] == "| H03 | 0.150 | 3.00 |"
+    assert rows[-1] == "| X1 (external) | 0.300 | 8.00 |"
+    few = results_table(scored({("asym", "A"): (0.5, 5.0)}), ["A"])
+    assert overview(few) is few

@@ -118,10 +118,10 @@ def write_run() -> MakeRun:
         (folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {line}\n" for line in lines))
         level = LEVEL.get(strategy, 0.5)
         pooled = strategy == "centralized"
+        fine = [node for node, cases in nodes.items() if node == "DUKE" or (node not in NODES and cases > 30)]
         workers = ["centralized"] if pooled else list(nodes)
         plans = {
-            node: nnunet_plans(8, 112 if node == "DUKE" else 56, 0.75 if node == "DUKE" else 1.5, 4 + (node == "DUKE"))
-            for node in workers
+            node: nnunet_plans(8, 112, 0.75, 5) if node in fine else nnunet_plans(8, 56, 1.5, 4) for node in workers
         }
         (folder / "plans.json").write_text(json.dumps(plans))
         shares = {node: 0.23 if node == "DUKE" else 0.61 for node in nodes}

@@ -1,6 +1,7 @@
 """Figures of the report, by what they show; each function returns a matplotlib figure and writes nothing."""
 
 from fednnunet.reporting.figures.centres import centre_summaries
+from fednnunet.reporting.figures.many_nodes import score_distributions, sorted_differences
 from fednnunet.reporting.figures.overlays import Overlay, overlay_grid, overlay_panel, read_dsc, read_overlay
 from fednnunet.reporting.figures.rounds import ALL_NODES, learning_curves, round_costs
 from fednnunet.reporting.figures.scores import case_scores, cross_centre, forest
@@ -31,5 +32,7 @@ __all__ = [
     "round_costs",
     "save_figure",
     "save_picture",
+    "score_distributions",
+    "sorted_differences",
     "strategy_colours",
 ]

@@ -10,8 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from fednnunet.listing import MOST_NODES
+from fednnunet.reporting.figures.many_nodes import band_handles, draw_band
 from fednnunet.reporting.figures.style import (
     INK,
+    NODE_COLOURS,
     POOLED_COLOUR,
     clean,
     legend,
@@ -23,6 +26,7 @@ from fednnunet.reporting.tables.results_table import order_strategies
 
 CURVES = {"train_loss": "training loss", "val_loss": "validation loss", "pseudo_dice": "pseudo-Dice"}
 MB = 1e6
+BAND_COLOUR = NODE_COLOURS[0]
 ALL_NODES = "mean of the nodes"
 """Where no figure of a single one is known."""
 
@@ -30,7 +34,8 @@ ALL_NODES = "mean of the nodes"
 def learning_curves(rounds: pd.DataFrame, nodes: Sequence[str]) -> Figure:
     """Losses and pseudo-Dice of every node over rounds; one column per strategy.
 
-    With several folds or seeds the line is their mean and the band their range.
+    With several folds or seeds the line is their mean and the band their range. Of more than
+    :data:`~fednnunet.listing.MOST_NODES` nodes, the line is their median and the bands are their quantiles.
 
     Args:
         rounds: columns of ``rounds.csv``; where these lack figures of single nodes, rows of :data:`ALL_NODES`.
@@ -38,6 +43,9 @@ def learning_curves(rounds: pd.DataFrame, nodes: Sequence[str]) -> Figure:
     """
     strategies = order_strategies(rounds["strategy"])
     styles = node_styles(nodes) | {name: (POOLED_COLOUR, "-") for name in rounds["node"].unique() if name not in nodes}
+    many = len(nodes) > MOST_NODES
+    if many:
+        styles = {name: style for name, style in styles.items() if name not in nodes}
     single = len(strategies) == 1
     shape = (1, len(CURVES)) if single else (len(CURVES), len(strategies))
     size = (10.5, 3.3) if single else (0.8 + 2.75 * len(strategies), 7.0)
@@ -59,10 +67,13 @@ def learning_curves(rounds: pd.DataFrame, nodes: Sequence[str]) -> Figure:
                 axes.set_xlabel("round")
             if column == "pseudo_dice":
                 axes.set_ylim(0, 1)
-            _draw_nodes(axes, rounds[rounds["strategy"] == strategy], column, styles)
+            chosen = rounds[rounds["strategy"] == strategy]
+            _draw_nodes(axes, chosen, column, styles)
+            if many:
+                draw_band(axes, chosen[chosen["node"].isin(nodes)], column, BAND_COLOUR)
     drawn = [name for name in styles if rounds.loc[rounds["node"] == name, list(CURVES)].notna().any(axis=None)]
     handles = [Line2D([], [], color=styles[name][0], ls=styles[name][1], lw=2, label=name) for name in drawn]
-    legend(figure, handles)
+    legend(figure, [*(band_handles(BAND_COLOUR) if many else []), *handles])
     return figure
 
 

@@ -12,6 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from fednnunet.evaluation.statistics import Interval
+from fednnunet.listing import MOST_NODES
+from fednnunet.reporting.figures.many_nodes import cross_centre_map
 from fednnunet.reporting.figures.style import INK, clean, draw_box, legend, new_figure, strategy_colours
 from fednnunet.reporting.tables.results_table import order_strategies
 
@@ -103,7 +105,7 @@ def cross_centre(
 ) -> Figure | None:
     """Mean DSC of each node's model (rows) on each centre's held-out cases (columns), one panel per strategy.
 
-    As in the paper's Fig. 4.
+    As in the paper's Fig. 4; of more than :data:`~fednnunet.listing.MOST_NODES` nodes in colours alone.
 
     Args:
         cases: columns of ``cases.csv``.
@@ -126,6 +128,9 @@ def cross_centre(
     if not strategies:
         return None
     columns = [*training, *external]
+    if len(columns) > MOST_NODES:
+        tables = {strategy: means[strategy].unstack("node") for strategy in strategies}
+        return cross_centre_map(tables, training, external, strategies)
     width, height = 0.55 * len(columns) + 0.9, 1.5 + 0.5 * len(training)
     across = max(1, min(len(strategies), int(10 / width)))
     down = -(-len(strategies) // across)

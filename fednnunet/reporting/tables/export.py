@@ -10,6 +10,7 @@ import pandas as pd
 from fednnunet.files import write_atomically
 from fednnunet.reporting.paper_comparison import PaperComparison
 from fednnunet.reporting.run_folder import write_csv
+from fednnunet.reporting.tables.overview import has_many_nodes, nodes_as_markdown, overview
 from fednnunet.reporting.tables.results_table import MEAN, ResultsTable
 
 LATEX = {
@@ -29,9 +30,13 @@ LATEX = {
 
 
 def write_tables(folder: Path, table: ResultsTable, comparison: PaperComparison | None) -> None:
-    """Write ``table.md``, ``table.tex`` and ``table.csv``, with the paper's numbers if there are any."""
-    write_atomically(folder / "table.md", as_markdown(table, comparison))
-    write_atomically(folder / "table.tex", as_latex(table, comparison))
+    """Write ``table.md``, ``table.tex`` and ``table.csv``, with the paper's numbers if there are any.
+
+    Of many nodes, the first two hold their spread; ``table.md`` has a row per node below it.
+    """
+    text = as_markdown(overview(table), comparison)
+    write_atomically(folder / "table.md", text + (f"\n{nodes_as_markdown(table)}" if has_many_nodes(table) else ""))
+    write_atomically(folder / "table.tex", as_latex(overview(table), comparison))
     write_csv(as_rows(table, comparison), folder / "table.csv")
 
 
