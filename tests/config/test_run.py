@@ -41,7 +41,7 @@ def options(group: str) -> list[str]:
 )
 def test_every_option_of_every_group_composes(tmp_path: Path, group: str, option: str) -> None:
     config = composed(tmp_path, f"{group}={option}")
-    assert config.dataset.name == TABLES.get(option, "phantom")
+    assert config.dataset.name == (TABLES | {"scaling": "phantom_many"}).get(option, "phantom")
 
 
 def test_phantom_brings_the_demo_training_and_the_command_line_wins(tmp_path: Path) -> None:
