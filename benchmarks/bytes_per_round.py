@@ -47,7 +47,7 @@ from fednnunet.training.network_state import layer_shapes, load_state
 STAGES = {"ISPY1": 7, "ISPY2": 7, "DUKE": 8, "NACT": 7}
 FFE_STAGES = 7
 NODES = dict(enumerate(STAGES, start=1))
-DTYPES: tuple[ExchangeDtype, ...] = get_args(ExchangeDtype)
+DTYPES: tuple[ExchangeDtype, ...] = ("float32", "float16", "bfloat16")
 TARGETS: dict[ExchangeDtype, float] = {"float32": 0.6, "float16": 0.3, "bfloat16": 0.3}
 REPEATS = 3
 MB = 1e6

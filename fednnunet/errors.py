@@ -40,6 +40,10 @@ class ProtocolError(FednnUNetError):
     """A message that does not follow the protocol: unknown kind, wrong schema, size, shape or dtype."""
 
 
+class MissingReferenceError(ProtocolError):
+    """A node does not have what a received step starts from: the layers are to be sent whole."""
+
+
 class NodeError(FednnUNetError):
     """A node answered a message with an error.
 

@@ -224,11 +224,13 @@ def _asked(request: Request) -> tuple[dict[str, bool | int | str], int | None]:
         body: Body = parse_body(REQUESTS[request.kind], request.body, "the server")
     except ProtocolError:
         return {"malformed": True}, None
-    asked = body.model_dump(include={"content", "fold", "server_round", "dtype"})
+    asked = body.model_dump(include={"content", "fold", "server_round"})
     if isinstance(body, FingerprintRequest) and body.salt is not None:
         asked["image_digests"] = True
     if isinstance(body, PlanRequest):
         asked["fingerprint"] = "own" if body.fingerprint is None else "federated"
+    if isinstance(body, TrainRequest):
+        asked["dtype"] = body.dtype
     if isinstance(body, TrainRequest | SendModelRequest) and body.layers:
         asked["layers"] = len(body.layers)
     if isinstance(body, Model):

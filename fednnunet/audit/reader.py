@@ -6,14 +6,16 @@ import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from pydantic import ValidationError
 
 from fednnunet.audit.chain import digest_of
-from fednnunet.audit.log import AUDIT_LOG, Entry
+from fednnunet.audit.log import AUDIT_LOG, Entry, Tensor
 from fednnunet.config.node_file import read_node_file
 from fednnunet.errors import DataError, first_problem
-from fednnunet.exchange.messages import REPLIES, Failure, Kind
+from fednnunet.exchange.messages import REPLIES, ExchangeDtype, Failure, Kind
+from fednnunet.exchange.quantisation import BITS, most_bytes
 from fednnunet.privacy.figures import FIGURES
 
 MASKED_DTYPE = "int32"
@@ -190,7 +192,8 @@ def summarise(entries: Iterable[Entry]) -> Summary:
             uncompared += len(entry.tensors)
             continue
         for name, tensor in entry.tensors.items():
-            if layers.get(name) != tensor.shape and not (name == FIGURES and name in hidden):
+            is_figures = name == FIGURES and name in hidden
+            if layers.get(name) != tensor.shape and not is_figures and not _is_step(entry, tensor, layers.get(name)):
                 unexpected[f"tensor {name} of shape {tuple(tensor.shape)}"] = None
     return Summary(
         list(groups.values()),
@@ -210,6 +213,14 @@ def summarise(entries: Iterable[Entry]) -> Summary:
         initial,
         clear,
     )
+
+
+def _is_step(entry: Entry, tensor: Tensor, shape: list[int] | None) -> bool:
+    """Whether a tensor is a layer of this shape as it was asked for, in fewer bytes than it has: its step."""
+    dtype = entry.asked.get("dtype")
+    if shape is None or dtype not in BITS or tensor.dtype != "uint8" or len(tensor.shape) != 1:
+        return False
+    return tensor.bytes <= most_bytes(shape, cast(ExchangeDtype, dtype))
 
 
 def _add(group: Group | None, entry: Entry) -> Group:

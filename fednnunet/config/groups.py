@@ -203,7 +203,8 @@ class ExchangeConfig(Config):
     """How layers travel between nodes and server: group ``exchange``.
 
     Attributes:
-        dtype: Type that layers are rounded to while they travel, with error feedback; ``float32`` sends them unchanged.
+        dtype: Type that layers are rounded to while they travel, with error feedback; ``int8`` and ``int4`` are of
+            their differences from what was sent before, ``float32`` sends them unchanged.
     """
 
     dtype: ExchangeDtype = "float32"

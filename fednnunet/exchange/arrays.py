@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from fednnunet.errors import ProtocolError, one_line
-from fednnunet.exchange.messages import MAX_DIMENSIONS, MAX_LENGTH, Body, LayerName, Shape
+from fednnunet.exchange.messages import MAX_DIMENSIONS, MAX_LAYERS, MAX_LENGTH, Body, LayerName, Shape
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 """float32 without its last 16 bits; numpy has no such type, and writes it to files as two bytes of no type."""
@@ -25,7 +25,7 @@ FLOATS = ("float32", "float16", BFLOAT16.name, "float64")
 DTYPES = (*FLOATS, "int64", "int32", "uint8", "bool")
 MAX_BYTES = 8 * 2**30
 """Most bytes of all arrays: twice nnU-Net's ResEnc XL, with room to spare."""
-MAX_ARRAYS = 20_000
+MAX_ARRAYS = MAX_LAYERS
 ALIGNMENT = 64
 BLOCK = 1 << 16
 """Number of elements that are checked at a time: they stay in the cache."""

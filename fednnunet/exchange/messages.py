@@ -19,6 +19,9 @@ from fednnunet.exchange.quantities import Counts, Questions
 MAX_BODY_BYTES = 64 * 2**20
 """Largest JSON body: fingerprints list two triples per case, so this is more than 100,000 cases."""
 
+MAX_LAYERS = 20_000
+"""Most layers of a network."""
+
 NODE_NAME = r"^[A-Za-z0-9][A-Za-z0-9 _.'-]{0,63}$"
 NodeName = Annotated[str, Field(pattern=NODE_NAME)]
 ENSEMBLE = "ensemble"
@@ -30,8 +33,12 @@ MAX_FOLDS = 100
 """Most folds that a centre's own splits may have."""
 Fold = Annotated[int, Field(ge=0, lt=MAX_FOLDS)] | Literal["all"]
 """nnU-Net's: the number of a split, 0 to 4 without own ones, or ``all`` to train on every case."""
-ExchangeDtype = Literal["float32", "float16", "bfloat16"]
-"""Data type that exchanged layers are rounded to while they travel."""
+ExchangeDtype = Literal["float32", "float16", "bfloat16", "int8", "int4"]
+"""Data type that exchanged layers are rounded to while they travel; of integers, that their steps are quantised to."""
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+"""SHA-256 of a layer's values, :func:`fednnunet.exchange.quantisation.digest`."""
+References = Annotated[dict[LayerName, Digest], Field(max_length=MAX_LAYERS)]
+"""Layers that travel as steps, to the digest of what each step starts from."""
 Salt = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 """32 random bytes in hexadecimal, drawn for each run."""
 SaltedDigest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -297,7 +304,9 @@ class TrainRequest(Body):
         epochs: epochs of a round; fewer where the trainer has fewer left. Epochs of rounds that the node was not in
             count as finished.
         layers: names of the layers to send back; empty when nothing is exchanged.
-        dtype: data type to send them in; buffers, and layers of integers, are sent as they are.
+        dtype: data type to send them in; buffers, and layers of integers, are sent as they are. With ``int8`` or
+            ``int4`` a layer is sent as a step from what is beside this body of it, decoded.
+        references: layers beside this body that are steps, and what they start from.
         proximal_mu: weight of FedProx's proximal term, towards the arrays beside this body; 0 for none.
         classes: send the layers masked, for secure sums by class; the first class also sums the round's figures.
         most_cases: a masked layer is weighted by the node's training cases of the fold, as a fraction of these; None
@@ -310,6 +319,7 @@ class TrainRequest(Body):
     epochs: int = Field(default=1, ge=1)
     layers: list[LayerName]
     dtype: ExchangeDtype = "float32"
+    references: References = {}
     proximal_mu: float = Field(default=0.0, ge=0)
     classes: Annotated[list[LayerClass], Field(max_length=MAX_CLASSES)] = []
     most_cases: int | None = Field(default=None, ge=1)
@@ -376,11 +386,15 @@ class EvaluateRequest(Body):
         fold: fold whose held-out cases are scored.
         server_round: number of rounds trained.
         trained: the last of them that this node trained in; see :class:`TrainRequest`.
+        dtype: data type that layers travel in.
+        references: layers beside this body that are steps, and what they start from.
     """
 
     fold: Fold = 0
     server_round: int = Field(default=0, ge=0)
     trained: int = Field(default=0, ge=0)
+    dtype: ExchangeDtype = "float32"
+    references: References = {}
 
 
 class SendModelRequest(Body):
@@ -529,11 +543,11 @@ class Failure(Body):
     Attributes:
         reason: one line for the operator: which node, what failed, what to do.
         error: ``data`` and ``config`` are the user's to fix; ``internal`` is a bug; ``protocol`` a malformed message;
-            ``unavailable`` passes: the request can be sent again.
+            ``unavailable`` passes: the request can be sent again; ``reference``: so it can, with whole layers.
     """
 
     reason: str
-    error: Literal["data", "config", "protocol", "internal", "unavailable"]
+    error: Literal["data", "config", "protocol", "internal", "unavailable", "reference"]
 
 
 REQUESTS: dict[Kind, type[Body]] = {

@@ -18,8 +18,9 @@ All arithmetic is in float32, one numpy operation after another, so that both en
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 import zstandard
@@ -124,6 +125,52 @@ def decode_step(wire: np.ndarray, reference: np.ndarray, dtype: ExchangeDtype, w
             if not np.isfinite(values[block]).all():
                 raise ProtocolError(f"{where} with values that are not finite")
     return values.reshape(reference.shape)
+
+
+def most_bytes(shape: Sequence[int], dtype: ExchangeDtype) -> int:
+    """Most bytes that a step of a layer takes, of whatever values."""
+    content = -(-math.prod(shape) * BITS[dtype] // 8)
+    return HEADER.size + _scales(tuple(shape), BITS[dtype]) * SCALE.itemsize + content + content // 256 + 64
+
+
+class StepFeedback:
+    """Sends named layers as steps, and carries what quantising leaves over into the next.
+
+    Args:
+        dtype: ``int8`` or ``int4``.
+        exact: layers that travel as they are, such as running statistics.
+
+    Attributes:
+        residuals: name to what is still to be sent (float32, of the layer's shape).
+    """
+
+    def __init__(self, dtype: ExchangeDtype, exact: Collection[str] = ()) -> None:
+        self.dtype = dtype
+        self.exact = frozenset(exact)
+        self.residuals: dict[str, np.ndarray] = {}
+
+    def is_step(self, name: str, array: np.ndarray, reference: np.ndarray | None) -> bool:
+        """Whether a layer travels as a step: it is trained, and both ends have something that a step can start from."""
+        return name not in self.exact and reference is not None and array.dtype == reference.dtype == np.float32
+
+    def encode(
+        self, name: str, array: np.ndarray, reference: np.ndarray, where: str, state: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The step from ``reference`` to ``array`` plus what was left over before; ``state`` as in :func:`encode_step`.
+
+        Raises:
+            ProtocolError: values that are not finite, or so large that their difference is not; names ``where`` and
+                the layer; nothing is changed.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):
+            step = np.subtract(array, reference, order="C")
+            if name in self.residuals:
+                step += self.residuals[name]
+        wire = encode_step(step, self.dtype, state)
+        if wire is None:
+            raise ProtocolError(f"{where} sent layer {name} with values that are not finite, or too far apart")
+        self.residuals[name] = step
+        return wire
 
 
 def digest(array: np.ndarray) -> str:

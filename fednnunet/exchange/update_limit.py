@@ -39,6 +39,10 @@ class RoundReference:
         self._arrays = dict(arrays)
         self._squared: dict[str, float] = {}
 
+    def array_of(self, group: str) -> np.ndarray | None:
+        """What nodes were sent of a group; None where that is nothing."""
+        return self._arrays.get(group)
+
     @property
     def dtypes(self) -> dict[str, np.dtype]:
         """Type of each array, by group."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Literal
 
-from fednnunet.errors import ConfigError, DataError, FednnUNetError, ProtocolError
+from fednnunet.errors import ConfigError, DataError, FednnUNetError, MissingReferenceError, ProtocolError
 from fednnunet.exchange.messages import Failure, Kind
 from fednnunet.node.resource_errors import CacheLostError, explain_out_of_memory, is_disk_full, not_writable
 from fednnunet.node.settings import NodeSettings
@@ -64,14 +64,17 @@ def refuse(error: FednnUNetError, kind: Kind, node: str, same_machine: bool) -> 
         node: name of the node.
         same_machine: whether the server may know all of it.
     """
-    log.error("%s failed: %s", WORK[kind], error)
+    level = logging.INFO if isinstance(error, MissingReferenceError) else logging.ERROR
+    log.log(level, "%s failed: %s", WORK[kind], error)
     public = str(error)
     if not same_machine and not isinstance(error, ConfigError | ProtocolError):
         public = (isinstance(error, DataError) and error.public) or UNUSABLE_DATA
     return Failure(reason=f"node {node}: {public}", error=_error_kind(error))
 
 
-def _error_kind(error: FednnUNetError) -> Literal["data", "config", "protocol"]:
+def _error_kind(error: FednnUNetError) -> Literal["data", "config", "protocol", "reference"]:
+    if isinstance(error, MissingReferenceError):
+        return "reference"
     if isinstance(error, DataError):
         return "data"
     return "config" if isinstance(error, ConfigError) else "protocol"

@@ -11,8 +11,10 @@ from torch import nn
 from fednnunet.errors import ProtocolError
 from fednnunet.exchange.arrays import SharedArrays, Spec
 from fednnunet.exchange.messages import ExchangeDtype, TrainReply, TrainRequest
+from fednnunet.exchange.quantisation import is_quantised
 from fednnunet.exchange.rounding import ErrorFeedback
 from fednnunet.node.secure_rounds import SecureRounds
+from fednnunet.node.step_sender import StepSender
 from fednnunet.privacy.figures import without_figures
 from fednnunet.training.network_state import buffer_names, read_state, state_arrays, state_spec
 
@@ -31,14 +33,20 @@ class LayerSender:
     def reset(self) -> None:
         """Forget what was sent, and its rounding errors: another network follows."""
         self._feedback = ErrorFeedback("float32")
+        self._steps = StepSender()
         self._sent: list[str] | None = None
 
-    def finish_round(self, network: nn.Module, layers: Sequence[str], dtype: ExchangeDtype) -> dict[str, np.ndarray]:
-        """Prepare to send a trained round.
+    def finish_round(
+        self, network: nn.Module, layers: Sequence[str], dtype: ExchangeDtype, start: Mapping[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """Prepare to send a trained round, which began with the layers ``start``.
 
         Returns:
-            Rounding errors of the rounds before it by layer, to be stored with the network.
+            To be stored with the network: rounding errors of the rounds before it by layer, or the layers as they will
+            be sent and what is left over after them.
         """
+        if is_quantised(dtype):
+            return self._steps.finish_round(network, layers, dtype, start)
         if self._feedback.dtype != dtype:
             self._feedback = ErrorFeedback(dtype, buffer_names(network))
         self._sent = None
@@ -50,7 +58,10 @@ class LayerSender:
     def restore_round(
         self, network: nn.Module, layers: Sequence[str], dtype: ExchangeDtype, residuals: Mapping[str, np.ndarray]
     ) -> None:
-        """Resume from the round of a checkpoint, with the rounding errors stored in it."""
+        """Resume from the round of a checkpoint, with what :meth:`finish_round` stored in it."""
+        if is_quantised(dtype):
+            self._steps.restore_round(network, dtype, residuals)
+            return
         self._feedback = ErrorFeedback(dtype, buffer_names(network))
         self._feedback.residuals = dict(residuals)
         self._sent = None
@@ -65,10 +76,16 @@ class LayerSender:
         Raises:
             ProtocolError: values are not finite, or the round was first asked for with other layers or another dtype.
         """
+        if is_quantised(dtype):
+            wire = self._steps.layers_of_round(layers, dtype)
+            self._rounded = _reuse(self._rounded, {name: (array.shape, array.dtype) for name, array in wire.items()})
+            for name, view in self._rounded.views().items():
+                np.copyto(view, wire[name])
+            return self._rounded
         if self._sent is None:
             spec = state_spec(network, layers)
-            wire = {name: (shape, self._feedback.dtype_of(name, number)) for name, (shape, number) in spec.items()}
-            self._rounded = _reuse(self._rounded, wire)
+            rounded = {name: (shape, self._feedback.dtype_of(name, number)) for name, (shape, number) in spec.items()}
+            self._rounded = _reuse(self._rounded, rounded)
             self._feedback.encode(state_arrays(network, layers), self._rounded.views(), "the node")
             self._sent = list(layers)
         if self._sent != list(layers) or self._feedback.dtype != dtype:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ class OpenRound:
         request: what to reply to.
         body: its body.
         epochs_left: epochs of the round that are not trained yet.
+        arrays: the layers beside it, decoded.
         started: time just before its arrays are loaded, in seconds of ``time.perf_counter``.
         loaded: time at which they were loaded, when its first epoch begins; None before.
     """
@@ -32,6 +33,7 @@ class OpenRound:
     request: Request
     body: TrainRequest
     epochs_left: int
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
     started: float = 0.0
     loaded: float | None = None
 

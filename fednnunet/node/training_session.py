@@ -32,6 +32,7 @@ from fednnunet.exchange.messages import (
     TrainRequest,
 )
 from fednnunet.node.error_replies import failure_of
+from fednnunet.node.layer_receiver import LayerReceiver
 from fednnunet.node.layer_sender import LayerSender
 from fednnunet.node.rounds import (
     OpenRound,
@@ -112,6 +113,7 @@ class TrainingSession:
         self._evaluation: EvaluateReply | None = None
         self._random_state: dict[str, Any] | None = None
         self.layers.reset()
+        self._received = LayerReceiver()
 
     # requests ------------------------------------------------------------------------------------------
 
@@ -153,11 +155,10 @@ class TrainingSession:
             trainer = self._restart_fold(trainer, body.trained)
         self._resume_from(trainer, body)
         if body.server_round < self._finished_round:
-            raise ProtocolError(
-                f"evaluation after round {body.server_round} was asked for; "
-                f"the node has finished round {self._finished_round}"
-            )
+            done = f"the node has finished round {self._finished_round}"
+            raise ProtocolError(f"evaluation after round {body.server_round} was asked for; {done}")
         if self._evaluation is None:
+            arrays = self._received.decode(body, arrays)
             check_state(trainer.network, arrays)
             load_state(trainer.network, arrays)
             skip_epochs(trainer, trainer.num_epochs)
@@ -262,6 +263,7 @@ class TrainingSession:
             self._is_fitting = False
 
     def _check_round(self, trainer: nnUNetTrainer, body: TrainRequest, arrays: Mapping[str, np.ndarray]) -> None:
+        arrays = self._received.decode(body, arrays)
         check_round(trainer, body, arrays)
         check_steps(trainer, body, self.settings.config.privacy.least_steps)
         if self.stages.noise is not None:
@@ -269,10 +271,11 @@ class TrainingSession:
 
     def start_round(self, request: Request, body: TrainRequest) -> None:
         """Train this round next; epochs of rounds that the node missed are skipped."""
+        arrays = self._received.decode(body, request.arrays)
         if self.stages.secure is not None:
-            self.stages.secure.start_round(body, request.arrays, self._finished_round)
+            self.stages.secure.start_round(body, arrays, self._finished_round)
         skip_epochs(self._trainer, epochs_before(body))
-        self._open = OpenRound(request, body, body.epochs)
+        self._open = OpenRound(request, body, body.epochs, arrays)
 
     def start_epoch(self, module: NNUNetModule) -> None:
         """Load what the server sent, where the epoch is the first of its round."""
@@ -281,12 +284,12 @@ class TrainingSession:
         is_new = current.loaded is None
         if is_new:
             current.started = time.perf_counter()
-            load_state(module.network, current.request.arrays)
+            load_state(module.network, current.arrays)
         self.stages.ranks.start_epoch(module.network, module.nnunet.current_epoch, self._is_first_epoch)
         if is_new:
             if self.stages.noise is not None:
                 self.stages.noise.start_round(module.network, current.body)
-            module.set_proximal_term(current.request.arrays, current.body.proximal_mu)
+            module.set_proximal_term(current.arrays, current.body.proximal_mu)
             current.loaded = time.perf_counter()
         self._is_first_epoch = False
 
@@ -314,8 +317,8 @@ class TrainingSession:
             self.stages.noise.finish_round(trainer, body)
         if self.stages.secure is not None:
             trained = trained_arrays(trainer.network, body.layers)
-            self.stages.secure.end_round(body, current.request.arrays, trained)
-        residuals = self.layers.finish_round(trainer.network, body.layers, body.dtype)
+            self.stages.secure.end_round(body, current.arrays, trained)
+        residuals = self.layers.finish_round(trainer.network, body.layers, body.dtype, current.arrays)
         save_round(trainer, self._reply.model_dump(), residuals, body.layers)
         self._asked_for = body.layers
         self._finished_round = body.server_round

@@ -6,7 +6,8 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import TypeAlias
 
 from flwr.app import Message
 
@@ -32,6 +33,10 @@ RETRY_PAUSES_S = (0.0, 5.0, 15.0, 60.0)
 """Seconds before a connected node gets a request again, by how often it failed; the last for all further times."""
 REMIND_SECONDS = 600.0
 """Seconds between two messages that the federation waits for a node."""
+
+
+Whole: TypeAlias = Callable[[Message], Message | None]
+"""Given a request whose node does not have what its steps start from: the same with whole layers; None if it is so."""
 
 
 class NodeClient:
@@ -97,7 +102,11 @@ class NodeClient:
                 self.observer.on_message(f"node {self.name(node)} is away; the federation goes on without it")
 
     def stream(
-        self, requests: Sequence[Message], timeout: float | None, min_replies: int | None = None
+        self,
+        requests: Sequence[Message],
+        timeout: float | None,
+        min_replies: int | None = None,
+        whole: Whole = lambda _: None,
     ) -> Iterator[Message]:
         """Send ``requests`` and yield each reply when it is there.
 
@@ -107,9 +116,10 @@ class NodeClient:
                 come back, a federation that has too few replies by then goes on waiting.
             min_replies: while so many can still come, nodes that cannot be reached are left out; None for one reply of
                 every node.
+            whole: what a node is sent that does not have what the steps in its request start from.
         """
         least = len(requests) if min_replies is None else min_replies
-        pending = PendingReplies(self, requests, timeout, least)
+        pending = PendingReplies(self, requests, timeout, least, whole)
         while not pending.is_done:
             is_overdue = pending.is_overdue  # before replies are pulled: none that is there expires
             for reply in self._pull(pending.message_ids, is_overdue):
@@ -148,6 +158,7 @@ class PendingReplies:
         requests: one per node; sent at once.
         timeout: seconds for all of them; None for no limit.
         min_replies: number of replies without which it waits longer, where nodes come back.
+        whole: see :meth:`NodeClient.stream`.
 
     Attributes:
         message_ids: id of each request without a reply, to its node.
@@ -155,13 +166,19 @@ class PendingReplies:
     """
 
     def __init__(
-        self, client: NodeClient, requests: Sequence[Message], timeout: float | None, min_replies: int
+        self,
+        client: NodeClient,
+        requests: Sequence[Message],
+        timeout: float | None,
+        min_replies: int,
+        whole: Whole = lambda _: None,
     ) -> None:
         self.message_ids: dict[str, int] = {}
         self.absences = AbsenceReporter(client.observer)
         self._client = client
         self._requests = {request.metadata.dst_node_id: request for request in requests}
         self._min_replies = min_replies
+        self._whole = whole
         self._deadline = math.inf if timeout is None else time.monotonic() + timeout
         self._replies = 0
         self._failures: Counter[int] = Counter()
@@ -197,6 +214,12 @@ class PendingReplies:
             name = self._client.name(reply.metadata.src_node_id)
             log.warning("node %s replied twice; its second reply is not read", name)
             return False
+        if reply.has_error() and reply.error.code == ERROR_CODES["reference"]:
+            request = self._whole(self._requests[node])
+            if request is not None:
+                self._requests[node] = request
+                self._send([request])
+                return False
         is_needed = self._replies + len(self.message_ids) < self._min_replies
         if self._client.wait_for_nodes and is_needed and is_unreachable(reply):
             pause = RETRY_PAUSES_S[min(self._failures[node], len(RETRY_PAUSES_S) - 1)]

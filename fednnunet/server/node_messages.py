@@ -8,7 +8,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fednnunet import __version__
 from fednnunet.errors import ProtocolError, one_line
-from fednnunet.exchange.messages import Body, Kind, parse_body
+from fednnunet.exchange.messages import Body, EvaluateRequest, Kind, TrainRequest, parse_body
 
 B = TypeVar("B", bound=Body)
 
@@ -25,6 +25,20 @@ def copy_request(message: Message) -> Message:
     """The same request as a new message: Flower sends each message once."""
     metadata = message.metadata
     return Message(message.content, metadata.dst_node_id, metadata.message_type)
+
+
+def with_whole_layers(
+    request: Message, body: type[TrainRequest | EvaluateRequest], whole: ArrayRecord
+) -> Message | None:
+    """A request again, with ``whole`` in place of steps; None where it had no steps."""
+    text = str(request.content.config_records["config"]["body"])
+    steps = body.model_validate_json(text)
+    if not steps.references:
+        return None
+    metadata = request.metadata
+    return build_request(
+        Kind(metadata.message_type), metadata.dst_node_id, steps.model_copy(update={"references": {}}), whole
+    )
 
 
 def parse_reply(model: type[B], reply: Message, node: str) -> B:

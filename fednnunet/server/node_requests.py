@@ -14,7 +14,7 @@ from fednnunet.errors import ConfigError, FednnUNetError, NodeError, ProtocolErr
 from fednnunet.exchange.messages import REPLIES, Body, FingerprintReply, FingerprintRequest, Kind
 from fednnunet.listing import join_nodes
 from fednnunet.server.local_grid import wait_for_next_poll
-from fednnunet.server.node_client import is_unreachable
+from fednnunet.server.node_client import Whole, is_unreachable
 from fednnunet.server.node_messages import arrays_of, build_request, parse_reply
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def request_all(
     optional: bool = False,
     report: bool = True,
     consequence: str = "the federation goes on without it",
+    whole: Whole = lambda _: None,
 ) -> list[Reply]:
     """Send one request per node and wait for the replies.
 
@@ -58,6 +59,7 @@ def request_all(
         optional: where the run may miss nodes, this step needs none.
         report: notify the observers of each reply.
         consequence: what follows for a node that fails, for the operator.
+        whole: see :meth:`~fednnunet.server.node_client.NodeClient.stream`.
 
     Returns:
         Replies in the order of ``requests``, without nodes that failed.
@@ -75,7 +77,7 @@ def request_all(
     timeout = None if settings.wait_for_nodes else settings.timeout
     replies: dict[int, Reply] = {}
     failures: dict[int, FednnUNetError] = {}
-    for message in session.client.stream(outgoing, timeout, min_replies):
+    for message in session.client.stream(outgoing, timeout, min_replies, whole):
         node = message.metadata.src_node_id
         try:
             replies[node] = _read_reply(session, kind, node, message, report)

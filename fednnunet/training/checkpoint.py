@@ -1,7 +1,8 @@
 """Checkpoints: nnU-Net's own files, plus what an exact resume needs beside them.
 
 After every round, before its state leaves the node, ``checkpoint_round_<n>.pth`` is written: it holds what is sent.
-Where that is rounded, ``checkpoint_round_<n>.npz`` holds the rounding errors of the rounds before.
+Where that is rounded, ``checkpoint_round_<n>.npz`` holds the rounding errors of the rounds before; where it is sent as
+steps, these as they are sent, and what is left over after them.
 The last three are kept: a crash can find some nodes one round ahead of others, and a disk can damage a checkpoint; all
 nodes then still have a round in common that can be repeated.
 ``checkpoint_latest.pth`` is the newest of them under nnU-Net's name.
@@ -62,7 +63,8 @@ def save_round(
     Args:
         trainer: after its ``on_epoch_end`` (``current_epoch`` counts finished epochs).
         reply: body of the :class:`~fednnunet.exchange.messages.TrainReply` of the round.
-        residuals: rounding errors of the rounds before; empty where nothing is rounded.
+        residuals: what :meth:`~fednnunet.node.layer_sender.LayerSender.finish_round` returned; empty where nothing is
+            rounded.
         layers: names of the layers that were asked for.
     """
     folder = Path(trainer.output_folder)

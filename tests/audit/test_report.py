@@ -163,6 +163,20 @@ def test_what_was_masked_is_told_from_what_left_in_clear(audit: Audit, tmp_path:
     assert "Tensors in clear, each of which the server sees as it is: 2." in printed
 
 
+def test_a_layer_that_left_as_a_step_is_that_layer_if_it_is_no_larger(audit: Audit, tmp_path: Path) -> None:
+    """In 4 bits, 72 values take 36 bytes at most, and 8 scales 32; 64 more bytes are Zstandard's."""
+
+    def step(size: int, asked: str) -> Entry:
+        wire = {"encoder.weight": Tensor(dtype="uint8", shape=[size], bytes=size)}
+        return entry(Kind.TRAIN, 2, run="1", asked={"server_round": 2, "dtype": asked}, tensors=wire)
+
+    _, printed = audit(write_log(tmp_path / "audit.jsonl", [ENTRIES[1], step(120, "int4")]))
+    assert "Tensors: 1. Each has the name and the shape of a layer" in printed
+    for size, asked in ((140, "int4"), (120, "float32")):
+        _, printed = audit(write_log(tmp_path / "audit.jsonl", [ENTRIES[1], step(size, asked)]))
+        assert f"tensor encoder.weight of shape ({size},)" in printed
+
+
 def test_programs_read_the_same(audit: Audit, tmp_path: Path) -> None:
     code, printed = audit(write_log(tmp_path / "audit.jsonl"), "--json", "--entries")
     assert code == 0

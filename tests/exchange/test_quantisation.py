@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 from fednnunet.errors import ProtocolError
 from fednnunet.exchange.arrays import BLOCK
 from fednnunet.exchange.messages import ExchangeDtype
-from fednnunet.exchange.quantisation import decode_step, digest, encode_step
+from fednnunet.exchange.quantisation import decode_step, digest, encode_step, most_bytes
 
 STEPS: list[ExchangeDtype] = ["int8", "int4"]
 FINITE = hnp.arrays(np.float32, hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=7))
@@ -86,6 +86,7 @@ def test_both_ends_get_the_same_bits_and_sent_and_left_over_add_up(
     sent = decode_step(wire, np.zeros_like(reference), dtype, "").astype(np.float64)
     largest = float(np.abs(before).max(initial=0))
     np.testing.assert_allclose(sent + left, before, atol=largest * 2.0**-22)
+    assert wire.size <= most_bytes(before.shape, dtype)
     steps = 127 if dtype == "int8" else 7
     assert np.abs(left).max(initial=0) <= max(largest / steps / 2 * 1.001, 5e-44)
 
@@ -179,6 +180,15 @@ def test_any_bytes_are_decoded_or_refused(noise: bytes, dtype: ExchangeDtype) ->
     for wire in (noise, bytes([1, 8 if dtype == "int8" else 4]) + struct.pack("<f", 1) + noise):
         with contextlib.suppress(ProtocolError):
             assert decode_step(np.frombuffer(wire, np.uint8), zeros(5), dtype, "it came").shape == (5,)
+
+
+@pytest.mark.parametrize("dtype", STEPS)
+def test_no_values_take_more_bytes_than_is_said(dtype: ExchangeDtype) -> None:
+    """Evenly spread ones cannot be coded in fewer bits than they have."""
+    step = np.random.default_rng(0).uniform(-1, 1, (50, 40)).astype(np.float32)
+    wire = encode_step(step, dtype)
+    assert wire is not None
+    assert most_bytes(step.shape, dtype) * 0.85 < wire.size <= most_bytes(step.shape, dtype)
 
 
 def test_digests_tell_values_apart_and_not_memory() -> None:

@@ -54,6 +54,7 @@ ACROSS = ("federation=deployment", "federation.server=state")
             "set privacy.secure_sums.max_update_norm, by",
         ),
         ([centres(4), "exchange.dtype=float16"], "exchange.dtype=float16: secure sums are of 32-bit integers"),
+        ([centres(4), "exchange.dtype=int4"], "exchange.dtype=int4: secure sums are of 32-bit integers, and need"),
         ([centres(2)], "privacy.secure_sums: 2 nodes train, and with colluding=1 and min_group=3, .* at least 3 nodes"),
         ([centres(2), "privacy.secure_sums.min_group=2"], "with colluding=1 and min_group=2, .* at least 3 nodes"),
         ([centres(4), "privacy.secure_sums.colluding=3"], "4 nodes train, and with colluding=3 .* at least 5 nodes"),

@@ -285,6 +285,8 @@ def interrupt_and_resume(start: Start, folder: Path, members: Sequence[ScriptedN
 INTERRUPTED = {
     "asym": (5, ("strategy=asym",)),
     "bfloat16": (5, ("strategy=asym", "exchange.dtype=bfloat16")),
+    "int8": (5, ("strategy=asym", "exchange.dtype=int8")),
+    "int4, momenta": (5, ("strategy=fedavgm", "exchange.dtype=int4")),
     "fedadam": (8, ("strategy=fedadam", "strategy.local_epochs=2")),
     "fedavgm": (5, ("strategy=fedavgm",)),
     "two of three nodes per round": (6, ("strategy=asym", "strategy.aggregation.fraction_train=0.6")),

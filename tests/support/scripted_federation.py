@@ -49,6 +49,7 @@ from fednnunet.exchange.messages import (
     TrainReply,
     TrainRequest,
 )
+from fednnunet.exchange.quantisation import decode_step, digest, encode_step, is_quantised
 from fednnunet.fingerprint.bins import IntensityBins
 from fednnunet.fingerprint.geometry import CaseSizes, count_below
 from fednnunet.fingerprint.schema import ChannelIntensities, DatasetFingerprint
@@ -135,6 +136,10 @@ class WorkerGone(Exception):
     """The worker ends without a reply, as after ``kill -9``."""
 
 
+class WorkerLacksReference(Exception):
+    """The worker does not have what steps start from."""
+
+
 class WorkerFails(Exception):
     """The worker replies with a failure; the exception's text is the reason."""
 
@@ -202,6 +207,8 @@ class ScriptedNode:
         sent: Fold and round to its layers after training.
         final: Fold to the model that it scored.
         kept: Node to fold to the model of that node that it was sent to score.
+        steps: Fold and round to the names of layers that it received as steps.
+        restarted_before: Rounds before which its worker is restarted: it has its checkpoints, and no reference.
     """
 
     def __init__(
@@ -222,6 +229,11 @@ class ScriptedNode:
         self.sent: dict[tuple[Fold, int], State] = {}
         self.final: dict[Fold, State] = {}
         self.kept: dict[str, dict[Fold, State]] = {}
+        self.steps: dict[tuple[Fold, int], list[str]] = {}
+        self.restarted_before: set[int] = set()
+        self._reference: State = {}
+        self._replied: dict[tuple[Fold, int], State] = {}
+        self._left: dict[tuple[Fold, int], State] = {}
 
     @property
     def external(self) -> bool:
@@ -249,6 +261,8 @@ class ScriptedNode:
                     if self.fault is not None and self.fault.worker and self.fault.applies_to(request.kind, body):
                         self.fault.worker(answer)
                     answer.send(request)
+                except WorkerLacksReference:
+                    request.fail(Failure(reason=f"node {self.name}: it lacks 2 layers", error="reference"))
                 except WorkerFails as reason:
                     request.fail(Failure(reason=f"node {self.name}: {reason}", error="internal"))
                 except WorkerGone:
@@ -258,7 +272,7 @@ class ScriptedNode:
 
     def answer(self, body: Any, request: Request) -> Answer:
         """The reply of a good node."""
-        received = {layer: array.copy() for layer, array in request.arrays.items()}
+        received = self._decoded(body, {layer: array.copy() for layer, array in request.arrays.items()})
         match body:
             case FingerprintRequest():
                 return self._describe(body)
@@ -281,6 +295,23 @@ class ScriptedNode:
             case ScoreModelsRequest():
                 return self._score_kept(body)
         raise AssertionError(body)
+
+    def _decoded(self, body: Any, received: State) -> State:
+        """What it received, steps added to what they start from."""
+        if not isinstance(body, TrainRequest | EvaluateRequest):
+            return received
+        at = body.server_round + isinstance(body, EvaluateRequest)
+        if at in self.restarted_before:
+            self.restarted_before.remove(at)
+            self._reference = {}
+        for layer, start in body.references.items():
+            if layer not in self._reference or digest(self._reference[layer]) != start:
+                raise WorkerLacksReference
+            received[layer] = decode_step(received[layer], self._reference[layer], body.dtype, "the server")
+        if is_quantised(body.dtype):
+            self.steps[body.fold, at] = list(body.references)
+            self._reference = received
+        return received
 
     def _describe(self, body: FingerprintRequest) -> Answer:
         fingerprint, counts = None, None
@@ -327,8 +358,20 @@ class ScriptedNode:
             train_loss=-0.5,
             pseudo_dice=0.5,
         )
+        if is_quantised(body.dtype) and body.server_round:
+            return Answer(reply.model_dump(), self._as_steps(body, layers, received), received)
         dtype = np.dtype(body.dtype if body.server_round else "float32")
         return Answer(reply.model_dump(), {layer: layers[layer].astype(dtype) for layer in body.layers}, received)
+
+    def _as_steps(self, body: TrainRequest, layers: State, received: State) -> State:
+        """The layers as steps from what it received, and what was left over in the round before; encoded once."""
+        at = (body.fold, body.server_round)
+        if at not in self._replied:
+            left = self._left.get((body.fold, body.trained), {})
+            self._left[at] = {layer: layers[layer] - received[layer] + left.get(layer, 0) for layer in body.layers}
+            wires = {layer: encode_step(step, body.dtype) for layer, step in self._left[at].items()}
+            self._replied[at] = {layer: wire for layer, wire in wires.items() if wire is not None}
+        return self._replied[at]
 
     def _step(self, fold: Fold, server_round: int, state: State) -> State:
         """A step of fixed length in a direction of the node's own."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
-from flwr.app import ArrayRecord
+from flwr.app import ArrayRecord, Message
 
 from fednnunet.errors import ProtocolError
 from fednnunet.exchange.messages import (
@@ -18,6 +18,7 @@ from fednnunet.exchange.messages import (
     ScoreModelsRequest,
     SendModelRequest,
 )
+from fednnunet.server.node_messages import with_whole_layers
 from fednnunet.server.node_requests import request_all
 from fednnunet.server.session import Federation, Session
 from fednnunet.server.strategy.averaging import check_model
@@ -36,14 +37,24 @@ def evaluate_nodes(session: Session, fold: Fold, arrays: ArrayRecord) -> None:
     """
     federation, strategy, settings = session.federation, session.strategy, session.settings
     session.recorder.on_stage("evaluate")
-    requests = {
-        node: EvaluateRequest(fold=fold, server_round=federation.rounds, trained=strategy.last_round(node))
-        for node in federation.training
-    }
     averages = {node: strategy.groups.arrays_for(node, arrays) for node in federation.training}
+    requests, sent = {}, {}
+    for node, whole in averages.items():
+        sent[node], references = strategy.shorten(node, whole)
+        requests[node] = EvaluateRequest(
+            fold=fold,
+            server_round=federation.rounds,
+            trained=strategy.last_round(node),
+            dtype=settings.dtype,
+            references=references,
+        )
+
+    def again(request: Message) -> Message | None:
+        return with_whole_layers(request, EvaluateRequest, averages[request.metadata.dst_node_id])
+
     own: dict[int, list[Score]] = {}
     failures: list[ProtocolError] = []
-    for reply in request_all(session, Kind.EVALUATE, requests, averages):
+    for reply in request_all(session, Kind.EVALUATE, requests, sent, whole=again):
         try:
             _check_centres(federation, reply.node, reply.body.cases)
             own[reply.node] = _relabel(reply.body.cases, federation.name(reply.node))

@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from fednnunet.errors import NodeError, ProtocolError
 from fednnunet.exchange.messages import Fold, Kind, TrainReply, TrainRequest
 from fednnunet.listing import join_nodes
-from fednnunet.server.node_messages import num_bytes, parse_reply
+from fednnunet.server.node_messages import num_bytes, parse_reply, with_whole_layers
 from fednnunet.server.node_requests import request_all
 from fednnunet.server.phases.unmask import open_sums
 from fednnunet.server.session import Federation, Session
@@ -178,8 +178,15 @@ class _TrainingRound:
         connected = session.client.wait_until_connected(nodes, min_replies)
         config = ConfigRecord({"fold": self.fold, "epochs": settings.local_epochs, "nodes": connected})
         requests = list(strategy.configure_train(self.server_round, arrays, config, session.client.grid))
-        replies = session.client.stream(requests, settings.timeout, min_replies)
         sent = {request.metadata.dst_node_id: num_bytes(request) for request in requests}
+
+        def whole(request: Message) -> Message | None:
+            node = request.metadata.dst_node_id
+            again = with_whole_layers(request, TrainRequest, strategy.arrays_for(node, arrays))
+            sent[node] += 0 if again is None else num_bytes(again)
+            return again
+
+        replies = session.client.stream(requests, settings.timeout, min_replies, whole)
         strategy.open_sums = partial(self._open_sums, sent)
         try:
             aggregated, _ = strategy.aggregate_train(self.server_round, self._record_replies(replies, sent))

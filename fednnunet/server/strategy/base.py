@@ -17,11 +17,11 @@ from flwr.serverapp import strategy as flower
 
 from fednnunet.exchange.messages import ExchangeDtype, Fold, Kind, TrainRequest
 from fednnunet.exchange.records import from_array_record, to_array_record
-from fednnunet.exchange.rounding import ErrorFeedback
 from fednnunet.exchange.update_limit import UpdateLimit
 from fednnunet.server.node_messages import build_request
 from fednnunet.server.strategy.averaging import StreamingAverage, mean_metrics
 from fednnunet.server.strategy.checkpoint import State, has_checkpoint, read_checkpoint, write_checkpoint
+from fednnunet.server.strategy.downlink import Downlink
 from fednnunet.server.strategy.layer_groups import LayerGroups, check_groups
 from fednnunet.server.strategy.layer_matching import Shapes, match_layers
 from fednnunet.server.strategy.reply_validation import ReplyValidator, Update
@@ -151,7 +151,7 @@ class Strategy(flower.Strategy):
 
     def _compose(self, groups: LayerGroups, names: Mapping[int, str], dtype: ExchangeDtype) -> None:
         self.groups, self._names = groups, names
-        self._rounding = ErrorFeedback(dtype, groups.buffers)
+        self._downlink = Downlink(dtype, groups.buffers)
         self._validator = self.build_validator(dtype)
 
     def build_validator(self, dtype: ExchangeDtype) -> ReplyValidator:
@@ -177,7 +177,7 @@ class Strategy(flower.Strategy):
         self._last_rounds = dict(last_rounds)
         self._limit.begin_fold(update_norms)
         self._statistics_limit.begin_fold()
-        self._rounding = ErrorFeedback(self._rounding.dtype, self.groups.buffers)
+        self._downlink = Downlink(self._downlink.dtype, self.groups.buffers)
         self.load_state({})
 
     # rounds ----------------------------------------------------------------------------------------------
@@ -220,28 +220,29 @@ class Strategy(flower.Strategy):
         nodes: list[int] = config.get("nodes") or self.sample(fold, server_round)  # type: ignore[assignment]
         self._start = from_array_record(arrays, "the server")
         self.begin_round(nodes, self._start)
-        epochs = int(config.get("epochs", 1))  # type: ignore[arg-type]
-        return [
-            build_request(
-                Kind.TRAIN,
+        fields = {"fold": fold, "server_round": server_round, "epochs": int(config.get("epochs", 1))}  # type: ignore[arg-type]
+        requests = []
+        for node in nodes:
+            sent, references = self.shorten(node, self.arrays_for(node, arrays))
+            body = self.train_request(
                 node,
-                self.train_request(
-                    node,
-                    fold=fold,
-                    server_round=server_round,
-                    trained=self.last_round(node),
-                    epochs=epochs,
-                    dtype=self._rounding.dtype,
-                    proximal_mu=self.proximal_mu,
-                ),
-                self.arrays_for(node, arrays),
+                **fields,
+                trained=self.last_round(node),
+                dtype=self._downlink.dtype,
+                references=references,
+                proximal_mu=self.proximal_mu,
             )
-            for node in nodes
-        ]
+            requests.append(build_request(Kind.TRAIN, node, body, sent))
+        self._downlink.begin_round(nodes)
+        return requests
 
     def arrays_for(self, node: int, arrays: ArrayRecord) -> ArrayRecord:
         """Arrays that ``node`` is sent at the start of a round, under its own layer names."""
         return self.groups.arrays_for(node, arrays)
+
+    def shorten(self, node: int, whole: ArrayRecord) -> tuple[ArrayRecord, dict[str, str]]:
+        """Layers for ``node``, as steps where it was sent what they start from, and what that was."""
+        return self._downlink.shorten(node, whole, self.groups.of_node(node))
 
     def begin_round(self, nodes: Collection[int], arrays: Mapping[str, np.ndarray]) -> None:
         """Expect replies from ``nodes``, which are sent their part of ``arrays`` (by group)."""
@@ -263,7 +264,8 @@ class Strategy(flower.Strategy):
         if not accepted:
             return None, None
         self._last_rounds |= dict.fromkeys(accepted, server_round)
-        return self._to_record({**arrays, **self._buffers.result()}), mean_metrics(list(accepted.values()))
+        record = self._downlink.to_record({**arrays, **self._buffers.result()}, start)
+        return record, mean_metrics(list(accepted.values()))
 
     def without_buffers(self, arrays: Mapping[str, T]) -> dict[str, T]:
         """The arrays, by group, of layers that are trained."""
@@ -278,15 +280,6 @@ class Strategy(flower.Strategy):
             yield replace(update, arrays=self.without_buffers(update.arrays)) if buffers else update
             del update, buffers  # of the size of a model: not kept while the next one is received
 
-    def _to_record(self, arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
-        """Arrays as nodes are sent them; rounded one by one, so that hardly more than the result is in memory."""
-        if not self._rounding.rounds:
-            return to_array_record(arrays)
-        record = ArrayRecord()
-        for group, array in arrays.items():
-            record.update(to_array_record(self._rounding.encoded({group: array}, "the server")))
-        return record
-
     # an interrupted run ----------------------------------------------------------------------------------
 
     @property
@@ -296,7 +289,7 @@ class Strategy(flower.Strategy):
         An average does not: its nodes can be asked again. What rounding left over is needed, averages of layers that
         the nodes of the last round do not have, and what the strategy itself remembers.
         """
-        return self._rounding.rounds or self._sampler.fraction < 1 or bool(self.state())
+        return self._downlink.remembers or self._sampler.fraction < 1 or bool(self.state())
 
     def save(self, folder: Path, fold: Fold, server_round: int, arrays: ArrayRecord) -> None:
         """Write the state after a round, and the arrays of the next; nothing if there is no state.
@@ -305,7 +298,7 @@ class Strategy(flower.Strategy):
             ValueError: :meth:`state` has a kind of a name that it must not have.
         """
         if self.has_state:
-            held = {"arrays": from_array_record(arrays, "the server"), "residuals": self._rounding.residuals}
+            held = {"arrays": from_array_record(arrays, "the server"), "residuals": self._downlink.residuals}
             state = self.state()
             for kind in state:
                 if kind in held or "/" in kind:
@@ -324,7 +317,7 @@ class Strategy(flower.Strategy):
             return None
         state = read_checkpoint(folder, fold, server_round)
         arrays = to_array_record(state.pop("arrays", {}))
-        self._rounding.residuals = state.pop("residuals", {})
+        self._downlink.residuals = state.pop("residuals", {})
         self.load_state(state)
         return arrays
 

@@ -13,6 +13,7 @@ from flwr.serverapp import strategy as flower
 
 from fednnunet.errors import ConfigError
 from fednnunet.exchange.messages import ExchangeDtype
+from fednnunet.exchange.quantisation import is_quantised
 from fednnunet.exchange.records import from_array_record, to_array_record
 from fednnunet.exchange.rounding import decode
 from fednnunet.server.strategy.averaging import same_metrics
@@ -89,15 +90,17 @@ class FlowerStrategy(Strategy):
         return {layer: array.numpy().astype(dtypes[layer], copy=False) for layer, array in (aggregated or {}).items()}
 
     def _shown(self, update: Update) -> Message:
-        """The node's reply, as the strategy is shown it; nothing is copied unless it is rounded."""
+        """The node's reply, as the strategy is shown it; nothing is copied unless it travelled otherwise."""
         arrays = update.reply.content.array_records.get("arrays", ArrayRecord())
+        if is_quantised(self._downlink.dtype):
+            arrays = to_array_record(update.arrays)
         update.reply.content = RecordDict({"arrays": self._in_order(arrays), "metrics": update.metrics})
         return update.reply
 
     def _in_order(self, arrays: ArrayRecord) -> ArrayRecord:
         """Trained arrays by name: some strategies pair them by their place. As float32 if they travel rounded."""
         arrays = ArrayRecord(self.without_buffers(arrays))
-        if self._rounding.rounds:
+        if self._downlink.is_rounding:
             arrays = to_array_record(decode(from_array_record(arrays, "the strategy")))
         return ArrayRecord({name: arrays[name] for name in sorted(arrays)})
 

@@ -12,6 +12,7 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 
 from fednnunet.errors import ProtocolError, one_line
 from fednnunet.exchange.messages import ExchangeDtype
+from fednnunet.exchange.quantisation import StepFeedback, decode_step, is_quantised
 from fednnunet.exchange.records import from_array_record
 from fednnunet.exchange.rounding import ErrorFeedback, check_dtypes
 from fednnunet.exchange.update_limit import RoundReference, UpdateLimit
@@ -79,7 +80,8 @@ class ReplyValidator:
         self.update_norms: dict[int, float] = {}
         self._groups, self._names, self._limit = groups, names, limit
         self._statistics_limit = statistics_limit or UpdateLimit(None)
-        self._rounding = ErrorFeedback(dtype, groups.buffers)
+        self._steps = StepFeedback(dtype, groups.buffers) if is_quantised(dtype) else None
+        self._rounding = ErrorFeedback("float32" if is_quantised(dtype) else dtype, groups.buffers)
         self.begin_round((), {})
 
     def begin_round(self, nodes: Collection[int], arrays: Mapping[str, np.ndarray]) -> None:
@@ -172,9 +174,24 @@ class ReplyValidator:
         self._replied.add(node)
         metrics = _validate_metrics(reply, name)
         arrays = from_array_record(reply.content.array_records.get("arrays", ArrayRecord()), where)
-        by_group, norm, statistics = self.validate_arrays(node, arrays, where)
+        by_group, norm, statistics = self.validate_arrays(node, self._decoded(node, arrays, where), where)
         cases: int = metrics[WEIGHT_KEY]  # type: ignore[assignment]
         return Update(node, name, cases, metrics, by_group, norm, statistics, reply)
+
+    def _decoded(self, node: int, arrays: Mapping[str, np.ndarray], where: str) -> Mapping[str, np.ndarray]:
+        """The arrays of a reply, where they are steps from what the node was sent: the layers that they lead to.
+
+        Raises:
+            ProtocolError: names ``where`` and the layer.
+        """
+        if self._steps is None:
+            return arrays
+        decoded = dict(arrays)
+        for layer, group in self._groups.of_node(node).items():
+            start = self._reference.array_of(group)
+            if layer in arrays and start is not None and self._steps.is_step(group, start, start):
+                decoded[layer] = decode_step(arrays[layer], start, self._steps.dtype, f"{where} sent layer {layer}")
+        return decoded
 
     def validate_arrays(
         self, node: int, arrays: Mapping[str, np.ndarray], where: str
