@@ -146,7 +146,7 @@ def turns(nodes: int) -> float:
 def measure(shapes: dict[str, tuple[int, ...]], nodes: int = NODES, rounds: int = ROUNDS) -> list[dict[str, float]]:
     """Wall seconds of each round on the local grid, its training (the slowest schedule of it) and the rest."""
     with workers(shapes, nodes) as configs:
-        grid = LocalGrid(app, configs, max_parallel_nodes=min(nodes, len(os.sched_getaffinity(0))))
+        grid = LocalGrid(app, configs, parallel=min(nodes, len(os.sched_getaffinity(0))))
         with contextlib.closing(grid):
             return list(exchange(grid, {node: f"node{node}" for node in configs}, shapes, rounds))
 

@@ -43,7 +43,9 @@ def relay(message: Message, context: Context) -> Message:
     except WorkerFailure as error:
         return _error(message, ERROR_CODES[error.failure.error], error.failure.reason)
     except WorkerUnreachable as error:
-        return _error(message, ERROR_CODES["unreachable"], str(error))
+        nodes = context.node_config.get("nodes-of-worker")
+        hosted = f"; it was the worker of nodes {nodes}" if nodes else ""
+        return _error(message, ERROR_CODES["unreachable"], f"{error}{hosted}")
     except ProtocolError as error:
         return _error(message, ERROR_CODES["protocol"], str(error))
 

@@ -201,6 +201,20 @@ def shorten_temp_folder() -> str | None:
 # output -----------------------------------------------------------------------------------------------
 
 
+def open_output(path: Path, mode: int) -> int:
+    """Descriptor of a file to append to; created with its folder and permissions ``mode`` where it does not exist."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, mode)
+
+
+def show_in(file: int) -> None:
+    """Append all that this process prints from now on to an open file."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+
+
 def redirect_output(path: Path, mode: int) -> None:
     """Append all that this process prints to a file.
 
@@ -208,12 +222,8 @@ def redirect_output(path: Path, mode: int) -> None:
         path: the file; created with its folder where it does not exist.
         mode: permissions of a new file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, mode)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
+    file = open_output(path, mode)
+    show_in(file)
     os.close(file)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # whatever the terminal could show

@@ -31,7 +31,14 @@ from fednnunet.launch.run_folder import (
     result_settings,
     run_metadata,
 )
-from fednnunet.launch.settings import build_strategy, node_settings, parallel_nodes, prepare_centres, server_settings
+from fednnunet.launch.settings import (
+    build_strategy,
+    node_settings,
+    parallel_nodes,
+    prepare_centres,
+    server_settings,
+    worker_plans,
+)
 from fednnunet.lock import LOCK_FILE, locked
 from fednnunet.node.launcher import NodeProcesses
 from fednnunet.node.settings import NodeSettings
@@ -152,9 +159,14 @@ def run_local(app: ServerApp, config: RunConfig, nodes: Sequence[NodeSettings]) 
     """Run server and nodes on this machine; returns their peak memory together, in GiB."""
     if config.privacy.secure_sums is not None:
         nodes = with_identities(nodes)
+    workers = worker_plans(config, nodes)
     with (
-        NodeProcesses(nodes) as processes,
-        contextlib.closing(LocalGrid(client_app, processes.addresses, parallel_nodes(config))) as grid,
+        NodeProcesses(workers) as processes,
+        contextlib.closing(
+            LocalGrid(
+                client_app, processes.addresses, parallel_nodes(config), workers=[worker.nodes for worker in workers]
+            )
+        ) as grid,
     ):
         grid.run_server(app)
     return processes.peak_memory_gib

@@ -25,7 +25,7 @@ from tests.support.ultrasound_downloads import acouslic, aimix
 __all__ = ["acouslic", "aimix", "make_run", "write_run"]  # fixtures
 
 # Python has one server that forks processes. Whichever test starts it first, workers find torch and nnU-Net imported.
-multiprocessing.set_forkserver_preload(["fednnunet.node.worker"])
+multiprocessing.set_forkserver_preload(["fednnunet.node.shared_worker"])
 
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")

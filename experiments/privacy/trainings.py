@@ -20,7 +20,7 @@ SETTINGS = [
     *("trainer=short", "trainer.class=nnUNetTrainerNoDA"),
     *("trainer.epochs=5", "trainer.iterations=50", "trainer.val_iterations=1"),
     *("model=small", "model.overrides.UNet_max_features_2d=32", "+model.overrides.UNet_featuremap_min_edge_length=8"),
-    *("compute.device=cpu", "compute.threads=1", "federation.max_parallel_nodes=1"),
+    *("compute.device=cpu", "compute.threads=1", "federation.workers=1"),
 ]
 DRAWN_CASES, NOISE_STEPS = 20, 150
 """Cases that are expected in a step of noisy training, and its steps: noise of more would leave nothing."""

@@ -173,8 +173,10 @@ class FederationConfig(Config):
         grid: ``single_machine`` runs server and nodes on this machine, without ports; ``deployment`` is the server of
             nodes on other machines.
         server: Folder of the server's state (``fednnunet server up``), for ``deployment``.
-        max_parallel_nodes: Nodes that compute at the same time; 0 for one per core (CPU) or one (GPU). For
-            ``single_machine``.
+        workers: Worker processes, which share the nodes; each computes for one node at a time. 0 for as many as compute
+            at once: one per core (CPU) or one (GPU), and never more than nodes. For ``single_machine``.
+        cache_gib: GiB of main memory that the waiting nodes of a worker may hold; those that waited longest leave, and
+            go on from their checkpoint. Results are the same. For ``single_machine``.
         reply_timeout_s: Seconds that the server waits for nodes to register and for the replies of a round; null waits
             forever.
         min_nodes: Fewest nodes that the federation goes on with when others fail or do not reply; null needs all.
@@ -184,7 +186,8 @@ class FederationConfig(Config):
 
     grid: Literal["single_machine", "deployment"]
     server: Path | None = None
-    max_parallel_nodes: int = Field(default=0, ge=0)
+    workers: int = Field(default=0, ge=0)
+    cache_gib: float = Field(default=0.5, ge=0)
     reply_timeout_s: float | None = Field(default=None, gt=0)
     min_nodes: int | None = Field(default=None, ge=1)
     expected_nodes: int | None = Field(default=None, ge=1)

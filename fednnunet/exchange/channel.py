@@ -171,6 +171,10 @@ class WorkerChannel:
                 connection.close()
             return None
 
+    def fileno(self) -> int:
+        """Descriptor that is readable when a peer connects: for :func:`multiprocessing.connection.wait`."""
+        return self._listener._listener._socket.fileno()  # type: ignore[attr-defined]
+
     def close(self) -> None:
         """Stop listening and remove the socket."""
         self._listener.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hydra.errors import InstantiationException
@@ -16,7 +16,7 @@ from fednnunet.datasets.raw import find_dataset, read_dataset
 from fednnunet.datasets.splits import splits_of
 from fednnunet.errors import ConfigError, FednnUNetError, one_line
 from fednnunet.launch.run_folder import run_id
-from fednnunet.node.settings import NodeSettings
+from fednnunet.node.settings import NodeSettings, WorkerPlan
 from fednnunet.processes import cores
 from fednnunet.server.session import ServerSettings
 from fednnunet.server.strategy.asym_fedavg import AsymFedAvg
@@ -142,10 +142,34 @@ def node_settings(config: RunConfig, folders: Mapping[str, Path]) -> list[NodeSe
     ]
 
 
+def worker_plans(config: RunConfig, nodes: Sequence[NodeSettings]) -> list[WorkerPlan]:
+    """Share the nodes out among the worker processes: each in turn gets the next node, whose rounds it keeps.
+
+    Raises:
+        ConfigError: nodes of several devices each are to share a worker; their process group is the process's.
+    """
+    workers = min(len(nodes), parallel_nodes(config))
+    if config.compute.num_devices > 1 and workers < len(nodes):
+        if config.federation.workers:
+            raise ConfigError(
+                f"federation.workers={config.federation.workers}: nodes that train on compute.num_devices="
+                f"{config.compute.num_devices} cannot share a worker; leave federation.workers=0"
+            )
+        workers = len(nodes)
+    numbered = dict(enumerate(nodes, start=1))
+    return [
+        WorkerPlan(
+            {node: settings for node, settings in numbered.items() if (node - 1) % workers == worker},
+            cache_bytes=int(config.federation.cache_gib * 2**30),
+        )
+        for worker in range(workers)
+    ]
+
+
 def parallel_nodes(config: RunConfig) -> int:
     """Nodes that compute at the same time: as configured, else one per core, on a GPU one."""
-    if config.federation.max_parallel_nodes:
-        return config.federation.max_parallel_nodes
+    if config.federation.workers:
+        return config.federation.workers
     device = config.compute.device
     on_gpu = device in ("cuda", "mps") or (device == "auto" and Path("/dev/nvidia0").exists())
     return 1 if on_gpu or config.pools_cases else min(len(config.training_centres), cores())

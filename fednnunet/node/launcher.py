@@ -11,7 +11,7 @@ import shutil
 import stat
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
@@ -24,12 +24,13 @@ import psutil
 
 from fednnunet.errors import NodeError
 from fednnunet.files import write_atomically
-from fednnunet.node.settings import NodeSettings
+from fednnunet.listing import join_nodes
+from fednnunet.node.settings import NodeSettings, WorkerPlan
 from fednnunet.processes import children_of, sigint_ignored_by_children
 
 log = logging.getLogger(__name__)
 
-WORKER_MODULE = "fednnunet.node.worker"
+WORKER_MODULE = "fednnunet.node.shared_worker"
 MEMORY_SAMPLE_SECONDS = 1.0
 SOCKETS_PREFIX = "fednnunet-"
 SOCKETS_FILE = ".sockets"
@@ -109,20 +110,20 @@ def worker_context(module: str) -> ForkServerContext:
 
 
 class NodeProcesses:
-    """One worker process per node, forked from a server that has imported torch and nnU-Net once.
+    """Worker processes that compute for nodes, forked from a server that has imported torch and nnU-Net once.
 
     A context manager: entering waits until every worker listens, leaving ends them all.
 
     Args:
-        nodes: settings of each node.
+        workers: which nodes each worker computes for.
 
     Attributes:
         addresses: Flower's node id to the ``node_config`` of its relay.
         peak_memory_gib: largest memory use of this process and all that it started, together, GiB.
     """
 
-    def __init__(self, nodes: Sequence[NodeSettings]) -> None:
-        self.nodes = nodes
+    def __init__(self, workers: Sequence[WorkerPlan]) -> None:
+        self.workers = workers
         self.addresses: dict[int, dict[str, str]] = {}
         self.peak_memory_gib = 0.0
         self._processes: list[BaseProcess] = []
@@ -130,7 +131,7 @@ class NodeProcesses:
         self._sockets = contextlib.ExitStack()
 
     def __enter__(self) -> NodeProcesses:
-        sockets = self._sockets.enter_context(socket_folder(self.nodes[0].folder.parent))
+        sockets = self._sockets.enter_context(socket_folder(_first_node(self.workers[0]).folder.parent))
         try:
             self._start(sockets)
         except BaseException:
@@ -146,33 +147,35 @@ class NodeProcesses:
 
     def _start(self, sockets: Path) -> None:
         context = worker_context(WORKER_MODULE)
-        ready: dict[str, Connection] = {}
-        for number, settings in enumerate(self.nodes, start=1):
-            address = worker_address(sockets, str(number))
+        ready: list[Connection] = []
+        for plan in self.workers:
+            names = [settings.name for settings in plan.nodes.values()]
+            addresses = {node: worker_address(sockets, str(node)) for node in plan.nodes}
             receiver, sender = context.Pipe(duplex=False)
             process: BaseProcess = context.Process(
-                target=_work, args=(settings, address.socket, address.key, sender), name=f"node {settings.name}"
+                target=_work, args=(plan, addresses, sender), name=f"worker of {join_nodes(names)}"
             )
             try:
                 process.start()
             except (ConnectionError, EOFError) as error:
                 raise NodeError(
-                    settings.name,
+                    names[0],
                     "its worker cannot be started: the process that it is forked from ended, which imports torch and "
                     "nnU-Net; see above, or look for a lack of memory",
                 ) from error
             sender.close()
             self._processes.append(process)
-            ready[settings.name] = receiver
-            self.addresses[number] = {"name": settings.name} | address.node_config
-        for settings, process in zip(self.nodes, self._processes, strict=True):
-            wait([ready[settings.name], process.sentinel])
+            ready.append(receiver)
+            shared = {"nodes-of-worker": join_nodes(names)} if len(names) > 1 else {}
+            for node, settings in plan.nodes.items():
+                self.addresses[node] = {"name": settings.name} | addresses[node].node_config | shared
+        for plan, process, receiver in zip(self.workers, self._processes, ready, strict=True):
+            wait([receiver, process.sentinel])
             try:
-                ready[settings.name].recv_bytes()
+                receiver.recv_bytes()
             except EOFError:
-                raise NodeError(
-                    settings.name, f"its worker ended at its start; see {settings.folder / 'node.log'}"
-                ) from None
+                first = _first_node(plan)
+                raise NodeError(first.name, f"its worker ended at its start; see {first.folder / 'node.log'}") from None
 
     def _end(self) -> None:
         self._stop.set()
@@ -211,8 +214,12 @@ def _kill(process: psutil.Process) -> None:
         log.debug("process %d had ended", process.pid)
 
 
-def _work(settings: NodeSettings, address: str, key: bytes, ready: Connection) -> None:
-    # Imported here: the process that starts workers needs no torch.
-    from fednnunet.node.worker import run_node_worker
+def _first_node(plan: WorkerPlan) -> NodeSettings:
+    return next(iter(plan.nodes.values()))
 
-    run_node_worker(settings, address, key, lambda: ready.send_bytes(b"ready"))
+
+def _work(plan: WorkerPlan, addresses: Mapping[int, WorkerAddress], ready: Connection) -> None:
+    # Imported here: the process that starts workers needs no torch.
+    from fednnunet.node.shared_worker import run_shared_worker
+
+    run_shared_worker(plan, addresses, lambda: ready.send_bytes(b"ready"))

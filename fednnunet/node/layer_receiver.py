@@ -22,6 +22,11 @@ class LayerReceiver:
         self._received: Mapping[str, np.ndarray] | None = None
         self._decoded: dict[str, np.ndarray] = {}
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of what is remembered."""
+        return sum(array.nbytes for array in self._decoded.values())
+
     def decode(
         self, body: TrainRequest | EvaluateRequest, arrays: Mapping[str, np.ndarray]
     ) -> Mapping[str, np.ndarray]:

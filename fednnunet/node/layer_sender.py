@@ -36,6 +36,19 @@ class LayerSender:
         self._steps = StepSender()
         self._sent: list[str] | None = None
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of what was sent last and of rounding errors."""
+        sent = [array.layout.size for array in (self._plain, self._rounded) if array is not None]
+        return sum(sent) + sum(array.nbytes for array in self._feedback.residuals.values()) + self._steps.num_bytes
+
+    def close(self) -> None:
+        """Free the shared memory."""
+        for array in (self._plain, self._rounded):
+            if array is not None:
+                array.close()
+        self._plain = self._rounded = None
+
     def finish_round(
         self, network: nn.Module, layers: Sequence[str], dtype: ExchangeDtype, start: Mapping[str, np.ndarray]
     ) -> dict[str, np.ndarray]:

@@ -44,7 +44,7 @@ def explain_out_of_memory(error: Exception, settings: NodeSettings) -> str | Non
         )
     if isinstance(error, MemoryError) or CPU_OUT_OF_MEMORY in str(error):
         if settings.same_machine:
-            lower = f"federation.max_parallel_nodes, compute.preprocessing_workers or +gpu_memory.per_node.{node}"
+            lower = f"federation.workers, compute.preprocessing_workers or +gpu_memory.per_node.{node}"
         else:
             lower = "compute.preprocessing_workers or gpu_memory.gb in its node.yaml"
         return f"out of main memory; lower {lower}; the last decides the size of patch and batch"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,3 +74,16 @@ class NodeSettings:
         """Seed of this node, made of the run's seed and the node's name."""
         digest = hashlib.sha256(f"{self.config.seed}/{self.name}".encode()).digest()
         return int.from_bytes(digest[:4], "little")
+
+
+@dataclass(frozen=True)
+class WorkerPlan:
+    """A worker process and the nodes that share it; it computes for one of them at a time.
+
+    Attributes:
+        nodes: Flower's node id to the settings of the node.
+        cache_bytes: main memory that nodes may hold while they wait for their turn.
+    """
+
+    nodes: Mapping[int, NodeSettings]
+    cache_bytes: int = 0

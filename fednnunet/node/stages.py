@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 class NodeStages:
     """A node's data and model, and what can be done with them.
 
-    nnU-Net's path variables are process-global: one instance per process.
+    nnU-Net's path variables are process-global: those of this node are set when it is made.
 
     Args:
         settings: settings of the node.
@@ -72,7 +72,7 @@ class NodeStages:
         """Read and check the images; describe them as far as ``request`` asks."""
         self.device = resolve_device(self.config.compute.device)
         check_device(self.config.compute, self.device)
-        cap_memory(self.device, self.config.gpu_memory_of(self.settings.name) if self.config.gpu_memory.cap else None)
+        self.cap_memory()
         if request.content != "counts" or self._dataset is None:  # a search asks many times
             self.read_dataset()
         reply = self.dataset.describe(request)
@@ -85,6 +85,10 @@ class NodeStages:
         if self.secure is None:
             raise ProtocolError("the server asks for a key for secure sums, which are off here (privacy.secure_sums)")
         return reply.model_copy(update={"key": self.secure.signed_key(request.secure_run)})
+
+    def cap_memory(self) -> None:
+        """Let the process take no more GPU memory than this node plans for."""
+        cap_memory(self.device, self.config.gpu_memory_of(self.settings.name) if self.config.gpu_memory.cap else None)
 
     def read_dataset(self) -> None:
         """Read and check the images as they are now."""

@@ -25,6 +25,12 @@ class StepSender:
         self._sent: dict[str, np.ndarray] = {}
         self._problem = ""
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of what was sent last, and of what is left over."""
+        left = {} if self._feedback is None else self._feedback.residuals
+        return sum(array.nbytes for array in (*self._sent.values(), *left.values()))
+
     def finish_round(
         self, network: nn.Module, layers: Sequence[str], dtype: ExchangeDtype, start: Mapping[str, np.ndarray]
     ) -> dict[str, np.ndarray]:

@@ -2,7 +2,8 @@
 
 The first request to train starts Lightning's fit. From then on the federated callback waits between two epochs for
 the next round, so the trainer is built once per fold. :meth:`TrainingSession.next_step` says of each request that
-comes in the meantime whether it starts the next round, ends the fit, or has nothing to do with it.
+comes in the meantime whether it starts the next round, ends the fit, or has nothing to do with it. A fit is set aside
+where another node needs the process; the next round goes on with it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from enum import Enum, auto
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -32,6 +32,7 @@ from fednnunet.exchange.messages import (
     TrainRequest,
 )
 from fednnunet.node.error_replies import failure_of
+from fednnunet.node.fold_fit import FoldFit, NextStep, tensor_bytes
 from fednnunet.node.layer_receiver import LayerReceiver
 from fednnunet.node.layer_sender import LayerSender
 from fednnunet.node.rounds import (
@@ -46,7 +47,6 @@ from fednnunet.node.rounds import (
 from fednnunet.node.settings import NodeSettings
 from fednnunet.node.stages import NodeStages
 from fednnunet.privacy.figures import FIGURE_NAMES
-from fednnunet.training.callback import FederatedCallback
 from fednnunet.training.checkpoint import (
     checkpoint_of,
     end_loaders,
@@ -56,28 +56,14 @@ from fednnunet.training.checkpoint import (
     save_final,
     save_round,
 )
-from fednnunet.training.data import NNUNetDataModule
 from fednnunet.training.epochs import skip_epochs
-from fednnunet.training.lightning_trainer import build_lightning_trainer
 from fednnunet.training.module import NNUNetModule
 from fednnunet.training.network_state import check_state, load_state, trained_arrays
 
 log = logging.getLogger(__name__)
 
-
 TrainingRequest: TypeAlias = TrainRequest | EvaluateRequest | SendModelRequest | Model | ScoreModelsRequest
 """Requests of and after training."""
-
-
-class NextStep(Enum):
-    """What a request means for a fit that waits between two rounds."""
-
-    START = auto()
-    """The next round of the fold: train it in this fit."""
-    STOP = auto()
-    """The fit is over; the request is answered after its end."""
-    IGNORE = auto()
-    """Nothing: the request is answered while the fit waits on."""
 
 
 class TrainingSession:
@@ -88,19 +74,19 @@ class TrainingSession:
     Args:
         settings: settings of the node.
         stages: stages of the node; its trainer is trained.
-        wait_for_round: called between two rounds; answers requests until one calls :meth:`start_round` (True), or ends
-            the fit (False).
+        wait_for_round: called between two rounds; answers requests until one calls :meth:`start_round` (START), ends
+            the fit (STOP), or another node needs the process (SET_ASIDE).
 
     Attributes:
         layers: what is sent of the network.
     """
 
-    def __init__(self, settings: NodeSettings, stages: NodeStages, wait_for_round: Callable[[], bool]) -> None:
+    def __init__(self, settings: NodeSettings, stages: NodeStages, wait_for_round: Callable[[], NextStep]) -> None:
         self.settings = settings
         self.stages = stages
         self.wait_for_round = wait_for_round
         self.layers = LayerSender()
-        self._is_fitting = self._is_first_epoch = False
+        self._is_fitting = self._is_first_epoch = self._is_set_aside = False
         self.reset()
 
     def reset(self) -> None:
@@ -112,6 +98,7 @@ class TrainingSession:
         self._asked_for: list[str] = []
         self._evaluation: EvaluateReply | None = None
         self._random_state: dict[str, Any] | None = None
+        self._waiting: FoldFit | None = None
         self.layers.reset()
         self._received = LayerReceiver()
 
@@ -160,6 +147,7 @@ class TrainingSession:
         if self._evaluation is None:
             arrays = self._received.decode(body, arrays)
             check_state(trainer.network, arrays)
+            self._waiting = None
             load_state(trainer.network, arrays)
             skip_epochs(trainer, trainer.num_epochs)
             save_final(trainer)
@@ -189,6 +177,11 @@ class TrainingSession:
         """Whether a fit is running, which may wait between two rounds."""
         return self._is_fitting
 
+    @property
+    def num_bytes(self) -> int:
+        """Main memory of what is trained and sent."""
+        return tensor_bytes(self.stages.trainer) + self.layers.num_bytes + self._received.num_bytes
+
     # folds and resume ----------------------------------------------------------------------------------
 
     @property
@@ -202,7 +195,7 @@ class TrainingSession:
         trainer = self._trainer
         if trainer.fold == fold:
             return trainer
-        if self._is_fitting:
+        if self._is_fitting or self._waiting is not None:
             raise ProtocolError(f"fold {fold} was asked for while fold {trainer.fold} is training")
         self.reset()
         if self.stages.secure is not None:
@@ -238,21 +231,13 @@ class TrainingSession:
     # the fit -------------------------------------------------------------------------------------------
 
     def _fit(self, trainer: nnUNetTrainer, request: Request, body: TrainRequest) -> None:
-        """Run Lightning's fit, from this round to the last; returns when the rounds are over."""
+        """Run Lightning's fit from this round on; returns when the rounds are over, or another node is to compute."""
         self._check_round(trainer, body, request.arrays)
         self.start_round(request, body)
-        self.stages.ranks.fit(trainer.current_epoch)
-        trainer.on_train_start()
-        if self._random_state is not None:
-            restore_random_state(self._random_state)
-        hidden = self.stages.noise.steps(trainer) if self.stages.noise is not None else None
-        module = NNUNetModule(trainer, hidden)
-        lightning_trainer = build_lightning_trainer(
-            module, self.settings.config.compute, [FederatedCallback(self)], self.settings.folder
-        )
-        self._is_fitting = self._is_first_epoch = True
+        fit, self._waiting = self._waiting or self._build_fit(trainer), None
+        self._is_fitting, self._is_set_aside = True, False
         try:
-            lightning_trainer.fit(module, datamodule=NNUNetDataModule(trainer, numbers_only=hidden is not None))
+            fit.run()
         except Exception as error:
             open_round, self._open, self._failed = self._open, None, True
             if open_round is None or open_round.request is request:
@@ -261,6 +246,19 @@ class TrainingSession:
             open_round.request.fail(failure_of(self.stages.cause_of(error), Kind.TRAIN, self.settings))
         finally:
             self._is_fitting = False
+        if self._is_set_aside:
+            fit.free_gradients()
+            self._waiting = fit
+
+    def _build_fit(self, trainer: nnUNetTrainer) -> FoldFit:
+        """A fit from the next epoch on, with the random states that belong to it."""
+        self.stages.ranks.fit(trainer.current_epoch)
+        trainer.on_train_start()
+        if self._random_state is not None:
+            restore_random_state(self._random_state)
+        hidden = self.stages.noise.steps(trainer) if self.stages.noise is not None else None
+        self._is_first_epoch = True
+        return FoldFit(trainer, self, self.settings.config.compute, self.settings.folder, hidden)
 
     def _check_round(self, trainer: nnUNetTrainer, body: TrainRequest, arrays: Mapping[str, np.ndarray]) -> None:
         arrays = self._received.decode(body, arrays)
@@ -302,8 +300,11 @@ class TrainingSession:
         if current.epochs_left and not is_last:
             return True
         self._finish_round(trainer, current)
-        if not is_last and self.wait_for_round():
-            return True
+        if not is_last:
+            step = self.wait_for_round()
+            self._is_set_aside = step is NextStep.SET_ASIDE
+            if step is not NextStep.STOP:
+                return step is NextStep.START
         self.stages.ranks.end_fit()
         return False
 

@@ -1,7 +1,8 @@
-"""The node worker: one long-lived process per node, which answers the server's messages.
+"""The node worker: answers the server's messages for one node, in a long-lived process.
 
 It serves one request at a time, in the main thread; while a fold trains, it does so between two rounds. A request
-that is repeated gets the same reply again; a relay that dies does not harm the worker.
+that is repeated gets the same reply again; a relay that dies does not harm the worker. Nodes may share the process
+(:mod:`~fednnunet.node.shared_worker`).
 """
 
 from __future__ import annotations
@@ -13,10 +14,9 @@ from typing import Any, NoReturn
 
 from pydantic import BaseModel
 
-from fednnunet.audit.log import AUDIT_LOG, AuditLog
 from fednnunet.errors import FednnUNetError, ProtocolError
 from fednnunet.exchange.arrays import SharedArrays
-from fednnunet.exchange.channel import Request, WorkerChannel
+from fednnunet.exchange.channel import Request
 from fednnunet.exchange.messages import (
     REQUESTS,
     Body,
@@ -34,25 +34,28 @@ from fednnunet.exchange.messages import (
     parse_body,
 )
 from fednnunet.node.error_replies import failure_of
-from fednnunet.node.process_setup import set_up_process
+from fednnunet.node.fold_fit import NextStep
 from fednnunet.node.request_history import RequestHistory
 from fednnunet.node.secure_rounds import SecureRounds
 from fednnunet.node.settings import NodeSettings
 from fednnunet.node.stages import NodeStages
-from fednnunet.node.training_session import NextStep, TrainingRequest, TrainingSession
+from fednnunet.node.training_session import TrainingRequest, TrainingSession
+from fednnunet.training.checkpoint import end_loaders
 
 log = logging.getLogger(__name__)
 
 NEEDS_CACHE = (TrainRequest, EvaluateRequest, ScoreModelsRequest)
 """Requests that are answered from preprocessed images."""
+BASE_BYTES = 4 * 2**20
+"""Memory of a node's objects beside its tensors: description, plans, loaders (measured)."""
 
 
 class NodeWorker:
-    """Answers requests of the channel until it is closed.
+    """Answers requests for a node.
 
     Args:
         settings: settings of the node.
-        channel: where requests come from.
+        receive: waits for the node's next request; None where the process is needed for another node.
         on_other_run: is given a request that belongs to another run than the worker was started for, and does not
             return.
     """
@@ -60,11 +63,11 @@ class NodeWorker:
     def __init__(
         self,
         settings: NodeSettings,
-        channel: WorkerChannel,
+        receive: Callable[[], Request | None],
         on_other_run: Callable[[FingerprintRequest], NoReturn] | None = None,
     ) -> None:
         self.settings = settings
-        self.channel = channel
+        self.receive = receive
         self.on_other_run = on_other_run
         self.history = RequestHistory(settings.folder / "requests.json")
         self.stages = NodeStages(settings)
@@ -74,35 +77,49 @@ class NodeWorker:
 
     def serve(self, first: Request | None = None) -> NoReturn:
         """Answer requests for ever, ``first`` before others; the process ends by signal or with its parent."""
-        self._deferred_request = first
         while True:
-            request, self._deferred_request = self._deferred_request, None
-            self._answer(request or self._receive())
-
-    def _receive(self) -> Request:
-        """Wait for the next request; refused connections are passed over."""
-        while True:
-            request = self.channel.receive()
+            request = first or self.receive()
+            first = None
             if request is not None:
-                return request
+                self.answer(request)
 
-    def _wait_for_round(self) -> bool:
-        """Answer requests until one starts the next round (True), or is to be answered after the fit (False)."""
+    def answer(self, request: Request) -> None:
+        """Answer a request, and those that follow it while a fit waits."""
+        self._deferred_request = request
+        while self._deferred_request is not None:
+            request, self._deferred_request = self._deferred_request, None
+            self._answer(request)
+
+    @property
+    def num_bytes(self) -> int:
+        """Main memory that the node holds."""
+        return BASE_BYTES + self.training.num_bytes
+
+    def close(self) -> None:
+        """End what runs beside the process, and free shared memory: the node goes on in another worker."""
+        if self.stages.trainer is not None:
+            end_loaders(self.stages.trainer)
+        self.training.layers.close()
+
+    def _wait_for_round(self) -> NextStep:
+        """Answer requests until one starts the next round, or the fit is to end, for good or for another node."""
         while True:
-            request = self._receive()
+            request = self.receive()
+            if request is None:
+                return NextStep.SET_ASIDE
             try:
                 body = parse_body(REQUESTS[request.kind], request.body, "the server")
                 step = self._next_step(request, body)
                 if step is NextStep.START:
                     assert isinstance(body, TrainRequest)
                     self.training.start_round(request, body)
-                    return True
+                    return step
             except FednnUNetError as error:
                 request.fail(failure_of(error, request.kind, self.settings))
                 continue
             if step is NextStep.STOP:
                 self._deferred_request = request
-                return False
+                return step
             self._answer(request)
 
     def _next_step(self, request: Request, body: Body) -> NextStep:
@@ -190,19 +207,3 @@ class NodeWorker:
             self.training.switch_fold(body.fold)
         cases = self.stages.score_received(body.models)
         return EvaluateReply(cases=cases, seconds=time.perf_counter() - start), None
-
-
-def run_node_worker(settings: NodeSettings, address: str, key: bytes, ready: Callable[[], None] = lambda: None) -> None:
-    """Process entry: quiet, own log file, ends with its parent.
-
-    Args:
-        settings: settings of the node.
-        address: path of the socket to listen at.
-        key: key shared with the relay.
-        ready: called when the worker listens.
-    """
-    set_up_process(settings.folder / "node.log", settings.threads)
-    channel = WorkerChannel(address, key, AuditLog(settings.folder / AUDIT_LOG, settings.name).record)
-    worker = NodeWorker(settings, channel)
-    ready()
-    worker.serve()

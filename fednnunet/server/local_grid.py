@@ -6,11 +6,14 @@ differs.
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -22,6 +25,21 @@ RUN_ID = 1
 SERVER_NODE_ID = 0
 POLL_SECONDS = 0.25
 """Seconds between two polls for replies at a SuperLink, or for nodes at any grid."""
+AHEAD_PER_WORKER = 2
+"""Messages per worker, counted from the oldest without a read reply; later ones wait, so that few replies are held."""
+
+
+@dataclass
+class _Queue:
+    """Messages for the nodes of one worker.
+
+    Attributes:
+        waiting: messages, each with its number in the order of all.
+        is_busy: whether the worker is at work on one, or is about to be.
+    """
+
+    waiting: deque[tuple[int, Message]] = field(default_factory=deque)
+    is_busy: bool = False
 
 
 class NodeGrid(Grid):
@@ -41,16 +59,29 @@ class LocalGrid(NodeGrid):
     Args:
         client_app: gets every message.
         nodes: node id to the ``node_config`` that the ClientApp sees in its context.
-        max_parallel_nodes: number of messages worked on at the same time; the others wait.
+        parallel: number of messages worked on at the same time; the others wait.
+        workers: nodes of each worker, which gets their messages one at a time, in order; None for a worker per node.
     """
 
-    def __init__(self, client_app: ClientApp, nodes: Mapping[int, Mapping[str, str]], max_parallel_nodes: int) -> None:
+    def __init__(
+        self,
+        client_app: ClientApp,
+        nodes: Mapping[int, Mapping[str, str]],
+        parallel: int,
+        workers: Iterable[Collection[int]] | None = None,
+    ) -> None:
         self._client_app = client_app
         self._contexts = {
             node: Context(run_id=RUN_ID, node_id=node, node_config=dict(config), state=RecordDict(), run_config={})
             for node, config in nodes.items()
         }
-        self._pool = ThreadPoolExecutor(max_parallel_nodes, thread_name_prefix="node")
+        self._pool = ThreadPoolExecutor(parallel, thread_name_prefix="node")
+        self._queues = {node: _Queue() for node in nodes}
+        for worker in workers or ():
+            self._queues.update(dict.fromkeys(worker, _Queue()))
+        self._most_ahead = AHEAD_PER_WORKER * parallel
+        self._numbers = itertools.count()
+        self._unread: dict[str, int] = {}
         self._replies: dict[str, Message] = {}
         self._arrived = threading.Condition()
         self._run = Run.create_empty(RUN_ID)
@@ -90,13 +121,32 @@ class LocalGrid(NodeGrid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Start work on ``messages``; their ids."""
         ids = []
-        for message in messages:
-            set_message_id(message, str(uuid.uuid4()))
-            ids.append(message.metadata.message_id)
-            self._pool.submit(self._work, message)
+        with self._arrived:
+            for message in messages:
+                id_ = str(uuid.uuid4())
+                set_message_id(message, id_)
+                ids.append(id_)
+                self._unread[id_] = next(self._numbers)
+                self._queues[message.metadata.dst_node_id].waiting.append((self._unread[id_], message))
+            self._start_work()
         return ids
 
-    def _work(self, message: Message) -> None:
+    def abandon(self, message_ids: Iterable[str]) -> None:
+        """No longer hold up others for these replies."""
+        with self._arrived:
+            for id_ in message_ids:
+                self._unread.pop(id_, None)
+            self._start_work()
+
+    def _start_work(self) -> None:
+        """Hand the next message to each worker that is free, unless it is too far ahead; called with the lock."""
+        end = min(self._unread.values(), default=0) + self._most_ahead
+        for queue in {id(queue): queue for queue in self._queues.values()}.values():
+            if queue.waiting and not queue.is_busy and queue.waiting[0][0] < end:
+                queue.is_busy = True
+                self._pool.submit(self._work, queue, queue.waiting.popleft()[1])
+
+    def _work(self, queue: _Queue, message: Message) -> None:
         try:
             reply = self._client_app(message, self._contexts[message.metadata.dst_node_id])
         except Exception as error:  # noqa: BLE001  the server learns of it from the reply, as in Flower
@@ -104,12 +154,18 @@ class LocalGrid(NodeGrid):
             reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
         with self._arrived:
             self._replies[message.metadata.message_id] = reply
+            queue.is_busy = False
+            self._start_work()
             self._arrived.notify_all()
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Replies that have come in, each once."""
         with self._arrived:
-            return [self._replies.pop(id_) for id_ in message_ids if id_ in self._replies]
+            ids = [id_ for id_ in message_ids if id_ in self._replies]
+            for id_ in ids:
+                self._unread.pop(id_, None)
+            self._start_work()
+            return [self._replies.pop(id_) for id_ in ids]
 
     def wait_for_reply(self, message_ids: Iterable[str], timeout: float | None) -> None:
         """Block until a reply to one of ``message_ids`` is there, or ``timeout`` seconds passed."""
@@ -131,10 +187,14 @@ class LocalGrid(NodeGrid):
             for reply in self.pull_messages(waiting):
                 waiting.remove(reply.metadata.reply_to_message_id)
                 replies.append(reply)
+        self.abandon(waiting)
         return replies
 
     def close(self) -> None:
         """Take no more messages; work under way is left to end with its node."""
+        with self._arrived:
+            for queue in self._queues.values():
+                queue.waiting.clear()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 

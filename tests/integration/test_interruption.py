@@ -156,9 +156,10 @@ def test_interrupted_run_leaves_no_process_and_goes_on_to_the_same_result(
 def test_killed_worker_ends_the_run_by_name_and_it_can_go_on(train: Train, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with worker_killed(run, "Porto", after_round=1) as everyone:
-        result = train(run, *LONGER)
+        result = train(run, *LONGER, "federation.workers=2")
     assert result.returncode == 2
     assert "error: node Porto" in result.stderr
+    assert "it was the worker of nodes Porto, Riga" in result.stderr
     assert len(everyone) == len(CENTRES) + 1
     _, alive = psutil.wait_procs(everyone, timeout=10)
     assert not alive
@@ -242,7 +243,7 @@ def test_no_process_of_the_augmentation_outlives_its_worker(train: Train, tmp_pa
 def test_a_federation_goes_on_without_a_node_while_enough_are_in(train: Train, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with worker_killed(run, "Porto", after_round=1):
-        result = train(run, *LONGER, "federation.min_nodes=2")
+        result = train(run, *LONGER, "federation.min_nodes=2", "federation.workers=4")
     assert result.returncode == 0, result.stderr
     assert "node Porto: " in result.stdout
     assert "the federation goes on without it" in result.stdout

@@ -14,6 +14,7 @@ import pytest
 
 from fednnunet.errors import NodeError
 from fednnunet.node.launcher import SOCKETS_FILE, NodeProcesses, socket_folder, worker_address
+from fednnunet.node.settings import WorkerPlan
 
 
 def test_a_folder_of_sockets_is_its_users_alone_and_removed_at_the_end(tmp_path: Path) -> None:
@@ -68,7 +69,7 @@ def test_workers_that_cannot_be_started_are_one_line(tmp_path: Path, monkeypatch
     monkeypatch.setattr("fednnunet.node.launcher.worker_context", lambda module: Ended)
     settings: Any = SimpleNamespace(name="Oslo", folder=tmp_path / "nodes" / "Oslo")
     with pytest.raises(NodeError, match=r"^node Oslo: its worker cannot be started: .* a lack of memory$"):
-        NodeProcesses([settings]).__enter__()
+        NodeProcesses([WorkerPlan({1: settings})]).__enter__()
     assert not (tmp_path / "nodes" / SOCKETS_FILE).exists()
 
 

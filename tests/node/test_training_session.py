@@ -21,8 +21,9 @@ from fednnunet.exchange.messages import (
     TrainRequest,
 )
 from fednnunet.node import training_session
+from fednnunet.node.fold_fit import NextStep
 from fednnunet.node.rounds import OpenRound
-from fednnunet.node.training_session import NextStep, TrainingRequest, TrainingSession
+from fednnunet.node.training_session import TrainingRequest, TrainingSession
 
 START, STOP, IGNORE = NextStep.START, NextStep.STOP, NextStep.IGNORE
 
@@ -37,7 +38,7 @@ def session(tmp_path: Path) -> TrainingSession:
     )
     stages: Any = SimpleNamespace(trainer=trainer, noise=None)
     settings: Any = SimpleNamespace(config=SimpleNamespace(privacy=SimpleNamespace(least_steps=0)))
-    session = TrainingSession(settings, stages, wait_for_round=lambda: False)
+    session = TrainingSession(settings, stages, wait_for_round=lambda: NextStep.STOP)
     session._finished_round = 2
     return session
 

@@ -36,7 +36,7 @@ from fednnunet.exchange.messages import (
 )
 from fednnunet.node.launcher import NodeProcesses
 from fednnunet.node.resource_errors import explain_out_of_memory
-from fednnunet.node.settings import NodeSettings
+from fednnunet.node.settings import NodeSettings, WorkerPlan
 from tests.conftest import write_boxes
 from tests.support.raw_datasets import change_description, rewrite
 
@@ -76,7 +76,7 @@ def run_config(folder: Path) -> RunConfig:
             "gpu_memory": {"gb": 8},
             "compute": {"device": "cpu", "threads": 1},
             "init": {},
-            "federation": {"grid": "single_machine", "max_parallel_nodes": 1},
+            "federation": {"grid": "single_machine", "workers": 1},
             "logger": {},
             "paths": {"data": folder, "cache": folder / "cache", "run": folder / "run"},
         }
@@ -135,7 +135,7 @@ def settings(tmp_path: Path) -> NodeSettings:
 
 @contextlib.contextmanager
 def serving(settings: NodeSettings) -> Iterator[Server]:
-    with NodeProcesses([settings]) as processes:
+    with NodeProcesses([WorkerPlan({1: settings})]) as processes:
         address = processes.addresses[1]
         yield Server(address["socket"], Path(address["key-file"]).read_bytes())
 
@@ -437,7 +437,7 @@ def multiply_out_of_memory() -> None:
     [
         (
             allocate_too_much,
-            "out of main memory; lower federation.max_parallel_nodes, compute.preprocessing_workers or "
+            "out of main memory; lower federation.workers, compute.preprocessing_workers or "
             "+gpu_memory.per_node.Oslo; ",
             "out of main memory; lower compute.preprocessing_workers or gpu_memory.gb in its node.yaml; ",
         ),

@@ -36,7 +36,7 @@ def fail(message: Message, context: Context) -> Message:
 
 @pytest.fixture
 def grid() -> LocalGrid:
-    return LocalGrid(app, {1: {"name": "A"}, 2: {"name": "B"}, 3: {"name": "C"}}, max_parallel_nodes=2)
+    return LocalGrid(app, {1: {"name": "A"}, 2: {"name": "B"}, 3: {"name": "C"}}, parallel=2)
 
 
 def to_all(grid: Grid, message_type: str) -> list[Message]:

@@ -31,7 +31,7 @@ class Grid(LocalGrid):
         self.free.set()
         app = ClientApp()
         app.train()(self.reply)
-        super().__init__(app, {node: {} for node in NODES}, max_parallel_nodes=3)
+        super().__init__(app, {node: {} for node in NODES}, parallel=3)
 
     def reply(self, message: Message, context: Context) -> Message:
         self.asked.append(context.node_id)

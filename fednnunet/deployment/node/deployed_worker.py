@@ -106,7 +106,7 @@ class DeployedWorker:
     def _worker_of(self, assignment: RunAssignment) -> NodeWorker:
         log.info("run %s", assignment.run)
         self.audit.run = assignment.run
-        return NodeWorker(settings_of(self.node_file, assignment), self.channel, self._switch_run)
+        return NodeWorker(settings_of(self.node_file, assignment), self._receive, self._switch_run)
 
     def _assignment_of(self, request: Request) -> RunAssignment:
         if request.kind is not Kind.FINGERPRINT:
