@@ -65,6 +65,6 @@ class LayerReceiver:
                 start = before.pop(layer)
                 decoded[layer] = decode_step(array, start, body.dtype, f"the server sent layer {layer}")
             else:
-                decoded[layer] = array
+                decoded[layer] = array.copy()  # the request's memory is gone after its reply
         self._received, self._decoded = arrays, decoded
         return decoded

@@ -116,6 +116,7 @@ def losses(run: Path) -> pd.DataFrame:
 INTERRUPTED = {
     "asym": LONGER,
     "bfloat16": (*LONGER, "exchange.dtype=bfloat16"),
+    "int4": (*LONGER, "exchange.dtype=int4"),
     "fedadam": ("strategy=fedadam", "trainer.epochs=8", "strategy.local_epochs=2"),
     "two of three nodes per round": ("strategy=asym", "strategy.aggregation.fraction_train=0.6", "trainer.epochs=6"),
 }

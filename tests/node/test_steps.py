@@ -53,6 +53,17 @@ def test_a_step_starts_from_what_was_received_last() -> None:
     np.testing.assert_allclose(final, [2, 2, 1], atol=0.02)
 
 
+def test_what_was_received_whole_outlives_the_memory_of_its_request() -> None:
+    shared = SharedArrays.allocate({"w": (FIRST.shape, FIRST.dtype)})
+    np.copyto(shared.views()["w"], FIRST)
+    receiver = LayerReceiver()
+    first = receiver.decode(request(), shared.views())
+    assert not np.shares_memory(first["w"], shared.views()["w"])
+    shared.close()
+    assert np.array_equal(first["w"], FIRST)
+    assert receiver.decode(request({"w": digest(FIRST)}), {"w": step_to_second()})["w"].shape == (3,)
+
+
 @pytest.mark.parametrize("held", [{}, {"w": SECOND}, {"v": FIRST}, {"w": np.float64([1, 2, 3])}], ids=str)
 def test_without_its_start_a_step_is_asked_for_as_whole_layers_and_nothing_is_lost(held: State) -> None:
     receiver = LayerReceiver()
