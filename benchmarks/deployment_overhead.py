@@ -111,6 +111,10 @@ class Processes:
         )
         self._started[name] = process, log
 
+    def pid(self, name: str) -> int:
+        """Of the process that was started under this name."""
+        return self._started[name][0].pid
+
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run ``command`` to its end."""
         return subprocess.run(command, capture_output=True, text=True, env=self.environment, timeout=START_SECONDS)

@@ -37,21 +37,27 @@ def server_up(
 def server_status(
     state: State = STATE,
     watch: Annotated[bool, typer.Option("--watch", help="Keep showing it; Ctrl-C ends it.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs: once, as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs: once, all nodes, as JSON.")] = False,
+    page: Annotated[int, typer.Option(min=1, help="Page of the nodes; those that need a look are on the first.")] = 1,
+    search: Annotated[str, typer.Option(metavar="NAME", help="Only nodes whose name contains this.")] = "",
+    failed: Annotated[bool, typer.Option("--failed", help="Only nodes that are offline or waited for.")] = False,
 ) -> None:
     """Show the server, its nodes and the run; exit code 2 if the server does not answer."""
     from rich.console import Console
 
-    from fednnunet.deployment.server import status
+    from fednnunet.deployment.server import status, status_screen
 
+    view = status_screen.View(page, search, failed)
     if watch and as_json:
         raise ConfigError("--watch shows a screen, --json is printed once: choose one of them")
+    if as_json and view != status_screen.WHOLE:
+        raise ConfigError("--json has all nodes; leave out --page, --search and --failed")
     if as_json:
         now = status.read_status(state)
         print(status.as_json(now))
         answered = now.problem is None
     else:
-        answered = status.show_status(state, Console(highlight=False), watch)
+        answered = status_screen.show_status(state, Console(highlight=False), watch, view=view)
     if not answered:
         raise typer.Exit(2)
 

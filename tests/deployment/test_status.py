@@ -20,7 +20,8 @@ from rich.console import Console
 
 from fednnunet.cli.main import main
 from fednnunet.deployment.keys import make_keys
-from fednnunet.deployment.server.status import ago, as_json, read_status, render
+from fednnunet.deployment.server.status import as_json, read_status
+from fednnunet.deployment.server.status_screen import WHOLE, View, ago, render
 from fednnunet.errors import ConfigError
 
 pytestmark = pytest.mark.unit
@@ -91,9 +92,15 @@ def known(_: Path) -> list[NodeInfo]:
     ]
 
 
-def printed(state: Path, ask: Callable[[Path], list[NodeInfo]] = known, now: datetime = NOW) -> list[str]:
+def printed(
+    state: Path,
+    ask: Callable[[Path], list[NodeInfo]] = known,
+    now: datetime = NOW,
+    view: View = WHOLE,
+    width: int = 400,
+) -> list[str]:
     output = io.StringIO()
-    Console(file=output, width=400).print(render(read_status(state, ask), now))
+    Console(file=output, width=width).print(render(read_status(state, ask), now, view))
     return [" ".join(line.split()) for line in output.getvalue().splitlines()]
 
 
@@ -241,3 +248,62 @@ def test_a_running_server_reports_its_nodes(
     assert "0 of 2 online" in capsys.readouterr().out
     assert main() == 2
     assert str(state) in capsys.readouterr().err
+
+
+def hundred(_: Path) -> list[NodeInfo]:
+    """H000 to H099; H070 is offline."""
+    seen = NOW - timedelta(seconds=12)
+    return [node_info(f"H{number:03}", "offline" if number == 70 else "online", seen) for number in range(100)]
+
+
+@pytest.fixture
+def many(write_state: WriteState) -> Path:
+    """A run of a hundred nodes in round 13: half of them have replied; it waits for H080 to H089."""
+    nodes = {
+        f"H{number:03}": {"round": 13 if number < 50 else 12, "train_loss": -0.5, "pseudo_dice": number / 100}
+        for number in range(90)
+    }
+    return write_state({"nodes": nodes, "waiting_for": [f"H{number:03}" for number in range(80, 90)] + ["X" * 4] * 3})
+
+
+def test_a_hundred_nodes_fit_a_small_screen_with_those_first_that_need_a_look(many: Path) -> None:
+    lines = printed(many, hundred, width=80)
+    assert len(lines) <= 24
+    assert "nodes 99 of 100 online" in lines
+    assert "50 have replied to round 13; pseudo-Dice:" in lines
+    assert "median 0.245, 0.000 (H000) to 0.490 (H049)" in lines
+    assert "waits for H080, H081, H082, H083 and 9 more, for 2 min 0 s" in lines
+    rows = [line.split()[0] for line in lines if line.startswith("H")]
+    assert rows == [*(f"H{number:03}" for number in range(80, 90)), "H070", "H050"], "waited for, offline, behind"
+    assert lines[-1] == "nodes 1 to 12 of 100, page 1 of 9: --page, --search NAME, --failed"
+
+
+def test_pages_hold_every_node_once(many: Path) -> None:
+    pages = [printed(many, hundred, view=View(page)) for page in range(1, 10)]
+    rows = [line.split()[0] for lines in pages for line in lines if line.startswith("H")]
+    assert sorted(rows) == [f"H{number:03}" for number in range(100)]
+    assert pages[-1][-1].startswith("nodes 97 to 100 of 100, page 9 of 9")
+    assert printed(many, hundred, view=View(page=99)) == pages[-1], "there are fewer pages now"
+
+
+@pytest.mark.parametrize(
+    ("view", "shown", "says"),
+    [
+        (View(search="h03"), [f"H03{digit}" for digit in range(10)], "nodes 1 to 10 of 10"),
+        (View(failed=True), [*(f"H{number:03}" for number in range(80, 90)), "H070"], "nodes 1 to 11 of 11"),
+        (View(search="Riga"), [], "no such node"),
+    ],
+)
+def test_nodes_are_found_by_name_and_by_failure(many: Path, view: View, shown: list[str], says: str) -> None:
+    lines = printed(many, hundred, view=view)
+    assert [line.split()[0] for line in lines if line.startswith("H")] == shown
+    assert lines[-1] == says
+
+
+def test_json_has_all_nodes_whatever_the_screen_would_show(
+    many: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert len(json.loads(as_json(read_status(many, hundred)))["nodes"]) == 100
+    monkeypatch.setattr("sys.argv", ["fednnunet", "server", "status", "--state", str(many), "--json", "--page", "2"])
+    assert main() == 2
+    assert "--json has all nodes; leave out --page, --search and --failed" in capsys.readouterr().err

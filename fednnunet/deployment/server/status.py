@@ -1,31 +1,21 @@
-"""``fednnunet server status``: the server, its nodes and the run, as they are now."""
+"""The server, its nodes and the run, as they are now; :mod:`fednnunet.deployment.server.status_screen` shows them."""
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
 from cryptography import x509
 from pydantic import AwareDatetime, BaseModel, ConfigDict, TypeAdapter, ValidationError
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
 
-from fednnunet.deployment.certificates import EXPIRES_SOON
 from fednnunet.deployment.server.flower_internals import HEARTBEAT_PATIENCE, NodeInfo
 from fednnunet.deployment.server.operator_client import GONE_AWAY, Operator, ServerFacts, read_server
 from fednnunet.deployment.server.run_status import STATUS_FILE
 from fednnunet.errors import ConfigError, first_problem
 
-WATCH_SECONDS = 2.0
-QUIET = timedelta(hours=1)
-"""Time without a change in an unfinished run after which it is marked."""
 ONLINE = "online"
 
 AskNodes = Callable[[Path], list[NodeInfo]]
@@ -173,107 +163,6 @@ def _node_status(info: NodeInfo, progress: Mapping[str, NodeProgress]) -> NodeSt
     return NodeStatus(info.name or str(info.node_id), info.status == ONLINE, seen, progress.get(info.name))
 
 
-def show_status(state: Path, console: Console, watch: bool = False, ask: AskNodes = ask_nodes) -> bool:
-    """Print the status, once or repeatedly until Ctrl-C; true if the server answered at the end."""
-    status = read_status(state, ask)
-    if not watch:
-        console.print(render(status, datetime.now(UTC)))
-        return status.problem is None
-    with Live(console=console, auto_refresh=False, screen=console.is_terminal) as live:
-        try:
-            while True:
-                live.update(render(status, datetime.now(UTC)), refresh=True)
-                time.sleep(WATCH_SECONDS)
-                status = read_status(state, ask)
-        except KeyboardInterrupt:
-            return status.problem is None
-
-
 def as_json(status: Status) -> str:
     """The status as JSON; times in ISO 8601, unknown values are null."""
     return TypeAdapter(Status).dump_json(status, indent=1).decode()
-
-
-def render(status: Status, now: datetime) -> RenderableType:
-    """The status for the terminal."""
-    parts: list[RenderableType] = [_server_line(status, now)]
-    if status.expires is not None:
-        parts.append(_certificate_line(status.expires, now))
-    if status.problem is None:
-        online = sum(node.online for node in status.nodes)
-        parts.append(Text(f"nodes    {online} of {len(status.nodes)} online"))
-    if status.run is not None:
-        parts.extend(_run_lines(status.run, now))
-    if status.nodes:
-        parts.append(_node_table(status, now))
-    return Group(*parts)
-
-
-def _server_line(status: Status, now: datetime) -> Text:
-    server = status.server
-    if status.problem is not None:
-        return Text(f"server   {status.problem}", style="red")
-    up = ago(datetime.fromisoformat(server.started), now)
-    how = "TLS and node keys" if server.tls else "plain HTTP, no node keys"
-    return Text(f"server   up for {up} at {server.address}, {how}, fednnunet {server.version}")
-
-
-def _certificate_line(expires: datetime, now: datetime) -> Text:
-    days = math.floor((expires - now) / timedelta(days=1))
-    if days < 0:
-        return Text(f"TLS      the certificate expired on {expires:%Y-%m-%d}: make a new server.crt", style="red")
-    style = "yellow" if expires - now < EXPIRES_SOON else ""
-    return Text(f"TLS      the certificate is valid for {days} days, until {expires:%Y-%m-%d}", style=style)
-
-
-def _run_lines(run: RunState, now: datetime) -> list[Text]:
-    quiet = ago(run.updated, now)
-    where = f"fold {run.fold}, " if run.fold is not None else ""
-    stage = f"round {run.round} of {run.rounds}" if run.stage == "train" else f"stage {run.stage}"
-    lines = [Text(f"run      {run.strategy} on {run.dataset}, {where}{stage}; {run.run}")]
-    if run.finished:
-        lines.append(Text(f"         finished {quiet} ago", style="green"))
-    elif run.waiting_for:
-        lines.append(Text(f"         waits for {', '.join(run.waiting_for)}, for {quiet}", style="yellow"))
-    else:
-        style = "yellow" if now - run.updated > QUIET else ""
-        lines.append(Text(f"         last change {quiet} ago", style=style))
-    if run.message:
-        lines.append(Text(f"         {run.message}", style="dim"))
-    return lines
-
-
-def _node_table(status: Status, now: datetime) -> Table:
-    table = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False)
-    table.add_column("node")
-    table.add_column("state")
-    for name in ("last seen", "round", "loss", "pseudo-Dice"):
-        table.add_column(name, justify="right", no_wrap=True)
-    waiting = status.run.waiting_for if status.run is not None and not status.run.finished else []
-    for node in status.nodes:
-        state = Text("online", style="green") if node.online else Text("offline", style="red")
-        if node.name in waiting:
-            state.append(", waited for", style="yellow")
-        progress = node.progress
-        table.add_row(
-            Text(node.name),
-            state,
-            f"{ago(node.seen, now)} ago" if node.seen is not None else "never",
-            str(progress.round) if progress else "",
-            _number(progress.train_loss) if progress else "",
-            _number(progress.pseudo_dice) if progress else "",
-        )
-    return table
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
-
-
-def ago(then: datetime, now: datetime) -> str:
-    """Time from ``then`` to ``now`` in its two largest units, for example ``3 h 20 min``."""
-    seconds = max(0, round((now - then).total_seconds()))
-    for unit, size, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
-        if seconds >= size:
-            return f"{seconds // size} {unit} {seconds % size // part} {smaller}"
-    return f"{seconds} s"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,12 +101,10 @@ class SuperLinkGrid(NodeGrid):
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Send messages, each for one node; returns ids by which to pull their replies."""
-        ids = []
-        for message in messages:  # one at a time: together they need the memory of all
-            sent = self._send(message)
-            self._pending[sent.flower_id] = sent
-            ids.append(sent.flower_id)
-        return ids
+        sent = [self._send(message) for message in messages]  # one at a time: together they need the memory of all
+        self._count_polls(sent)
+        self._pending.update({one.flower_id: one for one in sent})
+        return [one.flower_id for one in sent]
 
     def _send(self, message: Message) -> PendingMessage:
         node_id, content = message.metadata.dst_node_id, pack(message.content)
@@ -121,8 +119,13 @@ class SuperLinkGrid(NodeGrid):
                 break
         else:
             raise RunLost(f"the server accepts no message for {self._node(node_id)}; see its log")
-        # Counted now: before the message was there, its node could only ask in vain.
-        return PendingMessage(message, flower_id, self._polls().get(node_id))
+        return PendingMessage(message, flower_id, None)
+
+    def _count_polls(self, sent: Sequence[PendingMessage]) -> None:
+        """Count from now on how often the nodes ask: before its message was there, a node could only ask in vain."""
+        polls = self._polls()
+        for one in sent:
+            one.polls = polls.get(one.node_id)
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Replies that have come in, each once."""
@@ -171,7 +174,8 @@ class SuperLinkGrid(NodeGrid):
             error = Error(ErrorCode.MESSAGE_UNAVAILABLE, "the node has lost the message")
             return [self._as_reply(Message(error, reply_to=sent.message), sent, id_)]
         log.warning("message %s is sent to %s again", id_, self._node(sent.node_id))
-        self._pending[id_] = self._send(sent.message)
+        self._pending[id_] = again = self._send(sent.message)
+        self._count_polls([again])
         return []
 
     def _as_reply(self, reply: Message, sent: PendingMessage, id_: str) -> Message:
