@@ -1,6 +1,6 @@
 """Memory, open files and seconds per round of many nodes at one server, and what late ones cost the others.
 
-    python benchmarks/many_links.py [--links 50] [--rounds 5] [--stragglers 5] [--values 10000]
+    python benchmarks/many_links.py [--links 50] [--rounds 3] [--stragglers 5] [--values 10000]
 
 Our server with TLS and node keys, and the connection process of ``fednnunet node up`` for each node, all on this
 machine; workers are threads that change small arrays, so that what is measured is the links. Stragglers hold their
@@ -46,7 +46,7 @@ from fednnunet.exchange.messages import TrainReply, TrainRequest  # noqa: E402
 from fednnunet.server.node_client import NodeClient  # noqa: E402
 from fednnunet.server.strategy.asym_fedavg import AsymFedAvg  # noqa: E402
 
-LINKS, ROUNDS, STRAGGLERS, VALUES = 50, 5, 5, 10_000
+LINKS, ROUNDS, STRAGGLERS, VALUES = 50, 3, 5, 10_000
 WARM_UP = 1
 KEY = b"benchmark" * 4
 START_SECONDS = 600
