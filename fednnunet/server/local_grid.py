@@ -7,6 +7,7 @@ differs.
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 import time
 import uuid
@@ -140,7 +141,7 @@ class LocalGrid(NodeGrid):
 
     def _start_work(self) -> None:
         """Hand the next message to each worker that is free, unless it is too far ahead; called with the lock."""
-        end = min(self._unread.values(), default=0) + self._most_ahead
+        end = min(self._unread.values(), default=math.inf) + self._most_ahead
         for queue in {id(queue): queue for queue in self._queues.values()}.values():
             if queue.waiting and not queue.is_busy and queue.waiting[0][0] < end:
                 queue.is_busy = True

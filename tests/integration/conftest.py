@@ -108,7 +108,8 @@ def finished(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Callable
     def of(strategy: str) -> Path:
         if strategy not in folders:
             folder = tmp_path_factory.mktemp(strategy) / "run"
-            result = train(folder, f"strategy={strategy}", report=strategy in REPORTED)
+            # A worker per node: what nodes that share workers are compared with.
+            result = train(folder, f"strategy={strategy}", "federation.workers=4", report=strategy in REPORTED)
             assert result.returncode == 0, result.stdout + result.stderr
             folders[strategy] = folder
         return folders[strategy]

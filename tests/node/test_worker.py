@@ -164,6 +164,26 @@ def test_a_fold_that_holds_no_case_out_is_trained_and_not_scored(settings: NodeS
         assert EvaluateReply.model_validate_json(server.ask(Kind.EVALUATE, finished.model_dump_json())[0]).cases == []
 
 
+def test_an_error_of_a_node_is_none_of_those_that_share_its_worker(settings: NodeSettings, tmp_path: Path) -> None:
+    write_boxes(tmp_path / "raw")
+    damaged = write_boxes(tmp_path / "raw", "Dataset102_Damaged")
+    (damaged / "dataset.json").write_text("{")
+    other = replace(settings, name="Porto", folder=tmp_path / "Porto", datasets={"Porto": damaged}, same_machine=True)
+    with NodeProcesses([WorkerPlan({1: settings, 2: other})]) as processes:
+        oslo, porto = (
+            Server(address["socket"], Path(address["key-file"]).read_bytes())
+            for _, address in sorted(processes.addresses.items())
+        )
+        assert len(processes._processes) == 1
+        for _ in range(2):
+            with pytest.raises(WorkerFailure, match=r"^node Porto: .*dataset\.json"):
+                porto.ask(Kind.FINGERPRINT)
+            assert FingerprintReply.model_validate_json(oslo.ask(Kind.FINGERPRINT)[0]).node == "Oslo"
+        oslo.ask(Kind.PLAN, '{"fingerprint": null}')
+    assert "dataset.json" in (tmp_path / "Porto" / "node.log").read_text()
+    assert "Damaged" not in (tmp_path / "Oslo" / "node.log").read_text()
+
+
 @pytest.mark.parametrize("channel", ["MR", "CT"])
 def test_a_centre_without_foreground_trains_unless_it_normalises_by_that(
     settings: NodeSettings, tmp_path: Path, channel: str

@@ -76,6 +76,42 @@ def test_no_more_nodes_than_allowed_work_at_once(grid: LocalGrid) -> None:
     assert list(grid.pull_messages(ids)) == []
 
 
+def test_a_worker_gets_the_messages_of_its_nodes_one_at_a_time_and_in_order() -> None:
+    release.clear()
+    order: list[int] = []
+    grid = LocalGrid(
+        lambda message, context: order.append(context.node_id) or wait(message, context),  # type: ignore[arg-type, func-returns-value]
+        {node: {} for node in (1, 2, 3, 4)},
+        parallel=4,
+        workers=[{1, 3}, {2, 4}],
+    )
+    ids = list(grid.push_messages(to_all(grid, "train")))
+    assert running.acquire(timeout=10)
+    assert running.acquire(timeout=10)
+    assert not running.acquire(timeout=0.2)
+    assert sorted(order) == [1, 2]
+    release.set()
+    for message_id in ids:
+        grid.wait_for_reply([message_id], timeout=10)
+    assert order.index(1) < order.index(3)
+    assert order.index(2) < order.index(4)
+    assert running.acquire(timeout=10)
+    assert running.acquire(timeout=10)
+
+
+def test_workers_run_ahead_of_the_oldest_unread_reply_by_two_messages_each() -> None:
+    grid = LocalGrid(app, {node: {"name": str(node)} for node in range(8)}, parallel=1, workers=[range(8)])
+    ids = list(grid.push_messages(to_all(grid, "query.name")))
+    grid.wait_for_reply([ids[2]], timeout=0.2)
+    assert set(grid._replies) == set(ids[:2]), "two replies are held"
+    assert [reply.metadata.src_node_id for reply in grid.pull_messages(ids[1:2])] == [1]
+    grid.wait_for_reply([ids[2]], timeout=0.2)
+    assert set(grid._replies) == {ids[0]}, "the oldest was not read"
+    grid.abandon(ids[:1])
+    grid.wait_for_reply([ids[3]], timeout=10)
+    assert set(ids[2:4]) <= set(grid._replies), "nobody waits for it any more"
+
+
 def test_replies_that_come_too_late_are_absent(grid: LocalGrid) -> None:
     release.clear()
     assert list(grid.send_and_receive(to_all(grid, "train"), timeout=0.2)) == []
