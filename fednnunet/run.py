@@ -164,7 +164,10 @@ def run_local(app: ServerApp, config: RunConfig, nodes: Sequence[NodeSettings]) 
         NodeProcesses(workers) as processes,
         contextlib.closing(
             LocalGrid(
-                client_app, processes.addresses, parallel_nodes(config), workers=[worker.nodes for worker in workers]
+                client_app,
+                processes.addresses,
+                parallel_nodes(config, workers),
+                workers=[worker.nodes for worker in workers],
             )
         ) as grid,
     ):

@@ -31,7 +31,7 @@ SWEEP_FILE = "sweep.yaml"
 
 ROUND_COLUMNS = (
     *("strategy", "round", "node", "train_loss", "val_loss", "pseudo_dice"),
-    *("seconds_train", "seconds_exchange", "bytes_up", "bytes_down", "update_norm"),
+    *("seconds_train", "seconds_exchange", "bytes_up", "bytes_down", "gpu_memory_gib", "update_norm"),
 )
 ROUND_MEAN_COLUMNS = ("strategy", "round", "nodes", "train_loss", "val_loss", "pseudo_dice", "update_norm")
 DATA_NOTE_COLUMNS = ("node", "kind", "cases", "voxels")

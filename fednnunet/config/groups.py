@@ -10,6 +10,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloa
 from fednnunet.exchange.messages import MAX_FOLDS, ExchangeDtype, Fold
 
 Configuration = Literal["2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres"]
+GpuId = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^(GPU|MIG)-[0-9A-Za-z./-]+$")]
+"""A GPU as ``nvidia-smi -L`` shows it: its number, or a UUID."""
 
 
 class Config(BaseModel):
@@ -146,6 +148,8 @@ class ComputeConfig(Config):
 
     Attributes:
         device: ``auto`` (the GPU if there is one), ``cpu``, ``cuda`` or ``mps``.
+        gpus: GPUs to compute on: ``auto`` for all that are visible, a list of ids, or the id of each node by its name.
+            An id is what ``nvidia-smi -L`` shows: a number, or the UUID of a GPU or of a part of one (MIG).
         num_devices: GPUs (on the CPU: processes) that share each batch, by distributed data parallel.
         precision: Arithmetic of training; ``auto`` is nnU-Net's own: float16 autocast on CUDA, else float32.
         augmentation_workers: Background processes for augmentation; 0 augments in the training process, which alone is
@@ -157,6 +161,7 @@ class ComputeConfig(Config):
     """
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    gpus: Literal["auto"] | list[GpuId] | dict[str, GpuId] = "auto"
     num_devices: int = Field(default=1, ge=1)
     precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed"] = "auto"
     augmentation_workers: int = Field(default=0, ge=0)
@@ -164,6 +169,18 @@ class ComputeConfig(Config):
     threads: int = Field(default=0, ge=0)
     compile: bool = False
     detect_anomaly: bool = False
+
+    @model_validator(mode="after")
+    def _gpus_are_used(self) -> ComputeConfig:
+        if self.gpus == "auto":
+            return self
+        if self.device in ("cpu", "mps"):
+            raise ValueError(f"gpus={self.gpus} with device={self.device}; set device=cuda, or gpus=auto")
+        if not self.gpus:
+            raise ValueError("gpus names no GPU; set gpus=auto for all, or device=cpu to compute on the CPU")
+        if isinstance(self.gpus, list) and (twice := {one for one in self.gpus if self.gpus.count(one) > 1}):
+            raise ValueError(f"gpus={self.gpus}: GPU {min(twice, key=str)} is there twice")
+        return self
 
 
 class FederationConfig(Config):
@@ -174,7 +191,7 @@ class FederationConfig(Config):
             nodes on other machines.
         server: Folder of the server's state (``fednnunet server up``), for ``deployment``.
         workers: Worker processes, which share the nodes; each computes for one node at a time. 0 for as many as compute
-            at once: one per core (CPU) or one (GPU), and never more than nodes. For ``single_machine``.
+            at once: one per core (CPU) or as many as fit (GPU), and never more than nodes. For ``single_machine``.
         cache_gib: GiB of main memory that the waiting nodes of a worker may hold; those that waited longest leave, and
             go on from their checkpoint. Results are the same. For ``single_machine``.
         reply_timeout_s: Seconds that the server waits for nodes to register and for the replies of a round; null waits

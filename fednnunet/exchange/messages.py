@@ -338,6 +338,7 @@ class TrainReply(Body):
         learning_rate: learning rate of the epoch.
         seconds_train: seconds of training and validation in the round's epochs.
         seconds_exchange: seconds of loading and sending arrays at the node.
+        gpu_memory_gib: most GPU memory that the round took, GiB; None on other devices.
         shares: class by class, member to this node's shares for it, which it alone can read.
     """
 
@@ -350,6 +351,7 @@ class TrainReply(Body):
     learning_rate: float | None = None
     seconds_train: float = Field(default=0.0, ge=0)
     seconds_exchange: float = Field(default=0.0, ge=0)
+    gpu_memory_gib: float | None = Field(default=None, ge=0)
     shares: Annotated[list[dict[NodeName, Sealed]], Field(max_length=MAX_CLASSES)] = []
 
 

@@ -15,7 +15,9 @@ from fednnunet.config.run import RunConfig
 from fednnunet.datasets.raw import find_dataset, read_dataset
 from fednnunet.datasets.splits import splits_of
 from fednnunet.errors import ConfigError, FednnUNetError, one_line
+from fednnunet.launch.placement import Placement, place_on_cpu, place_on_gpus
 from fednnunet.launch.run_folder import run_id
+from fednnunet.node.gpus import find_gpus
 from fednnunet.node.settings import NodeSettings, WorkerPlan
 from fednnunet.processes import cores
 from fednnunet.server.session import ServerSettings
@@ -125,7 +127,7 @@ def node_settings(config: RunConfig, folders: Mapping[str, Path]) -> list[NodeSe
     if config.pools_cases:
         pooled = {name: folder for name, folder in folders.items() if not external[name]}
         nodes = {POOLED_NODE: pooled} | {name: data for name, data in nodes.items() if external[name]}
-    threads = config.compute.threads or max(1, cores() // parallel_nodes(config))
+    threads = config.compute.threads or max(1, cores() // len(place_nodes(config, list(nodes))))
     return [
         NodeSettings(
             name=name,
@@ -143,33 +145,54 @@ def node_settings(config: RunConfig, folders: Mapping[str, Path]) -> list[NodeSe
 
 
 def worker_plans(config: RunConfig, nodes: Sequence[NodeSettings]) -> list[WorkerPlan]:
-    """Share the nodes out among the worker processes: each in turn gets the next node, whose rounds it keeps.
+    """Share the nodes out among worker processes, which keep them for the whole run.
 
     Raises:
-        ConfigError: nodes of several devices each are to share a worker; their process group is the process's.
+        ConfigError: nodes cannot be placed as the configuration asks; or nodes of several devices each are to share a
+            worker, and their process group is the process's.
     """
-    workers = min(len(nodes), parallel_nodes(config))
-    if config.compute.num_devices > 1 and workers < len(nodes):
-        if config.federation.workers:
+    numbers = {settings.name: number for number, settings in enumerate(nodes, start=1)}
+    settings_of = {settings.name: settings for settings in nodes}
+    plans = []
+    for place in place_nodes(config, list(numbers)):
+        if config.compute.num_devices > 1 and len(place.nodes) > 1:
             raise ConfigError(
-                f"federation.workers={config.federation.workers}: nodes that train on compute.num_devices="
-                f"{config.compute.num_devices} cannot share a worker; leave federation.workers=0"
+                f"nodes {' and '.join(place.nodes[:2])} cannot share a worker, as they train on compute.num_devices="
+                f"{config.compute.num_devices}; leave federation.workers=0, or set compute.num_devices=1"
             )
-        workers = len(nodes)
-    numbered = dict(enumerate(nodes, start=1))
-    return [
-        WorkerPlan(
-            {node: settings for node, settings in numbered.items() if (node - 1) % workers == worker},
-            cache_bytes=int(config.federation.cache_gib * 2**30),
+        plans.append(
+            WorkerPlan(
+                {numbers[name]: settings_of[name] for name in place.nodes},
+                cache_bytes=int(config.federation.cache_gib * 2**30),
+                gpus=tuple(gpu.uuid for gpu in place.gpus) or None,
+                parks=place.parks,
+            )
         )
-        for worker in range(workers)
-    ]
+    return plans
 
 
-def parallel_nodes(config: RunConfig) -> int:
-    """Nodes that compute at the same time: as configured, else one per core, on a GPU one."""
-    if config.federation.workers:
-        return config.federation.workers
+def place_nodes(config: RunConfig, names: Sequence[str]) -> list[Placement]:
+    """Worker processes and the nodes of each: on the visible GPUs as many as fit, on the CPU one per core.
+
+    Raises:
+        ConfigError: the configuration asks for GPUs that are not there.
+    """
+    compute, workers = config.compute, config.federation.workers
+    if compute.device not in ("cpu", "mps"):
+        gpus = find_gpus()
+        if gpus or compute.gpus != "auto":
+            return place_on_gpus({name: config.gpu_memory_of(name) for name in names}, gpus, compute, workers)
+    return place_on_cpu(names, workers or (len(names) if compute.num_devices > 1 else _at_once(config)))
+
+
+def parallel_nodes(config: RunConfig, workers: Sequence[WorkerPlan]) -> int:
+    """Workers that compute at the same time."""
+    as_placed = config.federation.workers or workers[0].gpus is not None
+    return len(workers) if as_placed else min(len(workers), _at_once(config))
+
+
+def _at_once(config: RunConfig) -> int:
+    """Nodes that compute at the same time where nothing is known of GPUs: one per core, on a GPU one."""
     device = config.compute.device
-    on_gpu = device in ("cuda", "mps") or (device == "auto" and Path("/dev/nvidia0").exists())
-    return 1 if on_gpu or config.pools_cases else min(len(config.training_centres), cores())
+    has_gpu = device in ("cuda", "mps") or (device == "auto" and Path("/dev/nvidia0").exists())
+    return 1 if has_gpu or config.pools_cases else min(len(config.training_centres), cores())

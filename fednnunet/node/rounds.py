@@ -14,6 +14,7 @@ from fednnunet.errors import ConfigError, ProtocolError
 from fednnunet.exchange.channel import Request
 from fednnunet.exchange.messages import EvaluateRequest, TrainReply, TrainRequest
 from fednnunet.training.checkpoint import finished_rounds
+from fednnunet.training.devices import peak_memory_gib
 from fednnunet.training.network_state import check_state, state_spec
 
 
@@ -69,6 +70,12 @@ def check_steps(trainer: nnUNetTrainer, body: TrainRequest, least: int) -> None:
         )
 
 
+def must_rewind(trainer: nnUNetTrainer, body: TrainRequest, finished: int) -> bool:
+    """Whether the server goes back to before rounds that the node has ``finished``, and the node can, too."""
+    can = not body.trained or body.trained in finished_rounds(Path(trainer.output_folder))
+    return body.server_round < finished and can
+
+
 def round_to_resume_from(trainer: nnUNetTrainer, body: TrainRequest | EvaluateRequest) -> int:
     """The last round that counted; the last before this one, if later ones came too late to count."""
     rounds = finished_rounds(Path(trainer.output_folder))
@@ -106,6 +113,7 @@ def round_reply(
         learning_rate=last("lrs"),
         seconds_train=seconds_train,
         seconds_exchange=seconds_exchange,
+        gpu_memory_gib=peak_memory_gib(trainer.device),
     )
 
 

@@ -83,7 +83,11 @@ class WorkerPlan:
     Attributes:
         nodes: Flower's node id to the settings of the node.
         cache_bytes: main memory that nodes may hold while they wait for their turn.
+        gpus: UUIDs of the GPUs that it sees; None for what this process sees.
+        parks: a node that waits holds no GPU memory.
     """
 
     nodes: Mapping[int, NodeSettings]
     cache_bytes: int = 0
+    gpus: tuple[str, ...] | None = None
+    parks: bool = False

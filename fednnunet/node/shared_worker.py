@@ -19,11 +19,13 @@ import torch
 from fednnunet.audit.log import AUDIT_LOG, AuditLog
 from fednnunet.exchange.channel import Request, WorkerChannel
 from fednnunet.node.error_replies import failure_of
+from fednnunet.node.gpus import use_gpus
 from fednnunet.node.launcher import WorkerAddress
 from fednnunet.node.process_setup import set_up_process
 from fednnunet.node.process_state import ProcessState
 from fednnunet.node.settings import NodeSettings, WorkerPlan
 from fednnunet.node.worker import NodeWorker
+from fednnunet.training.parking import ParkedTrainer
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +49,7 @@ class HostedNode:
         self.channel = WorkerChannel(address.socket, address.key, audit.record)
         self._process = ProcessState(settings.folder / NODE_LOG, settings.threads)
         self._worker: NodeWorker | None = None
+        self._parked: ParkedTrainer | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -73,10 +76,20 @@ class HostedNode:
         self._process.restore()
         if self._worker is not None:
             self._worker.stages.cap_memory()
+        if self._parked is not None:
+            self._parked.restore()
+            self._parked = None
 
-    def set_aside(self) -> None:
-        """Keep what the process has of the node, before another one is taken up."""
+    def set_aside(self, parks: bool) -> None:
+        """Keep what the process has of the node, before another one is taken up.
+
+        Args:
+            parks: leave no tensors of the node on its GPU.
+        """
         self._process.keep()
+        trainer = None if self._worker is None else self._worker.stages.trainer
+        if parks and trainer is not None:
+            self._parked = ParkedTrainer(trainer)
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
 
@@ -85,7 +98,7 @@ class HostedNode:
         if self._worker is not None:
             log.info("node %s leaves memory; it goes on from its files", self.settings.name)
             self._worker.close()
-            self._worker = None
+            self._worker = self._parked = None
             gc.collect()  # Lightning's objects refer to each other
 
 
@@ -99,7 +112,7 @@ class SharedWorker:
 
     def __init__(self, plan: WorkerPlan, addresses: Mapping[int, WorkerAddress]) -> None:
         self._nodes = [HostedNode(settings, addresses[node]) for node, settings in plan.nodes.items()]
-        self._cache_bytes = plan.cache_bytes
+        self._cache_bytes, self._parks = plan.cache_bytes, plan.parks
         self._current: HostedNode | None = None
 
     def serve(self) -> NoReturn:
@@ -129,7 +142,7 @@ class SharedWorker:
         if node is self._current:
             return
         if self._current is not None:
-            self._current.set_aside()
+            self._current.set_aside(self._parks)
             self._make_room(self._current, node)
         node.take_up()
         self._current = node
@@ -159,6 +172,7 @@ def run_shared_worker(
         ready: called when the worker listens.
     """
     first = next(iter(plan.nodes.values()))
+    use_gpus(plan.gpus)  # before CUDA is first used: the process that this one was forked from has not
     set_up_process(first.folder / NODE_LOG, first.threads)
     gc.freeze()  # what all workers share with the process that they were forked from stays shared
     worker = SharedWorker(plan, addresses)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -40,6 +39,7 @@ from fednnunet.node.rounds import (
     check_round,
     check_steps,
     epochs_before,
+    must_rewind,
     num_examples,
     round_reply,
     round_to_resume_from,
@@ -50,12 +50,12 @@ from fednnunet.privacy.figures import FIGURE_NAMES
 from fednnunet.training.checkpoint import (
     checkpoint_of,
     end_loaders,
-    finished_rounds,
     load_round,
     restore_random_state,
     save_final,
     save_round,
 )
+from fednnunet.training.devices import reset_peak_memory
 from fednnunet.training.epochs import skip_epochs
 from fednnunet.training.module import NNUNetModule
 from fednnunet.training.network_state import check_state, load_state, trained_arrays
@@ -111,7 +111,7 @@ class TrainingSession:
             ProtocolError: no such round can be trained now.
         """
         trainer = self.switch_fold(body.fold)
-        if self._failed or self._must_rewind(trainer, body):
+        if self._failed or must_rewind(trainer, body, self._finished_round):
             trainer = self._restart_fold(trainer, body.trained)
         if body.server_round == 0:
             is_protected = self.stages.secure is not None or self.stages.noise is not None
@@ -170,7 +170,7 @@ class TrainingSession:
         if body.server_round > self._finished_round:
             self._check_round(trainer, body, arrays)
             return NextStep.START
-        return NextStep.STOP if self._must_rewind(trainer, body) else NextStep.IGNORE
+        return NextStep.STOP if must_rewind(trainer, body, self._finished_round) else NextStep.IGNORE
 
     @property
     def is_fitting(self) -> bool:
@@ -201,11 +201,6 @@ class TrainingSession:
         if self.stages.secure is not None:
             self.stages.secure.start_fold()
         return self.stages.start_fold(fold)
-
-    def _must_rewind(self, trainer: nnUNetTrainer, body: TrainRequest) -> bool:
-        """Whether the server goes back to before rounds that this node has finished, and the node can, too."""
-        can = not body.trained or body.trained in finished_rounds(Path(trainer.output_folder))
-        return body.server_round < self._finished_round and can
 
     def _restart_fold(self, trainer: nnUNetTrainer, trained: int) -> nnUNetTrainer:
         """The trainer of the same fold as a worker that has just started has it."""
@@ -282,6 +277,7 @@ class TrainingSession:
         is_new = current.loaded is None
         if is_new:
             current.started = time.perf_counter()
+            reset_peak_memory(module.nnunet.device)
             load_state(module.network, current.arrays)
         self.stages.ranks.start_epoch(module.network, module.nnunet.current_epoch, self._is_first_epoch)
         if is_new:

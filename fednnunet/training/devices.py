@@ -56,3 +56,14 @@ def cap_memory(device: torch.device, gigabytes: float | None) -> None:
 def memory_fraction(gigabytes: float, total: int) -> float:
     """Part of a GPU of ``total`` bytes that a GPU of ``gigabytes`` has; at most 1."""
     return min(1.0, gigabytes * GIGABYTE / total)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Begin to measure :func:`peak_memory_gib` anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory_gib(device: torch.device) -> float | None:
+    """Most memory that torch has reserved on a CUDA GPU since the last reset, GiB; None for other devices."""
+    return torch.cuda.max_memory_reserved(device) / GIGABYTE if device.type == "cuda" else None

@@ -39,6 +39,7 @@ def test_every_strategy_writes_its_tables_and_checkpoints(finished: Callable[[st
         "seconds_exchange",
         "bytes_up",
         "bytes_down",
+        "gpu_memory_gib",
         "update_norm",
     ]
     assert (rounds.update_norm > 0).all() == (strategy in ("asym", "ffe"))

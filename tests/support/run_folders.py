@@ -183,6 +183,7 @@ def write_run() -> MakeRun:
                 "seconds_exchange": 0.1 * rng.random() if exchanges else 0.0,
                 "bytes_up": 3_100_000 if exchanges else 0,
                 "bytes_down": 3_100_000 if exchanges else 0,
+                "gpu_memory_gib": None,
                 "update_norm": 0.02 if exchanges else None,
                 **({"fold": fold} if several else {}),
             }

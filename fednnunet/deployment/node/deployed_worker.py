@@ -22,6 +22,7 @@ from fednnunet.exchange.channel import Request, WorkerChannel
 from fednnunet.exchange.messages import Failure, FingerprintRequest, Kind, RunId, parse_body
 from fednnunet.files import DISK_FULL, write_atomically
 from fednnunet.node.error_replies import NO_SPACE, refuse
+from fednnunet.node.gpus import chosen, find_gpus, use_gpus
 from fednnunet.node.process_setup import set_up_process
 from fednnunet.node.settings import NodeIdentity, NodeSettings
 from fednnunet.node.worker import NodeWorker
@@ -205,6 +206,9 @@ def run_deployed_worker(node_file: NodeFile, address: str, key: bytes) -> None:
         key: secret that the relay shows.
     """
     print_line = terminal()
+    if isinstance(node_file.compute.gpus, list):
+        gpus = find_gpus()
+        use_gpus([chosen(gpus, id_).uuid for id_ in node_file.compute.gpus])
     set_up_process(node_file.folder / LOG_FILE, node_file.compute.threads or cores())
     show_warnings(print_line)
     Path(address).unlink(missing_ok=True)  # left by a worker that was killed

@@ -21,7 +21,7 @@ from fednnunet.server.strategy.secure_average import Shares, SumsToOpen, VoidRou
 
 log = logging.getLogger(__name__)
 
-ROUND_METRICS = ("train_loss", "val_loss", "pseudo_dice", "seconds_train", "seconds_exchange")
+ROUND_METRICS = ("train_loss", "val_loss", "pseudo_dice", "seconds_train", "seconds_exchange", "gpu_memory_gib")
 """Fields of a reply that go into ``rounds.csv``."""
 MAX_VOID_ROUNDS = 3
 """Rounds in a row whose secure sums cannot be opened, after which a run ends."""
