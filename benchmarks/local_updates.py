@@ -38,7 +38,6 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]  # for the next imports, ho
 import lightning as L  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from fednnunet.node.layer_receiver import LayerReceiver  # noqa: E402
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict  # noqa: E402
 from flwr.clientapp import ClientApp  # noqa: E402
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer  # noqa: E402
@@ -51,6 +50,7 @@ from fednnunet.exchange.quantisation import BITS, StepFeedback, encode_step, is_
 from fednnunet.exchange.records import from_array_record, to_array_record  # noqa: E402
 from fednnunet.exchange.rounding import ErrorFeedback, decode  # noqa: E402
 from fednnunet.fingerprint import extract  # noqa: E402
+from fednnunet.node.layer_receiver import LayerReceiver  # noqa: E402
 from fednnunet.phantoms.breast_small import make_small_phantom  # noqa: E402
 from fednnunet.planning.plans import make_plans  # noqa: E402
 from fednnunet.preprocessing import cache_key, preprocess  # noqa: E402

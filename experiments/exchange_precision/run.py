@@ -35,7 +35,7 @@ SETTINGS = [
     # Without augmentation, 320 steps of a node learn what takes a thousand with it.
     *("trainer.class=nnUNetTrainerNoDA", "trainer.epochs=16", "trainer.iterations=20", "trainer.val_iterations=1"),
     *("model.overrides.UNet_min_batch_size=4", "compute.device=cpu", "compute.threads=1"),
-    "federation.max_parallel_nodes=1",
+    "federation.workers=1",
 ]
 
 

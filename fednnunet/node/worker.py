@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 NEEDS_CACHE = (TrainRequest, EvaluateRequest, ScoreModelsRequest)
 """Requests that are answered from preprocessed images."""
 BASE_BYTES = 4 * 2**20
-"""Memory of a node's objects beside its tensors: description, plans, loaders (measured)."""
+"""Memory of a node's objects beside its tensors: description, plans, loaders (a generous guess)."""
 
 
 class NodeWorker:

@@ -135,6 +135,11 @@ def test_the_papers_rules_are_the_defaults_of_its_strategies(tmp_path: Path) -> 
         ("dataset.centres=[{name: ../A, dataset: 1}]", "dataset.centres.0.name"),
         ("dataset.centres=[{dataset: 1}]", "dataset.centres.0.name"),
         ("strategy.plan_from=mean", "strategy.plan_from=mean"),
+        ("exchange.dtype=int9", "exchange.dtype=int9: must be .*'int8' or 'int4'"),
+        ("compute.gpus=[]", "compute: gpus names no GPU; set gpus=auto"),
+        ("compute={device: cpu, gpus: [0]}", r"gpus=\[0\] with device=cpu; set device=cuda, or gpus=auto"),
+        ("compute.gpus=[1,1]", r"gpus=\[1, 1\]: GPU 1 is there twice"),
+        ("federation.workers=-1", "federation.workers=-1"),
         (
             "federation={grid: single_machine, expected_nodes: 2, min_nodes: 3}",
             "min_nodes=3 is more than expected_nodes=2; lower it",
