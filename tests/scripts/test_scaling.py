@@ -76,7 +76,8 @@ def write_run(out: Path, nodes: int, training: str, scores: dict[str, list[float
     ]
     pd.DataFrame(cases, columns=list(CASE_COLUMNS)).to_csv(folder / "cases.csv", index=False)
     rounds = [
-        [strategy, number, node, 0.1, 0.1, value, 1.0, 0.1, 2_000_000, 3_000_000, 0.1]
+        {"strategy": strategy, "round": number, "node": node, "pseudo_dice": value}
+        | {"bytes_up": 2_000_000, "bytes_down": 3_000_000}
         for number, values in enumerate(dice, start=1)
         for node, value in zip(scores, values, strict=False)
     ]
