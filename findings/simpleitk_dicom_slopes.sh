@@ -7,38 +7,19 @@
 #            around or are cut to whole numbers, without a warning. Asked for float32, all are right.
 # Output:    expected 200, 80000, 120000, 160000: 200, 14464, 54464, 28928; expected 200, 0.74, 1.1, 1.48: 200, 0, 1, 1
 set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install --quiet --disable-pip-version-check \
     SimpleITK==2.5.7 pydicom==3.0.2 numpy==2.4.6
 cd "$folder"
-venv/bin/python -W ignore - <<'PYTHON'
+PYTHONDONTWRITEBYTECODE=1 PYTHONPATH="$here" venv/bin/python -W ignore - <<'PYTHON'
 from pathlib import Path
 
-import numpy as np
 import SimpleITK as sitk
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
-
-
-def slice_at(z, series, frame, study):
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = MRImageStorage, ExplicitVRLittleEndian
-    meta.MediaStorageSOPInstanceUID = generate_uid()
-    one = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
-    one.SOPClassUID, one.SOPInstanceUID = MRImageStorage, meta.MediaStorageSOPInstanceUID
-    one.StudyInstanceUID, one.SeriesInstanceUID, one.FrameOfReferenceUID = study, series, frame
-    one.PatientName, one.PatientID, one.StudyDate, one.StudyTime = "Phantom^One", "1", "20200101", "120000"
-    one.PatientBirthDate = one.PatientSex = one.AccessionNumber = one.StudyID = one.ReferringPhysicianName = ""
-    one.Modality, one.SeriesNumber, one.InstanceNumber = "MR", 1, z + 1
-    one.Rows = one.Columns = 16
-    one.PixelSpacing, one.SliceThickness = [1, 1], 5
-    one.ImageOrientationPatient, one.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [0, 0, 2.5 * z]
-    one.SamplesPerPixel, one.PhotometricInterpretation, one.PixelRepresentation = 1, "MONOCHROME2", 0
-    one.BitsAllocated, one.BitsStored, one.HighBit = 16, 16, 15
-    one.PixelData = np.full((16, 16), 200, np.uint16).tobytes()
-    return one
+from dicom_series import slice_at
+from pydicom.uid import generate_uid
 
 
 def values_of(name, slopes, pixel_type=sitk.sitkUnknown):
