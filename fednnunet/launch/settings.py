@@ -156,9 +156,11 @@ def worker_plans(config: RunConfig, nodes: Sequence[NodeSettings]) -> list[Worke
     plans = []
     for place in place_nodes(config, list(numbers)):
         if config.compute.num_devices > 1 and len(place.nodes) > 1:
+            workers = config.federation.workers
+            remedy = "leave federation.workers=0" if workers else "there are too few GPUs for all; lower num_devices"
             raise ConfigError(
-                f"nodes {' and '.join(place.nodes[:2])} cannot share a worker, as they train on compute.num_devices="
-                f"{config.compute.num_devices}; leave federation.workers=0, or set compute.num_devices=1"
+                f"federation.workers={workers}: nodes that train on compute.num_devices={config.compute.num_devices} "
+                f"cannot share a worker, as {' and '.join(place.nodes[:2])} would; {remedy}"
             )
         plans.append(
             WorkerPlan(
