@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import subprocess
@@ -49,7 +50,8 @@ def find_gpus() -> list[Gpu]:
     return visible(parse_gpus(table, listing), os.environ)
 
 
-def _output(command: Sequence[str]) -> str:
+@functools.cache  # the driver may take seconds to start, and GPUs stay what they are
+def _output(command: tuple[str, ...]) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=True).stdout
 
 

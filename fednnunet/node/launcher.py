@@ -25,7 +25,7 @@ import psutil
 from fednnunet.errors import NodeError
 from fednnunet.files import write_atomically
 from fednnunet.listing import join_nodes
-from fednnunet.node.settings import NodeSettings, WorkerPlan
+from fednnunet.node.settings import WorkerPlan
 from fednnunet.processes import children_of, sigint_ignored_by_children
 
 log = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ class NodeProcesses:
         self._sockets = contextlib.ExitStack()
 
     def __enter__(self) -> NodeProcesses:
-        sockets = self._sockets.enter_context(socket_folder(_first_node(self.workers[0]).folder.parent))
+        sockets = self._sockets.enter_context(socket_folder(self.workers[0].first.folder.parent))
         try:
             self._start(sockets)
         except BaseException:
@@ -174,7 +174,7 @@ class NodeProcesses:
             try:
                 receiver.recv_bytes()
             except EOFError:
-                first = _first_node(plan)
+                first = plan.first
                 raise NodeError(first.name, f"its worker ended at its start; see {first.folder / 'node.log'}") from None
 
     def _end(self) -> None:
@@ -212,10 +212,6 @@ def _kill(process: psutil.Process) -> None:
         process.kill()
     except psutil.NoSuchProcess:
         log.debug("process %d had ended", process.pid)
-
-
-def _first_node(plan: WorkerPlan) -> NodeSettings:
-    return next(iter(plan.nodes.values()))
 
 
 def _work(plan: WorkerPlan, addresses: Mapping[int, WorkerAddress], ready: Connection) -> None:

@@ -91,3 +91,8 @@ class WorkerPlan:
     cache_bytes: int = 0
     gpus: tuple[str, ...] | None = None
     parks: bool = False
+
+    @property
+    def first(self) -> NodeSettings:
+        """Settings of the first node."""
+        return next(iter(self.nodes.values()))

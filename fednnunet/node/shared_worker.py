@@ -171,9 +171,8 @@ def run_shared_worker(
         addresses: Flower's node id to where the node's requests come in.
         ready: called when the worker listens.
     """
-    first = next(iter(plan.nodes.values()))
     use_gpus(plan.gpus)  # before CUDA is first used: the process that this one was forked from has not
-    set_up_process(first.folder / NODE_LOG, first.threads)
+    set_up_process(plan.first.folder / NODE_LOG, plan.first.threads)
     gc.freeze()  # what all workers share with the process that they were forked from stays shared
     worker = SharedWorker(plan, addresses)
     ready()

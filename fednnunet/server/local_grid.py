@@ -77,9 +77,9 @@ class LocalGrid(NodeGrid):
             for node, config in nodes.items()
         }
         self._pool = ThreadPoolExecutor(parallel, thread_name_prefix="node")
-        self._queues = {node: _Queue() for node in nodes}
-        for worker in workers or ():
-            self._queues.update(dict.fromkeys(worker, _Queue()))
+        hosted = {worker: _Queue() for worker in map(tuple, workers or ([node] for node in nodes))}
+        self._queues = list(hosted.values())
+        self._queue_of = {node: queue for worker, queue in hosted.items() for node in worker}
         self._most_ahead = AHEAD_PER_WORKER * parallel
         self._numbers = itertools.count()
         self._unread: dict[str, int] = {}
@@ -128,7 +128,7 @@ class LocalGrid(NodeGrid):
                 set_message_id(message, id_)
                 ids.append(id_)
                 self._unread[id_] = next(self._numbers)
-                self._queues[message.metadata.dst_node_id].waiting.append((self._unread[id_], message))
+                self._queue_of[message.metadata.dst_node_id].waiting.append((self._unread[id_], message))
             self._start_work()
         return ids
 
@@ -142,7 +142,7 @@ class LocalGrid(NodeGrid):
     def _start_work(self) -> None:
         """Hand the next message to each worker that is free, unless it is too far ahead; called with the lock."""
         end = min(self._unread.values(), default=math.inf) + self._most_ahead
-        for queue in {id(queue): queue for queue in self._queues.values()}.values():
+        for queue in self._queues:
             if queue.waiting and not queue.is_busy and queue.waiting[0][0] < end:
                 queue.is_busy = True
                 self._pool.submit(self._work, queue, queue.waiting.popleft()[1])
@@ -194,7 +194,7 @@ class LocalGrid(NodeGrid):
     def close(self) -> None:
         """Take no more messages; work under way is left to end with its node."""
         with self._arrived:
-            for queue in self._queues.values():
+            for queue in self._queues:
                 queue.waiting.clear()
         self._pool.shutdown(wait=False, cancel_futures=True)
 

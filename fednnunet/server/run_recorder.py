@@ -104,13 +104,15 @@ class RunRecorder(RunObservers):
 
     def on_node_messages(self, lines: Mapping[str, Sequence[str]], summary: str) -> None:
         """Lines about single nodes; of many nodes, the operator gets ``summary`` and the log the lines."""
-        if len(lines) <= MOST_NODES:
-            for line in (line for of_node in lines.values() for line in of_node):
-                self.on_message(line)
-            return
-        for line in (line for of_node in lines.values() for line in of_node):
-            log.warning("%s", line)
-        self.on_message(f"{summary}: {join_nodes(list(lines))}; {LOG_FILE} has what of each")
+        are_many = len(lines) > MOST_NODES
+        for of_node in lines.values():
+            for line in of_node:
+                if are_many:
+                    log.warning("%s", line)
+                else:
+                    self.on_message(line)
+        if are_many:
+            self.on_message(f"{summary}: {join_nodes(list(lines))}; {LOG_FILE} has what of each")
 
     def on_node_reply(self, node: str, server_round: int = 0, metrics: Mapping[str, Any] | None = None) -> None:
         """Log that a node replied."""

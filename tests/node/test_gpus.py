@@ -36,6 +36,7 @@ def test_a_worker_sees_the_gpus_of_its_plan_only(monkeypatch: pytest.MonkeyPatch
 
 def test_a_machine_without_a_driver_has_no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
+    gpus._output.cache_clear()
     assert find_gpus() == []
 
 
