@@ -93,11 +93,19 @@ class Exchange:
 
 
 class Processes:
-    """Processes of a measurement, each with a log; a context manager that ends them and all they started."""
+    """Processes of a measurement, each with a log; a context manager that ends them and all they started.
+
+    They find the commands of this script's environment, such as Flower's, also where it is not activated.
+
+    Args:
+        folder: takes the logs.
+        environment: variables in addition to our own.
+    """
 
     def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
         self.folder = folder
-        self.environment = {**os.environ, **environment}
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+        self.environment = {**os.environ, "PATH": path, **environment}
         self._started: dict[str, tuple[subprocess.Popen[bytes], IO[bytes]]] = {}
 
     def __enter__(self) -> Processes:
