@@ -1,14 +1,15 @@
-"""Seconds that a round costs outside local training: 4 nodes of 31 M parameters on the local grid.
+"""Seconds that a round costs outside local training: 4 nodes of 33.5 M parameters on the local grid.
 
-    python benchmarks/round_overhead.py
+    python benchmarks/round_overhead.py [--nodes 4] [--rounds 10] [--stages 7]
 
 Real worker processes behind the real channel hold a network's tensors and change them every round, as training
-would; messages, audit, relay, grid and strategy are the real ones. Beside it, what numpy needs to average the same
-arrays.
+would; what checks, decodes, loads and encodes layers, messages, audit, relay, grid and strategy are the real ones.
+Beside it, what numpy needs to average the same arrays.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import multiprocessing
@@ -22,26 +23,31 @@ from pathlib import Path
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 
 import numpy as np
+import torch
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
+from torch import nn
 
 from fednnunet.audit.log import AuditLog
 from fednnunet.client_app import app
-from fednnunet.exchange.arrays import SharedArrays
 from fednnunet.exchange.channel import WorkerChannel
-from fednnunet.exchange.messages import TrainReply, TrainRequest
+from fednnunet.exchange.messages import ExchangeDtype, TrainReply, TrainRequest
+from fednnunet.node.layer_receiver import LayerReceiver
+from fednnunet.node.layer_sender import LayerSender
 from fednnunet.server.local_grid import LocalGrid
 from fednnunet.server.node_client import NodeClient
 from fednnunet.server.strategy.asym_fedavg import AsymFedAvg
+from fednnunet.training.network_state import check_state, load_state
 
 NODES = 4
-ROUNDS = 12
+ROUNDS = 10
 WARM_UP = 2
+STAGES = 7
 TARGET_SECONDS = 1.0
 KEY = b"benchmark" * 4
 
 
-def unet_shapes(stages: int = 7, base: int = 32, largest: int = 512) -> dict[str, tuple[int, ...]]:
+def unet_shapes(stages: int = STAGES, base: int = 32, largest: int = 512) -> dict[str, tuple[int, ...]]:
     """Unique tensors of nnU-Net's 2d U-Net with this many stages (33 M values with the defaults)."""
     features = [min(base * 2**stage, largest) for stage in range(stages)]
     shapes: dict[str, tuple[int, ...]] = {}
@@ -65,26 +71,46 @@ def unet_shapes(stages: int = 7, base: int = 32, largest: int = 512) -> dict[str
     return shapes
 
 
+def random_network(shapes: Mapping[str, tuple[int, ...]], seed: int) -> nn.Module:
+    """A module with parameters of these names, as nnU-Net's has them; normal values."""
+    rng = np.random.default_rng(seed)
+    network = nn.Module()
+    for name, shape in shapes.items():
+        *parts, last = name.split(".")
+        parent = network
+        for part in parts:
+            if not hasattr(parent, part):
+                parent.add_module(part, nn.Module())
+            parent = parent.get_submodule(part)
+        parent.register_parameter(last, nn.Parameter(torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))))
+    return network
+
+
+@torch.no_grad()
 def serve(address: str, seed: int, shapes: dict[str, tuple[int, ...]]) -> None:
     """A node worker without training: loads what comes, changes it, sends it back."""
-    rng = np.random.default_rng(seed)
-    state = {name: rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
-    factor = np.float32(1 - 0.001 * seed)  # no two nodes send the same: Flower stores equal arrays once
-    outgoing = SharedArrays.allocate({name: (array.shape, array.dtype) for name, array in state.items()})
+    torch.set_num_threads(1)
+    network = random_network(shapes, seed)
+    factor = 1 - 0.001 * seed  # no two nodes send the same: Flower stores equal arrays once
+    receiver, sender = LayerReceiver(), LayerSender()
     channel = WorkerChannel(address, KEY, AuditLog(Path(f"{address}.audit.jsonl"), str(seed)).record)
     while True:
         request = channel.receive()
         if request is None:
             continue
         body = TrainRequest.model_validate_json(request.body)
-        for name, array in request.arrays.items():
-            np.copyto(state[name], array)
+        arrays = receiver.decode(body, request.arrays)
+        check_state(network, arrays)
+        load_state(network, arrays)
         start = time.perf_counter()
-        for array in state.values():  # stands for the epoch: every value changes
-            np.multiply(array, factor, out=array)
+        for parameter in network.parameters():  # stands for the epoch: every value changes
+            parameter.mul_(factor)
         trained = time.perf_counter() - start
-        for name, view in outgoing.views().items():
-            np.copyto(view, state[name])
+        sender.finish_round(network, body.layers, body.dtype, arrays)
+        if body.dtype == "float32":
+            outgoing = sender.plain(network, body.layers)
+        else:
+            outgoing = sender.rounded(network, body.layers, body.dtype)
         reply = TrainReply(server_round=body.server_round, num_examples=10, seconds_train=trained)
         request.reply(reply.model_dump_json(), outgoing)
 
@@ -113,7 +139,11 @@ def workers(shapes: dict[str, tuple[int, ...]], nodes: int = NODES) -> Iterator[
 
 
 def exchange(
-    grid: Grid, names: Mapping[int, str], shapes: dict[str, tuple[int, ...]], rounds: int
+    grid: Grid,
+    names: Mapping[int, str],
+    shapes: dict[str, tuple[int, ...]],
+    rounds: int,
+    dtype: ExchangeDtype = "float32",
 ) -> Iterator[dict[str, float]]:
     """Average over the nodes of any grid; wall seconds of each round, its training and the rest.
 
@@ -122,9 +152,10 @@ def exchange(
         names: node id to name.
         shapes: of the tensors of every node.
         rounds: how many.
+        dtype: precision that layers travel in.
     """
     strategy, client = AsymFedAvg(), NodeClient(grid)
-    strategy.prepare(dict.fromkeys(names, shapes), names)
+    strategy.prepare(dict.fromkeys(names, shapes), names, dtype)
     arrays = ArrayRecord()
     for server_round in range(1, rounds + 1):
         start = time.perf_counter()
@@ -143,7 +174,7 @@ def turns(nodes: int) -> float:
     return nodes / min(nodes, len(os.sched_getaffinity(0)))
 
 
-def measure(shapes: dict[str, tuple[int, ...]], nodes: int = NODES, rounds: int = ROUNDS) -> list[dict[str, float]]:
+def measure(shapes: dict[str, tuple[int, ...]], nodes: int, rounds: int) -> list[dict[str, float]]:
     """Wall seconds of each round on the local grid, its training (the slowest schedule of it) and the rest."""
     with workers(shapes, nodes) as configs:
         grid = LocalGrid(app, configs, parallel=min(nodes, len(os.sched_getaffinity(0))))
@@ -151,10 +182,10 @@ def measure(shapes: dict[str, tuple[int, ...]], nodes: int = NODES, rounds: int 
             return list(exchange(grid, {node: f"node{node}" for node in configs}, shapes, rounds))
 
 
-def numpy_average(shapes: dict[str, tuple[int, ...]]) -> float:
+def numpy_average(shapes: dict[str, tuple[int, ...]], nodes: int) -> float:
     """Seconds to average the same arrays in memory with numpy, in float32."""
     rng = np.random.default_rng(0)
-    states = [[rng.standard_normal(shape, dtype=np.float32) for shape in shapes.values()] for _ in range(NODES)]
+    states = [[rng.standard_normal(shape, dtype=np.float32) for shape in shapes.values()] for _ in range(nodes)]
     seconds = []
     for _ in range(5):
         start = time.perf_counter()
@@ -162,22 +193,29 @@ def numpy_average(shapes: dict[str, tuple[int, ...]]) -> float:
             total = tensors[0].copy()
             for tensor in tensors[1:]:
                 total += tensor
-            total /= NODES
+            total /= nodes
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds)
 
 
 def main() -> None:
     """Print the table and the figures."""
-    shapes = unet_shapes()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--nodes", type=int, default=NODES)
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"counted, after {WARM_UP} that are not")
+    parser.add_argument("--stages", type=int, default=STAGES, help="stages of the network")
+    options = parser.parse_args()
+    shapes = unet_shapes(options.stages)
     values = sum(int(np.prod(shape)) for shape in shapes.values())
-    print(f"{NODES} nodes, {len(shapes)} tensors, {values / 1e6:.1f} M parameters, {values * 4 / 1e6:.0f} MB each")
-    rows = measure(shapes)
+    print(
+        f"{options.nodes} nodes, {len(shapes)} tensors, {values / 1e6:.1f} M parameters, {values * 4 / 1e6:.0f} MB each"
+    )
+    rows = measure(shapes, options.nodes, WARM_UP + options.rounds)
     print(f"{'round':>5} {'wall s':>8} {'training s':>11} {'overhead s':>11}")
     for row in rows:
         print(f"{row['round']:5.0f} {row['wall']:8.3f} {row['training']:11.3f} {row['overhead']:11.3f}")
     overhead = statistics.median(row["overhead"] for row in rows[WARM_UP:])
-    plain = numpy_average(shapes)
+    plain = numpy_average(shapes, options.nodes)
     print(f"median after {WARM_UP} rounds: {overhead:.3f} s; numpy averaging alone: {plain:.3f} s")
     figures = [
         ("round_overhead", overhead, "s", TARGET_SECONDS),
