@@ -1,13 +1,14 @@
 """Seconds and bytes that a round costs outside training: one machine, our deployment, bare Flower.
 
-    python benchmarks/deployment_overhead.py [--nodes 2] [--rounds 4]
+    python benchmarks/deployment_overhead.py [--nodes 2] [--rounds 7] [--stages 7] [--dtype float32 int4]
     python benchmarks/deployment_overhead.py --large 2.2
 
-The same exchange three times, of a network of 33 M random parameters that every node changes every round: on the
-local grid; through our server and nodes; and through Flower's SuperLink and SuperNodes with Flower's FedAvg and
-nothing of ours (``benchmarks/bare_flower``). The last two use TLS, node keys and a database on disk, over loopback.
-What goes between nodes and server passes a process that counts it, for both alike. A round is from the request's
-making to the average; the first, which starts processes, is not counted.
+The same exchange several times, of a network of 33 M random parameters that every node changes every round: on the
+local grid; through our server and nodes, in each precision of ``--dtype``; and through Flower's SuperLink and
+SuperNodes with Flower's FedAvg and nothing of ours (``benchmarks/bare_flower``), which knows float32 alone. All but the
+first use TLS, node keys and a database on disk, over loopback. What goes between nodes and server passes a process
+that counts it, for all alike. A round is from the request's making to the average; the first, which starts processes,
+is not counted, nor is the second of ``int8`` and ``int4``, in which nodes get the layers whole.
 
 ``--large`` measures time and memory of one message instead; it needs eight times its size.
 """
@@ -30,9 +31,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import IO
+from typing import IO, get_args
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 ROOT = Path(__file__).parents[1]
@@ -51,16 +53,17 @@ from fednnunet.deployment.server.superlink_grid import RunLost, SuperLinkGrid  #
 from fednnunet.errors import ConfigError  # noqa: E402
 from fednnunet.exchange.arrays import SharedArrays  # noqa: E402
 from fednnunet.exchange.channel import WorkerChannel  # noqa: E402
-from fednnunet.exchange.messages import Kind, TrainReply, TrainRequest  # noqa: E402
+from fednnunet.exchange.messages import ExchangeDtype, Kind, TrainReply, TrainRequest  # noqa: E402
+from fednnunet.exchange.quantisation import is_quantised  # noqa: E402
 from fednnunet.exchange.records import to_array_record  # noqa: E402
 from fednnunet.server.local_grid import wait_for_next_poll  # noqa: E402
 from fednnunet.server.node_messages import num_bytes  # noqa: E402
 from tests.support.network import Link  # noqa: E402
 
 NODES = 2
-ROUNDS = 4
-WARM_UP = 1
-TARGET_RATIO = 1.0
+ROUNDS = 7
+DTYPES: tuple[ExchangeDtype, ...] = ("float32", "int4")
+TARGET_RATIOS = {"float32": 0.15, "int4": 0.06}
 BARE_APP = ROOT / "benchmarks" / "bare_flower"
 START_SECONDS = 120
 ROUND_SECONDS = 300
@@ -167,25 +170,33 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def _pass_on(port: int, pipe: Connection) -> None:
+def _pass_on(port: int, links: int, bandwidth: float | None, pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with Link("127.0.0.1", port) as link:
-        pipe.send(link.port)
+    with contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(Link("127.0.0.1", port, bandwidth=bandwidth)) for _ in range(links)]
+        pipe.send([link.port for link in opened])
         with contextlib.suppress(EOFError):
             while True:
                 pipe.recv()
-                pipe.send((link.bytes_up, link.bytes_down))
+                pipe.send((sum(link.bytes_up for link in opened), sum(link.bytes_down for link in opened)))
 
 
 @contextlib.contextmanager
-def counted(port: int) -> Iterator[tuple[int, Callable[[], tuple[int, int]]]]:
-    """A port that leads to ``port``, and what tells the bytes up and down so far.
+def counted(
+    port: int, links: int, bandwidth: float | None = None
+) -> Iterator[tuple[list[int], Callable[[], tuple[int, int]]]]:
+    """Ports that lead to ``port``, a line each, and what tells the bytes up and down of all of them so far.
 
     In a process of its own, which costs those that it connects as little as possible.
+
+    Args:
+        port: of a server on this machine.
+        links: number of lines.
+        bandwidth: of each line, bytes per second each way; None for what the machine can do.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_pass_on, args=(port, theirs), daemon=True)
+    process = context.Process(target=_pass_on, args=(port, links, bandwidth, theirs), daemon=True)
     process.start()
     theirs.close()
 
@@ -206,31 +217,52 @@ def counted(port: int) -> Iterator[tuple[int, Callable[[], tuple[int, int]]]]:
 # the exchanges -------------------------------------------------------------------------------------------
 
 
+def warm_up(dtype: ExchangeDtype) -> int:
+    """First rounds that are not counted: nodes send layers whole in the first, and get them whole in the second."""
+    return 2 if is_quantised(dtype) else 1
+
+
 def local_grid(shapes: Shapes, nodes: int, rounds: int) -> Exchange:
     """The local grid: no wire, the bytes are those of the layers."""
-    rows = round_overhead.measure(dict(shapes), nodes, WARM_UP + rounds)
+    first = warm_up("float32")
+    rows = round_overhead.measure(dict(shapes), nodes, first + rounds)
     payload = 4.0 * nodes * sum(math.prod(shape) for shape in shapes.values())
-    return Exchange("LocalGrid", [row["overhead"] for row in rows[WARM_UP:]], payload, payload, on_wire=False)
+    return Exchange("LocalGrid", [row["overhead"] for row in rows[first:]], payload, payload, on_wire=False)
 
 
-def deployment(shapes: Shapes, nodes: int, rounds: int) -> Exchange:
-    """Our server and the connections of our nodes; the workers are those of the local grid."""
-    with round_overhead.workers(dict(shapes), nodes) as configs, deployed(list(configs.values())) as (grid, count):
+def deployment(
+    shapes: Shapes, nodes: int, rounds: int, dtype: ExchangeDtype, bandwidth: float | None = None
+) -> Exchange:
+    """Our server and the connections of our nodes; the workers are those of the local grid.
+
+    Args:
+        shapes: of the tensors of every node.
+        nodes: how many.
+        rounds: that are counted.
+        dtype: precision that layers travel in.
+        bandwidth: of each node's line, bytes per second each way; None for what the machine can do.
+    """
+    workers = round_overhead.workers(dict(shapes), nodes)
+    with workers as configs, deployed(list(configs.values()), bandwidth) as (grid, count):
         known = grid.names()
         rows, counts = [], []
-        for row in round_overhead.exchange(grid, known, dict(shapes), WARM_UP + rounds):
+        first = warm_up(dtype)
+        for row in round_overhead.exchange(grid, known, dict(shapes), first + rounds, dtype):
             rows.append(row["overhead"])
             counts.append(count())
-        up_bytes, down_bytes = (_a_round([pair[direction] for pair in counts]) for direction in (0, 1))
-        return Exchange("deployment", rows[WARM_UP:], up_bytes, down_bytes, on_wire=True)
+        up_bytes, down_bytes = (_a_round([pair[direction] for pair in counts], first) for direction in (0, 1))
+        return Exchange(f"deployment {dtype}", rows[first:], up_bytes, down_bytes, on_wire=True)
 
 
 @contextlib.contextmanager
-def deployed(configs: Sequence[Mapping[str, str]]) -> Iterator[tuple[SuperLinkGrid, Callable[[], tuple[int, int]]]]:
+def deployed(
+    configs: Sequence[Mapping[str, str]], bandwidth: float | None = None
+) -> Iterator[tuple[SuperLinkGrid, Callable[[], tuple[int, int]]]]:
     """Our server, and a connection to each worker: the grid, and what tells the bytes up and down so far.
 
     Args:
         configs: of the workers' relays.
+        bandwidth: of each node's line, bytes per second each way; None for what the machine can do.
     """
     names = [f"node{number}" for number in range(1, len(configs) + 1)]
     with contextlib.ExitStack() as stack:
@@ -238,15 +270,15 @@ def deployed(configs: Sequence[Mapping[str, str]]) -> Iterator[tuple[SuperLinkGr
         made, state = folder / "keys", folder / "server"
         make_keys(made, ["127.0.0.1"], names)
         port = free_port()
-        outer, count = stack.enter_context(counted(port))
+        lines, count = stack.enter_context(counted(port, len(names), bandwidth))
         processes = stack.enter_context(Processes(folder, {}))
         up = ("server", "up", str(made), "--address", f"127.0.0.1:{port}", "--state", str(state))
         processes.start("server", sys.executable, "-m", "fednnunet.cli.main", *up)
-        for name, config in zip(names, configs, strict=True):
+        for name, config, line in zip(names, configs, lines, strict=True):
             node_file = NodeFile(
                 name=name,
                 data=1,  # never read: the workers hold random values
-                server=f"127.0.0.1:{outer}",
+                server=f"127.0.0.1:{line}",
                 certificate=made / "ca.crt",
                 key=made / "nodes" / name / "node.key",
                 folder=folder / name,
@@ -299,7 +331,7 @@ def bare_flower(shapes: Shapes, nodes: int, rounds: int) -> Exchange:
             f'[superlink]\ndefault = "bare"\n\n[superlink.bare]\naddress = "127.0.0.1:{port}"\n'
             f'insecure = false\nroot-certificates = "{made / "ca.crt"}"\n'
         )
-        outer, count = stack.enter_context(counted(port))
+        lines, count = stack.enter_context(counted(port, nodes))
         processes = stack.enter_context(Processes(folder, {"FLWR_HOME": str(home)}))
         processes.start(
             "superlink",
@@ -312,25 +344,26 @@ def bare_flower(shapes: Shapes, nodes: int, rounds: int) -> Exchange:
         processes.wait_for("the SuperLink", lambda: _listens(port), START_SECONDS)
         for name in names:
             _succeed(processes, "flwr", "supernode", "register", str(made / "nodes" / name / "node.pub"), "bare")
-        for number, name in enumerate(names, start=1):
+        for number, (name, line) in enumerate(zip(names, lines, strict=True), start=1):
             processes.start(
                 name,
-                *("flower-supernode", "--superlink", f"127.0.0.1:{outer}", "--port", str(free_port())),
+                *("flower-supernode", "--superlink", f"127.0.0.1:{line}", "--port", str(free_port())),
                 *("--root-certificates", str(made / "ca.crt")),
                 *("--auth-supernode-private-key", str(made / "nodes" / name / "node.key")),
                 *("--node-config", f"number={number}"),
             )
-        config = f'nodes={nodes} rounds={WARM_UP + rounds} shapes="{folder / "shapes.json"}" record="{record}"'
+        first = warm_up("float32")
+        config = f'nodes={nodes} rounds={first + rounds} shapes="{folder / "shapes.json"}" record="{record}"'
         processes.start("run", "flwr", "run", str(BARE_APP), "bare", "--stream", "--run-config", config)
         counts = []
-        for done in range(1, WARM_UP + rounds + 1):
+        for done in range(1, first + rounds + 1):
             limit = ROUND_SECONDS if done > 1 else START_SECONDS + ROUND_SECONDS
             processes.wait_for(f"round {done}", lambda done=done: _lines(record) >= done, limit)
             counts.append(count())
         rows = [json.loads(line) for line in record.read_text().splitlines()]
-        up, down = (_a_round([pair[direction] for pair in counts]) for direction in (0, 1))
+        up, down = (_a_round([pair[direction] for pair in counts], first) for direction in (0, 1))
         turns = round_overhead.turns(nodes)
-        seconds = [row["wall"] - turns * row["training"] for row in rows[WARM_UP:]]
+        seconds = [row["wall"] - turns * row["training"] for row in rows[first:]]
         return Exchange("bare Flower", seconds, up, down, on_wire=True)
 
 
@@ -350,9 +383,9 @@ def _lines(path: Path) -> int:
     return path.read_text().count("\n") if path.is_file() else 0
 
 
-def _a_round(counts: list[int]) -> float:
-    """Mean over the rounds that count, from a counter's value at the end of each round."""
-    return (counts[-1] - counts[WARM_UP - 1]) / (len(counts) - WARM_UP)
+def _a_round(counts: list[int], first: int) -> float:
+    """Mean over the rounds after the ``first`` ones, from a counter's value at the end of each round."""
+    return (counts[-1] - counts[first - 1]) / (len(counts) - first)
 
 
 # one large message ---------------------------------------------------------------------------------------
@@ -451,14 +484,16 @@ def _part(process: psutil.Process) -> str:
 
 # report --------------------------------------------------------------------------------------------------
 
-EXCHANGES = (local_grid, deployment, bare_flower)
-
 
 def main() -> None:
     """Print the table and the figures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--nodes", type=int, default=NODES)
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"counted, after {WARM_UP} that is not")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="counted, after one or two that are not")
+    parser.add_argument("--stages", type=int, default=round_overhead.STAGES, help="stages of the network")
+    parser.add_argument(
+        "--dtype", nargs="+", choices=get_args(ExchangeDtype), default=DTYPES, help="precisions of our exchange"
+    )
     parser.add_argument(
         "--large", type=float, metavar="GB", help="instead, one message of this size to a node and one from it"
     )
@@ -467,31 +502,54 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     if options.large:
         for name, value in large_message(options.large).items():
-            print(
-                json.dumps({"metric": f"large_message_{name}", "value": round(value, 2), "message_GB": options.large})
-            )
+            figure = {
+                "metric": f"large_message_{name}",
+                "value": round(value, 2),
+                "unit": "GB" if name.startswith("GB") else "s",
+            }
+            print(json.dumps({**figure, "target": None, "message_GB": options.large}))
         return
-    shapes = round_overhead.unet_shapes()
-    values = sum(math.prod(shape) for shape in shapes.values())
-    print(f"{options.nodes} nodes, {len(shapes)} tensors, {values / 1e6:.1f} M parameters, {values * 4 / 1e6:.0f} MB")
-    print(f"{'exchange':<16} {'s per round':>10} {'least':>8} {'most':>8} {'MB up':>9} {'MB down':>9}", flush=True)
+    shapes = round_overhead.unet_shapes(options.stages)
+    exchanges: list[Callable[[Shapes, int, int], Exchange]] = [local_grid]
+    exchanges += [partial(deployment, dtype=dtype) for dtype in options.dtype]
+    exchanges.append(bare_flower)
+    print_size(shapes, options.nodes)
+    print(f"{'exchange':<20} {'s per round':>11} {'least':>8} {'most':>8} {'MB up':>9} {'MB down':>9}", flush=True)
     found = {}
-    for measure in EXCHANGES:
+    for measure in exchanges:
         exchange = measure(shapes, options.nodes, options.rounds)
         found[exchange.name] = exchange
-        low, middle, high = min(exchange.seconds), statistics.median(exchange.seconds), max(exchange.seconds)
-        sizes = f"{exchange.up / 1e6:9.1f} {exchange.down / 1e6:9.1f}"
-        print(f"{exchange.name:<16} {middle:10.3f} {low:8.3f} {high:8.3f} {sizes}", flush=True)
-    for metric, value, unit, target in figures(found):
+        print_row(exchange)
+    for metric, value, unit, target in figures(found, options.dtype):
+        if options.stages != round_overhead.STAGES:
+            target = None  # small networks have other proportions
         print(json.dumps({"metric": metric, "value": round(value, 3), "unit": unit, "target": target}))
 
 
-def figures(found: Mapping[str, Exchange]) -> Iterator[tuple[str, float, str, float | None]]:
+def print_size(shapes: Shapes, nodes: int) -> None:
+    """What is exchanged."""
+    values = sum(math.prod(shape) for shape in shapes.values())
+    print(f"{nodes} nodes, {len(shapes)} tensors, {values / 1e6:.1f} M parameters, {values * 4 / 1e6:.0f} MB")
+
+
+def print_row(exchange: Exchange) -> None:
+    """Median, least and most seconds of a round, and bytes."""
+    low, middle, high = min(exchange.seconds), statistics.median(exchange.seconds), max(exchange.seconds)
+    sizes = f"{exchange.up / 1e6:9.1f} {exchange.down / 1e6:9.1f}"
+    print(f"{exchange.name:<20} {middle:11.3f} {low:8.3f} {high:8.3f} {sizes}", flush=True)
+
+
+def figures(
+    found: Mapping[str, Exchange], dtypes: Sequence[ExchangeDtype]
+) -> Iterator[tuple[str, float, str, float | None]]:
     """Name, value, unit and target of each figure."""
-    ours, theirs = (statistics.median(found[name].seconds) for name in ("deployment", "bare Flower"))
-    yield "deployment_round_over_bare_flower", ours / theirs, "ratio", TARGET_RATIO
+    theirs = statistics.median(found["bare Flower"].seconds)
+    for dtype in dtypes:
+        ours = statistics.median(found[f"deployment {dtype}"].seconds)
+        name = "deployment_overhead" if dtype == "float32" else f"deployment_overhead_{dtype}"
+        yield name, ours / theirs, "ratio", TARGET_RATIOS.get(dtype)
     for name, exchange in found.items():
-        key = name.lower().replace("localgrid", "local_grid").replace(" ", "_")
+        key = name.replace("LocalGrid", "local_grid").replace(" ", "_").lower()
         yield f"{key}_round_seconds", statistics.median(exchange.seconds), "s", None
         if exchange.on_wire:
             yield f"{key}_round_bytes", exchange.up + exchange.down, "bytes", None
