@@ -1,7 +1,7 @@
 # Everything a newcomer or CI runs. Setup steps live here and nowhere else.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo experiment-phantom test test-fast test-nightly check format dist-check benchmarks soak clean
+.PHONY: help setup demo experiment-phantom test test-fast test-nightly check format dist-check benchmarks gpu-check soak clean
 SHELL := /bin/bash
 
 VENV := .venv
@@ -64,6 +64,9 @@ dist-check: $(READY) ## build wheel and sdist, and train two rounds in an enviro
 
 benchmarks: $(READY) ## run every script that stands behind a claimed figure (but those of many minutes: soak, suite_cost, many_links)
 	@set -e; for script in $(filter-out benchmarks/soak.py benchmarks/suite_cost.py benchmarks/many_links.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(PY) "$$script"; done
+
+gpu-check: $(READY) ## does training work on this machine's GPU, and what does it cost there (10 minutes; nothing without a GPU)
+	@$(PY) benchmarks/gpu_check.py
 
 soak: $(READY) ## 200 rounds of four nodes under random kills: do the records agree, what leaks (20 minutes)
 	@$(PY) benchmarks/soak.py

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import logging
 import multiprocessing
@@ -32,11 +33,11 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
@@ -56,6 +57,8 @@ from fednnunet.training.lightning_trainer import build_lightning_trainer
 from fednnunet.training.module import NNUNetModule
 from fednnunet.training.network_state import layer_shapes, load_state, read_state, state_spec
 from fednnunet.training.trainer import build_nnunet_trainer
+
+Precision = Literal["auto", "32-true", "16-mixed", "bf16-mixed"]
 
 TARGET_RATIO = 1.02
 CONFIGURATIONS = ("2d", "3d_fullres")
@@ -104,13 +107,16 @@ class Prepared:
     dataset_json: dict[str, Any]
     caches: dict[str, str]
 
-    def build(self, configuration: str, **settings: Any) -> nnUNetTrainer:
+    def build(
+        self, configuration: str, device: str = "cpu", precision: Precision = "auto", **settings: Any
+    ) -> nnUNetTrainer:
         """A freshly seeded, initialised trainer."""
         os.environ["nnUNet_preprocessed"] = self.caches[configuration]
         L.seed_everything(7, verbose=False)
-        device = torch.device("cpu")
         chosen = TRAINER.model_copy(update=settings)
-        return build_nnunet_trainer(self.plans, configuration, 0, self.dataset_json, chosen, device)
+        return build_nnunet_trainer(
+            self.plans, configuration, 0, self.dataset_json, chosen, torch.device(device), precision
+        )
 
     def save(self) -> None:
         """Leave a note for :meth:`load` in another process."""
@@ -123,15 +129,15 @@ class Prepared:
         return cls(root, **json.loads((root / "prepared.json").read_text()))
 
 
-def prepare(root: Path) -> Prepared:
+def prepare(root: Path, centre: Mapping[str, Any] = CENTRE, model: ModelConfig = MODEL) -> Prepared:
     """Generate data, plan and preprocess."""
     for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         os.environ[variable] = str(root / variable)
     os.environ["nnUNet_n_proc_DA"] = "0"
-    (folder,) = make_small_phantom(root / "raw", {"Benchmark": CENTRE}, seed=1234)
+    (folder,) = make_small_phantom(root / "raw", {"Benchmark": centre}, seed=1234)
     dataset = read_dataset(folder, "Benchmark")
     stage_dataset(dataset, root / "nnUNet_raw")
-    plans = make_plans(dataset.name, extract_fingerprint(dataset), MODEL, 8.0)
+    plans = make_plans(dataset.name, extract_fingerprint(dataset), model, 8.0)
     planned = root / "nnUNet_preprocessed" / dataset.name
     caches = {}
     for configuration in CONFIGURATIONS:
@@ -147,11 +153,13 @@ def nnunet_loop(trainer: nnUNetTrainer) -> None:
     trainer.run_training()
 
 
-def lightning_loop(trainer: nnUNetTrainer, callbacks: Sequence[L.Callback] = ()) -> None:
+def lightning_loop(
+    trainer: nnUNetTrainer, callbacks: Sequence[L.Callback] = (), compute: ComputeConfig = COMPUTE
+) -> None:
     """Our loop, with nnU-Net's hooks before and after it as a node calls them."""
     trainer.on_train_start()
     module = NNUNetModule(trainer)
-    lightning_trainer = build_lightning_trainer(module, COMPUTE, callbacks, Path(trainer.output_folder))
+    lightning_trainer = build_lightning_trainer(module, compute, callbacks, Path(trainer.output_folder))
     lightning_trainer.fit(module, datamodule=NNUNetDataModule(trainer))
     trainer.on_train_end()
 
@@ -175,18 +183,37 @@ def quiet() -> Iterator[None]:
 LOOPS = {"ours": lightning_loop, "theirs": nnunet_loop}
 
 
+def repeat_first_batch(trainer: nnUNetTrainer) -> None:
+    """Let a trainer train on its first batch again and again, without augmentation: what is left is the loop."""
+    get_dataloaders = trainer.get_dataloaders
+
+    def repeated() -> tuple[Iterator[Any], ...]:
+        return tuple(itertools.repeat(next(loader)) for loader in get_dataloaders())
+
+    trainer.get_dataloaders = repeated
+
+
 class Turns:
-    """Makes every forward pass of a network wait for a turn, and reports the turn before it.
+    """Makes forward passes of a network wait for a turn, and reports the turn before it.
 
     Args:
         pipe: takes wall and CPU seconds of each turn (the first is the setup); gives the next turn.
+        passes: forward passes in a turn. What a GPU still computes at its end belongs to it.
     """
 
-    def __init__(self, pipe: Connection) -> None:
+    def __init__(self, pipe: Connection, passes: int = 1) -> None:
         self.pipe = pipe
+        self.passes = passes
+        self.left = 0
         self.started = _now()
 
     def __call__(self, *_: Any) -> None:
+        if self.left:
+            self.left -= 1
+            return
+        self.left = self.passes - 1
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
         self.pipe.send(_now() - self.started)
         self.pipe.recv()
         self.started = _now()
@@ -196,13 +223,42 @@ def _now() -> np.ndarray:
     return np.array([time.perf_counter(), time.process_time()])
 
 
-def train_in_turns(loop: str, prepared: Prepared, configuration: str, epochs: int, pipe: Connection) -> None:
+@dataclass(frozen=True)
+class Comparison:
+    """How both loops train.
+
+    Attributes:
+        configuration: nnU-Net's.
+        processes: for augmentation, of each loop.
+        epochs: that are counted.
+        device: device to train on.
+        turn: forward passes in a turn; divides those of an epoch.
+        augments: whether batches are augmented; else the first one is taken again and again.
+    """
+
+    configuration: str
+    processes: int
+    epochs: int
+    device: str = "cpu"
+    turn: int = 1
+    augments: bool = True
+
+
+STEPS = TRAINER.iterations + TRAINER.val_iterations
+"""Forward passes in an epoch."""
+
+
+def train_in_turns(loop: str, prepared: Prepared, comparison: Comparison, pipe: Connection) -> None:
     """Process entry: train from the beginning with the loop of this name."""
     set_up()
     os.environ["nnUNet_results"] = str(prepared.root / loop)
     with quiet():
-        trainer = prepared.build(configuration, epochs=epochs)
-        trainer.network.register_forward_pre_hook(Turns(pipe))
+        # The last turn of the last epoch has no forward pass after it, so that epoch is not counted either.
+        epochs = WARM_UP + comparison.epochs + 1
+        trainer = prepared.build(comparison.configuration, comparison.device, epochs=epochs)
+        if not comparison.augments:
+            repeat_first_batch(trainer)
+        trainer.network.register_forward_pre_hook(Turns(pipe, comparison.turn))
         with contextlib.suppress(EOFError):  # the parent closes the pipe when it has seen enough
             LOOPS[loop](trainer)
         trainer.on_train_end()  # ends the processes of the augmentation
@@ -228,21 +284,20 @@ def both_loops(*arguments: Any) -> Iterator[dict[str, Connection]]:
             process.join()
 
 
-def compare(prepared: Prepared, configuration: str, processes: int, epochs: int) -> dict[str, np.ndarray]:
+def compare(prepared: Prepared, comparison: Comparison) -> dict[str, np.ndarray]:
     """Wall and CPU seconds of every counted epoch, (epochs, 2), of both loops."""
-    steps = TRAINER.iterations + TRAINER.val_iterations
     turns: dict[str, list[np.ndarray]] = {loop: [] for loop in LOOPS}
-    os.environ["nnUNet_n_proc_DA"] = str(processes)
-    # The last turn of the last epoch has no forward pass after it, so that epoch is not counted either.
-    with both_loops(prepared, configuration, WARM_UP + epochs + 1) as pipes:
+    turns_of_epoch = STEPS // comparison.turn
+    os.environ["nnUNet_n_proc_DA"] = str(comparison.processes)
+    with both_loops(prepared, comparison) as pipes:
         for pipe in pipes.values():
             pipe.recv()
-        for turn in range((WARM_UP + epochs) * steps):
+        for turn in range((WARM_UP + comparison.epochs) * turns_of_epoch):
             for loop in list(LOOPS)[:: 1 if turn % 2 else -1]:
                 pipes[loop].send(None)
                 turns[loop].append(pipes[loop].recv())
     os.environ["nnUNet_n_proc_DA"] = "0"
-    return {loop: np.reshape(taken, (-1, steps, 2))[WARM_UP:].sum(axis=1) for loop, taken in turns.items()}
+    return {loop: np.reshape(taken, (-1, turns_of_epoch, 2))[WARM_UP:].sum(axis=1) for loop, taken in turns.items()}
 
 
 # rounds --------------------------------------------------------------------------------------------------
@@ -356,8 +411,8 @@ def print_comparison(name: str, seconds: dict[str, np.ndarray]) -> float:
 
 def compare_pairs(prepared: Prepared, name: str, processes: int, pairs: int, epochs: int) -> dict[str, np.ndarray]:
     """As :func:`compare`, over the epochs of several pairs of processes."""
-    configuration = name.removesuffix("_background")
-    compared = [compare(prepared, configuration, processes, epochs) for _ in range(pairs)]
+    comparison = Comparison(name.removesuffix("_background"), processes, epochs)
+    compared = [compare(prepared, comparison) for _ in range(pairs)]
     return {loop: np.concatenate([pair[loop] for pair in compared]) for loop in LOOPS}
 
 
