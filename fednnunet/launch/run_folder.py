@@ -57,6 +57,7 @@ def result_settings(config: RunConfig) -> dict[str, Any]:
             "dataset": {"origin"},
             "federation": True,
             "fingerprint": {"find_duplicates"},
+            "gpu_memory": {"cap"},
             "logger": True,
             "paths": True,
         },

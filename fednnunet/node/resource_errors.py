@@ -38,9 +38,11 @@ def explain_out_of_memory(error: Exception, settings: NodeSettings) -> str | Non
         target = config.gpu_memory_of(node)
         plans = f"plans for {target:g} GB" if target is not None else f"what {config.model.planner} plans for"
         lower = f"+gpu_memory.per_node.{node}=…" if settings.same_machine else "gpu_memory.gb in its node.yaml"
+        more = "federation.workers=1, " if settings.same_machine else ""
+        more = ("gpu_memory.cap=false, " if config.gpu_memory.cap and target is not None else "") + more
         return (
-            f"out of GPU memory with {plans}; lower the target: {lower}, or gpu_memory.gb=… for all nodes "
-            "(strategy=ffe needs the same for all)"
+            f"out of GPU memory with {plans}; continue with more of it ({more}other programs off the GPU), or start a "
+            f"new run with a lower target: {lower}, or gpu_memory.gb=… for all nodes (strategy=ffe needs the same for all)"
         )
     if isinstance(error, MemoryError) or CPU_OUT_OF_MEMORY in str(error):
         if settings.same_machine:

@@ -60,9 +60,9 @@ def result_folder(run: Path, node: str, fold: int | str = 0) -> Path:
     return folder
 
 
-def go_on(run: Path) -> None:
+def go_on(run: Path, *overrides: str) -> None:
     """``python train.py continue=…`` to its end, in this process."""
-    result = run_local([sys.executable, str(ROOT / "train.py"), f"continue={run}"])
+    result = run_local([sys.executable, str(ROOT / "train.py"), f"continue={run}", *overrides])
     assert result.returncode == 0, result.stdout + result.stderr
 
 

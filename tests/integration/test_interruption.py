@@ -19,7 +19,9 @@ import psutil
 import pytest
 import torch
 
+from fednnunet.training.checkpoint import finished_rounds, intact_rounds
 from tests.integration.conftest import CENTRES, Train, command, final_weights, go_on, result_folder
+from tests.support.own_trainer import GPU_IS_FULL
 from tests.support.train_script import ROOT
 
 LONGER = ("strategy=asym", "trainer.epochs=5")
@@ -231,6 +233,31 @@ def test_no_process_of_the_augmentation_is_left_behind(raw: Path, tmp_path: Path
     _, alive = psutil.wait_procs(everyone, timeout=20)
     assert not alive
     assert not processes_of(process.pid)
+
+
+def test_a_node_out_of_gpu_memory_is_named_and_the_run_goes_on_when_it_has_more(
+    train: Train, whole: Whole, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    options = ("strategy=asym", "trainer.epochs=3", "trainer.class=tests.support.own_trainer.LargeAtPorto")
+    run.mkdir()
+    (run / GPU_IS_FULL).touch()
+    result = train(run, *options, "federation.workers=2")
+    assert result.returncode == 2
+    (line,) = [line for line in result.stderr.splitlines() if "error" in line]
+    assert "node Porto: out of GPU memory with plans for 8 GB; continue with more of it (gpu_memory.cap=false, " in line
+    assert intact_rounds(result_folder(run, "Porto")) == [1]
+    for node in ("Oslo", "Lund"):
+        kept = finished_rounds(result_folder(run, node))
+        assert 1 in kept
+        assert intact_rounds(result_folder(run, node)) == sorted(kept)
+    (run / GPU_IS_FULL).unlink()
+    go_on(run, "gpu_memory.cap=false", "federation.workers=1")
+    pd.testing.assert_frame_equal(losses(run), losses(whole(options)))
+    assert (run / "cases.csv").read_text() == (whole(options) / "cases.csv").read_text()
+    for node in CENTRES:
+        ours, theirs = final_weights(run, node), final_weights(whole(options), node)
+        assert all(torch.equal(ours[name], value) for name, value in theirs.items()), node
 
 
 def test_no_process_of_the_augmentation_outlives_its_worker(train: Train, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,3 +21,27 @@ class Gentle(nnUNetTrainer):
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(self.network.parameters(), 1e-4)
         return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+
+
+GPU_IS_FULL = "gpu_is_full"
+"""In the folder of a run: another program holds the memory of the GPU."""
+
+
+class LargeAtPorto(nnUNetTrainer):
+    """Runs out of GPU memory in the second epoch, at its second step, at node Porto while the GPU is full."""
+
+    def initialize(self) -> None:
+        super().initialize()
+        self.steps_of_epoch = 0
+        self.network.register_forward_pre_hook(self._take_memory)
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        self.steps_of_epoch = 0
+
+    def _take_memory(self, *_: Any) -> None:
+        self.steps_of_epoch += 1
+        node = Path(os.environ["nnUNet_results"]).parent
+        is_full = (node.parents[1] / GPU_IS_FULL).exists()
+        if is_full and node.name == "Porto" and self.current_epoch == 1 and self.steps_of_epoch == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
