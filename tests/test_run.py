@@ -203,7 +203,9 @@ def test_a_second_run_leaves_the_server_and_the_last_run_as_they_are(
     assert expand_continue(["continue=last"], tmp_path)[-1] == f"hydra.run.dir={interrupted}"
 
 
-def test_a_run_out_of_gpu_memory_goes_on_without_its_cap_but_not_with_other_plans() -> None:
-    settings = result_settings(configured())
-    assert settings == result_settings(configured("gpu_memory.cap=false"))
-    assert settings != result_settings(configured("gpu_memory.gb=4"))
+def test_a_run_out_of_gpu_memory_goes_on_without_its_cap_but_not_with_other_plans(tmp_path: Path) -> None:
+    def settings(*overrides: str) -> dict[str, Any]:
+        return result_settings(configured(*overrides, f"paths.run={tmp_path}"))
+
+    assert settings() == settings("gpu_memory.cap=false")
+    assert settings() != settings("gpu_memory.gb=4")

@@ -42,7 +42,8 @@ def explain_out_of_memory(error: Exception, settings: NodeSettings) -> str | Non
         more = ("gpu_memory.cap=false, " if config.gpu_memory.cap and target is not None else "") + more
         return (
             f"out of GPU memory with {plans}; continue with more of it ({more}other programs off the GPU), or start a "
-            f"new run with a lower target: {lower}, or gpu_memory.gb=… for all nodes (strategy=ffe needs the same for all)"
+            f"new run with a lower target: {lower}, or gpu_memory.gb=… for all nodes (strategy=ffe needs the same for "
+            "all)"
         )
     if isinstance(error, MemoryError) or CPU_OUT_OF_MEMORY in str(error):
         if settings.same_machine:

@@ -469,7 +469,8 @@ def multiply_out_of_memory() -> None:
         (
             multiply_out_of_memory,
             "out of GPU memory with plans for 8 GB; continue with more of it (gpu_memory.cap=false, "
-            "federation.workers=1, other programs off the GPU), or start a new run with a lower target: +gpu_memory.per_node.Oslo=…, or",
+            "federation.workers=1, other programs off the GPU), or start a new run with a lower target: "
+            "+gpu_memory.per_node.Oslo=…, or",
             "out of GPU memory with plans for 8 GB; continue with more of it (gpu_memory.cap=false, other programs off "
             "the GPU), or start a new run with a lower target: gpu_memory.gb in its node.yaml, or",
         ),
