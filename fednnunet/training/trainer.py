@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
@@ -71,7 +72,8 @@ def build_nnunet_trainer(
         precision: precision of Lightning; ``16-mixed`` gets a gradient scaler on every device.
 
     Raises:
-        ConfigError: unknown trainer class, a configuration that the plans lack, or layers that cannot be trained alone.
+        ConfigError: unknown trainer class, a configuration that the plans lack, layers that cannot be trained alone, or
+            a network of so few stages that deep supervision has nothing to weigh.
     """
     if configuration not in plans["configurations"]:
         raise ConfigError(
@@ -97,13 +99,29 @@ def build_nnunet_trainer(
     if settings.train_layers:
         trainer.configure_optimizers = _freeze_before(trainer, settings.train_layers)
     trainer.get_training_transforms = _disable_blur_benchmark(trainer.get_training_transforms)
+    if trainer._get_deep_supervision_scales() == []:
+        raise _too_few_stages(trainer)
     with _distributed_on_cpu(trainer, device):
         trainer.initialize()
+    if not np.isfinite(getattr(trainer.loss, "weight_factors", None) or [1.0]).all():
+        raise _too_few_stages(trainer)
     if precision == "16-mixed" and trainer.grad_scaler is None:
         trainer.grad_scaler = torch.amp.GradScaler(device.type)  # nnU-Net has one on CUDA only
     # nnU-Net draws a 30 x 54 inch progress.png after every epoch (0.7 s); the report has the curves.
     trainer.logger.plot_progress_png = lambda output_folder: None
     return trainer
+
+
+def _too_few_stages(trainer: nnUNetTrainer) -> ConfigError:
+    """nnU-Net weighs the coarsest output 0 and divides by the sum, which is 0 where it is the only one: two stages."""
+    configuration = trainer.configuration_name
+    stages = len(trainer.configuration_manager.pool_op_kernel_sizes)
+    without = ", or take trainer.class=nnUNetTrainerNoDeepSupervision" if stages > 1 else ""
+    return ConfigError(
+        f"the network for {configuration} has {stages} stage{'s' * (stages > 1)} (n_stages of the plans), too few for "
+        "nnU-Net's deep supervision: every loss would be NaN; plan 3 or more (larger patches, or a smaller "
+        f"model.overrides.UNet_featuremap_min_edge_length){without}"
+    )
 
 
 def _freeze_before(trainer: nnUNetTrainer, parts: Sequence[str]) -> Callable[[], tuple[Any, Any]]:

@@ -128,3 +128,14 @@ def test_gpu_asked_for_and_none_there(train: Train, tmp_path: Path) -> None:
 )
 def test_names_that_nnunet_does_not_know(train: Train, tmp_path: Path, override: str, parts: list[str]) -> None:
     check(train(tmp_path / "run", *OSLO_ALONE, override), tmp_path / "run", *parts)
+
+
+def test_a_network_that_would_train_to_nan(train: Train, tmp_path: Path) -> None:
+    few = train(tmp_path / "run", *OSLO_ALONE, "+model.overrides.UNet_featuremap_min_edge_length=16")
+    check(
+        few,
+        tmp_path / "run",
+        "node Oslo",
+        "network for 2d has 2 stages",
+        "trainer.class=nnUNetTrainerNoDeepSupervision",
+    )
