@@ -89,6 +89,51 @@ def test_images_without_spacing_have_neither_spacing_nor_orientation(centres: li
     assert titles[-1] == "volume of tumour in pixels"
 
 
+# many centres --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def many() -> list[CentreSummary]:
+    """Thirteen centres, of which one has more cases than the others and one is external."""
+    volumes = {f"H{number}": [100 * (1 + 5 * number % 12), 10, 2000] for number in range(11)}
+    found = [centre(name, of_centre) for name, of_centre in volumes.items()]
+    lying = [replace(found[0].cases[0], plane="sagittal", orientation="PSL"), *found[0].cases[1:]]
+    found[0] = replace(found[0], cases=tuple(lying))
+    return [*found, centre("Large", [50, 0, 60, 70]), centre("Riga", [5], external=True)]
+
+
+def medians(axes: Axes) -> list[float]:
+    return [float(line.get_ydata()[0]) for line in axes.lines if line.get_label() == "median"]
+
+
+def test_more_centres_than_can_be_told_apart_are_sorted_by_their_medians(many: list[CentreSummary]) -> None:
+    assert "number of cases" not in {axes.get_title(loc="left") for axes in centre_summaries(many[:12]).axes}
+    panels = centre_summaries(many).axes
+    titles = [axes.get_title(loc="left") for axes in panels]
+    assert titles[:7] == ["number of cases", "image size in voxels:  Z", "Y", "X", "spacing in mm:  Z", "Y", "X"]
+    assert titles[7:10] == ["intensity of T1:  0.5 %", "median", "99.5 %"]
+    assert medians(panels[0]) == [3.0] * 11 + [4.0, 1.0]
+    volume = next(axes for axes in panels if axes.get_title(loc="left") == "volume of tumour in mm³")
+    inside = [float(np.median(of.volumes("tumour")[of.voxels("tumour") > 0])) for of in many[:-1]]
+    assert medians(volume) == [*sorted(inside), 7.5]
+    assert [label.get_text() for label in volume.get_xticklabels()] == ["Large", many[int(np.argmax(inside[:-1]))].name]
+    assert volume.get_title(loc="right") == "not in 1 of 38 cases, of 1 centre"
+
+
+def test_of_many_centres_external_ones_are_hollow_and_orientations_are_counted(many: list[CentreSummary]) -> None:
+    *_, orientations = panels = centre_summaries(many).axes
+    faces = [line.get_markerfacecolor() for line in panels[0].lines if line.get_label() == "median"]
+    assert [face == "white" for face in faces] == [False] * 12 + [True]
+    assert [text.get_text() for text in orientations.texts] == ["axial LPS\n37 at 13 of 13"]
+    assert orientations.get_xlabel() == "sagittal PSL: 1 at 1 of 13"
+
+
+def test_of_many_centres_one_may_have_no_readable_case(many: list[CentreSummary]) -> None:
+    panels = centre_summaries([*many, replace(many[0], name="Empty", cases=())]).axes
+    assert medians(panels[0])[0] == 0.0
+    assert len(medians(panels[1])) == 13
+
+
 def test_a_warning_names_three_cases_at_most() -> None:
     issue = DataIssue("warning", "Oslo", "empty mask", "nothing there", ("a", "b", "c", "d"), 9, "look")
     assert sentence(issue) == "Oslo, empty mask: 4 of 9 cases (a, b, c …); nothing there"

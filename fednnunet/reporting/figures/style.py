@@ -17,13 +17,17 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 STRATEGY_COLOURS = {"local": "#7a7a7a", "asym": "#0072B2", "ffe": "#D55E00", "centralized": "#009E73"}
 OTHER_COLOURS = ("#CC79A7", "#E69F00", "#56B4E9", "#8c6d31", "#5e4fa2", "#000000")
 NODE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7a7a7a", "#000000")
 NODE_DASHES = ("-", "--", "-.", ":")
 POOLED_COLOUR = "#333333"
-INK, FAINT = "#26313b", "#d9dee3"
+INK, FAINT, WARNING = "#26313b", "#d9dee3", "#b02a37"
+LOGARITHMIC = 8.0
+"""Positive values that span a larger factor are drawn on a logarithmic axis."""
+TICKS = (1.0, 2.0, 5.0)
 MIN_CASES_FOR_BOX = 5
 MAX_DOTS = 40
 """Largest number of cases that are drawn one by one; of more, only those beyond the whiskers."""
@@ -57,6 +61,32 @@ def clean(axes: Axes) -> None:
     axes.tick_params(labelsize=8.5, color="#9aa5b1", labelcolor=INK)
     for label in (axes.xaxis.label, axes.yaxis.label):
         label.set_color(INK)
+
+
+def scale_values(axes: Axes, values: np.ndarray, may_be_logarithmic: bool) -> None:
+    """Limits of the y axis, and a logarithmic scale with plain numbers where positive values are far apart.
+
+    Args:
+        axes: where they are drawn.
+        values: all that are drawn.
+        may_be_logarithmic: whether a logarithmic scale makes sense.
+    """
+    if may_be_logarithmic and values.size and values.max() > LOGARITHMIC * values.min() > 0:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(FixedLocator(_log_ticks(values.min(), values.max())))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+        axes.set_ylim(values.min() / 1.3, values.max() * 1.3)
+    elif values.any():
+        axes.set_ylim(min(0.0, 1.05 * values.min()), 1.08 * values.max())
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten between the values; the powers alone where that would be many."""
+    powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    ticks = [step * 10.0**power for power in powers for step in TICKS]
+    within = [tick for tick in ticks if low / 1.3 <= tick <= high * 1.3]
+    return within if len(within) <= 6 else [tick for tick in within if np.log10(tick) % 1 < 1e-9]
 
 
 def draw_box(axes: Axes, values: np.ndarray, x: float, width: float, colour: str, mean: bool = True) -> None:
