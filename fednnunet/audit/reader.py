@@ -76,6 +76,7 @@ class Summary:
         fewest: fewest nodes of such a sum; None where nothing was masked.
         initial: number of layers that left before the first round, as they were initialised.
         clear: number of all others that were not masked.
+        steps: number of tensors that were steps of layers: scales and differences in 8 or 4 bits.
     """
 
     groups: list[Group]
@@ -94,6 +95,7 @@ class Summary:
     fewest: int | None
     initial: int
     clear: int
+    steps: int
 
 
 def find_logs(path: Path) -> list[Path]:
@@ -157,7 +159,7 @@ def summarise(entries: Iterable[Entry]) -> Summary:
     planned: dict[str | None, dict[str, list[int]]] = {}
     reasons: dict[str, None] = {}
     unexpected: dict[str, None] = {}
-    scores = means = digests = tensors = uncompared = withheld = largest_bytes = masked = initial = clear = 0
+    scores = means = digests = tensors = uncompared = withheld = largest_bytes = masked = initial = clear = steps = 0
     largest = None
     sums: list[int] = []
     for entry in entries:
@@ -193,7 +195,9 @@ def summarise(entries: Iterable[Entry]) -> Summary:
             continue
         for name, tensor in entry.tensors.items():
             is_figures = name == FIGURES and name in hidden
-            if layers.get(name) != tensor.shape and not is_figures and not _is_step(entry, tensor, layers.get(name)):
+            is_step = _is_step(entry, tensor, layers.get(name))
+            steps += is_step
+            if layers.get(name) != tensor.shape and not is_figures and not is_step:
                 unexpected[f"tensor {name} of shape {tuple(tensor.shape)}"] = None
     return Summary(
         list(groups.values()),
@@ -212,6 +216,7 @@ def summarise(entries: Iterable[Entry]) -> Summary:
         min(sums, default=None),
         initial,
         clear,
+        steps,
     )
 
 

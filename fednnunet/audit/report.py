@@ -134,12 +134,18 @@ def sentences(summary: Summary) -> list[str]:
         )
     lines += [f"Text of an error: {reason}" for reason in summary.reasons]
     if summary.tensors:
-        compared = summary.tensors - summary.uncompared
-        if not summary.unexpected:
-            each = f"{compared:,} of them have" if summary.uncompared else "Each has"
+        whole = summary.tensors - summary.uncompared - summary.steps
+        if not summary.unexpected and whole:
+            each = f"{whole:,} of them have" if whole < summary.tensors else "Each has"
             lines.append(
                 f"Tensors: {summary.tensors:,}. {each} the name and the shape of a layer of the network that the node "
                 "planned."
+            )
+        if summary.steps:
+            lines.append(
+                f"Tensors that are steps: {summary.steps:,}. Each has the name of a layer of that network and no more "
+                "bytes than its step needs: scales, and how far the layer's values are from those that the server had "
+                "sent, in 8 or 4 bits. With both the server knows the layer, to this precision."
             )
         if summary.uncompared:
             lines.append(

@@ -35,13 +35,15 @@ Fold = Annotated[int, Field(ge=0, lt=MAX_FOLDS)] | Literal["all"]
 """nnU-Net's: the number of a split, 0 to 4 without own ones, or ``all`` to train on every case."""
 ExchangeDtype = Literal["float32", "float16", "bfloat16", "int8", "int4"]
 """Data type that exchanged layers are rounded to while they travel; of integers, that their steps are quantised to."""
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+"""32 bytes in hexadecimal."""
+Digest = Hex32
 """SHA-256 of a layer's values, :func:`fednnunet.exchange.quantisation.digest`."""
 References = Annotated[dict[LayerName, Digest], Field(max_length=MAX_LAYERS)]
 """Layers that travel as steps, to the digest of what each step starts from."""
-Salt = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-"""32 random bytes in hexadecimal, drawn for each run."""
-SaltedDigest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Salt = Hex32
+"""Random, drawn for each run."""
+SaltedDigest = Hex32
 """HMAC-SHA256 of an image's decoded voxels, keyed with the salt; see :mod:`fednnunet.exchange.digests`."""
 MAX_DIGESTS = 100_000
 """Most digests of one node: the number of an external node's cases is not known before."""
@@ -92,7 +94,7 @@ class SignedKey(Body):
     """
 
     node: NodeName
-    public: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    public: Hex32
     signature: Hex
     certificate: Annotated[str, Field(max_length=8192)]
 

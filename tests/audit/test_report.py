@@ -171,7 +171,12 @@ def test_a_layer_that_left_as_a_step_is_that_layer_if_it_is_no_larger(audit: Aud
         return entry(Kind.TRAIN, 2, run="1", asked={"server_round": 2, "dtype": asked}, tensors=wire)
 
     _, printed = audit(write_log(tmp_path / "audit.jsonl", [ENTRIES[1], step(120, "int4")]))
-    assert "Tensors: 1. Each has the name and the shape of a layer" in printed
+    assert "Tensors that are steps: 1. Each has the name of a layer of that network" in printed
+    assert "how far the layer's values are from those that the server had sent, in 8 or 4 bits" in printed
+    assert "and the shape of a layer" not in printed, "its shape is that of a few bytes"
+    _, printed = audit(write_log(tmp_path / "audit.jsonl", [ENTRIES[1], ENTRIES[4], step(120, "int4")]))
+    assert "Tensors: 2. 1 of them have the name and the shape of a layer" in printed
+    assert "Tensors that are steps: 1." in printed
     for size, asked in ((140, "int4"), (120, "float32")):
         _, printed = audit(write_log(tmp_path / "audit.jsonl", [ENTRIES[1], step(size, asked)]))
         assert f"tensor encoder.weight of shape ({size},)" in printed
