@@ -514,7 +514,7 @@ def main() -> None:
     exchanges += [partial(deployment, dtype=dtype) for dtype in options.dtype]
     exchanges.append(bare_flower)
     print_size(shapes, options.nodes)
-    print(f"{'exchange':<20} {'s per round':>11} {'least':>8} {'most':>8} {'MB up':>9} {'MB down':>9}", flush=True)
+    print_header()
     found = {}
     for measure in exchanges:
         exchange = measure(shapes, options.nodes, options.rounds)
@@ -530,6 +530,11 @@ def print_size(shapes: Shapes, nodes: int) -> None:
     """What is exchanged."""
     values = sum(math.prod(shape) for shape in shapes.values())
     print(f"{nodes} nodes, {len(shapes)} tensors, {values / 1e6:.1f} M parameters, {values * 4 / 1e6:.0f} MB")
+
+
+def print_header() -> None:
+    """Names of the columns of :func:`print_row`."""
+    print(f"{'exchange':<20} {'s per round':>11} {'least':>8} {'most':>8} {'MB up':>9} {'MB down':>9}", flush=True)
 
 
 def print_row(exchange: Exchange) -> None:
