@@ -183,10 +183,17 @@ def empty_outs(federation: Federation, layers: Mapping[str, State]) -> dict[str,
 def main() -> None:
     """Measure, and print a line of JSON for each figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nodes", type=int, default=4)
+    parser.add_argument("--nodes", type=int, default=4, help="of which one drops out in every other round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--stages", type=int, default=FFE_STAGES, help="stages of the network")
     arguments = parser.parse_args()
+    fewest = SumRules().fewest_arrivals(arguments.nodes)
+    if arguments.nodes - 1 < fewest:
+        parser.error(
+            f"--nodes {arguments.nodes}: without one of them there are fewer than {fewest}, whose sum is not opened"
+        )
+    if arguments.rounds < 2:
+        parser.error("--rounds must be 2 or more: one with all nodes, one without one of them")
     shapes = layer_shapes(network(arguments.stages))
     names = [f"N{index:02d}" for index in range(arguments.nodes)]
     layers = {name: layers_of(shapes, index) for index, name in enumerate(names)}

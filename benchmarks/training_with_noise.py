@@ -1,6 +1,7 @@
 """What noise that hides cases costs in DSC: training on from pretrained weights, by the steps that nodes train.
 
     python benchmarks/training_with_noise.py
+    python benchmarks/training_with_noise.py --tiny     few steps, to see that it works
 
 For each seed, a small nnU-Net network is trained on 200 generated cases that count as public: ellipses brighter than
 their surroundings. Part of it, or all, is then trained on 343 cases in which they are darker and a pattern is added:
@@ -39,6 +40,7 @@ from fednnunet.training.network_state import freeze_other_layers, trained_parame
 SIDE, SLICES = 32, 3
 CASES, STEPS, IN_STEP = 343, 60, 34.3
 PRETRAINING_STEPS = 250
+TINY_STEPS, TINY_PRETRAINING_STEPS = 3, 3
 PART = ["norm", "seg_layers"]
 SETTINGS = (("part", None), ("part", 8.0), ("part", 2.0), ("all", None), ("all", 8.0))
 """What is trained, and epsilon; None for no noise."""
@@ -113,12 +115,12 @@ def trainer_of(images: Images, network: nn.Module, learning_rate: float, momentu
     )
 
 
-def pretrain(seed: int) -> nn.Module:
+def pretrain(seed: int, steps: int) -> nn.Module:
     """A network that knows public cases."""
     np.random.seed(seed)
     network = build_network(seed)
     trainer = trainer_of(Images(seed, 200, private=False), network, 0.02, 0.9)
-    for _ in range(PRETRAINING_STEPS):
+    for _ in range(steps):
         batch = next(trainer.dataloader_train)
         trainer.optimizer.zero_grad()
         trainer.loss(network(batch["data"]), batch["target"]).backward()
@@ -126,18 +128,18 @@ def pretrain(seed: int) -> nn.Module:
     return network
 
 
-def noise_multiplier(epsilon: float | None) -> float:
-    """Of the whole training; 0 without an epsilon."""
-    return 0.0 if epsilon is None else noise_for(epsilon, IN_STEP / CASES, STEPS, 0.1 / CASES)
+def noise_multiplier(epsilon: float | None, steps: int) -> float:
+    """Of the whole training, of so many steps; 0 without an epsilon."""
+    return 0.0 if epsilon is None else noise_for(epsilon, IN_STEP / CASES, steps, 0.1 / CASES)
 
 
-def train(network: nn.Module, images: Images, layers: str, epsilon: float | None, seed: int) -> None:
-    """Train ``network`` with noise that hides cases."""
+def train(network: nn.Module, images: Images, layers: str, epsilon: float | None, seed: int, steps: int) -> None:
+    """Train ``network`` for so many steps with noise that hides cases."""
     if layers == "part":
         freeze_other_layers(network, PART)
-    noise = CaseNoise(clip=1.0, noise=noise_multiplier(epsilon), rate=IN_STEP / CASES, patches=1)
+    noise = CaseNoise(clip=1.0, noise=noise_multiplier(epsilon, steps), rate=IN_STEP / CASES, patches=1)
     step = CaseSteps(trainer_of(images, network, LEARNING_RATES[layers], 0.5), noise, bytes([seed]) * 32)
-    for number in range(STEPS):
+    for number in range(steps):
         step(number)
 
 
@@ -165,9 +167,12 @@ def main() -> None:
     """Print one line for each setting."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="number of repetitions (default: %(default)s)")
-    seeds = range(parser.parse_args().seeds)
+    parser.add_argument("--tiny", action="store_true", help="few steps, to see that it works")
+    options = parser.parse_args()
+    seeds = range(options.seeds)
+    steps, first = (TINY_STEPS, TINY_PRETRAINING_STEPS) if options.tiny else (STEPS, PRETRAINING_STEPS)
     torch.set_num_threads(1)  # such small networks are slower with more
-    started = {seed: pretrain(seed) for seed in seeds}
+    started = {seed: pretrain(seed, first) for seed in seeds}
     private = {seed: Images(1000 + seed, CASES, private=True) for seed in seeds}
     others = {seed: Images(2000 + seed, 100, private=True) for seed in seeds}
     report("before", [dsc_of(started[seed], others[seed]) for seed in seeds])
@@ -175,10 +180,10 @@ def main() -> None:
         scores = []
         for seed in seeds:
             network = copy.deepcopy(started[seed])
-            train(network, private[seed], layers, epsilon, seed)
+            train(network, private[seed], layers, epsilon, seed, steps)
             scores.append(dsc_of(network, others[seed]))
         values = sum(parameter.numel() for parameter in trained_parameters(network).values())
-        ratio = round(noise_to_signal(noise_multiplier(epsilon), values, IN_STEP), 2)
+        ratio = round(noise_to_signal(noise_multiplier(epsilon, steps), values, IN_STEP), 2)
         name = f"{layers}, {'clipped, no noise' if epsilon is None else f'epsilon {epsilon:g}'}"
         report(name, scores, parameters=values, noise_to_signal=ratio)
 

@@ -1,8 +1,13 @@
-"""Benchmarks and experiments import what exists; most of them are too long to run in a test."""
+"""Benchmarks end with figures; benchmarks and experiments import what exists."""
 
 from __future__ import annotations
 
 import ast
+import json
+import math
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -12,6 +17,78 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(path for folder in ("benchmarks", "experiments") for path in (ROOT / folder).rglob("*.py"))
 OWN_PACKAGES = {"fednnunet", "tests"}
+
+INTEGRATION, DEPLOYMENT, NIGHTLY = pytest.mark.integration, pytest.mark.deployment, pytest.mark.nightly
+SMALLEST = {
+    "aggregation.py": ("--nodes 2", INTEGRATION),
+    "bytes_per_round.py": ("--tiny --rounds 1 --steps 1", NIGHTLY),
+    "deployment_overhead.py": ("--nodes 1 --rounds 1 --stages 2 --dtype int4", DEPLOYMENT),
+    "local_updates.py": ("--tiny", NIGHTLY),
+    "many_links.py": ("--links 1 --rounds 1 --stragglers 0", NIGHTLY),
+    "plans_of_shared_fingerprints.py": ("--federations 1", NIGHTLY),
+    "privacy.py": ("--nodes 4 --rounds 2 --stages 3", INTEGRATION),
+    "round_overhead.py": ("--nodes 2 --rounds 1 --stages 2", INTEGRATION),
+    "thin_line.py": ("--rounds 1 --stages 2 --mbit 100", NIGHTLY),
+    "training_loop.py": ("--pairs 1 --epochs 1", NIGHTLY),
+    "training_with_noise.py": ("--seeds 1 --tiny", NIGHTLY),
+}
+"""Arguments for the smallest measurement, and the level of a test that makes it."""
+TOO_LONG = ["soak.py", "suite_cost.py"]
+SECONDS = 600
+
+
+def run(script: str, *arguments: str) -> str:
+    """What a benchmark prints, as ``make benchmarks`` starts it: in an environment that is not activated."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
+    process = subprocess.Popen(
+        [sys.executable, f"benchmarks/{script}", *arguments],
+        cwd=ROOT,
+        env={**environment, "PATH": os.defpath},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        printed, errors = process.communicate(timeout=SECONDS)
+    finally:
+        process.terminate()  # it ends what it has started
+    assert process.returncode == 0, errors[-4000:]
+    return printed
+
+
+def figures_in(printed: str) -> list[dict[str, object]]:
+    """The lines of JSON at the end of what a benchmark printed."""
+    lines = printed.splitlines()
+    figures = [json.loads(line) for line in lines if line.startswith("{")]
+    assert lines[-1:] == [line for line in lines if line.startswith("{")][-1:], "a table follows the figures"
+    return figures
+
+
+def test_each_benchmark_is_started() -> None:
+    scripts = {script.name for script in SCRIPTS if script.parent == ROOT / "benchmarks"}
+    assert scripts == {*SMALLEST, *TOO_LONG}
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [pytest.param(script, arguments, marks=level) for script, (arguments, level) in SMALLEST.items()],
+)
+def test_a_benchmark_ends_with_its_figures(script: str, arguments: str) -> None:
+    figures = figures_in(run(script, *arguments.split()))
+    assert figures
+    assert len({figure["metric"] for figure in figures}) == len(figures)
+    for figure in figures:
+        value, target = figure["value"], figure["target"]
+        assert isinstance(value, int | float)
+        assert math.isfinite(value)
+        assert target is None or isinstance(target, int | float)
+        assert figure["unit"]
+
+
+@pytest.mark.parametrize("script", TOO_LONG)
+@pytest.mark.integration
+def test_a_benchmark_that_cannot_be_short_says_what_it_takes(script: str) -> None:
+    assert "--" in run(script, "--help")
 
 
 def file_of(module: str) -> Path | None:
