@@ -5,11 +5,12 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
 from tests.deployment.conftest import OPTIONS
-from tests.support.deployed_federation import Federation, check_result, reached
+from tests.support.deployed_federation import Federation, check_result, reached, train_locally
 
 pytestmark = pytest.mark.xdist_group("deployed")
 STAGES = ("fingerprint", "plan", "preprocess", "train", "round 2", "evaluate", "external")
@@ -39,6 +40,27 @@ def test_killed_processes_are_restarted_and_the_run_continues(
     check_result(run, undisturbed)
     for name, part in (("Porto", "worker"), ("Oslo", "connection"), ("server", "SuperLink")):
         assert f"the {part} ended (killed by SIGKILL); it is restarted" in federation.output(name)[before[name] :]
+
+
+def test_steps_of_layers_outlive_the_processes_that_know_what_they_start_from(
+    federation: Federation, raw: Path, tmp_path: Path
+) -> None:
+    options = ("strategy=ffe", "trainer.epochs=6", "exchange.dtype=int8")
+    run, undisturbed = tmp_path / "run", tmp_path / "local"
+    federation.start_train(run, *options)
+    federation.wait_for(partial(reached, federation, run, "round 2"), "round 2")
+    for of, part in (("Porto", "worker"), ("Oslo", "connection"), ("server", "superlink")):
+        federation.kill(of, part)
+    federation.finish_train()
+    train_locally(raw, undisturbed, *options)
+    check_result(run, undisturbed)
+    down, alone = (
+        pd.read_csv(folder / "rounds.csv").pivot(index="round", columns="node", values="bytes_down")
+        for folder in (run, undisturbed)
+    )
+    assert (alone.loc[2:] < 0.5 * alone.loc[1]).all(axis=None), "they travel as steps"
+    assert (down["Oslo"] == alone["Oslo"]).all(), "its worker lives"
+    assert (down["Porto"] - alone["Porto"]).loc[2:].max() > 0.9 * alone["Porto"][1], "a new worker needs all once"
 
 
 def test_a_round_of_secure_sums_outlives_its_processes(

@@ -31,3 +31,26 @@ def test_four_nodes_in_one_worker_give_the_result_of_a_worker_each(
         log = (run / "nodes" / node / "node.log").read_text()
         assert (f"node {node} leaves memory" in log) == (cache_gib == "0")
         assert f"Dataset2{'01' if node != 'Oslo' else '02'}_" not in log, "each node has its own log"
+
+
+@pytest.mark.parametrize("dtype", ["int4", pytest.param("int8", marks=pytest.mark.nightly)])
+def test_nodes_that_were_dropped_from_memory_get_layers_whole_and_end_as_those_that_were_not(
+    train: Train, tmp_path: Path, dtype: str
+) -> None:
+    options = ("strategy=asym", "trainer.epochs=3", f"exchange.dtype={dtype}")
+    together, apart = tmp_path / "together", tmp_path / "apart"
+    for run, workers in ((together, ("federation.workers=1", "federation.cache_gib=0")), (apart, ())):
+        result = train(run, *options, *workers)
+        assert result.returncode == 0, result.stderr
+    columns = ["round", "node", "train_loss", "val_loss", "pseudo_dice", "bytes_up"]
+    ours, theirs = (pd.read_csv(run / "rounds.csv").set_index(["round", "node"]) for run in (together, apart))
+    pd.testing.assert_frame_equal(ours[columns[2:]], theirs[columns[2:]])
+    assert (ours.bytes_down[1] == theirs.bytes_down[1]).all()
+    for server_round in (2, 3):
+        steps = theirs.bytes_down[server_round]
+        assert (ours.bytes_down[server_round] > steps + 0.9 * ours.bytes_down[1]).all(), "a step in vain, then all"
+        assert (steps < 0.5 * ours.bytes_down[1]).all()
+    assert (together / "cases.csv").read_text() == (apart / "cases.csv").read_text()
+    for node in CENTRES:
+        left, right = final_weights(together, node), final_weights(apart, node)
+        assert all(torch.equal(left[name], value) for name, value in right.items()), node

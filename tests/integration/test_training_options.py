@@ -105,13 +105,14 @@ def test_pretrained_weights_that_do_not_fit(finished: Callable[[str], Path], tra
         assert part in result.stderr
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int8", pytest.param("int4", marks=pytest.mark.nightly)])
 def test_part_of_pretrained_weights_is_trained_with_noise_that_hides_cases(
-    finished: Callable[[str], Path], train: Train, tmp_path: Path
+    finished: Callable[[str], Path], train: Train, tmp_path: Path, dtype: str
 ) -> None:
     before, run, cache = finished("ffe"), tmp_path / "run", tmp_path / "cache"
     part = (f"init.weights={before}", f"init.plans={before}", "trainer.train_layers=[norm, seg_layers]")
     noise = ("privacy=case", "privacy.case.cases=4", "privacy.case.epsilon=20", "trainer.weight_decay=0")
-    options = (*part, *noise, "strategy=ffe", OSLO_AND_LUND, f"paths.cache={cache}")
+    options = (*part, *noise, "strategy=ffe", OSLO_AND_LUND, f"paths.cache={cache}", f"exchange.dtype={dtype}")
     result = train(run, *options, "privacy.max_epsilon=21")
     assert result.returncode == 0, result.stdout + result.stderr
     assert re.search(r"node Oslo: noise hides each case: .* epsilon 20\.00 at delta .* expect ", result.stdout)

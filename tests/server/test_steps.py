@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from fednnunet.errors import FednnUNetError
-from fednnunet.exchange.messages import Kind
+from fednnunet.exchange.messages import Kind, TrainRequest
 from fednnunet.exchange.quantisation import HEADER
+from fednnunet.server.node_client import PendingReplies
 from fednnunet.server.strategy.asym_fedavg import AsymFedAvg
 from tests.support.scripted_federation import (
     LAYERS,
@@ -121,6 +124,44 @@ def test_nodes_that_were_not_in_the_last_round_get_the_layers_whole(run_federati
     finals = [run.nodes[name].final[0] for name in NAMES]
     assert same(finals[0], finals[1])
     assert same(finals[0], finals[2])
+
+
+@pytest.mark.parametrize("dtype", PRECISION)
+def test_a_node_whose_reply_comes_too_late_goes_on_in_steps_from_what_it_was_sent(
+    run_federation: RunFederation, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    """Porto answers round 2 only when Riga is asked for round 3; the deadline is when all others have answered."""
+    holds, is_third_round = threading.Event(), threading.Event()
+
+    class First(ScriptedNode):
+        def answer(self, body: Any, request: Any) -> Answer:
+            if isinstance(body, TrainRequest) and body.server_round == 3:
+                is_third_round.set()
+            return super().answer(body, request)
+
+    def hold(_: Answer) -> None:
+        holds.set()
+        assert is_third_round.wait(20)
+
+    def others_have_answered(pending: PendingReplies) -> bool:
+        return holds.is_set() and not is_third_round.is_set() and list(pending.message_ids.values()) == [2]
+
+    monkeypatch.setattr(PendingReplies, "is_overdue", property(others_have_answered))
+    members = [First("Riga", epochs=4), *nodes(4, NAMES[1:])]
+    late = Fault("", worker=hold, of="2")
+    run = run_federation(members, settings={"dtype": dtype, "min_nodes": 2}, faults={"Porto": late})
+    assert {r: {name for row, name in run.rows if row == r} for r in range(1, 5)} == {
+        1: set(NAMES),
+        2: {"Riga", "Turku"},
+        3: set(NAMES),
+        4: set(NAMES),
+    }
+    assert steps_of(run, "Porto") == {1: []} | {r: list(LAYERS) for r in range(2, 6)}
+    mean, got, start = run.mean_of(2, "Riga", "Turku"), run.average_after(2), run.nodes["Riga"].received[0, 2]
+    step = norm({layer: mean[layer] - start[layer] for layer in mean})
+    assert norm({layer: mean[layer] - got[layer] for layer in mean}) < PRECISION[dtype] * 2 * step
+    for name in NAMES:
+        assert same(run.nodes[name].final[0], run.average_after(4))
 
 
 def test_a_round_without_replies_of_a_layers_nodes_sends_it_whole(run_federation: RunFederation) -> None:
