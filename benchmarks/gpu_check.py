@@ -195,12 +195,12 @@ def check_precision(prepared: Prepared, size: Size, precision: Precision = "auto
     yield Figure("amp_losses_not_finite", float((~np.isfinite(losses)).sum()), "steps", 0)
     state = trainer.grad_scaler.state_dict()
     is_used = state["_growth_tracker"] > 0 or state["scale"] != FIRST_SCALE
-    yield Figure("amp_gradient_scaler_unused", float(not is_used), "", 0)
+    yield Figure("amp_gradient_scaler_unused", float(not is_used), "count", 0)
     save_round(trainer, {"server_round": 1}, {})
     resumed = build(prepared, size, "precision", "2d", precision=precision)
     load_round(resumed, 1)
     lost = [name for name, value in resumed.grad_scaler.state_dict().items() if value != state[name]]
-    yield Figure("amp_scaler_entries_lost_by_checkpoint", len(lost), "", 0)
+    yield Figure("amp_scaler_entries_lost_by_checkpoint", len(lost), "count", 0)
 
 
 def check_memory(prepared: Prepared, size: Size) -> Iterator[Figure]:
@@ -223,7 +223,7 @@ def check_memory(prepared: Prepared, size: Size) -> Iterator[Figure]:
         with contextlib.suppress(torch.OutOfMemoryError):
             torch.empty(int(2 * cap * GIGABYTE), dtype=torch.uint8, device=device)
             taken = 1.0
-        yield Figure("gpu_memory_cap_not_kept", taken, "", 0)
+        yield Figure("gpu_memory_cap_not_kept", taken, "count", 0)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
 

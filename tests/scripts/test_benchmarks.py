@@ -23,6 +23,7 @@ SMALLEST = {
     "aggregation.py": ("--nodes 2", INTEGRATION),
     "bytes_per_round.py": ("--tiny --rounds 1 --steps 1", NIGHTLY),
     "deployment_overhead.py": ("--nodes 1 --rounds 1 --stages 2 --dtype int4", DEPLOYMENT),
+    "gpu_check.py": ("--device cpu --only turns", INTEGRATION),
     "local_updates.py": ("--tiny", NIGHTLY),
     "many_links.py": ("--links 1 --rounds 1 --stragglers 0", NIGHTLY),
     "plans_of_shared_fingerprints.py": ("--federations 1", NIGHTLY),
