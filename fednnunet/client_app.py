@@ -27,7 +27,7 @@ from fednnunet.exchange.messages import (
     TrainReply,
     parse_body,
 )
-from fednnunet.exchange.records import from_array_record, to_array_record
+from fednnunet.exchange.records import as_array_record, from_array_record
 
 MAX_DEATHS = 3
 """Number of workers that may die of a request; after that it is given up."""
@@ -62,17 +62,13 @@ def _forward(message: Message, context: Context) -> RecordDict:
     arrays = from_array_record(records["arrays"], "the server") if "arrays" in records else {}
     key = Path(str(context.node_config["key-file"])).read_bytes()
     text, shared = _call_worker(context, key, kind, body.model_dump_json(), arrays)
-    try:
-        reply = parse_body(REPLIES[kind], text, "the node worker")
-        content = RecordDict({"config": ConfigRecord({"body": reply.model_dump_json(), "version": __version__})})
-        if shared is not None:
-            content["arrays"] = to_array_record(shared.views())
-        if isinstance(reply, TrainReply):
-            content["metrics"] = _metrics(reply)
-        return content
-    finally:
-        if shared is not None:
-            shared.close()
+    reply = parse_body(REPLIES[kind], text, "the node worker")
+    content = RecordDict({"config": ConfigRecord({"body": reply.model_dump_json(), "version": __version__})})
+    if shared is not None:
+        content["arrays"] = as_array_record(shared)
+    if isinstance(reply, TrainReply):
+        content["metrics"] = _metrics(reply)
+    return content
 
 
 def _call_worker(

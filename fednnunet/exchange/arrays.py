@@ -1,14 +1,12 @@
 """Named arrays in shared memory, between the processes of one machine.
 
 The memory is anonymous (its descriptor travels over the socket), so a process that is killed leaves nothing behind.
+Before each array stands its header in numpy's file format: a Flower record can show the memory as it is.
 """
 
 from __future__ import annotations
 
 import hashlib
-import mmap
-import os
-import tempfile
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -18,6 +16,7 @@ from pydantic import Field, ValidationError
 
 from fednnunet.errors import ProtocolError, one_line
 from fednnunet.exchange.messages import MAX_DIMENSIONS, MAX_LAYERS, MAX_LENGTH, Body, LayerName, Shape
+from fednnunet.exchange.shared_memory import Borrowed, SharedMemory, Window
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 """float32 without its last 16 bits; numpy has no such type, and writes it to files as two bytes of no type."""
@@ -93,73 +92,123 @@ def is_possible(shape: list[int] | tuple[int, ...], dtype: Any) -> bool:
 
 
 class SharedArrays:
-    """Named arrays in anonymous shared memory; can be reused for a transfer of the same ``spec``."""
+    """Named arrays in memory that processes share, each behind its header in numpy's file format.
 
-    def __init__(self, fd: int, layout: Layout, writeable: bool) -> None:
-        self.fd = fd
-        self.layout = layout
-        access = mmap.PROT_READ | (mmap.PROT_WRITE if writeable else 0)
-        self._memory = mmap.mmap(fd, max(layout.size, 1), mmap.MAP_SHARED, access)
+    Args:
+        memory: shared by processes.
+        layout: places of the arrays in it.
+        window: keeps the memory in use, where it is another process's.
+    """
+
+    def __init__(self, memory: SharedMemory, layout: Layout, window: Window | None = None) -> None:
+        self.memory, self.layout = memory, layout
+        self._window = window
 
     @classmethod
     def allocate(cls, spec: Spec) -> SharedArrays:
         """Memory for arrays of these shapes and dtypes."""
-        arrays, offset = {}, 0
+        arrays, headers, end = {}, {}, 0
         for name, (shape, dtype) in spec.items():
+            header = npy_header(np.dtype(dtype), tuple(shape))
+            headers[end], offset = header, end + len(header)
             arrays[name] = ArrayLayout(dtype=np.dtype(dtype).name, shape=list(shape), offset=offset)
-            offset += -(-num_bytes(shape, dtype) // ALIGNMENT) * ALIGNMENT
-        if offset > MAX_BYTES:
-            raise ProtocolError(f"{offset} bytes of arrays are more than the {MAX_BYTES} that can be sent")
-        fd = _anonymous_file()
-        os.ftruncate(fd, max(offset, 1))
-        return cls(fd, Layout(arrays=arrays, size=offset), writeable=True)
+            end = offset + _padded(num_bytes(shape, dtype))
+        if end > MAX_BYTES:
+            raise ProtocolError(f"{end} bytes of arrays are more than the {MAX_BYTES} that can be sent")
+        memory = SharedMemory.allocate(max(end, 1))
+        with memory.window().data as written:
+            for start, header in headers.items():
+                written[start : start + len(header)] = header
+        return cls(memory, Layout(arrays=arrays, size=end))
 
     @classmethod
-    def attach(cls, fd: int, layout: Layout, where: str) -> SharedArrays:
+    def attach(
+        cls, fd: int, layout: Layout, where: str, borrowed: Borrowed | None = None, lender: str | None = None
+    ) -> SharedArrays:
         """Read what another process wrote; owns ``fd`` from here on.
+
+        Args:
+            fd: descriptor of the memory.
+            layout: places of the arrays in it.
+            where: who sent both.
+            borrowed: keeps the memory mapped.
+            lender: whose last memory is kept, see :meth:`~fednnunet.exchange.shared_memory.Borrowed.window`.
 
         Raises:
             ProtocolError: the memory is smaller than the layout says.
         """
-        if os.fstat(fd).st_size < max(layout.size, 1):  # an empty file cannot be mapped at all
-            os.close(fd)
-            raise ProtocolError(f"{where} sent less memory than its layout needs")
-        return cls(fd, layout, writeable=False)
+        window = (borrowed or Borrowed(1)).window(fd, layout.size, where, lender)
+        return cls(window.memory, layout, window)
+
+    @classmethod
+    def around(cls, arrays: Mapping[str, np.ndarray]) -> SharedArrays | None:
+        """Arrays that lie in one shared memory, as what they are; None where they do not."""
+        windows = [_window_of(array) for array in arrays.values()]
+        first = windows[0] if windows else None
+        if first is None or any(window is None or window.memory is not first.memory for window in windows):
+            return None
+        start, layouts = _address(first), {}
+        for name, array in arrays.items():
+            offset = _address(array) - start
+            if offset % ALIGNMENT or not array.flags.c_contiguous:
+                return None
+            layouts[name] = ArrayLayout(dtype=array.dtype.name, shape=list(array.shape), offset=offset)
+        return cls(first.memory, Layout(arrays=layouts, size=first.memory.size), first)
 
     @property
     def spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Shapes and dtypes."""
         return {name: (tuple(a.shape), np.dtype(a.dtype)) for name, a in self.layout.arrays.items()}
 
+    @property
+    def buffer(self) -> memoryview:
+        """All of the memory; it is in use as long as this, or anything made from it."""
+        return (self.memory.window() if self._window is None else self._window).data
+
     def views(self) -> dict[str, np.ndarray]:
-        """The arrays, without a copy; valid until :meth:`close`."""
+        """The arrays, without a copy; the memory is in use as long as any of them."""
+        memory = self.buffer
         return {
-            name: np.ndarray(tuple(array.shape), array.dtype, buffer=self._memory, offset=array.offset)
+            name: np.ndarray(tuple(array.shape), array.dtype, buffer=memory, offset=array.offset)
             for name, array in self.layout.arrays.items()
         }
 
     def sha256(self) -> str:
-        """Digest of the memory in its layout: the arrays in order, each padded with zeros to a multiple of 64 bytes."""
-        with memoryview(self._memory) as memory:
-            return hashlib.sha256(memory[: self.layout.size]).hexdigest()
+        """Digest of the arrays in order, each padded with zeros to a multiple of 64 bytes."""
+        digest, memory = hashlib.sha256(), self.buffer
+        for array in self.layout.arrays.values():
+            size = num_bytes(array.shape, array.dtype)
+            digest.update(memory[array.offset : array.offset + size])
+            digest.update(bytes(_padded(size) - size))
+        return digest.hexdigest()
 
-    def close(self) -> None:
-        """Free the memory once no view is in use."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
-        try:
-            self._memory.close()
-        except BufferError:
-            # A view lives on; the mapping goes with it.
-            self._memory = None  # type: ignore[assignment]
+    def is_free_for(self, spec: Spec) -> bool:
+        """Whether arrays of this ``spec`` can be written here: it is that of these, which nobody reads any more."""
+        return self.spec == spec and not self.memory.is_in_use
 
 
-def _anonymous_file() -> int:
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("fednnunet", os.MFD_CLOEXEC)
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
+def npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
+    """Version 1.0 of numpy's file format (numpy.lib.format), padded as numpy does."""
+    description = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': {shape!r}, }}"
+    padding = -(10 + len(description) + 1) % ALIGNMENT
+    text = (description + " " * padding + "\n").encode("latin1")
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+def _padded(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _address(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]
+
+
+def _window_of(array: np.ndarray) -> Window | None:
+    """The window that an array was made from; None if there is none."""
+    base: object = array
+    while isinstance(base, np.ndarray | memoryview) and not isinstance(base, Window):
+        base = base.base if isinstance(base, np.ndarray) else base.obj
+    return base if isinstance(base, Window) else None
 
 
 def check_finite(arrays: Mapping[str, np.ndarray], where: str) -> None:

@@ -24,6 +24,7 @@ from fednnunet import __version__
 from fednnunet.errors import FednnUNetError, ProtocolError, one_line
 from fednnunet.exchange.arrays import Layout, SharedArrays
 from fednnunet.exchange.messages import MAX_BODY_BYTES, Failure, Kind, parse_body
+from fednnunet.exchange.shared_memory import Borrowed
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,13 @@ MAX_ADDRESS_BYTES = 107
 HANDSHAKE_SECONDS = 10.0
 BACKLOG = 16
 MAX_HEAD_BYTES = 4096
+MEMORIES_OF_SERVER = 2
+"""Memories of averages that a worker keeps mapped: those of the last round, and those of the one before."""
+MEMORIES_OF_WORKERS = 64
+"""Workers whose last memory a relay keeps mapped."""
+
+
+_of_workers = Borrowed(MEMORIES_OF_WORKERS)
 
 
 class WorkerFailure(FednnUNetError):
@@ -113,10 +121,7 @@ class Request:
 
     def close(self) -> None:
         """Drop connection and arrays."""
-        self.arrays = {}
-        if self._shared is not None:
-            self._shared.close()
-            self._shared = None
+        self.arrays, self._shared = {}, None
         self._connection.close()
 
 
@@ -140,6 +145,7 @@ class WorkerChannel:
         self._listener = Listener(str(address), family="AF_UNIX", backlog=BACKLOG)
         self._key = key
         self._before_reply = before_reply
+        self._borrowed = Borrowed(MEMORIES_OF_SERVER)
 
     def receive(self, timeout: float | None = None) -> Request | None:
         """The next valid request; None when ``timeout`` seconds passed or a peer was refused.
@@ -158,7 +164,7 @@ class WorkerChannel:
             _limit_time(connection, HANDSHAKE_SECONDS)
             multiprocessing.connection.deliver_challenge(connection, self._key)
             multiprocessing.connection.answer_challenge(connection, self._key)
-            head, body, shared = _receive(connection, "the relay")
+            head, body, shared = _receive(connection, "the relay", self._borrowed)
             _limit_time(connection, 0)
             try:
                 kind = Kind(str(head.get("kind")))
@@ -190,35 +196,25 @@ def call_worker(
     """Send one request to the worker at ``address`` and wait for its reply.
 
     Returns:
-        The reply's body, and its arrays, to be closed by the caller.
+        The reply's body, and its arrays; the worker does not reuse their memory before nothing is left of them.
 
     Raises:
         WorkerFailure: the worker answered with a failure, or runs another version of this package.
         WorkerUnreachable: no worker there, wrong key, or it ended before its reply.
         ProtocolError: the reply is malformed.
     """
-    shared, started = None, False
+    started = False
     try:
         with Client(str(address), family="AF_UNIX", authkey=key) as connection:
-            if arrays:
-                shared = SharedArrays.allocate({name: (a.shape, a.dtype) for name, a in arrays.items()})
-                for name, view in shared.views().items():
-                    np.copyto(view, arrays[name])
-                    del view
-            _send(connection, {"kind": kind.value}, body, shared)
+            _send(connection, {"kind": kind.value}, body, _shared(arrays) if arrays else None)
             started = True
-            head, reply, received = _receive(connection, "the node worker")
+            head, reply, received = _receive(connection, "the node worker", _of_workers, str(address))
     except (OSError, EOFError, multiprocessing.AuthenticationError) as error:
         what = "ended" if started else "cannot be reached"
         raise WorkerUnreachable(
             f"the node worker {what} ({type(error).__name__}); see the node's log", started
         ) from error
-    finally:
-        if shared is not None:
-            shared.close()
     if head.get("version") != __version__:
-        if received is not None:
-            received.close()
         raise WorkerFailure(
             Failure(
                 reason=f"the node's worker runs fednnunet {one_line(str(head.get('version')))}, its connection "
@@ -234,6 +230,16 @@ def call_worker(
 # wire -------------------------------------------------------------------------------------------------
 
 
+def _shared(arrays: Mapping[str, np.ndarray]) -> SharedArrays:
+    """The arrays in shared memory: where they are, or a copy."""
+    shared = SharedArrays.around(arrays)
+    if shared is None:
+        shared = SharedArrays.allocate({name: (array.shape, array.dtype) for name, array in arrays.items()})
+        for name, view in shared.views().items():
+            np.copyto(view, arrays[name])
+    return shared
+
+
 def _send(connection: Connection, head: dict[str, Any], body: str, arrays: SharedArrays | None) -> None:
     layout = "" if arrays is None else arrays.layout.model_dump_json()
     connection.send_bytes(json.dumps(head | {"arrays": bool(layout)}).encode())
@@ -241,10 +247,16 @@ def _send(connection: Connection, head: dict[str, Any], body: str, arrays: Share
     if arrays is not None:
         connection.send_bytes(layout.encode())
         with socket.fromfd(connection.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as raw:
-            socket.send_fds(raw, [b"\x01"], [arrays.fd])
+            lent = arrays.memory.lend()
+            try:
+                socket.send_fds(raw, [b"\x01"], [lent])
+            finally:
+                os.close(lent)
 
 
-def _receive(connection: Connection, where: str) -> tuple[dict[str, Any], bytes, SharedArrays | None]:
+def _receive(
+    connection: Connection, where: str, borrowed: Borrowed, lender: str | None = None
+) -> tuple[dict[str, Any], bytes, SharedArrays | None]:
     try:
         head = json.loads(_receive_part(connection, MAX_HEAD_BYTES, where))
     except (ValueError, RecursionError):
@@ -259,7 +271,7 @@ def _receive(connection: Connection, where: str) -> tuple[dict[str, Any], bytes,
         _, descriptors, _, _ = socket.recv_fds(raw, 1, 1)
     if len(descriptors) != 1:
         raise ProtocolError(f"{where} announced arrays and sent none")
-    return head, body, SharedArrays.attach(descriptors[0], layout, where)
+    return head, body, SharedArrays.attach(descriptors[0], layout, where, borrowed, lender)
 
 
 def _receive_part(connection: Connection, limit: int, where: str) -> bytes:

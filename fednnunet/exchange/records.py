@@ -13,7 +13,15 @@ import numpy as np
 from flwr.app import Array, ArrayRecord
 
 from fednnunet.errors import ProtocolError, one_line
-from fednnunet.exchange.arrays import ALIGNMENT, DTYPES, MAX_ARRAYS, MAX_BYTES, is_possible, num_bytes
+from fednnunet.exchange.arrays import (
+    DTYPES,
+    MAX_ARRAYS,
+    MAX_BYTES,
+    SharedArrays,
+    is_possible,
+    npy_header,
+    num_bytes,
+)
 
 NAME = re.compile(r"[A-Za-z0-9_.@]{1,512}")
 """Name of a layer, or of a group of layers."""
@@ -24,17 +32,24 @@ def to_array_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
     record = ArrayRecord()
     for name, array in arrays.items():
         array = np.asarray(array, order="C")
-        data = b"".join((_npy_header(array.dtype, array.shape), array.reshape(-1).view(np.uint8).data))
+        data = b"".join((npy_header(array.dtype, array.shape), array.reshape(-1).view(np.uint8).data))
         record[name] = Array(array.dtype.name, tuple(array.shape), "numpy.ndarray", data)
     return record
 
 
-def _npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
-    """Version 1.0 of numpy's file format (numpy.lib.format), padded as numpy does."""
-    description = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': {shape!r}, }}"
-    padding = -(10 + len(description) + 1) % ALIGNMENT
-    text = (description + " " * padding + "\n").encode("latin1")
-    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+def as_array_record(shared: SharedArrays) -> ArrayRecord:
+    """Arrays in shared memory as a Flower record in numpy's format, without a copy."""
+    record, memory = ArrayRecord(), shared.buffer
+    for name, (shape, dtype) in shared.spec.items():
+        header, offset = npy_header(dtype, shape), shared.layout.arrays[name].offset
+        start, end = offset - len(header), offset + num_bytes(shape, dtype)
+        if start >= 0 and memory[start:offset] == header:
+            record[name] = Array(dtype.name, shape, "numpy.ndarray", b"")
+            record[name].data = memory[start:end]  # type: ignore[assignment]  # Flower's constructor takes bytes alone
+        else:
+            array = np.ndarray(shape, dtype, buffer=memory, offset=offset)
+            record[name] = to_array_record({name: array})[name]
+    return record
 
 
 def from_array_record(record: ArrayRecord, where: str) -> dict[str, np.ndarray]:
@@ -55,7 +70,7 @@ def from_array_record(record: ArrayRecord, where: str) -> dict[str, np.ndarray]:
         dtype, shape = np.dtype(array.dtype), tuple(array.shape)
         if not is_possible(shape, dtype):
             raise ProtocolError(f"{where} sent array {name} of an impossible shape, {one_line(str(shape))}")
-        header = _npy_header(dtype, shape)
+        header = npy_header(dtype, shape)
         values = memoryview(array.data)[len(header) :]
         if array.data[: len(header)] != header or len(values) != num_bytes(shape, dtype):
             raise ProtocolError(f"{where} sent array {name}, whose data are not {array.dtype} {shape}")

@@ -44,9 +44,6 @@ class LayerSender:
 
     def close(self) -> None:
         """Free the shared memory."""
-        for array in (self._plain, self._rounded):
-            if array is not None:
-                array.close()
         self._plain = self._rounded = None
 
     def finish_round(
@@ -129,8 +126,4 @@ class LayerSender:
 
 
 def _reuse(present: SharedArrays | None, spec: Spec) -> SharedArrays:
-    if present is not None and present.spec == spec:
-        return present
-    if present is not None:
-        present.close()
-    return SharedArrays.allocate(spec)
+    return present if present is not None and present.is_free_for(spec) else SharedArrays.allocate(spec)

@@ -88,7 +88,6 @@ def trained(request: Request) -> None:
     for number, view in enumerate(arrays.views().values()):
         view[...] = number + 0.5
     request.reply(TrainReply(server_round=3, num_examples=9).model_dump_json(), arrays)
-    arrays.close()
 
 
 def fail(request: Request) -> None:
@@ -170,7 +169,6 @@ def test_a_worker_that_starts_again_goes_on_with_the_chain(tmp_path: Path, node:
     def answer(request: Request) -> None:
         arrays = SharedArrays.allocate({f"layer.{number}": ((2, 2), np.dtype("float32")) for number in range(layers)})
         request.reply(TrainReply(server_round=3, num_examples=9).model_dump_json(), arrays)
-        arrays.close()
 
     path = tmp_path / "audit.jsonl"
     for _ in range(3):

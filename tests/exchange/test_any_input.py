@@ -103,7 +103,6 @@ def test_layouts_and_views_of_what_they_say(text: bytes) -> None:
         assert view.shape == tuple(layout.arrays[name].shape)
         assert view.nbytes <= layout.size
         del view
-    received.close()
 
 
 ARRAYS = st.builds(

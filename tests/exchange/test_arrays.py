@@ -47,8 +47,6 @@ def test_shared_memory_and_records_return_what_was_put_in(named: dict[str, np.nd
         assert record[name].numpy().tobytes() == named[name].tobytes()
         assert record[name].numpy().shape == named[name].shape
     assert len(record) == len(named)
-    received.close()
-    shared.close()
 
 
 def test_records_of_flowers_own_making_are_read() -> None:

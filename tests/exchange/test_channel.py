@@ -63,7 +63,6 @@ def echo(request: Request) -> None:
     for name, view in shared.views().items():
         view[...] = request.arrays[name] * 2
     request.reply(request.body.decode(), shared)
-    shared.close()
 
 
 def test_request_and_reply_carry_body_and_arrays(channel: WorkerChannel) -> None:
@@ -169,7 +168,6 @@ def test_no_descriptor_leaks_over_many_requests(channel: WorkerChannel) -> None:
     def call() -> None:
         _, shared = call_worker("s", KEY, Kind.TRAIN, "{}", {"w": np.ones(1000, dtype=np.float32)})
         assert shared is not None
-        shared.close()
 
     for _ in range(10):
         call()

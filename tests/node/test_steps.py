@@ -59,7 +59,6 @@ def test_what_was_received_whole_outlives_the_memory_of_its_request() -> None:
     receiver = LayerReceiver()
     first = receiver.decode(request(), shared.views())
     assert not np.shares_memory(first["w"], shared.views()["w"])
-    shared.close()
     assert np.array_equal(first["w"], FIRST)
     assert receiver.decode(request({"w": digest(FIRST)}), {"w": step_to_second()})["w"].shape == (3,)
 

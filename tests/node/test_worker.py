@@ -94,7 +94,6 @@ class Server:
         if shared is None:
             return reply, {}
         received = {name: array.copy() for name, array in shared.views().items()}
-        shared.close()
         return reply, received
 
     def train(

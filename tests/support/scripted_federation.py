@@ -129,7 +129,6 @@ class Answer:
         shared.layout = self.layout(shared.layout)
         text = json.dumps(self.body) if self.text is None else self.text
         request.reply(text, shared if self.arrays else None)
-        shared.close()
 
 
 class WorkerGone(Exception):

@@ -8,10 +8,14 @@ from typing import NamedTuple
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
+from fednnunet.exchange.arrays import SharedArrays, Spec
 from fednnunet.exchange.messages import ExchangeDtype
 from fednnunet.exchange.quantisation import StepFeedback, digest, is_quantised
-from fednnunet.exchange.records import to_array_record
+from fednnunet.exchange.records import as_array_record, to_array_record
 from fednnunet.exchange.rounding import ErrorFeedback
+
+MEMORIES = 2
+"""Averages in shared memory, which nodes on this machine read there: of the last round, and of the one before."""
 
 
 class Step(NamedTuple):
@@ -47,6 +51,7 @@ class Downlink:
         self._rounding = ErrorFeedback("float32" if is_quantised(dtype) else dtype, exact)
         self._steps: dict[str, Step] = {}
         self._holders: frozenset[int] = frozenset()
+        self._memories: list[SharedArrays] = []
 
     @property
     def remembers(self) -> bool:
@@ -79,20 +84,33 @@ class Downlink:
             averages: by group.
             start: what the nodes of the round were sent.
         """
-        record = ArrayRecord()
+        rounds, dtype_of = self._rounding.rounds, self._rounding.dtype_of
+        memory = self._memory_for(
+            {
+                group: (array.shape, dtype_of(group, array.dtype) if rounds else array.dtype)
+                for group, array in averages.items()
+            }
+        )
+        views, record = memory.views(), as_array_record(memory)
         for group, array in averages.items():
-            before = start.get(group)
+            before, view = start.get(group), views[group]
             if self._steps_taken is not None and before is not None and self._steps_taken.is_step(group, array, before):
-                state = before.copy()
-                wire = self._steps_taken.encode(group, array, before, "the server", state)
-                record.update(to_array_record({group: state}))
+                np.copyto(view, before)
+                wire = self._steps_taken.encode(group, array, before, "the server", view)
                 step = to_array_record({group: wire})[group]
                 self._steps[group] = Step(digest(before), step, record[group].data)
-            elif self._rounding.rounds:
-                record.update(to_array_record(self._rounding.encoded({group: array}, "the server")))
+            elif rounds:
+                self._rounding.encode({group: array}, {group: view}, "the server")
             else:
-                record.update(to_array_record({group: array}))
+                np.copyto(view, array)
         return record
+
+    def _memory_for(self, spec: Spec) -> SharedArrays:
+        """Memory for the arrays of a round: that of the round before the last, unless somebody still has it."""
+        free = next((memory for memory in self._memories if memory.is_free_for(spec)), None)
+        memory = SharedArrays.allocate(spec) if free is None else free
+        self._memories = [memory, *(known for known in self._memories if known is not memory)][:MEMORIES]
+        return memory
 
     def shorten(self, node: int, whole: ArrayRecord, groups: Mapping[str, str]) -> tuple[ArrayRecord, dict[str, str]]:
         """Layers for a node, as steps where it was sent what they start from.
