@@ -52,6 +52,13 @@ def as_array_record(shared: SharedArrays) -> ArrayRecord:
     return record
 
 
+def record_of(arrays: Mapping[str, Array]) -> ArrayRecord:
+    """A record of Flower arrays as they are; Flower's own constructor takes none that lie in shared memory."""
+    record = ArrayRecord()
+    record.update(arrays)
+    return record
+
+
 def from_array_record(record: ArrayRecord, where: str) -> dict[str, np.ndarray]:
     """Read-only views of a record's arrays, without a copy.
 

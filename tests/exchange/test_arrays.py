@@ -19,7 +19,7 @@ from fednnunet.exchange.arrays import (
     SharedArrays,
     check_finite,
 )
-from fednnunet.exchange.records import from_array_record, to_array_record
+from fednnunet.exchange.records import as_array_record, from_array_record, to_array_record
 
 
 def any_bits(dtype: str) -> st.SearchStrategy[np.ndarray]:
@@ -38,8 +38,9 @@ def test_shared_memory_and_records_return_what_was_put_in(named: dict[str, np.nd
     for name, view in shared.views().items():
         view[...] = named[name]
     layout = Layout.parse(shared.layout.model_dump_json().encode(), "a test")
-    received = SharedArrays.attach(os.dup(shared.fd), layout, "a test")
-    record = to_array_record(received.views())
+    received = SharedArrays.attach(shared.memory.lend(), layout, "a test")
+    record = as_array_record(received)
+    assert to_array_record(received.views()).keys() == record.keys()
     for name, array in from_array_record(record, "a test").items():
         assert array.dtype == named[name].dtype
         assert array.tobytes() == named[name].tobytes()
@@ -56,7 +57,7 @@ def test_records_of_flowers_own_making_are_read() -> None:
 
 def test_received_shared_memory_can_not_be_written() -> None:
     shared = SharedArrays.allocate({"a": ((3,), np.dtype("float32"))})
-    received = SharedArrays.attach(os.dup(shared.fd), shared.layout, "a test")
+    received = SharedArrays.attach(shared.memory.lend(), shared.layout, "a test")
     with pytest.raises(ValueError, match="read-only"):
         received.views()["a"][0] = 1
 
@@ -80,9 +81,9 @@ def test_layouts_that_lie_are_refused(text: bytes, problem: str) -> None:
 
 def test_memory_smaller_than_its_layout_is_refused() -> None:
     shared = SharedArrays.allocate({"a": ((1000,), np.dtype("float32"))})
-    os.ftruncate(shared.fd, 10)
+    os.ftruncate(shared.memory.fd, 10)
     with pytest.raises(ProtocolError, match="less memory"):
-        SharedArrays.attach(os.dup(shared.fd), shared.layout, "node B")
+        SharedArrays.attach(shared.memory.lend(), shared.layout, "node B")
 
 
 def test_no_memory_for_no_arrays_is_refused() -> None:

@@ -162,6 +162,47 @@ def test_relay_that_dies_before_the_reply_is_noticed_and_can_ask_again(channel: 
     assert delivered[0] is False
 
 
+def test_memory_of_a_reply_is_not_written_again_while_the_reply_is_held(channel: WorkerChannel) -> None:
+    sent: list[SharedArrays] = []
+    spec = {"w": ((1000,), np.dtype("float32"))}
+
+    def count(request: Request) -> None:
+        shared = next((known for known in sent if known.is_free_for(spec)), None) or SharedArrays.allocate(spec)
+        sent.append(shared)
+        shared.views()["w"][...] = len(sent)
+        request.reply("{}", shared)
+
+    serve(channel, count, requests=3)
+    first = call_worker("s", KEY, Kind.TRAIN, "{}")[1]
+    second = call_worker("s", KEY, Kind.TRAIN, "{}")[1]
+    assert first is not None
+    assert second is not None
+    assert (first.views()["w"][0], second.views()["w"][0]) == (1, 2)
+    del first
+    third = call_worker("s", KEY, Kind.TRAIN, "{}")[1]
+    assert third is not None
+    assert (second.views()["w"][0], third.views()["w"][0]) == (2, 3)
+    assert sent[2] is sent[0], "the first is free again"
+
+
+def test_requests_that_lie_in_shared_memory_are_lent_and_given_back(channel: WorkerChannel) -> None:
+    seen = []
+
+    def read(request: Request) -> None:
+        seen.append((float(request.arrays["w"][1]), averages.memory.is_in_use))
+        request.reply("{}")
+
+    averages = SharedArrays.allocate({"w": ((3,), np.dtype("float32"))})
+    averages.views()["w"][...] = 5
+    serve(channel, read).join(0)
+    call_worker("s", KEY, Kind.TRAIN, "{}", averages.views())
+    assert seen == [(5.0, True)]
+    deadline = time.monotonic() + 10
+    while averages.memory.is_in_use:  # the other thread may not have closed its descriptor yet
+        assert time.monotonic() < deadline, "not given back"
+        time.sleep(0.01)
+
+
 def test_no_descriptor_leaks_over_many_requests(channel: WorkerChannel) -> None:
     serve(channel, echo, requests=60)
 

@@ -11,6 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 
 from fednnunet.errors import NodeError, ProtocolError
 from fednnunet.exchange.messages import Fold, Kind, TrainReply, TrainRequest
+from fednnunet.exchange.records import record_of
 from fednnunet.listing import join_nodes
 from fednnunet.server.node_messages import num_bytes, parse_reply, with_whole_layers
 from fednnunet.server.node_requests import request_all
@@ -196,7 +197,7 @@ class _TrainingRound:
         self._accept_failures(sent)
         failures = self._failures(sent)
         # Groups of layers that no node of this round has keep their last average.
-        return ArrayRecord({**arrays, **(aggregated or {})}), [
+        return record_of({**arrays, **(aggregated or {})}), [
             {**self.rows[node], "update_norm": strategy.update_norms.get(node)}
             for node in session.federation.training
             if node in self.rows and node not in failures

@@ -11,7 +11,7 @@ from flwr.app import Array, ArrayRecord
 from fednnunet.exchange.arrays import SharedArrays, Spec
 from fednnunet.exchange.messages import ExchangeDtype
 from fednnunet.exchange.quantisation import StepFeedback, digest, is_quantised
-from fednnunet.exchange.records import as_array_record, to_array_record
+from fednnunet.exchange.records import as_array_record, record_of, to_array_record
 from fednnunet.exchange.rounding import ErrorFeedback
 
 MEMORIES = 2
@@ -130,5 +130,5 @@ class Downlink:
             for layer, array in whole.items()
             if (step := self._steps.get(groups[layer])) is not None and step.result is array.data
         }
-        record = ArrayRecord({layer: steps[layer].wire if layer in steps else whole[layer] for layer in whole})
+        record = record_of({layer: steps[layer].wire if layer in steps else whole[layer] for layer in whole})
         return record, {layer: step.reference for layer, step in steps.items()}

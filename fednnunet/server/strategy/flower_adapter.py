@@ -14,7 +14,7 @@ from flwr.serverapp import strategy as flower
 from fednnunet.errors import ConfigError
 from fednnunet.exchange.messages import ExchangeDtype
 from fednnunet.exchange.quantisation import is_quantised
-from fednnunet.exchange.records import from_array_record, to_array_record
+from fednnunet.exchange.records import from_array_record, record_of, to_array_record
 from fednnunet.exchange.rounding import decode
 from fednnunet.server.strategy.averaging import same_metrics
 from fednnunet.server.strategy.base import Strategy
@@ -99,10 +99,10 @@ class FlowerStrategy(Strategy):
 
     def _in_order(self, arrays: ArrayRecord) -> ArrayRecord:
         """Trained arrays by name: some strategies pair them by their place. As float32 if they travel rounded."""
-        arrays = ArrayRecord(self.without_buffers(arrays))
+        arrays = record_of(self.without_buffers(arrays))
         if self._downlink.is_rounding:
             arrays = to_array_record(decode(from_array_record(arrays, "the strategy")))
-        return ArrayRecord({name: arrays[name] for name in sorted(arrays)})
+        return record_of({name: arrays[name] for name in sorted(arrays)})
 
     # an interrupted run ----------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from math import prod
 from flwr.app import ArrayRecord
 
 from fednnunet.errors import ConfigError
+from fednnunet.exchange.records import record_of
 from fednnunet.server.strategy.layer_matching import Shapes
 
 
@@ -79,7 +80,7 @@ class LayerGroups:
 
     def arrays_for(self, node: int, arrays: ArrayRecord) -> ArrayRecord:
         """Arrays of the groups that ``node`` is in, under its own layer names; nothing is copied."""
-        return ArrayRecord({layer: arrays[group] for layer, group in self._groups[node].items() if group in arrays})
+        return record_of({layer: arrays[group] for layer, group in self._groups[node].items() if group in arrays})
 
     def shared_fraction(self) -> dict[int, float]:
         """Node id to the fraction of its parameters that it exchanges."""

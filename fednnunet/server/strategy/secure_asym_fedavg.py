@@ -12,6 +12,7 @@ from flwr.app import ArrayRecord
 
 from fednnunet.errors import ConfigError
 from fednnunet.exchange.messages import ExchangeDtype, TrainReply, TrainRequest
+from fednnunet.exchange.records import record_of
 from fednnunet.exchange.update_limit import RoundReference, UpdateLimit
 from fednnunet.privacy.ring import FixedPoint
 from fednnunet.privacy.secure_sum import SumRules
@@ -108,7 +109,7 @@ class SecureAsymFedAvg(AsymFedAvg):
     def arrays_for(self, node: int, arrays: ArrayRecord) -> ArrayRecord:
         """Those of the round's classes: masks depend on them, and nodes take no others."""
         sent = super().arrays_for(node, arrays)
-        return ArrayRecord({layer: sent[layer] for layer in self._layers_in_round(node) if layer in sent})
+        return record_of({layer: sent[layer] for layer in self._layers_in_round(node) if layer in sent})
 
     def _layers_in_round(self, node: int) -> list[str]:
         """Layers of ``node`` in a class of the round, and counters, in the node's order."""
