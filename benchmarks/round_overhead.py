@@ -1,10 +1,15 @@
 """Seconds that a round costs outside local training: 4 nodes of 33.5 M parameters on the local grid.
 
     python benchmarks/round_overhead.py [--nodes 4] [--rounds 10] [--stages 7]
+    python benchmarks/round_overhead.py --against CHECKOUT [--repeats 3]
 
 Real worker processes behind the real channel hold a network's tensors and change them every round, as training
 would; what checks, decodes, loads and encodes layers, messages, audit, relay, grid and strategy are the real ones.
 Beside it, what numpy needs to average the same arrays.
+
+``--against`` runs the script of another checkout, which was set up, and this one alternately: each repeat is a run of
+either, and the figure is the median of the ratios. Checkouts from before November 2026 have workers that only copy
+layers, so that the ratio says less of this one than is true.
 """
 
 from __future__ import annotations
@@ -15,6 +20,8 @@ import json
 import multiprocessing
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -43,6 +50,10 @@ NODES = 4
 ROUNDS = 10
 WARM_UP = 2
 STAGES = 7
+REPEATS = 3
+TARGET_RATIO = 0.5
+ROOT = Path(__file__).parents[1]
+PYTHON = Path(".venv/bin/python")
 TARGET_SECONDS = 1.0
 KEY = b"benchmark" * 4
 
@@ -198,13 +209,47 @@ def numpy_average(shapes: dict[str, tuple[int, ...]], nodes: int) -> float:
     return statistics.median(seconds)
 
 
+def compare(checkout: Path, repeats: int) -> None:
+    """Run the script of ``checkout`` and this one in turn; print each pair and the figures."""
+    pairs = []
+    for repeat in range(1, repeats + 1):
+        pair = [_overhead_of(root, python) for root, python in ((checkout, checkout / PYTHON), (ROOT, sys.executable))]
+        pairs.append(pair)
+        print(
+            f"{repeat}: {checkout.name} {pair[0]:.3f} s, this checkout {pair[1]:.3f} s, {pair[1] / pair[0]:.3f}",
+            flush=True,
+        )
+    theirs, ours = (statistics.median(column) for column in zip(*pairs, strict=True))
+    figures = [
+        ("round_overhead_over_checkout", statistics.median(b / a for a, b in pairs), "ratio", TARGET_RATIO),
+        ("round_overhead", ours, "s", None),
+        ("round_overhead_of_checkout", theirs, "s", None),
+    ]
+    for metric, value, unit, target in figures:
+        print(json.dumps({"metric": metric, "value": round(value, 3), "unit": unit, "target": target}))
+
+
+def _overhead_of(root: Path, python: Path | str) -> float:
+    """Seconds that the script in ``root`` measures."""
+    command = [str(python), str(root / "benchmarks" / Path(__file__).name)]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=root, env=environment, check=True, capture_output=True, text=True)
+    figures = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return next(float(figure["value"]) for figure in figures if figure["metric"] == "round_overhead")
+
+
 def main() -> None:
     """Print the table and the figures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--nodes", type=int, default=NODES)
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"counted, after {WARM_UP} that are not")
     parser.add_argument("--stages", type=int, default=STAGES, help="stages of the network")
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="run the script there and this one in turn")
+    parser.add_argument("--repeats", type=int, default=REPEATS, help="with --against: runs of either")
     options = parser.parse_args()
+    if options.against is not None:
+        compare(options.against.resolve(), options.repeats)
+        return
     shapes = unet_shapes(options.stages)
     values = sum(int(np.prod(shape)) for shape in shapes.values())
     print(
