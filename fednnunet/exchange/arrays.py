@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import ml_dtypes
 import numpy as np
 from pydantic import Field, ValidationError
 
 from fednnunet.errors import ProtocolError, one_line
-from fednnunet.exchange.messages import MAX_DIMENSIONS, MAX_LAYERS, MAX_LENGTH, Body, LayerName, Shape
+from fednnunet.exchange.messages import MAX_DIMENSIONS, MAX_LAYERS, MAX_LENGTH, Body, Shape
 from fednnunet.exchange.shared_memory import Borrowed, SharedMemory, Window
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -28,6 +28,10 @@ MAX_ARRAYS = MAX_LAYERS
 ALIGNMENT = 64
 BLOCK = 1 << 16
 """Number of elements that are checked at a time: they stay in the cache."""
+
+NAME = r"[A-Za-z0-9_.@]{1,512}"
+"""Name of a layer, or of a group of layers."""
+ArrayName = Annotated[str, Field(pattern=f"^{NAME}$")]
 
 Spec: TypeAlias = Mapping[str, tuple[tuple[int, ...], np.dtype]]
 
@@ -43,7 +47,7 @@ class ArrayLayout(Body):
 class Layout(Body):
     """Places of all arrays in shared memory of ``size`` bytes."""
 
-    arrays: dict[LayerName, ArrayLayout] = Field(max_length=MAX_ARRAYS)
+    arrays: dict[ArrayName, ArrayLayout] = Field(max_length=MAX_ARRAYS)
     size: int = Field(ge=0, le=MAX_BYTES)
 
     @classmethod

@@ -17,14 +17,12 @@ from fednnunet.exchange.arrays import (
     DTYPES,
     MAX_ARRAYS,
     MAX_BYTES,
+    NAME,
     SharedArrays,
     is_possible,
     npy_header,
     num_bytes,
 )
-
-NAME = re.compile(r"[A-Za-z0-9_.@]{1,512}")
-"""Name of a layer, or of a group of layers."""
 
 
 def to_array_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
@@ -69,7 +67,7 @@ def from_array_record(record: ArrayRecord, where: str) -> dict[str, np.ndarray]:
         raise ProtocolError(f"{where} sent more than {MAX_ARRAYS} arrays or {MAX_BYTES} bytes")
     arrays = {}
     for name, array in record.items():
-        if not NAME.fullmatch(name):
+        if not re.fullmatch(NAME, name):
             raise ProtocolError(f"{where} sent an array that it calls {one_line(name)!r}")
         if array.stype != "numpy.ndarray" or array.dtype not in DTYPES:
             kind = one_line(f"{array.stype} of {array.dtype}")

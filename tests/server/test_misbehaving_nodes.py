@@ -24,7 +24,7 @@ from fednnunet import __version__
 from fednnunet.errors import FednnUNetError, ProtocolError
 from fednnunet.exchange.arrays import Layout
 from fednnunet.exchange.messages import MAX_BODY_BYTES, Kind
-from fednnunet.exchange.records import from_array_record, to_array_record
+from fednnunet.exchange.records import from_array_record, record_of, to_array_record
 from fednnunet.fingerprint.bins import IntensityBins
 from fednnunet.fingerprint.merge import merge_fingerprints
 from fednnunet.fingerprint.schema import DatasetFingerprint
@@ -123,6 +123,16 @@ def with_layout(**fields: int | list[int]) -> Callable[[Answer], None]:
     return lambda answer: setattr(answer, "layout", lie)
 
 
+def with_head_over_all(answer: Answer) -> None:
+    """The head takes all of the memory, others lie in it."""
+
+    def lie(layout: Layout) -> Layout:
+        head = layout.arrays["head"].model_copy(update={"shape": [layout.size // 4], "offset": 0})
+        return layout.model_copy(update={"arrays": {**layout.arrays, "head": head}})
+
+    answer.layout = lie
+
+
 def with_body(content: bytes | str | int) -> Callable[[Message], None]:
     def change(reply: Message) -> None:
         reply.content["config"] = ConfigRecord({"body": content, "version": __version__})
@@ -136,7 +146,7 @@ def with_head(array: Callable[[Array], Array], name: str = "head") -> Callable[[
     def change(reply: Message) -> None:
         arrays = dict(reply.content.array_records["arrays"])
         arrays[name] = array(arrays.pop("head"))
-        reply.content["arrays"] = ArrayRecord(arrays)
+        reply.content["arrays"] = record_of(arrays)
 
     return change
 
@@ -172,7 +182,7 @@ def pickled(array: Array) -> Array:
 
 def huge(array: Array) -> Array:
     """Announces four tebibytes."""
-    head = array.data.replace(b"(5,), }" + b" " * 12, b"(1099511627776,), }")
+    head = bytes(array.data).replace(b"(5,), }" + b" " * 12, b"(1099511627776,), }")
     assert len(head) == len(array.data)
     return Array("float32", (2**40,), "numpy.ndarray", head)
 
@@ -225,7 +235,7 @@ FAULTS = {
     # memory
     "beyond its memory": Fault("sent array head outside of its memory", worker=with_layout(shape=[10**6])),
     "before an array": Fault("sent array head outside of its memory", worker=with_layout(offset=4)),
-    "overlapping": Fault("sent arrays that overlap", worker=with_layout(shape=[32], offset=0)),
+    "overlapping": Fault("sent arrays that overlap", worker=with_head_over_all),
     # what comes from a grid was not made by our relay
     "bytes for a body": Fault("sent a reply without a body", wire=with_body(b"\x80\x04K\x01.")),
     "no body": Fault("sent a reply without a body", wire=lambda reply: reply.content.pop("config")),
@@ -247,7 +257,7 @@ FAULTS = {
     "2**40 elements": Fault("sent array head of an impossible shape, (1099511627776,)", wire=with_head(huge)),
     "fewer than none": Fault(
         "sent array head of an impossible shape, (-5,)",
-        wire=with_head(lambda array: Array("float32", (-5,), "numpy.ndarray", array.data)),
+        wire=with_head(lambda array: Array("float32", (-5,), "numpy.ndarray", bytes(array.data))),
     ),
     "a path for a name": Fault(
         "sent an array that it calls '../../etc/passwd'", wire=with_head(lambda array: array, "../../etc/passwd")
