@@ -460,7 +460,8 @@ def check_all(names: Sequence[str], size: Size) -> tuple[list[Figure], list[str]
                         figure = next(found, None)
                 except Exception as error:  # noqa: BLE001  the others go on
                     broken.append(name)
-                    print(f"  broke off: {type(error).__name__}: {str(error).strip().splitlines()[0]}", flush=True)
+                    text = next(iter(str(error).strip().splitlines()), "no message")
+                    print(f"  broke off: {type(error).__name__}: {text}", flush=True)
                     break
                 if figure is None:
                     break

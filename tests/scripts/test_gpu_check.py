@@ -109,12 +109,24 @@ def test_compiling_is_switched_on_for_one_training_only(
     assert check.os.environ["nnUNet_compile"] == "False"
 
 
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory\nsecond line"), "OutOfMemoryError: CUDA out of memory"),
+        (EOFError(), "EOFError: no message"),
+    ],
+    ids=["with a message", "without"],
+)
 def test_a_check_that_breaks_off_is_named_and_the_others_go_on(
-    check: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    check: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    line: str,
 ) -> None:
     def break_off(*_: Any) -> Iterator[Any]:
         yield check.Figure("before", 1.0, "s")
-        raise torch.OutOfMemoryError("CUDA out of memory\nsecond line")
+        raise error
 
     def go_well(*_: Any) -> Iterator[Any]:
         yield check.Figure("after", 2.0, "s", 3.0)
@@ -124,7 +136,7 @@ def test_a_check_that_breaks_off_is_named_and_the_others_go_on(
     figures, broken = check.check_all(["one", "two"], check.SMALLEST)
     assert [one.metric for one in figures] == ["before", "after"]
     assert broken == ["one"]
-    assert "  broke off: OutOfMemoryError: CUDA out of memory\n" in capsys.readouterr().out
+    assert f"  broke off: {line}\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("value", "verdict"), [(0.9, "ok"), (1.0, "ok"), (1.1, "NOT MET"), (math.nan, "NOT MET")])
