@@ -50,6 +50,24 @@ class RunConfig(NodeRunConfig):
         return self
 
     @model_validator(mode="after")
+    def _union_is_possible(self) -> RunConfig:
+        unknown = sorted(set(self.task.rename_labels) - {centre.name for centre in self.dataset.centres})
+        if unknown:
+            raise ValueError(f"task.rename_labels: {unknown[0]} is not a centre of {self.dataset.name}")
+        if self.task.labels != "union":
+            return self
+        if self.strategy.heterogeneous_tasks:
+            raise ValueError("task.labels=union makes one task of all; leave strategy.heterogeneous_tasks=false")
+        if self.privacy.secure_sums is not None:
+            raise ValueError(
+                "task.labels=union averages each class over the nodes that annotate it, which secure sums would not "
+                "hide; leave privacy.secure_sums=null"
+            )
+        if self.privacy.case is not None or self.privacy.node is not None:
+            raise ValueError("task.labels=union: noise is added to all rows of a head alike; leave privacy=none")
+        return self
+
+    @model_validator(mode="after")
     def _can_be_deployed(self) -> RunConfig:
         """What nodes on other machines need, and what only they can say."""
         if self.on_single_machine:

@@ -34,6 +34,7 @@ from fednnunet.config.groups import (
     TrainerConfig,
 )
 from fednnunet.config.privacy import PrivacyConfig
+from fednnunet.config.task import TaskConfig
 from fednnunet.errors import ConfigError
 from fednnunet.exchange.messages import Fold
 
@@ -51,6 +52,7 @@ class SharedKeys(Config):
         fingerprint: What nodes send of their fingerprints.
         privacy: What protects what nodes send.
         gpu_memory: GPU memory that plans aim at.
+        task: What is segmented, where nodes have annotated different structures.
         evaluation: What is scored, and in which unit.
     """
 
@@ -62,6 +64,7 @@ class SharedKeys(Config):
     fingerprint: FingerprintConfig
     privacy: PrivacyConfig = PrivacyConfig()
     gpu_memory: GpuMemoryConfig
+    task: TaskConfig = TaskConfig()
     evaluation: EvaluationConfig
 
     @property

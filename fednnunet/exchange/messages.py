@@ -57,6 +57,8 @@ Sealed = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]+={0,2}$", max_length=2**2
 """Encrypted bytes in base 64."""
 MAX_CLASSES = 64
 """Most classes of layers: sets of nodes that have a layer in common."""
+MAX_LABELS = 254
+"""Highest value of a label: label maps have one byte a voxel, as nnU-Net stores them."""
 MAX_DIMENSIONS = 8
 MAX_LENGTH = 2**31
 Shape = Annotated[list[Annotated[int, Field(ge=0, le=MAX_LENGTH)]], Field(max_length=MAX_DIMENSIONS)]
@@ -185,16 +187,26 @@ class FingerprintReply(Body):
         return self
 
 
+UnionLabels = Annotated[
+    dict[Annotated[str, Field(min_length=1, max_length=128)], Annotated[int, Field(ge=0, le=MAX_LABELS)]],
+    Field(min_length=2, max_length=MAX_LABELS + 1),
+]
+"""Every label of a federation: name to value."""
+
+
 class PlanRequest(Body):
     """Plan your network.
 
     Attributes:
         fingerprint: the federated fingerprint (FFE); None to plan from the node's own.
         num_training: number of training cases that the batch-size cap counts; None for the node's own.
+        labels: every label of the federation, name to value, where the network segments them all: background 0, the
+            others by name, ``ignore`` last; None where the node's own labels are all.
     """
 
     fingerprint: dict[str, Any] | None
     num_training: int | None = Field(default=None, ge=1)
+    labels: UnionLabels | None = None
 
 
 class PlanReply(Body):
@@ -205,15 +217,20 @@ class PlanReply(Body):
         layers: trainable tensors and buffers of the network, name to shape.
         buffers: those of ``layers`` that no optimizer trains, such as batch normalization's running statistics.
         num_parameters: number of values in ``layers``.
+        heads: those of ``layers`` whose first axis are classes, in the order of their values; none where the network
+            has the node's own labels alone.
     """
 
     plans: dict[str, Any]
     layers: dict[LayerName, Shape]
     buffers: list[LayerName] = []
     num_parameters: int = Field(ge=1)
+    heads: list[LayerName] = []
 
     @model_validator(mode="after")
     def _buffers_are_layers(self) -> PlanReply:
+        if len(set(self.heads)) < len(self.heads) or not self.layers.keys() >= set(self.heads):
+            raise ValueError("heads: one is there twice, or is not a layer")
         if len(set(self.buffers)) < len(self.buffers) or not self.layers.keys() >= set(self.buffers):
             raise ValueError("buffers: one is there twice, or is not a layer")
         return self
@@ -459,9 +476,11 @@ class ScoreModelsRequest(Body):
     Attributes:
         fold: fold whose held-out cases are scored.
         models: node to the folds whose softmax outputs are averaged.
+        labels: as in :class:`PlanRequest`, for nodes that plan nothing.
     """
 
     fold: Fold
+    labels: UnionLabels | None = None
     models: Annotated[dict[NodeName, Annotated[list[Fold], Field(min_length=1)]], Field(min_length=1)]
 
 

@@ -1,0 +1,39 @@
+"""What a run segments: group ``task``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from fednnunet.config.groups import Config
+
+LabelName = Annotated[str, Field(min_length=1, max_length=128)]
+RESERVED = ("background", "ignore")
+"""Labels whose names nnU-Net gives a meaning."""
+
+
+class TaskConfig(Config):
+    """What is segmented, where hospitals have annotated different structures: group ``task``.
+
+    Attributes:
+        labels: ``same``: all nodes have the same labels. ``union``: one network for every label that any node has
+            annotated; what a node has not annotated is unknown there, not background.
+        rename_labels: Other names of labels, by centre: its own name to the common one. No file is changed.
+        exclusion: With ``union``: also punish probability of what a node has not annotated inside of what it has (Shi
+            et al. 2021).
+    """
+
+    labels: Literal["same", "union"] = "same"
+    rename_labels: dict[str, dict[LabelName, LabelName]] = {}
+    exclusion: bool = False
+
+    @model_validator(mode="after")
+    def _names_may_change(self) -> TaskConfig:
+        for centre, names in self.rename_labels.items():
+            for old, new in names.items():
+                if old in RESERVED or new in RESERVED:
+                    raise ValueError(f"rename_labels.{centre}.{old}={new}: {' and '.join(RESERVED)} keep their names")
+        if self.exclusion and self.labels != "union":
+            raise ValueError("exclusion=true needs task.labels=union")
+        return self
