@@ -25,7 +25,7 @@ class TaskConfig(Config):
     """
 
     labels: Literal["same", "union"] = "same"
-    rename_labels: dict[str, dict[LabelName, LabelName]] = {}
+    rename_labels: dict[str, dict[LabelName, LabelName]] = Field(default_factory=dict)
     exclusion: bool = False
 
     @model_validator(mode="after")
