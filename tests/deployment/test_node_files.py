@@ -23,6 +23,7 @@ from fednnunet.config.node_file import NodeFile, read_node_file
 from fednnunet.datasets.raw import read_dataset
 from fednnunet.datasets.staging import cache_of
 from fednnunet.deployment.keys import make_keys, read_authorities, read_private_key
+from fednnunet.deployment.node import connection as connection_module
 from fednnunet.deployment.node.connection import NodeConnection
 from fednnunet.deployment.node.data_check import check_data
 from fednnunet.deployment.node.flower_internals import HeartbeatSender, fleet_client
@@ -296,6 +297,30 @@ def test_a_damaged_id_keeps_no_node_out(stored: bytes, node_file: NodeFile, monk
     with pytest.raises(Joined):
         connection.serve()
     assert (node_file.folder / "node_id").read_text() == "7"
+
+
+@pytest.mark.parametrize(("answer_s", "least_s", "pause_s"), [(0.002, 0.1, 0.1), (0.2, 0.1, 2.0), (60.0, 1.0, 5.0)])
+def test_a_node_asks_a_busy_server_less_often(
+    answer_s: float, least_s: float, pause_s: float, node_file: NodeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, pauses = [0.0], list[float]()
+
+    def ask() -> bool:
+        if len(pauses) == 3:
+            raise Joined  # seen enough
+        clock[0] += answer_s
+        return False
+
+    fake = SimpleNamespace(monotonic=lambda: clock[0], sleep=pauses.append)
+    monkeypatch.setattr(connection_module, "time", fake)
+    monkeypatch.setattr(connection_module, "POLL_SECONDS", (least_s, least_s))
+    connection = NodeConnection(node_file, {}, lambda _: None)
+    monkeypatch.setattr(connection, "_join", lambda: None)
+    monkeypatch.setattr(connection, "serve_one", ask)
+    monkeypatch.setattr(HeartbeatSender, "start", lambda _: None)
+    with pytest.raises(Joined):
+        connection.serve()
+    assert pauses == pytest.approx([pause_s] * 3)
 
 
 def test_lines_for_the_operator_fit_a_terminal_that_shows_ascii_only(tmp_path: Path) -> None:

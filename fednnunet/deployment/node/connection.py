@@ -50,6 +50,10 @@ POLL_SECONDS = (0.1, 1.0)
 """Pause between two requests for a message: at first, and at most. A node at work on a message makes none."""
 POLL_GROWTH = 1.1
 """Factor by which each pause is longer than the one before: a server that is quick gets a quick node."""
+PAUSE_PER_ANSWER = 10.0
+"""A pause is at least so many times as long as the last answer took: many nodes leave a busy server time to work."""
+LONGEST_PAUSE_S = 5.0
+"""Pause at most, however long an answer took."""
 
 
 class NodeConnection:
@@ -80,10 +84,11 @@ class NodeConnection:
         pause = POLL_SECONDS[0]
         while True:
             try:
+                asked = time.monotonic()
                 if self.serve_one():
                     pause = POLL_SECONDS[0]
                 else:
-                    time.sleep(pause)
+                    time.sleep(pause_after(time.monotonic() - asked, pause))
                     pause = min(pause * POLL_GROWTH, POLL_SECONDS[1])
             except Refused as refused:
                 self.notify(f"the server refused: {refused}; joining again")
@@ -184,6 +189,16 @@ class NodeConnection:
         if reply.has_content():
             reply.content = pack(reply.content)
         return reply
+
+
+def pause_after(answer_s: float, least_s: float) -> float:
+    """Seconds until a node asks for a message again.
+
+    Args:
+        answer_s: seconds that the server took to say that there is none.
+        least_s: seconds that a node waits for a server which answers at once.
+    """
+    return max(least_s, min(PAUSE_PER_ANSWER * answer_s, LONGEST_PAUSE_S))
 
 
 def own_key(node_file: NodeFile) -> Path:
