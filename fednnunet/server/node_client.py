@@ -139,10 +139,18 @@ class NodeClient:
             return
         # From a SuperLink in the order of the requests, one at a time: what is early waits there, and not in memory
         # here. Nodes that are gone do not hold up the others, nor does a slow one after the deadline.
-        online, first = set(self.grid.get_node_ids()), next(iter(message_ids))
+        online: set[int] | None = None
+        is_next = True
         for id_, node in list(message_ids.items()):
-            if is_overdue or id_ == first or node not in online:
-                yield from self.grid.pull_messages([id_])
+            if not (is_next or is_overdue):
+                online = set(self.grid.get_node_ids()) if online is None else online
+            if is_next or is_overdue or node not in (online or ()):
+                is_there = False
+                for reply in self.grid.pull_messages([id_]):
+                    is_there = True
+                    yield reply
+                    del reply
+                is_next = is_next and is_there
 
     def _drop_late(self) -> None:
         for reply in self.grid.pull_messages(list(self._late)) if self._late else ():

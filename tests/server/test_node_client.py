@@ -218,3 +218,14 @@ def test_replies_that_come_until_the_deadline_are_in() -> None:
     holding = HoldingGrid(slow=1)
     client = NodeClient(holding)
     assert repliers(client.stream(requests(*NODES), timeout=0.0)) == [2, 3]
+
+
+@pytest.mark.usefixtures("grid")
+def test_replies_that_are_there_are_read_without_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[int] = []
+    monkeypatch.setattr(node_client, "wait_for_next_poll", lambda *_: pauses.append(1))
+    holding = HoldingGrid(slow=0)
+    holding.get_node_ids = pytest.fail  # type: ignore[method-assign]  # a request more at a SuperLink, for nothing
+    assert repliers(NodeClient(holding).stream(requests(*NODES), timeout=None)) == list(NODES)
+    assert holding.pulls == [1, 1, 1]
+    assert pauses == []
