@@ -41,6 +41,7 @@ class HostedNode:
 
     Attributes:
         channel: where its requests come from.
+        num_bytes: main memory that the node held when it was set aside; it is the same until its next turn.
     """
 
     def __init__(self, settings: NodeSettings, address: WorkerAddress) -> None:
@@ -50,11 +51,7 @@ class HostedNode:
         self._process = ProcessState(settings.folder / NODE_LOG, settings.threads)
         self._worker: NodeWorker | None = None
         self._parked: ParkedTrainer | None = None
-
-    @property
-    def num_bytes(self) -> int:
-        """Main memory that the node holds."""
-        return 0 if self._worker is None else self._worker.num_bytes
+        self.num_bytes = 0
 
     def answer(self, request: Request, receive: Callable[[], Request | None]) -> None:
         """Answer a request, and those that follow it while a fit waits.
@@ -92,6 +89,7 @@ class HostedNode:
             self._parked = ParkedTrainer(trainer)
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
+        self.num_bytes = 0 if self._worker is None else self._worker.num_bytes
 
     def drop(self) -> None:
         """Free all memory of the node; it goes on from its files."""
@@ -99,6 +97,7 @@ class HostedNode:
             log.info("node %s leaves memory; it goes on from its files", self.settings.name)
             self._worker.close()
             self._worker = self._parked = None
+            self.num_bytes = 0
             gc.collect()  # Lightning's objects refer to each other
 
 

@@ -34,8 +34,10 @@ def unwrap(network: nn.Module) -> nn.Module:
 def named_tensors(network: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Parameters, then persistent buffers, each tensor once, by its first name."""
     network = unwrap(network)
-    persistent = network.state_dict(keep_vars=True).keys()
-    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+    yield from network.named_parameters()
+    buffers = list(network.named_buffers())
+    persistent = network.state_dict(keep_vars=True).keys() if buffers else ()  # it takes longer than all the rest
+    for name, tensor in buffers:
         if name in persistent:
             yield name, tensor
 
