@@ -21,6 +21,7 @@ from flwr.app import Context, Message, RecordDict
 from fednnunet.client_app import app
 from fednnunet.config.node_file import NodeFile
 from fednnunet.deployment.keys import make_node_key, read_private_key
+from fednnunet.deployment.memory import exempt_from_collection, keep_freed_buffers
 from fednnunet.deployment.node.diagnosis import explain_other_version, explain_rejection
 from fednnunet.deployment.node.fleet_calls import RETRY_SECONDS, FleetCalls, Refused
 from fednnunet.deployment.node.flower_internals import (
@@ -218,11 +219,13 @@ def run_connection(node_file: NodeFile, node_config: dict[str, str], log_file: P
         node_config: what the ClientApp sees.
         log_file: takes what this process and its libraries log; lines for the operator go to the terminal, too.
     """
+    keep_freed_buffers()
     notify = log_and_notify(log_file)
     end_with_parent()
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each of thousands of requests
 
     connection = NodeConnection(node_file, node_config, notify)
+    exempt_from_collection()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         connection.serve()

@@ -20,6 +20,7 @@ from typing import Any
 
 import uvicorn
 
+from fednnunet.deployment.memory import exempt_from_collection, keep_freed_buffers
 from fednnunet.deployment.server.admission import Admission
 from fednnunet.deployment.server.certificate_watcher import watch_certificate
 from fednnunet.deployment.server.connection_limits import MAX_CONNECTIONS, LimitedConnection, LimitedServer
@@ -82,6 +83,7 @@ async def serve(
     uploads = Uploads(partial(discard_upload, app))
     endpoint = public_endpoint(app, polls, admission, uploads, signatures)
     public_server = LimitedServer(uvicorn.Config(endpoint, lifespan="off", http=LimitedConnection, **common, **tls))
+    exempt_from_collection()
     serving = {
         asyncio.ensure_future(server.serve([at]))
         for server, at in ((operator_server, operator), (public_server, public))
@@ -120,6 +122,7 @@ def run_superlink(
     Raises:
         ConfigError: the database cannot be used; the log says why.
     """
+    keep_freed_buffers()
     os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
     notify = log_and_notify(log_file)
     for chatty in ("httpx", "flwr"):  # several lines per request

@@ -11,6 +11,7 @@ from typing import Any
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.serverapp import ServerApp
 
+from fednnunet.deployment.memory import keep_freed_buffers
 from fednnunet.deployment.server.pending_messages import PendingMessage, PollCounts, is_lost
 from fednnunet.deployment.server.run_connection import RunConnection, RunLost
 from fednnunet.errors import ProtocolError
@@ -49,6 +50,7 @@ class SuperLinkGrid(NodeGrid):
     """
 
     def __init__(self, state: Path, notify: Callable[[str], None]) -> None:
+        keep_freed_buffers()
         self._connection = RunConnection(state, notify)
         self._pending: dict[str, PendingMessage] = {}
         operator, call = self._connection.operator, self._connection.call
