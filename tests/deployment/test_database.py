@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from flwr.supercore.state.schema.linkstate_models import Node
 from sqlalchemy import Engine, event
 
-from fednnunet.deployment.server.database import is_disk_full, open_database, watch_errors
+from fednnunet.deployment.server.database import PAGE_BYTES, is_disk_full, open_database, watch_errors
 from fednnunet.deployment.server.flower_superlink import NodeRegister
 from fednnunet.deployment.supervision import SupervisedProcess
 from fednnunet.errors import ConfigError
@@ -94,7 +96,10 @@ def test_a_database_of_another_version_of_flower_is_an_error(tmp_path: Path, sou
 @pytest.mark.usefixtures("watched")
 def test_damage_that_is_found_later_ends_the_server_once(tmp_path: Path, sound: bytes, ends: list[bool]) -> None:
     damaged = bytearray(sound)
-    damaged[8192:40000] = bytes(40000 - 8192)
+    (tmp_path / "state.db").write_bytes(sound)
+    with contextlib.closing(sqlite3.connect(tmp_path / "state.db")) as database:
+        (page,) = database.execute("select rootpage from sqlite_master where name = ?", [Node.__tablename__]).fetchone()
+    damaged[(page - 1) * PAGE_BYTES : page * PAGE_BYTES] = bytes(PAGE_BYTES)
     (tmp_path / "state.db").write_bytes(damaged)
     register = NodeRegister(open_database(tmp_path, auth=True))
     for _ in range(2):
@@ -136,3 +141,23 @@ def test_a_damaged_database_ends_the_server_with_one_line_that_says_what_to_do(t
     ]
     assert not any("Traceback" in line or "restarted" in line for line in lines)
     assert "file is not a database" in (federation.state / "server.log").read_text()
+
+
+# speed -------------------------------------------------------------------------------------------------
+
+
+def page_bytes(state: Path) -> int:
+    with contextlib.closing(sqlite3.connect(state / "state.db")) as database:
+        return int(database.execute("pragma page_size").fetchone()[0])
+
+
+@pytest.mark.unit
+def test_a_new_database_has_large_pages_and_an_older_one_its_own(tmp_path: Path) -> None:
+    NodeRegister(open_database(tmp_path, auth=True)).add("Oslo", b"key")
+    assert page_bytes(tmp_path) == PAGE_BYTES
+    older = tmp_path / "older"
+    older.mkdir()
+    with contextlib.closing(sqlite3.connect(older / "state.db")) as database:
+        database.execute("pragma journal_mode = wal")
+    open_database(older, auth=True)
+    assert page_bytes(older) == 4096
