@@ -10,6 +10,7 @@ import contextlib
 from base64 import b64decode
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
 from flwr.common.constant import (
@@ -25,7 +26,25 @@ from flwr.supercore.utils import uint64_to_int64
 from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
 from flwr.superlink.config_loader import SuperLinkLifespanConfig, load_control_authn_plugin
 from flwr.superlink.main import create_app
+from flwr.superlink.routers.control.middlewares import (
+    ControlAuthenticationMiddleware,
+    ControlEventLogMiddleware,
+    ControlLicenseMiddleware,
+    ControlSensitiveResponseMiddleware,
+)
+from flwr.superlink.routers.fleet.middlewares import FleetEventLogMiddleware
 from sqlalchemy import case, update
+from starlette.types import Receive, Scope, Send
+
+CONTROL_PREFIX = "/v1/control/"
+OF_CONTROL: set[Any] = {
+    ControlAuthenticationMiddleware,
+    ControlEventLogMiddleware,
+    ControlLicenseMiddleware,
+    ControlSensitiveResponseMiddleware,
+    FleetEventLogMiddleware,  # there is no event log here
+}
+"""Layers of Flower's app that pass on what is not for the Control API as it is, for a millisecond each."""
 
 
 def superlink_app(database: Path, auth: bool) -> FastAPI:
@@ -59,7 +78,24 @@ def superlink_app(database: Path, auth: bool) -> FastAPI:
         isolation=ISOLATION_MODE_PROCESS,
         runtime_dependency_install=False,
     )
-    return create_app(config, SuperLinkLifespan)
+    app = create_app(config, SuperLinkLifespan)
+    _skip_layers_of_control(app)
+    return app
+
+
+def _skip_layers_of_control(app: FastAPI) -> None:
+    """Keep requests to other APIs from layers that are for the Control API only."""
+    layers = app.user_middleware
+    every = app.build_middleware_stack()
+    app.user_middleware = [layer for layer in layers if layer.cls not in OF_CONTROL]
+    others = app.build_middleware_stack()
+    app.user_middleware = layers
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        is_other = scope["type"] == "http" and not scope["path"].startswith(CONTROL_PREFIX)
+        await (others if is_other else every)(scope, receive, send)
+
+    app.middleware_stack = serve
 
 
 def discard_upload(app: FastAPI, session: str) -> None:
