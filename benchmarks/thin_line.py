@@ -9,8 +9,8 @@ database on disk; between each node and the server is a link that passes on so m
 (``tests/support/network.py``). The network has 33.5 M parameters, and what is measured is everything but training.
 
 Nothing is trained. A node's update is its weights, normally distributed, times a small factor, and so has a normal
-distribution itself: as whole numbers a value then takes about 6.6 bits in ``int8`` and 3.0 in ``int4``, where those of
-real updates take 6.5 and 3 (``local_updates.py``; what real updates weigh: ``bytes_per_round.py``). With ``int8`` and
+distribution itself: as whole numbers a value then takes 6.8 bits in ``int8`` and 3.0 in ``int4``, no less than in
+updates of training (6.0 and 2.9 in ``bytes_per_round.py``, of networks of this size). With ``int8`` and
 ``int4`` the first two rounds are not counted: in the first, nodes send layers whole, in the second they get them whole.
 With ``float32`` it is the first, in which nodes get nothing.
 """
