@@ -20,6 +20,8 @@ from fednnunet.datasets.splits import SPLITS_FILE, splits_by_patient
 from fednnunet.errors import DataError
 
 NOTE = "phantom.json"
+TRUTH_FOLDER = "labelsAll"
+"""In a dataset's folder: what is there, annotated or not; nnU-Net and our readers do not look at it."""
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 """Direction cosines in SimpleITK's order: x to the patient's left, y to the back, z to the head."""
 SAGITTAL = (0.0, 0.0, -1.0, 1.0, 0.0, 0.0, 0.0, -1.0, 0.0)
@@ -37,6 +39,7 @@ class PhantomCase:
         spacing: mm (Z, Y, X); None for files without spacing.
         patient: id of the patient, whose cases stay together in the folds; the case's name if not given.
         direction: direction cosines of a volume in SimpleITK's order.
+        truth: label values of everything that is there, annotated or not; None where all is annotated.
     """
 
     name: str
@@ -45,6 +48,7 @@ class PhantomCase:
     spacing: Sequence[float] | None
     patient: str = ""
     direction: tuple[float, ...] = AXIAL
+    truth: np.ndarray | None = None
 
 
 def case_rng(seed: int, centre: str, number: int) -> np.random.Generator:
@@ -107,6 +111,9 @@ def write_dataset(
         for case in cases:
             _write(case.image, case, partial / f"images{part}" / f"{case.name}_0000{file_ending}")
             _write(case.label, case, partial / f"labels{part}" / f"{case.name}{file_ending}")
+            if case.truth is not None:
+                (partial / TRUTH_FOLDER).mkdir(exist_ok=True)
+                _write(case.truth, case, partial / TRUTH_FOLDER / f"{case.name}{file_ending}")
             patients[case.name] = case.patient or case.name
         if len(set(patients.values())) < len(patients) and not external:
             (partial / SPLITS_FILE).write_text(json.dumps(splits_by_patient(patients), indent=1))

@@ -91,6 +91,7 @@ def test_dataset_numbers_are_used_once(tmp_path: Path) -> None:
             "phantom_mnms",
             "phantom_aimix",
             "phantom_many",
+            "phantom_organs",
             "phantom",
             "mamamia",
             "mnms",
