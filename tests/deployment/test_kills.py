@@ -42,6 +42,7 @@ def test_killed_processes_are_restarted_and_the_run_continues(
         assert f"the {part} ended (killed by SIGKILL); it is restarted" in federation.output(name)[before[name] :]
 
 
+@pytest.mark.nightly
 def test_steps_of_layers_outlive_the_processes_that_know_what_they_start_from(
     federation: Federation, raw: Path, tmp_path: Path
 ) -> None:
