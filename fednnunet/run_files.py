@@ -17,6 +17,8 @@ ROUND_MEANS_FILE = "round_means.csv"
 CASES_FILE = "cases.csv"
 DATA_NOTES_FILE = "data_notes.csv"
 """Where a node's images are unusual: how many cases, in which way."""
+LABELS_FILE = "labels.csv"
+"""With ``task.labels=union``: every label, its value, and a column per node: ``yes`` where it annotates the label."""
 SUMMARY_FILE = "summary.csv"
 COMPARISONS_FILE = "comparisons.csv"
 """Beside a report of several runs: differences to the reference strategy, and their tests."""
@@ -39,5 +41,7 @@ CASE_COLUMNS = (
     *("strategy", "node", "model", "fold", "case", "label"),
     *("dsc", "hd95", "surface_dsc", "volume_error", "empty"),
 )
+LABEL_COLUMNS = ("label", "value")
+"""Of ``labels.csv``, before the nodes; one of these may have the name of a column."""
 NUM_CASES_COLUMN = "n_cases"
 """Last column of ``cases.csv`` where a node tells means over its cases (as many), or keeps its scores (0)."""

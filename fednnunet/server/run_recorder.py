@@ -6,10 +6,11 @@ import csv
 import io
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fednnunet.errors import DataError
 from fednnunet.exchange.data_notes import DataNote
 from fednnunet.exchange.messages import Fold, MeanScore, Score
 from fednnunet.files import append_atomically, write_atomically
@@ -19,6 +20,8 @@ from fednnunet.run_files import (
     CASES_FILE,
     DATA_NOTE_COLUMNS,
     DATA_NOTES_FILE,
+    LABEL_COLUMNS,
+    LABELS_FILE,
     LOG_FILE,
     NUM_CASES_COLUMN,
     PLANS_FILE,
@@ -133,6 +136,37 @@ class RunRecorder(RunObservers):
         _write_rows(path, DATA_NOTE_COLUMNS, rows)
         lines = {node: [f"node {node}: {note}" for note in found] for node, found in notes.items() if found}
         self.on_node_messages(lines, f"something should be known of the images of {len(lines)} nodes")
+
+    def on_labels(self, values: Mapping[str, int], annotated: Mapping[str, Collection[str]]) -> None:
+        """Write ``labels.csv``: who annotates what.
+
+        Args:
+            values: label to value.
+            annotated: node to the labels that it annotates.
+        """
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow([*LABEL_COLUMNS, *annotated])
+        for label, value in sorted(values.items(), key=lambda item: item[1]):
+            writer.writerow([label, value, *("yes" if label in labels else "" for labels in annotated.values())])
+        write_atomically(self.folder / LABELS_FILE, text.getvalue())
+
+    def labels_begun_with(self) -> dict[str, int] | None:
+        """Labels of the networks that an earlier, interrupted process of this run has trained; None without any.
+
+        Raises:
+            DataError: ``labels.csv`` is missing or damaged.
+        """
+        if not _read_rows(self.rounds):
+            return None
+        path = self.folder / LABELS_FILE
+        try:
+            with path.open(encoding="utf-8", newline="") as file:
+                return {label: int(value) for label, value, *_ in list(csv.reader(file))[1:]}
+        except (OSError, ValueError, csv.Error) as error:
+            raise DataError(
+                f"{path}: the labels that the run began with cannot be read ({error}); restore it"
+            ) from None
 
     def on_plans(self, plans: Mapping[str, Mapping[str, Any]]) -> None:
         """Write ``plans.json``: nnU-Net's plans of every node."""

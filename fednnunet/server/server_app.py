@@ -13,6 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 from fednnunet.server.local_grid import NodeGrid
 from fednnunet.server.node_client import NodeClient
 from fednnunet.server.phases.evaluate import evaluate_external_centres, evaluate_nodes
+from fednnunet.server.phases.labels import unite_labels
 from fednnunet.server.phases.noise import check_noise
 from fednnunet.server.phases.prepare import match_networks, plan_networks, preprocess_images
 from fednnunet.server.phases.register import check_agreement, check_folds, register_nodes
@@ -32,6 +33,7 @@ def build_server_app(settings: ServerSettings, strategy: Strategy, recorder: Run
         session = Session(NodeClient(grid, recorder, settings.wait_for_nodes), settings, strategy, recorder)
         register_nodes(session)
         check_agreement(session)
+        unite_labels(session)
         check_folds(session)
         plan_networks(session)
         preprocess_images(session)

@@ -10,6 +10,7 @@ from fednnunet.datasets.description import in_nnunets_order
 from fednnunet.errors import FednnUNetError
 from fednnunet.exchange import messages
 from fednnunet.exchange.messages import ExchangeDtype, Fold
+from fednnunet.server.label_union import LabelUnion, plain_labels
 
 if TYPE_CHECKING:
     from fednnunet.server.node_client import NodeClient
@@ -33,6 +34,7 @@ class ServerSettings:
         timeout: seconds to wait for the replies of a stage or round; None waits without limit.
         local_epochs: epochs that nodes train between two aggregations.
         heterogeneous_tasks: nodes may differ in channels and labels.
+        labels: whether nodes must have the ``same`` labels, or one network is trained for the ``union`` of theirs.
         min_nodes: the run goes on without nodes that fail or do not reply while so many do; None needs all.
         dtype: data type that layers are rounded to while they travel in training.
         cross_centre: also evaluate every node's model on the held-out cases of every other node.
@@ -56,6 +58,7 @@ class ServerSettings:
     epsilon: float | None = None
     local_epochs: int = 1
     heterogeneous_tasks: bool = False
+    labels: Literal["same", "union"] = "same"
     min_nodes: int | None = None
     dtype: ExchangeDtype = "float32"
     cross_centre: bool = False
@@ -90,6 +93,8 @@ class Federation:
     preprocessed: dict[int, messages.PreprocessReply] = field(default_factory=dict)
     rounds: int = 0
     """Rounds of a fold, known once the nodes have said how many epochs they train."""
+    labels: LabelUnion | None = None
+    """Every label of the nodes, where one network is trained for all of them."""
 
     def name(self, node_id: int) -> str:
         """The node's own name; its id before it is known."""
@@ -122,13 +127,21 @@ class Federation:
         return [key for node in self.training if (key := self.described[node].key) is not None]
 
     def of_same_task(self, node: int) -> list[int]:
-        """Training nodes with the channels and labels of ``node``, sorted by name."""
+        """Training nodes with the channels and labels of ``node``, or for all labels; sorted by name."""
+        if self.labels is not None:
+            return self.training
         return [other for other in self.training if all(self.agree(node, other, field) for field in TASK)]
 
     def agree(self, node: int, other: int, field: str) -> bool:
         """Whether a field of two nodes' ``dataset.json`` means the same to nnU-Net."""
         ours, theirs = (getattr(self.described[one], field) for one in (node, other))
         return in_nnunets_order(field, ours) == in_nnunets_order(field, theirs)
+
+    def labels_to_score(self, node: int) -> dict[str, int] | None:
+        """Labels that ``node`` has to be told to score models: an external one that has not those of the network."""
+        if self.labels is None or node not in self.external:
+            return None
+        return self.labels.for_external(plain_labels(self.described[node]))
 
     def holds_none_out(self, node: int, fold: Fold) -> bool:
         """Whether a node trains on all of its cases in ``fold``, so that it has no scores of it."""

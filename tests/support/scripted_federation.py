@@ -197,6 +197,7 @@ class ScriptedNode:
         cases: Number of training cases; 0 for an external centre.
         epochs: Epochs of a fold.
         plans: Plans of its network.
+        heads: Those of its layers whose first axis are classes, where it is told of labels.
         introduction: Other fields of its :class:`FingerprintReply`.
 
     Attributes:
@@ -217,10 +218,12 @@ class ScriptedNode:
         cases: int = CASES,
         epochs: int = ROUNDS,
         plans: Mapping[str, Any] | None = None,
+        heads: Sequence[str] = (),
         **introduction: Any,
     ) -> None:
         self.name, self.layers, self.cases, self.epochs = name, layers, cases, epochs
         self.plans = {"dataset_name": name, **(plans or {})}
+        self.heads = list(heads)
         self.introduction = introduction
         self.fault: Fault | None = None
         self.requests: list[Any] = []
@@ -277,12 +280,14 @@ class ScriptedNode:
                 return self._describe(body)
             case PlanRequest():
                 parameters = sum(int(np.prod(shape)) for shape in self.layers.values())
-                return Answer(PlanReply(plans=self.plans, layers=self.layers, num_parameters=parameters).model_dump())
+                heads = [] if body.labels is None else self.heads
+                reply = PlanReply(plans=self.plans, layers=self.layers, num_parameters=parameters, heads=heads)
+                return Answer(reply.model_dump())
             case PreprocessRequest():
-                reply = PreprocessReply(
+                ready = PreprocessReply(
                     seconds=1, num_training=self.cases - 1, num_validation=1, epochs=self.epochs, iterations=1
                 )
-                return Answer(reply.model_dump())
+                return Answer(ready.model_dump())
             case TrainRequest():
                 return self._train(body, received)
             case EvaluateRequest():

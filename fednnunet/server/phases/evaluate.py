@@ -143,7 +143,11 @@ def _cross_evaluate(session: Session, models: Mapping[int, FoldsByNode], fold: F
         evaluator: {name(node): list(folds) for node, folds in folds_of.items() if node not in lost}
         for evaluator, folds_of in models.items()
     }
-    requests = {evaluator: ScoreModelsRequest(fold=fold, models=names) for evaluator, names in sent.items() if names}
+    requests = {
+        evaluator: ScoreModelsRequest(fold=fold, models=names, labels=session.federation.labels_to_score(evaluator))
+        for evaluator, names in sent.items()
+        if names
+    }
     told: dict[int, list[Score]] = {}
     for reply in request_all(session, Kind.SCORE_MODELS, requests, optional=True):
         try:

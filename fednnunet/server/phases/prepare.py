@@ -12,6 +12,7 @@ from fednnunet.exchange.messages import Body, Kind, PlanRequest, PreprocessReque
 from fednnunet.files import write_atomically
 from fednnunet.server.node_requests import request_all
 from fednnunet.server.phases.fingerprint import INTENSITIES, federated_fingerprint, name_without_foreground
+from fednnunet.server.phases.labels import report_lost_labels
 from fednnunet.server.session import Federation, Session
 
 
@@ -19,11 +20,12 @@ def plan_networks(session: Session) -> None:
     """Every node plans: from the federated fingerprint (FFE) or its own."""
     federation, recorder = session.federation, session.recorder
     recorder.on_stage("plan")
-    request = PlanRequest(fingerprint=None)
+    labels = None if federation.labels is None else federation.labels.for_training
+    request = PlanRequest(fingerprint=None, labels=labels)
     if session.settings.fingerprint is not None:
         merged = federated_fingerprint(session)
         write_atomically(recorder.folder / "federated_fingerprint.json", json.dumps(merged, indent=1))
-        request = PlanRequest(fingerprint=merged, num_training=federation.num_training)
+        request = PlanRequest(fingerprint=merged, num_training=federation.num_training, labels=labels)
     federation.planned = _request_training_nodes(session, Kind.PLAN, request)
     if session.settings.fingerprint is not None:
         _check_same_network(federation)
@@ -94,6 +96,7 @@ def preprocess_images(session: Session) -> None:
 
 def match_networks(session: Session) -> None:
     """The strategy matches the layers of the nodes' networks that are trained."""
+    report_lost_labels(session)
     federation, parts = session.federation, session.settings.train_layers
     session.strategy.prepare(
         {

@@ -146,13 +146,20 @@ def check_agreement(session: Session) -> None:
     """Check that all nodes have the same channels, labels, regions, file ending and configuration, in the same order.
 
     With heterogeneous tasks, training nodes may differ in all but the configuration; an external one must have the
-    task of one of them.
+    task of one of them. Labels of which a union is made may differ (:mod:`~fednnunet.server.phases.labels`).
 
     Raises:
         DataError: names the two nodes, the field and both values.
         ConfigError: nodes that train different configurations.
     """
     federation, heterogeneous_tasks = session.federation, session.settings.heterogeneous_tasks
+    are_united = session.settings.labels == "union"
+    fields = ("channel_names",) if are_united else TASK
+    remedy = (
+        "before training together (task.labels=union does not merge channels)"
+        if are_united
+        else "before training together (different tasks: strategy=asym strategy.heterogeneous_tasks=true)"
+    )
     first, *others = federation.nodes
     for external in federation.external if heterogeneous_tasks else []:
         if not federation.of_same_task(external):
@@ -164,11 +171,10 @@ def check_agreement(session: Session) -> None:
         trained = [federation.described[node].configuration for node in (first, other)]
         if trained[0] != trained[1]:
             raise ConfigError(f"{nodes} train {trained[0]} and {trained[1]}; set the same configuration")
-        for field in () if heterogeneous_tasks else (*TASK, "file_ending"):
+        for field in () if heterogeneous_tasks else (*fields, "file_ending"):
             if not federation.agree(first, other, field):
                 ours, theirs = (getattr(federation.described[node], field) for node in (first, other))
                 raise DataError(
                     f"{nodes} disagree on {field} in dataset.json: {ours} and {theirs}; make them the same, and in the "
-                    "same order, before training together (different tasks: strategy=asym "
-                    "strategy.heterogeneous_tasks=true)"
+                    f"same order, {remedy}"
                 )
