@@ -62,8 +62,8 @@ dist-check: $(READY) ## build wheel and sdist, and train two rounds in an enviro
 	@cd build/wheel && venv/bin/fednnunet --help >/dev/null && venv/bin/fednnunet train --help >/dev/null
 	@cd build/wheel && venv/bin/fednnunet train dataset=phantom strategy=asym trainer.epochs=2
 
-benchmarks: $(READY) ## run every script that stands behind a claimed figure (but those of many minutes: soak, suite_cost, many_links)
-	@set -e; for script in $(filter-out benchmarks/soak.py benchmarks/suite_cost.py benchmarks/many_links.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(PY) "$$script"; done
+benchmarks: $(READY) ## run every script that stands behind a claimed figure (but those of many minutes: soak, suite_cost, many_links, many_nodes)
+	@set -e; for script in $(filter-out $(addprefix benchmarks/,soak.py suite_cost.py many_links.py many_nodes.py),$(wildcard benchmarks/*.py)); do echo "== $$script"; $(PY) "$$script"; done
 
 gpu-check: $(READY) ## does training work on this machine's GPU, and what does it cost there (10 minutes; nothing without a GPU)
 	@$(PY) benchmarks/gpu_check.py

@@ -26,6 +26,7 @@ SMALLEST = {
     "gpu_check.py": ("--device cpu --only turns", INTEGRATION),
     "local_updates.py": ("--tiny", NIGHTLY),
     "many_links.py": ("--links 1 --rounds 1 --stragglers 0", NIGHTLY),
+    "many_nodes.py": ("--nodes 2 --parts demo", NIGHTLY),
     "plans_of_shared_fingerprints.py": ("--federations 1", NIGHTLY),
     "privacy.py": ("--nodes 4 --rounds 2 --stages 3", INTEGRATION),
     "round_overhead.py": ("--nodes 2 --rounds 1 --stages 2", INTEGRATION),
