@@ -40,7 +40,7 @@ def write_corrected(case: Case, checked: CheckedCase, reader: Any, ending: str, 
     names = {image.path: f"{case.name}_{channel:04d}{ending}" for channel, image in enumerate(checked.images)}
     names[case.label] = f"{case.name}{ending}"
     grid = checked.images[0].properties
-    with _complete_folder(folder / case.name, [names[file.path] for file in changed]) as partial:
+    with complete_folder(folder / case.name, [names[file.path] for file in changed]) as partial:
         for file in changed:
             target = partial / names[file.path]
             if file is checked.label:
@@ -59,7 +59,7 @@ def write_corrected(case: Case, checked: CheckedCase, reader: Any, ending: str, 
 
 
 @contextlib.contextmanager
-def _complete_folder(folder: Path, names: list[str]) -> Iterator[Path]:
+def complete_folder(folder: Path, names: list[str]) -> Iterator[Path]:
     """A folder to write ``names`` to, which appears as ``folder`` at the end; one that another run made stays."""
     partial = folder.with_name(f".partial-{uuid.uuid4().hex[:8]}-{folder.name}")
     partial.mkdir(parents=True)

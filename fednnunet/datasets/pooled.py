@@ -9,6 +9,7 @@ from pathlib import Path
 from fednnunet.datasets.description import in_nnunets_order
 from fednnunet.datasets.raw import Case, RawDataset
 from fednnunet.datasets.staging import stage_dataset
+from fednnunet.datasets.union_labels import ANNOTATED, annotated_labels
 from fednnunet.errors import DataError
 
 
@@ -28,6 +29,8 @@ def centre_of(identifier: str) -> tuple[str, str]:
 def pool_datasets(datasets: Mapping[str, RawDataset], nnunet_raw: Path, name: str) -> RawDataset:
     """One dataset of all centres' cases in ``nnunet_raw/name``, which refers to their files.
 
+    Where a centre has not annotated all labels, ``annotated`` in ``dataset.json`` lists for each case those it has.
+
     Raises:
         DataError: centres disagree on channels, labels or file ending; names both and the field. Or the names of
             two centres differ only in characters that a file name cannot hold.
@@ -45,6 +48,7 @@ def pool_datasets(datasets: Mapping[str, RawDataset], nnunet_raw: Path, name: st
                 raise DataError(
                     f"centres {first_centre} and {centre} disagree on {field} in dataset.json: {ours} and {theirs}; "
                     "make them the same, and in the same order, before pooling"
+                    + (" (unlike structures: task.labels=union)" if field == "labels" else "")
                 )
     cases = tuple(
         sorted(
@@ -57,7 +61,13 @@ def pool_datasets(datasets: Mapping[str, RawDataset], nnunet_raw: Path, name: st
         )
     )
     folder = nnunet_raw / name
-    description = {key: value for key, value in first.dataset_json.items() if key != "dataset"}
+    description = {key: value for key, value in first.dataset_json.items() if key not in ("dataset", ANNOTATED)}
+    if any(ANNOTATED in dataset.dataset_json for dataset in datasets.values()):
+        description[ANNOTATED] = {
+            pooled_name(centre, case.name): annotated_labels(dataset)
+            for centre, dataset in datasets.items()
+            for case in dataset.cases
+        }
     pooled = RawDataset(folder, name, description | {"name": name, "numTraining": len(cases)}, cases)
     stage_dataset(pooled, nnunet_raw)
     return pooled
