@@ -15,6 +15,7 @@ from fednnunet.datasets.quality.measure import image_digests
 from fednnunet.datasets.raw import RawDataset, read_dataset
 from fednnunet.datasets.splits import Split, splits_of, without_held_out
 from fednnunet.datasets.staging import cache_of, case_digest, raw_digest, stage_dataset
+from fednnunet.datasets.union_labels import ANNOTATED, union_of, with_common_names, with_union_labels
 from fednnunet.errors import DataError
 from fednnunet.evaluation.score import HeldOutCase
 from fednnunet.exchange.data_notes import DataNote, add_notes
@@ -44,9 +45,11 @@ class NodeDataset:
         splits: centre name to its folds; empty at an external node.
         notes: what people should know of the images.
         raw: the dataset that nnU-Net works on: the node's own, or that of all centres.
+        labels: nnU-Net's ``labels`` of the node by itself; of pooled centres with unlike ones, their union.
 
     Raises:
-        DataError: a dataset or an image cannot be used, or has not the folds that are to be trained.
+        DataError: a dataset or an image cannot be used, or has not the folds that are to be trained; or a label that is
+            to be renamed is not there.
     """
 
     def __init__(self, settings: NodeSettings) -> None:
@@ -54,7 +57,11 @@ class NodeDataset:
         self.config = settings.config
         self.workers = settings.config.compute.preprocessing_workers
         self._originals = {
-            centre: read_dataset(folder, centre, external=settings.external)
+            centre: with_common_names(
+                read_dataset(folder, centre, external=settings.external),
+                self.config.task.rename_labels.get(centre, {}),
+                centre,
+            )
             for centre, folder in settings.datasets.items()
         }
         self.splits = {} if settings.external else self._splits_of(self._originals)
@@ -63,14 +70,51 @@ class NodeDataset:
             centre: check_images_once(original, centre, settings.image_headers, cache_of(cache, original), self.workers)
             for centre, original in self._originals.items()
         }
-        self.centres: dict[str, RawDataset] = {centre: found.dataset for centre, found in checked.items()}
+        self._as_read: dict[str, RawDataset] = {centre: found.dataset for centre, found in checked.items()}
         self.notes: list[DataNote] = add_notes(note for found in checked.values() for note in found.notes)
+        self.centres = self._as_read
+        if self.is_pooled and self.config.task.labels == "union":
+            self.adopt_labels(union_of({centre: dataset.labels for centre, dataset in self._as_read.items()}))
+        else:
+            self.raw = self._stage()
+        self.labels = self.raw.labels
+        self._images = self.raw
+
+    def _stage(self) -> RawDataset:
+        """Refer to the centres' files from ``nnUNet_raw``, as one dataset."""
         staged = Path(os.environ["nnUNet_raw"])
         if self.is_pooled:
-            self.raw = pool_datasets(self.centres, staged, POOLED_DATASET)
-        else:
-            self.raw = next(iter(self.centres.values()))
-            stage_dataset(self.raw, staged)
+            return pool_datasets(self.centres, staged, POOLED_DATASET)
+        dataset = next(iter(self.centres.values()))
+        stage_dataset(dataset, staged)
+        return dataset
+
+    def adopt_labels(self, union: Mapping[str, int]) -> None:
+        """Have all labels of the federation, in its values, from here on; nothing changes where they are the node's.
+
+        Args:
+            union: every label, name to value.
+
+        Raises:
+            DataError: a centre has regions, or a label map cannot be read or written.
+            ProtocolError: the union lacks a label of a centre that trains.
+        """
+        self.centres = {
+            centre: with_union_labels(
+                dataset, union, centre, self.config.paths.cache, self.workers, self.settings.external
+            )
+            for centre, dataset in self._as_read.items()
+        }
+        self.raw = self._stage()
+
+    @property
+    def annotated(self) -> dict[str, list[str]]:
+        """Centre to the labels that it has annotated, for those that have not annotated all of the federation's."""
+        return {
+            centre: dataset.dataset_json[ANNOTATED]
+            for centre, dataset in self.centres.items()
+            if ANNOTATED in dataset.dataset_json
+        }
 
     def _splits_of(self, datasets: Mapping[str, RawDataset]) -> dict[str, list[Split]]:
         """Folds of each centre; the log says where none of its cases is held out."""
@@ -148,7 +192,7 @@ class NodeDataset:
             num_training=0 if external else len(self.raw.cases),
             configuration=self.config.configuration,
             channel_names=self.raw.channel_names,
-            labels=self.raw.labels,
+            labels=self.labels,
             regions_class_order=self.raw.dataset_json.get("regions_class_order"),
             file_ending=self.raw.file_ending,
             held_out={
@@ -203,8 +247,8 @@ class NodeDataset:
 
     @property
     def cache_folder_of_images(self) -> Path:
-        """Folder for what is computed from the images as they are."""
-        return self.cache_folder(raw_digest(self.raw))
+        """Folder for what is computed from the images as they are, and from where their foreground lies."""
+        return self.cache_folder(raw_digest(self._images))
 
     def cached(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What ``compute`` returns for the images as they are; computed once."""

@@ -28,7 +28,7 @@ from fednnunet.preprocessing import REFERENCES, cache_key, preprocess
 from fednnunet.training.cascade import copy_previous_stage
 from fednnunet.training.final_checkpoint import find_checkpoint
 from fednnunet.training.pretrained import load_pretrained
-from fednnunet.training.trainer import build_network, build_nnunet_trainer, find_trainer
+from fednnunet.training.trainer import build_network, build_nnunet_trainer, class_layers, find_trainer
 
 
 def plan_network(dataset: NodeDataset, request: PlanRequest, settings: NodeSettings) -> dict[str, Any]:
@@ -67,6 +67,17 @@ def planned_network(plans: dict[str, Any], dataset: NodeDataset, settings: NodeS
     config = settings.config
     trainer_class = find_trainer(config.trainer.class_)
     return build_network(trainer_class, PlansManager(plans), config.configuration, dataset.raw.dataset_json)
+
+
+def planned_heads(plans: dict[str, Any], dataset: NodeDataset, settings: NodeSettings) -> list[str]:
+    """Layers of the planned network whose first axis are classes.
+
+    Raises:
+        ConfigError: there is none, or classes are another axis of one.
+    """
+    config = settings.config
+    trainer_class = find_trainer(config.trainer.class_)
+    return class_layers(trainer_class, PlansManager(plans), config.configuration, dataset.raw.dataset_json)
 
 
 def preprocess_cases(dataset: NodeDataset, plans: dict[str, Any], settings: NodeSettings) -> None:

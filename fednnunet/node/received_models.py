@@ -31,6 +31,7 @@ class ReceivedModels:
         dataset_json: nnU-Net's ``dataset.json`` of this node's images.
         build: builds the network of given plans.
         device: device to compute on.
+        checked_later: whether models are checked when they are used, as this node does not know all labels before.
     """
 
     def __init__(
@@ -40,12 +41,14 @@ class ReceivedModels:
         dataset_json: dict[str, Any],
         build: Callable[[dict[str, Any]], nn.Module],
         device: torch.device,
+        checked_later: bool = False,
     ) -> None:
         self.folder = folder
         self.configuration = configuration
         self.dataset_json = dataset_json
         self.build = build
         self.device = device
+        self.checked_later = checked_later
 
     def keep(self, model: Model, arrays: Mapping[str, np.ndarray]) -> None:
         """Store a model that fits this node's task.
@@ -54,11 +57,8 @@ class ReceivedModels:
             ProtocolError: the plans name anything else than networks, or a layer is missing or does not fit.
         """
         check_received_plans(model.plans, self.configuration)
-        network = self.build(model.plans)
-        missing = sorted(set(layer_shapes(network)) - set(arrays))
-        if missing:
-            raise ProtocolError(f"the server sent a model without its layer {missing[0]}")
-        check_state(network, arrays)
+        if not self.checked_later:
+            _check_layers(self.build(model.plans), arrays)
         file = self._file(model.node, model.fold)
         write_arrays(file, arrays)
         write_atomically(file.with_suffix(".json"), model.model_dump_json())
@@ -67,7 +67,7 @@ class ReceivedModels:
         """The kept models of a node, ready to segment.
 
         Raises:
-            ProtocolError: one was not sent before.
+            ProtocolError: one was not sent before, or does not fit this node's task.
         """
         for fold in folds:
             if not self._file(node, fold).with_suffix(".json").is_file():
@@ -75,6 +75,8 @@ class ReceivedModels:
         model = Model.model_validate(json.loads(self._file(node, folds[0]).with_suffix(".json").read_text()))
         axes = None if model.mirror_axes is None else tuple(model.mirror_axes)
         network = self.build(model.plans).to(self.device)
+        for fold in folds if self.checked_later else ():
+            _check_layers(network, _read(self._file(node, fold)))
         predictor = Predictor(network, model.plans, self.configuration, self.dataset_json, axes, self.device)
         return FoldModels(node, predictor, [partial(_read, self._file(node, fold)) for fold in folds])
 
@@ -84,6 +86,18 @@ class ReceivedModels:
 
     def _file(self, node: str, fold: Fold) -> Path:
         return self.folder / f"fold_{fold}" / f"{node}.npz"
+
+
+def _check_layers(network: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
+    """Check that the arrays are all layers of the network.
+
+    Raises:
+        ProtocolError: one is missing, unknown, of another shape, or not finite.
+    """
+    missing = sorted(set(layer_shapes(network)) - set(arrays))
+    if missing:
+        raise ProtocolError(f"the server sent a model without its layer {missing[0]}")
+    check_state(network, arrays)
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:

@@ -11,7 +11,6 @@ import logging
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -58,6 +57,7 @@ class NodeStages:
         self.device = torch.device("cpu")
         self.trainer: nnUNetTrainer | None = None
         self._dataset: NodeDataset | None = None
+        self._union: dict[str, int] | None = None
         self._plans: dict[str, Any] | None = None
         self._noise_report: messages.NoiseReport | None = None
         self._local_epochs = 1
@@ -91,12 +91,30 @@ class NodeStages:
         cap_memory(self.device, self.config.gpu_memory_of(self.settings.name) if self.config.gpu_memory.cap else None)
 
     def read_dataset(self) -> None:
-        """Read and check the images as they are now."""
+        """Read and check the images as they are now; labels of the federation stay."""
         self._dataset = NodeDataset(self.settings)
+        if self._union is not None:
+            self._dataset.adopt_labels(self._union)
+
+    def adopt_labels(self, union: dict[str, int] | None) -> None:
+        """Have the labels of the federation, name to value, or the node's own alone."""
+        if union == self._union:
+            return
+        if union is None:
+            self._union = None
+            self.read_dataset()
+        else:
+            self.dataset.adopt_labels(union)
+            self._union = union
 
     def plan(self, request: messages.PlanRequest) -> messages.PlanReply:
-        """Plan from the federated fingerprint or the node's own, build the network, list its layers."""
+        """Plan from the federated fingerprint or the node's own, build the network, list its layers.
+
+        Raises:
+            ConfigError: the network cannot be planned, or has no layer of classes where the federation needs them.
+        """
         self._plans = None
+        self.adopt_labels(request.labels)
         self._plans = prepare.plan_network(self.dataset, request, self.settings)
         network = self._network(self._plans)
         layers = layer_shapes(network)
@@ -105,6 +123,7 @@ class NodeStages:
             layers=layers,
             buffers=buffer_names(network),
             num_parameters=sum(int(torch.Size(shape).numel()) for shape in layers.values()),
+            heads=[] if request.labels is None else prepare.planned_heads(self._plans, self.dataset, self.settings),
         )
 
     def preprocess(self, request: messages.PreprocessRequest) -> messages.PreprocessReply:
@@ -170,12 +189,15 @@ class NodeStages:
         """Score the fold's held-out cases with the trainer's network."""
         return evaluate.evaluate_fold(self._preprocessed(), self.dataset, self.settings)
 
-    def score_received(self, models: Mapping[str, Sequence[messages.Fold]]) -> list[messages.Score]:
+    def score_received(self, request: messages.ScoreModelsRequest) -> list[messages.Score]:
         """Score kept models on all cases of an external centre, else on the held-out ones; then delete the models.
 
-        Args:
-            models: node to the folds whose softmax outputs are averaged.
+        Raises:
+            ProtocolError: a model was not sent before, or does not fit this node's task.
         """
+        if self.settings.external:
+            self.adopt_labels(request.labels)
+        models = request.models
         chosen = [self.received.of(node, folds) for node, folds in models.items()]
         dataset = self.dataset
         if self.settings.external:
@@ -200,7 +222,7 @@ class NodeStages:
         axes = checkpoint["inference_allowed_mirroring_axes"]
         return network, None if axes is None else list(axes)
 
-    @cached_property
+    @property
     def received(self) -> ReceivedModels:
         """Models of other nodes that are to score this node's cases."""
         return ReceivedModels(
@@ -209,6 +231,7 @@ class NodeStages:
             self.dataset.raw.dataset_json,
             self._network,
             self.device,
+            checked_later=self.settings.external and self.config.task.labels == "union",
         )
 
     @cached_property

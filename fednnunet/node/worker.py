@@ -205,5 +205,5 @@ class NodeWorker:
             return KeepModelReply(seconds=time.perf_counter() - start), None
         if not self.settings.external:  # a worker that has just started has the trainer of the first fold
             self.training.switch_fold(body.fold)
-        cases = self.stages.score_received(body.models)
+        cases = self.stages.score_received(body)
         return EvaluateReply(cases=cases, seconds=time.perf_counter() - start), None

@@ -7,6 +7,7 @@ import copy
 import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from torch import nn
 from fednnunet.config.groups import TrainerConfig
 from fednnunet.errors import ConfigError
 from fednnunet.planning.class_lookup import find_class, nnunet_classes
-from fednnunet.training.network_state import freeze_other_layers
+from fednnunet.training.network_state import freeze_other_layers, layer_shapes
 
 
 def find_trainer(name: str) -> type[nnUNetTrainer]:
@@ -178,17 +179,65 @@ def _distributed_on_cpu(trainer: nnUNetTrainer, device: torch.device) -> Iterato
 
 
 def build_network(
-    trainer_class: type[nnUNetTrainer], plans: PlansManager, configuration: str, dataset_json: dict[str, Any]
+    trainer_class: type[nnUNetTrainer],
+    plans: PlansManager,
+    configuration: str,
+    dataset_json: dict[str, Any],
+    more_classes: int = 0,
 ) -> nn.Module:
-    """The network that ``trainer_class`` builds from ``plans``, as for prediction; no data are needed."""
+    """The network that ``trainer_class`` builds from ``plans``, as for prediction; no data are needed.
+
+    Args:
+        trainer_class: nnU-Net's trainer.
+        plans: nnU-Net's plans.
+        configuration: nnU-Net's configuration, such as ``2d``.
+        dataset_json: nnU-Net's ``dataset.json``.
+        more_classes: number of classes beside those of ``dataset_json``.
+    """
     settings = plans.get_configuration(configuration)
     return trainer_class.build_network_architecture(
         plans,
         settings,
         determine_num_input_channels(plans, settings, dataset_json),
-        plans.get_label_manager(dataset_json).num_segmentation_heads,
+        plans.get_label_manager(dataset_json).num_segmentation_heads + more_classes,
         enable_deep_supervision=False,
     )
+
+
+def class_layers(
+    trainer_class: type[nnUNetTrainer], plans: PlansManager, configuration: str, dataset_json: dict[str, Any]
+) -> list[str]:
+    """Layers whose first axis are classes, in the order of their values; found by building with one class more.
+
+    Args:
+        trainer_class: nnU-Net's trainer.
+        plans: nnU-Net's plans.
+        configuration: nnU-Net's configuration, such as ``2d``.
+        dataset_json: nnU-Net's ``dataset.json``, with the labels of all nodes.
+
+    Raises:
+        ConfigError: there is none, or classes are not the first axis of one.
+    """
+    build = partial(build_network, trainer_class, plans, configuration, dataset_json)
+    try:
+        with torch.device("meta"):  # shapes without values
+            both = [layer_shapes(build(more)) for more in (0, 1)]
+    except (RuntimeError, NotImplementedError):  # a trainer of one's own may compute with values
+        both = [layer_shapes(build(more)) for more in (0, 1)]
+    classes = plans.get_label_manager(dataset_json).num_segmentation_heads
+    fewer, more = both
+    found = [name for name in {**fewer, **more} if fewer.get(name) != more.get(name)]
+    name = trainer_class.__name__
+    if not found:
+        raise ConfigError(f"task.labels=union: no layer of {name}'s network depends on the classes; choose another one")
+    for layer in found:
+        ours, theirs = fewer.get(layer, []), more.get(layer, [])
+        if ours[:1] != [classes] or theirs[:1] != [classes + 1] or ours[1:] != theirs[1:]:
+            raise ConfigError(
+                f"task.labels=union: layer {layer} of {name}'s network depends on the classes, and its first axis are "
+                "not these; choose a trainer.class whose segmentation layers alone do"
+            )
+    return found
 
 
 def plot_progress(trainer: nnUNetTrainer) -> None:
