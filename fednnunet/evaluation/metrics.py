@@ -8,7 +8,7 @@ cases with an empty mask (:attr:`LabelScore.empty`); :class:`HausdorffDistance95
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -174,6 +174,9 @@ class SegmentationMetrics:
         labels: nnU-Net's ``labels``.
         tolerance: tolerance of the surface DSC, in the unit of the spacing.
 
+    Attributes:
+        num_cases: label or region to the number of cases that it was scored in.
+
     >>> metrics = SegmentationMetrics({"background": 0, "tumour": 1}, tolerance=1.0)
     >>> prediction, reference = np.array([[[0, 1, 1]]]), np.array([[[0, 0, 1]]])
     >>> [score] = metrics(prediction, reference, spacing=(5.0, 1.0, 1.0))
@@ -185,6 +188,7 @@ class SegmentationMetrics:
 
     def __init__(self, labels: Labels, tolerance: float) -> None:
         self.labels = labels
+        self.num_cases = {name: 0 for name in labels if name not in NOT_SCORED}
         # Only rank 0 of a node with several devices scores: it must not wait for the others. Compute groups would
         # merge metrics whose first case has the same value.
         self._metrics = {
@@ -197,20 +201,26 @@ class SegmentationMetrics:
                 },
                 compute_groups=False,
             )
-            for name in labels
-            if name not in NOT_SCORED
+            for name in self.num_cases
         }
 
-    def __call__(self, prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float]) -> list[LabelScore]:
+    def __call__(
+        self,
+        prediction: np.ndarray,
+        reference: np.ndarray,
+        spacing: Sequence[float],
+        annotated: Collection[str] | None = None,
+    ) -> list[LabelScore]:
         """Add a case.
 
         Args:
             prediction: label map (Z, Y, X).
             reference: label map of the same shape.
             spacing: size of a voxel along (Z, Y, X).
+            annotated: labels that the reference has; it says nothing of others, which are not scored. None for all.
 
         Returns:
-            Scores of every foreground label or region.
+            Scores of every foreground label or region that is annotated.
         """
         if reference.shape[0] == 1:  # a 2D image: nnU-Net gives its missing axis a spacing without meaning
             prediction, reference, spacing = prediction[0], reference[0], tuple(spacing)[1:]
@@ -218,6 +228,9 @@ class SegmentationMetrics:
             prediction = np.where(reference == self.labels["ignore"], 0, prediction)
         scores = []
         for name, metrics in self._metrics.items():
+            if annotated is not None and name not in annotated:
+                continue
+            self.num_cases[name] += 1
             ours, theirs = (np.isin(label_map, self.labels[name]) for label_map in (prediction, reference))
             values = metrics(
                 prediction=torch.from_numpy(ours),
@@ -230,10 +243,11 @@ class SegmentationMetrics:
         return scores
 
     def compute(self) -> dict[str, dict[str, float]]:
-        """Label or region to the mean over cases of each metric; NaN where no case has a value."""
+        """Label or region that was scored, to the mean over cases of each metric; NaN where no case has a value."""
         return {
             name: {metric: float(value) for metric, value in metrics.compute().items()}
             for name, metrics in self._metrics.items()
+            if self.num_cases[name]
         }
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -48,8 +49,9 @@ def score_cases(
     tolerance: float,
     predictions: tuple[Path, str] | None,
     overlays: Path | None,
+    annotated: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> list[CaseScore]:
-    """Scores of every label of every case, by every model.
+    """Scores of every annotated label of every case, by every model.
 
     Args:
         cases: cases to score.
@@ -60,6 +62,7 @@ def score_cases(
         tolerance: tolerance of the surface DSC, in that unit.
         predictions: folder and file ending to write segmentations to, or None.
         overlays: folder for one slice of each case, with the last model's segmentation, or None.
+        annotated: centre to the labels that its cases have; for centres that have not all of them.
 
     Raises:
         ConfigError: a model's output is NaN or infinite; says of which model, and in how many cases.
@@ -74,7 +77,7 @@ def score_cases(
         voxel = spacing if distance_unit == "mm" else np.ones_like(spacing)
         for model, segmentation in _note_not_finite(segment(held_out), not_finite):
             measure = metrics.setdefault(model, SegmentationMetrics(labels, tolerance))
-            results = measure(segmentation, reference, tuple(voxel))
+            results = measure(segmentation, reference, tuple(voxel), annotated.get(held_out.centre))
             scores += [
                 CaseScore(
                     centre=held_out.centre,
@@ -105,7 +108,7 @@ def score_cases(
     if not_finite:
         raise _not_finite_error(not_finite, len(cases))
     for model, measure in metrics.items():
-        _log_means(model, measure.compute(), len(cases))
+        _log_means(model, measure)
     return scores
 
 
@@ -129,11 +132,11 @@ def _not_finite_error(models: Sequence[str | None], num_cases: int) -> ConfigErr
     )
 
 
-def _log_means(model: str | None, means: Mapping[str, Mapping[str, float]], num_cases: int) -> None:
+def _log_means(model: str | None, measure: SegmentationMetrics) -> None:
     whose = "this node's model" if model is None else f"model of {model}"
-    for label, mean in means.items():
+    for label, mean in measure.compute().items():
         values = ", ".join(f"{metric} {value:.4g}" for metric, value in mean.items())
-        log.info("%s, %s, of %d cases: %s", whose, label, num_cases, values)
+        log.info("%s, %s, of %d cases: %s", whose, label, measure.num_cases[label], values)
 
 
 def _defined(value: float) -> float | None:

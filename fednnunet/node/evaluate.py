@@ -105,6 +105,7 @@ def _score(
         config.surface_tolerance,
         predictions,
         settings.folder / "overlays" if has_overlays else None,
+        dataset.annotated,
     )
 
 
