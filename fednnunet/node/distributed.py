@@ -33,6 +33,7 @@ from fednnunet.training.epochs import skip_epochs
 from fednnunet.training.lightning_trainer import build_lightning_trainer
 from fednnunet.training.module import NNUNetModule
 from fednnunet.training.network_state import named_tensors
+from fednnunet.training.partial_labels import use_partial_labels
 from fednnunet.training.trainer import build_nnunet_trainer
 
 log = logging.getLogger(__name__)
@@ -173,7 +174,7 @@ class _Rank:
     def _build(self, settings: TrainerConfig, order: dict[str, Any]) -> nnUNetTrainer:
         os.environ["nnUNet_preprocessed"] = order["preprocessed"]
         L.seed_everything(order["seed"] + self.rank, verbose=False)  # other patches than the other ranks
-        return build_nnunet_trainer(
+        trainer = build_nnunet_trainer(
             order["plans"],
             order["configuration"],
             order["fold"],
@@ -182,6 +183,9 @@ class _Rank:
             self.device,
             self.settings.config.compute.precision,
         )
+        if self.settings.config.task.labels == "union":
+            use_partial_labels(trainer, self.settings.config.task.exclusion)
+        return trainer
 
     def _fit(self, epoch: int) -> None:
         assert self.trainer is not None

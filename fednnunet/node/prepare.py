@@ -27,6 +27,7 @@ from fednnunet.planning.plans import check_intensities, make_plans
 from fednnunet.preprocessing import REFERENCES, cache_key, preprocess
 from fednnunet.training.cascade import copy_previous_stage
 from fednnunet.training.final_checkpoint import find_checkpoint
+from fednnunet.training.partial_labels import use_partial_labels
 from fednnunet.training.pretrained import load_pretrained
 from fednnunet.training.trainer import build_network, build_nnunet_trainer, class_layers, find_trainer
 
@@ -112,6 +113,8 @@ def build_fold_trainer(
     trainer = build_nnunet_trainer(
         plans, configuration, fold, dataset_json, trainer_settings, device, config.compute.precision
     )
+    if config.task.labels == "union":
+        use_partial_labels(trainer, config.task.exclusion)
     source = config.init.weights_of(settings.name)
     if source is not None:
         load_pretrained(trainer, find_checkpoint(source, settings.name, fold))

@@ -16,6 +16,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from fednnunet.errors import ConfigError
+from fednnunet.training.marginal_loss import cases_of
 from fednnunet.training.network_state import named_tensors
 
 GRADIENT_CLIP_NORM = 12.0
@@ -90,7 +91,8 @@ class NNUNetModule(L.LightningModule):
             return None
         # Before the forward pass, as nnU-Net does: the last step's gradients need not be held through it.
         self.nnunet.optimizer.zero_grad(set_to_none=True)
-        loss = self.nnunet.loss(self.network(batch["data"]), batch["target"])
+        with cases_of(self.nnunet.loss, batch):
+            loss = self.nnunet.loss(self.network(batch["data"]), batch["target"])
         self._train_outputs.append({"loss": loss.detach()})
         return loss
 
