@@ -23,6 +23,7 @@ from fednnunet.deployment.node.flower_internals import (
     make_pull_object_fn_protobuf,
     make_push_object_fn_protobuf,
     message_to_proto,
+    no_object_id_recompute,
     pull_objects,
     push_objects,
     remove_content_from_message,
@@ -94,8 +95,9 @@ def send_reply(calls: FleetCalls, node: Node, reply: Message, seconds: float) ->
         Refused: the server does not accept it.
         ObjectPushError: the server does not store an object.
     """
-    set_message_id(reply, reply.object_id)
-    tree, objects = get_object_tree(reply), get_all_nested_objects(reply)
+    with no_object_id_recompute():  # an id is the checksum of an object
+        set_message_id(reply, reply.object_id)
+        tree, objects = get_object_tree(reply), get_all_nested_objects(reply)
     head = message_to_proto(remove_content_from_message(reply) if reply.has_content() else reply)
     request = PushMessagesRequest(
         node=node, messages_list=[head], message_object_trees=[tree], clientapp_runtime_list=[seconds]
