@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from pydantic import Field
 
 from fednnunet.errors import ProtocolError
-from fednnunet.exchange.arrays import MAX_ARRAYS, MAX_BYTES
+from fednnunet.exchange.arrays import DTYPES, MAX_ARRAYS, MAX_BYTES
 from fednnunet.exchange.messages import Body, LayerName, Shape, parse_body
 
 ARRAYS = "arrays"
@@ -49,14 +50,54 @@ def pack(content: RecordDict) -> RecordDict:
         ]
     )
     data = b"".join(array.data for array in arrays.values())
+    packed = ArrayRecord()
+    packed[PACKED] = Array("uint8", (len(data),), STYPE, data)  # as it is: Flower's constructor would copy it
+    layout = ConfigRecord({"layout": packing.model_dump_json()})
+    return _with_packed(content, packed, layout)
+
+
+def _with_packed(content: RecordDict, arrays: ArrayRecord, layout: ConfigRecord) -> RecordDict:
     packed = RecordDict({name: record for name, record in content.items() if name != ARRAYS})
-    packed[ARRAYS] = ArrayRecord({PACKED: Array("uint8", (len(data),), STYPE, data)})
-    packed[PACKED] = ConfigRecord({"layout": packing.model_dump_json()})
+    packed[ARRAYS], packed[PACKED] = arrays, layout
     return packed
 
 
+class Packer:
+    """Packs messages one after another, the arrays that one has in common with the one before it only once.
+
+    Flower then cuts them and computes their checksums once, too.
+    """
+
+    def __init__(self) -> None:
+        self._arrays: dict[str, Array] = {}
+        self._packed: RecordDict | None = None
+
+    def pack(self, content: RecordDict) -> RecordDict:
+        """As :func:`pack`; no array may change before the last message that has it is packed."""
+        arrays = dict(content.array_records.get(ARRAYS, {}))
+        if self._packed is not None and _are_same(arrays, self._arrays):
+            return _with_packed(content, self._packed.array_records[ARRAYS], self._packed.config_records[PACKED])
+        self._packed = None  # not both in memory
+        packed = pack(content)
+        if arrays:
+            self._arrays, self._packed = arrays, packed
+        return packed
+
+
+def _are_same(ours: dict[str, Array], others: dict[str, Array]) -> bool:
+    """Whether they are the same arrays in memory, by the same names in the same order."""
+    return list(ours) == list(others) and all(
+        one.data is other.data and (one.dtype, one.shape, one.stype) == (other.dtype, other.shape, other.stype)
+        for one, other in zip(ours.values(), others.values(), strict=True)
+    )
+
+
+def _item_bytes(dtype: str) -> int:
+    return np.dtype(dtype).itemsize if dtype in DTYPES else 1
+
+
 def unpack(content: RecordDict, where: str) -> RecordDict:
-    """The inverse of :func:`pack`; content that is not packed is returned as it is.
+    """The inverse of :func:`pack`, without a copy; content that is not packed is returned as it is.
 
     Raises:
         ProtocolError: the layout is malformed, or not that of the bytes; names ``where``.
@@ -70,10 +111,12 @@ def unpack(content: RecordDict, where: str) -> RecordDict:
     arrays = parse_body(Packing, layout, where).arrays
     if sum(array.size for array in arrays) != len(one.data) or len({array.name for array in arrays}) < len(arrays):
         raise ProtocolError(f"{where} sent {len(one.data)} bytes of packed arrays, which are not those it lists")
-    record, start = ArrayRecord(), 0
+    record, start, data = ArrayRecord(), 0, memoryview(one.data)
     for array in arrays:
-        data = one.data[start : start + array.size]
-        record[array.name] = Array(array.dtype, tuple(array.shape), array.stype, data)
+        part = data[start : start + array.size]
+        record[array.name] = Array(array.dtype, tuple(array.shape), array.stype, b"")
+        # Flower's constructor takes bytes alone. What does not lie as its type must is copied.
+        record[array.name].data = part if start % _item_bytes(array.dtype) == 0 else bytes(part)  # type: ignore[assignment]
         start += array.size
     content = RecordDict({name: held for name, held in content.items() if name not in (ARRAYS, PACKED)})
     content[ARRAYS] = record

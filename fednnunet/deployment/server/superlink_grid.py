@@ -16,7 +16,7 @@ from fednnunet.deployment.server.pending_messages import PendingMessage, PollCou
 from fednnunet.deployment.server.run_connection import RunConnection, RunLost
 from fednnunet.errors import ProtocolError
 from fednnunet.exchange.flower_internals import ErrorCode, Run, relabel
-from fednnunet.exchange.packing import pack, unpack
+from fednnunet.exchange.packing import Packer, unpack
 from fednnunet.server.local_grid import NodeGrid
 
 log = logging.getLogger(__name__)
@@ -103,13 +103,14 @@ class SuperLinkGrid(NodeGrid):
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Send messages, each for one node; returns ids by which to pull their replies."""
-        sent = [self._send(message) for message in messages]  # one at a time: together they need the memory of all
+        packer = Packer()  # one message at a time: together they need the memory of all
+        sent = [self._send(message, packer) for message in messages]
         self._count_polls(sent)
         self._pending.update({one.flower_id: one for one in sent})
         return [one.flower_id for one in sent]
 
-    def _send(self, message: Message) -> PendingMessage:
-        node_id, content = message.metadata.dst_node_id, pack(message.content)
+    def _send(self, message: Message, packer: Packer) -> PendingMessage:
+        node_id, content = message.metadata.dst_node_id, packer.pack(message.content)
 
         def push() -> list[str]:
             return list(self._connection.grid.push_messages([packed]))
@@ -176,7 +177,7 @@ class SuperLinkGrid(NodeGrid):
             error = Error(ErrorCode.MESSAGE_UNAVAILABLE, "the node has lost the message")
             return [self._as_reply(Message(error, reply_to=sent.message), sent, id_)]
         log.warning("message %s is sent to %s again", id_, self._node(sent.node_id))
-        self._pending[id_] = again = self._send(sent.message)
+        self._pending[id_] = again = self._send(sent.message, Packer())
         self._count_polls([again])
         return []
 
