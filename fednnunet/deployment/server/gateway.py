@@ -77,6 +77,13 @@ def public_endpoint(
     """
     limits = LIMITS if signatures is not None else LIMITS | {REGISTER_PATH: MAX_SMALL_BYTES}
 
+    def refuse(scope: Scope, sender: Sender) -> tuple[int, str] | None:
+        problem = None if signatures is None else signatures.problem(scope["headers"])
+        if problem is not None:
+            return 401, problem
+        problem = admission.problem(sender)
+        return None if problem is None else (409, problem)
+
     async def endpoint(scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
         if path == VERSION_PATH and scope["method"] in ("GET", "HEAD"):
@@ -85,20 +92,15 @@ def public_endpoint(
         if path not in limits or scope["method"] != "POST":
             await _answer(send, 404, {"detail": "Not Found"})
             return
-        if signatures is not None:
-            problem = await asyncio.to_thread(signatures.problem, scope["headers"])
-            if problem is not None:
-                _log_refusal(scope, problem)
-                if problem == NOT_REGISTERED and path == ACTIVATE_PATH:
-                    await _answer(send, *_unknown_node())
-                else:
-                    await _answer(send, 401, {"detail": problem})
-                return
         sender = _sender(scope)
-        problem = await asyncio.to_thread(admission.problem, sender)
-        if problem is not None:
+        refusal = await asyncio.to_thread(refuse, scope, sender)
+        if refusal is not None:
+            status, problem = refusal
             _log_refusal(scope, problem)
-            await _answer(send, 409, {"detail": problem})
+            if problem == NOT_REGISTERED and path == ACTIVATE_PATH:
+                await _answer(send, *_unknown_node())
+            else:
+                await _answer(send, status, {"detail": problem})
             return
         try:
             body = await _read(scope, receive, limits[path])
