@@ -6,7 +6,7 @@ import json
 import math
 from typing import Any
 
-from fednnunet.errors import ConfigError
+from fednnunet.errors import ConfigError, ProtocolError
 from fednnunet.exchange.layer_names import has_part
 from fednnunet.exchange.messages import Body, Kind, PlanRequest, PreprocessRequest
 from fednnunet.files import write_atomically
@@ -14,6 +14,7 @@ from fednnunet.server.node_requests import request_all
 from fednnunet.server.phases.fingerprint import INTENSITIES, federated_fingerprint, name_without_foreground
 from fednnunet.server.phases.labels import report_lost_labels
 from fednnunet.server.session import Federation, Session
+from fednnunet.server.strategy.row_average import Annotated
 
 
 def plan_networks(session: Session) -> None:
@@ -94,6 +95,29 @@ def preprocess_images(session: Session) -> None:
     }
 
 
+def _annotated_rows(federation: Federation) -> Annotated | None:
+    """For each head of the nodes, the classes that its node annotates; None where all annotate all of their own.
+
+    Raises:
+        ProtocolError: a network without heads for the labels that its node was told, or of other classes.
+    """
+    if federation.labels is None or not federation.labels.differs:
+        return None
+    annotated = {}
+    for node in federation.training:
+        name, planned = federation.name(node), federation.planned[node]
+        rows = federation.labels.rows_of(name)
+        if not planned.heads:
+            raise ProtocolError(f"node {name} names no heads of its network for the {len(rows)} classes of all nodes")
+        for head in planned.heads:
+            if planned.layers[head][:1] != [len(rows)]:
+                raise ProtocolError(
+                    f"node {name}: head {head} has shape {planned.layers[head]}; it must be for {len(rows)} classes"
+                )
+        annotated[node] = dict.fromkeys(planned.heads, rows)
+    return annotated
+
+
 def match_networks(session: Session) -> None:
     """The strategy matches the layers of the nodes' networks that are trained."""
     report_lost_labels(session)
@@ -110,5 +134,6 @@ def match_networks(session: Session) -> None:
         {node: federation.name(node) for node in federation.training},
         session.settings.dtype,
         {node: federation.planned[node].buffers for node in federation.training},
+        _annotated_rows(federation),
     )
     session.strategy.num_cases = {node: federation.described[node].num_training for node in federation.training}

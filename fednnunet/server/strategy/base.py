@@ -25,6 +25,7 @@ from fednnunet.server.strategy.downlink import Downlink
 from fednnunet.server.strategy.layer_groups import LayerGroups, check_groups
 from fednnunet.server.strategy.layer_matching import Shapes, match_layers
 from fednnunet.server.strategy.reply_validation import ReplyValidator, Update
+from fednnunet.server.strategy.row_average import Annotated, RowAverage
 from fednnunet.server.strategy.sampling import NodeSampler
 from fednnunet.server.strategy.secure_average import OpenSums
 
@@ -39,8 +40,9 @@ class Strategy(flower.Strategy):
     A new strategy writes one method, :meth:`aggregate`. It overrides :meth:`match_layers` to say which layers are
     exchanged, and :meth:`state` with :meth:`load_state` if it remembers arrays over rounds (momenta). The rest is
     composed here: sampling of nodes, validation of replies, rounding of layers while they travel, checkpoints, and the
-    mean of buffers: batch normalization's running statistics follow images, not an optimizer, so that a step with
-    momentum could make a variance negative, and a median would be of no batch.
+    means of what :meth:`aggregate` is not given: buffers (batch normalization's running statistics follow images, not
+    an optimizer, so that a step with momentum could make a variance negative, and a median would be of no batch), and
+    heads whose classes are annotated by some nodes alone (:class:`~fednnunet.server.strategy.row_average.RowAverage`).
     See ``docs/how-to/add-a-strategy.md``.
 
     Args:
@@ -87,7 +89,7 @@ class Strategy(flower.Strategy):
     def aggregate(
         self, server_round: int, arrays: Mapping[str, np.ndarray], updates: Iterable[Update]
     ) -> Mapping[str, np.ndarray]:
-        """New arrays from a round's updates; neither has buffers.
+        """New arrays from a round's updates; neither has what is set aside: buffers, and heads by rows.
 
         Args:
             server_round: Counted from 1.
@@ -101,7 +103,7 @@ class Strategy(flower.Strategy):
         """
 
     def weight(self, update: Update) -> float:
-        """How much a node counts in the mean of the buffers: its training cases (FedAvg)."""
+        """How much a node counts in the means of what is set aside: its training cases (FedAvg)."""
         return float(update.num_cases)
 
     def match_layers(self, layers: Mapping[int, Shapes]) -> Mapping[int, Mapping[str, str]]:
@@ -130,6 +132,7 @@ class Strategy(flower.Strategy):
         names: Mapping[int, str],
         dtype: ExchangeDtype = "float32",
         buffers: Mapping[int, Collection[str]] | None = None,
+        annotated: Annotated | None = None,
     ) -> None:
         """Match the networks of a run, before its first round.
 
@@ -138,6 +141,7 @@ class Strategy(flower.Strategy):
             names: node id to the node's name.
             dtype: Type that trained layers are rounded to while they travel.
             buffers: node id to those of its layers that no optimizer trains.
+            annotated: node id to those of its layers whose rows are classes, and which of these it annotates.
 
         Raises:
             ConfigError: :meth:`match_layers` returns groups that cannot be combined, or no layer has one of the parts
@@ -147,10 +151,12 @@ class Strategy(flower.Strategy):
         check_groups(layers, matched, names, type(self).__name__, buffers)
         groups = LayerGroups(layers, matched, self._keep_local, buffers)
         self._compose(groups, {node: names[node] for node in layers}, dtype)
+        self._rows = RowAverage(groups, annotated or {}, names)
         self.log_shared_fraction()
 
     def _compose(self, groups: LayerGroups, names: Mapping[int, str], dtype: ExchangeDtype) -> None:
         self.groups, self._names = groups, names
+        self._rows = RowAverage(groups, {}, names)
         self._downlink = Downlink(dtype, groups.buffers)
         self._validator = self.build_validator(dtype)
 
@@ -257,27 +263,30 @@ class Strategy(flower.Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """New arrays by group, as they are sent, and mean metrics; None where no reply could be used."""
         start, self._start = self._start, {}  # of the size of a model
-        updates = self.set_buffers_aside(self._validator.updates(server_round, replies))
-        arrays = self.aggregate(server_round, self.without_buffers(start), updates)
+        self._rows.reset(start)
+        updates = self.set_aside(self._validator.updates(server_round, replies))
+        arrays = self.aggregate(server_round, self.to_aggregate(start), updates)
         deque(updates, maxlen=0)  # those that it did not read
         accepted = self._validator.accepted
         if not accepted:
             return None, None
         self._last_rounds |= dict.fromkeys(accepted, server_round)
-        record = self._downlink.to_record({**arrays, **self._buffers.result()}, start)
+        record = self._downlink.to_record({**arrays, **self._buffers.result(), **self._rows.result()}, start)
         return record, mean_metrics(list(accepted.values()))
 
-    def without_buffers(self, arrays: Mapping[str, T]) -> dict[str, T]:
-        """The arrays, by group, of layers that are trained."""
-        return {group: array for group, array in arrays.items() if group not in self.groups.buffers}
+    def to_aggregate(self, arrays: Mapping[str, T]) -> dict[str, T]:
+        """The arrays, by group, without those that are set aside."""
+        aside = self.groups.buffers | self._rows.heads
+        return {group: array for group, array in arrays.items() if group not in aside}
 
-    def set_buffers_aside(self, updates: Iterator[Update]) -> Iterator[Update]:
-        """The updates without their buffers, which go into a mean."""
+    def set_aside(self, updates: Iterator[Update]) -> Iterator[Update]:
+        """The updates without their buffers and heads, which go into means."""
         self._buffers.reset()
         for update in updates:
             buffers = {group: array for group, array in update.arrays.items() if group in self.groups.buffers}
             self._buffers.add(buffers, self.weight(update))
-            yield replace(update, arrays=self.without_buffers(update.arrays)) if buffers else update
+            self._rows.add(update.node, update.arrays, self.weight(update))
+            yield replace(update, arrays=self.to_aggregate(update.arrays))
             del update, buffers  # of the size of a model: not kept while the next one is received
 
     # an interrupted run ----------------------------------------------------------------------------------
@@ -287,9 +296,10 @@ class Strategy(flower.Strategy):
         """Whether a round depends on more than what the nodes of the last one have.
 
         An average does not: its nodes can be asked again. What rounding left over is needed, averages of layers that
-        the nodes of the last round do not have, and what the strategy itself remembers.
+        the nodes of the last round do not have, rows of heads that none of them annotates, and what the strategy itself
+        remembers.
         """
-        return self._downlink.remembers or self._sampler.fraction < 1 or bool(self.state())
+        return self._downlink.remembers or self._sampler.fraction < 1 or bool(self._rows.heads or self.state())
 
     def save(self, folder: Path, fold: Fold, server_round: int, arrays: ArrayRecord) -> None:
         """Write the state after a round, and the arrays of the next; nothing if there is no state.

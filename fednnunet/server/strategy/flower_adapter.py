@@ -21,6 +21,7 @@ from fednnunet.server.strategy.base import Strategy
 from fednnunet.server.strategy.checkpoint import State
 from fednnunet.server.strategy.layer_matching import Shapes
 from fednnunet.server.strategy.reply_validation import Update
+from fednnunet.server.strategy.row_average import Annotated
 
 
 class FlowerStrategy(Strategy):
@@ -46,13 +47,14 @@ class FlowerStrategy(Strategy):
         names: Mapping[int, str],
         dtype: ExchangeDtype = "float32",
         buffers: Mapping[int, Collection[str]] | None = None,
+        annotated: Annotated | None = None,
     ) -> None:
         """Match the networks of a run.
 
         Raises:
             ConfigError: nodes have different networks, or there are fewer nodes than the strategy needs.
         """
-        super().prepare(layers, names, dtype, buffers)
+        super().prepare(layers, names, dtype, buffers, annotated)
         kind = type(self.strategy).__name__
         min_nodes = getattr(self.strategy, "min_available_nodes", 1)
         if len(layers) < min_nodes:  # it would wait for them for ever
@@ -81,6 +83,8 @@ class FlowerStrategy(Strategy):
         replies = [shown[node] for node in sorted(shown)]
         if not replies:
             return {}
+        if not replies[-1].content.array_records["arrays"]:  # all layers are set aside; it may need one
+            return {}
         dtypes = {layer: array.dtype for layer, array in replies[-1].content.array_records["arrays"].items()}
         # It aggregates nothing if one node has a metric that another lacks.
         metrics = same_metrics([reply.content.metric_records["metrics"] for reply in replies])
@@ -98,8 +102,8 @@ class FlowerStrategy(Strategy):
         return update.reply
 
     def _in_order(self, arrays: ArrayRecord) -> ArrayRecord:
-        """Trained arrays by name: some strategies pair them by their place. As float32 if they travel rounded."""
-        arrays = record_of(self.without_buffers(arrays))
+        """Arrays that it aggregates, by name: some strategies pair them by place. As float32 if they travel rounded."""
+        arrays = record_of(self.to_aggregate(arrays))
         if self._downlink.is_rounding:
             arrays = to_array_record(decode(from_array_record(arrays, "the strategy")))
         return record_of({name: arrays[name] for name in sorted(arrays)})

@@ -10,6 +10,7 @@ from fednnunet.exchange.messages import ExchangeDtype
 from fednnunet.server.strategy.base import Strategy
 from fednnunet.server.strategy.layer_matching import Shapes
 from fednnunet.server.strategy.reply_validation import Update
+from fednnunet.server.strategy.row_average import Annotated
 
 
 class NoExchange(Strategy):
@@ -24,6 +25,7 @@ class NoExchange(Strategy):
         names: Mapping[int, str],
         dtype: ExchangeDtype = "float32",
         buffers: Mapping[int, Collection[str]] | None = None,
+        annotated: Annotated | None = None,
     ) -> None:
         """No layer travels, so none is rounded."""
         super().prepare(layers, names)

@@ -119,8 +119,9 @@ class SecureAsymFedAvg(AsymFedAvg):
             layer for layer, group in self.groups.of_node(node).items() if layer in masked or group in self._counters
         ]
 
-    def set_buffers_aside(self, updates: Iterator[Update]) -> Iterator[Update]:
-        """Nothing: buffers are masked as all layers are."""
+    def set_aside(self, updates: Iterator[Update]) -> Iterator[Update]:
+        """Nothing: buffers are masked as all layers are, and the configuration refuses heads by rows."""
+        assert not self._rows.heads, "refused with the configuration"
         self._buffers.reset()
         return updates
 
@@ -155,7 +156,7 @@ class SecureAsymFedAvg(AsymFedAvg):
         Raises:
             VoidRound: says how much is usual.
         """
-        trained = self.without_buffers(means)
+        trained = self.to_aggregate(means)
         reference = RoundReference({group: array for group, array in arrays.items() if group in trained})
         self._norm = reference.validate_and_measure(trained, {group: group for group in trained}, "the sum")
         problem = self._limit.problem(self._norm, [] if self._norm is None else [self._norm])
