@@ -16,6 +16,7 @@ from fednnunet.evaluation.statistics import show_p_value
 from fednnunet.files import write_atomically
 from fednnunet.listing import MOST_NODES, join_first
 from fednnunet.reporting import figures
+from fednnunet.reporting.annotation import annotation_tables
 from fednnunet.reporting.case_selection import ShownCase, choose_cases, choose_nodes
 from fednnunet.reporting.comparison import ALL_CENTRES, LEVEL, show_points
 from fednnunet.reporting.figures.overlays import Overlay, show_dsc
@@ -100,6 +101,7 @@ def render_report(folder: Path, results: Results) -> str:
         meanings={name: meaning for name in strategies if (meaning := STRATEGY_MEANINGS.get(name.split(" ")[0]))},
         runs=runs,
         data_notes=list(dict.fromkeys(note for run in runs for note in run.data_notes)),
+        annotations=annotation_tables([(run.strategy, run.annotation) for run in runs], external),
         privacy=statements_of(runs),
         duration=format_duration,
         problems=results.problems,

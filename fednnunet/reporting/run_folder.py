@@ -16,6 +16,7 @@ from fednnunet.errors import DataError, first_problem
 from fednnunet.exchange.data_notes import DataNote
 from fednnunet.exchange.messages import ENSEMBLE
 from fednnunet.files import write_atomically
+from fednnunet.reporting.annotation import Annotation, read_annotation
 from fednnunet.reporting.scores import split_means
 from fednnunet.run_files import (
     CASE_COLUMNS,
@@ -25,6 +26,7 @@ from fednnunet.run_files import (
     DATA_NOTES_FILE,
     ERROR_FILE,
     HYDRA_CONFIG_FILE,
+    LABELS_FILE,
     OVERRIDES_FILE,
     PLANS_FILE,
     ROUND_COLUMNS,
@@ -63,6 +65,7 @@ class Run:
         rounds: ``rounds.csv``, with columns ``fold`` and ``seed``.
         round_means: ``round_means.csv``, with the same columns.
         data_notes: node and what people should know of its images.
+        annotation: who annotates what, where nodes may have unlike labels.
         overlays: centre to number of the case to file.
         config: composed configuration as YAML; empty if there is none.
         overrides: key to value of what was changed on the command line.
@@ -79,6 +82,7 @@ class Run:
     rounds: pd.DataFrame
     round_means: pd.DataFrame
     data_notes: list[tuple[str, str]]
+    annotation: Annotation | None
     overlays: dict[str, dict[int, Path]]
     config: str
     overrides: dict[str, str]
@@ -152,6 +156,7 @@ def read_run(folder: Path) -> Run:
         rounds=rounds.assign(fold=rounds.get("fold", only), seed=seed),
         round_means=round_means.assign(fold=round_means.get("fold", only), seed=seed),
         data_notes=_read_data_notes(folder / DATA_NOTES_FILE),
+        annotation=read_annotation(folder / LABELS_FILE),
         overlays=_find_overlays(folder),
         config=config.read_text() if config.is_file() else "",
         overrides=_read_overrides(folder / OVERRIDES_FILE),

@@ -1,0 +1,129 @@
+"""Who annotates what, where nodes have unlike labels (``task.labels=union``)."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fednnunet.config.dataset import POOLED_NODE
+from fednnunet.errors import DataError
+from fednnunet.listing import MOST_NODES, join_first
+from fednnunet.run_files import LABEL_COLUMNS
+
+NAMED = 5
+"""Most nodes or labels named in a cell."""
+BACKGROUND, IGNORE = "background", "ignore"
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """Labels of the nodes of a run.
+
+    Attributes:
+        labels: label to the nodes that annotate it, in the order of the values.
+        nodes: all nodes, in the order of the file.
+    """
+
+    labels: dict[str, list[str]]
+    nodes: list[str]
+
+
+@dataclass(frozen=True)
+class AnnotationTable:
+    """What the report shows of it.
+
+    Attributes:
+        titles: of the columns.
+        rows: a label and its cells: a mark per node, or of many nodes counts and the first names.
+        per_node: of many nodes, each and its labels; else nothing.
+        alone: labels that one training node alone annotates, with its name.
+    """
+
+    titles: list[str]
+    rows: list[list[str]]
+    per_node: list[tuple[str, str]]
+    alone: str
+
+
+def read_annotation(path: Path) -> Annotation | None:
+    """Read ``labels.csv``; None where there is none.
+
+    Raises:
+        DataError: it is no such table; names the file and what is wrong.
+    """
+    if not path.is_file():
+        return None
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            header, *rows = list(csv.reader(file, strict=True))
+    except (ValueError, csv.Error) as error:
+        raise DataError(f"{path} is not a readable table: {error}") from None
+    nodes = header[len(LABEL_COLUMNS) :]
+    if tuple(header[: len(LABEL_COLUMNS)]) != LABEL_COLUMNS or len(set(nodes)) < len(nodes):
+        raise DataError(f"{path} must have the columns {', '.join(LABEL_COLUMNS)}, then one per node")
+    for line, row in enumerate(rows, start=2):
+        if len(row) != len(header) or not set(row[len(LABEL_COLUMNS) :]) <= {"yes", ""}:
+            raise DataError(f"{path}: line {line} must be a label, its value, and yes or nothing per node")
+    return Annotation(
+        {row[0]: [n for n, cell in zip(nodes, row[len(LABEL_COLUMNS) :], strict=True) if cell] for row in rows}, nodes
+    )
+
+
+def annotation_tables(
+    annotations: Sequence[tuple[str, Annotation | None]], external: Collection[str]
+) -> list[tuple[str, AnnotationTable]]:
+    """Tables of a report: one, with the strategies that it is about, for each way in which runs differ.
+
+    Args:
+        annotations: strategy and labels, of each run. Pooled images are left out: one node holds what all annotate.
+        external: external nodes.
+    """
+    found: list[tuple[Annotation, list[str]]] = []
+    for strategy, annotation in annotations:
+        if annotation is None or POOLED_NODE in annotation.nodes:
+            continue
+        about = next((about for other, about in found if other == annotation), None)
+        if about is None:
+            found.append((annotation, [strategy]))
+        elif strategy not in about:
+            about.append(strategy)
+    return [(", ".join(about), _table(annotation, external)) for annotation, about in found]
+
+
+def _table(annotation: Annotation, external: Collection[str]) -> AnnotationTable:
+    labels = {name: nodes for name, nodes in annotation.labels.items() if name != BACKGROUND}
+    training = [node for node in annotation.nodes if node not in external]
+    outside = [node for node in annotation.nodes if node in external]
+    by_training = {name: [node for node in nodes if node not in external] for name, nodes in labels.items()}
+    single = [f"{name} ({nodes[0]})" for name, nodes in by_training.items() if len(nodes) == 1 and name != IGNORE]
+    alone = join_first(single, MOST_NODES) if len(training) > 1 and single else ""
+    if len(annotation.nodes) <= MOST_NODES:
+        shown = [*training, *outside]
+        titles = ["label", *(f"{node} (external)" if node in external else node for node in shown)]
+        rows = [[name, *("✓" if node in nodes else "–" for node in shown)] for name, nodes in labels.items()]
+        return AnnotationTable(titles, rows, [], alone)
+    titles = [
+        "label",
+        f"of {len(training)} training nodes",
+        *([f"of {len(outside)} external"] if outside else []),
+        "such as",
+    ]
+    rows = [
+        [
+            name,
+            str(len(by_training[name])),
+            *([str(len(nodes) - len(by_training[name]))] if outside else []),
+            join_first(by_training[name], NAMED),
+        ]
+        for name, nodes in labels.items()
+    ]
+    per_node = [
+        (
+            f"{node} (external)" if node in external else node,
+            ", ".join(n for n, nodes in labels.items() if node in nodes),
+        )
+        for node in (*training, *outside)
+    ]
+    return AnnotationTable(titles, rows, per_node, alone)
