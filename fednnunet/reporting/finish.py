@@ -102,7 +102,7 @@ def compare_runs(
     report = write_report(folder, results)
     console.print()
     if results.table is not None:
-        write_tables(folder, results.table, results.compare_with_paper)
+        write_tables(folder, results.table, results.compare_with_paper, results.labels)
         shown = overview(results.table)
         if console.is_terminal:
             console.print(shown.as_rich())

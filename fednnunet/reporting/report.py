@@ -111,6 +111,7 @@ def render_report(folder: Path, results: Results) -> str:
         star=STAR,
         level=LEVEL,
         empty_masks=_empty_masks(results),
+        labels=results.labels,
         figures=_figures(results, folder / "figures"),
         plans=[plans for run in _one_run_per_strategy(runs) if (plans := collect_plans(run, training)) is not None],
         shown_cases=_shown_cases(results, folder / "figures"),

@@ -23,6 +23,7 @@ from fednnunet.reporting.completeness import (
 from fednnunet.reporting.paper_comparison import PaperComparison, compare_with_paper
 from fednnunet.reporting.run_folder import Run, merge, merge_rounds, node_order
 from fednnunet.reporting.scores import Scores, collect_scores, join_means, split_means
+from fednnunet.reporting.tables.label_table import LabelTable, label_table
 from fednnunet.reporting.tables.results_table import (
     DAGGER,
     KEPT,
@@ -62,6 +63,7 @@ class Results:
         table: results table; None if nothing was scored.
         comparison: comparison with the reference; None if there is none.
         external_scores: models that count at external nodes.
+        labels: scores label by label, where nodes have annotated different structures.
     """
 
     runs: list[Run]
@@ -75,6 +77,7 @@ class Results:
     table: ResultsTable | None
     comparison: Comparison | None
     external_scores: External
+    labels: LabelTable | None = None
 
     @property
     def has_many_nodes(self) -> bool:
@@ -126,6 +129,7 @@ def collect_results(runs: Sequence[Run], reference: str | None = None, external_
     with_cases = order_strategies(scores["strategy"])
     chosen = choose_reference(with_cases, reference) if with_cases else None
     comparison = compare_strategies(scores, chosen, training, external) if chosen and len(with_cases) > 1 else None
+    labels = label_table(cases, means, table, external_scores)
     missing = {strategy: folds for strategy, folds in missing_folds(ordered).items() if strategy in table.strategies}
     table = replace(
         table,
@@ -136,10 +140,22 @@ def collect_results(runs: Sequence[Run], reference: str | None = None, external_
             *_notes(table, comparison, missing, unscored_folds(ordered), external_scores),
             *_notes_on_limits(collected, table),
             *_notes_on_foreground(without_foreground(cases)),
+            *([] if labels is None else [labels.note]),
         ],
     )
     return Results(
-        ordered, training, external, rounds, cases, means, scores, collected.summary, table, comparison, external_scores
+        ordered,
+        training,
+        external,
+        rounds,
+        cases,
+        means,
+        scores,
+        collected.summary,
+        table,
+        comparison,
+        external_scores,
+        labels,
     )
 
 

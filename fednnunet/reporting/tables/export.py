@@ -10,6 +10,7 @@ import pandas as pd
 from fednnunet.files import write_atomically
 from fednnunet.reporting.paper_comparison import PaperComparison
 from fednnunet.reporting.run_folder import write_csv
+from fednnunet.reporting.tables.label_table import LabelTable
 from fednnunet.reporting.tables.overview import has_many_nodes, nodes_as_markdown, overview
 from fednnunet.reporting.tables.results_table import MEAN, ResultsTable
 
@@ -29,13 +30,17 @@ LATEX = {
 }
 
 
-def write_tables(folder: Path, table: ResultsTable, comparison: PaperComparison | None) -> None:
+def write_tables(
+    folder: Path, table: ResultsTable, comparison: PaperComparison | None, labels: LabelTable | None = None
+) -> None:
     """Write ``table.md``, ``table.tex`` and ``table.csv``, with the paper's numbers if there are any.
 
-    Of many nodes, the first two hold their spread; ``table.md`` has a row per node below it.
+    Of many nodes, the first two hold their spread; ``table.md`` has a row per node below it. Where nodes have annotated
+    different structures, it has the scores of each label, too.
     """
     text = as_markdown(overview(table), comparison)
-    write_atomically(folder / "table.md", text + (f"\n{nodes_as_markdown(table)}" if has_many_nodes(table) else ""))
+    text += f"\n{nodes_as_markdown(table)}" if has_many_nodes(table) else ""
+    write_atomically(folder / "table.md", text + (f"\n{labels.as_markdown()}" if labels else ""))
     write_atomically(folder / "table.tex", as_latex(overview(table), comparison))
     write_csv(as_rows(table, comparison), folder / "table.csv")
 
