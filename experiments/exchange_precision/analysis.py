@@ -110,6 +110,6 @@ def write_comparison(out: Path) -> str:
         intervals[name] = {name: Interval(found.mean, found.low, found.high)}
         dots[name], colours[name] = paired.to_list(), of_strategies[row["strategy"]]
     if intervals:
-        figure = forest(intervals, "DSC less that of float32, same seed", colours, dots)
+        figure = forest(intervals, "DSC minus that of float32, same seed", colours, dots)
         save_figure(figure, out, "comparison")
     return text
