@@ -1,6 +1,6 @@
-"""What the Lightning loop costs over nnU-Net's own, and what rebuilding it each round would cost.
+"""What the Lightning loop costs over nnU-Net's own, labels annotated in part, and rebuilding the loop each round.
 
-    python benchmarks/training_loop.py [--pairs 4] [--epochs 3]
+    python benchmarks/training_loop.py [--pairs 4] [--epochs 3] [--only labels]
 
 **Loop.** Two processes train on the same plans, data and seed, one with ``nnUNetTrainer.run_training``, the other
 with our Lightning loop, and take turns step by step in the order ABBA, so that whatever else the machine does meets
@@ -11,6 +11,9 @@ bit for bit. The figure is the median over all epochs of our seconds over nnU-Ne
 of CPU seconds, which tells noise from cost. Torch computes with one thread in both, and nnU-Net's ``progress.png``
 (0.7 s per epoch) is switched off in both. The same is measured in 2d with two background processes each for
 augmentation; those work on while their loop waits for its turn.
+
+**Labels.** In the same way, epochs of a node that has annotated one label of three (``task.labels=union``) against
+those of a node that has annotated all: our loop in both, with the same network, images, labels and seed.
 
 **Rounds.** The seconds between the end of an epoch and the start of the next, where a round hands over all layers
 and loads them again: with our callback in one living ``Trainer.fit``; with trainer, loaders and Lightning built anew
@@ -34,7 +37,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
@@ -56,11 +59,15 @@ from fednnunet.training.data import NNUNetDataModule
 from fednnunet.training.lightning_trainer import build_lightning_trainer
 from fednnunet.training.module import NNUNetModule
 from fednnunet.training.network_state import layer_shapes, load_state, read_state, state_spec
+from fednnunet.training.partial_labels import use_partial_labels
 from fednnunet.training.trainer import build_nnunet_trainer
 
 Precision = Literal["auto", "32-true", "16-mixed", "bf16-mixed"]
+Figure = tuple[str, float, str, float | None]
+"""Metric, value, unit and target."""
 
 TARGET_RATIO = 1.02
+TARGET_PARTIAL_RATIO = 1.05
 CONFIGURATIONS = ("2d", "3d_fullres")
 BACKGROUND_PROCESSES = 2
 WARM_UP = 1
@@ -114,9 +121,18 @@ class Prepared:
         os.environ["nnUNet_preprocessed"] = self.caches[configuration]
         L.seed_everything(7, verbose=False)
         chosen = TRAINER.model_copy(update=settings)
-        return build_nnunet_trainer(
+        trainer = build_nnunet_trainer(
             self.plans, configuration, 0, self.dataset_json, chosen, torch.device(device), precision
         )
+        use_partial_labels(trainer, exclusion=False)
+        return trainer
+
+    def with_labels(self, annotated: Sequence[str]) -> Prepared:
+        """The same cases at a node of the union's labels that has annotated these."""
+        labels = {"labels": UNION}
+        if len(annotated) < len(UNION) - 1:
+            labels["annotated"] = list(annotated)
+        return replace(self, dataset_json=self.dataset_json | labels)
 
     def save(self) -> None:
         """Leave a note for :meth:`load` in another process."""
@@ -181,6 +197,10 @@ def quiet() -> Iterator[None]:
 # loop ----------------------------------------------------------------------------------------------------
 
 LOOPS = {"ours": lightning_loop, "theirs": nnunet_loop}
+UNION = {"background": 0, "tumour": 1, "breast": 2, "vessel": 3}
+"""Labels of the union; the images show the first."""
+ANNOTATED = {"partial": ["tumour"], "all": ["tumour", "breast", "vessel"]}
+"""What two nodes have annotated whose epochs are compared, both with our loop."""
 
 
 def repeat_first_batch(trainer: nnUNetTrainer) -> None:
@@ -234,6 +254,7 @@ class Comparison:
         device: device to train on.
         turn: forward passes in a turn; divides those of an epoch.
         augments: whether batches are augmented; else the first one is taken again and again.
+        names: two of :data:`LOOPS`, or of :data:`ANNOTATED`.
     """
 
     configuration: str
@@ -242,16 +263,19 @@ class Comparison:
     device: str = "cpu"
     turn: int = 1
     augments: bool = True
+    names: tuple[str, ...] = tuple(LOOPS)
 
 
 STEPS = TRAINER.iterations + TRAINER.val_iterations
 """Forward passes in an epoch."""
 
 
-def train_in_turns(loop: str, prepared: Prepared, comparison: Comparison, pipe: Connection) -> None:
-    """Process entry: train from the beginning with the loop of this name."""
+def train_in_turns(name: str, prepared: Prepared, comparison: Comparison, pipe: Connection) -> None:
+    """Process entry: train from the beginning with the loop, or the labels, of this name."""
     set_up()
-    os.environ["nnUNet_results"] = str(prepared.root / loop)
+    os.environ["nnUNet_results"] = str(prepared.root / name)
+    if name in ANNOTATED:
+        prepared = prepared.with_labels(ANNOTATED[name])
     with quiet():
         # The last turn of the last epoch has no forward pass after it, so that epoch is not counted either.
         epochs = WARM_UP + comparison.epochs + 1
@@ -260,18 +284,18 @@ def train_in_turns(loop: str, prepared: Prepared, comparison: Comparison, pipe: 
             repeat_first_batch(trainer)
         trainer.network.register_forward_pre_hook(Turns(pipe, comparison.turn))
         with contextlib.suppress(EOFError):  # the parent closes the pipe when it has seen enough
-            LOOPS[loop](trainer)
+            LOOPS.get(name, lightning_loop)(trainer)
         trainer.on_train_end()  # ends the processes of the augmentation
 
 
 @contextlib.contextmanager
-def both_loops(*arguments: Any) -> Iterator[dict[str, Connection]]:
-    """A process for each loop, with the parent's end of its pipe."""
+def both_sides(prepared: Prepared, comparison: Comparison) -> Iterator[dict[str, Connection]]:
+    """A process for each of both, with the parent's end of its pipe."""
     context = multiprocessing.get_context("spawn")
     pipes, processes = {}, []
-    for loop in LOOPS:
-        pipes[loop], far_end = context.Pipe()
-        process = context.Process(target=train_in_turns, args=(loop, *arguments, far_end))
+    for name in comparison.names:
+        pipes[name], far_end = context.Pipe()
+        process = context.Process(target=train_in_turns, args=(name, prepared, comparison, far_end))
         process.start()
         processes.append(process)
         far_end.close()
@@ -279,25 +303,25 @@ def both_loops(*arguments: Any) -> Iterator[dict[str, Connection]]:
         yield pipes
     finally:
         for pipe in pipes.values():
-            pipe.close()  # a loop that still waits for a turn ends
+            pipe.close()  # one that still waits for a turn ends
         for process in processes:
             process.join()
 
 
 def compare(prepared: Prepared, comparison: Comparison) -> dict[str, np.ndarray]:
-    """Wall and CPU seconds of every counted epoch, (epochs, 2), of both loops."""
-    turns: dict[str, list[np.ndarray]] = {loop: [] for loop in LOOPS}
+    """Wall and CPU seconds of every counted epoch, (epochs, 2), of both."""
+    turns: dict[str, list[np.ndarray]] = {name: [] for name in comparison.names}
     turns_of_epoch = STEPS // comparison.turn
     os.environ["nnUNet_n_proc_DA"] = str(comparison.processes)
-    with both_loops(prepared, comparison) as pipes:
+    with both_sides(prepared, comparison) as pipes:
         for pipe in pipes.values():
             pipe.recv()
         for turn in range((WARM_UP + comparison.epochs) * turns_of_epoch):
-            for loop in list(LOOPS)[:: 1 if turn % 2 else -1]:
-                pipes[loop].send(None)
-                turns[loop].append(pipes[loop].recv())
+            for name in comparison.names[:: 1 if turn % 2 else -1]:
+                pipes[name].send(None)
+                turns[name].append(pipes[name].recv())
     os.environ["nnUNet_n_proc_DA"] = "0"
-    return {loop: np.reshape(taken, (-1, turns_of_epoch, 2))[WARM_UP:].sum(axis=1) for loop, taken in turns.items()}
+    return {name: np.reshape(taken, (-1, turns_of_epoch, 2))[WARM_UP:].sum(axis=1) for name, taken in turns.items()}
 
 
 # rounds --------------------------------------------------------------------------------------------------
@@ -400,37 +424,57 @@ def measure_rounds(prepared: Prepared) -> dict[str, float]:
 
 
 def print_comparison(name: str, seconds: dict[str, np.ndarray]) -> float:
-    """One row of the table; the ratio of wall seconds."""
-    ours, theirs = (np.median(seconds[loop][:, 0]) for loop in LOOPS)
-    ratios = seconds["ours"] / seconds["theirs"]
+    """One row of the table; the ratio of wall seconds, the first to the second."""
+    ours, theirs = (np.median(of_one[:, 0]) for of_one in seconds.values())
+    first, second = seconds.values()
+    ratios = first / second
     lower, ratio, upper = np.quantile(ratios[:, 0], [0.25, 0.5, 0.75])
     cpu = np.median(ratios[:, 1])
     print(f"{name:<14} {ours:8.3f} {theirs:10.3f} {ratio:8.3f}   {lower:.3f} – {upper:.3f} {cpu:10.3f}", flush=True)
     return float(ratio)
 
 
-def compare_pairs(prepared: Prepared, name: str, processes: int, pairs: int, epochs: int) -> dict[str, np.ndarray]:
+def compare_pairs(prepared: Prepared, comparison: Comparison, pairs: int) -> dict[str, np.ndarray]:
     """As :func:`compare`, over the epochs of several pairs of processes."""
-    comparison = Comparison(name.removesuffix("_background"), processes, epochs)
     compared = [compare(prepared, comparison) for _ in range(pairs)]
-    return {loop: np.concatenate([pair[loop] for pair in compared]) for loop in LOOPS}
+    return {name: np.concatenate([pair[name] for pair in compared]) for name in comparison.names}
 
 
-def measure_all(pairs: int, epochs: int) -> list[tuple[str, float, str, float | None]]:
-    """Print the tables; metric, value, unit and target of every figure."""
-    figures: list[tuple[str, float, str, float | None]] = []
+def measure_loops(prepared: Prepared, pairs: int, epochs: int) -> Iterator[Figure]:
+    """Epochs of our loop against nnU-Net's."""
+    print(f"{'':<14} {'ours s':>8} {'nnU-Net s':>10} {'ratio':>8} {'quartiles':>15} {'CPU ratio':>10}")
+    for name, processes in (("2d", 0), ("3d_fullres", 0), ("2d_background", BACKGROUND_PROCESSES)):
+        comparison = Comparison(name.removesuffix("_background"), processes, epochs)
+        ratio = print_comparison(name, compare_pairs(prepared, comparison, pairs))
+        yield f"training_loop_ratio_{name}", ratio, "ratio", TARGET_RATIO
+
+
+def measure_labels(prepared: Prepared, pairs: int, epochs: int) -> Iterator[Figure]:
+    """Epochs with labels annotated in part against those with all."""
+    print(f"{'':<14} {'part s':>8} {'all s':>10} {'ratio':>8} {'quartiles':>15} {'CPU ratio':>10}")
+    for configuration in CONFIGURATIONS:
+        comparison = Comparison(configuration, 0, epochs, names=tuple(ANNOTATED))
+        ratio = print_comparison(configuration, compare_pairs(prepared, comparison, pairs))
+        yield f"partial_labels_ratio_{configuration}", ratio, "ratio", TARGET_PARTIAL_RATIO
+
+
+def measure_changes(prepared: Prepared, pairs: int, epochs: int) -> Iterator[Figure]:
+    """Seconds between rounds."""
+    print("median seconds outside the epoch, a round:")
+    for metric, seconds in measure_rounds(prepared).items():
+        print(f"  {metric:<34} {seconds:8.4f}")
+        yield metric, seconds, "s", None
+
+
+PARTS = {"loop": measure_loops, "labels": measure_labels, "rounds": measure_changes}
+
+
+def measure(parts: Sequence[str], pairs: int, epochs: int) -> list[Figure]:
+    """Print the tables of these parts; all figures."""
     with tempfile.TemporaryDirectory(prefix="fednnunet-") as folder:
         with quiet():
             prepared = prepare(Path(folder))
-        print(f"{'':<14} {'ours s':>8} {'nnU-Net s':>10} {'ratio':>8} {'quartiles':>15} {'CPU ratio':>10}")
-        for name, processes in (("2d", 0), ("3d_fullres", 0), ("2d_background", BACKGROUND_PROCESSES)):
-            ratio = print_comparison(name, compare_pairs(prepared, name, processes, pairs, epochs))
-            figures.append((f"training_loop_ratio_{name}", ratio, "ratio", TARGET_RATIO))
-        print("median seconds outside the epoch, a round:")
-        for metric, seconds in measure_rounds(prepared).items():
-            print(f"  {metric:<34} {seconds:8.4f}")
-            figures.append((metric, seconds, "s", None))
-    return figures
+        return [figure for part in parts for figure in PARTS[part](prepared, pairs, epochs)]
 
 
 def main() -> None:
@@ -438,6 +482,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Time the training loop and the change of rounds.")
     parser.add_argument("--pairs", type=int, default=4, help="pairs of processes (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=TRAINER.epochs, help="epochs of each pair (default: %(default)s)")
+    parser.add_argument("--only", choices=PARTS, help="measure this alone (default: all)")
     parser.add_argument("--one-round", nargs=2, type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     set_up()
@@ -445,7 +490,8 @@ def main() -> None:
         root, checkpoint = arguments.one_round
         print(rebuild(Prepared.load(root), checkpoint)[1])
         return
-    for metric, value, unit, target in measure_all(arguments.pairs, arguments.epochs):
+    parts = [arguments.only] if arguments.only else list(PARTS)
+    for metric, value, unit, target in measure(parts, arguments.pairs, arguments.epochs):
         print(json.dumps({"metric": metric, "value": round(value, 4), "unit": unit, "target": target}))
 
 

@@ -25,7 +25,7 @@ class MarginalLoss(nn.Module):
     ``exclusion`` adds the exclusion cross entropy of the same paper: with ``e`` 1 in annotated foreground and 0
     elsewhere, ``eCE = mean_v mean_u e_v log(p_uv + 1)``, over voxels ``v`` that are not ignored and unannotated classes
     ``u``. The paper's exclusion Dice is left out: its denominator raises ``p_u`` in the background, where nothing is
-    known of ``u``.
+    known of ``u``. It adds little to a softmax, in which the merged cross entropy already lowers ``p_u`` there.
 
     Args:
         loss: nnU-Net's, of logits and label values; it knows the union's ignore label, and has no weights of classes.

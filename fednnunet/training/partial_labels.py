@@ -21,13 +21,12 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
 from fednnunet.config.task import RESERVED
+from fednnunet.datasets.union_labels import ANNOTATED
 from fednnunet.errors import ConfigError, DataError
 from fednnunet.listing import join_all, join_first
 from fednnunet.training.epochs import FIRST_MOVING_AVERAGE
 from fednnunet.training.marginal_loss import MarginalLoss, PooledMarginalLoss, cases_of
 
-ANNOTATED = "annotated"
-"""Key of ``dataset.json`` for the names of the labels that are annotated."""
 MOST_NAMES = 12
 """Labels or cases that an error names."""
 COUNTS = ("tp_hard", "fp_hard", "fn_hard")

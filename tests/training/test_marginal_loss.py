@@ -194,7 +194,8 @@ def test_half_precision_logits_are_merged_in_single_precision(
     values: tuple[float, ...], expected: float, dtype: torch.dtype
 ) -> None:
     logits = torch.tensor(values, dtype=dtype).reshape(1, 3, 1, 1).requires_grad_()
-    loss = MarginalLoss(RobustCrossEntropyLoss(), [1], 3)(logits, torch.zeros(1, 1, 1, 1))
+    with torch.autocast("cpu", dtype):
+        loss = MarginalLoss(RobustCrossEntropyLoss(), [1], 3)(logits, torch.zeros(1, 1, 1, 1))
     (gradient,) = torch.autograd.grad(loss, logits)
     assert loss.item() == pytest.approx(expected, rel=1e-4)
     assert torch.isfinite(gradient).all()
