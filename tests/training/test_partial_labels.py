@@ -135,6 +135,8 @@ def test_cases_of_several_centres_train_by_what_each_has_annotated(build: Build)
         value = alone.loss([one[part] for one in logits], [one[part] for one in batch["target"]])
         expected += len(part) / len(batch["keys"]) * value.item()
     assert loss.item() == pytest.approx(expected, abs=1e-5)
+    with torch.no_grad():
+        assert float(trainer.validation_step(batch)["loss"]) == pytest.approx(expected, abs=1e-5)
     with pytest.raises(RuntimeError, match="which cases"):
         trainer.loss(logits, batch["target"])
 
