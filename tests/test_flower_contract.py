@@ -92,7 +92,7 @@ def test_a_message_is_taken_apart_into_objects_and_put_together_again(message: M
     ids = [part.object_id for part in node.iterate_object_tree(tree)]
     assert set(ids) == set(objects)
     contents = {object_id: part.deflate() for object_id, part in objects.items()}
-    copy = node.inflate_object_from_contents(message.object_id, contents)
+    copy = messages.inflate_object_from_contents(message.object_id, contents)
     assert copy.content.config_records["config"] == message.content.config_records["config"]
     head = node.message_to_proto(node.remove_content_from_message(message))
     assert head.metadata.message_id == message.object_id

@@ -9,10 +9,25 @@ from __future__ import annotations
 from flwr.app import Message
 from flwr.common.constant import ErrorCode
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
+from flwr.supercore.inflatable.inflatable_object import (
+    get_object_body,
+    get_object_head_values_from_object_content,
+)
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-__all__ = ["ErrorCode", "Run", "act_as", "aggregate_metricrecords", "relabel", "set_message_id"]
+__all__ = [
+    "ErrorCode",
+    "Run",
+    "act_as",
+    "aggregate_metricrecords",
+    "get_object_body",
+    "get_object_head_values_from_object_content",
+    "inflate_object_from_contents",
+    "relabel",
+    "set_message_id",
+]
 
 _OWN_TASK = 1
 """Id of the task that sends; Flower requires one and looks only at the node's."""

@@ -36,7 +36,6 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
 from flwr.supercore.inflatable.inflatable_utils import (
     ObjectPullError,
     ObjectPushError,
-    inflate_object_from_contents,
     pull_objects,
     push_objects,
 )
@@ -73,7 +72,6 @@ __all__ = [
     "get_all_nested_objects",
     "get_object_tree",
     "http_client",
-    "inflate_object_from_contents",
     "iterate_object_tree",
     "make_pull_object_fn_protobuf",
     "make_push_object_fn_protobuf",

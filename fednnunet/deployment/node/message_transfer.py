@@ -18,7 +18,6 @@ from fednnunet.deployment.node.flower_internals import (
     PushMessagesRequest,
     get_all_nested_objects,
     get_object_tree,
-    inflate_object_from_contents,
     iterate_object_tree,
     make_pull_object_fn_protobuf,
     make_push_object_fn_protobuf,
@@ -28,12 +27,9 @@ from fednnunet.deployment.node.flower_internals import (
     push_objects,
     remove_content_from_message,
 )
-from fednnunet.errors import ProtocolError
-from fednnunet.exchange.arrays import MAX_BYTES
+from fednnunet.exchange.assembly import assemble, limited
 from fednnunet.exchange.flower_internals import set_message_id
-from fednnunet.exchange.messages import MAX_BODY_BYTES
 
-MAX_MESSAGE_BYTES = MAX_BYTES + MAX_BODY_BYTES
 PULL_RETRY_SECONDS = 0.1
 """Pause before an object that the server does not have yet is asked for again."""
 OBJECTS_AT_ONCE = 16
@@ -57,27 +53,17 @@ def receive_message(calls: FleetCalls, node: Node, run_id: int, message_id: str,
         Refused: the server does not give them.
         ObjectPullError: the server does not have them.
     """
-    remaining = MAX_MESSAGE_BYTES
     pull = make_pull_object_fn_protobuf(lambda request: calls.call(calls.client.PullObject, request), node, run_id)
-
-    def pull_limited(object_id: str) -> bytes:
-        nonlocal remaining
-        content = pull(object_id)
-        remaining -= len(content)
-        if remaining < 0:
-            raise ProtocolError("the server sent more than a message may hold")
-        return content
-
     contents = pull_objects(
-        [part.object_id for part in iterate_object_tree(tree)], pull_limited, initial_backoff=PULL_RETRY_SECONDS
+        [part.object_id for part in iterate_object_tree(tree)],
+        limited(pull, "the server"),
+        initial_backoff=PULL_RETRY_SECONDS,
     )
     calls.call(
         calls.client.ConfirmMessageReceived,
         ConfirmMessageReceivedRequest(node=node, run_id=run_id, message_object_id=message_id),
     )
-    message = inflate_object_from_contents(message_id, contents)
-    if not isinstance(message, Message):
-        raise ProtocolError("the server sent something that is not a message")
+    message = assemble(message_id, contents, "the server")
     set_message_id(message, message_id)
     return message
 
