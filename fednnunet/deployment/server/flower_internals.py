@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from flwr.cli.build import build_fab_from_files
 from flwr.common.constant import (
     HEARTBEAT_PATIENCE,
+    SUPERLINK_NODE_ID,
     SYSTEM_TIME_TOLERANCE,
     TIMESTAMP_HEADER,
     TIMESTAMP_TOLERANCE,
@@ -26,9 +27,11 @@ from flwr.proto.control_pb2 import (
 )
 from flwr.proto.fab_pb2 import Fab
 from flwr.proto.fleet_pb2 import PushMessagesRequest, PushMessagesResponse
-from flwr.proto.node_pb2 import NodeInfo
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
+from flwr.proto.node_pb2 import Node, NodeInfo
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
+    PullAppMessagesRequest,
     PullTaskInputRequest,
     PushTaskOutputRequest,
     SendTaskHeartbeatRequest,
@@ -39,7 +42,9 @@ from flwr.supercore.date import now
 from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.error.catalog import API_ERROR_MAP
 from flwr.supercore.heartbeat import HeartbeatSender
-from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectPushError, pull_objects
 from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key, public_key_to_bytes, verify_signature
 from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
@@ -54,22 +59,27 @@ __all__ = [
     "FLEET_HTTP_PUBLIC_KEY_HEADER",
     "FLEET_HTTP_SIGNATURE_HEADER",
     "HEARTBEAT_PATIENCE",
+    "SUPERLINK_NODE_ID",
     "SYSTEM_TIME_TOLERANCE",
     "TIMESTAMP_HEADER",
     "TIMESTAMP_TOLERANCE",
     "AcquireTaskRequest",
     "ApiErrorCode",
+    "ConfirmMessageReceivedRequest",
     "ControlHttpClient",
     "Fab",
     "FlowerError",
     "HeartbeatSender",
     "ListNodesRequest",
     "ListRunsRequest",
+    "Node",
     "NodeInfo",
     "NodeStatus",
+    "ObjectPullError",
     "ObjectPushError",
     "ProtobufCall",
     "ProtobufRequestContext",
+    "PullAppMessagesRequest",
     "PullTaskInputRequest",
     "PushMessagesRequest",
     "PushMessagesResponse",
@@ -88,8 +98,11 @@ __all__ = [
     "bytes_to_public_key",
     "exponential",
     "grid_over",
+    "iterate_object_tree",
+    "make_pull_object_fn_protobuf",
     "now",
     "public_key_to_bytes",
+    "pull_objects",
     "run_from_proto",
     "verify_signature",
 ]

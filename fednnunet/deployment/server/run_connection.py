@@ -53,6 +53,7 @@ class RunConnection:
         run_id: Flower's id of the run.
         node_id: id that the server app has as a sender of messages.
         grid: Flower's grid of the run.
+        client: of Flower's Runtime API, with the run's token.
 
     Raises:
         ConfigError: there is no server.
@@ -79,15 +80,15 @@ class RunConnection:
             should_giveup=self._is_final,
         )
         server = self.operator.server.control
-        self._client = RuntimeHttpClient.from_server_address(
+        self.client = RuntimeHttpClient.from_server_address(
             server,
             True,
             None,
             [*self.operator.interceptors("flwr-serverapp"), RuntimeTokenHttpInterceptor(token=token)],
             retry_invoker=self._retry,
         )
-        self.grid = grid_over(self._client, server, token)
-        task = self.call(lambda: self._client.PullTaskInput(PullTaskInputRequest()))
+        self.grid = grid_over(self.client, server, token)
+        task = self.call(lambda: self.client.PullTaskInput(PullTaskInputRequest()))
         self.node_id = task.context.node_id
         act_as(self.node_id, task.run.run_id, task.task_id)
         self.grid.set_run(run_from_proto(task.run))
@@ -111,7 +112,7 @@ class RunConnection:
         self._is_over = True
         status = SubStatus.COMPLETED if completed else SubStatus.FAILED
         try:
-            self._client.PushTaskOutput(PushTaskOutputRequest(sub_status=status, details=""))
+            self.client.PushTaskOutput(PushTaskOutputRequest(sub_status=status, details=""))
         except (httpx.HTTPError, RunLost) as error:
             log.warning("the server could not be told that the run is over: %s", error)
 
@@ -120,11 +121,11 @@ class RunConnection:
         self._is_over = True
         if self._heartbeats.is_running:
             self._heartbeats.stop()
-        self._client.close()
+        self.client.close()
 
     def _send_heartbeat(self) -> bool:
         try:
-            return self._is_over or self._client.SendTaskHeartbeat(SendTaskHeartbeatRequest()).success
+            return self._is_over or self.client.SendTaskHeartbeat(SendTaskHeartbeatRequest()).success
         except httpx.HTTPError as error:
             log.info("no heartbeat: %s", error)
             return self._is_over

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.serverapp import ServerApp
 
 from fednnunet.deployment.memory import keep_freed_buffers
+from fednnunet.deployment.server.flower_internals import ObjectPullError
 from fednnunet.deployment.server.pending_messages import PendingMessage, PollCounts, is_lost
+from fednnunet.deployment.server.reply_transfer import pull_replies
 from fednnunet.deployment.server.run_connection import RunConnection, RunLost
 from fednnunet.errors import ProtocolError
 from fednnunet.exchange.flower_internals import ErrorCode, Run, relabel
@@ -139,8 +142,10 @@ class SuperLinkGrid(NodeGrid):
         # one's reply may wait at the SuperLink because it was not pulled yet, while its node asks for more messages.
         lost = self._find_lost(ids.values())
         replies = []
-        for reply in self._connection.call(lambda: list(self._connection.grid.pull_messages(ids))):
-            id_ = ids[reply.metadata.reply_to_message_id]
+        pull = partial(pull_replies, self._connection.client, self.run_id, ids)
+        for flower_id, pulled in self._connection.call(lambda: list(pull())):
+            id_ = ids[flower_id]
+            reply = self._read(pulled, self._pending[id_])
             if reply.has_error() and reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE and self._is_connected(id_):
                 lost.append(id_)  # the node has the whole reply
             else:
@@ -149,6 +154,17 @@ class SuperLinkGrid(NodeGrid):
             if id_ in self._pending:
                 replies += self._resend(id_)
         return replies
+
+    def _read(self, pulled: Message | ObjectPullError | ProtocolError, sent: PendingMessage) -> Message:
+        """A message in any case: an error where the reply did not come, one without a body where it cannot be read."""
+        if isinstance(pulled, Message):
+            return pulled
+        if isinstance(pulled, ObjectPullError):
+            return Message(Error(ErrorCode.MESSAGE_UNAVAILABLE, str(pulled)), reply_to=sent.message)
+        log.warning("%s: %s", self._node(sent.node_id), pulled)
+        reply = Message(RecordDict(), reply_to=sent.message)
+        relabel(reply, sent.node_id, sent.flower_id)
+        return reply
 
     def abandon(self, message_ids: Iterable[str]) -> None:
         """Wait for no reply to these messages: one that its node has lost counts as replied to."""
