@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from fednnunet.errors import ConfigError
-from fednnunet.server.strategy.averaging import StreamingAverage
+from fednnunet.exchange.rounding import is_rounded
 from fednnunet.server.strategy.layer_groups import LayerGroups
 
 Annotated = Mapping[int, Mapping[str, Sequence[bool]]]
@@ -42,10 +42,12 @@ class RowAverage:
     """
 
     def __init__(self, groups: LayerGroups, annotated: Annotated, names: Mapping[int, str]) -> None:
-        self._rows: dict[int, dict[str, tuple[bool, ...]]] = {}
+        self._rows: dict[int, dict[str, np.ndarray]] = {}
         for node in groups.nodes:
             shapes, rows = groups.shapes_of(node), annotated.get(node, {})
-            self._rows[node] = {groups.group_of(node, head): tuple(rows[head]) for head in rows if head in shapes}
+            self._rows[node] = {
+                groups.group_of(node, head): np.array(rows[head], bool) for head in rows if head in shapes
+            }
             for head, shape in shapes.items():
                 if head in rows and shape[:1] != (len(rows[head]),):
                     raise ConfigError(
@@ -59,41 +61,47 @@ class RowAverage:
                         f"node {names[node]}: layer {layer} is no head that is trained, but it is averaged with one; "
                         "install the same software at all nodes"
                     )
-        self._annotators, self._everyone = StreamingAverage(), StreamingAverage()
         self.reset({})
 
     def reset(self, start: Mapping[str, np.ndarray]) -> None:
         """Begin the means of a round; ``start`` is what its nodes were sent, by group."""
         self._start = {group: array for group, array in start.items() if group in self.heads}
-        self._classes: dict[str, int] = {}
-        self._annotators.reset()
-        self._everyone.reset()
+        self._sums: dict[str, _RowSums] = {}
 
     def add(self, node: int, arrays: Mapping[str, np.ndarray], weight: float) -> None:
         """Add the heads of a node, by group; its other layers are not looked at."""
-        for group in [group for group in arrays if group in self.heads]:
-            rows = {_key(group, row): arrays[group][row : row + 1] for row in range(len(arrays[group]))}
-            self._classes[group] = len(rows)
-            annotates = self._rows[node][group]
-            self._annotators.add({key: rows[key] for key, own in zip(rows, annotates, strict=True) if own}, weight)
-            if group not in self._start:
-                self._everyone.add(rows, weight)
+        for group, rows in self._rows[node].items():
+            if group in arrays:
+                sums = self._sums.setdefault(group, _RowSums(arrays[group]))
+                sums.add(arrays[group], weight, rows)
 
     def result(self) -> dict[str, np.ndarray]:
         """Means by group, in the types of :meth:`~fednnunet.server.strategy.averaging.StreamingAverage.result`."""
-        means = {**self._everyone.result(), **self._annotators.result()}
-        heads = {}
-        for group, classes in self._classes.items():
-            keys = [_key(group, row) for row in range(classes)]
-            dtype = next(means[key].dtype for key in keys if key in means)
-            rows = [
-                means[key] if key in means else self._start[group][row : row + 1].astype(dtype)
-                for row, key in enumerate(keys)
-            ]
-            heads[group] = np.concatenate(rows)
+        heads = {group: sums.mean(self._start.get(group)) for group, sums in self._sums.items()}
         self.reset({})
         return heads
 
 
-def _key(group: str, row: int) -> str:
-    return f"{group}[{row}]"
+class _RowSums:
+    """Weighted sums of one head, in the precision of :class:`~fednnunet.server.strategy.averaging.StreamingAverage`."""
+
+    def __init__(self, like: np.ndarray) -> None:
+        self._dtype = np.dtype(np.float32) if is_rounded(like.dtype) else like.dtype
+        precision = np.float32 if is_rounded(like.dtype) else np.float64
+        self._sums, self._of_all = np.zeros(like.shape, precision), np.zeros(like.shape, precision)
+        self._weights, self._weight_of_all = np.zeros(len(like)), 0.0
+
+    def add(self, head: np.ndarray, weight: float, rows: np.ndarray) -> None:
+        weighted = np.multiply(head, weight, dtype=self._sums.dtype)
+        self._sums[rows] += weighted[rows]
+        self._weights[rows] += weight
+        self._of_all += weighted
+        self._weight_of_all += weight
+
+    def mean(self, otherwise: np.ndarray | None) -> np.ndarray:
+        """Row by row; of rows without a sum what is in ``otherwise``, or the mean over all."""
+        rest = self._of_all / self._weight_of_all if otherwise is None else otherwise
+        mean, rows = rest.astype(self._dtype), self._weights > 0
+        weights = self._weights[rows].astype(self._sums.dtype)
+        mean[rows] = self._sums[rows] / weights.reshape(-1, *[1] * (mean.ndim - 1))
+        return mean

@@ -9,6 +9,7 @@ import pytest
 
 from fednnunet.errors import ConfigError
 from fednnunet.server.strategy.asym_fedavg import AsymFedAvg
+from fednnunet.server.strategy.averaging import StreamingAverage
 from fednnunet.server.strategy.layer_groups import LayerGroups
 from fednnunet.server.strategy.layer_matching import match_layers
 from fednnunet.server.strategy.row_average import RowAverage
@@ -89,6 +90,21 @@ def test_rounded_heads_give_means_of_four_bytes(dtype: str) -> None:
     (weight, bias) = rows.result().values()
     assert weight.dtype == bias.dtype == np.float32
     assert bias.tolist() == [1.5, 1.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_where_all_annotate_all_it_is_the_mean_of_whole_layers_to_the_last_bit(dtype: str) -> None:
+    shapes = dict.fromkeys(NAMES, LAYERS)
+    groups = LayerGroups(shapes, match_layers(shapes))
+    rows = RowAverage(groups, {node: {head: [True] * 4 for head in HEADS} for node in NAMES}, NAMES)
+    whole, rng = StreamingAverage(), np.random.default_rng(0)
+    for node, cases in CASES.items():
+        sent = {head: rng.standard_normal(LAYERS[head]).astype(dtype) for head in HEADS}
+        rows.add(node, sent, cases)
+        whole.add(sent, cases)
+    expected, means = whole.result(), rows.result()
+    assert all(means[head].dtype == expected[head].dtype for head in HEADS)
+    assert all(np.array_equal(means[head], expected[head]) for head in HEADS)
 
 
 def test_heads_that_stay_local_are_not_averaged() -> None:
