@@ -1,0 +1,209 @@
+"""Tables and the picture: does one network learn every hospital's organ, and what does a hospital pay for it?"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scoring import ANNOTATED, EXTERNAL, TRAININGS, read_predictions, read_scores, read_voxels, truth_of
+
+from fednnunet.evaluation.statistics import Interval, mean_interval
+from fednnunet.files import write_atomically
+from fednnunet.phantoms.organs import ORGANS, TRUTH_LABELS
+from fednnunet.reporting.figures.style import save_picture
+
+README = Path(__file__).parent / "README.md"
+PICTURE = "partial_labels"
+UPPER, ALONE, SHOWN = "all", "alone", "union"
+BEGINS, ENDS = "<!-- tables: begin -->", "<!-- tables: end -->"
+COLOURS = {"liver": "#0072B2", "spleen": "#D55E00", "kidney": "#009E73"}
+"""Of Okabe and Ito's palette."""
+
+
+def means(scores: pd.DataFrame) -> pd.Series:
+    """Mean DSC over a centre's cases, by training, seed, node, centre and organ."""
+    return scores.groupby(["training", "seed", "node", "centre", "organ"])["dsc"].mean()
+
+
+def of_places(scores: pd.DataFrame) -> pd.DataFrame:
+    """Mean over seeds and its interval, by training, place and organ.
+
+    At a hospital its own model is scored; at the external centre the mean is over the models of the hospitals that know
+    the organ.
+    """
+    by_seed = means(scores).groupby(["training", "centre", "organ", "seed"]).mean()
+    rows = [
+        {"training": training, "centre": centre, "organ": organ, "seeds": len(values), **vars(mean_interval(values))}
+        for (training, centre, organ), values in by_seed.groupby(["training", "centre", "organ"])
+    ]
+    return pd.DataFrame(rows)
+
+
+def unannotated(scores: pd.DataFrame, training: str) -> pd.Series:
+    """By node and seed: mean DSC of the organs that the node's hospital never annotated, on its held-out cases."""
+    scores = scores[(scores["training"] == training) & (scores["node"] == scores["centre"])]
+    others = scores[scores["organ"] != scores["node"].map(ANNOTATED)]
+    return others.groupby(["node", "seed", "organ"])["dsc"].mean().groupby(["node", "seed"]).mean()
+
+
+def own(scores: pd.DataFrame, training: str) -> pd.Series:
+    """By node and seed: mean DSC of the organ that the node's hospital annotates, on its held-out cases."""
+    scores = scores[(scores["training"] == training) & (scores["node"] == scores["centre"])]
+    return scores[scores["organ"] == scores["node"].map(ANNOTATED)].groupby(["node", "seed"])["dsc"].mean()
+
+
+def ratios(scores: pd.DataFrame) -> dict[str, dict[str, Interval]]:
+    """Training to hospital (and ``mean``) to :func:`unannotated`, divided by that of full annotation, same seed."""
+    found = {}
+    for training in TRAININGS:
+        ratio = (unannotated(scores, training) / unannotated(scores, UPPER)).dropna()
+        if training != UPPER and not ratio.empty:
+            found[training] = _by_node(ratio)
+    return found
+
+
+def differences(scores: pd.DataFrame) -> dict[str, dict[str, Interval]]:
+    """Training to hospital (and ``mean``) to :func:`own`, less that of the hospital alone, same seed."""
+    found = {}
+    for training in TRAININGS:
+        difference = (own(scores, training) - own(scores, ALONE)).dropna()
+        if training != ALONE and not difference.empty:
+            found[training] = _by_node(difference)
+    return found
+
+
+def _by_node(values: pd.Series) -> dict[str, Interval]:
+    intervals = {str(node): mean_interval(of_node.to_list()) for node, of_node in values.groupby("node")}
+    return intervals | {"mean": mean_interval(values.groupby("seed").mean().to_list())}
+
+
+def as_text(interval: Interval, sign: str = "") -> str:
+    """Mean, and its interval where there is one."""
+    mean = f"{interval.mean:{sign}.3f}"
+    return mean if np.isnan(interval.low) else f"{mean} [{interval.low:{sign}.3f}, {interval.high:{sign}.3f}]"
+
+
+def is_below(interval: Interval) -> str:
+    """Whether a difference is below 0 by more than its interval."""
+    return "not known" if np.isnan(interval.high) else "**yes**" if interval.high < 0 else "no"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    aligned = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, aligned, *rows)) + "\n"
+
+
+def as_markdown(scores: pd.DataFrame) -> str:
+    """The three tables."""
+    trained = [training for training in TRAININGS if training in set(scores["training"])]
+    titles = [TRAININGS[training].title for training in trained]
+    seeds = {TRAININGS[name].title: of["seed"].nunique() for name, of in scores.groupby("training", sort=False)}
+    counts = ", ".join(f"{title} {number}" for title, number in seeds.items())
+    cells = {
+        (row["training"], row["centre"], row["organ"]): as_text(Interval(row["mean"], row["low"], row["high"]))
+        for row in of_places(scores).to_dict("records")
+    }
+    rows = []
+    for centre in (*ANNOTATED, EXTERNAL):
+        for organ in ORGANS:
+            name = f"**{organ}**" if ANNOTATED.get(centre) == organ else organ
+            rows.append([f"{centre}, {name}", *[cells.get((t, centre, organ), "–") for t in trained]])
+    parts = [
+        f"Seeds: {counts}.\n",
+        "DSC; bold: the organ that the hospital annotates:\n",
+        _table(["cases of, organ", *titles], rows),
+    ]
+    for title, found, sign in (
+        (
+            "Organs that a hospital never annotated, divided by the DSC where all annotate all (same seed):",
+            ratios(scores),
+            "",
+        ),
+        ("The hospital's own organ, less the DSC of the hospital alone (same seed):", differences(scores), "+"),
+    ):
+        nodes = [*ANNOTATED, "mean"]
+        head, lines = ["", *nodes], []
+        for training, by_node in found.items():
+            lines.append([TRAININGS[training].title, *[as_text(by_node[node], sign) for node in nodes]])
+            if sign:
+                lines.append(["… below alone?", *[is_below(by_node[node]) for node in nodes]])
+        if lines:
+            parts += [f"{title}\n", _table(head, lines)]
+    return "\n".join(parts)
+
+
+def picture(out: Path, scores: pd.DataFrame, seed: int, training: str = SHOWN) -> Figure:
+    """A held-out case of every hospital: image, own annotation, prediction of the hospital's model, truth.
+
+    Of each hospital, the case of median mean DSC; of that case, the slice with most organs, then most foreground.
+    """
+    figure = Figure(figsize=(8, 6.2), layout="constrained")
+    axes = figure.subplots(len(ANNOTATED), 4)
+    of_run = scores[(scores["training"] == training) & (scores["seed"] == seed)]
+    dsc = of_run.groupby(["node", "centre", "case"])["dsc"].mean()
+    predictions = {
+        (node, centre, case.name): (case, labels)
+        for node, centre, case, labels in read_predictions(out, training, seed)
+    }
+    for line, node in zip(axes, ANNOTATED, strict=True):
+        ordered = dsc[node, node].sort_values(kind="stable")
+        case, predicted = predictions[node, node, str(ordered.index[len(ordered) // 2])]
+        truth, image = truth_of(case), read_voxels(case.images[0])
+        z = max(range(len(truth)), key=lambda k: (len(np.unique(truth[k])), np.count_nonzero(truth[k])))
+        own_value = TRUTH_LABELS[ANNOTATED[node]]
+        for axis, labels in zip(line, (None, np.where(truth == own_value, truth, 0), predicted, truth), strict=True):
+            _show(axis, image[z], None if labels is None else labels[z])
+        line[0].set_ylabel(f"{node}, annotates {ANNOTATED[node]}")
+    for axis, title in zip(axes[0], ("image", "own annotation", "one network", "truth"), strict=True):
+        axis.set_title(title)
+    handles = [axes[0, 0].plot([], [], "s", color=COLOURS[organ], label=organ)[0] for organ in ORGANS]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(ORGANS), frameon=False)
+    return figure
+
+
+def _show(axis: Axes, image: np.ndarray, labels: np.ndarray | None) -> None:
+    axis.imshow(image, cmap="gray", vmin=0, vmax=np.percentile(image, 99.5))
+    for organ in ORGANS if labels is not None else ():
+        mask = (labels == TRUTH_LABELS[organ]).astype(float)
+        if mask.any():
+            axis.contourf(mask, levels=[0.5, 1.5], colors=[COLOURS[organ]], alpha=0.45)
+            axis.contour(mask, levels=[0.5], colors=[COLOURS[organ]], linewidths=1.2)
+    axis.set(xticks=[], yticks=[])
+
+
+def write_results(out: Path) -> str:
+    """Write ``scores.csv``, ``union.md`` and the picture into ``out``; returns the tables."""
+    scores = read_scores(out)
+    if scores.empty:
+        return f"{out}: no training is finished yet"
+    text = as_markdown(scores)
+    write_atomically(out / "scores.csv", scores.to_csv(index=False))
+    write_atomically(out / "union.md", text)
+    seeds = scores.loc[scores["training"] == SHOWN, "seed"]
+    if not seeds.empty:
+        save_picture(picture(out, scores, int(seeds.min())), out, PICTURE)
+    return text
+
+
+def publish(out: Path, readme: Path = README) -> None:
+    """Put the tables into the README.
+
+    Raises:
+        SystemExit: it has no place for them.
+    """
+    place = re.compile(f"{re.escape(BEGINS)}.*{re.escape(ENDS)}", re.DOTALL)
+    text, tables = readme.read_text(), write_results(out)
+    if not place.search(text):
+        raise SystemExit(f"{readme} has no place for the tables: {BEGINS} … {ENDS}")
+    readme.write_text(place.sub(lambda _: f"{BEGINS}\n{tables}\n{ENDS}", text))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Write the tables of a finished experiment into the README.")
+    parser.add_argument("out", type=Path, nargs="?", default=Path("outputs/union"), help="folder of the experiment")
+    publish(parser.parse_args().out.resolve())

@@ -1,0 +1,87 @@
+"""One network of hospitals that annotate one organ each: train it in every way, score all organs, write the tables.
+
+    python experiments/union/run.py                          started again, it continues
+    python experiments/union/run.py --seeds 0                one seed, to check that it works
+    python experiments/union/run.py trainer.epochs=2 --out …  keys of all trainings
+
+Trainings are the product's own, one at a time on one core. Each seed draws images and networks of its own, so that
+seeds are independent; all trainings of a seed see the same images, and differ in what is annotated and how it is used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from analysis import write_results
+from scoring import TRAININGS, images_folder, run_folder, save_predictions
+
+from fednnunet.run_files import RUN_FILE
+
+ROOT = Path(__file__).resolve().parents[2]
+CENTRES = {
+    "Oslo": "Dataset161_OrgansOslo",
+    "Porto": "Dataset162_OrgansPorto",
+    "Turin": "Dataset163_OrgansTurin",
+}
+"""Centres that train; Ghent, which annotates all, is only scored."""
+SETTINGS = [
+    *("dataset=phantom_organs", "fold=0"),
+    f"dataset.centres=[{', '.join(f'{{name: {name}, dataset: {dataset}}}' for name, dataset in CENTRES.items())}]",
+    *("trainer.epochs=16", "trainer.iterations=25", "trainer.val_iterations=1"),
+    *("compute.device=cpu", "compute.threads=1", "federation.workers=1"),
+]
+
+
+def command(out: Path, training: str, seed: int, overrides: Sequence[str] = ()) -> list[str]:
+    """The command that trains it, or continues."""
+    return [
+        *(sys.executable, str(ROOT / "train.py"), *SETTINGS, *TRAININGS[training].overrides),
+        *(f"seed={seed}", f"dataset.generator.seed={seed}"),
+        *(f"dataset.raw_folder={images_folder(out, training, seed)}", f"paths.cache={out / 'cache'}"),
+        *(f"hydra.run.dir={run_folder(out, training, seed)}", *overrides),
+    ]
+
+
+def train(out: Path, trainings: Sequence[str], seeds: Sequence[int], overrides: Sequence[str] = ()) -> None:
+    """Train and predict, or continue; what is finished stays.
+
+    Raises:
+        subprocess.CalledProcessError: a training failed; its output says why.
+    """
+    for seed in seeds:
+        for training in trainings:
+            if not (run_folder(out, training, seed) / RUN_FILE).is_file():
+                print(f"seed {seed}, {training}", flush=True)
+                subprocess.run(command(out, training, seed, overrides), cwd=ROOT, check=True)
+            save_predictions(out, training, seed)
+
+
+def main() -> int:
+    """Run or continue the experiment; the exit status of a training that failed, else 0."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", default="0,1,2,3,4", help="comma-separated (default: %(default)s)")
+    parser.add_argument("--trainings", default=",".join(TRAININGS), help="comma-separated (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("outputs/union"), help="folder of the experiment")
+    parser.add_argument("--report-only", action="store_true", help="compare what is finished, train nothing")
+    parser.add_argument("overrides", nargs="*", help="keys of all trainings, such as trainer.epochs=1")
+    options = parser.parse_args()
+    out = options.out.resolve()
+    if not options.report_only:
+        try:
+            seeds = [int(seed) for seed in options.seeds.split(",")]
+            train(out, options.trainings.split(","), seeds, options.overrides)
+        except KeyboardInterrupt:
+            print("interrupted; the same command continues", file=sys.stderr)
+            return 130
+        except subprocess.CalledProcessError as failed:
+            return failed.returncode
+    print(write_results(out))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
