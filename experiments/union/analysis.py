@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from fednnunet.phantoms.organs import ORGANS, TRUTH_LABELS
 from fednnunet.reporting.figures.style import save_picture
 
 README = Path(__file__).parent / "README.md"
+IMAGES = README.parents[2] / "docs" / "images"
 PICTURE = "partial_labels"
 UPPER, ALONE, SHOWN = "all", "alone", "union"
 BEGINS, ENDS = "<!-- tables: begin -->", "<!-- tables: end -->"
@@ -190,8 +192,8 @@ def write_results(out: Path) -> str:
     return text
 
 
-def publish(out: Path, readme: Path = README) -> None:
-    """Put the tables into the README.
+def publish(out: Path, readme: Path = README, images: Path = IMAGES) -> None:
+    """Put the tables into the README, and the picture beside those of the documentation.
 
     Raises:
         SystemExit: it has no place for them.
@@ -201,9 +203,12 @@ def publish(out: Path, readme: Path = README) -> None:
     if not place.search(text):
         raise SystemExit(f"{readme} has no place for the tables: {BEGINS} … {ENDS}")
     readme.write_text(place.sub(lambda _: f"{BEGINS}\n{tables}\n{ENDS}", text))
+    if (out / f"{PICTURE}.png").is_file():
+        images.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(out / f"{PICTURE}.png", images / f"{PICTURE}.png")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Write the tables of a finished experiment into the README.")
+    parser = argparse.ArgumentParser(description="Put tables and picture of what is finished into README and docs.")
     parser.add_argument("out", type=Path, nargs="?", default=Path("outputs/union"), help="folder of the experiment")
     publish(parser.parse_args().out.resolve())

@@ -69,11 +69,13 @@ def main() -> int:
     parser.add_argument("--report-only", action="store_true", help="compare what is finished, train nothing")
     parser.add_argument("overrides", nargs="*", help="keys of all trainings, such as trainer.epochs=1")
     options = parser.parse_args()
-    out = options.out.resolve()
+    out, trainings = options.out.resolve(), options.trainings.split(",")
+    if unknown := set(trainings) - set(TRAININGS):
+        parser.error(f"--trainings: {min(unknown)} is none of {', '.join(TRAININGS)}")
     if not options.report_only:
         try:
             seeds = [int(seed) for seed in options.seeds.split(",")]
-            train(out, options.trainings.split(","), seeds, options.overrides)
+            train(out, trainings, seeds, options.overrides)
         except KeyboardInterrupt:
             print("interrupted; the same command continues", file=sys.stderr)
             return 130

@@ -184,17 +184,17 @@ def test_tables_and_picture_are_written_of_what_is_finished(tmp_path: Path) -> N
     write_predictions(out, "union", 0, no_spleen)
     readme.write_text((FOLDER / "README.md").read_text())
     for _ in range(2):
-        analysis.publish(out, readme)
+        analysis.publish(out, readme, tmp_path / "images")
     text = readme.read_text()
     (line,) = (line for line in text.splitlines() if line.startswith("| Oslo, **liver**"))
     assert [float(cell) for cell in line.split("|")[2:4]] == pytest.approx([2 / 3, 1], abs=0.002)
     assert "| Oslo, spleen | – | 0.000 |" in text
     assert "| Ghent, kidney | 1.000 | 1.000 |" in text
-    assert (out / "partial_labels.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "images/partial_labels.png").read_bytes().startswith(b"\x89PNG")
     assert len(pd.read_csv(out / "scores.csv")) == 3 * 6 * (1 + 3)
     readme.write_text("nothing here")
     with pytest.raises(SystemExit, match="has no place for the tables"):
-        analysis.publish(out, readme)
+        analysis.publish(out, readme, tmp_path / "images")
 
 
 def test_finished_trainings_are_not_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

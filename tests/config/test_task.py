@@ -1,0 +1,47 @@
+"""Group ``task``: what can be combined with one network for all labels, and how labels are renamed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from fednnunet.config.run import RunConfig, read_config
+from fednnunet.errors import ConfigError
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def configured(*overrides: str) -> RunConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return read_config(compose("config", overrides=["paths.run=nowhere", *overrides]))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["privacy=secure"], "leave privacy.secure_sums=null"),
+        (["privacy=case"], "leave privacy=none"),
+        (["privacy=node"], "leave privacy.secure_sums=null"),
+        (["strategy.heterogeneous_tasks=true"], "leave strategy.heterogeneous_tasks=false"),
+    ],
+)
+def test_what_cannot_be_combined_with_the_union_is_refused(overrides: list[str], message: str) -> None:
+    assert configured(*overrides).task.labels == "same"  # alone each is possible
+    with pytest.raises(ConfigError, match=message):
+        configured("task.labels=union", *overrides)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("task.exclusion=true", "exclusion=true needs task.labels=union"),
+        ("+task.rename_labels={Bern: {tumor: tumour}}", "rename_labels: Bern is not a centre of phantom"),
+        ("+task.rename_labels={DUKE: {background: nothing}}", "rename_labels.DUKE.background=nothing"),
+        ("+task.rename_labels={DUKE: {tumor: ignore}}", "rename_labels.DUKE.tumor=ignore"),
+    ],
+)
+def test_what_renames_nothing_or_a_name_of_nnunet_is_refused(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        configured(override)
