@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -9,7 +10,8 @@ from pydantic import Field, model_validator
 from fednnunet.config.groups import Config
 
 LabelName = Annotated[str, Field(min_length=1, max_length=128)]
-RESERVED = ("background", "ignore")
+BACKGROUND, IGNORE = "background", "ignore"
+RESERVED = (BACKGROUND, IGNORE)
 """Labels whose names nnU-Net gives a meaning."""
 
 
@@ -37,3 +39,23 @@ class TaskConfig(Config):
         if self.exclusion and self.labels != "union":
             raise ValueError("exclusion=true needs task.labels=union")
         return self
+
+
+def unite_labels(labels: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+    """Every label of several nodes or centres, with a value that follows from the names alone.
+
+    ``background`` is 0, the others count from 1 by name, ``ignore`` is last. Where all have the same labels with the
+    same values, these stay.
+
+    Args:
+        labels: node or centre to its labels, name to value.
+
+    >>> unite_labels({"A": {"background": 0, "spleen": 1}, "B": {"background": 0, "liver": 1, "ignore": 2}})
+    {'background': 0, 'liver': 1, 'spleen': 2, 'ignore': 3}
+    """
+    first, *others = labels.values()
+    if all(dict(one) == dict(first) for one in others):
+        return dict(first)
+    names = set().union(*labels.values())
+    ordered = [BACKGROUND, *sorted(names - {*RESERVED}), *([IGNORE] if IGNORE in names else [])]
+    return {name: value for value, name in enumerate(ordered)}

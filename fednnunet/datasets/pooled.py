@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fednnunet.datasets.description import in_nnunets_order
+from fednnunet.datasets.label_names import ANNOTATED, annotated_labels
 from fednnunet.datasets.raw import Case, RawDataset
 from fednnunet.datasets.staging import stage_dataset
-from fednnunet.datasets.union_labels import ANNOTATED, annotated_labels
 from fednnunet.errors import DataError
 
 

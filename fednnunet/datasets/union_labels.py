@@ -1,4 +1,4 @@
-"""Labels of a federation whose centres have annotated different structures: by name, in values that all share."""
+"""Label maps of centres that have annotated different structures: by name, in values that the federation shares."""
 
 from __future__ import annotations
 
@@ -15,110 +15,19 @@ from typing import Any
 import numpy as np
 
 from fednnunet import __version__
+from fednnunet.config.task import IGNORE, RESERVED
 from fednnunet.datasets.checked_file import read_file
 from fednnunet.datasets.corrections import complete_folder
 from fednnunet.datasets.file_integrity import check_written
 from fednnunet.datasets.image_checks import choose_reader, naming
+from fednnunet.datasets.label_names import ANNOTATED, single_values
 from fednnunet.datasets.raw import Case, RawDataset
 from fednnunet.datasets.staging import cache_of
-from fednnunet.errors import DataError, ProtocolError
+from fednnunet.errors import ProtocolError
 from fednnunet.files import write_atomically
 from fednnunet.processes import map_in_processes
 
 log = logging.getLogger(__name__)
-
-ANNOTATED = "annotated"
-"""Key of ``dataset.json``, where not all labels are: names that are, or of a pooled dataset, case to names."""
-BACKGROUND, IGNORE = "background", "ignore"
-
-
-def with_common_names(dataset: RawDataset, names: Mapping[str, str], centre: str) -> RawDataset:
-    """The dataset with other names of labels; values, and files, stay.
-
-    What ``dataset.json`` may say under :data:`ANNOTATED` is left out: nnU-Net knows no such key.
-
-    Args:
-        dataset: the centre's dataset.
-        names: own name of a label to the common one.
-        centre: named in errors.
-
-    Raises:
-        DataError: there is no label of that name, or another one has the new name.
-    """
-    description = dataset.dataset_json
-    if not names and ANNOTATED not in description:
-        return dataset
-    own = dataset.labels
-    for old, new in names.items():
-        if old not in own:
-            raise DataError(
-                f"centre {centre}: task.rename_labels.{centre}.{old}: labels in {dataset.folder / 'dataset.json'} are "
-                f"{', '.join(own)}; rename one of them",
-                f"task.rename_labels.{centre} renames {old}, which its dataset.json does not have",
-            )
-        if any(new == names.get(other, other) for other in own if other != old):
-            raise DataError(
-                f"centre {centre}: task.rename_labels.{centre}.{old}={new}: another label in "
-                f"{dataset.folder / 'dataset.json'} is called {new}; choose another name, or rename that one, too",
-                f"task.rename_labels.{centre} renames {old} to {new}, which another label is called",
-            )
-    labels = {names.get(name, name): value for name, value in own.items()}
-    kept = {key: value for key, value in description.items() if key != ANNOTATED}
-    return replace(dataset, dataset_json=kept | {"labels": labels})
-
-
-def union_of(labels: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Every label that a centre has: ``background`` 0, then by name, ``ignore`` last.
-
-    Where all centres have the same labels, these stay as they are.
-
-    Args:
-        labels: centre to nnU-Net's ``labels``.
-
-    Raises:
-        DataError: a centre has regions, or two names for one value.
-
-    >>> union_of({"A": {"background": 0, "spleen": 1}, "B": {"background": 0, "liver": 1, "ignore": 2}})
-    {'background': 0, 'liver': 1, 'spleen': 2, 'ignore': 3}
-    """
-    first, *others = labels.values()
-    if all(of_centre == first for of_centre in others):
-        return dict(first)
-    names = {name for centre, of_centre in labels.items() for name in single_values(of_centre, centre)}
-    ordered = [BACKGROUND, *sorted(names - {BACKGROUND, IGNORE}), *([IGNORE] if IGNORE in names else [])]
-    return {name: value for value, name in enumerate(ordered)}
-
-
-def single_values(labels: Mapping[str, Any], centre: str) -> dict[str, int]:
-    """Label to its one value.
-
-    Raises:
-        DataError: a label is a region of several values, or has the value of another; or there is none but background.
-            Names the centre and the label.
-    """
-    values: dict[str, int] = {}
-    for name, value in labels.items():
-        held = value if isinstance(value, list) else [value]
-        if len(held) != 1:
-            raise DataError(
-                f"centre {centre}: task.labels=union, but label {name} in dataset.json is a region of the values "
-                f"{', '.join(map(str, held))}; give each structure one label of its own",
-                f"task.labels=union, but label {name} in its dataset.json is a region; each label needs one value",
-            )
-        same = next((other for other, taken in values.items() if taken == held[0]), None)
-        if same is not None:
-            raise DataError(
-                f"centre {centre}: labels {same} and {name} in dataset.json both have value {held[0]}; keep one",
-                f"labels {same} and {name} in its dataset.json have the same value",
-            )
-        values[name] = held[0]
-    if not values.keys() - {BACKGROUND, IGNORE}:
-        raise DataError(
-            f"centre {centre}: labels in dataset.json are none but {', '.join(values)}, so it annotates nothing; leave "
-            "it out of task.labels=union",
-            "nothing is annotated by labels in its dataset.json",
-        )
-    return values
 
 
 def with_union_labels(
@@ -158,19 +67,13 @@ def with_union_labels(
         log.warning("centre %s: no model segments %s: it is background, and not scored", centre, ", ".join(unknown))
     elif unknown:
         raise ProtocolError(f"the server's labels lack {unknown[0]}, which centre {centre} has in its dataset.json")
-    annotated = [name for name in union if name in own and name not in (BACKGROUND, IGNORE)]
+    annotated = [name for name in union if name in own and name not in RESERVED]
     description = dataset.dataset_json | {"labels": dict(union)}
-    if len(annotated) < len(union.keys() - {BACKGROUND, IGNORE}):
+    if len(annotated) < len(union.keys() - {*RESERVED}):
         description |= {ANNOTATED: annotated}
     values = {value: union.get(name, 0) for name, value in own.items() if value != union.get(name, 0)}
     cases = _cases_in_values(dataset, values, centre, cache, workers) if values else dataset.cases
     return replace(dataset, dataset_json=description, cases=cases)
-
-
-def annotated_labels(dataset: RawDataset) -> list[str]:
-    """Labels that are annotated in every case of a centre's dataset."""
-    everything = [name for name in dataset.labels if name not in (BACKGROUND, IGNORE)]
-    return list(dataset.dataset_json.get(ANNOTATED, everything))
 
 
 def _cases_in_values(

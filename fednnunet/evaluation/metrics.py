@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torchmetrics import Metric, MetricCollection
 
+from fednnunet.config.task import RESERVED
 from fednnunet.evaluation.functional import (
     SurfaceDistances,
     dice_score,
@@ -26,7 +27,6 @@ from fednnunet.evaluation.functional import (
 
 Labels = Mapping[str, int | list[int]]
 """nnU-Net's ``labels``: name to the value in label maps; a list of values is a region."""
-NOT_SCORED = ("background", "ignore")
 
 
 class _MeanOverCases(Metric):
@@ -188,7 +188,7 @@ class SegmentationMetrics:
 
     def __init__(self, labels: Labels, tolerance: float) -> None:
         self.labels = labels
-        self.num_cases = {name: 0 for name in labels if name not in NOT_SCORED}
+        self.num_cases = {name: 0 for name in labels if name not in RESERVED}
         # Only rank 0 of a node with several devices scores: it must not wait for the others. Compute groups would
         # merge metrics whose first case has the same value.
         self._metrics = {

@@ -12,7 +12,7 @@ from nnunetv2.evaluation.evaluate_predictions import compute_metrics, save_summa
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
-from fednnunet.datasets.union_labels import ANNOTATED
+from fednnunet.datasets.label_names import ANNOTATED
 from fednnunet.preprocessing import REFERENCES
 
 

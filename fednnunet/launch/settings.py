@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 
 from fednnunet.config.dataset import POOLED_NODE
 from fednnunet.config.run import RunConfig
+from fednnunet.datasets.label_names import with_common_names
 from fednnunet.datasets.raw import find_dataset, read_dataset
 from fednnunet.datasets.splits import splits_of
 from fednnunet.errors import ConfigError, FednnUNetError, one_line
@@ -97,7 +98,7 @@ def prepare_centres(config: RunConfig) -> dict[str, Path]:
     """Raw folder of every centre; a generated dataset is made when it does not exist.
 
     Raises:
-        FednnUNetError: a folder is missing, empty or not nnU-Net's raw format.
+        FednnUNetError: a folder is missing, empty or not nnU-Net's raw format, or lacks a label that is to be renamed.
     """
     raw_folder = Path(config.dataset.raw_folder) if config.dataset.raw_folder else None
     if config.dataset.generator is not None:
@@ -112,6 +113,7 @@ def prepare_centres(config: RunConfig) -> dict[str, Path]:
         assert centre.dataset is not None, "checked with the configuration"
         folder = find_dataset(centre.dataset, raw_folder, centre.name, config.dataset.origin)
         dataset = read_dataset(folder, centre.name, external=centre.external)
+        with_common_names(dataset, config.task.rename_labels.get(centre.name, {}), centre.name)
         if not centre.external:
             splits_of(dataset, centre.name, config.folds)
         folders[centre.name] = folder.resolve()

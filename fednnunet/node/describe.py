@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from fednnunet.datasets.image_checks import check_images_once
+from fednnunet.datasets.label_names import ANNOTATED, union_of, with_common_names
 from fednnunet.datasets.pooled import pool_datasets, pooled_name
 from fednnunet.datasets.quality.measure import image_digests
 from fednnunet.datasets.raw import RawDataset, read_dataset
 from fednnunet.datasets.splits import Split, splits_of, without_held_out
 from fednnunet.datasets.staging import cache_of, case_digest, raw_digest, stage_dataset
-from fednnunet.datasets.union_labels import ANNOTATED, union_of, with_common_names, with_union_labels
+from fednnunet.datasets.union_labels import with_union_labels
 from fednnunet.errors import DataError
 from fednnunet.evaluation.score import HeldOutCase
 from fednnunet.exchange.data_notes import DataNote, add_notes

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fednnunet.config.dataset import POOLED_NODE
+from fednnunet.config.task import BACKGROUND, IGNORE
 from fednnunet.errors import DataError
 from fednnunet.listing import MOST_NODES, join_first
 from fednnunet.run_files import LABEL_COLUMNS
 
 NAMED = 5
 """Most nodes or labels named in a cell."""
-BACKGROUND, IGNORE = "background", "ignore"
 
 
 @dataclass(frozen=True)

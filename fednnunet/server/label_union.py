@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fednnunet.config.task import BACKGROUND, IGNORE, unite_labels
 from fednnunet.errors import DataError
 from fednnunet.exchange.messages import MAX_LABELS, FingerprintReply
 from fednnunet.listing import join_first, join_nodes
 
-BACKGROUND, IGNORE = "background", "ignore"
 LONGEST_NAME = 128
 """Most characters of a label's name."""
 Values = Mapping[str, int]
@@ -102,7 +102,7 @@ def unite(training: Mapping[str, Values], external: Mapping[str, Values], known:
         DataError: More labels than values; a node with a label that is not in ``known``; or an external node without a
             label of the training nodes. Names node and field.
     """
-    values = dict(known or _common_values(training))
+    values = dict(known) if known else unite_labels(training)
     everyone = {**training, **external}
     number = len(values.keys() | ({IGNORE} if any(IGNORE in labels for labels in external.values()) else set()))
     if number > MAX_LABELS + 1:
@@ -130,17 +130,6 @@ def unite(training: Mapping[str, Values], external: Mapping[str, Values], known:
 def foreground(labels: Values) -> list[str]:
     """Names of the structures among labels, sorted."""
     return sorted(labels.keys() - {BACKGROUND, IGNORE})
-
-
-def _common_values(training: Mapping[str, Values]) -> Values:
-    first, *others = training.values()
-    if all(labels == first for labels in others):
-        return first
-    names = sorted(set().union(*map(foreground, training.values())))
-    values = {BACKGROUND: 0, **{name: value for value, name in enumerate(names, start=1)}}
-    if any(IGNORE in labels for labels in training.values()):
-        values[IGNORE] = len(values)
-    return values
 
 
 # what may be a mistake ---------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
 from fednnunet.config.task import RESERVED
-from fednnunet.datasets.union_labels import ANNOTATED
+from fednnunet.datasets.label_names import ANNOTATED
 from fednnunet.errors import ConfigError, DataError
 from fednnunet.listing import join_all, join_first
 from fednnunet.training.epochs import FIRST_MOVING_AVERAGE

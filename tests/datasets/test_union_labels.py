@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from fednnunet.datasets.label_names import union_of, with_common_names
 from fednnunet.datasets.pooled import pool_datasets
 from fednnunet.datasets.raw import RawDataset, read_dataset
 from fednnunet.datasets.staging import raw_digest
-from fednnunet.datasets.union_labels import union_of, with_common_names, with_union_labels
+from fednnunet.datasets.union_labels import with_union_labels
 from fednnunet.errors import DataError, ProtocolError
 from tests.conftest import MakeDataset
 from tests.support.raw_datasets import change_description, rewrite

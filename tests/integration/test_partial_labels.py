@@ -135,3 +135,14 @@ def test_unlike_labels_are_refused_unless_they_are_united(train: Train, partial:
         refused = train(tmp_path / strategy, f"strategy={strategy}", *overrides, raw=partial)
         assert refused.returncode == 2
         assert "disagree on labels in dataset.json" in refused.stderr
+
+
+def test_a_label_that_cannot_be_renamed_is_named_before_anything_starts(
+    train: Train, partial: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    refused = train(run, "strategy=asym", *OVERRIDES, "+task.rename_labels.Turin.milz=spleen", raw=partial)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: centre Turin: task.rename_labels.Turin.milz: labels in ")
+    assert refused.stderr.endswith("dataset.json are background, milza; rename one of them\n")
+    assert not (run / "nodes").exists()
