@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from fednnunet.datasets.image_checks import check_images, choose_reader
 from fednnunet.datasets.label_names import union_of, with_common_names
 from fednnunet.datasets.pooled import pool_datasets
 from fednnunet.datasets.raw import RawDataset, read_dataset
@@ -19,7 +20,8 @@ from fednnunet.datasets.staging import raw_digest
 from fednnunet.datasets.union_labels import with_union_labels
 from fednnunet.errors import DataError, ProtocolError
 from tests.conftest import MakeDataset
-from tests.support.raw_datasets import change_description, rewrite
+from tests.support import image_cases
+from tests.support.raw_datasets import change_description, rewrite, write_description
 
 UNION = {"background": 0, "liver": 1, "spleen": 2, "tumour": 3, "ignore": 4}
 
@@ -124,6 +126,31 @@ def test_values_follow_names_and_the_hospitals_files_stay(make_dataset: MakeData
         assert ours.images == own.images
     assert sorted(np.unique(voxels(common.cases[1].label))) == [0, 2, 3, 4]
     assert raw_digest(common) != raw_digest(dataset)
+
+
+@pytest.mark.parametrize(
+    ("ending", "shape"),
+    [
+        *((ending, (4, 6, 5)) for ending in (".nii", ".nii.gz", ".nrrd", ".mha", ".tiff")),
+        *((ending, (6, 5)) for ending in (".png", ".tif", ".bmp", ".nii.gz")),
+    ],
+)
+def test_formats_keep_their_voxels_and_spacing(tmp_path: Path, ending: str, shape: tuple[int, ...]) -> None:
+    folder = tmp_path / "Dataset101_A"
+    write_description(folder, labels={"background": 0, "tumour": 1, "spleen": 2}, file_ending=ending)
+    drawn = np.random.default_rng(0).integers(0, 3, shape).astype(np.uint8)
+    for part, name, array in (("imagesTr", "a_0000", 9 * drawn), ("labelsTr", "a", drawn)):
+        (folder / part).mkdir()
+        image_cases.write(array, folder / part / f"{name}{ending}")
+    if ending == ".tiff":  # its reader takes spacings from there
+        (folder / "imagesTr" / "a.json").write_text('{"spacing": [3, 1, 1]}')
+        (folder / "labelsTr" / "a.json").write_text('{"spacing": [3, 1, 1]}')
+    own = check_images(read_dataset(folder, "Oslo"), "Oslo").dataset
+    common = check_images(with_union_labels(own, UNION, "Oslo", tmp_path / "cache"), "Oslo").dataset
+    reader = choose_reader(own, own.cases[0], "Oslo")()
+    (before, was), (after, now) = (reader.read_seg(str(one.cases[0].label)) for one in (own, common))
+    assert np.array_equal(after, np.array([0, 3, 2])[before.astype(int)])
+    assert was["spacing"] == now["spacing"]
 
 
 def test_only_label_maps_that_change_are_written_and_only_once(make_dataset: MakeDataset, tmp_path: Path) -> None:

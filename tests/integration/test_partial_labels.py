@@ -116,12 +116,13 @@ def test_one_network_learns_what_no_centre_has_annotated_alone(train: Train, par
     assert np.array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize("strategy", ["local", "centralized"])
+@pytest.mark.parametrize(("strategy", "crossed"), [("local", True), ("centralized", False)])
 def test_centres_alone_and_pooled_are_scored_by_what_each_has(
-    train: Train, partial: Path, tmp_path: Path, strategy: str
+    train: Train, partial: Path, tmp_path: Path, strategy: str, crossed: bool
 ) -> None:
     before, run = digests(partial), tmp_path / "run"
-    result = train(run, f"strategy={strategy}", *OVERRIDES, raw=partial)
+    cross_centre = f"evaluation.cross_centre={str(crossed).lower()}"
+    result = train(run, f"strategy={strategy}", cross_centre, *OVERRIDES, raw=partial)
     assert result.returncode == 0, result.stdout + result.stderr
     assert digests(partial) == before
     assert scored_labels(run) == ANNOTATED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from fednnunet.node.stages import NodeStages
 from fednnunet.training import trainer as trainers
 from tests.conftest import write_boxes
 from tests.node import test_worker
+from tests.support import image_cases
 from tests.support.raw_datasets import change_description
 
 settings = test_worker.settings  # a fixture
@@ -75,6 +77,20 @@ def test_a_node_plans_with_all_labels_and_tells_which_layers_end_in_them(
     assert staged(settings)["labels"] == UNION
     assert staged(settings)["annotated"] == ["tumour"]
     assert stages.dataset.annotated == {"Oslo": ["tumour"]}
+
+
+def test_a_label_map_that_was_put_right_stays_so_in_other_values(settings: NodeSettings, tmp_path: Path) -> None:
+    folder = write_boxes(tmp_path / "raw")
+    sound = image_cases.read(image_cases.label_of(folder))
+    image_cases.mirrored_label(folder)
+    stages, _ = planned(settings, UNION)
+    label = stages.dataset.cases()[2].case.label
+    assert np.array_equal(image_cases.read(label), 3 * sound)
+    shutil.rmtree(label.parent)
+    assert stages.has_lost_cache()
+    stages.read_dataset()
+    assert not stages.has_lost_cache()
+    assert np.array_equal(image_cases.read(label), 3 * sound)
 
 
 def test_a_node_that_describes_itself_again_keeps_the_labels_and_names_its_own(
