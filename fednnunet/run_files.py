@@ -19,6 +19,8 @@ DATA_NOTES_FILE = "data_notes.csv"
 """Where a node's images are unusual: how many cases, in which way."""
 LABELS_FILE = "labels.csv"
 """With ``task.labels=union``: every label, its value, and a column per node: ``yes`` where it annotates the label."""
+CHANNELS_FILE = "channels.csv"
+"""With ``task.channels=union``: every channel, its number, and a column per node: ``yes`` where it has the channel."""
 SUMMARY_FILE = "summary.csv"
 COMPARISONS_FILE = "comparisons.csv"
 """Beside a report of several runs: differences to the reference strategy, and their tests."""
@@ -43,5 +45,7 @@ CASE_COLUMNS = (
 )
 LABEL_COLUMNS = ("label", "value")
 """Of ``labels.csv``, before the nodes; one of these may have the name of a column."""
+CHANNEL_COLUMNS = ("channel", "number")
+"""Of ``channels.csv``, as those of labels."""
 NUM_CASES_COLUMN = "n_cases"
 """Last column of ``cases.csv`` where a node tells means over its cases (as many), or keeps its scores (0)."""

@@ -54,6 +54,8 @@ class RunConfig(NodeRunConfig):
         unknown = sorted(set(self.task.rename_labels) - {centre.name for centre in self.dataset.centres})
         if unknown:
             raise ValueError(f"task.rename_labels: {unknown[0]} is not a centre of {self.dataset.name}")
+        if self.task.channels == "union":
+            self._check_channels()
         if self.task.labels != "union":
             return self
         if self.strategy.heterogeneous_tasks:
@@ -66,6 +68,18 @@ class RunConfig(NodeRunConfig):
         if self.privacy.case is not None or self.privacy.node is not None:
             raise ValueError("task.labels=union: noise is added to all rows of a head alike; leave privacy=none")
         return self
+
+    def _check_channels(self) -> None:
+        """Whether one network for all channels of the nodes is possible."""
+        if self.strategy.plan_from != "own":
+            raise ValueError(
+                f"task.channels=union needs nodes that plan by themselves: strategy=asym or local, not "
+                f"{self.strategy.name} (plan_from={self.strategy.plan_from})"
+            )
+        if self.strategy.heterogeneous_tasks:
+            raise ValueError("task.channels=union makes one task of all; leave strategy.heterogeneous_tasks=false")
+        if self.privacy.case is not None or self.privacy.node is not None:
+            raise ValueError("task.channels=union: steps that hide cases or nodes drop no channels; leave privacy=none")
 
     @model_validator(mode="after")
     def _can_be_deployed(self) -> RunConfig:

@@ -14,9 +14,12 @@ BACKGROUND, IGNORE = "background", "ignore"
 RESERVED = (BACKGROUND, IGNORE)
 """Labels whose names nnU-Net gives a meaning."""
 
+CHANNEL_DROP = 0.25
+"""Default of ``channel_drop``."""
+
 
 class TaskConfig(Config):
-    """What is segmented, where hospitals have annotated different structures: group ``task``.
+    """What is segmented, and in which images, where hospitals differ in either: group ``task``.
 
     Attributes:
         labels: ``same``: all nodes have the same labels. ``union``: one network for every label that any node has
@@ -24,11 +27,17 @@ class TaskConfig(Config):
         rename_labels: Other names of labels, by centre: its own name to the common one. No file is changed.
         exclusion: With ``union``: also punish probability of what a node has not annotated inside of what it has (Shi
             et al. 2021).
+        channels: ``same``: all nodes have the same channels, in the same order. ``union``: one network for every
+            channel that any training node has, by name; one that a node lacks is zeros there.
+        channel_drop: With ``channels=union``: probability in [0, 1) with which each of a node's own channels is zeros
+            in a sample of training, never all of them, so that the network learns to do without; 0 drops none.
     """
 
     labels: Literal["same", "union"] = "same"
     rename_labels: dict[str, dict[LabelName, LabelName]] = Field(default_factory=dict)
     exclusion: bool = False
+    channels: Literal["same", "union"] = "same"
+    channel_drop: float = Field(default=CHANNEL_DROP, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _names_may_change(self) -> TaskConfig:
@@ -38,6 +47,8 @@ class TaskConfig(Config):
                     raise ValueError(f"rename_labels.{centre}.{old}={new}: {' and '.join(RESERVED)} keep their names")
         if self.exclusion and self.labels != "union":
             raise ValueError("exclusion=true needs task.labels=union")
+        if self.channel_drop != CHANNEL_DROP and self.channels != "union":
+            raise ValueError(f"channel_drop={self.channel_drop:g} needs task.channels=union")
         return self
 
 

@@ -25,7 +25,7 @@ def save_overlay(
         folder: folder of the overlays.
         centre: centre that the case belongs to.
         case: number of the case at its centre.
-        image: first channel (Z, Y, X).
+        image: one channel (Z, Y, X).
         reference: label map of the same shape; the slice is chosen by it, if it has any foreground.
         segmentation: label map of the same shape.
         spacing: size of a voxel along (Z, Y, X), mm.

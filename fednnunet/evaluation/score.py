@@ -50,6 +50,7 @@ def score_cases(
     predictions: tuple[Path, str] | None,
     overlays: Path | None,
     annotated: Mapping[str, Collection[str]] = MappingProxyType({}),
+    shown: int = 0,
 ) -> list[CaseScore]:
     """Scores of every annotated label of every case, by every model.
 
@@ -63,6 +64,7 @@ def score_cases(
         predictions: folder and file ending to write segmentations to, or None.
         overlays: folder for one slice of each case, with the last model's segmentation, or None.
         annotated: centre to the labels that its cases have; for centres that have not all of them.
+        shown: number of the channel that overlays show.
 
     Raises:
         ConfigError: a model's output is NaN or infinite; says of which model, and in how many cases.
@@ -101,7 +103,7 @@ def score_cases(
             reader.write_seg(segmentation, str(prediction), properties)
             check_written(prediction)
         if overlays is not None:
-            image, _ = reader.read_images([str(held_out.case.images[0])])  # the channel that is shown
+            image, _ = reader.read_images([str(held_out.case.images[shown])])
             known = np.where(reference == labels.get("ignore"), 0, reference)
             dsc = float(np.mean([score.dsc for score in results if np.isfinite(score.dsc)] or [np.nan]))
             save_overlay(overlays, held_out.centre, held_out.number, image[0], known, segmentation, spacing, dsc)

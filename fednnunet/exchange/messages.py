@@ -10,7 +10,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from fednnunet.errors import ProtocolError, first_problem
 from fednnunet.exchange.data_notes import DataNote, NoteKind
@@ -57,6 +57,10 @@ Sealed = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]+={0,2}$", max_length=2**2
 """Encrypted bytes in base 64."""
 MAX_CLASSES = 64
 """Most classes of layers: sets of nodes that have a layer in common."""
+MAX_CHANNELS = 64
+"""Most channels of all nodes of a federation."""
+MAX_NAME = 128
+"""Most characters of the name of a label or channel that nodes are told."""
 MAX_LABELS = 254
 """Highest value of a label: label maps have one byte a voxel, as nnU-Net stores them."""
 MAX_DIMENSIONS = 8
@@ -187,11 +191,25 @@ class FingerprintReply(Body):
         return self
 
 
+def _distinct(names: list[str]) -> list[str]:
+    if len(set(names)) < len(names):
+        raise ValueError("one is there twice")
+    if not all(name.isprintable() for name in names):
+        raise ValueError("one is not printable")
+    return names
+
+
 UnionLabels = Annotated[
-    dict[Annotated[str, Field(min_length=1, max_length=128)], Annotated[int, Field(ge=0, le=MAX_LABELS)]],
+    dict[Annotated[str, Field(min_length=1, max_length=MAX_NAME)], Annotated[int, Field(ge=0, le=MAX_LABELS)]],
     Field(min_length=2, max_length=MAX_LABELS + 1),
 ]
 """Every label of a federation: name to value."""
+UnionChannels = Annotated[
+    list[Annotated[str, Field(min_length=1, max_length=MAX_NAME)]],
+    Field(min_length=2, max_length=MAX_CHANNELS),
+    AfterValidator(_distinct),
+]
+"""Every channel of a federation, by name, in the order of the network's input."""
 
 
 class PlanRequest(Body):
@@ -202,11 +220,20 @@ class PlanRequest(Body):
         num_training: number of training cases that the batch-size cap counts; None for the node's own.
         labels: every label of the federation, name to value, where the network segments them all: background 0, the
             others by name, ``ignore`` last; None where the node's own labels are all.
+        channels: every channel of the federation, by name, in the order of the network's input; None where all nodes
+            have the same ones, in the same order.
     """
 
     fingerprint: dict[str, Any] | None
     num_training: int | None = Field(default=None, ge=1)
     labels: UnionLabels | None = None
+    channels: UnionChannels | None = None
+
+    @model_validator(mode="after")
+    def _channels_are_the_nodes_own(self) -> PlanRequest:
+        if self.channels is not None and self.fingerprint is not None:
+            raise ValueError("channels: a federated fingerprint is of channels that all nodes have")
+        return self
 
 
 class PlanReply(Body):
@@ -477,10 +504,12 @@ class ScoreModelsRequest(Body):
         fold: fold whose held-out cases are scored.
         models: node to the folds whose softmax outputs are averaged.
         labels: as in :class:`PlanRequest`, for nodes that plan nothing.
+        channels: as there.
     """
 
     fold: Fold
     labels: UnionLabels | None = None
+    channels: UnionChannels | None = None
     models: Annotated[dict[NodeName, Annotated[list[Fold], Field(min_length=1)]], Field(min_length=1)]
 
 

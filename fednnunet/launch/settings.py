@@ -44,6 +44,7 @@ def server_settings(config: RunConfig) -> ServerSettings:
         local_epochs=config.strategy.local_epochs,
         heterogeneous_tasks=config.strategy.heterogeneous_tasks,
         labels=config.task.labels,
+        channels=config.task.channels,
         min_nodes=config.federation.min_nodes,
         expected_nodes=config.federation.expected_nodes,
         find_duplicates=config.fingerprint.find_duplicates,

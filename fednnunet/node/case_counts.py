@@ -54,7 +54,7 @@ def counts_of(dataset: NodeDataset, request: FingerprintRequest) -> Counts:
         ConfigError: the noise costs more than the node allows over all runs.
     """
     below, epsilon = request.below or {}, dataset.config.fingerprint.epsilon
-    sizes = CaseSizes.of(dataset.cached("case_sizes", lambda: case_sizes(dataset.raw, dataset.workers)))
+    sizes = CaseSizes.of(dataset.cached("case_sizes", lambda: case_sizes(dataset.images, dataset.workers)))
     try:
         counts = count_below(sizes, below)
     except ValueError as error:

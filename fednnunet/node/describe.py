@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from fednnunet.datasets.quality.measure import image_digests
 from fednnunet.datasets.raw import RawDataset, read_dataset
 from fednnunet.datasets.splits import Split, splits_of, without_held_out
 from fednnunet.datasets.staging import cache_of, case_digest, raw_digest, stage_dataset
+from fednnunet.datasets.union_channels import fingerprint_of_union, with_union_channels, without_acquired
 from fednnunet.datasets.union_labels import with_union_labels
-from fednnunet.errors import DataError
+from fednnunet.errors import DataError, ProtocolError
 from fednnunet.evaluation.score import HeldOutCase
 from fednnunet.exchange.data_notes import DataNote, add_notes
 from fednnunet.exchange.digests import DIGESTS_FILE, salted
@@ -47,6 +48,8 @@ class NodeDataset:
         notes: what people should know of the images.
         raw: the dataset that nnU-Net works on: the node's own, or that of all centres.
         labels: nnU-Net's ``labels`` of the node by itself; of pooled centres with unlike ones, their union.
+        channel_names: nnU-Net's ``channel_names`` of the node by itself.
+        images: the node's own images; of them, fingerprint and digests are.
 
     Raises:
         DataError: a dataset or an image cannot be used, or has not the folds that are to be trained; or a label that is
@@ -59,7 +62,7 @@ class NodeDataset:
         self.workers = settings.config.compute.preprocessing_workers
         self._originals = {
             centre: with_common_names(
-                read_dataset(folder, centre, external=settings.external),
+                without_acquired(read_dataset(folder, centre, external=settings.external)),
                 self.config.task.rename_labels.get(centre, {}),
                 centre,
             )
@@ -74,12 +77,15 @@ class NodeDataset:
         self._as_read: dict[str, RawDataset] = {centre: found.dataset for centre, found in checked.items()}
         self.notes: list[DataNote] = add_notes(note for found in checked.values() for note in found.notes)
         self.centres = self._as_read
+        self._all_labels: Mapping[str, int] | None = None
+        self._all_channels: Sequence[str] | None = None
         if self.is_pooled and self.config.task.labels == "union":
             self.adopt_labels(union_of({centre: dataset.labels for centre, dataset in self._as_read.items()}))
         else:
             self.raw = self._stage()
         self.labels = self.raw.labels
-        self._images = self.raw
+        self.channel_names = self.raw.channel_names
+        self.images = self.raw
 
     def _stage(self) -> RawDataset:
         """Refer to the centres' files from ``nnUNet_raw``, as one dataset."""
@@ -100,12 +106,34 @@ class NodeDataset:
             DataError: a centre has regions, or a label map cannot be read or written.
             ProtocolError: the union lacks a label of a centre that trains.
         """
-        self.centres = {
-            centre: with_union_labels(
-                dataset, union, centre, self.config.paths.cache, self.workers, self.settings.external
-            )
-            for centre, dataset in self._as_read.items()
-        }
+        self._all_labels = union
+        self._adopt()
+
+    def adopt_channels(self, union: Sequence[str]) -> None:
+        """Have all channels of the federation, in its order, from here on: zeros where the node lacks one.
+
+        Args:
+            union: name of every channel.
+
+        Raises:
+            DataError: the channels cannot be told apart by name, or a file cannot be read or written.
+            ProtocolError: the union lacks a channel of the node, or several centres are pooled here.
+        """
+        if self.is_pooled:
+            raise ProtocolError("the server names channels of all nodes, but the cases of several centres are here")
+        self._all_channels = union
+        self._adopt()
+
+    def _adopt(self) -> None:
+        """Refer to the centres' files as to those of the federation's labels and channels."""
+        cache, workers, external = self.config.paths.cache, self.workers, self.settings.external
+        self.centres = dict(self._as_read)
+        for centre, dataset in self.centres.items():
+            if self._all_labels is not None:
+                dataset = with_union_labels(dataset, self._all_labels, centre, cache, workers, external)
+            if self._all_channels is not None:
+                dataset = with_union_channels(dataset, self._all_channels, centre, cache, workers)
+            self.centres[centre] = dataset
         self.raw = self._stage()
 
     @property
@@ -192,7 +220,7 @@ class NodeDataset:
             external=external,
             num_training=0 if external else len(self.raw.cases),
             configuration=self.config.configuration,
-            channel_names=self.raw.channel_names,
+            channel_names=self.channel_names,
             labels=self.labels,
             regions_class_order=self.raw.dataset_json.get("regions_class_order"),
             file_ending=self.raw.file_ending,
@@ -209,8 +237,11 @@ class NodeDataset:
     # fingerprint ---------------------------------------------------------------------------------------
 
     def fingerprint(self) -> dict[str, Any]:
-        """nnU-Net's fingerprint of the node."""
-        return self.cached("dataset_fingerprint", lambda: extract_fingerprint(self.raw, self.workers))
+        """nnU-Net's fingerprint of the node; its own channels are where they are among the federation's."""
+        found = self.cached("dataset_fingerprint", lambda: extract_fingerprint(self.images, self.workers))
+        if self._all_channels is None:
+            return found
+        return fingerprint_of_union(found, list(self.channel_names.values()), self._all_channels)
 
     # digests, rounds, cache ----------------------------------------------------------------------------
 
@@ -223,7 +254,7 @@ class NodeDataset:
                 "the server asks for digests of the images; fingerprint.find_duplicates is false here, so none are sent"
             )
             return None
-        digests = self.cached("image_digests", lambda: image_digests(self.raw, self.settings.name, self.workers))
+        digests = self.cached("image_digests", lambda: image_digests(self.images, self.settings.name, self.workers))
         cases: dict[str, list[str]] = {}
         for case, digest in digests.items():
             cases.setdefault(salted(digest, salt), []).append(case)
@@ -249,7 +280,7 @@ class NodeDataset:
     @property
     def cache_folder_of_images(self) -> Path:
         """Folder for what is computed from the images as they are, and from where their foreground lies."""
-        return self.cache_folder(raw_digest(self._images))
+        return self.cache_folder(raw_digest(self.images))
 
     def cached(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What ``compute`` returns for the images as they are; computed once."""

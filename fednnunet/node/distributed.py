@@ -33,6 +33,7 @@ from fednnunet.training.epochs import skip_epochs
 from fednnunet.training.lightning_trainer import build_lightning_trainer
 from fednnunet.training.module import NNUNetModule
 from fednnunet.training.network_state import named_tensors
+from fednnunet.training.partial_channels import use_partial_channels
 from fednnunet.training.partial_labels import use_partial_labels
 from fednnunet.training.trainer import build_nnunet_trainer
 
@@ -185,6 +186,8 @@ class _Rank:
         )
         if self.settings.config.task.labels == "union":
             use_partial_labels(trainer, self.settings.config.task.exclusion)
+        if self.settings.config.task.channels == "union":
+            use_partial_channels(trainer, self.settings.config.task.channel_drop, order["seed"], self.rank)
         return trainer
 
     def _fit(self, epoch: int) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from fednnunet.datasets.union_channels import missing_channels
 from fednnunet.evaluation.ensemble import FoldModels, segment_with_each
 from fednnunet.evaluation.held_out import held_out_segmenter
 from fednnunet.evaluation.score import HeldOutCase, score_cases
@@ -94,6 +95,7 @@ def _score(
     raw, config = dataset.raw, settings.config.evaluation
     reader = determine_reader_writer_from_dataset_json(raw.dataset_json, str(raw.cases[0].images[0]))()
     # Overlays of a training node show its own model.
+    missing = missing_channels(raw.dataset_json)  # zeros, which show nothing
     shows_cases = settings.same_machine and settings.config.privacy.scores == "cases"
     has_overlays = shows_cases and (predictions is not None or settings.external)
     return score_cases(
@@ -106,6 +108,7 @@ def _score(
         predictions,
         settings.folder / "overlays" if has_overlays else None,
         dataset.annotated,
+        next(number for number in range(len(raw.channel_names)) if number not in missing),
     )
 
 

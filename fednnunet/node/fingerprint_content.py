@@ -70,10 +70,10 @@ def _check_allowed(dataset: NodeDataset, request: FingerprintRequest) -> None:
 
 
 def _ranges(dataset: NodeDataset, request: FingerprintRequest) -> dict[str, Any]:
-    needed = needed_channels(dataset.raw.channel_names)
+    needed = needed_channels(dataset.channel_names)
     if request.needed and not needed:
         return {}
-    found = dataset.cached("intensity_ranges", lambda: _dump(intensity_ranges(dataset.raw, dataset.workers)))
+    found = dataset.cached("intensity_ranges", lambda: _dump(intensity_ranges(dataset.images, dataset.workers)))
     ranges = {channel: IntensityRange(**r) for channel, r in found.items()}
     if request.needed:
         return _dump({channel: within_window(r) for channel, r in ranges.items() if channel in needed})
@@ -87,7 +87,7 @@ def _contribution(dataset: NodeDataset, request: FingerprintRequest) -> dict[str
     total = request.total_cases or 0
     key = hashlib.sha256(json.dumps([total, request.bins], sort_keys=True).encode()).hexdigest()[:12]
     found = dataset.cached(
-        f"contribution_{key}", lambda: extract_contribution(dataset.raw, total, bins, dataset.workers).to_dict()
+        f"contribution_{key}", lambda: extract_contribution(dataset.images, total, bins, dataset.workers).to_dict()
     )
     contribution = DatasetFingerprint.parse(found, "the cache")
     intensities = contribution.intensities or {}
@@ -102,7 +102,7 @@ def _contribution(dataset: NodeDataset, request: FingerprintRequest) -> dict[str
 
 
 def _bins(dataset: NodeDataset, request: FingerprintRequest) -> dict[str, IntensityBins]:
-    channels = dataset.raw.channel_names
+    channels = dataset.channel_names
     if request.total_cases is None or request.total_cases < len(dataset.raw.cases):
         raise ProtocolError(f"the server says that there are {request.total_cases} training cases in all")
     try:

@@ -23,10 +23,11 @@ from fednnunet.node.describe import NodeDataset
 from fednnunet.node.distributed import Ranks
 from fednnunet.node.settings import NodeSettings
 from fednnunet.planning.imported import import_plans
-from fednnunet.planning.plans import check_intensities, make_plans
+from fednnunet.planning.plans import check_intensities, check_missing_channels, make_plans
 from fednnunet.preprocessing import REFERENCES, cache_key, preprocess
 from fednnunet.training.cascade import copy_previous_stage
 from fednnunet.training.final_checkpoint import find_checkpoint
+from fednnunet.training.partial_channels import use_partial_channels
 from fednnunet.training.partial_labels import use_partial_labels
 from fednnunet.training.pretrained import load_pretrained
 from fednnunet.training.trainer import build_network, build_nnunet_trainer, class_layers, find_trainer
@@ -36,9 +37,9 @@ def plan_network(dataset: NodeDataset, request: PlanRequest, settings: NodeSetti
     """Plans from the federated fingerprint or the node's own, or imported where ``init.plans`` names some.
 
     Raises:
-        ConfigError: nnU-Net plans no such configuration for these images; the node has no foreground, and its images
-            are normalised by that; it is to train layers of weights that it is not given; or it cannot keep its limit
-            of epsilon.
+        ConfigError: nnU-Net plans no such configuration for these images; the node has no foreground, or lacks a
+            channel, and its images are normalised by that; it is to train layers of weights that it is not given; or it
+            cannot keep its limit of epsilon.
         ProtocolError: the federated fingerprint is malformed.
     """
     config, name, raw = settings.config, settings.name, dataset.raw
@@ -59,6 +60,7 @@ def plan_network(dataset: NodeDataset, request: PlanRequest, settings: NodeSetti
         raise ConfigError(
             f"configuration={configuration}: nnU-Net plans only {', '.join(plans['configurations'])} for these images"
         )
+    check_missing_channels(plans, configuration, raw.dataset_json)
     check_intensities(plans, configuration, raw.channel_names)
     return plans
 
@@ -115,6 +117,8 @@ def build_fold_trainer(
     )
     if config.task.labels == "union":
         use_partial_labels(trainer, config.task.exclusion)
+    if config.task.channels == "union":
+        use_partial_channels(trainer, config.task.channel_drop, settings.seed)
     source = config.init.weights_of(settings.name)
     if source is not None:
         load_pretrained(trainer, find_checkpoint(source, settings.name, fold))

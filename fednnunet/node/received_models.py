@@ -18,6 +18,7 @@ from fednnunet.evaluation.ensemble import FoldModels
 from fednnunet.evaluation.predict import Predictor
 from fednnunet.exchange.messages import Fold, Model
 from fednnunet.files import write_arrays, write_atomically
+from fednnunet.planning.plans import check_missing_channels
 from fednnunet.planning.received import check_received_plans
 from fednnunet.training.network_state import check_state, layer_shapes
 
@@ -31,7 +32,8 @@ class ReceivedModels:
         dataset_json: nnU-Net's ``dataset.json`` of this node's images.
         build: builds the network of given plans.
         device: device to compute on.
-        checked_later: whether models are checked when they are used, as this node does not know all labels before.
+        checked_later: whether models are checked when they are used, as this node does not know all labels and channels
+            before.
     """
 
     def __init__(
@@ -68,12 +70,14 @@ class ReceivedModels:
 
         Raises:
             ProtocolError: one was not sent before, or does not fit this node's task.
+            ConfigError: this node lacks a channel whose zeros the plans would not keep.
         """
         for fold in folds:
             if not self._file(node, fold).with_suffix(".json").is_file():
                 raise ProtocolError(f"the server sent no model of node {node} for fold {fold}")
         model = Model.model_validate(json.loads(self._file(node, folds[0]).with_suffix(".json").read_text()))
         axes = None if model.mirror_axes is None else tuple(model.mirror_axes)
+        check_missing_channels(model.plans, self.configuration, self.dataset_json)
         network = self.build(model.plans).to(self.device)
         for fold in folds if self.checked_later else ():
             _check_layers(network, _read(self._file(node, fold)))

@@ -57,7 +57,8 @@ class NodeStages:
         self.device = torch.device("cpu")
         self.trainer: nnUNetTrainer | None = None
         self._dataset: NodeDataset | None = None
-        self._union: dict[str, int] | None = None
+        self._labels: dict[str, int] | None = None
+        self._channels: list[str] | None = None
         self._plans: dict[str, Any] | None = None
         self._noise_report: messages.NoiseReport | None = None
         self._local_epochs = 1
@@ -91,21 +92,30 @@ class NodeStages:
         cap_memory(self.device, self.config.gpu_memory_of(self.settings.name) if self.config.gpu_memory.cap else None)
 
     def read_dataset(self) -> None:
-        """Read and check the images as they are now; labels of the federation stay."""
+        """Read and check the images as they are now; labels and channels of the federation stay."""
         self._dataset = NodeDataset(self.settings)
-        if self._union is not None:
-            self._dataset.adopt_labels(self._union)
+        if self._labels is not None:
+            self._dataset.adopt_labels(self._labels)
+        if self._channels is not None:
+            self._dataset.adopt_channels(self._channels)
 
-    def adopt_labels(self, union: dict[str, int] | None) -> None:
-        """Have the labels of the federation, name to value, or the node's own alone."""
-        if union == self._union:
-            return
-        if union is None:
-            self._union = None
+    def adopt(self, labels: dict[str, int] | None, channels: list[str] | None) -> None:
+        """Have the federation's labels, name to value, and channels; without either, the node's own.
+
+        Raises:
+            ProtocolError: the run's configuration unites no channels.
+        """
+        if channels is not None and self.config.task.channels != "union":
+            raise ProtocolError("the server names channels of all nodes, but the run has task.channels=same")
+        if (labels is None and self._labels is not None) or (channels is None and self._channels is not None):
+            self._labels = self._channels = None
             self.read_dataset()
-        else:
-            self.dataset.adopt_labels(union)
-            self._union = union
+        if labels is not None and labels != self._labels:
+            self.dataset.adopt_labels(labels)
+            self._labels = labels
+        if channels is not None and channels != self._channels:
+            self.dataset.adopt_channels(channels)
+            self._channels = channels
 
     def plan(self, request: messages.PlanRequest) -> messages.PlanReply:
         """Plan from the federated fingerprint or the node's own, build the network, list its layers.
@@ -114,7 +124,7 @@ class NodeStages:
             ConfigError: the network cannot be planned, or has no layer of classes where the federation needs them.
         """
         self._plans = None
-        self.adopt_labels(request.labels)
+        self.adopt(request.labels, request.channels)
         self._plans = prepare.plan_network(self.dataset, request, self.settings)
         network = self._network(self._plans)
         layers = layer_shapes(network)
@@ -196,7 +206,7 @@ class NodeStages:
             ProtocolError: a model was not sent before, or does not fit this node's task.
         """
         if self.settings.external:
-            self.adopt_labels(request.labels)
+            self.adopt(request.labels, request.channels)
         models = request.models
         chosen = [self.received.of(node, folds) for node, folds in models.items()]
         dataset = self.dataset
@@ -231,7 +241,7 @@ class NodeStages:
             self.dataset.raw.dataset_json,
             self._network,
             self.device,
-            checked_later=self.settings.external and self.config.task.labels == "union",
+            checked_later=self.settings.external and "union" in (self.config.task.labels, self.config.task.channels),
         )
 
     @cached_property

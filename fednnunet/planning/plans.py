@@ -16,6 +16,7 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from fednnunet.config.groups import ModelConfig
+from fednnunet.datasets.union_channels import missing_channels
 from fednnunet.errors import ConfigError
 from fednnunet.files import write_atomically
 from fednnunet.planning.class_lookup import find_class
@@ -114,6 +115,21 @@ def check_intensities(plans: dict[str, Any], configuration: str, channel_names: 
                 f"no case has foreground, and channel {number} ({name}) is normalised by {scheme}, which "
                 "needs the foreground's intensities; strategy=ffe takes the federation's (with a normalization of your "
                 "own: fingerprint.intensities=all), init.plans those of a file"
+            )
+
+
+def check_missing_channels(plans: dict[str, Any], configuration: str, dataset_json: Mapping[str, Any]) -> None:
+    """Check that zeros of channels that these images lack stay zeros once they are normalised.
+
+    Raises:
+        ConfigError: one is normalised by what is not in the image; names channel and normalization.
+    """
+    schemes = PlansManager(plans).get_configuration(configuration).normalization_schemes
+    for number, name in missing_channels(dataset_json).items():
+        if schemes[number] not in BY_THE_IMAGE:
+            raise ConfigError(
+                f"task.channels=union: channel {name} is not among these images, and is normalised by "
+                f"{schemes[number]}, which would make of its zeros what an image may hold; leave this centre out"
             )
 
 

@@ -27,7 +27,7 @@ from fednnunet.reporting.run_folder import Run, merge_rounds
 from fednnunet.reporting.scores import over_labels
 from fednnunet.reporting.tables.overview import node_rows, node_titles, overview
 from fednnunet.reporting.tables.results_table import ONE_EMPTY, STAR, order_strategies, own_scores
-from fednnunet.run_files import REPORT_FILE
+from fednnunet.run_files import CHANNEL_COLUMNS, REPORT_FILE
 
 OVERLAY = "overlay"
 """Prefix of the names of figures that show images."""
@@ -102,6 +102,7 @@ def render_report(folder: Path, results: Results) -> str:
         runs=runs,
         data_notes=list(dict.fromkeys(note for run in runs for note in run.data_notes)),
         annotations=annotation_tables([(run.strategy, run.annotation) for run in runs], external),
+        channels=annotation_tables([(run.strategy, run.channels) for run in runs], external, CHANNEL_COLUMNS[0]),
         privacy=statements_of(runs),
         duration=format_duration,
         problems=results.problems,

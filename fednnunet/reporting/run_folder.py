@@ -21,6 +21,8 @@ from fednnunet.reporting.scores import split_means
 from fednnunet.run_files import (
     CASE_COLUMNS,
     CASES_FILE,
+    CHANNEL_COLUMNS,
+    CHANNELS_FILE,
     CONFIG_FILE,
     DATA_NOTE_COLUMNS,
     DATA_NOTES_FILE,
@@ -66,6 +68,7 @@ class Run:
         round_means: ``round_means.csv``, with the same columns.
         data_notes: node and what people should know of its images.
         annotation: who annotates what, where nodes may have unlike labels.
+        channels: who has which channel, where nodes may have unlike ones.
         overlays: centre to number of the case to file.
         config: composed configuration as YAML; empty if there is none.
         overrides: key to value of what was changed on the command line.
@@ -83,6 +86,7 @@ class Run:
     round_means: pd.DataFrame
     data_notes: list[tuple[str, str]]
     annotation: Annotation | None
+    channels: Annotation | None
     overlays: dict[str, dict[int, Path]]
     config: str
     overrides: dict[str, str]
@@ -157,6 +161,7 @@ def read_run(folder: Path) -> Run:
         round_means=round_means.assign(fold=round_means.get("fold", only), seed=seed),
         data_notes=_read_data_notes(folder / DATA_NOTES_FILE),
         annotation=read_annotation(folder / LABELS_FILE),
+        channels=read_annotation(folder / CHANNELS_FILE, CHANNEL_COLUMNS),
         overlays=_find_overlays(folder),
         config=config.read_text() if config.is_file() else "",
         overrides=_read_overrides(folder / OVERRIDES_FILE),

@@ -18,6 +18,8 @@ from fednnunet.listing import MOST_NODES, join_nodes
 from fednnunet.run_files import (
     CASE_COLUMNS,
     CASES_FILE,
+    CHANNEL_COLUMNS,
+    CHANNELS_FILE,
     DATA_NOTE_COLUMNS,
     DATA_NOTES_FILE,
     LABEL_COLUMNS,
@@ -144,12 +146,17 @@ class RunRecorder(RunObservers):
             values: label to value.
             annotated: node to the labels that it annotates.
         """
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow([*LABEL_COLUMNS, *annotated])
-        for label, value in sorted(values.items(), key=lambda item: item[1]):
-            writer.writerow([label, value, *("yes" if label in labels else "" for labels in annotated.values())])
-        write_atomically(self.folder / LABELS_FILE, text.getvalue())
+        _write_holders(self.folder / LABELS_FILE, LABEL_COLUMNS, values, annotated)
+
+    def on_channels(self, names: Sequence[str], acquired: Mapping[str, Collection[str]]) -> None:
+        """Write ``channels.csv``: who has what.
+
+        Args:
+            names: channels, in the order of the network's input.
+            acquired: node to the channels that it has.
+        """
+        numbers = {name: number for number, name in enumerate(names)}
+        _write_holders(self.folder / CHANNELS_FILE, CHANNEL_COLUMNS, numbers, acquired)
 
     def labels_begun_with(self) -> dict[str, int] | None:
         """Labels of the networks that an earlier, interrupted process of this run has trained; None without any.
@@ -157,15 +164,27 @@ class RunRecorder(RunObservers):
         Raises:
             DataError: ``labels.csv`` is missing or damaged.
         """
+        return self._begun_with(LABELS_FILE, "labels")
+
+    def channels_begun_with(self) -> list[str] | None:
+        """Channels of the networks that an earlier, interrupted process of this run has trained; None without any.
+
+        Raises:
+            DataError: ``channels.csv`` is missing or damaged.
+        """
+        found = self._begun_with(CHANNELS_FILE, "channels")
+        return None if found is None else sorted(found, key=found.__getitem__)
+
+    def _begun_with(self, name: str, what: str) -> dict[str, int] | None:
         if not _read_rows(self.rounds):
             return None
-        path = self.folder / LABELS_FILE
+        path = self.folder / name
         try:
             with path.open(encoding="utf-8", newline="") as file:
-                return {label: int(value) for label, value, *_ in list(csv.reader(file))[1:]}
+                return {held: int(value) for held, value, *_ in list(csv.reader(file))[1:]}
         except (OSError, ValueError, csv.Error) as error:
             raise DataError(
-                f"{path}: the labels that the run began with cannot be read ({error}); restore it"
+                f"{path}: the {what} that the run began with cannot be read ({error}); restore it"
             ) from None
 
     def on_plans(self, plans: Mapping[str, Mapping[str, Any]]) -> None:
@@ -235,6 +254,18 @@ class RunRecorder(RunObservers):
 def _case_row(score: Score) -> dict[str, Any]:
     row = {"node": score.centre, **score.model_dump(exclude={"centre", "num_cases"})}
     return row | {NUM_CASES_COLUMN: score.num_cases} if isinstance(score, MeanScore) else row
+
+
+def _write_holders(
+    path: Path, columns: Sequence[str], values: Mapping[str, int], held: Mapping[str, Collection[str]]
+) -> None:
+    """Write a row per name, with its value and ``yes`` where a node has it."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*columns, *held])
+    for name, value in sorted(values.items(), key=lambda item: item[1]):
+        writer.writerow([name, value, *("yes" if name in names else "" for names in held.values())])
+    write_atomically(path, text.getvalue())
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fednnunet.server.local_grid import NodeGrid
 from fednnunet.server.node_client import NodeClient
+from fednnunet.server.phases.channels import unite_node_channels
 from fednnunet.server.phases.evaluate import evaluate_external_centres, evaluate_nodes
 from fednnunet.server.phases.labels import unite_labels
 from fednnunet.server.phases.noise import check_noise
@@ -34,6 +35,7 @@ def build_server_app(settings: ServerSettings, strategy: Strategy, recorder: Run
         register_nodes(session)
         check_agreement(session)
         unite_labels(session)
+        unite_node_channels(session)
         check_folds(session)
         plan_networks(session)
         preprocess_images(session)

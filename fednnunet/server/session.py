@@ -10,6 +10,7 @@ from fednnunet.datasets.description import in_nnunets_order
 from fednnunet.errors import FednnUNetError
 from fednnunet.exchange import messages
 from fednnunet.exchange.messages import ExchangeDtype, Fold
+from fednnunet.server.channel_union import ChannelUnion
 from fednnunet.server.label_union import LabelUnion, plain_labels
 
 if TYPE_CHECKING:
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 
 TASK = ("channel_names", "labels", "regions_class_order")
 """Fields of ``dataset.json`` that make two datasets one segmentation task."""
+
+
+def task_fields(unites_labels: bool, unites_channels: bool) -> list[str]:
+    """Those of :data:`TASK` in which nodes have to agree."""
+    return [field for field in TASK if not (unites_channels if field == "channel_names" else unites_labels)]
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,7 @@ class ServerSettings:
         local_epochs: epochs that nodes train between two aggregations.
         heterogeneous_tasks: nodes may differ in channels and labels.
         labels: whether nodes must have the ``same`` labels, or one network is trained for the ``union`` of theirs.
+        channels: the same of channels.
         min_nodes: the run goes on without nodes that fail or do not reply while so many do; None needs all.
         dtype: data type that layers are rounded to while they travel in training.
         cross_centre: also evaluate every node's model on the held-out cases of every other node.
@@ -59,6 +66,7 @@ class ServerSettings:
     local_epochs: int = 1
     heterogeneous_tasks: bool = False
     labels: Literal["same", "union"] = "same"
+    channels: Literal["same", "union"] = "same"
     min_nodes: int | None = None
     dtype: ExchangeDtype = "float32"
     cross_centre: bool = False
@@ -95,6 +103,8 @@ class Federation:
     """Rounds of a fold, known once the nodes have said how many epochs they train."""
     labels: LabelUnion | None = None
     """Every label of the nodes, where one network is trained for all of them."""
+    channels: ChannelUnion | None = None
+    """Every channel of the nodes, in the same way."""
 
     def name(self, node_id: int) -> str:
         """The node's own name; its id before it is known."""
@@ -127,10 +137,9 @@ class Federation:
         return [key for node in self.training if (key := self.described[node].key) is not None]
 
     def of_same_task(self, node: int) -> list[int]:
-        """Training nodes with the channels and labels of ``node``, or for all labels; sorted by name."""
-        if self.labels is not None:
-            return self.training
-        return [other for other in self.training if all(self.agree(node, other, field) for field in TASK)]
+        """Training nodes with the channels and labels of ``node``, but for those that are united; sorted by name."""
+        fields = task_fields(self.labels is not None, self.channels is not None)
+        return [other for other in self.training if all(self.agree(node, other, field) for field in fields)]
 
     def agree(self, node: int, other: int, field: str) -> bool:
         """Whether a field of two nodes' ``dataset.json`` means the same to nnU-Net."""
@@ -142,6 +151,12 @@ class Federation:
         if self.labels is None or node not in self.external:
             return None
         return self.labels.for_external(plain_labels(self.described[node]))
+
+    def channels_to_score(self, node: int) -> list[str] | None:
+        """Channels that ``node`` has to be told to score models: an external one that has not those of the network."""
+        if self.channels is None or node not in self.external:
+            return None
+        return self.channels.for_external(self.name(node))
 
     def holds_none_out(self, node: int, fold: Fold) -> bool:
         """Whether a node trains on all of its cases in ``fold``, so that it has no scores of it."""

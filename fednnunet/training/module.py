@@ -18,6 +18,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from fednnunet.errors import ConfigError
 from fednnunet.training.marginal_loss import cases_of
 from fednnunet.training.network_state import named_tensors
+from fednnunet.training.partial_channels import partial_channels_of
 
 GRADIENT_CLIP_NORM = 12.0
 """Norm at which ``nnUNetTrainer.train_step`` clips gradients."""
@@ -40,6 +41,7 @@ class NNUNetModule(L.LightningModule):
         self.network = nnunet.network
         self.automatic_optimization = step is None and type(nnunet).train_step is nnUNetTrainer.train_step
         self._own_step = step or nnunet.train_step
+        self._channels = partial_channels_of(nnunet)
         self._proximal_anchors: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._proximal_weight = 0.0
         self._train_outputs: list[dict[str, Any]] = []
@@ -86,6 +88,8 @@ class NNUNetModule(L.LightningModule):
         self.nnunet.on_train_epoch_start()
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor | None:
+        if self._channels is not None:
+            batch = self._channels.training(batch, self.nnunet.current_epoch, batch_idx)
         if not self.automatic_optimization:
             self._train_outputs.append(self._own_step(batch))
             return None
@@ -108,6 +112,8 @@ class NNUNetModule(L.LightningModule):
         self.nnunet.on_validation_epoch_start()
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        if self._channels is not None:
+            batch = self._channels.validation(batch)
         self._validation_outputs.append(self.nnunet.validation_step(batch))
 
     def on_validation_epoch_end(self) -> None:

@@ -45,3 +45,44 @@ def test_what_cannot_be_combined_with_the_union_is_refused(overrides: list[str],
 def test_what_renames_nothing_or_a_name_of_nnunet_is_refused(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         configured(override)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["strategy=ffe"],
+            r"^task\.channels=union needs nodes that plan by themselves: strategy=asym or local, not ffe",
+        ),
+        (["strategy=centralized"], r"strategy=asym or local, not centralized \(plan_from=pooled\)"),
+        (["strategy=asym", "strategy.heterogeneous_tasks=true"], r"leave strategy\.heterogeneous_tasks=false"),
+        (["strategy=asym", "privacy=case"], "steps that hide cases or nodes drop no channels; leave privacy=none"),
+        (["strategy=asym", "privacy=node"], "steps that hide cases or nodes drop no channels; leave privacy=none"),
+    ],
+)
+def test_what_cannot_be_combined_with_unlike_channels_is_refused(overrides: list[str], message: str) -> None:
+    assert configured(*overrides).task.channels == "same"  # alone each is possible
+    with pytest.raises(ConfigError, match=message):
+        configured("task.channels=union", *overrides)
+
+
+def test_channels_and_labels_can_be_united_where_nodes_plan_by_themselves() -> None:
+    for strategy in ("asym", "local"):
+        task = configured(f"strategy={strategy}", "task.channels=union", "task.labels=union").task
+        assert (task.channels, task.channel_drop) == ("union", 0.25)
+    assert configured("strategy=asym", "task.channels=union", "privacy=secure").task.channels == "union"
+    assert configured("strategy=asym", "task.channels=union", "task.channel_drop=0").shared.task.channel_drop == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["task.channel_drop=0.5"], r"channel_drop=0\.5 needs task\.channels=union"),
+        (["task.channels=union", "task.channel_drop=1"], r"task\.channel_drop=1: .*less than 1"),
+        (["task.channels=union", "task.channel_drop=-0.1"], r"task\.channel_drop=-0\.1"),
+        (["task.channels=both"], r"task\.channels=both"),
+    ],
+)
+def test_channels_are_dropped_with_a_probability_where_they_are_united(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        configured("strategy=asym", *overrides)

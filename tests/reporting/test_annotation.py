@@ -13,6 +13,7 @@ from fednnunet.reporting.annotation import Annotation, annotation_tables, read_a
 from fednnunet.reporting.report import write_report
 from fednnunet.reporting.results import collect_results
 from fednnunet.reporting.run_folder import read_runs
+from fednnunet.run_files import CHANNEL_COLUMNS
 from fednnunet.server.run_recorder import RunRecorder
 from tests.support.run_folders import many_nodes
 
@@ -98,6 +99,25 @@ def test_of_a_hundred_nodes_labels_are_counted(write_run: MakeRun, tmp_path: Pat
     assert each["X00 (external)"] == "tumour, vessel"
     notes = [note.text or "" for note in page.findall(".//section[@id='run']/p[@class='note']")]
     assert any("One training node alone annotates cyst (H007)" in note for note in notes)
+
+
+def test_the_report_shows_who_has_which_channel(write_run: MakeRun, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "asym", "asym", nodes={"Oslo": 5, "Riga": 5}, held_out=None, labels=("tumour",))
+    RunRecorder(run, "asym").on_channels(["background", "T1"], {"Oslo": ["background", "T1"], "Riga": ["T1"]})
+    channels = read_annotation(run / "channels.csv", CHANNEL_COLUMNS)
+    assert channels == Annotation({"background": ["Oslo"], "T1": ["Oslo", "Riga"]}, ["Oslo", "Riga"])
+    page = ElementTree.fromstring(
+        write_report(tmp_path, collect_results(read_runs([run]))).read_text().removeprefix("<!DOCTYPE html>")
+    )
+    titles = [title.text for title in page.findall(".//section[@id='run']/h3")]
+    assert "Who has which channel" in titles
+    assert "Who annotates what" not in titles
+    tables = page.findall(".//section[@id='run']//table")
+    (table,) = (found for found in tables if "".join(found.find("thead/tr").itertext()) == "channelOsloRiga")  # type: ignore[union-attr]
+    rows = [[cell.text for cell in row] for row in table.findall("tbody/tr")]
+    assert rows == [["background", "✓", "–"], ["T1", "✓", "✓"]], "a channel may have the name of a label"
+    notes = [note.text or "" for note in page.findall(".//section[@id='run']/p[@class='note']")]
+    assert any("One training node alone has background (Oslo)" in note for note in notes)
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,12 @@ def _cross_evaluate(session: Session, models: Mapping[int, FoldsByNode], fold: F
         for evaluator, folds_of in models.items()
     }
     requests = {
-        evaluator: ScoreModelsRequest(fold=fold, models=names, labels=session.federation.labels_to_score(evaluator))
+        evaluator: ScoreModelsRequest(
+            fold=fold,
+            models=names,
+            labels=session.federation.labels_to_score(evaluator),
+            channels=session.federation.channels_to_score(evaluator),
+        )
         for evaluator, names in sent.items()
         if names
     }

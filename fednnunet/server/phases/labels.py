@@ -33,7 +33,7 @@ def unite_labels(session: Session) -> None:
     federation.labels = union = unite(training, external, recorder.labels_begun_with())
     recorder.on_labels(union.values, union.annotated)
     names = {federation.name(node): foreground(labels[node]) for node in federation.nodes}
-    _report_similar_names(recorder, names)
+    report_similar_names(recorder, names, "labels", "one structure: task.rename_labels", LABELS_FILE)
     lines = {
         node: [
             f"node {node} has no label in common with another node ({join_first(names[node], NAMED)}); if others call "
@@ -51,19 +51,27 @@ def unite_labels(session: Session) -> None:
     recorder.on_node_messages(lines, f"{len(lines)} external nodes have labels that no training node has")
 
 
-def _report_similar_names(recorder: RunRecorder, names: Mapping[str, Sequence[str]]) -> None:
-    """Name labels that may mean one structure, and the nodes that have them."""
+def report_similar_names(
+    recorder: RunRecorder, names: Mapping[str, Sequence[str]], what: str, meaning: str, file: str
+) -> None:
+    """Say which labels or channels may mean one thing, and which nodes have them.
 
-    def holders(label: str) -> str:
-        return join_first([node for node, found in names.items() if label in found], NAMED)
+    Args:
+        recorder: tells the operator.
+        names: node to its labels or channels.
+        what: which of them these are.
+        meaning: what they may mean, and what to do.
+        file: of the run, that has all of them.
+    """
+
+    def holders(name: str) -> str:
+        return join_first([node for node, found in names.items() if name in found], NAMED)
 
     pairs = similar_names(names)
     for one, other in pairs[:MOST_NODES]:
-        recorder.on_message(
-            f"labels {one} ({holders(one)}) and {other} ({holders(other)}) may be one structure: task.rename_labels"
-        )
+        recorder.on_message(f"{what} {one} ({holders(one)}) and {other} ({holders(other)}) may be {meaning}")
     if len(pairs) > MOST_NODES:
-        recorder.on_message(f"{len(pairs) - MOST_NODES} more pairs of labels may be one structure: see {LABELS_FILE}")
+        recorder.on_message(f"{len(pairs) - MOST_NODES} more pairs of {what} may be one: see {file}")
 
 
 def report_lost_labels(session: Session) -> None:

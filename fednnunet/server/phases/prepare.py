@@ -11,6 +11,7 @@ from fednnunet.exchange.layer_names import has_part
 from fednnunet.exchange.messages import Body, Kind, PlanRequest, PreprocessRequest
 from fednnunet.files import write_atomically
 from fednnunet.server.node_requests import request_all
+from fednnunet.server.phases.channels import report_lost_channels
 from fednnunet.server.phases.fingerprint import INTENSITIES, federated_fingerprint, name_without_foreground
 from fednnunet.server.phases.labels import report_lost_labels
 from fednnunet.server.session import Federation, Session
@@ -22,7 +23,8 @@ def plan_networks(session: Session) -> None:
     federation, recorder = session.federation, session.recorder
     recorder.on_stage("plan")
     labels = None if federation.labels is None else federation.labels.for_training
-    request = PlanRequest(fingerprint=None, labels=labels)
+    channels = None if federation.channels is None else federation.channels.for_training
+    request = PlanRequest(fingerprint=None, labels=labels, channels=channels)
     if session.settings.fingerprint is not None:
         merged = federated_fingerprint(session)
         write_atomically(recorder.folder / "federated_fingerprint.json", json.dumps(merged, indent=1))
@@ -121,6 +123,7 @@ def _annotated_rows(federation: Federation) -> Annotated | None:
 def match_networks(session: Session) -> None:
     """The strategy matches the layers of the nodes' networks that are trained."""
     report_lost_labels(session)
+    report_lost_channels(session)
     federation, parts = session.federation, session.settings.train_layers
     session.strategy.prepare(
         {

@@ -11,7 +11,7 @@ from fednnunet.exchange.messages import FingerprintReply, FingerprintRequest, Ki
 from fednnunet.listing import join_nodes
 from fednnunet.server.node_requests import Reply, request_all, request_as_nodes_join
 from fednnunet.server.phases.duplicates import find_duplicates
-from fednnunet.server.session import TASK, Federation, Session
+from fednnunet.server.session import Federation, Session, task_fields
 
 
 def register_nodes(session: Session) -> None:
@@ -146,20 +146,20 @@ def check_agreement(session: Session) -> None:
     """Check that all nodes have the same channels, labels, regions, file ending and configuration, in the same order.
 
     With heterogeneous tasks, training nodes may differ in all but the configuration; an external one must have the
-    task of one of them. Labels of which a union is made may differ (:mod:`~fednnunet.server.phases.labels`).
+    task of one of them. Labels or channels of which a union is made may differ (:mod:`~fednnunet.server.phases.labels`,
+    :mod:`~fednnunet.server.phases.channels`).
 
     Raises:
         DataError: names the two nodes, the field and both values.
         ConfigError: nodes that train different configurations.
     """
     federation, heterogeneous_tasks = session.federation, session.settings.heterogeneous_tasks
-    are_united = session.settings.labels == "union"
-    fields = ("channel_names",) if are_united else TASK
-    remedy = (
-        "before training together (task.labels=union does not merge channels)"
-        if are_united
-        else "before training together (different tasks: strategy=asym strategy.heterogeneous_tasks=true)"
-    )
+    united = {"labels": session.settings.labels == "union", "channels": session.settings.channels == "union"}
+    fields = task_fields(united["labels"], united["channels"])
+    remedy = "before training together (different tasks: strategy=asym strategy.heterogeneous_tasks=true)"
+    if any(united.values()):
+        one, rest = ("labels", "channels") if united["labels"] else ("channels", "labels")
+        remedy = f"before training together (task.{one}=union does not merge {rest}: see task.{rest})"
     first, *others = federation.nodes
     for external in federation.external if heterogeneous_tasks else []:
         if not federation.of_same_task(external):
