@@ -12,7 +12,7 @@ import pytest
 from flwr.supercore.state.schema.linkstate_models import Node
 from sqlalchemy import Engine, event
 
-from fednnunet.deployment.server.database import PAGE_BYTES, is_disk_full, open_database, watch_errors
+from fednnunet.deployment.server.database import LOG_BYTES, PAGE_BYTES, is_disk_full, open_database, watch_errors
 from fednnunet.deployment.server.flower_superlink import NodeRegister
 from fednnunet.deployment.supervision import SupervisedProcess
 from fednnunet.errors import ConfigError
@@ -161,3 +161,14 @@ def test_a_new_database_has_large_pages_and_an_older_one_its_own(tmp_path: Path)
         database.execute("pragma journal_mode = wal")
     open_database(older, auth=True)
     assert page_bytes(older) == 4096
+
+
+@pytest.mark.unit
+def test_the_log_beside_the_database_stays_as_small_as_with_small_pages(tmp_path: Path) -> None:
+    register = NodeRegister(open_database(tmp_path, auth=True))
+    register.add("Oslo", b"key")
+    node_id = register.node_id(b"key")
+    assert node_id is not None
+    for number in range(3 * LOG_BYTES // PAGE_BYTES):
+        register.restore(node_id, f"Oslo {number}")
+    assert (tmp_path / "state.db-wal").stat().st_size < LOG_BYTES + 64 * PAGE_BYTES

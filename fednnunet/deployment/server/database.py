@@ -14,6 +14,7 @@ from pathlib import Path
 from fastapi import FastAPI, HTTPException
 from sqlalchemy import Engine, event
 from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.engine.interfaces import DBAPIConnection
 
 from fednnunet.deployment.server.flower_superlink import superlink_app
 from fednnunet.deployment.server.operator_client import DATABASE
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 
 PAGE_BYTES = 2**15
 """Of a new database: an object of 5 MiB takes 160 pages, each written by itself, in place of 1280."""
+LOG_BYTES = 4 * 2**20
+"""How long SQLite's write-ahead log grows before it is copied into the database; 1000 pages by default."""
 DISK_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
 """SQLite's error codes for a full disk."""
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
@@ -41,6 +44,8 @@ def open_database(state: Path, auth: bool) -> FastAPI:
     Raises:
         ConfigError: the database cannot be used; the log says why.
     """
+    if not event.contains(Engine, "connect", _limit_log):
+        event.listen(Engine, "connect", _limit_log)
     try:
         _create_with_large_pages(state / DATABASE)
         app = superlink_app(state / DATABASE, auth=auth)
@@ -62,6 +67,13 @@ def _create_with_large_pages(database: Path) -> None:
     with contextlib.closing(sqlite3.connect(database)) as connection:
         connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
         connection.execute("PRAGMA journal_mode = WAL")
+
+
+def _limit_log(connection: DBAPIConnection, _: object) -> None:
+    """As many bytes as with small pages: the disk has to hold them beside the database."""
+    with contextlib.closing(connection.cursor()) as cursor:
+        (page_bytes,) = cursor.execute("PRAGMA page_size").fetchone()
+        cursor.execute(f"PRAGMA wal_autocheckpoint = {LOG_BYTES // page_bytes}")
 
 
 def watch_errors(state: Path, end: Callable[[], object]) -> Callable[[ExceptionContext], None]:
