@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from base64 import b64encode
+from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,6 +13,7 @@ from typing import Any, TypeAlias
 import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from fastapi import HTTPException
 from flwr.common.constant import TIMESTAMP_HEADER
 from flwr.proto.fleet_pb2 import PullMessagesRequest
 from flwr.proto.node_pb2 import Node
@@ -23,6 +25,7 @@ from flwr.supercore.constant import (
 from flwr.supercore.date import now
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
 
+from fednnunet.deployment.server.admission import Admission
 from fednnunet.deployment.server.flower_superlink import (
     FRESH_SECONDS,
     OF_CONTROL,
@@ -30,6 +33,9 @@ from fednnunet.deployment.server.flower_superlink import (
     NodeRegister,
     superlink_app,
 )
+from fednnunet.deployment.server.gateway import public_endpoint
+from fednnunet.deployment.server.signatures import Signatures
+from fednnunet.deployment.server.uploads import Uploads
 
 Answer: TypeAlias = tuple[int, str, bytes]
 
@@ -213,3 +219,23 @@ def test_a_node_that_is_unregistered_elsewhere_is_forgotten_soon(
     later = time.monotonic() + FRESH_SECONDS + 0.01
     monkeypatch.setattr(time, "monotonic", lambda: later)
     assert ours.node_id(b"key") is None
+
+
+# a full disk -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.unit
+def test_a_full_disk_that_the_gateway_meets_is_named_to_the_node(caller: Caller) -> None:
+    def full(_: bytes) -> int:
+        raise HTTPException(507, "the disk of the server's state is full")
+
+    admission = Admission(caller.register.name, lambda _: None)
+    endpoint = public_endpoint(caller.app, Counter(), admission, Uploads(lambda _: None), Signatures(full))
+
+    async def post() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(endpoint), base_url="http://server") as client:  # type: ignore[arg-type]
+            return await client.post(FLEET[0], headers=caller.headers())
+
+    answer = asyncio.run(post())
+    assert (answer.status_code, answer.json()) == (507, {"detail": "the disk of the server's state is full"})
+    assert int(answer.headers["content-length"]) == len(answer.content)

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
+from fastapi import HTTPException
 from google.protobuf.message import DecodeError
 
 from fednnunet import __version__
@@ -123,7 +124,13 @@ def public_endpoint(
             send = _with_answer(send, lambda answer: uploads.begin(sender.key, answer))
         await app(scope, _replay(body, receive), send)
 
-    return endpoint
+    async def answering(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await endpoint(scope, receive, send)
+        except HTTPException as error:  # a full disk, at a question of ours to the database
+            await _answer(send, error.status_code, {"detail": error.detail})
+
+    return answering
 
 
 def _sender(scope: Scope) -> Sender:
