@@ -80,6 +80,11 @@ class RunConfig(NodeRunConfig):
             raise ValueError("task.channels=union makes one task of all; leave strategy.heterogeneous_tasks=false")
         if self.privacy.case is not None or self.privacy.node is not None:
             raise ValueError("task.channels=union: steps that hide cases or nodes drop no channels; leave privacy=none")
+        if self.privacy.secure_sums is not None:
+            raise ValueError(
+                "task.channels=union: what the first layer learns of a channel that one node alone has would stand by "
+                "itself in a secure sum, and not be hidden; leave privacy.secure_sums=null"
+            )
 
     @model_validator(mode="after")
     def _can_be_deployed(self) -> RunConfig:
