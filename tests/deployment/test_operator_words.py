@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,9 +32,8 @@ class Connection:
     def __init__(self, state: Path, notify: Any) -> None:
         node = SimpleNamespace(node_id=OSLO, name="Oslo", public_key=b"key")
         self.operator = SimpleNamespace(nodes=lambda: [node], polls=dict)
-        self.grid = SimpleNamespace(
-            get_node_ids=lambda: [OSLO], push_messages=self.push_messages, pull_messages=self.pull_messages
-        )
+        self.grid = SimpleNamespace(get_node_ids=lambda: [OSLO], push_messages=self.push_messages)
+        self.client, self.run_id = None, 1
         self.code, self.sent = ErrorCode.NODE_UNAVAILABLE, 0
 
     def call(self, function: Any) -> Any:
@@ -43,20 +43,19 @@ class Connection:
         self.sent += 1
         return [str(self.sent) for _ in messages]
 
-    def pull_messages(self, ids: dict[str, str]) -> list[Message]:
-        replies = []
+    def pull_replies(self, client: None, run_id: int, ids: Iterable[str]) -> Iterator[tuple[str, Message]]:
         for id_ in ids:
             message = Message(RecordDict(), OSLO, "train")
             set_message_id(message, id_)
             text = "Error: Node Unavailable - The destination node is currently unavailable. It exceeds its time."
-            replies.append(Message(Error(self.code, text), reply_to=message))
-        return replies
+            yield id_, Message(Error(self.code, text), reply_to=message)
 
 
 @pytest.fixture
 def connection(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Connection:
     connection = Connection(tmp_path, print)
     monkeypatch.setattr(superlink_grid, "RunConnection", lambda *_: connection)
+    monkeypatch.setattr(superlink_grid, "pull_replies", connection.pull_replies)
     act_as(node_id=0, run_id=1)
     return connection
 
