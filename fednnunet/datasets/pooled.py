@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from fednnunet.datasets.description import in_nnunets_order
 from fednnunet.datasets.label_names import ANNOTATED, annotated_labels
-from fednnunet.datasets.raw import Case, RawDataset
+from fednnunet.datasets.raw import RawDataset
 from fednnunet.datasets.staging import stage_dataset
 from fednnunet.errors import DataError
 
@@ -53,7 +54,7 @@ def pool_datasets(datasets: Mapping[str, RawDataset], nnunet_raw: Path, name: st
     cases = tuple(
         sorted(
             (
-                Case(pooled_name(centre, case.name), case.images, case.label)
+                replace(case, name=pooled_name(centre, case.name))
                 for centre, dataset in datasets.items()
                 for case in dataset.cases
             ),

@@ -22,11 +22,20 @@ IMAGE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl", ".tiff", *RGB_ENDI
 
 @dataclass(frozen=True)
 class Case:
-    """Files of one case: one image per channel (or one RGB image of all), and the label map."""
+    """Files of one case: one image per channel (or one RGB image of all), and the label map.
+
+    Attributes:
+        name: as in the names of its files.
+        images: in the order of the channels.
+        label: the label map.
+        made: short text of how these files follow from the hospital's own, where size and time of a file do not tell:
+            label values that were changed, channels that were put in another order.
+    """
 
     name: str
     images: tuple[Path, ...]
     label: Path
+    made: str = ""
 
     @property
     def files(self) -> list[Path]:

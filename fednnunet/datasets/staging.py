@@ -65,10 +65,16 @@ def estimate_size(dataset: RawDataset, centre: str) -> int:
 def raw_digest(dataset: RawDataset) -> str:
     """Short digest of the dataset: ``dataset.json``, case names, size and modification time of each file.
 
+    How files follow from the hospital's own counts, too: in other label values they may have the same size and time.
     Labels and channels in another order are another dataset: nnU-Net goes by it.
     """
     files = [
-        [case.name, [[path.stat().st_size, path.stat().st_mtime_ns] for path in case.files]] for case in dataset.cases
+        [
+            case.name,
+            [[path.stat().st_size, path.stat().st_mtime_ns] for path in case.files],
+            *([case.made] if case.made else []),
+        ]
+        for case in dataset.cases
     ]
     content = json.dumps([dataset.dataset_json, files])
     return hashlib.sha256(content.encode()).hexdigest()[:12]

@@ -99,9 +99,11 @@ def with_union_channels(
         description[ACQUIRED] = [name for name in union if name in own]
         zeros = _images_of_zeros(dataset, centre, cache, workers)
     cases = []
+    order = f"channels_{json.dumps(own)}"
     for case in dataset.cases:
         files = dict(zip(own, case.images, strict=True))
-        cases.append(replace(case, images=tuple(files[n] if n in files else zeros[case.name] for n in union)))
+        images = tuple(files[name] if name in files else zeros[case.name] for name in union)
+        cases.append(replace(case, images=images, made=case.made + order))
     return replace(dataset, dataset_json=description, cases=tuple(cases))
 
 

@@ -94,7 +94,9 @@ def _cases_in_values(
             written = {case.name for case, is_written in found if is_written}
         write_atomically(record, json.dumps({"version": __version__, "written": sorted(written)}))
     return tuple(
-        replace(case, label=_place(folder, case.name, ending)) if case.name in written else case
+        replace(case, label=_place(folder, case.name, ending), made=f"{case.made}labels_{digest}")
+        if case.name in written
+        else case
         for case in dataset.cases
     )
 

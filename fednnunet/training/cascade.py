@@ -7,6 +7,7 @@ folder ``predicted_next_stage``. The run of the next stage finds them by the nod
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -68,7 +69,7 @@ def copy_previous_stage(trainer: nnUNetTrainer, node: str, source: Path, identif
         identifiers: identifiers of all cases of the node.
 
     Raises:
-        ConfigError: a case is missing, is there twice, or was segmented under other plans.
+        ConfigError: a case is missing, is there twice, or was segmented under other plans, or with other label values.
     """
     target = Path(trainer.folder_with_segs_from_previous_stage)
     stage = trainer.configuration_manager.previous_stage_name
@@ -80,6 +81,8 @@ def copy_previous_stage(trainer: nnUNetTrainer, node: str, source: Path, identif
             "are missing; they are of each fold's held-out cases, so train all: "
             f"configuration={stage} 'fold=[0,1,2,3,4]'"
         )
+    for model in sorted({found[identifier].parents[2] for identifier in identifiers}):
+        check_labels(model, trainer.dataset_json["labels"], source, stage)
     target.mkdir(parents=True, exist_ok=True)
     for identifier in identifiers:
         partial = target / f"{os.getpid()}.partial"
@@ -100,6 +103,40 @@ def _find(source: Path, node: str, stage: str, next_stage: str) -> dict[str, Pat
                 "name the folder of one"
             )
     return found
+
+
+def check_labels(model: Path, labels: Mapping[str, Any], source: Path, stage: str) -> None:
+    """Check that a model of the previous stage wrote label values that mean the same here.
+
+    Names alone may have changed; with ``task.labels=union``, values follow from the names of all nodes.
+
+    Args:
+        model: its folder, with nnU-Net's ``dataset.json``.
+        labels: nnU-Net's ``labels`` of this stage.
+        source: as in :func:`copy_previous_stage`.
+        stage: name of the previous stage.
+
+    Raises:
+        ConfigError: a label has another value there, there are other values, or ``dataset.json`` cannot be read.
+    """
+    path = model / "dataset.json"
+    try:
+        theirs = dict(json.loads(path.read_text())["labels"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ConfigError(
+            f"init.previous_stage={source}: {path} is missing or damaged; it says what was segmented"
+        ) from None
+    unlike = [name for name in labels if name in theirs and theirs[name] != labels[name]]
+    if unlike:
+        what = f"{unlike[0]} had the value {theirs[unlike[0]]} and has {labels[unlike[0]]} now"
+    elif sorted(map(str, theirs.values())) != sorted(map(str, labels.values())):
+        what = f"it had the labels {', '.join(theirs)}, and this run has {', '.join(labels)}"
+    else:
+        return
+    raise ConfigError(
+        f"init.previous_stage={source}: {stage} segmented other labels: {what}; repeat it with the labels, names and "
+        "nodes of this run (task.labels, task.rename_labels)"
+    )
 
 
 def _check_shapes(trainer: nnUNetTrainer, source: Path, identifiers: Sequence[str]) -> None:

@@ -68,6 +68,16 @@ def test_own_files_stay_and_a_missing_channel_is_zeros(make_dataset: MakeDataset
     assert raw_digest(common) != raw_digest(dataset)
 
 
+def test_channels_that_change_places_are_another_dataset(make_dataset: MakeDataset, tmp_path: Path) -> None:
+    """Files of one size and time, as uncompressed ones of an archive are: only dataset.json tells which is which."""
+    dataset = centre(make_dataset(), "T2", "ADC")
+    description = dict(dataset.dataset_json, channel_names={"0": "ADC", "1": "T2"})
+    found = [united(one, tmp_path / "cache") for one in (dataset, replace(dataset, dataset_json=description))]
+    assert found[0].dataset_json == found[1].dataset_json
+    assert found[0].cases[0].images[0] != found[1].cases[0].images[0]
+    assert raw_digest(found[0]) != raw_digest(found[1])
+
+
 def test_zeros_are_written_once_for_each_grid(make_dataset: MakeDataset, tmp_path: Path) -> None:
     folder = make_dataset(cases=3)
     for part in ("imagesTr/case_002_0000", "labelsTr/case_002"):
