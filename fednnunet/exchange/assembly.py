@@ -1,7 +1,7 @@
 """Messages put together from the objects that Flower cuts them into: arrays in one copy, never larger than announced.
 
-An array is an object that lists chunks, each an object of up to 5 MiB. It may list one several times: a few bytes could
-stand for more than fits into any memory.
+An array is an object that lists chunks, each an object of up to 5 MiB. It may list one several times, even an empty
+one: a few bytes could stand for more than fits into any memory.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from flwr.app import Array, Message
+from google.protobuf.message import DecodeError
 
 from fednnunet.errors import ProtocolError
 from fednnunet.exchange.arrays import MAX_BYTES
@@ -22,6 +23,10 @@ from fednnunet.exchange.flower_internals import (
 from fednnunet.exchange.messages import MAX_BODY_BYTES
 
 MAX_MESSAGE_BYTES = MAX_BYTES + MAX_BODY_BYTES
+LEAST_CHUNK_BYTES = 2**14
+"""What a chunk counts at least, each time that it is listed: joining it takes half a kilobyte however short it is."""
+UNREADABLE = (DecodeError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError)
+"""Errors of Flower and protobuf about objects that are malformed, or do not belong together."""
 CHUNK_HEAD = b"ArrayChunk  "
 """Of Flower's format, up to the number of bytes, which ends with a zero byte; a chunk has no children."""
 
@@ -59,7 +64,7 @@ def assemble(message_id: str, contents: dict[str, bytes], where: str) -> Message
     try:
         arrays = _join_arrays(contents, where)
         message = inflate_object_from_contents(message_id, contents, objects={**arrays})
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise ProtocolError(f"{where} sent a message that cannot be read ({type(error).__name__})") from error
     if not isinstance(message, Message):
         raise ProtocolError(f"{where} sent something that is not a message")
@@ -73,10 +78,14 @@ def _join_arrays(contents: dict[str, bytes], where: str) -> dict[str, Array]:
         kind, children, _ = get_object_head_values_from_object_content(content)
         if kind == Array.__qualname__:
             fields = json.loads(get_object_body(content, Array))
-            chunks = [children[number] for number in fields["arraychunk_ids"]]
+            numbers = fields["arraychunk_ids"]
+            if len(numbers) * LEAST_CHUNK_BYTES > remaining:
+                raise ProtocolError(f"{where} sent more than a message may hold")
+            chunks = [children[number] for number in numbers]
             if set(chunks) != set(children):
                 raise ProtocolError(f"{where} sent an array that does not consist of its chunks")
-            remaining -= sum(len(contents[chunk]) - _start(contents[chunk]) for chunk in chunks)
+            lengths = (len(contents[chunk]) - _start(contents[chunk]) for chunk in chunks)
+            remaining -= sum(max(length, LEAST_CHUNK_BYTES) for length in lengths)
             if remaining < 0:
                 raise ProtocolError(f"{where} sent more than a message may hold")
             described.append((id_, fields, chunks))

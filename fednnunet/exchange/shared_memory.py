@@ -118,9 +118,15 @@ class Borrowed:
         Raises:
             ProtocolError: it is smaller; names ``where``.
         """
+        with contextlib.ExitStack() as on_error:  # a lease that stays open keeps the memory from its owner
+            on_error.callback(os.close, fd)
+            memory = self._mapped(fd, size, where, lender)
+            on_error.pop_all()
+        return memory.window(lease=fd)
+
+    def _mapped(self, fd: int, size: int, where: str, lender: Hashable) -> SharedMemory:
         status = os.fstat(fd)
         if status.st_size < max(size, 1):  # an empty file cannot be mapped at all
-            os.close(fd)
             raise ProtocolError(f"{where} sent less memory than its layout needs")
         file = status.st_dev, status.st_ino
         key = file if lender is None else lender
@@ -131,7 +137,7 @@ class Borrowed:
         self._known[key] = file, memory
         while len(self._known) > self._most:
             self._known.popitem(last=False)
-        return memory.window(lease=fd)
+        return memory
 
     def clear(self) -> None:
         """Keep none."""

@@ -75,6 +75,7 @@ def with_array(contents: dict[str, bytes], change: Callable[[dict[str, object]],
     ("change", "problem"),
     [
         (lambda a: a.update(arraychunk_ids=[0] * 3000 + [1]), "more than a message may hold"),
+        (lambda a: a.update(arraychunk_ids=[0] * 1_000_000), "more than a message may hold"),
         (lambda a: a.update(arraychunk_ids=[0, 9]), "cannot be read"),
         (lambda a: a.update(arraychunk_ids=["0"]), "cannot be read"),
         (lambda a: a.update(arraychunk_ids=None), "cannot be read"),
@@ -90,6 +91,32 @@ def test_an_array_that_is_none_is_refused(change: Callable[[dict[str, object]], 
     contents = contents_of(sent)
     with_array(contents, change)
     with pytest.raises(ProtocolError, match=f"the node sent .*{problem}"):
+        assemble(sent.object_id, contents, "the node")
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("size", [0, 1])
+def test_no_more_short_chunks_are_listed_than_fit_into_memory(size: int) -> None:
+    """Each takes hundreds of bytes to join, whatever is in it."""
+    sent = message_with(to_array_record({"bias": LAYERS["bias"]}))
+    contents = contents_of(sent)
+    (chunk,) = (id_ for id_, content in contents.items() if content.startswith(b"ArrayChunk "))
+    contents[chunk] = f"ArrayChunk  {size}\0".encode() + bytes(size)
+    most = assembly.MAX_MESSAGE_BYTES // assembly.LEAST_CHUNK_BYTES
+    assert 200_000 < most < 1_000_000
+    with_array(contents, lambda a: a.update(arraychunk_ids=[0] * (most + 1)))
+    with pytest.raises(ProtocolError, match="the node sent more than a message may hold"):
+        assemble(sent.object_id, contents, "the node")
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("kind", ["Message", "ConfigRecord"])
+def test_an_object_that_is_no_protobuf_is_refused(kind: str) -> None:
+    sent = message_with(to_array_record({"bias": LAYERS["bias"]}))
+    contents = contents_of(sent)
+    (id_,) = (id_ for id_, content in contents.items() if content.startswith(f"{kind} ".encode()))
+    contents[id_] = contents[id_].split(b"\0", 1)[0] + b"\0\xff\xff\xff"
+    with pytest.raises(ProtocolError, match="the node sent a message that cannot be read"):
         assemble(sent.object_id, contents, "the node")
 
 

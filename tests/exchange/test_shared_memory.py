@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import gc
+import mmap
 import multiprocessing
 import os
 import signal
@@ -16,6 +18,11 @@ from fednnunet.exchange.arrays import SharedArrays
 from fednnunet.exchange.records import as_array_record, from_array_record, record_of
 from fednnunet.exchange.shared_memory import Borrowed, SharedMemory
 from fednnunet.server.strategy.downlink import Downlink
+
+
+def _no_memory(*_: object) -> None:
+    raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
 
 W = {"w": ((3, 5), np.dtype("float32")), "n": ((), np.dtype("int64"))}
 
@@ -83,8 +90,18 @@ def test_borrowed_memory_is_mapped_once_and_lent_back_when_its_arrays_are_gone()
     assert second[5] == 9
 
 
+def test_memory_that_cannot_be_mapped_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = SharedMemory.allocate(100)
+    with monkeypatch.context() as patch:
+        patch.setattr(mmap, "mmap", _no_memory)
+        with pytest.raises(OSError, match="Cannot allocate memory"):
+            Borrowed(1).window(memory.lend(), 100, "a test")
+    assert not memory.is_in_use
+
+
 @pytest.mark.parametrize("lender", [None, "a worker"])
 def test_no_more_memories_are_kept_than_asked_for(lender: str | None) -> None:
+    gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     borrowed = Borrowed(2)
     for _ in range(5):
