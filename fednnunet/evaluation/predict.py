@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,7 @@ class Predictor:
         dataset_json: nnU-Net's ``dataset.json``.
         mirror_axes: axes of test-time mirroring, nnU-Net's ``inference_allowed_mirroring_axes``.
         device: device to compute on.
+        unlearnt: numbers of channels that are zeros to the network once they are preprocessed.
     """
 
     def __init__(
@@ -50,7 +52,9 @@ class Predictor:
         dataset_json: dict[str, Any],
         mirror_axes: tuple[int, ...] | None,
         device: torch.device,
+        unlearnt: Sequence[int] = (),
     ) -> None:
+        self.unlearnt = list(unlearnt)
         self.plans = PlansManager(plans)
         self.configuration = self.plans.get_configuration(configuration)
         self.labels = self.plans.get_label_manager(dataset_json)
@@ -122,4 +126,6 @@ class Predictor:
         """The raw ``images``, one file per channel, preprocessed (C, Z, Y, X), and properties that exporting needs."""
         preprocessor = self.configuration.preprocessor_class(verbose=False)
         data, _, properties = preprocessor.run_case(images, None, self.plans, self.configuration, self.dataset_json)
-        return np.asarray(data, dtype=np.float32), properties
+        data = np.asarray(data, dtype=np.float32)
+        data[self.unlearnt] = 0
+        return data, properties

@@ -204,8 +204,9 @@ UnionLabels = Annotated[
     Field(min_length=2, max_length=MAX_LABELS + 1),
 ]
 """Every label of a federation: name to value."""
+ChannelName = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
 UnionChannels = Annotated[
-    list[Annotated[str, Field(min_length=1, max_length=MAX_NAME)]],
+    list[ChannelName],
     Field(min_length=2, max_length=MAX_CHANNELS),
     AfterValidator(_distinct),
 ]
@@ -477,12 +478,14 @@ class Model(Body):
         fold: fold that it was trained on.
         plans: nnU-Net plans of its network.
         mirror_axes: axes of test-time mirroring; None without mirroring.
+        unlearnt: names of channels that its network takes, and has not learnt to use: they are zeros to it.
     """
 
     node: NodeName
     fold: Fold
     plans: dict[str, Any]
     mirror_axes: Axes | None
+    unlearnt: Annotated[list[ChannelName], Field(max_length=MAX_CHANNELS), AfterValidator(_distinct)] = []
 
 
 class KeepModelReply(Body):

@@ -81,7 +81,12 @@ class ReceivedModels:
         network = self.build(model.plans).to(self.device)
         for fold in folds if self.checked_later else ():
             _check_layers(network, _read(self._file(node, fold)))
-        predictor = Predictor(network, model.plans, self.configuration, self.dataset_json, axes, self.device)
+        names = list(self.dataset_json["channel_names"].values())
+        unknown = [name for name in model.unlearnt if name not in names]
+        if unknown:
+            raise ProtocolError(f"the server sent a model of node {node} for channel {unknown[0]}, which is not there")
+        unlearnt = [names.index(name) for name in model.unlearnt]
+        predictor = Predictor(network, model.plans, self.configuration, self.dataset_json, axes, self.device, unlearnt)
         return FoldModels(node, predictor, [partial(_read, self._file(node, fold)) for fold in folds])
 
     def clear(self) -> None:

@@ -105,6 +105,8 @@ class Federation:
     """Every label of the nodes, where one network is trained for all of them."""
     channels: ChannelUnion | None = None
     """Every channel of the nodes, in the same way."""
+    unlearnt_channels: dict[int, list[str]] = field(default_factory=dict)
+    """Training node to the channels that its model has not learnt to use."""
 
     def name(self, node_id: int) -> str:
         """The node's own name; its id before it is known."""

@@ -54,6 +54,14 @@ def models_of(node: str, dataset: RawDataset, folds: int) -> FoldModels:
     return FoldModels(node, predictor, [partial(weights, seed) for seed in seeds])
 
 
+def test_a_channel_that_a_model_has_not_learnt_is_zeros(models: list[FoldModels], tmp_path: Path) -> None:
+    images = [str(tmp_path / "nnUNet_raw" / "Dataset101_Oslo" / "imagesTr" / "case_000_0000.nii.gz")]
+    predictor = models[0].predictor
+    assert predictor.load_files(images)[0].any()
+    predictor.unlearnt = [0]
+    assert not predictor.load_files(images)[0].any()
+
+
 def test_folds_and_nodes_are_averaged_as_nnunet_does(models: list[FoldModels], tmp_path: Path) -> None:
     images = [str(tmp_path / "nnUNet_raw" / "Dataset101_Oslo" / "imagesTr" / "case_000_0000.nii.gz")]
     files: list[str] = []

@@ -82,6 +82,12 @@ def test_a_node_that_lacks_a_channel_resumes_bit_for_bit(settings: NodeSettings,
         server.keep_model(model, final)
         told = score(server, CHANNELS)
         assert {(row.centre, row.model) for row in told.cases} == {("Riga", "Oslo")}
+        server.keep_model(model.model_copy(update={"unlearnt": ["MRI"]}), final)
+        without = score(server, CHANNELS)  # the only channel that this centre has
+        assert [row.dsc for row in without.cases] != [row.dsc for row in told.cases]
+        server.keep_model(model.model_copy(update={"unlearnt": ["PET"]}), final)
+        with pytest.raises(WorkerFailure, match="a model of node Oslo for channel PET, which is not there"):
+            score(server, CHANNELS)
         plans = {**planned.plans, "configurations": {**planned.plans["configurations"]}}
         plans["configurations"]["2d"] = {
             **plans["configurations"]["2d"],

@@ -188,7 +188,13 @@ def _pass_on_model(session: Session, node: int, fold: Fold, evaluators: Sequence
         except ProtocolError as error:
             session.accept_failures([error], consequence="its models are left out")
             return False
-        model = Model(node=name, fold=fold, plans=planned.plans, mirror_axes=reply.body.mirror_axes)
+        model = Model(
+            node=name,
+            fold=fold,
+            plans=planned.plans,
+            mirror_axes=reply.body.mirror_axes,
+            unlearnt=session.federation.unlearnt_channels.get(node, []),
+        )
         requests, arrays = dict.fromkeys(evaluators, model), dict.fromkeys(evaluators, sent)
         request_all(session, Kind.KEEP_MODEL, requests, arrays, optional=True, report=False)
     return bool(replies)

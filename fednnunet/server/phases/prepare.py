@@ -14,6 +14,7 @@ from fednnunet.server.node_requests import request_all
 from fednnunet.server.phases.channels import report_lost_channels
 from fednnunet.server.phases.fingerprint import INTENSITIES, federated_fingerprint, name_without_foreground
 from fednnunet.server.phases.labels import report_lost_labels
+from fednnunet.server.phases.unshared import report_unshared
 from fednnunet.server.session import Federation, Session
 from fednnunet.server.strategy.row_average import Annotated
 
@@ -139,4 +140,5 @@ def match_networks(session: Session) -> None:
         {node: federation.planned[node].buffers for node in federation.training},
         _annotated_rows(federation),
     )
+    report_unshared(session)
     session.strategy.num_cases = {node: federation.described[node].num_training for node in federation.training}

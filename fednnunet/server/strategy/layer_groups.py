@@ -74,6 +74,14 @@ class LayerGroups:
         """Group in which ``layer`` of ``node`` is combined."""
         return self._groups[node][layer]
 
+    def members(self) -> dict[str, list[int]]:
+        """Group to the nodes that exchange a layer of it."""
+        members: dict[str, list[int]] = {}
+        for node, matched in self._groups.items():
+            for group in matched.values():
+                members.setdefault(group, []).append(node)
+        return members
+
     def shapes_of(self, node: int) -> dict[str, tuple[int, ...]]:
         """Layer to shape, of the layers that ``node`` sends and receives."""
         return {layer: tuple(self._layers[node][layer]) for layer in self._groups[node]}
