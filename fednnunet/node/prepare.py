@@ -22,7 +22,7 @@ from fednnunet.fingerprint.schema import DatasetFingerprint
 from fednnunet.node.describe import NodeDataset
 from fednnunet.node.distributed import Ranks
 from fednnunet.node.settings import NodeSettings
-from fednnunet.planning.imported import import_plans
+from fednnunet.planning.imported import check_channel_order, import_plans
 from fednnunet.planning.plans import check_intensities, check_missing_channels, make_plans
 from fednnunet.preprocessing import REFERENCES, cache_key, preprocess
 from fednnunet.training.cascade import copy_previous_stage
@@ -60,6 +60,8 @@ def plan_network(dataset: NodeDataset, request: PlanRequest, settings: NodeSetti
         raise ConfigError(
             f"configuration={configuration}: nnU-Net plans only {', '.join(plans['configurations'])} for these images"
         )
+    if given is not None and config.task.channels == "union":
+        check_channel_order(plans, configuration, list(raw.channel_names.values()), given)
     check_missing_channels(plans, configuration, raw.dataset_json)
     check_intensities(plans, configuration, raw.channel_names)
     return plans

@@ -6,9 +6,11 @@ import copy
 import json
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from fednnunet.config.groups import ModelConfig
@@ -72,6 +74,21 @@ def import_plans(
     write_atomically(folder / "dataset.json", raw.read_text())
     write_atomically(folder / f"{plans['plans_name']}.json", json.dumps(plans, indent=1))
     return plans
+
+
+def check_channel_order(plans: dict[str, Any], configuration: str, names: Sequence[str], source: Path) -> None:
+    """Check that plans made elsewhere do not normalise these channels as if they were in another order.
+
+    Raises:
+        ConfigError: they have nnU-Net's normalizations for channels of these names, and other ones in their places.
+    """
+    theirs = list(PlansManager(plans).get_configuration(configuration).normalization_schemes)
+    ours = [get_normalization_scheme(name).__name__ for name in names]
+    if theirs != ours and sorted(theirs) == sorted(ours):
+        raise ConfigError(
+            f"init.plans={source} normalises channels by {', '.join(theirs)}, but those of this run, "
+            f"{', '.join(names)}, need {', '.join(ours)}: they were made for another order; plan anew"
+        )
 
 
 def _read_plans(source: Path, node: str) -> dict[str, Any]:

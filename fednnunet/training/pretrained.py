@@ -28,8 +28,8 @@ def load_pretrained(trainer: nnUNetTrainer, path: Path) -> None:
     Only tensors and numbers are read from the file; nothing in it is executed.
 
     Raises:
-        ConfigError: not an nnU-Net checkpoint, of another configuration, or layers that do not fit, with the first
-            of them and what to do.
+        ConfigError: not an nnU-Net checkpoint, of another configuration, of the same channels in another order, or
+            layers that do not fit, with the first of them and what to do.
     """
     checkpoint = _read(path)
     network = unwrap(trainer.network)
@@ -43,6 +43,7 @@ def load_pretrained(trainer: nnUNetTrainer, path: Path) -> None:
             f"init.weights={path}{origin}: {len(misfits)} of {len(needed)} layers do not fit the planned "
             f"network: {named}. Train with the plans of that model: init.plans=<its plans.json>"
         )
+    _check_channels(checkpoint, trainer.dataset_json, f"init.weights={path}{origin}")
     network.load_state_dict(ours | {name: theirs[name] for name in needed})
     log.info("started from %s%s: %d layers, segmentation heads anew", path, origin, len(needed))
 
@@ -59,6 +60,18 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("network_weights"), dict):
         raise ConfigError(f"init.weights={path} is not a checkpoint of nnU-Net: it has no network_weights")
     return checkpoint
+
+
+def _check_channels(checkpoint: Mapping[str, Any], dataset_json: Mapping[str, Any], where: str) -> None:
+    """Check that the first layer's channels are not these in another order; others are taken as they come."""
+    described = (checkpoint.get("init_args") or {}).get("dataset_json") or {}
+    names = described.get("channel_names") or described.get("modality") or {}
+    theirs, ours = (list(map(str, channels.values())) for channels in (names, dataset_json["channel_names"]))
+    if theirs != ours and sorted(theirs) == sorted(ours):
+        raise ConfigError(
+            f"{where} takes the channels {', '.join(theirs)}, this run {', '.join(ours)}: its first layer would see "
+            "one for another; train it with channels in this order (task.channels=union sorts them by name)"
+        )
 
 
 def _origin(checkpoint: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from fednnunet.config.groups import ModelConfig
 from fednnunet.errors import ConfigError
-from fednnunet.planning.imported import import_plans
+from fednnunet.planning.imported import check_channel_order, import_plans
 from tests.planning.conftest import Plan
 
 pytestmark = pytest.mark.usefixtures("nnunet_folders")
@@ -162,3 +162,12 @@ def test_files_that_are_no_plans(staged: tuple[Path, str, dict[str, Any]], tmp_p
         ConfigError, match=r"there is no file .*; name one of the files in the folder: nnUNetPlans.json"
     ):
         take(staged, tmp_path / "preprocessed")
+
+
+def test_plans_for_channels_in_another_order_are_refused() -> None:
+    schemes = ["CTNormalization", "ZScoreNormalization"]
+    plans = {"configurations": {"2d": {"normalization_schemes": schemes, "architecture": {}}}}
+    check_channel_order(plans, "2d", ["CT", "PET"], Path("plans.json"))
+    check_channel_order(plans, "2d", ["T1", "T2"], Path("plans.json"))  # somebody's own wish
+    with pytest.raises(ConfigError, match=r"init\.plans=plans\.json normalises .* those of this run, ADC, CT, need"):
+        check_channel_order(plans, "2d", ["ADC", "CT"], Path("plans.json"))

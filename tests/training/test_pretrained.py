@@ -45,8 +45,21 @@ def save(path: Path, model: nn.Module, **more: Any) -> Path:
     return path
 
 
-def trainer(model: nn.Module) -> Any:
-    return SimpleNamespace(network=model)
+def trainer(model: nn.Module, *channels: str) -> Any:
+    names = {str(number): name for number, name in enumerate(channels or ("T1",))}
+    return SimpleNamespace(network=model, dataset_json={"channel_names": names})
+
+
+@pytest.mark.parametrize("field", ["channel_names", "modality"])
+def test_the_same_channels_in_another_order_are_refused(tmp_path: Path, field: str) -> None:
+    described = {field: {"0": "T2", "1": "T1"}}
+    path = save(tmp_path / "x.pth", network(), init_args={"dataset_json": described})
+    with pytest.raises(
+        ConfigError, match=r"x\.pth .*takes the channels T2, T1, this run T1, T2: its first layer would"
+    ):
+        load_pretrained(trainer(network(), "T1", "T2"), path)
+    load_pretrained(trainer(network(), "T2", "T1"), path)
+    load_pretrained(trainer(network(), "CT", "PET"), path)  # others than those are taken as they come
 
 
 def test_all_but_the_heads_are_taken_as_nnunet_does(tmp_path: Path) -> None:
