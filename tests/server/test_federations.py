@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from fednnunet.config.run import RunConfig, read_config
-from fednnunet.errors import DataError, FednnUNetError
+from fednnunet.errors import ConfigError, DataError, FednnUNetError
 from fednnunet.exchange.messages import Kind
 from fednnunet.server.strategy.asym_fedavg import AsymFedAvg
 from fednnunet.server.strategy.no_exchange import NoExchange
@@ -82,6 +82,25 @@ def test_an_external_node_scores_models_of_its_own_order_of_regions_only(run_fed
     centres = [ScriptedNode("Porto", labels=labels), ScriptedNode("Riga", labels=other_order), external]
     run_federation(centres, settings={"heterogeneous_tasks": True})
     assert list(external.kept) == ["Porto"]
+
+
+TASKS = {"Porto": {"background": 0, "liver": 1}, "Riga": {"background": 0, "spleen": 1}}
+WITH_HEAD = {"encoder": [4, 3], "decoder.seg_layers.0.weight": [2, 4, 1, 1]}
+
+
+def test_heads_of_unlike_labels_are_not_averaged_because_they_have_one_shape(run_federation: RunFederation) -> None:
+    centres = [ScriptedNode(name, WITH_HEAD, labels=labels) for name, labels in TASKS.items()]
+    with pytest.raises(ConfigError, match=r"nodes Porto and Riga have unlike labels.*keep_local=\[seg_layers\]"):
+        run_federation(centres, settings={"heterogeneous_tasks": True})
+    assert not centres[0].requests_of(Kind.TRAIN)
+
+
+def test_heads_of_unlike_labels_may_stay_local(run_federation: RunFederation) -> None:
+    centres = [ScriptedNode(name, WITH_HEAD, labels=labels) for name, labels in TASKS.items()]
+    run = run_federation(centres, AsymFedAvg(keep_local=["seg_layers"]), {"heterogeneous_tasks": True})
+    porto, riga = (run.nodes[name].final[0] for name in TASKS)
+    assert np.array_equal(porto["encoder"], riga["encoder"])
+    assert not np.array_equal(porto["decoder.seg_layers.0.weight"], riga["decoder.seg_layers.0.weight"])
 
 
 # what is exchanged -------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from fednnunet.errors import ConfigError, ProtocolError
 from fednnunet.exchange.layer_names import has_part
 from fednnunet.exchange.messages import Body, Kind, PlanRequest, PreprocessRequest
 from fednnunet.files import write_atomically
+from fednnunet.listing import join_first
 from fednnunet.server.node_requests import request_all
 from fednnunet.server.phases.channels import report_lost_channels
 from fednnunet.server.phases.fingerprint import INTENSITIES, federated_fingerprint, name_without_foreground
@@ -17,6 +18,11 @@ from fednnunet.server.phases.labels import report_lost_labels
 from fednnunet.server.phases.unshared import report_unshared
 from fednnunet.server.session import Federation, Session
 from fednnunet.server.strategy.row_average import Annotated
+
+HEADS = "seg_layers"
+"""Part of the names of nnU-Net's segmentation heads (``dynamic_network_architectures``)."""
+HEAD_FIELDS = ("labels", "regions_class_order")
+MOST_NAMES = 8
 
 
 def plan_networks(session: Session) -> None:
@@ -122,7 +128,11 @@ def _annotated_rows(federation: Federation) -> Annotated | None:
 
 
 def match_networks(session: Session) -> None:
-    """The strategy matches the layers of the nodes' networks that are trained."""
+    """The strategy matches the layers of the nodes' networks that are trained.
+
+    Raises:
+        ConfigError: heads of unlike labels would be averaged; names two nodes and their labels.
+    """
     report_lost_labels(session)
     report_lost_channels(session)
     federation, parts = session.federation, session.settings.train_layers
@@ -140,5 +150,23 @@ def match_networks(session: Session) -> None:
         {node: federation.planned[node].buffers for node in federation.training},
         _annotated_rows(federation),
     )
+    if session.settings.heterogeneous_tasks:
+        _check_heads_mean_the_same(session)
     report_unshared(session)
     session.strategy.num_cases = {node: federation.described[node].num_training for node in federation.training}
+
+
+def _check_heads_mean_the_same(session: Session) -> None:
+    """Raise ConfigError where heads of unlike labels match: by name and shape, as there are equally many of them."""
+    federation, first = session.federation, dict[str, int]()
+    for node in federation.training:
+        for layer, group in session.strategy.groups.of_node(node).items():
+            other = first.setdefault(group, node)
+            if not has_part(layer, [HEADS]) or all(federation.agree(other, node, field) for field in HEAD_FIELDS):
+                continue
+            ours, theirs = (join_first(list(federation.described[one].labels), MOST_NAMES) for one in (other, node))
+            raise ConfigError(
+                f"nodes {federation.name(other)} and {federation.name(node)} have unlike labels ({ours}; {theirs}) and "
+                f"heads of one shape, which would be averaged; set strategy.aggregation.keep_local=[{HEADS}], or train "
+                "one network for all labels: task.labels=union strategy.heterogeneous_tasks=false"
+            )
