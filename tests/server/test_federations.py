@@ -103,6 +103,15 @@ def test_heads_of_unlike_labels_may_stay_local(run_federation: RunFederation) ->
     assert not np.array_equal(porto["decoder.seg_layers.0.weight"], riga["decoder.seg_layers.0.weight"])
 
 
+def test_first_layers_of_unlike_channels_are_averaged_and_named(run_federation: RunFederation) -> None:
+    channels = {"Porto": {"0": "T1"}, "Riga": {"0": "T2"}}
+    centres = [ScriptedNode(name, channel_names=names) for name, names in channels.items()]
+    run = run_federation(centres, settings={"heterogeneous_tasks": True})
+    assert [line for line in run.messages if "have unlike channels (T1; T2)" in line]
+    run = run_federation(centres, NoExchange(), {"heterogeneous_tasks": True})
+    assert not run.messages
+
+
 # what is exchanged -------------------------------------------------------------------------------------
 
 

@@ -152,6 +152,7 @@ def match_networks(session: Session) -> None:
     )
     if session.settings.heterogeneous_tasks:
         _check_heads_mean_the_same(session)
+        _report_channels_of_one_number(session)
     report_unshared(session)
     session.strategy.num_cases = {node: federation.described[node].num_training for node in federation.training}
 
@@ -170,3 +171,19 @@ def _check_heads_mean_the_same(session: Session) -> None:
                 f"heads of one shape, which would be averaged; set strategy.aggregation.keep_local=[{HEADS}], or train "
                 "one network for all labels: task.labels=union strategy.heterogeneous_tasks=false"
             )
+
+
+def _report_channels_of_one_number(session: Session) -> None:
+    """Say where first layers of unlike channels match, as there are equally many of them."""
+    federation, first = session.federation, dict[int, int]()
+    for node in federation.training if any(map(session.strategy.groups.of_node, federation.training)) else ():
+        other = first.setdefault(len(federation.described[node].channel_names), node)
+        if not federation.agree(other, node, "channel_names"):
+            ours, theirs = (
+                join_first(list(federation.described[one].channel_names.values()), MOST_NAMES) for one in (other, node)
+            )
+            session.recorder.on_message(
+                f"nodes {federation.name(other)} and {federation.name(node)} have unlike channels ({ours}; {theirs}) "
+                "and first layers of one shape, which are averaged; task.channels=union keeps channels apart"
+            )
+            return
