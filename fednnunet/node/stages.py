@@ -103,8 +103,10 @@ class NodeStages:
         """Have the federation's labels, name to value, and channels; without either, the node's own.
 
         Raises:
-            ProtocolError: the run's configuration unites no channels.
+            ProtocolError: the run's configuration unites no labels, or no channels.
         """
+        if labels is not None and self.config.task.labels != "union":  # what is not annotated would be background
+            raise ProtocolError("the server names labels of all nodes, but the run has task.labels=same")
         if channels is not None and self.config.task.channels != "union":
             raise ProtocolError("the server names channels of all nodes, but the run has task.channels=same")
         if (labels is None and self._labels is not None) or (channels is None and self._channels is not None):

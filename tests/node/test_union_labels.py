@@ -14,7 +14,7 @@ import SimpleITK as sitk
 from torch import nn
 
 from fednnunet.config.task import TaskConfig
-from fednnunet.errors import ConfigError, DataError
+from fednnunet.errors import ConfigError, DataError, ProtocolError
 from fednnunet.exchange.messages import FingerprintRequest, PlanRequest
 from fednnunet.node.describe import NodeDataset
 from fednnunet.node.settings import NodeSettings
@@ -47,7 +47,7 @@ def staged(settings: NodeSettings, name: str = "Dataset101_Boxes") -> dict[str, 
 
 
 def planned(settings: NodeSettings, labels: dict[str, int] | None) -> tuple[NodeStages, Any]:
-    stages = NodeStages(settings)
+    stages = NodeStages(with_task(settings, labels="union"))
     stages.describe(FingerprintRequest())
     return stages, stages.plan(PlanRequest(fingerprint=None, labels=labels))
 
@@ -61,6 +61,15 @@ def test_a_label_is_renamed_where_the_dataset_is_read(settings: NodeSettings, tm
     assert json.loads((folder / "dataset.json").read_text())["labels"] == {"background": 0, "tumour": 1}
     with pytest.raises(DataError, match=r"^centre Oslo: task\.rename_labels\.Oslo\.tumor: labels in .*tumour; rename"):
         NodeDataset(with_task(settings, rename_labels={"Oslo": {"tumor": "lesion"}}))
+
+
+def test_labels_of_others_are_refused_where_the_run_unites_none(settings: NodeSettings, tmp_path: Path) -> None:
+    """Its loss would take what it has not annotated for background."""
+    write_boxes(tmp_path / "raw")
+    stages = NodeStages(settings)
+    stages.describe(FingerprintRequest())
+    with pytest.raises(ProtocolError, match=r"names labels of all nodes, but the run has task\.labels=same"):
+        stages.plan(PlanRequest(fingerprint=None, labels=UNION))
 
 
 def test_a_node_plans_with_all_labels_and_tells_which_layers_end_in_them(
