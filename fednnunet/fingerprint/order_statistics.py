@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -94,11 +95,22 @@ class GeometrySearch:
 
     def _coarsest(self) -> int | None:
         """The axis whose median spacing is certainly above the others'; None where that is not known (yet)."""
-        brackets = [self._bracket(Quantity.of("spacing", axis), self._middle[0]) for axis in range(len(AXES))]
-        for axis, (low, _) in enumerate(brackets):
-            if all(low >= high for other, (_, high) in enumerate(brackets) if other != axis):
+        bounds = [self._bounds_of_median(Quantity.of("spacing", axis)) for axis in range(len(AXES))]
+        for axis, (lowest, _) in enumerate(bounds):
+            if all(lowest >= highest for other, (_, highest) in enumerate(bounds) if other != axis):
                 return axis
         return None
+
+    def _bounds_of_median(self, quantity: Quantity) -> tuple[float, float]:
+        """Between which values the median lies, the mean of the two cases in the middle."""
+        points = GRIDS[quantity].points
+
+        def value(number: int) -> float:
+            return 0.0 if number < 0 else float(points[number]) if number < len(points) else math.inf
+
+        lower, upper = (self._bracket(quantity, rank) for rank in self._middle)
+        lowest, highest = ((value(one) + value(other)) / 2 for one, other in zip(lower, upper, strict=True))
+        return lowest, highest
 
     # answers -------------------------------------------------------------------------------------------
 

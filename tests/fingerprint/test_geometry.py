@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 
@@ -94,6 +94,7 @@ def federations(draw: st.DrawFn) -> list[CaseSizes]:
 
 
 @settings(max_examples=40, deadline=None)
+@example([sizes_of([[0.501, 0.1, 0.1], [0.1, 0.1, 0.1]], [[1, 1, 1], [1, 1, 1]])])  # coarse in one of two cases
 @given(federations())
 def test_made_up_cases_have_what_the_planner_reads(nodes: list[CaseSizes]) -> None:
     statistics, sets, asked = search(nodes)
