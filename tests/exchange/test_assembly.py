@@ -74,8 +74,7 @@ def with_array(contents: dict[str, bytes], change: Callable[[dict[str, object]],
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (lambda a: a.update(arraychunk_ids=[0] * 3000 + [1]), "more than a message may hold"),
-        (lambda a: a.update(arraychunk_ids=[0] * 1_000_000), "more than a message may hold"),
+        (lambda a: a.update(arraychunk_ids=[0, 0, 1]), "more than a message may hold"),
         (lambda a: a.update(arraychunk_ids=[0, 9]), "cannot be read"),
         (lambda a: a.update(arraychunk_ids=["0"]), "cannot be read"),
         (lambda a: a.update(arraychunk_ids=None), "cannot be read"),
@@ -86,7 +85,10 @@ def with_array(contents: dict[str, bytes], change: Callable[[dict[str, object]],
         (lambda a: a.update(dtype=[1]), "cannot be read"),
     ],
 )
-def test_an_array_that_is_none_is_refused(change: Callable[[dict[str, object]], object], problem: str) -> None:
+def test_an_array_that_is_none_is_refused(
+    change: Callable[[dict[str, object]], object], problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assembly, "MAX_MESSAGE_BYTES", 10 * 2**20)
     sent = message_with(to_array_record({"weight": np.arange(2_000_000, dtype=np.float32)}))
     contents = contents_of(sent)
     with_array(contents, change)
@@ -96,14 +98,14 @@ def test_an_array_that_is_none_is_refused(change: Callable[[dict[str, object]], 
 
 @pytest.mark.unit
 @pytest.mark.parametrize("size", [0, 1])
-def test_no_more_short_chunks_are_listed_than_fit_into_memory(size: int) -> None:
+def test_no_more_short_chunks_are_listed_than_fit_into_memory(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each takes hundreds of bytes to join, whatever is in it."""
+    most = 5
+    monkeypatch.setattr(assembly, "MAX_MESSAGE_BYTES", most * assembly.LEAST_CHUNK_BYTES)
     sent = message_with(to_array_record({"bias": LAYERS["bias"]}))
     contents = contents_of(sent)
     (chunk,) = (id_ for id_, content in contents.items() if content.startswith(b"ArrayChunk "))
     contents[chunk] = f"ArrayChunk  {size}\0".encode() + bytes(size)
-    most = assembly.MAX_MESSAGE_BYTES // assembly.LEAST_CHUNK_BYTES
-    assert 200_000 < most < 1_000_000
     with_array(contents, lambda a: a.update(arraychunk_ids=[0] * (most + 1)))
     with pytest.raises(ProtocolError, match="the node sent more than a message may hold"):
         assemble(sent.object_id, contents, "the node")
