@@ -256,11 +256,10 @@ class PlanReply(Body):
     heads: list[LayerName] = []
 
     @model_validator(mode="after")
-    def _buffers_are_layers(self) -> PlanReply:
-        if len(set(self.heads)) < len(self.heads) or not self.layers.keys() >= set(self.heads):
-            raise ValueError("heads: one is there twice, or is not a layer")
-        if len(set(self.buffers)) < len(self.buffers) or not self.layers.keys() >= set(self.buffers):
-            raise ValueError("buffers: one is there twice, or is not a layer")
+    def _are_layers(self) -> PlanReply:
+        for field, names in (("heads", self.heads), ("buffers", self.buffers)):
+            if len(set(names)) < len(names) or not self.layers.keys() >= set(names):
+                raise ValueError(f"{field}: one is there twice, or is not a layer")
         return self
 
 

@@ -15,6 +15,7 @@ from pydantic import Field
 from fednnunet.errors import ProtocolError
 from fednnunet.exchange.arrays import DTYPES, MAX_ARRAYS, MAX_BYTES
 from fednnunet.exchange.messages import Body, LayerName, Shape, parse_body
+from fednnunet.exchange.records import array_of
 
 ARRAYS = "arrays"
 PACKED = "packed"
@@ -114,9 +115,8 @@ def unpack(content: RecordDict, where: str) -> RecordDict:
     record, start, data = ArrayRecord(), 0, memoryview(one.data)
     for array in arrays:
         part = data[start : start + array.size]
-        record[array.name] = Array(array.dtype, tuple(array.shape), array.stype, b"")
-        # Flower's constructor takes bytes alone. What does not lie as its type must is copied.
-        record[array.name].data = part if start % _item_bytes(array.dtype) == 0 else bytes(part)  # type: ignore[assignment]
+        values = part if start % _item_bytes(array.dtype) == 0 else bytes(part)  # copied if not as its type must lie
+        record[array.name] = array_of(array.dtype, tuple(array.shape), array.stype, values)
         start += array.size
     content = RecordDict({name: held for name, held in content.items() if name not in (ARRAYS, PACKED)})
     content[ARRAYS] = record

@@ -42,12 +42,18 @@ def as_array_record(shared: SharedArrays) -> ArrayRecord:
         header, offset = npy_header(dtype, shape), shared.layout.arrays[name].offset
         start, end = offset - len(header), offset + num_bytes(shape, dtype)
         if start >= 0 and memory[start:offset] == header:
-            record[name] = Array(dtype.name, shape, "numpy.ndarray", b"")
-            record[name].data = memory[start:end]  # type: ignore[assignment]  # Flower's constructor takes bytes alone
+            record[name] = array_of(dtype.name, shape, "numpy.ndarray", memory[start:end])
         else:
             array = np.ndarray(shape, dtype, buffer=memory, offset=offset)
             record[name] = to_array_record({name: array})[name]
     return record
+
+
+def array_of(dtype: str, shape: tuple[int, ...], stype: str, data: bytes | memoryview) -> Array:
+    """A Flower array of bytes that may lie anywhere, without a copy; Flower's own constructor takes ``bytes`` alone."""
+    array = Array(dtype, shape, stype, b"")
+    array.data = data  # type: ignore[assignment]
+    return array
 
 
 def record_of(arrays: Mapping[str, Array]) -> ArrayRecord:
