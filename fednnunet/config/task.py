@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from fednnunet.config.groups import Config
+from fednnunet.exchange.messages import TaskName
 
-LabelName = Annotated[str, Field(min_length=1, max_length=128)]
 BACKGROUND, IGNORE = "background", "ignore"
 RESERVED = (BACKGROUND, IGNORE)
 """Labels whose names nnU-Net gives a meaning."""
@@ -34,7 +34,7 @@ class TaskConfig(Config):
     """
 
     labels: Literal["same", "union"] = "same"
-    rename_labels: dict[str, dict[LabelName, LabelName]] = Field(default_factory=dict)
+    rename_labels: dict[str, dict[TaskName, TaskName]] = Field(default_factory=dict)
     exclusion: bool = False
     channels: Literal["same", "union"] = "same"
     channel_drop: float = Field(default=CHANNEL_DROP, ge=0, lt=1)

@@ -199,14 +199,15 @@ def _distinct(names: list[str]) -> list[str]:
     return names
 
 
+TaskName = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
+"""Name of a label or channel."""
 UnionLabels = Annotated[
-    dict[Annotated[str, Field(min_length=1, max_length=MAX_NAME)], Annotated[int, Field(ge=0, le=MAX_LABELS)]],
+    dict[TaskName, Annotated[int, Field(ge=0, le=MAX_LABELS)]],
     Field(min_length=2, max_length=MAX_LABELS + 1),
 ]
 """Every label of a federation: name to value."""
-ChannelName = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
 UnionChannels = Annotated[
-    list[ChannelName],
+    list[TaskName],
     Field(min_length=2, max_length=MAX_CHANNELS),
     AfterValidator(_distinct),
 ]
@@ -484,7 +485,7 @@ class Model(Body):
     fold: Fold
     plans: dict[str, Any]
     mirror_axes: Axes | None
-    unlearnt: Annotated[list[ChannelName], Field(max_length=MAX_CHANNELS), AfterValidator(_distinct)] = []
+    unlearnt: Annotated[list[TaskName], Field(max_length=MAX_CHANNELS), AfterValidator(_distinct)] = []
 
 
 class KeepModelReply(Body):

@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fednnunet.errors import DataError
-from fednnunet.exchange.messages import MAX_CHANNELS, MAX_NAME, FingerprintReply
+from fednnunet.exchange.messages import MAX_CHANNELS, FingerprintReply
 from fednnunet.listing import join_first, join_nodes
-
-NAMED = 5
-"""Most channels that an error names."""
+from fednnunet.server.label_names import NAMED, check_names
 
 
 @dataclass(frozen=True)
@@ -47,9 +45,8 @@ def channels_of(reply: FingerprintReply) -> list[str]:
     names = list(reply.channel_names.values())
     if not 1 <= len(names) <= MAX_CHANNELS:
         raise DataError(f"{where}: there are {len(names)}; 1 to {MAX_CHANNELS} are possible with task.channels=union")
+    check_names(names, where)
     for name in names:
-        if not 1 <= len(name) <= MAX_NAME or not name.isprintable():
-            raise DataError(f"{where}: {name[:MAX_NAME]!r} must be 1 to {MAX_NAME} printable characters")
         if names.count(name) > 1:
             raise DataError(
                 f"{where}: {name} is there twice; task.channels=union goes by names, so give each channel its own"

@@ -1,4 +1,4 @@
-"""Names of labels that may mean one structure: only people know, so that they are told."""
+"""Names of labels and channels: which can be, and which may mean one thing; only people know, so that they are told."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from collections.abc import Collection, Mapping
 from difflib import SequenceMatcher
 from itertools import combinations
 
+from fednnunet.errors import DataError
+from fednnunet.exchange.messages import MAX_NAME
+
+NAMED = 5
+"""Most labels, channels or nodes that a message names."""
 BRITISH = (("our", "or"), ("ae", "e"), ("oe", "e"))
 """Spellings, and how Americans write them: tumour, haemorrhage, oedema."""
 LIKENESS = 0.88
@@ -14,6 +19,17 @@ LIKENESS = 0.88
 
 It takes a letter too many or too few in words of four (0.89), and tells hyperintense from hypointense (0.87).
 """
+
+
+def check_names(names: Collection[str], where: str) -> None:
+    """Check that names of labels or channels can be told to nodes.
+
+    Raises:
+        DataError: names ``where`` and the first that is empty, too long or not printable.
+    """
+    for name in names:
+        if not 1 <= len(name) <= MAX_NAME or not name.isprintable():
+            raise DataError(f"{where}: {name[:MAX_NAME]!r} must be 1 to {MAX_NAME} printable characters")
 
 
 def similar_names(annotated: Mapping[str, Collection[str]]) -> list[tuple[str, str]]:

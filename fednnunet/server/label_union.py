@@ -9,9 +9,8 @@ from fednnunet.config.task import BACKGROUND, IGNORE, unite_labels
 from fednnunet.errors import DataError
 from fednnunet.exchange.messages import MAX_LABELS, FingerprintReply
 from fednnunet.listing import join_first, join_nodes
+from fednnunet.server.label_names import NAMED, check_names
 
-LONGEST_NAME = 128
-"""Most characters of a label's name."""
 Values = Mapping[str, int]
 """Name of a label to its value."""
 
@@ -65,9 +64,7 @@ def plain_labels(reply: FingerprintReply) -> dict[str, int]:
     where = f"node {reply.node}: labels in dataset.json"
     if len(reply.labels) > MAX_LABELS + 1:
         raise DataError(f"{where}: there are {len(reply.labels)}; at most {MAX_LABELS + 1} are possible")
-    for name in reply.labels:
-        if not 1 <= len(name) <= LONGEST_NAME or not name.isprintable():
-            raise DataError(f"{where}: {name[:LONGEST_NAME]!r} must be 1 to {LONGEST_NAME} printable characters")
+    check_names(reply.labels, where)
     regions = [name for name, value in reply.labels.items() if isinstance(value, list) and len(value) != 1]
     if regions or reply.regions_class_order is not None:
         what = f"{regions[0]} is a region" if regions else "regions_class_order is set"
@@ -121,7 +118,7 @@ def unite(training: Mapping[str, Values], external: Mapping[str, Values], known:
         if not (labels.keys() & values.keys()) - {BACKGROUND, IGNORE}:
             raise DataError(
                 f"external node {node}: labels in dataset.json: no training node has one of "
-                f"{join_first(foreground(labels), 5)}; see task.rename_labels"
+                f"{join_first(foreground(labels), NAMED)}; see task.rename_labels"
             )
     annotated = {node: frozenset(labels.keys() & values.keys()) for node, labels in everyone.items()}
     return LabelUnion(values, annotated, any(dict(labels) != values for labels in training.values()))

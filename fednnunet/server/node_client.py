@@ -144,13 +144,14 @@ class NodeClient:
         for id_, node in list(message_ids.items()):
             if not (is_next or is_overdue):
                 online = set(self.grid.get_node_ids()) if online is None else online
-            if is_next or is_overdue or node not in (online or ()):
-                is_there = False
-                for reply in self.grid.pull_messages([id_]):
-                    is_there = True
-                    yield reply
-                    del reply
-                is_next = is_next and is_there
+                if node in online:
+                    continue
+            is_there = False
+            for reply in self.grid.pull_messages([id_]):
+                is_there = True
+                yield reply
+                del reply
+            is_next = is_next and is_there
 
     def _drop_late(self) -> None:
         for reply in self.grid.pull_messages(list(self._late)) if self._late else ():

@@ -5,7 +5,8 @@ from __future__ import annotations
 from fednnunet.listing import join_first
 from fednnunet.run_files import CHANNELS_FILE
 from fednnunet.server.channel_union import channels_of, unite_channels
-from fednnunet.server.phases.labels import NAMED, report_similar_names
+from fednnunet.server.label_names import NAMED
+from fednnunet.server.phases.labels import report_similar_names
 from fednnunet.server.session import Session
 
 

@@ -6,13 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from fednnunet.listing import MOST_NODES, join_first
 from fednnunet.run_files import LABELS_FILE
-from fednnunet.server.label_names import similar_names
+from fednnunet.server.label_names import NAMED, similar_names
 from fednnunet.server.label_union import foreground, plain_labels, unite, without_company
 from fednnunet.server.run_recorder import RunRecorder
 from fednnunet.server.session import Session
-
-NAMED = 5
-"""Most labels or nodes that a message names."""
 
 
 def unite_labels(session: Session) -> None:

@@ -176,7 +176,9 @@ def _check_heads_mean_the_same(session: Session) -> None:
 def _report_channels_of_one_number(session: Session) -> None:
     """Say where first layers of unlike channels match, as there are equally many of them."""
     federation, first = session.federation, dict[int, int]()
-    for node in federation.training if any(map(session.strategy.groups.of_node, federation.training)) else ():
+    for node in federation.training:
+        if not session.strategy.groups.of_node(node):
+            continue
         other = first.setdefault(len(federation.described[node].channel_names), node)
         if not federation.agree(other, node, "channel_names"):
             ours, theirs = (

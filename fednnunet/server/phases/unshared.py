@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 
 from fednnunet.listing import join_first
-from fednnunet.server.phases.labels import NAMED
+from fednnunet.server.label_names import NAMED
 from fednnunet.server.session import Session
 
 
