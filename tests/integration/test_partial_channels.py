@@ -17,6 +17,7 @@ import torch
 from tests.conftest import write_case
 from tests.integration.conftest import Train, final_weights, result_folder
 from tests.integration.test_partial_labels import digests
+from tests.support.raw_datasets import centres_override, write_description
 
 CENTRES = {
     "Oslo": ("Dataset601_Oslo", ["T2", "T1"], 5),
@@ -27,12 +28,7 @@ CENTRES = {
 """Centre to dataset, channels and cases; Riga is external."""
 TRAINING = ("Oslo", "Porto", "Turin")
 OVERRIDES = (
-    "dataset.centres=["
-    + ", ".join(
-        f"{{name: {name}, dataset: {folder}, external: {str(name == 'Riga').lower()}}}"
-        for name, (folder, *_) in CENTRES.items()
-    )
-    + "]",
+    centres_override({name: folder for name, (folder, *_) in CENTRES.items()}, external=["Riga"]),
     "task.channels=union",
     "trainer.iterations=2",
 )
@@ -56,13 +52,8 @@ def unlike(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 (images / f"case_{case:03d}_0000.nii.gz").rename(images / f"case_{case:03d}_{channel}.nii.gz")
             for channel in range(len(channels)):
                 (images / f"case_{case:03d}_{channel}.nii.gz").rename(images / f"case_{case:03d}_000{channel}.nii.gz")
-        description = {
-            "channel_names": {str(number): name for number, name in enumerate(channels)},
-            "labels": {"background": 0, "box": 1},
-            "numTraining": cases,
-            "file_ending": ".nii.gz",
-        }
-        (parent / folder / "dataset.json").write_text(json.dumps(description))
+        names = {str(number): name for number, name in enumerate(channels)}
+        write_description(parent / folder, channel_names=names, labels={"background": 0, "box": 1}, numTraining=cases)
     return parent
 
 

@@ -17,6 +17,7 @@ import torch
 
 from tests.conftest import write_case
 from tests.integration.conftest import Train, final_weights, result_folder
+from tests.support.raw_datasets import centres_override, write_description
 
 UNION = {"background": 0, "liver": 1, "spleen": 2}
 CENTRES = {
@@ -28,12 +29,7 @@ CENTRES = {
 """Centre to dataset, labels and cases; Riga is external."""
 ANNOTATED = {"Oslo": {"liver"}, "Porto": {"liver", "spleen"}, "Turin": {"spleen"}, "Riga": {"spleen"}}
 OVERRIDES = (
-    "dataset.centres=["
-    + ", ".join(
-        f"{{name: {name}, dataset: {folder}, external: {str(name == 'Riga').lower()}}}"
-        for name, (folder, *_) in CENTRES.items()
-    )
-    + "]",
+    centres_override({name: folder for name, (folder, *_) in CENTRES.items()}, external=["Riga"]),
     "task.labels=union",
     "+task.rename_labels.Turin.milza=spleen",
     "trainer.iterations=2",
@@ -56,13 +52,7 @@ def partial(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 image[box] += intensity
                 drawn[box] = labels.get("milza" if organ == "spleen" and "milza" in labels else organ, 0)
             write_case(parent / folder, f"case_{case:03d}", image, drawn, (3.0, 1.0, 1.0))
-        description = {
-            "channel_names": {"0": "MRI"},
-            "labels": {"background": 0, **labels},
-            "numTraining": cases,
-            "file_ending": ".nii.gz",
-        }
-        (parent / folder / "dataset.json").write_text(json.dumps(description))
+        write_description(parent / folder, labels={"background": 0, **labels}, numTraining=cases)
     return parent
 
 

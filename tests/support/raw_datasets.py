@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,15 @@ MISREAD = {
     ),
 }
 """Fields of a ``dataset.json`` that nnU-Net would misread, and part of the line that says so."""
+
+
+def centres_override(folders: Mapping[str, str], external: Collection[str] = ()) -> str:
+    """The command-line override that names these centres: name to dataset."""
+    centres = (
+        f"{{name: {name}, dataset: {folder}, external: {str(name in external).lower()}}}"
+        for name, folder in folders.items()
+    )
+    return f"dataset.centres=[{', '.join(centres)}]"
 
 
 def write_description(folder: Path, **fields: Any) -> None:
