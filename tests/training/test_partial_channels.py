@@ -6,25 +6,20 @@ import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from fednnunet.config.groups import ModelConfig, TrainerConfig
 from fednnunet.datasets.raw import read_dataset
-from fednnunet.datasets.staging import stage_dataset
 from fednnunet.datasets.union_channels import with_union_channels
 from fednnunet.errors import ConfigError
-from fednnunet.fingerprint.extract import extract_fingerprint
-from fednnunet.planning.plans import check_missing_channels, make_plans
-from fednnunet.preprocessing import preprocess
+from fednnunet.planning.plans import check_missing_channels
 from fednnunet.training import trainer as trainer_module
 from fednnunet.training.module import NNUNetModule
 from fednnunet.training.partial_channels import PartialChannels, partial_channels_of, use_partial_channels
-from fednnunet.training.trainer import build_nnunet_trainer
 from tests.conftest import write_boxes
+from tests.support.small_trainers import small_trainers
 
 Build = Callable[..., nnUNetTrainer]
 
@@ -33,33 +28,15 @@ Build = Callable[..., nnUNetTrainer]
 def build(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Build]:
     """Builds trainers of two channels, MRI and PET, of cases that have the first."""
     root = tmp_path_factory.mktemp("channels")
-    with pytest.MonkeyPatch.context() as patch:
-        for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-            patch.setenv(variable, str(root / variable))
-        patch.setenv("nnUNet_n_proc_DA", "0")
-        patch.setattr("fednnunet.fingerprint.extract.MAX_FOREGROUND_VOXELS", 6e4)  # sampled in no time
-        own = read_dataset(write_boxes(root / "raw", shape=(12, 40, 40)), "A")
-        dataset = with_union_channels(own, ["MRI", "PET"], "A", root / "cache")
-        stage_dataset(dataset, root / "nnUNet_raw")
-        model = ModelConfig(
-            planner="ExperimentPlanner",
-            overrides={"UNet_base_num_features": 4, "UNet_max_features_2d": 8, "UNet_max_features_3d": 8},
-        )
-        plans = make_plans(dataset.name, extract_fingerprint(dataset), model, 8.0)
-        planned = root / "nnUNet_preprocessed" / dataset.name
-        caches = {
-            name: preprocess(dataset, planned, plans, name, root / "cache" / name) for name in ("2d", "3d_fullres")
-        }
+    own = read_dataset(write_boxes(root / "raw", shape=(12, 40, 40)), "A")
+    dataset = with_union_channels(own, ["MRI", "PET"], "A", root / "cache")
+    with small_trainers(root, dataset) as build:
 
         def make(configuration: str = "2d", acquired: Any = ("MRI",), fold: int | str = 0) -> nnUNetTrainer:
-            patch.setenv("nnUNet_preprocessed", str(caches[configuration]))
-            L.seed_everything(7, verbose=False)
-            settings = TrainerConfig(class_="nnUNetTrainer", epochs=2, iterations=2, val_iterations=2)
             description = {key: value for key, value in dataset.dataset_json.items() if key != "acquired"}
             if acquired is not None:
                 description["acquired"] = list(acquired)
-            cpu = torch.device("cpu")
-            return build_nnunet_trainer(copy.deepcopy(plans), configuration, fold, description, settings, cpu)
+            return build(configuration, fold, description)
 
         yield make
 

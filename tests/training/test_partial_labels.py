@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -16,19 +14,14 @@ from nnunetv2.training.loss.robust_ce_loss import RobustCrossEntropyLoss
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
-from fednnunet.config.groups import ModelConfig, TrainerConfig
 from fednnunet.datasets.raw import read_dataset
-from fednnunet.datasets.staging import stage_dataset
 from fednnunet.errors import ConfigError, DataError
-from fednnunet.fingerprint.extract import extract_fingerprint
-from fednnunet.planning.plans import make_plans
-from fednnunet.preprocessing import preprocess
 from fednnunet.training import trainer as trainer_module
 from fednnunet.training.module import NNUNetModule
 from fednnunet.training.partial_labels import cases_of, use_partial_labels
-from fednnunet.training.trainer import build_nnunet_trainer
 from tests.conftest import write_boxes
 from tests.support.raw_datasets import change_description
+from tests.support.small_trainers import small_trainers
 
 LABELS = {"background": 0, "liver": 1, "spleen": 2, "kidney": 3}
 CASES = [f"case_{number:03d}" for number in range(6)]
@@ -39,33 +32,15 @@ Build = Callable[..., nnUNetTrainer]
 def build(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Build]:
     """Builds trainers of three labels, of which the cases show the first."""
     root = tmp_path_factory.mktemp("partial")
-    with pytest.MonkeyPatch.context() as patch:
-        for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-            patch.setenv(variable, str(root / variable))
-        patch.setenv("nnUNet_n_proc_DA", "0")
-        folder = write_boxes(root / "raw", shape=(12, 40, 40))
-        change_description(folder, labels=LABELS)
-        dataset = read_dataset(folder, "A")
-        stage_dataset(dataset, root / "nnUNet_raw")
-        model = ModelConfig(
-            planner="ExperimentPlanner",
-            overrides={"UNet_base_num_features": 4, "UNet_max_features_2d": 8, "UNet_max_features_3d": 8},
-        )
-        plans = make_plans(dataset.name, extract_fingerprint(dataset), model, 8.0)
-        planned = root / "nnUNet_preprocessed" / dataset.name
-        caches = {
-            name: preprocess(dataset, planned, plans, name, root / "cache" / name) for name in ("2d", "3d_fullres")
-        }
+    folder = write_boxes(root / "raw", shape=(12, 40, 40))
+    change_description(folder, labels=LABELS)
+    dataset = read_dataset(folder, "A")
+    with small_trainers(root, dataset) as build:
 
         def make(
             configuration: str = "2d", trainer: str = "nnUNetTrainer", labels: Any = LABELS, **fields: Any
         ) -> nnUNetTrainer:
-            patch.setenv("nnUNet_preprocessed", str(caches[configuration]))
-            L.seed_everything(7, verbose=False)
-            settings = TrainerConfig(class_=trainer, epochs=2, iterations=2, val_iterations=2)
-            description = {**dataset.dataset_json, "labels": labels, **fields}
-            cpu = torch.device("cpu")
-            return build_nnunet_trainer(copy.deepcopy(plans), configuration, 0, description, settings, cpu)
+            return build(configuration, 0, {**dataset.dataset_json, "labels": labels, **fields}, trainer)
 
         yield make
 
