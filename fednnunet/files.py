@@ -26,6 +26,12 @@ def write_atomically(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace ``path`` by ``content``, as :func:`write_atomically` does."""
+    with _partial(path) as partial:
+        partial.write_bytes(content)
+
+
 def write_private(path: Path, content: bytes) -> None:
     """Replace ``path`` as :func:`write_atomically` does; only its owner can ever read it."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
