@@ -20,9 +20,10 @@ from hypothesis import settings
 
 from tests.support import quick_nodes
 from tests.support.run_folders import make_run, write_run
+from tests.support.trained_models import trained_folders
 from tests.support.ultrasound_downloads import acouslic, aimix
 
-__all__ = ["acouslic", "aimix", "make_run", "write_run"]  # fixtures
+__all__ = ["acouslic", "aimix", "make_run", "trained_folders", "write_run"]  # fixtures
 
 # Python has one server that forks processes. Whichever test starts it first, workers find torch and nnU-Net imported.
 multiprocessing.set_forkserver_preload(["fednnunet.node.shared_worker"])

@@ -31,6 +31,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from fednnunet.errors import ConfigError, ProtocolError
 from fednnunet.exchange.messages import Fold
 from fednnunet.files import archive_damage, write_arrays, write_atomically
+from fednnunet.training.checkpoint_types import NUMBERS
 from fednnunet.training.final_checkpoint import FINAL
 from fednnunet.training.trainer import plot_progress
 
@@ -39,18 +40,6 @@ log = logging.getLogger(__name__)
 LATEST = "checkpoint_latest.pth"
 ROUND = re.compile(r"checkpoint_round_(\d+)\.json")
 KEPT_ROUNDS = 3
-_SCALAR, _RECONSTRUCT = np.float64(0).__reduce__()[0], np.empty(0).__reduce__()[0]
-NUMBERS: list[Any] = [
-    np.dtype,
-    np.ndarray,
-    *(
-        (function, f"numpy.{core}.multiarray.{name}")  # numpy 1 and 2 name them differently
-        for core in ("core", "_core")
-        for function, name in ((_SCALAR, "scalar"), (_RECONSTRUCT, "_reconstruct"))
-    ),
-    *(type(np.dtype(kind)) for kind in ("float64", "float32", "float16", "int64", "int32", "bool")),
-]
-"""Types in nnU-Net's checkpoints besides tensors; a checkpoint with any other is not read."""
 PROGRESS_DPI = 30
 """nnU-Net's figure is 30 x 54 inches."""
 

@@ -12,7 +12,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from fednnunet.errors import ConfigError
-from fednnunet.training.checkpoint import NUMBERS
+from fednnunet.training.checkpoint_types import NUMBERS
 from fednnunet.training.network_state import SEGMENTATION_PART, unwrap
 
 log = logging.getLogger(__name__)
