@@ -30,7 +30,8 @@ def centre_of(identifier: str) -> tuple[str, str]:
 def pool_datasets(datasets: Mapping[str, RawDataset], nnunet_raw: Path, name: str) -> RawDataset:
     """One dataset of all centres' cases in ``nnunet_raw/name``, which refers to their files.
 
-    Where a centre has not annotated all labels, ``annotated`` in ``dataset.json`` lists for each case those it has.
+    Where a centre has not annotated all labels, ``annotated`` in ``dataset.json`` lists for each centre, as it is
+    written in names of cases, those it has. This goes into models, so that no case is named there.
 
     Raises:
         DataError: centres disagree on channels, labels or file ending; names both and the field. Or the names of
@@ -65,9 +66,7 @@ def pool_datasets(datasets: Mapping[str, RawDataset], nnunet_raw: Path, name: st
     description = {key: value for key, value in first.dataset_json.items() if key not in ("dataset", ANNOTATED)}
     if any(ANNOTATED in dataset.dataset_json for dataset in datasets.values()):
         description[ANNOTATED] = {
-            pooled_name(centre, case.name): annotated_labels(dataset)
-            for centre, dataset in datasets.items()
-            for case in dataset.cases
+            centre_of(pooled_name(centre, ""))[0]: annotated_labels(dataset) for centre, dataset in datasets.items()
         }
     pooled = RawDataset(folder, name, description | {"name": name, "numTraining": len(cases)}, cases)
     stage_dataset(pooled, nnunet_raw)

@@ -13,6 +13,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
 from fednnunet.datasets.label_names import ANNOTATED
+from fednnunet.datasets.pooled import centre_of
 from fednnunet.preprocessing import REFERENCES
 
 
@@ -69,6 +70,6 @@ def _scored_labels(trainer: nnUNetTrainer, identifier: str) -> list[Any]:
     annotated = trainer.dataset_json.get(ANNOTATED)
     if annotated is None:
         return labels.foreground_labels
-    names = annotated[identifier] if isinstance(annotated, dict) else annotated
+    names = annotated[centre_of(identifier)[0]] if isinstance(annotated, dict) else annotated
     values = {trainer.dataset_json["labels"][name] for name in names}
     return [label for label in labels.foreground_labels if label in values]

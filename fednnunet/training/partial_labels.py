@@ -5,7 +5,7 @@ background are one class, whose probability is the sum of theirs; nnU-Net's own 
 (:mod:`~fednnunet.training.marginal_loss`).
 
 What a node has annotated is in its ``dataset.json`` under ``annotated``: names of labels, or, where cases of several
-centres are pooled, such names by case. Without it nothing here takes effect.
+centres are pooled, such names by centre (:mod:`~fednnunet.datasets.pooled`). Without it nothing here takes effect.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import nn
 
 from fednnunet.config.task import RESERVED
 from fednnunet.datasets.label_names import ANNOTATED
+from fednnunet.datasets.pooled import centre_of
 from fednnunet.errors import ConfigError, DataError
 from fednnunet.listing import join_all, join_first
 from fednnunet.training.epochs import FIRST_MOVING_AVERAGE
@@ -41,29 +42,29 @@ def use_partial_labels(trainer: nnUNetTrainer, exclusion: bool) -> None:
     count as wrong; its moving average stays as it is after an epoch without any annotated voxel.
 
     Args:
-        trainer: after ``initialize()``; with annotations by case, its data are preprocessed.
+        trainer: after ``initialize()``; with annotations by centre, its data are preprocessed.
         exclusion: whether to add the exclusion term (:class:`MarginalLoss`).
 
     Raises:
         ConfigError: ``annotated`` names no label of the task, or none at all; the task has regions; or the trainer's
             loss or steps cannot be changed.
-        DataError: ``annotated`` leaves out a case of the fold.
+        DataError: ``annotated`` leaves out the centre of a case of the fold.
     """
     named = trainer.dataset_json.get(ANNOTATED)
     if named is None:
         return
-    by_case = isinstance(named, dict)
-    sets = {case: _classes_of(trainer, names) for case, names in (named if by_case else {"": named}).items()}
+    is_pooled = isinstance(named, dict)
+    sets = {centre: _classes_of(trainer, names) for centre, names in (named if is_pooled else {"": named}).items()}
     num_classes = trainer.label_manager.num_segmentation_heads
-    if by_case:
-        _check_cases(trainer, sets)
+    if is_pooled:
+        sets = _sets_of_cases(trainer, sets)
     if all(len(one) == len(trainer.label_manager.foreground_labels) for one in sets.values()):
         return
-    _check_loss(trainer, by_case)
+    _check_loss(trainer, is_pooled)
     rest = (num_classes, trainer.label_manager.ignore_label, exclusion)
     is_deep = isinstance(trainer.loss, DeepSupervisionWrapper)
     inner = trainer.loss.loss if is_deep else trainer.loss
-    loss = PooledMarginalLoss(inner, sets, *rest) if by_case else MarginalLoss(inner, sets[""], *rest)
+    loss = PooledMarginalLoss(inner, sets, *rest) if is_pooled else MarginalLoss(inner, sets[""], *rest)
     if is_deep:
         trainer.loss.loss = loss
     else:
@@ -91,16 +92,18 @@ def _classes_of(trainer: nnUNetTrainer, names: Any) -> list[int]:
     return sorted({labels[name] for name in names})
 
 
-def _check_cases(trainer: nnUNetTrainer, sets: Mapping[str, Sequence[int]]) -> None:
-    """Check that every case of the fold is named."""
-    unnamed = sorted(set().union(*trainer.do_split()) - set(sets))
+def _sets_of_cases(trainer: nnUNetTrainer, sets: Mapping[str, list[int]]) -> dict[str, list[int]]:
+    """Annotated classes of every case of the fold, from those of the centres."""
+    cases = sorted(set().union(*trainer.do_split()))
+    unnamed = [case for case in cases if case.partition("__")[0] not in sets]
     if unnamed:
-        text = f"{ANNOTATED} of dataset.json lacks {{}}; name the labels that are annotated in each case of the dataset"
-        cases = join_first(unnamed, MOST_NAMES)
-        raise DataError(text.format(f"the cases {cases}"), text.format(f"{len(unnamed)} cases"))
+        text = f"{ANNOTATED} of dataset.json lacks the centre of {{}}; name the labels that each centre has annotated"
+        shown = join_first(unnamed, MOST_NAMES)
+        raise DataError(text.format(f"the cases {shown}"), text.format(f"{len(unnamed)} cases"))
+    return {case: sets[centre_of(case)[0]] for case in cases}
 
 
-def _check_loss(trainer: nnUNetTrainer, by_case: bool) -> None:
+def _check_loss(trainer: nnUNetTrainer, is_pooled: bool) -> None:
     """Check that the trainer's loss takes merged classes."""
     name, loss = type(trainer).__name__, trainer.loss
     problem = None
@@ -110,7 +113,7 @@ def _check_loss(trainer: nnUNetTrainer, by_case: bool) -> None:
         problem = "its loss weighs the outputs of deep supervision in its own way"
     elif any(getattr(module, "weight", None) is not None for module in loss.modules()):
         problem = "its loss has a weight for each class, and classes are merged"
-    elif by_case and any(getattr(one, "batch_dice", False) and getattr(one, "ddp", False) for one in loss.modules()):
+    elif is_pooled and any(getattr(one, "batch_dice", False) and getattr(one, "ddp", False) for one in loss.modules()):
         raise ConfigError(
             "task.labels=union with strategy=centralized: Dice over the batch (batch_dice of the plans) cannot be "
             "added up over devices whose cases are annotated unlike; set compute.num_devices=1"

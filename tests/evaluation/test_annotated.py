@@ -88,10 +88,10 @@ def summary(folder: Path, predicted: list[int], annotated: Any) -> dict[str, Any
     )
     for centre, row in ROW.items():
         for part, values in (("gt_segmentations", row), ("validation", predicted)):
-            path = folder / part / f"{centre}.nii.gz"
+            path = folder / part / f"{centre}__case_001.nii.gz"
             path.parent.mkdir(parents=True, exist_ok=True)
             sitk.WriteImage(sitk.GetImageFromArray(label_map(values)), str(path))
-    written = write_summary(trainer, folder / "validation", list(ROW))
+    written = write_summary(trainer, folder / "validation", [f"{centre}__case_001" for centre in ROW])
     on_disk = json.loads((folder / "validation" / "summary.json").read_text())
     assert on_disk["foreground_mean"] == pytest.approx(written["foreground_mean"], nan_ok=True)
     return written
@@ -100,8 +100,8 @@ def summary(folder: Path, predicted: list[int], annotated: Any) -> dict[str, Any
 def test_nnunets_summary_is_of_annotated_labels_alone(tmp_path: Path) -> None:
     found = summary(tmp_path / "pooled", PREDICTED, ANNOTATED)
     by_case = {Path(case["prediction_file"]).name: case["metrics"] for case in found["metric_per_case"]}
-    assert set(by_case["Oslo.nii.gz"]) == {1}
-    assert set(by_case["Porto.nii.gz"]) == {2, 3}
+    assert set(by_case["Oslo__case_001.nii.gz"]) == {1}
+    assert set(by_case["Porto__case_001.nii.gz"]) == {2, 3}
     assert [found["mean"][label]["Dice"] for label in (1, 2)] == [1.0, 1.0]
     assert np.isnan(found["mean"][3]["Dice"]), "it is in no case, and was not segmented"
     assert found["foreground_mean"]["Dice"] == 1.0

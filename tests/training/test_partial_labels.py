@@ -24,7 +24,8 @@ from tests.support.raw_datasets import change_description
 from tests.support.small_trainers import small_trainers
 
 LABELS = {"background": 0, "liver": 1, "spleen": 2, "kidney": 3}
-CASES = [f"case_{number:03d}" for number in range(6)]
+CASES = [f"{'AB'[number % 2]}__case_{number:03d}" for number in range(6)]
+"""Of the centres A and B."""
 Build = Callable[..., nnUNetTrainer]
 
 
@@ -33,6 +34,9 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Build]:
     """Builds trainers of three labels, of which the cases show the first."""
     root = tmp_path_factory.mktemp("partial")
     folder = write_boxes(root / "raw", shape=(12, 40, 40))
+    for number, case in enumerate(CASES):
+        for path in sorted(folder.glob(f"*/case_{number:03d}*")):
+            path.rename(path.with_name(path.name.replace(f"case_{number:03d}", case)))
     change_description(folder, labels=LABELS)
     dataset = read_dataset(folder, "A")
     with small_trainers(root, dataset) as build:
@@ -65,7 +69,7 @@ def losses_of(trainer: nnUNetTrainer) -> list[float]:
 def test_training_on_all_labels_is_what_it_was_bit_for_bit(build: Build, configuration: str) -> None:
     names = list(LABELS)[1:]
     expected = losses_of(build(configuration))
-    for fields in ({}, {"annotated": names}, {"annotated": dict.fromkeys(CASES, names)}):
+    for fields in ({}, {"annotated": names}, {"annotated": {"A": names, "B": names}}):
         trainer = build(configuration, **fields)
         use_partial_labels(trainer, exclusion=True)
         assert losses_of(trainer) == expected
@@ -92,7 +96,7 @@ def test_a_trainer_learns_nothing_of_what_its_node_has_not_annotated(
 
 
 def test_cases_of_several_centres_train_by_what_each_has_annotated(build: Build) -> None:
-    annotated = {case: ["liver"] if number % 2 else ["liver", "kidney"] for number, case in enumerate(CASES)}
+    annotated = {"A": ["liver", "kidney"], "B": ["liver"]}
     trainer = build(annotated=annotated)
     use_partial_labels(trainer, exclusion=False)
     trainer.on_train_start()
@@ -100,7 +104,7 @@ def test_cases_of_several_centres_train_by_what_each_has_annotated(build: Build)
     while len(rows) < 2:
         batch, rows = next(trainer.dataloader_train), {}
         for row, case in enumerate(batch["keys"]):
-            rows.setdefault(tuple(annotated[case]), []).append(row)
+            rows.setdefault(tuple(annotated[case[0]]), []).append(row)
     loss = NNUNetModule(trainer).training_step(batch, 0)
     assert loss is not None
     logits, expected = trainer.network(batch["data"]), 0.0
@@ -166,13 +170,13 @@ def test_an_epoch_without_annotated_voxels_leaves_the_moving_average(build: Buil
 
 
 def test_pseudo_dice_of_pooled_cases_counts_in_each_what_is_annotated_there(build: Build) -> None:
-    annotated = {case: ["liver"] if number % 2 else ["spleen"] for number, case in enumerate(CASES)}
+    annotated = {"A": ["spleen"], "B": ["liver"]}
     trainer = build(trainer="nnUNetTrainerNoDeepSupervision", annotated=annotated)
     use_partial_labels(trainer, exclusion=False)
     other = {"data": label_maps(liver=[(0, 9)], spleen=[(100, 107)]), "target": label_maps(spleen=[(100, 108)])}
     batch = {name: torch.cat([FOUND[name], other[name], FOUND[name]]) for name in ("data", "target")}
     trainer.network = logits_of
-    output = trainer.validation_step({**batch, "keys": ["case_001", "case_002", "case_003"]})
+    output = trainer.validation_step({**batch, "keys": [CASES[1], CASES[2], CASES[3]]})
     counts = {name: output[name].tolist() for name in ("tp_hard", "fp_hard", "fn_hard")}
     assert counts == {"tp_hard": [100, 7, 0], "fp_hard": [10, 0, 0], "fn_hard": [10, 1, 0]}
 
@@ -208,7 +212,7 @@ class NoCounts(nnUNetTrainer):
 
 
 OWN = {one.__name__: one for one in (Weighted, OwnScales, OtherLoss, OwnStep, NoCounts)}
-EVERY_CASE = {key: ["liver"] for key in CASES}
+POOLED = {"A": ["liver", "spleen"], "B": ["liver"]}
 
 
 @pytest.fixture
@@ -225,7 +229,7 @@ def build_own(build: Build, monkeypatch: pytest.MonkeyPatch) -> Build:
         (["lung"], "annotated of dataset.json is ['lung']"),
         (["background"], "annotated of dataset.json is ['background']"),
         ("liver", "annotated of dataset.json is liver"),
-        ({**EVERY_CASE, "case_000": []}, "annotated of dataset.json is []"),
+        ({**POOLED, "B": []}, "annotated of dataset.json is []"),
     ],
 )
 def test_annotations_that_are_no_labels_are_refused(build: Build, annotated: Any, text: str) -> None:
@@ -234,10 +238,10 @@ def test_annotations_that_are_no_labels_are_refused(build: Build, annotated: Any
 
 
 def test_a_case_without_annotations_is_refused_without_its_name_for_others(build: Build) -> None:
-    with pytest.raises(DataError, match="lacks the cases case_004") as caught:
-        use_partial_labels(build(annotated={case: ["liver"] for case in CASES if case != "case_004"}), exclusion=False)
+    with pytest.raises(DataError, match="lacks the centre of the cases A__case_000, A__case_002") as caught:
+        use_partial_labels(build(annotated={"B": ["liver"]}), exclusion=False)
     assert caught.value.public is not None
-    assert "lacks 1 cases" in caught.value.public
+    assert "lacks the centre of 3 cases" in caught.value.public
 
 
 def test_regions_are_refused(build: Build) -> None:
@@ -270,7 +274,7 @@ def test_a_step_that_does_without_the_trainers_loss_is_refused(build_own: Build)
         NNUNetModule(trainer).training_step(next(trainer.dataloader_train), 0)
 
 
-@pytest.mark.parametrize("annotated", [["liver"], {**EVERY_CASE, "case_000": ["liver", "spleen"]}])
+@pytest.mark.parametrize("annotated", [["liver"], POOLED])
 def test_a_trainers_own_step_learns_by_what_is_annotated(build_own: Build, annotated: Any) -> None:
     trainer = build_own(trainer="OwnStep", annotated=annotated)
     use_partial_labels(trainer, exclusion=False)
@@ -292,7 +296,7 @@ def test_a_validation_step_without_counts_is_refused(build_own: Build) -> None:
 
 
 def test_dice_over_a_batch_on_several_devices_is_refused_for_cases_annotated_unlike(build: Build) -> None:
-    trainer = build(annotated={**EVERY_CASE, "case_000": ["liver", "spleen"]})
+    trainer = build(annotated=POOLED)
     assert trainer.configuration_manager.batch_dice
     trainer.loss.loss.dc.ddp = True
     with pytest.raises(ConfigError, match=r"set compute\.num_devices=1"):
