@@ -20,6 +20,7 @@ from fednnunet.reporting.annotation import annotation_tables
 from fednnunet.reporting.case_selection import ShownCase, choose_cases, choose_nodes
 from fednnunet.reporting.comparison import ALL_CENTRES, LEVEL, show_points
 from fednnunet.reporting.figures.overlays import Overlay, show_dsc
+from fednnunet.reporting.gains import draw_gains
 from fednnunet.reporting.plans import collect_plans
 from fednnunet.reporting.privacy import statements_of
 from fednnunet.reporting.results import Results
@@ -108,6 +109,7 @@ def render_report(folder: Path, results: Results) -> str:
         problems=results.problems,
         table=overview(results.table) if results.table else None,
         comparison=results.comparison,
+        gains=results.gains,
         compare_with_paper=results.compare_with_paper,
         star=STAR,
         level=LEVEL,
@@ -158,6 +160,9 @@ def _figures(results: Results, saved: Path) -> dict[str, Picture]:
         else:
             differences = figures.forest(intervals, title, colours, width=4.3)
         drawn["comparison"] = differences, title
+    if results.gains is not None and results.gains.differences:
+        title = f"points of DSC over {results.gains.alone}, 95 % interval"
+        drawn["gains"] = draw_gains(results.gains, title, results.has_many_nodes), title
     return {name: _svg(figure, saved, name, title) for name, (figure, title) in drawn.items()}
 
 

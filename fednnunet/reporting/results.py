@@ -20,9 +20,10 @@ from fednnunet.reporting.completeness import (
     unscored_folds,
     without_foreground,
 )
+from fednnunet.reporting.gains import Gains, collect_gains
 from fednnunet.reporting.paper_comparison import PaperComparison, compare_with_paper
 from fednnunet.reporting.run_folder import Run, merge, merge_rounds, node_order
-from fednnunet.reporting.scores import Scores, collect_scores, join_means, split_means
+from fednnunet.reporting.scores import Scores, collect_scores, join_means, split_means, with_seed
 from fednnunet.reporting.tables.label_table import LabelTable, label_table
 from fednnunet.reporting.tables.results_table import (
     DAGGER,
@@ -64,6 +65,7 @@ class Results:
         comparison: comparison with the reference; None if there is none.
         external_scores: models that count at external nodes.
         labels: scores label by label, where nodes have annotated different structures.
+        gains: differences to training alone; None where it was not run, or nothing else was.
     """
 
     runs: list[Run]
@@ -78,6 +80,7 @@ class Results:
     comparison: Comparison | None
     external_scores: External
     labels: LabelTable | None = None
+    gains: Gains | None = None
 
     @property
     def has_many_nodes(self) -> bool:
@@ -124,8 +127,7 @@ def collect_results(runs: Sequence[Run], reference: str | None = None, external_
         return Results(
             ordered, training, external, rounds, cases, means, cases, summarise(cases), None, None, external_scores
         )
-    scores = collected.cases
-    scores = scores if "seed" in scores else scores.assign(seed=ordered[0].seed)
+    scores = with_seed(collected, ordered[0].seed).cases
     with_cases = order_strategies(scores["strategy"])
     chosen = choose_reference(with_cases, reference) if with_cases else None
     comparison = compare_strategies(scores, chosen, training, external) if chosen and len(with_cases) > 1 else None
@@ -156,6 +158,7 @@ def collect_results(runs: Sequence[Run], reference: str | None = None, external_
         comparison,
         external_scores,
         labels,
+        collect_gains(with_seed(collected, ordered[0].seed), training, comparison),
     )
 
 

@@ -75,6 +75,12 @@ class Scores:
         return results_table(self.cases, training, external, distance_unit, self.told, set(self.kept))
 
 
+def with_seed(scores: Scores, seed: int) -> Scores:
+    """The scores with a column ``seed``, which those of one seed lack."""
+    cases, means = (rows if "seed" in rows else rows.assign(seed=seed) for rows in (scores.cases, scores.means))
+    return Scores(cases, means)
+
+
 def split_means(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Rows of ``cases.csv``: those of cases, and those of means or of scores that are kept."""
     if NUM_CASES_COLUMN not in rows:

@@ -278,4 +278,4 @@ def test_a_page_of_many_nodes_stays_small_offline_and_readable_without_its_scrip
     assert not page.findall(".//input"), "a search that does nothing without the script"
     assert (hundred / "report.html").stat().st_size < 2e6
     drawn = {path.stem for path in (hundred / "figures").glob("*.svg")}
-    assert drawn == {"learning_curves", "round_costs", "score_distributions", "comparison"}
+    assert drawn == {"learning_curves", "round_costs", "score_distributions", "comparison", "gains"}
