@@ -78,6 +78,11 @@ def stack_slices(headers: Sequence[Header]) -> SliceStack:
     )
 
 
+def slack(distance: float) -> float:
+    """How far in mm something may lie off its slice, of slices ``distance`` mm apart."""
+    return max(UNEVEN * distance, min(ROUNDED, MOST_ROUNDED * distance))
+
+
 def name_series(headers: Sequence[Header]) -> str:
     """How a series is named in a message: description and folder, nothing of the patient."""
     first = headers[0]
@@ -232,7 +237,7 @@ def _check_places(headers: Sequence[Header], places: np.ndarray, where: str) -> 
         raise DataError(_doubled(headers, same, where))
     distance = extent / len(gaps)
     off = np.abs(places - places[0] - np.arange(len(places)) * distance)
-    if off.max() <= max(UNEVEN * distance, min(ROUNDED, MOST_ROUNDED * distance)):
+    if off.max() <= slack(distance):
         return distance
     widest = int(np.argmax(gaps))
     between = f"between {headers[widest].path.name} and {headers[widest + 1].path.name}"

@@ -12,6 +12,7 @@ import numpy as np
 import fednnunet
 from fednnunet.dicom.codes import Codes, Meaning, coded, load_codes
 from fednnunet.dicom.headers import SEGMENTATIONS, read_dataset
+from fednnunet.dicom.label_map import Overlaps, add_mask
 from fednnunet.dicom.library import require_dicom, without_warnings
 from fednnunet.dicom.series import Series
 from fednnunet.errors import DataError, one_line
@@ -115,7 +116,9 @@ def write_segmentation(
             partial.unlink(missing_ok=True)
 
 
-def read_segmentation(path: Path, series: Series, values: Mapping[int, int] | None = None) -> np.ndarray:
+def read_segmentation(
+    path: Path, series: Series, values: Mapping[int, int] | None = None, overlaps: Overlaps = "stop"
+) -> np.ndarray:
     """A SEG as a label map (Z, Y, X) on the grid of its series, uint16.
 
     Frames are placed by their positions, not by their order, which differs between writers.
@@ -124,6 +127,7 @@ def read_segmentation(path: Path, series: Series, values: Mapping[int, int] | No
         path: the file.
         series: what was segmented.
         values: number of a segment to its value in the label map; others are left out. The numbers if not given.
+        overlaps: what becomes of voxels in two segments.
 
     Raises:
         DataError: no SEG, or a fractional one; it lies on another grid than ``series``; a voxel is in two segments of
@@ -134,7 +138,7 @@ def read_segmentation(path: Path, series: Series, values: Mapping[int, int] | No
     dataset = read_dataset(path, pixels=True)
     try:
         with without_warnings():
-            return _label_map(dataset, series, values, path)
+            return _label_map(dataset, series, values, path, overlaps)
     except (AttributeError, KeyError, IndexError, ValueError, TypeError, RuntimeError, NotImplementedError) as error:
         raise DataError(f"{path} is no segmentation that can be read: {one_line(str(error))}") from None
 
@@ -258,7 +262,9 @@ def _decimal(number: float) -> Any:
     return DSfloat(number, auto_format=True)
 
 
-def _label_map(dataset: Dataset, series: Series, values: Mapping[int, int] | None, path: Path) -> np.ndarray:
+def _label_map(
+    dataset: Dataset, series: Series, values: Mapping[int, int] | None, path: Path, overlaps: Overlaps
+) -> np.ndarray:
     from highdicom.seg import Segmentation
 
     if dataset.SOPClassUID not in SEGMENTATIONS:
@@ -278,27 +284,13 @@ def _label_map(dataset: Dataset, series: Series, values: Mapping[int, int] | Non
         stored = segmentation.get_stored_frame(frame)
         if kind == "BINARY":
             number = int(_group(dataset, groups, "SegmentIdentificationSequence").ReferencedSegmentNumber)
-            _add(place, stored != 0, given.get(number, 0), path)
+            add_mask(place, stored != 0, given.get(number, 0), str(path), overlaps)
             continue
         for number in np.unique(stored).tolist():
             if number not in numbers:
                 raise DataError(f"{path}: frame {frame} holds the value {number}, which is none of its segments")
-            _add(place, stored == number, given.get(number, 0), path)
+            add_mask(place, stored == number, given.get(number, 0), str(path), overlaps)
     return array
-
-
-def _add(place: np.ndarray, mask: np.ndarray, value: int, path: Path) -> None:
-    """Give the voxels of ``mask`` a value; refuses those that have another."""
-    if not value:
-        return
-    taken = place[mask]
-    both = (taken != 0) & (taken != value)
-    if both.any():
-        raise DataError(
-            f"{path}: {int(both.sum()):,} voxels are in two segments, of the values {int(taken[both][0])} and {value}; "
-            "a label map has one per voxel: leave one of the segments out"
-        )
-    place[mask] = value
 
 
 def _slice_of(dataset: Dataset, groups: Dataset, series: Series, where: str) -> int:

@@ -160,9 +160,10 @@ def test_voxels_of_two_segments_are_refused_unless_they_get_one_value(tmp_path: 
     path = tmp_path / "seg.dcm"
     by_highdicom(path, series, np.stack([MASK > 0, MASK == 2], axis=-1))
     shared = int((MASK == 2).sum(axis=(1, 2)).max())
-    with pytest.raises(DataError, match=f"{shared} voxels are in two segments, of the values 1 and 2"):
+    with pytest.raises(DataError, match=f"{shared} voxels are in two structures, of the values 1 and 2"):
         read_segmentation(path, series)
     np.testing.assert_array_equal(read_segmentation(path, series, {1: 1, 2: 1}), MASK > 0)
+    np.testing.assert_array_equal(read_segmentation(path, series, overlaps="highest"), MASK)
 
 
 @pytest.mark.parametrize(
