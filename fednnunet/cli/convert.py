@@ -15,6 +15,7 @@ from fednnunet.conversion.readers.acdc import read_acdc
 from fednnunet.conversion.readers.acouslic import read_acouslic
 from fednnunet.conversion.readers.aimix import read_aimix
 from fednnunet.conversion.readers.bids.reader import read_bids
+from fednnunet.conversion.readers.dicom.reader import read_dicom
 from fednnunet.conversion.readers.eucanimage import read_eucanimage
 from fednnunet.conversion.readers.generic import read_generic
 from fednnunet.conversion.readers.mamamia import read_mamamia
@@ -170,6 +171,7 @@ CONVERTERS = (
     Converter("generic", read_generic),
     Converter("bids", read_bids),
     Converter("msd", read_msd),
+    Converter("dicom", read_dicom),
 )
 for _converter in CONVERTERS:
     convert.command(_converter.name)(command_of(_converter))

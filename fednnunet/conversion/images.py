@@ -62,6 +62,8 @@ def read_image(source: SourceImage) -> LoadedImage:
         DataError: names the file: cut off, unreadable, no such frame, more than three dimensions, another grid than the
             baseline's, complex numbers, NaN or infinity.
     """
+    if source.volume is not None:
+        return LoadedImage(source.volume.read(), is_plain=False)
     contents = {path: inspect_file(path) for path in source.files}
     notes = [note for path, content in contents.items() for note in _content_notes(path, content)]
     image, tilt = _volume(source.path, source.frame, contents)

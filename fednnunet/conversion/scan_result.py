@@ -5,6 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
+
+
+class VolumeSource(Protocol):
+    """A volume that is no file of its own, such as a series of slices."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files that are read."""
+        ...
+
+    def read(self) -> sitk.Image:
+        """The volume, checked.
+
+        Raises:
+            DataError: names the file.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -12,18 +33,22 @@ class SourceImage:
     """One image or label map of the source.
 
     Attributes:
-        path: any file that SimpleITK reads.
+        path: any file that SimpleITK reads; with ``volume``, what it is called in messages.
         frame: index on the last axis, of a cine (X, Y, Z, T) or a stack of 2D frames (X, Y, N); None for all of it.
         baseline: an image on the same grid that is subtracted from this one, such as the phase before contrast.
+        volume: what reads it, where it is no file that SimpleITK reads.
     """
 
     path: Path
     frame: int | None = None
     baseline: Path | None = None
+    volume: VolumeSource | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:
         """All files that are read."""
+        if self.volume is not None:
+            return self.volume.files
         return (self.path,) if self.baseline is None else (self.path, self.baseline)
 
 

@@ -62,7 +62,11 @@ def _by_pydicom(path: Path, dataset: Dataset) -> np.ndarray:
 
     try:
         with without_warnings():
-            return apply_modality_lut(dataset.pixel_array, dataset)
+            stored = dataset.pixel_array
+            for keyword, neutral in (("RescaleSlope", 1), ("RescaleIntercept", 0)):
+                if dataset.get(keyword) is None:  # pydicom applies neither where one lacks
+                    setattr(dataset, keyword, neutral)
+            return apply_modality_lut(stored, dataset)
     except (AttributeError, KeyError, ValueError, RuntimeError, NotImplementedError, TypeError, IndexError) as error:
         raise DataError(f"{path}: its pixels cannot be read: {one_line(str(error))}") from None
 

@@ -155,6 +155,17 @@ def segment_names(path: Path) -> dict[int, str]:
         raise DataError(f"{path} is no segmentation that can be read: {one_line(str(error))}") from None
 
 
+def segmented_series(path: Path) -> set[str]:
+    """UIDs of the series that a SEG was made from; none where it does not say.
+
+    Raises:
+        DataError: it cannot be read; names the file.
+    """
+    with without_warnings():
+        dataset = read_dataset(path, keywords=("ReferencedSeriesSequence",))
+        return {str(item.SeriesInstanceUID) for item in dataset.get("ReferencedSeriesSequence") or []}
+
+
 def check_sources(series: Series) -> None:
     """Refuse a series that no SEG can refer to.
 

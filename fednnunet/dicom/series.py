@@ -131,12 +131,16 @@ class Refusal:
     """A series that is no clean volume.
 
     Attributes:
+        uid: SeriesInstanceUID.
         description: its description; empty if not given.
+        folder: folder of its first file.
         reason: what is wrong, where, and what to do.
         is_set_aside: whether it was never meant as a volume: localizers alone, or screenshots.
     """
 
+    uid: str
     description: str
+    folder: Path
     reason: str
     is_set_aside: bool
 
@@ -201,7 +205,8 @@ def look_into(folder: Path) -> FolderContent:
             series.append(Series(stack_slices(group), name_series(group)))
         except DataError as error:
             set_aside = all(header.is_localizer or header.is_capture for header in group)
-            refusals.append(Refusal(group[0].description, str(error), set_aside))
+            first = group[0]
+            refusals.append(Refusal(first.series_uid, first.description, first.path.parent, str(error), set_aside))
     series.sort(key=lambda one: (one.patient_id, one.study_uid, _as_number(one.number), one.description, one.uid))
     return FolderContent(
         tuple(series),

@@ -112,6 +112,13 @@ def test_each_slice_has_its_own_slope(tmp_path: Path, slopes: tuple[float, ...])
     np.testing.assert_allclose(read_volume(series).array, by_hand, rtol=1e-6)
 
 
+def test_a_slope_without_an_intercept_is_applied_as_gdcm_does(tmp_path: Path) -> None:
+    (path,) = write_series(tmp_path, VOXELS[:1], change=set_elements(RescaleSlope=0.5))
+    array = read_volume(find_series(tmp_path)[0]).array
+    np.testing.assert_array_equal(array, VOXELS[:1] * 0.5)
+    np.testing.assert_array_equal(array, sitk.GetArrayFromImage(sitk.ReadImage(str(path), sitk.sitkFloat32)))
+
+
 def test_files_may_have_any_name_and_folder(tmp_path: Path) -> None:
     write_series(tmp_path / "a" / "b", VOXELS, names=lambda index: f"1.2.{index}")
     (tmp_path / "a" / "b" / "1.2.3").rename(tmp_path / "slice")

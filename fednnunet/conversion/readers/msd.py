@@ -19,12 +19,11 @@ Files ``._*``, which macOS puts into archives, are ignored. The layout names no 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from fednnunet.conversion.names import label_values, name_cases, number_labels, read_json
-from fednnunet.conversion.readers.csv_table import read_table
+from fednnunet.conversion.readers.centre_table import Origin, read_origins
 from fednnunet.conversion.readers.source_files import NIFTI_ENDINGS
 from fednnunet.conversion.scan_result import ConversionIssue, ScanResult, SourceCase, SourceImage
 from fednnunet.datasets.geometry import format_size
@@ -54,13 +53,13 @@ def read_msd(
     description = _read_description(source)
     channels = _channel_names(description["modality"], source)
     values = label_values(description["labels"], f"{source / 'dataset.json'}: labels")
-    origins = _read_origins(centres) if centres else None
+    origins = read_origins(centres, _case_name) if centres else None
     whole = str(description.get("name") or "").strip() or source.resolve().name
     pairs = _training(description["training"], source)
     names = name_cases(pairs)
     cases, problems = [], []
     for name, (image, label) in pairs.items():
-        origin = _Origin(whole) if origins is None else origins.get(name, _Origin("", problem=f"is not in {centres}"))
+        origin = Origin(whole) if origins is None else origins.get(name, Origin("", problem=f"is not in {centres}"))
         try:
             if origin.problem:
                 raise DataError(origin.problem)
@@ -85,15 +84,6 @@ def read_msd(
         tuple(_left_out(description, source, pairs)),
         labels=number_labels([values]),
     )
-
-
-@dataclass(frozen=True)
-class _Origin:
-    """A line of the table of centres."""
-
-    centre: str
-    patient: str = ""
-    problem: str = ""
 
 
 def _read_description(source: Path) -> dict[str, Any]:
@@ -172,22 +162,6 @@ def _channel_sources(image: Path, channels: int) -> tuple[SourceImage, ...]:
         f"{image} has {format_size(size)} voxels; modality in dataset.json names {channels}, so it must be "
         f"{'X x Y x Z' if channels == 1 else f'X x Y x Z x {channels}'}"
     )
-
-
-def _read_origins(path: Path) -> dict[str, _Origin]:
-    """Case to its centre."""
-    table = read_table(path, ("case", "centre"), {"case": "case", "centre": "centre", "center": "centre"})
-    origins: dict[str, _Origin] = {}
-    for row in table.rows:
-        case, centre = _case_name(row.cells["case"]), row.cells["centre"]
-        problem = row.problem or ("" if case and centre else "case or centre is empty")
-        if problem:
-            origin = _Origin("", problem=f"{path}, line {row.line}: {problem}")
-        else:
-            origin = _Origin(centre, row.cells.get("patient", ""))
-        if origins.setdefault(case, origin) != origin:
-            origins[case] = _Origin("", problem=f"{path}, line {row.line}: {case} has two centres or patients")
-    return origins
 
 
 def _left_out(

@@ -1,0 +1,1 @@
+"""Folders of DICOM series with segmentations (SEG) or contours (RTSTRUCT)."""
