@@ -22,6 +22,7 @@ from fednnunet.errors import ConfigError, FednnUNetError
 from fednnunet.files import DISK_FULL, NOT_WRITABLE, private_files, write_atomically
 from fednnunet.launch.early_checks import check_names_and_files
 from fednnunet.launch.local_identities import with_identities
+from fednnunet.launch.personal_checks import check_personal
 from fednnunet.launch.privacy_checks import check_privacy
 from fednnunet.launch.run_folder import (
     check_folder,
@@ -108,6 +109,7 @@ def _run(config: RunConfig, command: str, sweep: str | None, command_files: Mapp
     started, begin = datetime.now(UTC), time.monotonic()
     strategy = build_strategy(config)
     check_privacy(config)
+    check_personal(config, strategy)
     with contextlib.ExitStack() as stack:
         nodes = []
         if config.on_single_machine:
@@ -133,7 +135,9 @@ def _run(config: RunConfig, command: str, sweep: str | None, command_files: Mapp
         trackers = Trackers([instantiate(entry) for entry in config.logger.values()], notify=progress.on_message)
         stack.push(lambda kind, error, trace: trackers.on_run_end(error))
         trackers.on_run_start(metadata)
-        recorder = RunRecorder(folder, config.strategy.name, config.folds, [progress, trackers])
+        recorder = RunRecorder(
+            folder, config.strategy.name, config.folds, [progress, trackers], config.strategy.personal
+        )
         app = build_server_app(server_settings(config), strategy, recorder)
         if config.on_single_machine:
             peak_memory_gib = run_local(app, config, nodes)

@@ -43,6 +43,11 @@ CASE_COLUMNS = (
     *("strategy", "node", "model", "fold", "case", "label"),
     *("dsc", "hd95", "surface_dsc", "volume_error", "empty"),
 )
+FINE_TUNED, SHARED = "fine-tuned", "shared"
+"""Second word of ``strategy`` in ``cases.csv`` for the second model that a run gives each node: the federation's
+averages, fine-tuned by the node; with Ditto, whose first is the node's own, the shared one."""
+PERSONAL_RESULTS = Path("personal") / "nnUNet_results"
+"""In a node's folder: nnU-Net's results folder of the models that are the node's own; they never leave it."""
 LABEL_COLUMNS = ("label", "value")
 """Of ``labels.csv``, before the nodes; one of these may have the name of a column."""
 CHANNEL_COLUMNS = ("channel", "number")

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, model_validator
 
-from fednnunet.exchange.messages import MAX_FOLDS, ExchangeDtype, Fold
+from fednnunet.exchange.messages import MAX_FINE_TUNE_EPOCHS, MAX_FOLDS, ExchangeDtype, Fold, PersonalTraining
 
 Configuration = Literal["2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres"]
 GpuId = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^(GPU|MIG)-[0-9A-Za-z./-]+$")]
@@ -30,6 +30,12 @@ class StrategyConfig(Config):
         local_epochs: Epochs that every node trains between two aggregations.
         heterogeneous_tasks: Nodes may differ in labels and channels; the layers of their networks that match are
             shared.
+        fine_tune_epochs: Epochs that every node trains on alone after the last aggregation, from the averages; both
+            models are kept and scored. 0 for none.
+        fine_tune_learning_rate: Initial learning rate of these epochs, which decays over them; null for a tenth of the
+            trainer's.
+        ditto_lambda: Weight lambda of Ditto's tie: every node trains a network of its own beside the shared one, pulled
+            towards the averages; both are kept and scored. 0 leaves them apart; null for no such network.
         aggregation: Import path (a Hydra ``_target_``) and parameters of a
             :class:`~fednnunet.server.strategy.base.Strategy`.
     """
@@ -38,12 +44,35 @@ class StrategyConfig(Config):
     plan_from: Literal["own", "federated", "pooled"]
     local_epochs: int = Field(default=1, ge=1)
     heterogeneous_tasks: bool = False
+    fine_tune_epochs: int = Field(default=0, ge=0, le=MAX_FINE_TUNE_EPOCHS)
+    fine_tune_learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    ditto_lambda: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     aggregation: dict[str, Any]
+
+    @property
+    def personal(self) -> PersonalTraining | None:
+        """How nodes come to models of their own; None where they end with the federation's."""
+        if self.ditto_lambda is not None:
+            return PersonalTraining(tie=self.ditto_lambda)
+        if self.fine_tune_epochs:
+            return PersonalTraining(fine_tune_epochs=self.fine_tune_epochs, learning_rate=self.fine_tune_learning_rate)
+        return None
 
     @model_validator(mode="after")
     def _tasks_have_own_plans(self) -> StrategyConfig:
         if self.heterogeneous_tasks and self.plan_from != "own":
             raise ValueError("heterogeneous_tasks=true needs plan_from=own: strategy=asym (or local)")
+        return self
+
+    @model_validator(mode="after")
+    def _is_one_personal_model(self) -> StrategyConfig:
+        if self.ditto_lambda is not None and self.fine_tune_epochs:
+            raise ValueError(
+                "ditto_lambda and fine_tune_epochs both give a node a model of its own; set ditto_lambda=null or "
+                "fine_tune_epochs=0"
+            )
+        if self.fine_tune_learning_rate is not None and not self.fine_tune_epochs:
+            raise ValueError("fine_tune_learning_rate is of fine_tune_epochs, which are 0; set them, or leave it null")
         return self
 
 

@@ -63,6 +63,8 @@ MAX_NAME = 128
 """Most characters of the name of a label or channel that nodes are told."""
 MAX_LABELS = 254
 """Highest value of a label: label maps have one byte a voxel, as nnU-Net stores them."""
+MAX_FINE_TUNE_EPOCHS = 100_000
+"""Most epochs that a server may ask a node to train on alone."""
 MAX_DIMENSIONS = 8
 MAX_LENGTH = 2**31
 Shape = Annotated[list[Annotated[int, Field(ge=0, le=MAX_LENGTH)]], Field(max_length=MAX_DIMENSIONS)]
@@ -264,18 +266,40 @@ class PlanReply(Body):
         return self
 
 
+class PersonalTraining(Body):
+    """How a node comes to a model of its own, which stays there: one of the two.
+
+    Attributes:
+        fine_tune_epochs: epochs that it trains on alone, from the last averages.
+        learning_rate: initial learning rate of these; None for a tenth of the trainer's.
+        tie: weight with which a network that is trained beside the shared one is pulled towards the averages (Ditto).
+    """
+
+    fine_tune_epochs: int = Field(default=0, ge=0, le=MAX_FINE_TUNE_EPOCHS)
+    learning_rate: float | None = Field(default=None, gt=0)
+    tie: float | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _is_one_of_them(self) -> PersonalTraining:
+        if (self.tie is None) == (self.fine_tune_epochs == 0):
+            raise ValueError("either fine_tune_epochs, or tie")
+        return self
+
+
 class PreprocessRequest(Body):
     """Run nnU-Net's preprocessing for your plans, and build the trainer of the first fold.
 
     Attributes:
         fold: the first fold to train.
         local_epochs: epochs of a round.
+        personal: how the node comes to a model of its own, where it is to have one.
         secure_run: the layers of the run of this id are summed securely.
         keys: keys of all training nodes for that.
     """
 
     fold: Fold = 0
     local_epochs: int = Field(default=1, ge=1)
+    personal: PersonalTraining | None = None
     secure_run: RunId | None = None
     keys: Annotated[list[SignedKey], Field(max_length=1000)] = []
 
@@ -578,17 +602,22 @@ def _kind_of_score(score: Any) -> str:
     return "mean" if is_mean else "case"
 
 
+ToldScore = Annotated[
+    Annotated[CaseScore, Tag("case")] | Annotated[MeanScore, Tag("mean")], Discriminator(_kind_of_score)
+]
+
+
 class EvaluateReply(Body):
-    """Scores of the node's own model or of those that it kept.
+    """Scores of the node's final model or of those that it kept.
 
     Attributes:
         cases: one row per case, label and model; means over cases, or nothing, where the node's limits say so.
+        personal: the same of the model that is the node's own, where the run gives it one.
         seconds: duration in seconds.
     """
 
-    cases: list[
-        Annotated[Annotated[CaseScore, Tag("case")] | Annotated[MeanScore, Tag("mean")], Discriminator(_kind_of_score)]
-    ] = []
+    cases: list[ToldScore] = []
+    personal: list[ToldScore] = []
     seconds: float = Field(ge=0)
 
 

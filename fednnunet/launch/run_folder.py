@@ -20,7 +20,7 @@ from fednnunet.errors import ConfigError
 from fednnunet.files import DISK_FULL, NOT_WRITABLE, write_atomically
 from fednnunet.node.settings import NOISE_KEY, OPENED_SUMS, SECURE_KEY, SECURE_ROUND, NodeSettings
 from fednnunet.processes import LOG_FORMAT
-from fednnunet.run_files import CONFIG_FILE, RUN_ID_FILE
+from fednnunet.run_files import CONFIG_FILE, PERSONAL_RESULTS, RUN_ID_FILE
 from fednnunet.server.run_recorder import RunRecorder
 from fednnunet.server.strategy.base import Strategy
 
@@ -156,5 +156,6 @@ def remove_resume_files(folder: Path, nodes: Sequence[NodeSettings]) -> None:
     for node in nodes:
         for name in (NOISE_KEY, SECURE_KEY, SECURE_ROUND, OPENED_SUMS):  # who has the keys can take noise or masks away
             (node.folder / name).unlink(missing_ok=True)
-        for path in node.folder.glob("nnUNet_results/*/*/fold_*/checkpoint_round_*"):
-            path.unlink()
+        for results in ("nnUNet_results", PERSONAL_RESULTS):
+            for path in node.folder.glob(f"{results}/*/*/fold_*/checkpoint_round_*"):
+                path.unlink()

@@ -52,6 +52,7 @@ def server_settings(config: RunConfig) -> ServerSettings:
         colluding=0 if sums is None else sums.colluding,
         train_layers=config.trainer.train_layers,
         accept_useless_noise=any(noise.accept_useless for noise in (config.privacy.case, config.privacy.node) if noise),
+        personal=config.strategy.personal,
     )
     if config.on_single_machine:
         return settings

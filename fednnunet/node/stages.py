@@ -26,6 +26,7 @@ from fednnunet.node.describe import NodeDataset
 from fednnunet.node.distributed import Ranks
 from fednnunet.node.masked_counts import mask_counts
 from fednnunet.node.noise import CaseRounds, NodeRounds, RoundNoise
+from fednnunet.node.personal_model import PersonalModel, PersonalModels
 from fednnunet.node.received_models import ReceivedModels
 from fednnunet.node.resource_errors import CacheLostError
 from fednnunet.node.rounds import check_steps
@@ -49,6 +50,7 @@ class NodeStages:
 
     Attributes:
         trainer: trainer of the current fold; None before preprocessing.
+        personal: network that is trained beside that one; None without Ditto.
     """
 
     def __init__(self, settings: NodeSettings) -> None:
@@ -56,6 +58,8 @@ class NodeStages:
         self.config = settings.config
         self.device = torch.device("cpu")
         self.trainer: nnUNetTrainer | None = None
+        self.personal: PersonalModel | None = None
+        self._personal_models: PersonalModels | None = None
         self._dataset: NodeDataset | None = None
         self._labels: dict[str, int] | None = None
         self._channels: list[str] | None = None
@@ -148,6 +152,11 @@ class NodeStages:
         start = time.perf_counter()
         prepare.preprocess_cases(dataset, self._plans, self.settings)
         self._local_epochs = request.local_epochs
+        self._personal_models = None
+        if request.personal is not None:
+            self._personal_models = PersonalModels(
+                request.personal, self.settings, dataset, self._plans, self.device, self.ranks
+            )
         trainer = self.start_fold(request.fold)
         last = math.ceil(trainer.num_epochs / request.local_epochs)
         shortest = messages.TrainRequest(server_round=last, epochs=request.local_epochs, layers=[])
@@ -166,6 +175,9 @@ class NodeStages:
     def start_fold(self, fold: messages.Fold) -> nnUNetTrainer:
         """Build the trainer of ``fold``, as if it were the only one."""
         assert self._plans is not None
+        self.close_personal()
+        if self._personal_models is not None:  # before the other, which draws as if this one were not there
+            self.personal = self._personal_models.beside(fold)
         self.trainer = prepare.build_fold_trainer(
             fold, self.dataset, self._plans, self.settings, self.device, self.ranks
         )
@@ -200,6 +212,20 @@ class NodeStages:
     def evaluate(self) -> list[messages.Score]:
         """Score the fold's held-out cases with the trainer's network."""
         return evaluate.evaluate_fold(self._preprocessed(), self.dataset, self.settings)
+
+    def evaluate_personal(self) -> list[messages.Score]:
+        """Finish the model that is the node's own, if there is one, and score the fold's held-out cases with it."""
+        if self._personal_models is None:
+            return []
+        model = self.personal or self._personal_models.fine_tuned(self._preprocessed())
+        model.finish()
+        return evaluate.evaluate_fold(model.trainer, self.dataset, self.settings, personal=True)
+
+    def close_personal(self) -> None:
+        """Leave the network that is trained beside the shared one."""
+        if self.personal is not None:
+            self.personal.close()
+            self.personal = None
 
     def score_received(self, request: messages.ScoreModelsRequest) -> list[messages.Score]:
         """Score kept models on all cases of an external centre, else on the held-out ones; then delete the models.

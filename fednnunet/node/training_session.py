@@ -58,7 +58,7 @@ from fednnunet.training.checkpoint import (
 from fednnunet.training.devices import reset_peak_memory
 from fednnunet.training.epochs import skip_epochs
 from fednnunet.training.module import NNUNetModule
-from fednnunet.training.network_state import check_state, load_state, trained_arrays
+from fednnunet.training.network_state import as_tensors, check_state, load_state, trained_arrays
 
 log = logging.getLogger(__name__)
 
@@ -151,8 +151,8 @@ class TrainingSession:
             load_state(trainer.network, arrays)
             skip_epochs(trainer, trainer.num_epochs)
             save_final(trainer)
-            cases = self.stages.evaluate()
-            self._evaluation = EvaluateReply(cases=cases, seconds=time.perf_counter() - start)
+            cases, personal = self.stages.evaluate(), self.stages.evaluate_personal()
+            self._evaluation = EvaluateReply(cases=cases, personal=personal, seconds=time.perf_counter() - start)
         return self._evaluation
 
     def next_step(self, body: TrainingRequest, arrays: Mapping[str, np.ndarray]) -> NextStep:
@@ -180,7 +180,8 @@ class TrainingSession:
     @property
     def num_bytes(self) -> int:
         """Main memory of what is trained and sent."""
-        return tensor_bytes(self.stages.trainer) + self.layers.num_bytes + self._received.num_bytes
+        trainers = [self.stages.trainer, self.stages.personal and self.stages.personal.trainer]
+        return sum(map(tensor_bytes, trainers)) + self.layers.num_bytes + self._received.num_bytes
 
     # folds and resume ----------------------------------------------------------------------------------
 
@@ -220,6 +221,8 @@ class TrainingSession:
         self._finished_round = last
         self._reply, self._asked_for = TrainReply.model_validate(state["reply"]), state["layers"]
         self._random_state = state["random"]
+        if self.stages.personal is not None:
+            self.stages.personal.load(last)
         if isinstance(body, TrainRequest):
             self.layers.restore_round(trainer.network, body.layers, body.dtype, state["residuals"])
 
@@ -283,7 +286,7 @@ class TrainingSession:
         if is_new:
             if self.stages.noise is not None:
                 self.stages.noise.start_round(module.network, current.body)
-            module.set_proximal_term(current.arrays, current.body.proximal_mu)
+            module.set_proximal_term(as_tensors(current.arrays), current.body.proximal_mu)
             current.loaded = time.perf_counter()
         self._is_first_epoch = False
 
@@ -292,6 +295,8 @@ class TrainingSession:
         current, trainer = self._open, module.nnunet
         assert current is not None
         current.epochs_left -= 1
+        if self.stages.personal is not None:
+            self.stages.personal.train_epoch(trainer.current_epoch - 1, current.arrays)
         is_last = trainer.current_epoch >= trainer.num_epochs
         if current.epochs_left and not is_last:
             return True
@@ -316,7 +321,8 @@ class TrainingSession:
             trained = trained_arrays(trainer.network, body.layers)
             self.stages.secure.end_round(body, current.arrays, trained)
         residuals = self.layers.finish_round(trainer.network, body.layers, body.dtype, current.arrays)
-        save_round(trainer, self._reply.model_dump(), residuals, body.layers)
+        beside = None if self.stages.personal is None else self.stages.personal.save(body.server_round)
+        save_round(trainer, self._reply.model_dump(), residuals, body.layers, beside)
         self._asked_for = body.layers
         self._finished_round = body.server_round
         self._send_reply(current.request, body)

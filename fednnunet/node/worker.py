@@ -99,6 +99,7 @@ class NodeWorker:
         """End what runs beside the process, and free shared memory: the node goes on in another worker."""
         if self.stages.trainer is not None:
             end_loaders(self.stages.trainer)
+        self.stages.close_personal()
         self.training.layers.close()
 
     def _wait_for_round(self) -> NextStep:
@@ -174,6 +175,7 @@ class NodeWorker:
         if kind is not Kind.FINGERPRINT:  # other plans, or a new trainer: nothing of the earlier ones is left
             self._done.pop(Kind.PREPROCESS, None)
             self.stages.trainer = None
+            self.stages.close_personal()
             self.training.reset()
         reply = stages[kind](body)
         self._done[kind] = body, reply

@@ -40,6 +40,8 @@ STRATEGY_MEANINGS = {
     "local": "every node trains alone on its own plans",
     "asym": "AsymFedAvg: every node keeps its own plans, layers of the same name and shape are averaged",
     "ffe": "federated fingerprint: all nodes train the same plans, all layers are averaged",
+    "ditto": "as ffe, and beside the shared network one of each node's own, tied to the averages (Ditto)",
+    "ditto_asym": "as asym, and beside the shared network one of each node's own, tied to the averages (Ditto)",
     "centralized": "all images pooled in one place; the reference for federation, not private",
 }
 

@@ -177,10 +177,10 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     named = []
     for run in runs:
         extra = "".join(f" {key}={run.overrides[key]}" for key in varied if key in run.overrides)
-        strategy = f"{run.strategy}{extra}"
         names = ("cases", "means", "rounds", "round_means")
-        tables = {name: getattr(run, name).assign(strategy=strategy) for name in names}
-        named.append(replace(run, strategy=strategy, **tables))
+        tables = {name: getattr(run, name) for name in names}
+        tables = {name: table.assign(strategy=table["strategy"] + extra) for name, table in tables.items()}
+        named.append(replace(run, strategy=f"{run.strategy}{extra}", **tables))
     return named
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from fednnunet.errors import DataError
 from fednnunet.exchange.data_notes import DataNote
-from fednnunet.exchange.messages import Fold, MeanScore, Score
+from fednnunet.exchange.messages import Fold, MeanScore, PersonalTraining, Score
 from fednnunet.files import append_atomically, write_atomically
 from fednnunet.listing import MOST_NODES, join_nodes
 from fednnunet.run_files import (
@@ -22,6 +22,7 @@ from fednnunet.run_files import (
     CHANNELS_FILE,
     DATA_NOTE_COLUMNS,
     DATA_NOTES_FILE,
+    FINE_TUNED,
     LABEL_COLUMNS,
     LABELS_FILE,
     LOG_FILE,
@@ -31,6 +32,7 @@ from fednnunet.run_files import (
     ROUND_MEAN_COLUMNS,
     ROUND_MEANS_FILE,
     ROUNDS_FILE,
+    SHARED,
 )
 from fednnunet.server.run_observer import RunObserver, RunObservers
 
@@ -45,6 +47,7 @@ class RunRecorder(RunObservers):
         strategy: name of the strategy, for the tables.
         folds: folds to train; with several, ``rounds.csv`` gets a last column ``fold``.
         observers: are notified of every event.
+        personal: how nodes come to models of their own, where they do: ``cases.csv`` then has both.
 
     Attributes:
         num_training: node to its number of training cases (all folds), once they are known.
@@ -54,11 +57,19 @@ class RunRecorder(RunObservers):
     """
 
     def __init__(
-        self, folder: Path, strategy: str, folds: Sequence[Fold] = (0,), observers: Sequence[RunObserver] = ()
+        self,
+        folder: Path,
+        strategy: str,
+        folds: Sequence[Fold] = (0,),
+        observers: Sequence[RunObserver] = (),
+        personal: PersonalTraining | None = None,
     ) -> None:
         super().__init__(observers)
         self.folder = folder
         self.strategy = strategy
+        is_ditto = personal is not None and personal.tie is not None
+        self._shared_strategy = f"{strategy} {SHARED}" if is_ditto else strategy
+        self._personal_strategy = strategy if is_ditto else f"{strategy} {FINE_TUNED}"
         self.rounds = folder / ROUNDS_FILE
         self.round_means = folder / ROUND_MEANS_FILE
         self.cases = folder / CASES_FILE
@@ -228,7 +239,14 @@ class RunRecorder(RunObservers):
         """Whether a row of a round is of this fold and of ``first_round`` or later."""
         return row.get("fold", str(fold)) == str(fold) and int(row["round"]) >= first_round
 
-    def write_cases(self, fold: Fold | str, scores: Sequence[Score], kept: Mapping[str, str] | None = None) -> None:
+    def write_cases(
+        self,
+        fold: Fold | str,
+        scores: Sequence[Score],
+        kept: Mapping[str, str] | None = None,
+        personal: Sequence[Score] = (),
+        personal_kept: Mapping[str, str] | None = None,
+    ) -> None:
         """Add scores to ``cases.csv``: one row per model, case and label; undefined scores stay empty.
 
         A row of means over cases has no number of a case, but their count; its label is empty where it is over labels.
@@ -237,18 +255,27 @@ class RunRecorder(RunObservers):
             fold: fold that the models were trained on, or ``ensemble`` where several were averaged.
             scores: each names its model.
             kept: centre whose scores stay at the node to the model that was scored; a row with a count of 0.
+            personal: scores of the models that are the nodes' own, under a strategy of their own.
+            personal_kept: as ``kept``, of these.
         """
         rows = [
             *self._case_rows,
-            *({"strategy": self.strategy, "fold": fold, **_case_row(score)} for score in scores),
-            *(
-                {"strategy": self.strategy, "fold": fold, "node": centre, "model": model, NUM_CASES_COLUMN: 0}
-                for centre, model in (kept or {}).items()
-            ),
+            *_model_rows(self._shared_strategy, fold, scores, kept or {}),
+            *_model_rows(self._personal_strategy, fold, personal, personal_kept or {}),
         ]
         counted = any(NUM_CASES_COLUMN in row for row in rows)
         _write_rows(self.cases, (*CASE_COLUMNS, NUM_CASES_COLUMN) if counted else CASE_COLUMNS, rows)
         self._case_rows = rows  # scores that could not be written are requested again
+
+
+def _model_rows(
+    strategy: str, fold: Fold | str, scores: Sequence[Score], kept: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    of_model = {"strategy": strategy, "fold": fold}
+    return [
+        *({**of_model, **_case_row(score)} for score in scores),
+        *({**of_model, "node": centre, "model": model, NUM_CASES_COLUMN: 0} for centre, model in kept.items()),
+    ]
 
 
 def _case_row(score: Score) -> dict[str, Any]:

@@ -55,6 +55,7 @@ class ServerSettings:
         colluding: nodes of secure sums that may help a curious server.
         train_layers: parts of the names of the layers that nodes train, and so exchange; empty for all.
         accept_useless_noise: train even where noise is much larger than what it hides.
+        personal: how nodes come to models of their own, which stay there; None where they end with the federation's.
     """
 
     fingerprint: Literal["histogram", "weighted_mean"] | None
@@ -80,6 +81,7 @@ class ServerSettings:
     colluding: int = 0
     train_layers: Sequence[str] = ()
     accept_useless_noise: bool = False
+    personal: messages.PersonalTraining | None = None
 
     @property
     def needs_all_nodes(self) -> bool:

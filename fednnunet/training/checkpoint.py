@@ -45,8 +45,12 @@ PROGRESS_DPI = 30
 
 
 def save_round(
-    trainer: nnUNetTrainer, reply: dict[str, Any], residuals: Mapping[str, np.ndarray], layers: Sequence[str] = ()
-) -> None:
+    trainer: nnUNetTrainer,
+    reply: dict[str, Any],
+    residuals: Mapping[str, np.ndarray],
+    layers: Sequence[str] = (),
+    beside: Path | None = None,
+) -> Path:
     """Write the checkpoint of the round just finished, remove those that are no longer needed.
 
     Args:
@@ -55,6 +59,10 @@ def save_round(
         residuals: what :meth:`~fednnunet.node.layer_sender.LayerSender.finish_round` returned; empty where nothing is
             rounded.
         layers: names of the layers that were asked for.
+        beside: checkpoint of another network, without which this one is not sound.
+
+    Returns:
+        The checkpoint.
     """
     folder = Path(trainer.output_folder)
     checkpoint = folder / f"checkpoint_round_{reply['server_round']}.pth"
@@ -74,8 +82,10 @@ def save_round(
         "layers": list(layers),
         "epochs": trainer.current_epoch,
         "data": _data_of(trainer),
-        "random": _random_state(),
+        "random": random_state(),
     }
+    if beside is not None:
+        note["beside"] = os.path.relpath(beside, folder)
     write_atomically(checkpoint.with_suffix(".json"), json.dumps({"note": note, "sha256": _digest(note)}))
     _name_latest(checkpoint)
     rounds = sorted(finished_rounds(folder))
@@ -83,6 +93,7 @@ def save_round(
     for old in [*rounds[until:], *rounds[: max(0, until - KEPT_ROUNDS)]]:
         for suffix in (".json", ".npz", ".pth"):
             (folder / f"checkpoint_round_{old}{suffix}").unlink(missing_ok=True)
+    return checkpoint
 
 
 def _name_latest(checkpoint: Path) -> None:
@@ -115,14 +126,19 @@ def intact_rounds(folder: Path) -> list[int]:
 def _is_intact(checkpoint: Path) -> bool:
     archives = [path for path in (checkpoint, _residuals_of(checkpoint)) if path.is_file()]
     damaged = {path: damage for path in archives if (damage := archive_damage(path)) is not None}
-    if _read_note(checkpoint) is None:
+    if not checkpoint.is_file():
+        damaged[checkpoint] = "it is missing"
+    note = read_note(checkpoint)
+    if note is None:
         damaged[checkpoint.with_suffix(".json")] = "its checksum is another"
+    elif "beside" in note and not _is_intact(beside := checkpoint.parent / note["beside"]):
+        damaged[checkpoint] = f"it belongs to {beside}"
     for path, damage in damaged.items():
         log.warning("%s is damaged (%s); the node goes on from a checkpoint before it", path, damage)
     return not damaged
 
 
-def _read_note(checkpoint: Path) -> dict[str, Any] | None:
+def read_note(checkpoint: Path) -> dict[str, Any] | None:
     """What is noted of a checkpoint; None where that is damaged."""
     try:
         stored = json.loads(checkpoint.with_suffix(".json").read_text())
@@ -168,7 +184,7 @@ def load_round(trainer: nnUNetTrainer, server_round: int) -> dict[str, Any]:
         ConfigError: it was trained on other images, or for other plans.
     """
     checkpoint = checkpoint_of(trainer, server_round)
-    state = _read_note(checkpoint)
+    state = read_note(checkpoint)
     if state is None:
         raise ProtocolError(f"the checkpoint of round {server_round} is damaged")
     if state["data"] != _data_of(trainer):
@@ -215,7 +231,8 @@ def read_final(trainer: nnUNetTrainer, fold: Fold) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _random_state() -> dict[str, Any]:
+def random_state() -> dict[str, Any]:
+    """States of Python's, numpy's and torch's global generators, for :func:`restore_random_state`."""
     version, internal, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
@@ -227,7 +244,7 @@ def _random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Set Python's, numpy's and torch's global generators to what :func:`save_round` stored."""
+    """Set Python's, numpy's and torch's global generators to what :func:`random_state` returned."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]

@@ -8,7 +8,7 @@ are those of ``nnUNetTrainer.run_training``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning as L
@@ -22,6 +22,23 @@ from fednnunet.training.partial_channels import partial_channels_of
 
 GRADIENT_CLIP_NORM = 12.0
 """Norm at which ``nnUNetTrainer.train_step`` clips gradients."""
+
+
+def check_takes_terms(nnunet: nnUNetTrainer, key: str) -> None:
+    """Check that a term can be added to the loss of ``nnunet``.
+
+    Args:
+        nnunet: the trainer.
+        key: key of the configuration that asks for the term.
+
+    Raises:
+        ConfigError: it has its own training step, which no term can be added to.
+    """
+    if type(nnunet).train_step is not nnUNetTrainer.train_step:
+        raise ConfigError(
+            f"{key}: trainer.class={type(nnunet).__name__} has its own train_step, which no term can be added to; set "
+            "it to 0, or choose another trainer"
+        )
 
 
 class NNUNetModule(L.LightningModule):
@@ -55,27 +72,34 @@ class NNUNetModule(L.LightningModule):
         """The trainer's optimizer; the trainer's own epoch hook steps its schedule."""
         return self.nnunet.optimizer
 
-    def set_proximal_term(self, layers: Iterable[str], weight: float) -> None:
-        """Add FedProx's proximal term (Li et al. 2020) to every step from now on.
+    def set_proximal_term(self, anchors: Mapping[str, torch.Tensor], weight: float) -> None:
+        """Add ``weight * (layer - anchor)`` to the gradient of layers in every step from now on.
+
+        That of weight/2 times the squared distance: FedProx's proximal term (Li et al. 2020) where the anchors are what
+        the network starts from, Ditto's tie (Li et al. 2021, eq. 1) where they are another network's layers.
 
         Args:
-            layers: names of the layers that it pulls towards their present values.
-            weight: mu of the paper; 0 for no term.
+            anchors: layers to what they are pulled towards; copied. Others, and those not of the network, are free.
+            weight: mu or lambda of the papers; 0 for no term.
 
         Raises:
             ConfigError: the trainer has its own training step, to which no term can be added.
         """
         if weight and not self.automatic_optimization:
-            raise ConfigError(f"{type(self.nnunet).__name__} has its own train_step, without FedProx's proximal term")
+            raise ConfigError(f"{type(self.nnunet).__name__} has its own train_step, which no term can be added to")
         tensors = dict(named_tensors(self.network)) if weight else {}
-        self._proximal_anchors = [(tensors[name], tensors[name].detach().clone()) for name in layers if name in tensors]
+        self._proximal_anchors = [
+            (tensors[name], torch.empty_like(tensors[name]).copy_(anchor))
+            for name, anchor in anchors.items()
+            if name in tensors
+        ]
         self._proximal_weight = weight
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Add the proximal term's gradient, after unscaling and before clipping; the logged loss is without it."""
-        for tensor, origin in self._proximal_anchors:
+        for tensor, anchor in self._proximal_anchors:
             if tensor.grad is not None:
-                tensor.grad.add_(tensor.detach() - origin, alpha=self._proximal_weight)
+                tensor.grad.add_(tensor.detach() - anchor, alpha=self._proximal_weight)
 
     def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
         """Clip as ``nnUNetTrainer.train_step`` does."""

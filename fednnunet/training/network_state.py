@@ -174,11 +174,15 @@ def load_state(network: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
     The arrays are trusted: call :func:`check_state` first.
     """
     tensors = dict(named_tensors(network))
+    for name, values in as_tensors(arrays).items():
+        tensors[name].copy_(values)
+
+
+def as_tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """Tensors in the memory of the arrays, which may be read-only views of shared memory; only to be read."""
     with warnings.catch_warnings():
-        # Received arrays are read-only views of shared memory; they are only read here.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        for name, array in arrays.items():
-            tensors[name].copy_(_as_tensor(array))
+        return {name: _as_tensor(array) for name, array in arrays.items()}
 
 
 def _as_tensor(array: np.ndarray) -> torch.Tensor:

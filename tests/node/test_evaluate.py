@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from fednnunet.config.privacy import PrivacyConfig
+from fednnunet.config.privacy import CaseNoiseConfig, NodeNoiseConfig, PrivacyConfig
 from fednnunet.exchange.messages import CaseScore, MeanScore, Score
 from fednnunet.node.evaluate import tell, tell_fold
 
@@ -40,3 +40,16 @@ def test_cases_that_are_too_few_for_a_mean_are_told_with_those_of_a_later_fold(t
         1: (6, sum(range(6)) / 6 / 16),
         2: (5, sum(range(6, 11)) / 5 / 16),
     }
+
+
+@pytest.mark.parametrize(("key", "noise"), [("case", CaseNoiseConfig(epsilon=8)), ("node", NodeNoiseConfig(epsilon=8))])
+def test_scores_of_the_nodes_own_model_stay_where_noise_hides_what_training_tells(
+    tmp_path: Path, key: str, noise: Any
+) -> None:
+    scores = [CaseScore(centre="Oslo", case=case, label="tumour", dsc=case / 10, hd95=None) for case in range(6)]
+    for privacy, told in ((PrivacyConfig(), 6), (PrivacyConfig(scores="mean"), 2), (PrivacyConfig(**{key: noise}), 0)):
+        config = SimpleNamespace(privacy=privacy, folds=[0])
+        settings: Any = SimpleNamespace(folder=tmp_path, config=config)
+        assert len(tell_fold(scores, 0, settings, personal=True)) == told
+    assert pd.read_csv(tmp_path / "cases_fold_0_personal.csv")["dsc"].tolist() == [score.dsc for score in scores]
+    assert [path.name for path in tmp_path.iterdir()] == ["cases_fold_0_personal.csv"]

@@ -30,6 +30,9 @@ GPU_IS_FULL = "gpu_is_full"
 class LargeAtPorto(nnUNetTrainer):
     """Runs out of GPU memory in the second epoch, at its second step, at node Porto while the GPU is full."""
 
+    PART = ""
+    """Of the path of the model's folder."""
+
     def initialize(self) -> None:
         super().initialize()
         self.steps_of_epoch = 0
@@ -42,6 +45,12 @@ class LargeAtPorto(nnUNetTrainer):
     def _take_memory(self, *_: Any) -> None:
         self.steps_of_epoch += 1
         node = Path(os.environ["nnUNet_results"]).parent
-        is_full = (node.parents[1] / GPU_IS_FULL).exists()
+        is_full = (node.parents[1] / GPU_IS_FULL).exists() and self.PART in self.output_folder
         if is_full and node.name == "Porto" and self.current_epoch == 1 and self.steps_of_epoch == 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+
+class LargeWhileTunedAtPorto(LargeAtPorto):
+    """The same of a model that is the node's own alone."""
+
+    PART = "personal"

@@ -508,7 +508,7 @@ def run(
         node.fault = (faults or {}).get(name)
     given = ServerSettings(**{"fingerprint": None, "folds": [0], "timeout": 20, **(settings or {})})
     observer = RecordingObserver()
-    recorder = RunRecorder(folder, "asym", given.folds, [observer])
+    recorder = RunRecorder(folder, "asym", given.folds, [observer], given.personal)
     with serving(list(by_name.values()), grid_class) as grid:
         grid.run_server(build_server_app(given, strategy or AsymFedAvg(), recorder))
     return FinishedRun(by_name, observer.messages, folder, recorder.training, recorder.noise)

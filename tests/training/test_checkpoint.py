@@ -67,3 +67,23 @@ def test_damage_of_any_file_is_noticed(trainer: Any, tmp_path: Path, suffix: str
     if suffix == ".json":
         with pytest.raises(ProtocolError, match="the checkpoint of round 2 is damaged"):
             load_round(trainer, 2)
+
+
+@pytest.mark.parametrize("damage", ["a bit flipped", "missing"])
+def test_a_round_is_as_sound_as_the_checkpoint_of_the_network_beside_it(
+    trainer: Any, tmp_path: Path, damage: str
+) -> None:
+    own = SimpleNamespace(**{**vars(trainer), "output_folder": str(tmp_path / "own")})
+    (tmp_path / "own").mkdir()
+    for server_round in (1, 2):
+        own.current_epoch = trainer.current_epoch = server_round
+        beside = save_round(own, {"server_round": server_round}, {})
+        save_round(trainer, {"server_round": server_round}, {}, beside=beside)
+    assert intact_rounds(tmp_path) == [1, 2]
+    content = bytearray(beside.read_bytes())
+    content[len(content) // 2] ^= 1
+    if damage == "missing":
+        beside.unlink()
+    else:
+        beside.write_bytes(content)
+    assert intact_rounds(tmp_path) == [1]

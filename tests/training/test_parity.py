@@ -338,6 +338,6 @@ def test_the_proximal_term_holds_layers_near_what_the_round_began_with(make: Bui
 def test_the_proximal_term_is_refused_where_it_cannot_be_added(make: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "find_trainer", {"OwnStep": OwnStep}.__getitem__)
     module = NNUNetModule(make("2d", "pull", TRAINER.model_copy(update={"class_": "OwnStep"})))
-    module.set_proximal_term([], 0.0)
+    module.set_proximal_term({}, 0.0)
     with pytest.raises(ConfigError, match="OwnStep has its own train_step"):
-        module.set_proximal_term([], 0.1)
+        module.set_proximal_term({}, 0.1)

@@ -53,11 +53,18 @@ def evaluate_nodes(session: Session, fold: Fold, arrays: ArrayRecord) -> None:
         return with_whole_layers(request, EvaluateRequest, averages[request.metadata.dst_node_id])
 
     own: dict[int, list[Score]] = {}
+    personal: dict[int, list[Score]] = {}
     failures: list[ProtocolError] = []
     for reply in request_all(session, Kind.EVALUATE, requests, sent, whole=again):
         try:
-            _check_centres(federation, reply.node, reply.body.cases)
+            _check_centres(federation, reply.node, (*reply.body.cases, *reply.body.personal))
+            if reply.body.personal and settings.personal is None:
+                raise ProtocolError(
+                    f"node {federation.name(reply.node)} sent scores of a model of its own, which the run does not make"
+                )
             own[reply.node] = _relabel(reply.body.cases, federation.name(reply.node))
+            if settings.personal is not None:
+                personal[reply.node] = _relabel(reply.body.personal, federation.name(reply.node))
         except ProtocolError as error:
             failures.append(error)
     session.accept_failures(failures, len(own))
@@ -75,7 +82,8 @@ def evaluate_nodes(session: Session, fold: Fold, arrays: ArrayRecord) -> None:
                 scores += [score for node in models for score in _relabel(own[evaluator], federation.name(node))]
         else:
             scores += _all(_cross_evaluate(session, others, fold))
-    session.recorder.write_cases(fold, scores, _kept_scores(federation, fold, own))
+    kept, personal_kept = (_kept_scores(federation, fold, told) for told in (own, personal))
+    session.recorder.write_cases(fold, scores, kept, _all(personal), personal_kept)
     session.final_models[fold] = list(own)
 
 

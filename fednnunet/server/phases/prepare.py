@@ -84,6 +84,7 @@ def preprocess_images(session: Session) -> None:
     request = PreprocessRequest(
         fold=settings.folds[0],
         local_epochs=settings.local_epochs,
+        personal=settings.personal,
         secure_run=settings.secure_run,
         keys=federation.keys,
     )
