@@ -21,7 +21,7 @@ from fednnunet.reporting.figures.style import save_picture
 README = Path(__file__).parent / "README.md"
 IMAGES = README.parents[2] / "docs" / "images"
 PICTURE = "partial_labels"
-UPPER, ALONE, SHOWN = "all", "alone", "union"
+UPPER, ALONE, SHOWN, UNTAUGHT = "all", "alone", "union", "marginal"
 BEGINS, ENDS = "<!-- tables: begin -->", "<!-- tables: end -->"
 COLOURS = {"liver": "#0072B2", "spleen": "#D55E00", "kidney": "#009E73"}
 """Of Okabe and Ito's palette."""
@@ -79,6 +79,23 @@ def differences(scores: pd.DataFrame) -> dict[str, dict[str, Interval]]:
     return found
 
 
+def external(scores: pd.DataFrame, training: str) -> pd.Series:
+    """By node and seed: mean DSC over all organs of the node's model, on the cases of the external centre."""
+    scores = scores[(scores["training"] == training) & (scores["centre"] == EXTERNAL)]
+    return scores.groupby(["node", "seed", "organ"])["dsc"].mean().groupby(["node", "seed"]).mean()
+
+
+def gains(scores: pd.DataFrame) -> dict[str, dict[str, Interval]]:
+    """What teaching adds: what is scored, to hospital (and ``mean``), to the DSC with it less that without, by seed."""
+    found = {}
+    parts = {"own organ": own, "organs never annotated": unannotated, f"all organs in {EXTERNAL}": external}
+    for title, part in parts.items():
+        gain = (part(scores, SHOWN) - part(scores, UNTAUGHT)).dropna()
+        if not gain.empty:
+            found[title] = _by_node(gain)
+    return found
+
+
 def _by_node(values: pd.Series) -> dict[str, Interval]:
     intervals = {str(node): mean_interval(of_node.to_list()) for node, of_node in values.groupby("node")}
     return intervals | {"mean": mean_interval(values.groupby("seed").mean().to_list())}
@@ -101,7 +118,7 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def as_markdown(scores: pd.DataFrame) -> str:
-    """The three tables."""
+    """All tables."""
     trained = [training for training in TRAININGS if training in set(scores["training"])]
     titles = [TRAININGS[training].title for training in trained]
     seeds = {TRAININGS[name].title: of["seed"].nunique() for name, of in scores.groupby("training", sort=False)}
@@ -110,7 +127,8 @@ def as_markdown(scores: pd.DataFrame) -> str:
         (row["training"], row["centre"], row["organ"]): as_text(Interval(row["mean"], row["low"], row["high"]))
         for row in of_places(scores).to_dict("records")
     }
-    rows = []
+    nodes = [*ANNOTATED, "mean"]
+    rows, head = [], ["", *nodes]
     for centre in (*ANNOTATED, EXTERNAL):
         for organ in ORGANS:
             name = f"**{organ}**" if ANNOTATED.get(centre) == organ else organ
@@ -128,14 +146,17 @@ def as_markdown(scores: pd.DataFrame) -> str:
         ),
         ("The hospital's own organ, less the DSC of the hospital alone (same seed):", differences(scores), "+"),
     ):
-        nodes = [*ANNOTATED, "mean"]
-        head, lines = ["", *nodes], []
+        lines = []
         for training, by_node in found.items():
             lines.append([TRAININGS[training].title, *[as_text(by_node[node], sign) for node in nodes]])
             if sign:
                 lines.append(["… below alone?", *[is_below(by_node[node]) for node in nodes]])
         if lines:
             parts += [f"{title}\n", _table(head, lines)]
+    if found := gains(scores):
+        title = f"{TRAININGS[SHOWN].title}, less {TRAININGS[UNTAUGHT].title} (same seed):"
+        lines = [[part, *[as_text(by_node[node], "+") for node in nodes]] for part, by_node in found.items()]
+        parts += [f"{title}\n", _table(head, lines)]
     return "\n".join(parts)
 
 

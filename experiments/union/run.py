@@ -28,10 +28,13 @@ CENTRES = {
     "Turin": "Dataset163_OrgansTurin",
 }
 """Centres that train; Ghent, which annotates all, is only scored."""
+GRID = ("shape=[5,32,32]", "spacing=[6,5,5]")
+"""Half as fine as ``phantom_organs``: a step takes a third of the time."""
 SETTINGS = [
     *("dataset=phantom_organs", "fold=0"),
     f"dataset.centres=[{', '.join(f'{{name: {name}, dataset: {dataset}}}' for name, dataset in CENTRES.items())}]",
-    *("trainer.epochs=16", "trainer.iterations=25", "trainer.val_iterations=1"),
+    *(f"dataset.generator.centres.{centre}.{one}" for centre in (*CENTRES, "Ghent") for one in GRID),
+    *("trainer.epochs=24", "trainer.iterations=20", "trainer.val_iterations=1", "trainer.initial_lr=0.01"),
     *("compute.device=cpu", "compute.threads=1", "federation.workers=1"),
 ]
 

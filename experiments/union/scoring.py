@@ -47,7 +47,8 @@ class Training:
     all_organs: bool = True
 
 
-UNION, UNLIKE = "task.labels=union", "strategy.heterogeneous_tasks=true"
+UNLIKE = "strategy.heterogeneous_tasks=true"
+MARGINAL = ("task.labels=union", "task.distillation=0")
 TRAININGS = {
     "alone": Training("alone", ("strategy=local", UNLIKE), all_organs=False),
     "local_heads": Training(
@@ -55,9 +56,10 @@ TRAININGS = {
         ("strategy=asym", UNLIKE, "strategy.aggregation.keep_local=[seg_layers]"),
         all_organs=False,
     ),
-    "union": Training("union", ("strategy=asym", UNION)),
-    "union_exclusion": Training("union, exclusion", ("strategy=asym", UNION, "task.exclusion=true")),
-    "union_ffe": Training("union, `ffe`", ("strategy=ffe", UNION)),
+    "union": Training("union", ("strategy=asym", "task.labels=union", "task.distillation=1")),
+    "marginal": Training("marginal", ("strategy=asym", *MARGINAL)),
+    "exclusion": Training("marginal, exclusion", ("strategy=asym", *MARGINAL, "task.exclusion=true")),
+    "ffe": Training("marginal, `ffe`", ("strategy=ffe", *MARGINAL)),
     "background": Training(
         "as background", ("strategy=asym", "dataset.generator.unannotated=background"), images="background"
     ),

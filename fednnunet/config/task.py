@@ -27,6 +27,9 @@ class TaskConfig(Config):
         rename_labels: Other names of labels, by centre: its own name to the common one. No file is changed.
         exclusion: With ``union``: also punish probability of what a node has not annotated inside of what it has (Shi
             et al. 2021).
+        distillation: With ``union``: weight, beside a node's own loss, of what the network that it received says of
+            labels that it has not annotated (after Wang et al. 2023, ConDistFL); it grows from 0 over the first half
+            of the epochs. 0 leaves it out.
         channels: ``same``: all nodes have the same channels, in the same order. ``union``: one network for every
             channel that any training node has, by name; one that a node lacks is zeros there.
         channel_drop: With ``channels=union``: probability in [0, 1) with which each of a node's own channels is zeros
@@ -36,6 +39,7 @@ class TaskConfig(Config):
     labels: Literal["same", "union"] = "same"
     rename_labels: dict[str, dict[TaskName, TaskName]] = Field(default_factory=dict)
     exclusion: bool = False
+    distillation: float = Field(default=0.0, ge=0, le=10)
     channels: Literal["same", "union"] = "same"
     channel_drop: float = Field(default=CHANNEL_DROP, ge=0, lt=1)
 
@@ -47,6 +51,8 @@ class TaskConfig(Config):
                     raise ValueError(f"rename_labels.{centre}.{old}={new}: {' and '.join(RESERVED)} keep their names")
         if self.exclusion and self.labels != "union":
             raise ValueError("exclusion=true needs task.labels=union")
+        if self.distillation and self.labels != "union":
+            raise ValueError(f"distillation={self.distillation:g} needs task.labels=union")
         if self.channel_drop != CHANNEL_DROP and self.channels != "union":
             raise ValueError(f"channel_drop={self.channel_drop:g} needs task.channels=union")
         return self

@@ -86,14 +86,14 @@ class Ranks:
         """Let the helpers load optimizer and schedule from a checkpoint that was made after ``epochs`` epochs."""
         self._send(do="load", checkpoint=str(checkpoint), epochs=epochs)
 
-    def fit(self, epoch: int) -> None:
-        """Let the helpers start training with this epoch; called right before rank 0 does."""
-        self._send(do="fit", epoch=epoch)
+    def fit(self, epoch: int, is_taught: bool) -> None:
+        """Let the helpers start training with this epoch, whose weights teach them or not, right before rank 0 does."""
+        self._send(do="fit", epoch=epoch, is_taught=is_taught)
 
-    def start_epoch(self, network: torch.nn.Module, epoch: int, first: bool) -> None:
-        """Start another epoch: give every rank the weights of rank 0."""
+    def start_epoch(self, network: torch.nn.Module, epoch: int, first: bool, is_taught: bool) -> None:
+        """Start another epoch: give every rank the weights of rank 0; ``is_taught``: which are to teach it, too."""
         if not first:
-            self._send(do="epoch", epoch=epoch)
+            self._send(do="epoch", epoch=epoch, is_taught=is_taught)
         if self.size > 1:
             share_state(network)
 
@@ -155,6 +155,7 @@ class _Rank:
         self.device = device
         self.connection = connection
         self.trainer: nnUNetTrainer | None = None
+        self._is_taught = False
 
     def serve(self) -> None:
         """Carry out the orders of rank 0 until it ends."""
@@ -170,7 +171,7 @@ class _Rank:
                 self.trainer.load_checkpoint(order["checkpoint"])
                 self.trainer.current_epoch = order["epochs"]
             else:
-                self._fit(order["epoch"])
+                self._fit(order["epoch"], order["is_taught"])
 
     def _build(self, settings: TrainerConfig, order: dict[str, Any]) -> nnUNetTrainer:
         os.environ["nnUNet_preprocessed"] = order["preprocessed"]
@@ -185,13 +186,14 @@ class _Rank:
             self.settings.config.compute.precision,
         )
         if self.settings.config.task.labels == "union":
-            use_partial_labels(trainer, self.settings.config.task.exclusion)
+            use_partial_labels(trainer, self.settings.config.task.exclusion, self.settings.config.task.distillation)
         if self.settings.config.task.channels == "union":
             use_partial_channels(trainer, self.settings.config.task.channel_drop, order["seed"], self.rank)
         return trainer
 
-    def _fit(self, epoch: int) -> None:
+    def _fit(self, epoch: int, is_taught: bool) -> None:
         assert self.trainer is not None
+        self._is_taught = is_taught
         skip_epochs(self.trainer, epoch)
         self.trainer.on_train_start()
         module = NNUNetModule(self.trainer)
@@ -203,6 +205,8 @@ class _Rank:
     def start_epoch(self, module: NNUNetModule) -> None:
         """:class:`~fednnunet.training.callback.Rounds`: receive the weights of rank 0."""
         share_state(module.network)
+        if self._is_taught:
+            module.keep_teacher()
 
     def end_epoch(self, module: NNUNetModule) -> bool:
         """:class:`~fednnunet.training.callback.Rounds`: wait for the next order of rank 0."""
@@ -210,4 +214,5 @@ class _Rank:
         if order["do"] != "epoch":
             return False
         skip_epochs(module.nnunet, order["epoch"])
+        self._is_taught = order["is_taught"]
         return True

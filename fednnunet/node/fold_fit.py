@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import nn
 
 from fednnunet.config.groups import ComputeConfig
 from fednnunet.training.callback import FederatedCallback, Rounds
@@ -68,10 +69,12 @@ class FoldFit:
 
 
 def tensor_bytes(trainer: nnUNetTrainer | None) -> int:
-    """Bytes of the tensors that a trainer keeps between two steps: network, gradients, state of the optimizer."""
+    """Bytes of what a trainer keeps between two steps: network, gradients, state of the optimizer, and a teacher."""
     if trainer is None:
         return 0
     tensors = [*trainer.network.parameters(), *trainer.network.buffers()]
+    if isinstance(trainer.loss, nn.Module):
+        tensors += [*trainer.loss.parameters(), *trainer.loss.buffers()]
     tensors += [one.grad for one in trainer.network.parameters() if one.grad is not None]
     states = [value for state in trainer.optimizer.state.values() for value in state.values()]
     tensors += [value for value in states if torch.is_tensor(value)]

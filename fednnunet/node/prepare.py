@@ -118,7 +118,7 @@ def build_fold_trainer(
         plans, configuration, fold, dataset_json, trainer_settings, device, config.compute.precision
     )
     if config.task.labels == "union":
-        use_partial_labels(trainer, config.task.exclusion)
+        use_partial_labels(trainer, config.task.exclusion, config.task.distillation)
     if config.task.channels == "union":
         use_partial_channels(trainer, config.task.channel_drop, settings.seed)
     source = config.init.weights_of(settings.name)

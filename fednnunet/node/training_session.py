@@ -250,7 +250,7 @@ class TrainingSession:
 
     def _build_fit(self, trainer: nnUNetTrainer) -> FoldFit:
         """A fit from the next epoch on, with the random states that belong to it."""
-        self.stages.ranks.fit(trainer.current_epoch)
+        self.stages.ranks.fit(trainer.current_epoch, is_taught=self._open is not None and bool(self._open.arrays))
         trainer.on_train_start()
         if self._random_state is not None:
             restore_random_state(self._random_state)
@@ -282,11 +282,14 @@ class TrainingSession:
             current.started = time.perf_counter()
             reset_peak_memory(module.nnunet.device)
             load_state(module.network, current.arrays)
-        self.stages.ranks.start_epoch(module.network, module.nnunet.current_epoch, self._is_first_epoch)
+        is_taught = is_new and bool(current.arrays)
+        self.stages.ranks.start_epoch(module.network, module.nnunet.current_epoch, self._is_first_epoch, is_taught)
         if is_new:
             if self.stages.noise is not None:
                 self.stages.noise.start_round(module.network, current.body)
             module.set_proximal_term(as_tensors(current.arrays), current.body.proximal_mu)
+            if is_taught:
+                module.keep_teacher()
             current.loaded = time.perf_counter()
         self._is_first_epoch = False
 

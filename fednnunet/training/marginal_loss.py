@@ -13,6 +13,8 @@ import torch
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from torch import nn
 
+from fednnunet.training.distillation import Distillation
+
 
 class MarginalLoss(nn.Module):
     """A loss of nnU-Net, of logits whose unannotated classes are merged with the background.
@@ -33,6 +35,8 @@ class MarginalLoss(nn.Module):
         num_classes: classes of the network, with background.
         ignore_label: value of ignored voxels, if any.
         exclusion: whether to add the exclusion term.
+        distillation: weight of what a teacher says of unannotated classes
+            (:class:`~fednnunet.training.distillation.Distillation`).
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class MarginalLoss(nn.Module):
         num_classes: int,
         ignore_label: int | None = None,
         exclusion: bool = False,
+        distillation: float = 0.0,
     ) -> None:
         super().__init__()
         self.loss = loss
@@ -49,6 +54,7 @@ class MarginalLoss(nn.Module):
         self.unannotated = [one for one in range(1, num_classes) if one not in self.annotated]
         self.ignore_label = ignore_label
         self.exclusion = exclusion
+        self.distillation = Distillation(self.unannotated, distillation) if self.unannotated and distillation else None
         # Merged classes are no more than those of the union, so its ignore value is none of theirs.
         self._table = torch.zeros(max(num_classes, (ignore_label or 0) + 1), dtype=torch.int64)
         self._table[self.annotated] = torch.arange(1, len(self.annotated) + 1)
@@ -71,13 +77,21 @@ class MarginalLoss(nn.Module):
         classes = logits.float().unbind(1)
         rest = torch.logsumexp(torch.stack([classes[0], *(classes[one] for one in self.unannotated)], 1), 1)
         loss = self.loss(torch.stack([rest, *(classes[one] for one in self.annotated)], 1), merged_target)
-        return loss + self._exclusion(logits, merged_target) if self.exclusion else loss
+        if self.exclusion:
+            loss = loss + self._exclusion(logits, merged_target)
+        if self.distillation is not None and self.distillation.teaches:
+            loss = loss + self.distillation(logits, merged_target == 0, self._known(merged_target))
+        return loss
+
+    def _known(self, merged_target: torch.Tensor) -> torch.Tensor:
+        """Voxels that are not ignored."""
+        if self.ignore_label is None:
+            return torch.ones_like(merged_target, dtype=torch.bool)
+        return merged_target != self.ignore_label
 
     def _exclusion(self, logits: torch.Tensor, merged_target: torch.Tensor) -> torch.Tensor:
         """The exclusion cross entropy."""
-        inside, known = merged_target > 0, torch.ones_like(merged_target, dtype=torch.bool)
-        if self.ignore_label is not None:
-            known = merged_target != self.ignore_label
+        inside, known = merged_target > 0, self._known(merged_target)
         classes = torch.softmax(logits.float(), 1).unbind(1)
         punished = torch.log1p(torch.stack([classes[one] for one in self.unannotated], 1)).mean(1, keepdim=True)
         return torch.where(inside & known, punished, 0).sum() / known.sum().clamp(min=1)
@@ -148,12 +162,26 @@ class PooledMarginalLoss(nn.Module):
         return torch.stack(losses).sum()
 
 
-def cases_of(loss: nn.Module, batch: Mapping[str, Any]) -> contextlib.AbstractContextManager[None]:
-    """Within this, ``loss`` is called with ``batch``: what nnU-Net's loader gives, with names of its cases."""
-    pooled = _pooled_loss(loss)
-    return contextlib.nullcontext() if pooled is None else pooled.batch_of(batch["keys"])
+def cases_of(
+    loss: nn.Module, batch: Mapping[str, Any], network: nn.Module | None = None
+) -> contextlib.AbstractContextManager[None]:
+    """Within this, ``loss`` trains on ``batch``: what nnU-Net's loader gives, with names of its cases.
 
-
-def _pooled_loss(loss: nn.Module) -> PooledMarginalLoss | None:
+    Args:
+        loss: of a trainer.
+        batch: images and names of cases.
+        network: the trainer's, where it may be called with other images than those of the batch.
+    """
     inner = loss.loss if isinstance(loss, DeepSupervisionWrapper) else loss
-    return inner if isinstance(inner, PooledMarginalLoss) else None
+    if isinstance(inner, PooledMarginalLoss):
+        return inner.batch_of(batch["keys"])
+    distillation = distillation_of(loss)
+    if distillation is None:
+        return contextlib.nullcontext()
+    return distillation.of_images(batch["data"]) if network is None else distillation.of_calls(network)
+
+
+def distillation_of(loss: nn.Module) -> Distillation | None:
+    """The loss's part that has a teacher, if any."""
+    inner = loss.loss if isinstance(loss, DeepSupervisionWrapper) else loss
+    return inner.distillation if isinstance(inner, MarginalLoss) else None

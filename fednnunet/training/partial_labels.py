@@ -35,7 +35,7 @@ COUNTS = ("tp_hard", "fp_hard", "fn_hard")
 Step = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-def use_partial_labels(trainer: nnUNetTrainer, exclusion: bool) -> None:
+def use_partial_labels(trainer: nnUNetTrainer, exclusion: bool, distillation: float = 0.0) -> None:
     """Let ``trainer`` train and validate on what ``annotated`` of its ``dataset.json`` names, if it has that key.
 
     Its loss becomes a marginal one. The pseudo-Dice leaves out what is not annotated, where every voxel predicted would
@@ -44,6 +44,8 @@ def use_partial_labels(trainer: nnUNetTrainer, exclusion: bool) -> None:
     Args:
         trainer: after ``initialize()``; with annotations by centre, its data are preprocessed.
         exclusion: whether to add the exclusion term (:class:`MarginalLoss`).
+        distillation: weight of what the received network says of what is not annotated; 0 for none. Without effect
+            where annotations are by centre, as nothing is received there.
 
     Raises:
         ConfigError: ``annotated`` names no label of the task, or none at all; the task has regions; or the trainer's
@@ -64,7 +66,7 @@ def use_partial_labels(trainer: nnUNetTrainer, exclusion: bool) -> None:
     rest = (num_classes, trainer.label_manager.ignore_label, exclusion)
     is_deep = isinstance(trainer.loss, DeepSupervisionWrapper)
     inner = trainer.loss.loss if is_deep else trainer.loss
-    loss = PooledMarginalLoss(inner, sets, *rest) if is_pooled else MarginalLoss(inner, sets[""], *rest)
+    loss = PooledMarginalLoss(inner, sets, *rest) if is_pooled else MarginalLoss(inner, sets[""], *rest, distillation)
     if is_deep:
         trainer.loss.loss = loss
     else:
@@ -128,7 +130,10 @@ def _own_step(trainer: nnUNetTrainer) -> Step:
 
     def train_step(batch: dict[str, Any]) -> dict[str, Any]:
         calls: list[None] = []
-        with cases_of(trainer.loss, batch), trainer.loss.register_forward_hook(lambda *_: calls.append(None)):
+        with (
+            cases_of(trainer.loss, batch, trainer.network),
+            trainer.loss.register_forward_hook(lambda *_: calls.append(None)),
+        ):
             output: dict[str, Any] = step(batch)
         if not calls:
             raise ConfigError(

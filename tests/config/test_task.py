@@ -37,6 +37,7 @@ def test_what_cannot_be_combined_with_the_union_is_refused(overrides: list[str],
     ("override", "message"),
     [
         ("task.exclusion=true", "exclusion=true needs task.labels=union"),
+        ("task.distillation=2", "distillation=2 needs task.labels=union"),
         ("+task.rename_labels={Bern: {tumor: tumour}}", "rename_labels: Bern is not a centre of phantom"),
         ("+task.rename_labels={DUKE: {background: nothing}}", "rename_labels.DUKE.background=nothing"),
         ("+task.rename_labels={DUKE: {tumor: ignore}}", "rename_labels.DUKE.tumor=ignore"),

@@ -52,17 +52,19 @@ def test_trainings_differ_in_what_is_annotated_and_in_what_becomes_of_it(tmp_pat
         assert [centre.name for centre in config.training_centres] == ["Oslo", "Porto", "Turin"]
         assert (config.seed, generator["seed"]) == (3, 3)
         annotated = "all" if generator["annotated"] == "all" else "own"
+        taught = config.task.distillation if config.task.labels == "union" else 0
         used = (config.strategy.name, config.task.labels, config.task.exclusion, config.strategy.heterogeneous_tasks)
-        found[training] = (annotated, generator["unannotated"], *used)
+        found[training] = (annotated, generator["unannotated"], *used, taught)
         assert config.strategy.aggregation.get("keep_local", []) == ["seg_layers"] * (training == "local_heads")
     assert found == {
-        "alone": ("own", "unknown", "local", "same", False, True),
-        "local_heads": ("own", "unknown", "asym", "same", False, True),
-        "union": ("own", "unknown", "asym", "union", False, False),
-        "union_exclusion": ("own", "unknown", "asym", "union", True, False),
-        "union_ffe": ("own", "unknown", "ffe", "union", False, False),
-        "background": ("own", "background", "asym", "same", False, False),
-        "all": ("all", "unknown", "asym", "same", False, False),
+        "alone": ("own", "unknown", "local", "same", False, True, 0),
+        "local_heads": ("own", "unknown", "asym", "same", False, True, 0),
+        "union": ("own", "unknown", "asym", "union", False, False, 1),
+        "marginal": ("own", "unknown", "asym", "union", False, False, 0),
+        "exclusion": ("own", "unknown", "asym", "union", True, False, 0),
+        "ffe": ("own", "unknown", "ffe", "union", False, False, 0),
+        "background": ("own", "background", "asym", "same", False, False, 0),
+        "all": ("all", "unknown", "asym", "same", False, False, 0),
     }
 
 
@@ -163,6 +165,7 @@ def test_ratios_and_differences_are_paired_by_seed() -> None:
     rows = [
         *scored("alone", [0.8, 0.9], [nan, nan]),
         *scored("union", [0.7, 0.81], [0.4, 0.6]),
+        *scored("marginal", [0.6, 0.81], [0.3, 0.4]),
         *scored("all", [0.9, 0.9], [0.8, 0.8]),
     ]
     scores = pd.DataFrame(rows, columns=load("scoring").COLUMNS)
@@ -173,6 +176,10 @@ def test_ratios_and_differences_are_paired_by_seed() -> None:
     assert difference["Oslo"].high == pytest.approx(-0.095 + 12.706 * 0.005, abs=1e-5)
     assert analysis.is_below(difference["Oslo"]) == "**yes**"
     assert analysis.is_below(analysis.differences(scores)["all"]["Oslo"]) == "no"
+    gains = analysis.gains(scores)
+    assert [gains[part]["Porto"].mean for part in ("own organ", "organs never annotated")] == pytest.approx(
+        [0.05, 0.15]
+    )
     single = scores[scores["seed"] == 0]
     assert analysis.is_below(analysis.differences(single)["union"]["Oslo"]) == "not known"
 

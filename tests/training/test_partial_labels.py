@@ -50,9 +50,11 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Build]:
 
 
 def losses_of(trainer: nnUNetTrainer) -> list[float]:
-    """Of two steps and a validation step."""
+    """Of two steps and a validation step, in the second half of the epochs."""
     trainer.on_train_start()
+    trainer.current_epoch = 1
     module = NNUNetModule(trainer)
+    module.keep_teacher()
     found = []
     for _ in range(2):
         loss = module.training_step(next(trainer.dataloader_train), 0)
@@ -71,8 +73,25 @@ def test_training_on_all_labels_is_what_it_was_bit_for_bit(build: Build, configu
     expected = losses_of(build(configuration))
     for fields in ({}, {"annotated": names}, {"annotated": {"A": names, "B": names}}):
         trainer = build(configuration, **fields)
-        use_partial_labels(trainer, exclusion=True)
+        use_partial_labels(trainer, exclusion=True, distillation=1)
         assert losses_of(trainer) == expected
+
+
+def test_what_is_not_annotated_is_taught_in_training_and_not_validated(build: Build) -> None:
+    found = []
+    for distillation in (0.0, 1e-30, 1.0):
+        trainer = build(annotated=["liver"])
+        use_partial_labels(trainer, exclusion=False, distillation=distillation)
+        found.append(losses_of(trainer))
+    assert found[1] == found[0]
+    assert found[2][0] != found[0][0]
+    trainer.on_train_start()
+    batch = next(trainer.dataloader_val)
+    with torch.no_grad():
+        both = [float(trainer.validation_step(batch)["loss"])]
+        trainer.loss.loss.distillation = None
+        both.append(float(trainer.validation_step(batch)["loss"]))
+    assert both[0] == both[1]
 
 
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
@@ -183,6 +202,12 @@ def test_pseudo_dice_of_pooled_cases_counts_in_each_what_is_annotated_there(buil
 
 # what is refused ------------------------------------------------------------------------------------------
 
+
+def turned(batch: dict[str, Any]) -> dict[str, Any]:
+    target = [one.flip(-1) for one in batch["target"]]
+    return {**batch, "data": batch["data"].flip(-1), "target": target}
+
+
 REGIONS = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "kidney": 3}
 
 
@@ -206,12 +231,17 @@ class OwnStep(nnUNetTrainer):
         return super().train_step(batch)
 
 
+class Turned(nnUNetTrainer):
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return super().train_step(turned(batch))
+
+
 class NoCounts(nnUNetTrainer):
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         return {"loss": super().validation_step(batch)["loss"]}
 
 
-OWN = {one.__name__: one for one in (Weighted, OwnScales, OtherLoss, OwnStep, NoCounts)}
+OWN = {one.__name__: one for one in (Weighted, OwnScales, OtherLoss, OwnStep, Turned, NoCounts, nnUNetTrainer)}
 POOLED = {"A": ["liver", "spleen"], "B": ["liver"]}
 
 
@@ -285,6 +315,21 @@ def test_a_trainers_own_step_learns_by_what_is_annotated(build_own: Build, annot
     module = NNUNetModule(trainer)
     module.training_step(batch, 0)
     assert float(module._train_outputs[0]["loss"]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_trainers_own_step_is_taught_by_what_its_network_sees(build_own: Build) -> None:
+    found = []
+    for trainer_class in ("Turned", "nnUNetTrainer"):
+        trainer = build_own(trainer=trainer_class, annotated=["liver"])
+        use_partial_labels(trainer, exclusion=False, distillation=1)
+        trainer.on_train_start()
+        trainer.current_epoch = 1
+        module = NNUNetModule(trainer)
+        module.keep_teacher()
+        batch = next(trainer.dataloader_train)
+        module.training_step(batch if trainer_class == "Turned" else turned(batch), 0)
+        found.append(float(module._train_outputs[0]["loss"]))
+    assert found[0] == pytest.approx(found[1], abs=1e-6)
 
 
 def test_a_validation_step_without_counts_is_refused(build_own: Build) -> None:

@@ -1,0 +1,131 @@
+"""What the federation's network knows of labels that a node has not annotated, taught to the node's own.
+
+Conditional distillation after Wang et al. 2023 (ConDistFL, https://arxiv.org/abs/2308.04070). The network that a node
+receives at the start of a round is the teacher. Where the node has annotated nothing, its marginal loss
+(:mod:`~fednnunet.training.marginal_loss`) says of a voxel only that it is background *or* something unannotated; the
+teacher says which.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
+
+from fednnunet.errors import ConfigError
+from fednnunet.training.network_state import unwrap
+
+RAMP = 0.5
+"""Fraction of the epochs over which the weight grows: the first teachers know nothing."""
+SMOOTH = 1e-5
+"""Added to numerator and denominator of Dice, as nnU-Net does."""
+
+
+class Distillation(nn.Module):
+    """Distance of student and teacher in what they say of a voxel that is in no annotated structure.
+
+    With logits ``z`` of the student and ``t`` of the teacher, unannotated classes ``U`` and ``R = {0} + U``::
+
+        p_c = exp(z_c) / sum_{r in R} exp(z_r)        q_c = exp(t_c) / sum_{r in R} exp(t_r)        c in R
+
+        CE   = -1/V sum_{v in M} sum_{c in R} q_cv log p_cv
+        Dice = -1/|U| sum_{u in U} (2 sum_{v in M} p_uv q_uv + s) / (sum_{v in M} (p_uv + q_uv) + s)
+
+    ``M`` are the voxels of the batch in which the node has annotated nothing, and in which the teacher sees none of the
+    node's structures either; ``V`` counts all voxels that are not ignored, ``s`` is 1e-5. As ``P(c) = P(R) P(c | R)``,
+    the marginal cross entropy and this one add up to that of a label map in which the teacher has filled in what the
+    node has not annotated. Annotated classes have no gradient. The paper has the Dice term alone, on probabilities of
+    another temperature, at full resolution; here each output of deep supervision has its own.
+
+    The weight grows linearly from 0, over :data:`RAMP` of the epochs, to ``weight``.
+
+    Args:
+        unannotated: the classes ``U``.
+        weight: of CE and Dice together, beside the marginal loss.
+    """
+
+    def __init__(self, unannotated: Sequence[int], weight: float) -> None:
+        super().__init__()
+        self.rest = [0, *unannotated]
+        self.weight = weight
+        self.teacher: nn.Module | None = None
+        self._weight_now = 0.0
+        self._logits: dict[tuple[int, ...], torch.Tensor] = {}
+
+    def keep_teacher(self, network: nn.Module, progress: float) -> None:
+        """Learn from ``network`` as it is now, from here on; ``progress`` is the fraction of epochs that are done."""
+        self._weight_now = self.weight * min(1.0, progress / RAMP)
+        if not self._weight_now:
+            return
+        if self.teacher is None:
+            self.teacher = copy.deepcopy(unwrap(network)).requires_grad_(False).eval()
+        else:
+            self.teacher.load_state_dict(unwrap(network).state_dict())
+
+    @contextlib.contextmanager
+    def of_images(self, images: torch.Tensor) -> Iterator[None]:
+        """Within this, the loss is called with outputs for ``images`` (B, C, [Z,] Y, X)."""
+        self._see(images)
+        try:
+            yield
+        finally:
+            self._logits = {}
+
+    @contextlib.contextmanager
+    def of_calls(self, network: nn.Module) -> Iterator[None]:
+        """Within this, the loss is called with outputs of ``network``, for whatever images it is called with."""
+        hook = network.register_forward_pre_hook(lambda _, given: self._see(given[0]))
+        try:
+            yield
+        finally:
+            hook.remove()
+            self._logits = {}
+
+    @torch.no_grad()
+    def _see(self, images: torch.Tensor) -> None:
+        if self.teacher is None or not self._weight_now:
+            return
+        device = next(self.teacher.parameters()).device
+        outputs = self.teacher(images.to(device, non_blocking=True))
+        self._logits = {tuple(one.shape): one for one in (outputs if isinstance(outputs, list | tuple) else [outputs])}
+
+    @property
+    def teaches(self) -> bool:
+        """Whether there is a teacher's output for what the loss is called with: not in validation."""
+        return bool(self._logits)
+
+    def forward(self, logits: torch.Tensor, background: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+        """The weighted distance.
+
+        Args:
+            logits: of the union's classes, (B, classes, [Z,] Y, X).
+            background: voxels in which the node has annotated nothing, boolean (B, 1, [Z,] Y, X).
+            known: voxels that are not ignored, of the same shape.
+
+        Raises:
+            ConfigError: the loss is called with something else than the network's outputs.
+        """
+        teacher = self._logits.get(tuple(logits.shape))
+        if teacher is None:
+            raise ConfigError(
+                "task.distillation needs a trainer.class that calls its loss with what its network returns; set "
+                "task.distillation=0"
+            )
+        return self._weight_now * self.distance(logits, teacher, background, known)
+
+    def distance(
+        self, logits: torch.Tensor, teacher: torch.Tensor, background: torch.Tensor, known: torch.Tensor
+    ) -> torch.Tensor:
+        """CE + Dice; shapes as of :meth:`forward`, ``teacher``'s that of ``logits``."""
+        seen = teacher.argmax(1, keepdim=True)
+        inside = background & torch.isin(seen, torch.tensor(self.rest, device=seen.device))
+        log_p = torch.log_softmax(logits[:, self.rest].float(), 1)
+        q = torch.softmax(teacher[:, self.rest].float(), 1) * inside
+        cross_entropy = -(q * log_p).sum() / known.sum().clamp(min=1)
+        p, q = (log_p.exp() * inside)[:, 1:], q[:, 1:]
+        over = [0, *range(2, p.ndim)]
+        dice = (2 * (p * q).sum(over) + SMOOTH) / ((p + q).sum(over) + SMOOTH)
+        return cross_entropy - dice.mean()
