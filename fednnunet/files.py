@@ -96,6 +96,13 @@ def has_free_space(folder: Path, size: int = 2**20) -> bool:
 
 
 @contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file beside ``path`` for a library to write, which takes its place at the end, or is removed if that fails."""
+    with _partial(path) as partial:
+        yield partial
+
+
+@contextlib.contextmanager
 def _partial(path: Path) -> Iterator[Path]:
     """A file beside ``path`` to write, which takes its place at the end."""
     path.parent.mkdir(parents=True, exist_ok=True)

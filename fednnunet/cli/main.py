@@ -11,6 +11,7 @@ import click
 import typer
 
 from fednnunet.cli.deployment import node, server
+from fednnunet.cli.export import export
 from fednnunet.cli.report import report, wandb_dashboard
 from fednnunet.errors import FednnUNetError
 from fednnunet.plain_output import write_plainer
@@ -57,6 +58,7 @@ def train(context: typer.Context) -> None:
 
 
 app.command()(report)
+app.command()(export)
 app.command("wandb-dashboard")(wandb_dashboard)
 app.add_typer(server, name="server")
 app.add_typer(node, name="node")

@@ -35,6 +35,16 @@ def read_description(folder: Path, centre: str) -> dict[str, Any]:
         raise DataError(f"{where} must be a JSON object with channel_names, labels and file_ending")
     if repeated:
         raise DataError(f"{where} has the key {repeated[0]} twice, of which only the last would count; keep one")
+    check_description(description, where)
+    return description
+
+
+def check_description(description: Mapping[str, Any], where: str) -> None:
+    """Check the content of a ``dataset.json``, wherever it was read from.
+
+    Raises:
+        DataError: names ``where`` and the field, and what is wrong.
+    """
     for key in ("channel_names", "labels", "file_ending"):
         if key not in description:
             raise DataError(f"{where} has no field {key}")
@@ -44,7 +54,6 @@ def read_description(folder: Path, centre: str) -> dict[str, Any]:
         problem = check(description)
         if problem:
             raise DataError(f"{where}: {problem}")
-    return description
 
 
 def _problem_of_channels(description: Mapping[str, Any]) -> str | None:

@@ -75,7 +75,7 @@ def test_what_cannot_be_opened_is_said_in_one_line(trained_folders: TrainedFolde
     broken = next(damaged.rglob("checkpoint_final.pth"))
     broken.write_bytes(broken.read_bytes()[:1000])
     for source, options, said in (
-        (tmp_path / "none", {}, "there is no folder"),
+        (tmp_path / "none", {}, "there is no file or folder"),
         (tmp_path, {}, "holds no checkpoint_final.pth"),
         (run, {}, r"several nodes, Oslo, Porto; say which: --node Oslo"),
         (run, {"node": "Lund"}, "no finished fold of node Lund; nodes there: Oslo, Porto"),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from fednnunet.datasets.raw import RawDataset
 
-STEPS = 60
+STEPS = 42
 """Of Adam: enough that boxes are found, with errors at their edges."""
 
 
@@ -64,6 +64,9 @@ def trained_folders(tmp_path_factory: pytest.TempPathFactory) -> TrainedFolders:
             trainer.current_epoch = 1
             trainer.save_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
             trainer._save_debug_information()
+            (Path(trainer.output_folder) / "progress.png").touch()
+            (Path(trainer.output_folder) / "validation").mkdir()
+            (Path(trainer.output_folder) / "validation" / "summary.json").write_text("{}")
             base = Path(trainer.output_folder_base)
             shutil.copy(root / "nnUNet_preprocessed" / dataset.name / "nnUNetPlans.json", base / "plans.json")
             for name in ("dataset.json", "dataset_fingerprint.json"):
@@ -72,27 +75,23 @@ def trained_folders(tmp_path_factory: pytest.TempPathFactory) -> TrainedFolders:
 
 
 def _train(trainer: nnUNetTrainer, dataset: RawDataset) -> None:
-    """Whole slices, or whole volumes, normalised as nnU-Net does; all cases in every step."""
+    """Each step sees one case, whole, normalised as nnU-Net does: its slices as a batch, or the volume."""
     import torch
 
     trainer.set_deep_supervision_enabled(False)
-    images, labels = zip(
-        *(
-            (_normalised(case.images[0]), sitk.GetArrayFromImage(sitk.ReadImage(str(case.label))))
-            for case in dataset.cases
-        ),
-        strict=True,
-    )
-    inputs, targets = (torch.from_numpy(np.stack(arrays)) for arrays in (images, labels))
-    if trainer.configuration_name == "2d":
-        inputs, targets = (volumes.reshape(-1, 40, 40) for volumes in (inputs, targets))
+    is_2d = trainer.configuration_name == "2d"
+    steps = []
+    for case in dataset.cases:
+        image = torch.from_numpy(_normalised(case.images[0]))
+        label = torch.from_numpy(sitk.GetArrayFromImage(sitk.ReadImage(str(case.label)))).long()
+        steps.append((image[:, None], label) if is_2d else (image[None, None], label[None]))
     optimizer = torch.optim.Adam(trainer.network.parameters(), 0.01)
     weights = torch.tensor([1.0, 5.0])
     trainer.network.train()
-    for _ in range(STEPS):
+    for step in range(STEPS):
+        image, label = steps[step % len(steps)]
         optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(trainer.network(inputs[:, None]), targets.long(), weights)
-        loss.backward()
+        torch.nn.functional.cross_entropy(trainer.network(image), label, weights).backward()
         optimizer.step()
     trainer.set_deep_supervision_enabled(True)
 

@@ -1,0 +1,181 @@
+"""``fednnunet export``: hand a trained model over."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fednnunet.errors import ConfigError
+from fednnunet.listing import split_list
+from fednnunet.run_files import CONFIG_FILE
+
+if TYPE_CHECKING:
+    from fednnunet.models.export_zip import Handover
+    from fednnunet.models.model_card import ModelCard
+
+DEFAULT_NUMBER = 1
+"""XXX of nnU-Net's DatasetXXX where the model's dataset has none."""
+
+
+def export(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="A run's folder, a node's, a results folder of nnU-Net, or a model's zip."),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE.zip",
+            help="The zip to write. Where nodes have different models: a folder, for NODE.zip of each.",
+        ),
+    ],
+    node: Annotated[
+        str | None,
+        typer.Option(help="Whose model; not needed where all nodes hold the same one.", show_default=False),
+    ] = None,
+    configuration: Annotated[
+        str | None, typer.Option(help="nnU-Net's configuration, where there are several.", show_default=False)
+    ] = None,
+    folds: Annotated[
+        str,
+        typer.Option("--folds", help="Folds, separated by commas.", show_default="all that are finished"),
+    ] = "",
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of the model: Dataset123_Name, as nnU-Net will call it, or a name alone.",
+            show_default="that of the run's dataset",
+        ),
+    ] = None,
+    licence: Annotated[
+        str | None,
+        typer.Option("--license", help="Licence of the weights, such as CC-BY-4.0, for the card.", show_default=False),
+    ] = None,
+    limits: Annotated[
+        list[str] | None,
+        typer.Option("--limits", help="A sentence on limits of use for the card; can be repeated.", show_default=False),
+    ] = None,
+    names: Annotated[
+        bool, typer.Option("--names", help="Name the centres on the card; without, they have numbers.")
+    ] = False,
+    run_folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--run",
+            help="The run's folder at the server, for the card, where RUN is a node's across hospitals.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Export a trained model to hand it over: the network, what it needs to segment, and a card that says what it is.
+
+    No case name, path or host name leaves with it, and of scores only means over cases.
+    """
+    from fednnunet.models.export_zip import export_zip
+
+    each_apart = out.suffix != ".zip"
+    if source.is_file():
+        handovers = [_of_zip(source, configuration, split_list(folds))]
+    else:
+        handovers = _of_folder(source, node, configuration, split_list(folds), each_apart, run_folder, names)
+    given = {"licence": licence, "limits": limits or []}
+    prepared = [(file, _with_given(handover, name, given)) for file, handover in handovers]
+    if not each_apart:
+        _show(export_zip(prepared[0][1], out), out)
+        return
+    # All or none: a folder beside the target, and names at the end.
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".export_") as partial:
+        cards = [(file, export_zip(handover, Path(partial) / file)) for file, handover in prepared]
+        for file, _ in cards:
+            os.replace(Path(partial) / file, out / file)
+    for file, card in cards:
+        _show(card, out / file)
+
+
+def _of_zip(source: Path, configuration: str | None, folds: Sequence[str]) -> tuple[str, Handover]:
+    """The model of a zip, with what its card says of its run."""
+    from fednnunet.models.export_zip import Handover
+    from fednnunet.models.model_card import RunFacts
+    from fednnunet.models.open_archive import read_card
+    from fednnunet.models.open_model import open_model
+
+    model = open_model(source, configuration=configuration, folds=folds or None)
+    card = read_card(source)
+    name = str(model.plans["dataset_name"])
+    handover = Handover(model, name, card.run if card else RunFacts(), card.licence if card else None)
+    return f"{name}.zip", handover
+
+
+def _of_folder(
+    source: Path,
+    node: str | None,
+    configuration: str | None,
+    folds: Sequence[str],
+    each_apart: bool,
+    run_folder: Path | None,
+    names: bool,
+) -> list[tuple[str, Handover]]:
+    """Name of a zip, and the model for it."""
+    from fednnunet.models.choose_models import choose_models
+    from fednnunet.models.export_zip import Handover
+    from fednnunet.models.model_card import RunFacts
+    from fednnunet.models.open_model import open_folder
+    from fednnunet.reporting.model_facts import facts_of_run
+    from fednnunet.reporting.run_folder import read_run
+
+    if run_folder is not None:
+        if not (run_folder / CONFIG_FILE).is_file():
+            raise ConfigError(f"--run {run_folder} is no run's folder: it has no {CONFIG_FILE}")
+        if node is None:
+            raise ConfigError("--run needs --node: as which of the run's nodes this one trained")
+        if node not in (known := [str(one) for one in read_run(run_folder).info.get("nodes", [])]):
+            raise ConfigError(f"--node {node} is no node of the run {run_folder}, which has {', '.join(known)}")
+    chosen = choose_models(source, None if run_folder else node, configuration, folds or None, each_apart)
+    handovers = []
+    for one in chosen:
+        of_run, owner = (run_folder, node) if run_folder else (one.run, one.node)
+        dataset = one.folder.path.resolve().parent.name
+        if of_run is not None and (of_run / CONFIG_FILE).is_file():
+            run = read_run(of_run)
+            facts = facts_of_run(run, owner, one.folds, names)
+            # The dataset's own name may be that of a hospital.
+            dataset = _numbered(str(run.info.get("dataset", "Federation")), dataset)
+        else:
+            facts = RunFacts()
+        handovers.append((f"{owner or dataset}.zip", Handover(open_folder(one.folder, one.folds), dataset, facts)))
+    return handovers
+
+
+def _with_given(handover: Handover, name: str | None, given: dict[str, Any]) -> Handover:
+    """What the command line says, in place of what is known."""
+    changes = {key: value for key, value in given.items() if value}
+    if name is not None:
+        changes["name"] = _numbered(name, handover.name)
+    return dataclasses.replace(handover, **changes)
+
+
+def _numbered(name: str, dataset: str) -> str:
+    """nnU-Net's name of a dataset, with the number of ``dataset`` where it has none."""
+    from fednnunet.models.export_zip import dataset_name
+
+    number = re.match(r"Dataset(\d{3})_", dataset)
+    return dataset_name(name, int(number[1]) if number else DEFAULT_NUMBER)
+
+
+def _show(card: ModelCard, target: Path) -> None:
+    folds = ", ".join(card.networks[0].folds)
+    print(
+        f"{target}: {card.name}, {card.networks[0].configuration}, folds {folds}, {target.stat().st_size / 1e6:.1f} MB"
+    )
+    if card.licence is None:
+        print("note: the card states no licence; --license says under which the weights may be used")
