@@ -172,7 +172,7 @@ def _described(request: Request, reply: Reply) -> dict[str, Any]:
     """Fields of an :class:`Entry` that describe one reply."""
     body, content, tensors = reply.body.encode(), json.loads(reply.body), _tensors(reply.arrays)
     asked, masked = _asked(request)
-    scores = content["cases"] if reply.ok and "cases" in content else None
+    scores = [*content["cases"], *content.get("personal", [])] if reply.ok and "cases" in content else None
     means = sum("num_cases" in row for row in scores or [])
     return {
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),

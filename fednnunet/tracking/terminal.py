@@ -33,6 +33,7 @@ _STATES = {
     "preprocess": "preprocessing",
     "train": "training",
     "evaluate": "scoring",
+    "fine_tune": "fine-tuning alone, and scoring",
     "external": "external centres score",
 }
 

@@ -115,10 +115,11 @@ def test_replies_and_failures_are_logged_in_a_file_of_the_owners_alone(tmp_path:
 def test_means_are_told_apart_from_scores_of_cases(tmp_path: Path, node: Node) -> None:
     case = CaseScore(centre="Oslo", case=3, label="tumour", dsc=0.5, hd95=None)
     means = [MeanScore(centre="Oslo", num_cases=6, label=label, dsc=0.5) for label in (None, "tumour")]
+    reply = EvaluateReply(cases=[case, *means], personal=[case, case, *means], seconds=1)
     with node(AuditLog(tmp_path / "audit.jsonl", "Oslo")) as ask:
-        ask(lambda request: request.reply(EvaluateReply(cases=[case, *means], seconds=1).model_dump_json()))
+        ask(lambda request: request.reply(reply.model_dump_json()))
     (entry,) = read_trail(tmp_path / "audit.jsonl").entries
-    assert (entry.scores, entry.means) == (1, 2)
+    assert (entry.scores, entry.means) == (3, 4), "of the federation's model and of the node's own"
 
 
 def test_a_sum_is_over_those_that_arrived(tmp_path: Path) -> None:

@@ -64,6 +64,33 @@ def test_steps_of_layers_outlive_the_processes_that_know_what_they_start_from(
     assert (down["Porto"] - alone["Porto"]).loc[2:].max() > 0.9 * alone["Porto"][1], "a new worker needs all once"
 
 
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("options", "stages"),
+    [
+        pytest.param(("strategy=ffe", "strategy.fine_tune_epochs=5"), ("fine_tune",), id="fine-tuned"),
+        pytest.param(("strategy=ditto_asym", "exchange.dtype=int8"), ("round 1", "round 2"), id="ditto"),
+    ],
+)
+def test_models_of_the_nodes_own_outlive_their_processes(
+    federation: Federation, raw: Path, tmp_path: Path, options: tuple[str, ...], stages: tuple[str, ...]
+) -> None:
+    run, undisturbed = tmp_path / "run", tmp_path / "local"
+    federation.start_train(run, *options, "trainer.epochs=4")
+    for stage in stages:
+        federation.wait_for(partial(reached, federation, run, stage), f"stage {stage}")
+        federation.kill("Porto", "worker")
+        federation.kill("Oslo", "connection")
+    federation.finish_train()
+    train_locally(raw, undisturbed, *options, "trainer.epochs=4")
+    check_result(run, undisturbed)
+    of_run = Path("runs") / (run / "run_id").read_text()
+    for name in ("Oslo", "Porto"):
+        here, there = federation.work_folder(name) / of_run / "personal", undisturbed / "nodes" / name / "personal"
+        ours, theirs = final_layers(here), final_layers(there)
+        assert all(torch.equal(ours[layer], values) for layer, values in theirs.items()), name
+
+
 def test_a_round_of_secure_sums_outlives_its_processes(
     federation: Federation, undisturbed: Path, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
+from fednnunet.run_files import PERSONAL_RESULTS
 from tests.conftest import write_boxes
 from tests.integration.conftest import Train, result_folder
 
@@ -48,13 +49,16 @@ def lowres(volumes: Path, train: Train, tmp_path_factory: pytest.TempPathFactory
 def test_cascade_refines_the_low_resolution(volumes: Path, lowres: Path, train: Train, tmp_path: Path) -> None:
     assert set(pd.read_csv(lowres / "cases.csv").node) == {"Oslo", "Porto", "Riga"}
     run = tmp_path / "run"
-    result = train(run, *COMMON, CASCADE, f"init.previous_stage={lowres}", raw=volumes, apart=True)
+    tuned = "strategy.fine_tune_epochs=1"
+    result = train(run, *COMMON, CASCADE, f"init.previous_stage={lowres}", tuned, raw=volumes, apart=True)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "external centres are left out" in result.stderr
     assert set(pd.read_csv(run / "cases.csv").node) == {"Oslo", "Porto"}
-    final = torch.load(result_folder(run, "Porto") / "checkpoint_final.pth", weights_only=False)
-    # The image, and the low resolution's segmentation of the one label.
-    assert final["network_weights"]["encoder.stages.0.0.convs.0.conv.weight"].shape[1] == 2
+    (own,) = (run / "nodes" / "Porto" / PERSONAL_RESULTS).glob("*/*/fold_0")
+    for folder in (result_folder(run, "Porto"), own):
+        final = torch.load(folder / "checkpoint_final.pth", weights_only=False)
+        # The image, and the low resolution's segmentation of the one label.
+        assert final["network_weights"]["encoder.stages.0.0.convs.0.conv.weight"].shape[1] == 2
 
 
 def test_cascade_says_what_it_needs(volumes: Path, lowres: Path, train: Train, tmp_path: Path) -> None:

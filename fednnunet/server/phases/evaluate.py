@@ -36,7 +36,8 @@ def evaluate_nodes(session: Session, fold: Fold, arrays: ArrayRecord) -> None:
         arrays: the last averages, which each node gets its part of.
     """
     federation, strategy, settings = session.federation, session.strategy, session.settings
-    session.recorder.on_stage("evaluate")
+    fine_tunes = settings.personal is not None and settings.personal.tie is None
+    session.recorder.on_stage("fine_tune" if fine_tunes else "evaluate")
     averages = {node: strategy.groups.arrays_for(node, arrays) for node in federation.training}
     requests, sent = {}, {}
     for node, whole in averages.items():
