@@ -24,6 +24,10 @@ CHANNELS_FILE = "channels.csv"
 SUMMARY_FILE = "summary.csv"
 COMPARISONS_FILE = "comparisons.csv"
 """Beside a report of several runs: differences to the reference strategy, and their tests."""
+SELECTION_FILE = "selection.csv"
+SELECTION_MODELS_FILE = "selection.json"
+SELECTION_TABLE_FILE = "selection.md"
+"""What hospitals choose: each choice; the final ones with the folders of their models; the table."""
 REPORT_FILE = "report.html"
 LOG_FILE = "train.log"
 ERROR_FILE = "error.txt"
@@ -48,6 +52,7 @@ FINE_TUNED, SHARED = "fine-tuned", "shared"
 averages, fine-tuned by the node; with Ditto, whose first is the node's own, the shared one."""
 PERSONAL_RESULTS = Path("personal") / "nnUNet_results"
 """In a node's folder: nnU-Net's results folder of the models that are the node's own; they never leave it."""
+SELECTION_COLUMNS = ("node", "seed", "fold", "chosen", "chosen_on", "reason", "n_cases", "dsc", "dsc_alone")
 LABEL_COLUMNS = ("label", "value")
 """Of ``labels.csv``, before the nodes; one of these may have the name of a column."""
 CHANNEL_COLUMNS = ("channel", "number")

@@ -13,6 +13,7 @@ import typer
 from fednnunet.cli.deployment import node, server
 from fednnunet.cli.export import export
 from fednnunet.cli.report import report, wandb_dashboard
+from fednnunet.cli.select import select
 from fednnunet.errors import FednnUNetError
 from fednnunet.plain_output import write_plainer
 from fednnunet.processes import shorten_temp_folder
@@ -58,6 +59,7 @@ def train(context: typer.Context) -> None:
 
 
 app.command()(report)
+app.command()(select)
 app.command()(export)
 app.command("wandb-dashboard")(wandb_dashboard)
 app.add_typer(server, name="server")

@@ -169,10 +169,34 @@ def collect_gains(scores: Scores, training: Sequence[str], comparison: Compariso
         for row in comparison.rows.dropna(subset=["difference"]).itertuples():
             if row.node in training and row.strategy in others:
                 differences[row.node, row.strategy] = Interval(row.difference, row.low, row.high)
+    return _gains(alone, others, training, selections, differences, notes)
+
+
+def gains_by_selections(selections: Selections, training: Sequence[str]) -> Gains | None:
+    """The same of choices that were made before; None where training alone is no candidate.
+
+    Args:
+        selections: what hospitals choose.
+        training: training hospitals.
+    """
+    if selections.alone is None:
+        return None
+    others = [name for name in selections.candidates if name != selections.alone]
+    return _gains(selections.alone, others, training, selections, {}, selections.notes)
+
+
+def _gains(
+    alone: str,
+    others: Sequence[str],
+    training: Sequence[str],
+    selections: Selections | None,
+    known: Mapping[tuple[str, str], Interval],
+    notes: Sequence[str],
+) -> Gains:
+    differences = dict(known)
     for node, seeds in (selections.of_node if selections else {}).items():
-        found = list(seeds.values())
-        for column in (*(name for name in others if (node, name) not in differences), SELECTED):
-            differences[node, column] = gain_of(found, column, alone)
+        for column in (*(name for name in others if (node, name) not in known), SELECTED):
+            differences[node, column] = gain_of(list(seeds.values()), column, alone)
     columns = [*others, *([SELECTED] if selections else [])]
     return Gains(alone, columns, list(training), differences, selections, notes)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,14 +15,12 @@ from fednnunet.listing import join_first
 from fednnunet.reporting.comparison import DEFAULT_REFERENCE, choose_reference
 from fednnunet.reporting.scores import Scores
 from fednnunet.reporting.tables.results_table import NOT_PRIVATE, order_strategies
+from fednnunet.run_files import FINE_TUNED, SHARED
 
 SELECTED = "selected"
 """Name of what hospitals choose, beside those of strategies."""
-FINE_TUNED, DITTO, SHARED = "fine-tuned", "ditto", "shared"
 AVERAGED, ENSEMBLED = " + ", "ensemble"
-"""Parts of the names of candidates: averages fine-tuned at the hospital; Ditto's personal network, and the shared one
-beside it; softmax outputs averaged over two models, and over all nodes' models."""
-
+"""Parts of the names of candidates: softmax outputs averaged over two models, and over all nodes' models."""
 NAMED = 5
 """Most hospitals that a sentence names; of more it says how many they are."""
 
@@ -63,20 +61,31 @@ def order_candidates(names: Sequence[str]) -> list[str]:
     Training alone; one model that strategies trained together, in the order of the results table; the same fine-tuned
     at the hospital; a personal network beside it; averages of two models; ensembles of all nodes' models.
     """
-    return sorted((name for name in order_strategies(names) if name.split(" ")[0] != NOT_PRIVATE), key=_complexity)
+    kept = [name for name in order_strategies(names) if name.split(" ")[0] != NOT_PRIVATE]
+    return sorted(kept, key=lambda name: _complexity(name, kept))
 
 
-def _complexity(name: str) -> int:
+def _complexity(name: str, names: Sequence[str]) -> int:
     words = name.split(" ")
     if ENSEMBLED in words:
         return 5
     if AVERAGED in name:
         return 4
-    if words[0].startswith(DITTO) and SHARED not in words:
+    if is_beside_shared(name, names):
         return 3
     if FINE_TUNED in words:
         return 2
     return 0 if words[0] == DEFAULT_REFERENCE else 1
+
+
+def is_beside_shared(name: str, names: Collection[str]) -> bool:
+    """Whether a candidate is Ditto's personal network: the shared one beside it has a name, too.
+
+    >>> is_beside_shared("ditto", ["local", "ditto", "ditto shared"])
+    True
+    """
+    first, *others = name.split(" ")
+    return " ".join([first, SHARED, *others]) in names
 
 
 def select_by_scores(
@@ -95,8 +104,7 @@ def select_by_scores(
             of the same folds at a hospital.
     """
     told = scores.means[scores.means["n_cases"] > 0]
-    summary = scores.summary
-    summary = summary[summary["n_cases"] > 0].assign(case=0)
+    summary = scores.summary.query("n_cases > 0").assign(case=0) if len(told) else told
     candidates = order_candidates([*scores.cases["strategy"], *scores.means["strategy"]])
     if len(candidates) < 2:
         raise DataError(

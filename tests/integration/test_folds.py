@@ -18,6 +18,8 @@ from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from fednnunet.evaluation.functional import dice_score
+from fednnunet.selection.node_disk import read_scores
+from fednnunet.selection.sources import model_folder
 from tests.integration.conftest import Train, result_folder
 
 pytestmark = pytest.mark.xdist_group("finished")
@@ -64,6 +66,16 @@ def test_summary_is_the_one_that_nnunet_writes(folds: Path, tmp_path: Path) -> N
     ours = json.loads((validation / "summary.json").read_text())
     theirs = json.loads((tmp_path / "x.json").read_text())
     assert ours == theirs
+
+
+def test_a_nodes_disk_says_of_its_cases_what_the_server_was_told(folds: Path) -> None:
+    found = model_folder(folds / "nodes" / "Porto")
+    assert found is not None
+    assert list(found.folds) == ["0", "1"]
+    on_disk = read_scores(found).sort_values(["fold", "case"])
+    told = cases_of(folds).query("node == 'Porto'").groupby(["fold", "case"])["dsc"].mean()
+    assert on_disk["fold"].to_list() == told.index.get_level_values("fold").to_list()
+    assert on_disk["dsc"].to_list() == pytest.approx(told.to_list(), abs=1e-12)
 
 
 IN_ONE_PROCESS = """

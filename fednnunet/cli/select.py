@@ -1,0 +1,62 @@
+"""``fednnunet select``: what each hospital chooses among the models that were trained for it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fednnunet.listing import MOST_NODES
+
+
+def select(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN...",
+            help="Run folders, or folders of sweeps; at a hospital its own folders of runs, each as NAME=FOLDER.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for selection.csv, .json, .md and the figure.")] = Path(
+        "outputs/selection"
+    ),
+    default: Annotated[
+        str | None,
+        typer.Option(
+            help="What a hospital takes that cannot choose: one fold, or fewer than five cases in the other folds.",
+            show_default="the simplest candidate that is not local",
+        ),
+    ] = None,
+    standard_errors: Annotated[
+        float,
+        typer.Option(
+            min=0, help="Differences within so many standard errors are noise, and go to the simpler candidate."
+        ),
+    ] = 1.0,
+) -> None:
+    """Choose a model for each hospital by its held-out cases: simplest within noise of the best; scored honestly."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from fednnunet.selection.arguments import read_sources
+    from fednnunet.selection.choose import choose_models
+    from fednnunet.selection.written import losing, table_rows, write_selection
+
+    chosen = choose_models(read_sources(runs), default, standard_errors)
+    write_selection(out, chosen)
+    console = Console()
+    many = len(chosen.selections.of_node) > MOST_NODES
+    titles, rows = table_rows(chosen, losing(chosen) if many else None)
+    if rows:
+        table = Table(*titles, show_edge=False, pad_edge=False, header_style="bold")
+        for row in rows:
+            table.add_row(*row)
+        wide = console if console.is_terminal else Console(width=500)
+        wide.print(table, highlight=False)
+        console.print()
+    sentences = [] if chosen.gains is None else chosen.gains.sentences()
+    for line in (*sentences, *chosen.selections.notes):
+        console.print(line, soft_wrap=not console.is_terminal, highlight=False)
+    console.print(f"\nwritten: {os.path.relpath(out)}", soft_wrap=True, highlight=False)
