@@ -12,6 +12,7 @@ import typer
 
 from fednnunet.cli.deployment import node, server
 from fednnunet.cli.export import export
+from fednnunet.cli.find_best import find_best
 from fednnunet.cli.report import report, wandb_dashboard
 from fednnunet.cli.select import select
 from fednnunet.errors import FednnUNetError
@@ -62,6 +63,7 @@ app.command()(report)
 app.command()(select)
 app.command()(export)
 app.command("wandb-dashboard")(wandb_dashboard)
+app.command("find-best")(find_best)
 app.add_typer(server, name="server")
 app.add_typer(node, name="node")
 

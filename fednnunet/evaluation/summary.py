@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics, save_summary_json
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from fednnunet.datasets.label_names import ANNOTATED
 from fednnunet.datasets.pooled import centre_of
@@ -39,7 +40,7 @@ def write_summary(trainer: nnUNetTrainer, predictions: Path, identifiers: Sequen
     per_case = []
     for identifier in sorted(identifiers, key=lambda identifier: f"{identifier}{ending}"):
         files = (str(folder / f"{identifier}{ending}") for folder in (references, predictions))
-        scored = _scored_labels(trainer, identifier)
+        scored = scored_labels(labels, trainer.dataset_json, identifier)
         per_case.append(compute_metrics(*files, reader, scored, labels.ignore_label))
     everything = labels.foreground_regions if labels.has_regions else labels.foreground_labels
     scored = [label for label in everything if any(label in case["metrics"] for case in per_case)]
@@ -62,14 +63,13 @@ def write_summary(trainer: nnUNetTrainer, predictions: Path, identifiers: Sequen
     return result
 
 
-def _scored_labels(trainer: nnUNetTrainer, identifier: str) -> list[Any]:
-    """Values of the labels (or regions) that a case is scored by: those that its centre has annotated."""
-    labels = trainer.label_manager
+def scored_labels(labels: LabelManager, dataset_json: Mapping[str, Any], identifier: str) -> list[Any]:
+    """Labels (or regions) that a case is scored by, as nnU-Net names them: those that its centre has annotated."""
     if labels.has_regions:
         return labels.foreground_regions
-    annotated = trainer.dataset_json.get(ANNOTATED)
+    annotated = dataset_json.get(ANNOTATED)
     if annotated is None:
         return labels.foreground_labels
     names = annotated[centre_of(identifier)[0]] if isinstance(annotated, dict) else annotated
-    values = {trainer.dataset_json["labels"][name] for name in names}
+    values = {dataset_json["labels"][name] for name in names}
     return [label for label in labels.foreground_labels if label in values]

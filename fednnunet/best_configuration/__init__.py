@@ -1,0 +1,1 @@
+"""nnU-Net's ``find_best_configuration`` over a federation: of sums that nodes tell, and no case."""

@@ -1,0 +1,213 @@
+"""A node's trained models in the folders of its runs, and their segmentations of held-out cases."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from fednnunet.best_configuration.sums import Model
+from fednnunet.datasets.splits import SPLITS_FILE
+from fednnunet.errors import DataError, one_line
+from fednnunet.listing import join_first
+from fednnunet.preprocessing import REFERENCES
+
+FINAL_CHECKPOINT = "checkpoint_final.pth"
+VALIDATION = "validation"
+PROBABILITIES = ".npz"
+
+
+@dataclass(frozen=True)
+class TrainedFolds:
+    """One model of a node: all folds of a configuration.
+
+    Attributes:
+        model: what it is.
+        run: the run's folder, or the node's, that it was found in.
+        node: name of the node; for a node's own folder, the folder's.
+        folder: nnU-Net's folder of the model.
+        dataset: name of nnU-Net's dataset.
+        dataset_json: nnU-Net's ``dataset.json``.
+        plans: nnU-Net's plans.
+        references: folder of the reference segmentations.
+        folds: trained folds.
+    """
+
+    model: Model
+    run: Path
+    node: str
+    folder: Path
+    dataset: str
+    dataset_json: dict[str, Any]
+    plans: dict[str, Any]
+    references: Path
+    folds: tuple[int, ...]
+
+    @property
+    def where(self) -> str:
+        """Which model, for errors."""
+        return f"{self.model.configuration} of node {self.node} in {self.run}"
+
+
+def find_models(run: Path) -> dict[str, TrainedFolds]:
+    """Each training node of a run to its model.
+
+    Args:
+        run: folder of a run, or one node's folder in it, which gives the node its name.
+
+    Raises:
+        DataError: the folder is no run's, a node has no model or several, or a file of it cannot be read.
+    """
+    nodes = sorted(path.parent for path in (run / "nodes").glob("*/nnUNet_results"))
+    if not nodes and (run / "nnUNet_results").is_dir():
+        nodes = [run]
+    found = {node.name: _find_model(run, node) for node in nodes}
+    models = {node: model for node, model in found.items() if model is not None}
+    if not models:
+        raise DataError(f"{run} holds no trained model; name the folder of a run, or a node's folder of one")
+    return models
+
+
+def _find_model(run: Path, node: Path) -> TrainedFolds | None:
+    """The one model in a node's folder; None where there is none, as at an external centre."""
+    folders = sorted({path.parent for path in (node / "nnUNet_results").glob("*/*__*__*/fold_*") if path.is_dir()})
+    if not folders:
+        return None
+    if len(folders) > 1:
+        names = join_first([path.name for path in folders], 3)
+        raise DataError(f"{node} holds {len(folders)} models ({names}), where a run has one; take away what is linked")
+    (folder,) = folders
+    where = f"node {node.name}: {folder}"
+    trainer, plans_name, configuration = folder.name.split("__", 2)
+    try:
+        model = Model(trainer=trainer, plans=plans_name, configuration=configuration)
+    except ValidationError:
+        raise DataError(f"{where} is not named TRAINER__PLANS__CONFIGURATION") from None
+    folds = [path.name.removeprefix("fold_") for path in folder.glob("fold_*") if (path / FINAL_CHECKPOINT).is_file()]
+    planned = node / "nnUNet_preprocessed" / folder.parent.name
+    dataset_json = _read_json(folder / "dataset.json", node.name)
+    for key, kind in (("labels", dict), ("file_ending", str)):
+        if not isinstance(dataset_json.get(key), kind):
+            raise DataError(f"{where}/dataset.json has no {key}")
+    return TrainedFolds(
+        model,
+        run,
+        node.name,
+        folder,
+        folder.parent.name,
+        dataset_json,
+        _read_json(folder / "plans.json", node.name),
+        planned / REFERENCES,
+        tuple(sorted(int(fold) for fold in folds if fold.isdecimal())),
+    )
+
+
+def held_out_files(found: TrainedFolds, folds: Sequence[int]) -> dict[str, Path]:
+    """Identifier of each case that the folds hold out, to its segmentation.
+
+    Args:
+        found: the node's model.
+        folds: folds to look at.
+
+    Raises:
+        DataError: a fold is not finished, lacks a segmentation, or has one of a case of another fold; names them.
+    """
+    ending = found.dataset_json["file_ending"]
+    expected = _expected(found)
+    files: dict[str, Path] = {}
+    for fold in folds:
+        if fold not in found.folds:
+            raise DataError(
+                f"fold {fold} of {found.where} is not finished; train it (continue={found.run}), or choose others with "
+                "--fold"
+            )
+        folder = found.folder / f"fold_{fold}" / VALIDATION
+        paths = sorted(folder.iterdir()) if folder.is_dir() else []
+        here = {path.name.removesuffix(ending): path for path in paths if path.name.endswith(ending)}
+        held_out = expected[fold] if expected is not None and fold < len(expected) else set(here)
+        if missing := sorted(held_out - here.keys()):
+            raise DataError(
+                f"fold {fold} of {found.where} has no segmentation of {join_first(missing, 3)}, which it holds out; "
+                f"let it be scored (continue={found.run})"
+            )
+        if trained_on := sorted(here.keys() - held_out):
+            raise DataError(
+                f"fold {fold} of {found.where} has a segmentation of {join_first(trained_on, 3)}, which it does not "
+                f"hold out; remove it from {folder}"
+            )
+        if twice := sorted(files.keys() & here.keys()):
+            raise DataError(f"{found.where}: two of its folds have segmentations of {join_first(twice, 3)}")
+        files |= here
+    return files
+
+
+def check_alike(first: TrainedFolds, other: TrainedFolds) -> None:
+    """Check that two models of a node are two, and segment the same.
+
+    Raises:
+        DataError: they have one name, or other labels; names them.
+    """
+    if first.model == other.model:
+        raise DataError(
+            f"{first.run} and {other.run} are both of {first.model.identifier}; give one run of each configuration"
+        )
+    for field in ("labels", "regions_class_order", "file_ending", "annotated"):
+        ours, theirs = (json.dumps(found.dataset_json.get(field)) for found in (first, other))
+        if ours != theirs:
+            raise DataError(
+                f"{field} of {first.where} is {ours}, that of {other.where} {theirs}; they must be the same"
+            )
+
+
+def _expected(found: TrainedFolds) -> list[set[str]] | None:
+    """Cases that each fold holds out, by nnU-Net's splits; None where these are not there."""
+    path = found.references.parent / SPLITS_FILE
+    if not path.is_file():
+        return None
+    splits = _read_json(path, found.node, list)
+    try:
+        return [set(split["val"]) - set(split["train"]) for split in splits]
+    except (TypeError, KeyError):
+        raise DataError(f"node {found.node}: {path} is no list of folds with train and val") from None
+
+
+def _read_json(path: Path, node: str, kind: type = dict) -> Any:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"node {node}: {path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"node {node}: {path} is not JSON: {one_line(str(error))}") from None
+    if not isinstance(content, kind):
+        raise DataError(f"node {node}: {path} must hold {'an object' if kind is dict else 'a list'}")
+    return content
+
+
+def nodes_of(runs: Sequence[Path]) -> dict[str, list[TrainedFolds]]:
+    """Node to its models in all runs, in nnU-Net's order of configurations.
+
+    Args:
+        runs: folders of runs; or, of one node, its folders in them. These are of one node, whatever their names, since
+            a hospital's are named by runs.
+
+    Raises:
+        DataError: a node has no model in one of the runs, two of one name, or models of other labels.
+    """
+    found = [find_models(run) for run in runs]
+    if not any((run / "nodes").is_dir() for run in runs):
+        name = next(iter(found[0]))
+        found = [dict.fromkeys([name], *models.values()) for models in found]
+    for run, models in zip(runs, found, strict=True):
+        for other, others in zip(runs, found, strict=True):
+            if lacking := sorted(others.keys() - models.keys()):
+                raise DataError(f"{run} has no model of node {join_first(lacking, 3)}, which {other} has")
+    by_node = {node: sorted((models[node] for models in found), key=lambda one: one.model.place) for node in found[0]}
+    for models_of_node in by_node.values():
+        for first, second in combinations(models_of_node, 2):
+            check_alike(first, second)
+    return by_node

@@ -1,0 +1,112 @@
+"""``fednnunet find-best``: what it takes, prints, writes and refuses."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fednnunet.cli.main import main
+from fednnunet.models.postprocessing import Postprocessing
+from tests.best_configuration.conftest import WriteRuns, random_node, write_runs
+
+__all__ = ["write_runs"]  # a fixture
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def find_best(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
+    """Call the command in an empty folder; exit code, output and errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fednnunet", "find-best", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            code = main()
+        except SystemExit as finished:  # how typer ends a command
+            code = int(finished.code or 0)
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return call
+
+
+@pytest.fixture
+def runs(write_runs: WriteRuns) -> list[Path]:
+    return write_runs({"Oslo": random_node(1, cases=5), "Porto": random_node(2, cases=3)})
+
+
+def test_hospitals_come_to_the_decision_of_one_machine(find_best: Call, runs: list[Path], tmp_path: Path) -> None:
+    code, out, _ = find_best(*runs, "--workers", 1)
+    assert code == 0
+    assert "8 held-out cases of Oslo, Porto; folds 0, 1" in out
+    assert "2d + 3d_fullres" in out
+    assert out.endswith("decision: outputs/best_configuration/best_configuration.json\n")
+    together = tmp_path / "outputs" / "best_configuration"
+    names = ["best_configuration.json", "inference_information.json", "postprocessing.json", "postprocessing.pkl"]
+    assert sorted(path.name for path in together.iterdir()) == names
+
+    # A hospital's folders are named by runs.
+    for number, (run, node) in enumerate((run, node) for node in ("Oslo", "Porto") for run in runs):
+        (run / "nodes" / node).rename(tmp_path / f"{node}_{number}")
+    for node in ("Porto", "Oslo"):
+        own = sorted(tmp_path.glob(f"{node}_?"), reverse=True)
+        code, out, err = find_best(*own, "--node-sums", f"{node}.json", "--node", node, "--workers", 1)
+        assert code == 0
+        assert out == f"sums over {5 if node == 'Oslo' else 3} held-out cases: {node}.json\n"
+        assert err.startswith("note: fewer than 5 cases have a Dice of ")
+        for secret in ("case_", str(tmp_path), "Dataset2"):
+            assert secret not in Path(f"{node}.json").read_text()
+    assert find_best("--from-sums", "Oslo.json", "Porto.json", "--out", "apart")[0] == 0
+    for name in names[:1] + names[2:3]:
+        assert (tmp_path / "apart" / name).read_text() == (together / name).read_text()
+
+
+def test_decision_says_all_that_others_need(find_best: Call, runs: list[Path], tmp_path: Path) -> None:
+    assert find_best(*runs, "--workers", 1)[0] == 0
+    folder = tmp_path / "outputs" / "best_configuration"
+    best = json.loads((folder / "best_configuration.json").read_text())
+    assert best["nodes"] == ["Oslo", "Porto"]
+    assert [len(candidate["models"]) for candidate in best["candidates"]] == [1, 1, 2]
+    assert best["best"]["dice"] == max(candidate["dice"] for candidate in best["candidates"])
+    stored = Postprocessing.read(folder / "postprocessing.json")
+    assert stored == Postprocessing.from_json(best["postprocessing"])
+    assert [list(step.labels) for step in stored.largest_component] == [
+        step["labels"] for step in best["postprocessing_steps"] if step["kept"]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("--node", "Oslo"), "--node goes with --node-sums"),
+        (("--from-sums", "--no-ensembles"), "--from-sums takes files as nodes wrote them"),
+        (("--node-sums", "x.json"), "say with --node whose sums to write: Oslo, Porto"),
+        (("--node-sums", "x.json", "--node", "Riga"), "the runs have no node Riga; choose one of: Oslo, Porto"),
+        (("--fold", "4"), "fold 4 of 2d of node Oslo in run_2d is not finished"),
+        (("--from-sums",), "run_2d cannot be read: Is a directory"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_nothing_is_written(
+    find_best: Call, runs: list[Path], tmp_path: Path, arguments: tuple[str, ...], problem: str
+) -> None:
+    before = set(tmp_path.iterdir())
+    code, out, err = find_best(*(run.name for run in runs), *arguments)
+    assert (code, out) == (2, "")
+    (line,) = err.splitlines()
+    assert line.startswith("error: ")
+    assert problem in line
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_a_hospitals_own_folders_need_its_name(find_best: Call, runs: list[Path]) -> None:
+    own = [run / "nodes" / "Oslo" for run in runs]
+    for given, problem in (((), "say with --node whose sums these are"), (("--node", "a/b"), "at most 64 letters")):
+        code, _, err = find_best(*own, "--node-sums", "x.json", *given)
+        assert code == 2
+        assert problem in err
