@@ -25,6 +25,7 @@ from fednnunet.best_configuration.sums import (
     candidates_of,
 )
 from fednnunet.datasets.checked_file import read_file
+from fednnunet.datasets.file_integrity import inspect_file
 from fednnunet.errors import DataError
 from fednnunet.evaluation.summary import scored_labels
 from fednnunet.listing import join_first
@@ -218,6 +219,7 @@ def _score(
 
 def _read(manager: PlansManager, path: Path) -> np.ndarray:
     """A label map (Z, Y, X) of integers."""
+    inspect_file(path)  # SimpleITK does not say where a file was cut off
     reader: Any = manager.image_reader_writer_class()
     voxels, _ = read_file(reader.read_seg, str(path), path)
     values = np.rint(voxels[0]).astype(np.int32)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -146,7 +148,8 @@ def _write_sums(path: Path, sums: NodeSums) -> None:
     from fednnunet.best_configuration.sums import few_cases, write_sums
     from fednnunet.exchange.messages import MIN_CASES
 
-    write_sums(path, sums)
+    with _naming_what_cannot_be_written(path):
+        write_sums(path, sums)
     print(f"sums over {sums.num_cases} held-out cases: {path}")
     if few := few_cases(sums, MIN_CASES):
         print(
@@ -165,8 +168,17 @@ def _finish(out: Path, told: list[NodeSums], dataset: str | None) -> None:
     from fednnunet.best_configuration.decision_files import BEST_FILE, write_decision
 
     decision = decide(told)
-    write_decision(out, decision, dataset)
+    with _naming_what_cannot_be_written(out):
+        write_decision(out, decision, dataset)
     console = Console(highlight=False)
     # In a file, tables are as wide as they need to be.
     show_decision(decision, console if console.is_terminal else Console(highlight=False, width=WIDE))
     print(f"\ndecision: {out / BEST_FILE}")
+
+
+@contextmanager
+def _naming_what_cannot_be_written(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}") from None

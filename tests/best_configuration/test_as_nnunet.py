@@ -14,12 +14,15 @@ import numpy as np
 import pytest
 from batchgenerators.utilities.file_and_folder_operations import load_pickle
 from nnunetv2.evaluation import find_best_configuration as nnunets
+from nnunetv2.evaluation.evaluate_predictions import label_or_region_to_key
 from nnunetv2.postprocessing.remove_connected_components import apply_postprocessing
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from fednnunet.best_configuration.decision import Decision, decide
 from fednnunet.best_configuration.decision_files import inference_information
 from fednnunet.best_configuration.node_models import nodes_of
 from fednnunet.best_configuration.node_sums import sum_up
+from fednnunet.best_configuration.scored_labels import ScoredLabels
 from fednnunet.best_configuration.sums import NodeSums, check_together, read_sums, write_sums
 from tests.best_configuration.conftest import (
     DATASET,
@@ -125,3 +128,98 @@ def test_scores_choice_and_postprocessing_are_nnunets_on_the_pooled_cases(
     told = told_by(runs, folder=tmp_path / "sums")
     assert [sums.num_cases for sums in told] == [5, 3, 1]
     assert_same(decide(told), decide_pooled(nodes))
+
+
+def test_of_equal_scores_the_first_is_chosen_as_in_nnunet(write_runs: WriteRuns, decide_pooled: Pooled) -> None:
+    nodes = {"Oslo": random_node(3), "Porto": random_node(4)}
+    for node in nodes.values():
+        for of_model in (node.probabilities, node.segmentations):
+            of_model["3d_fullres"] = of_model["2d"]
+    decision = decide(told_by(write_runs(nodes)))
+    assert len({candidate.dice for candidate in decision.candidates}) == 1
+    assert_same(decision, decide_pooled(nodes))
+
+
+def test_steps_that_change_nothing_are_not_kept_as_in_nnunet(write_runs: WriteRuns, decide_pooled: Pooled) -> None:
+    nodes = {"Oslo": random_node(5), "Porto": random_node(6)}
+    for node in nodes.values():
+        for case, reference in node.references.items():
+            reference[:, :5, :5], reference[:, 5:] = 1, 0
+            reference[:, 2:4, 2:4] = 2
+            node.segmentations["2d"][case] = reference
+            node.segmentations["3d_fullres"][case] = np.zeros_like(reference)
+    decision = decide(told_by(write_runs(nodes), ensembles=False))
+    assert decision.best.dice == 1
+    assert not decision.postprocessing.largest_component
+    assert_same(decision, decide_pooled(nodes, ensembles=False))
+
+
+def test_a_label_that_one_configuration_has_no_dice_of_is_as_in_nnunet(
+    write_runs: WriteRuns, decide_pooled: Pooled
+) -> None:
+    """No reference holds it; 2d segments some of it, and 3d_fullres none, whose score is then NaN."""
+    nodes = {"Oslo": random_node(7), "Porto": random_node(8)}
+    for node in nodes.values():
+        for case, reference in node.references.items():
+            reference[reference == 2] = 0
+            node.segmentations["3d_fullres"][case][node.segmentations["3d_fullres"][case] == 2] = 0
+    decision = decide(told_by(write_runs(nodes), ensembles=False))
+    assert math.isnan(decision.candidates[1].dice)
+    assert decision.left_out == ()
+    assert_same(decision, decide_pooled(nodes, ensembles=False))
+
+
+def test_a_label_that_is_nowhere_is_left_out_where_nnunet_stops(write_runs: WriteRuns, decide_pooled: Pooled) -> None:
+    nodes = {"Oslo": random_node(9), "Porto": random_node(10)}
+    for node in nodes.values():
+        for label_maps in (node.references, *node.segmentations.values()):
+            for label_map in label_maps.values():
+                label_map[label_map == 2] = 0
+    decision = decide(told_by(write_runs(nodes), ensembles=False))
+    assert decision.left_out == ("tumour",)
+    assert decision.best.dice == decision.best.of_labels[0]
+    with pytest.raises(IndexError):
+        decide_pooled(nodes, ensembles=False)
+
+
+def test_labels_count_where_they_are_annotated(write_runs: WriteRuns) -> None:
+    """A centre that has not annotated the tumour tells nothing of it; of pooled cases, centre by centre."""
+    nodes = {"Oslo": random_node(11), "Porto": random_node(12)}
+    both, porto = (decide(told) for told in (told_by(write_runs(nodes)), told_by(write_runs(nodes))[1:]))
+    nodes["Oslo"].description["annotated"] = ["liver"]
+    partly = decide(told_by(write_runs(nodes)))
+    for candidate, of_both, of_porto in zip(partly.candidates, both.candidates, porto.candidates, strict=True):
+        assert candidate.of_labels == (of_both.of_labels[0], of_porto.of_labels[1])
+    assert partly.of_labels_after[1] != both.of_labels_after[1]
+
+    pooled = FakeNode(
+        {}, {}, {}, {**nodes["Porto"].description, "annotated": {"Oslo": ["liver"], "Porto": list(LABELS)[1:]}}
+    )
+    for name, node in nodes.items():
+        pooled.references |= {f"{name}__{case}": array for case, array in node.references.items()}
+        for ours, theirs in ((pooled.probabilities, node.probabilities), (pooled.segmentations, node.segmentations)):
+            for configuration, of_cases in theirs.items():
+                ours.setdefault(configuration, {}).update({f"{name}__{case}": a for case, a in of_cases.items()})
+    models = nodes_of(write_runs({"centralized": pooled}))["centralized"]
+    together = decide([sum_up(models, "centralized", None, True, True)])
+    assert [candidate.dice for candidate in together.candidates] == pytest.approx([c.dice for c in partly.candidates])
+    assert together.postprocessing == partly.postprocessing
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        LABELS,
+        REGIONS,
+        {**REGIONS, "ignore": 4},
+        {"background": 0, "b": 2, "a": [1], "ignore": 3},
+        {"background": 0, "whole": [1, 2], "first": [1], "second": 2},
+    ],
+)
+def test_labels_are_those_of_nnunets_label_manager(labels: dict[str, Any]) -> None:
+    manager = LabelManager(labels, [1] * (len(labels) - 1 - ("ignore" in labels)))
+    ours = ScoredLabels.of(labels)
+    assert list(ours.values) == (manager.foreground_regions if manager.has_regions else manager.foreground_labels)
+    assert list(ours.keys) == [label_or_region_to_key(label) for label in ours.values]
+    assert list(ours.foreground) == manager.foreground_labels
+    assert ours.ignore == manager.ignore_label

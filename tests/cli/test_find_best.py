@@ -89,6 +89,7 @@ def test_decision_says_all_that_others_need(find_best: Call, runs: list[Path], t
         (("--node-sums", "x.json"), "say with --node whose sums to write: Oslo, Porto"),
         (("--node-sums", "x.json", "--node", "Riga"), "the runs have no node Riga; choose one of: Oslo, Porto"),
         (("--fold", "4"), "fold 4 of 2d of node Oslo in run_2d is not finished"),
+        (("--out", "run_2d/nodes/Oslo/nnUNet_preprocessed/Dataset201_Oslo/splits_final.json"), "cannot be written: "),
         (("--from-sums",), "run_2d cannot be read: Is a directory"),
     ],
 )
