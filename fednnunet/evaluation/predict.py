@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
 from fednnunet.errors import ConfigError
+from fednnunet.evaluation.sliding_window import SlidingWindow
 
-INFINITE = "Encountered inf in predicted array"
-"""Message of nnU-Net, which looks for infinity and not for NaN."""
+if TYPE_CHECKING:
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 
 class NotFiniteError(ConfigError):
@@ -59,18 +58,11 @@ class Predictor:
         self.configuration = self.plans.get_configuration(configuration)
         self.labels = self.plans.get_label_manager(dataset_json)
         self.dataset_json = dataset_json
-        self._predictor = nnUNetPredictor(
-            tile_step_size=0.5,
-            use_gaussian=True,
-            use_mirroring=True,
-            perform_everything_on_device=device.type == "cuda",
-            device=device,
-            allow_tqdm=False,
-        )
-        self.network = network.eval()
-        self._predictor.manual_initialization(
-            network, self.plans, self.configuration, None, dataset_json, "nnUNetTrainer", mirror_axes
-        )
+        self.network = network.to(device).eval()
+        if device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # as nnU-Net's predictor does
+        heads = self.labels.num_segmentation_heads
+        self._window = SlidingWindow(self.configuration.patch_size, heads, mirror_axes, device)
 
     @classmethod
     def of_trainer(cls, trainer: nnUNetTrainer) -> Predictor:
@@ -85,18 +77,23 @@ class Predictor:
             trainer.device,
         )
 
-    def logits(self, data: np.ndarray) -> torch.Tensor:
+    def logits(
+        self,
+        data: np.ndarray,
+        networks: Iterable[nn.Module] | None = None,
+        on_tile: Callable[[int], None] = lambda tiles: None,
+    ) -> torch.Tensor:
         """Logits (classes, Z, Y, X) of preprocessed ``data`` (C, Z, Y, X), by sliding window and mirroring.
+
+        Args:
+            data: preprocessed image.
+            networks: those of several folds, whose logits are averaged; :attr:`network` if None.
+            on_tile: called after each tile with the number of tiles of a network.
 
         Raises:
             NotFiniteError: one is NaN or infinite.
         """
-        try:
-            logits = self._predictor.predict_sliding_window_return_logits(torch.from_numpy(data)).cpu()
-        except RuntimeError as error:
-            if INFINITE in str(error):
-                raise NotFiniteError from error
-            raise
+        logits = self._window.logits([self.network] if networks is None else networks, torch.from_numpy(data), on_tile)
         if not torch.isfinite(logits).all():
             raise NotFiniteError
         return logits
