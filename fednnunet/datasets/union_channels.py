@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 ACQUIRED = "acquired"
 """Key of ``dataset.json``, where not all channels are the centre's own: names of those that are."""
+ZEROS_WHERE_MISSING = "zeros_where_missing"
+"""Key of a model's ``dataset.json``: names of channels that it was trained to do without, as zeros."""
 INTENSITIES = "foreground_intensity_properties_per_channel"
 """Key of nnU-Net's fingerprint: channel number to properties."""
 
@@ -45,6 +47,17 @@ def missing_channels(dataset_json: Mapping[str, Any]) -> dict[int, str]:
     acquired = dataset_json.get(ACQUIRED)
     names = enumerate(dataset_json["channel_names"].values())
     return {} if acquired is None else {number: name for number, name in names if name not in acquired}
+
+
+def learnt_to_miss(dataset_json: Mapping[str, Any], drop: float) -> list[str]:
+    """Names of the channels that a network is trained to do without: each that training sets to zero at times.
+
+    Args:
+        dataset_json: of the node that trains.
+        drop: probability with which training drops a channel.
+    """
+    names = list(dataset_json["channel_names"].values())
+    return names if drop and len(names) > 1 else list(missing_channels(dataset_json).values())
 
 
 def with_union_channels(

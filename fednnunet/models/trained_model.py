@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from fednnunet.datasets.union_channels import ZEROS_WHERE_MISSING
 from fednnunet.errors import ConfigError, DataError
 from fednnunet.models.postprocessing import Postprocessing
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 DATASET_KEYS = (
     *("channel_names", "labels", "regions_class_order", "file_ending"),
     *("overwrite_image_reader_writer", "modality"),  # the older name of channel_names
+    ZEROS_WHERE_MISSING,
 )
 """Keys of ``dataset.json`` by which nnU-Net segments; all others stay where they are, as some name cases."""
 PLAIN_TRAINER = "nnUNetTrainer"

@@ -15,6 +15,7 @@ from torch import nn
 
 from fednnunet.datasets.splits import SPLITS_FILE, pooled_splits, splits_for_nnunet
 from fednnunet.datasets.staging import raw_digest
+from fednnunet.datasets.union_channels import ZEROS_WHERE_MISSING, learnt_to_miss
 from fednnunet.errors import ConfigError
 from fednnunet.exchange.messages import Fold, PlanRequest
 from fednnunet.files import write_atomically
@@ -112,6 +113,8 @@ def build_fold_trainer(
     config, trainer_settings = settings.config, settings.config.trainer
     configuration = config.configuration
     dataset_json = {key: value for key, value in dataset.raw.dataset_json.items() if key != "dataset"}
+    if config.task.channels == "union":
+        dataset_json[ZEROS_WHERE_MISSING] = learnt_to_miss(dataset_json, config.task.channel_drop)
     ranks.build(plans, configuration, fold, dataset_json, settings.seed)
     L.seed_everything(settings.seed, verbose=False)
     trainer = build_nnunet_trainer(
