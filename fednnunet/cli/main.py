@@ -13,6 +13,7 @@ import typer
 from fednnunet.cli.deployment import node, server
 from fednnunet.cli.export import export
 from fednnunet.cli.find_best import find_best
+from fednnunet.cli.predict import predict
 from fednnunet.cli.report import report, wandb_dashboard
 from fednnunet.cli.select import select
 from fednnunet.errors import FednnUNetError
@@ -59,6 +60,7 @@ def train(context: typer.Context) -> None:
     raise typer.Exit(launch(["fednnunet", "train"], context.args))
 
 
+app.command()(predict)
 app.command()(report)
 app.command()(select)
 app.command()(export)

@@ -113,6 +113,8 @@ def check_written(path: Path) -> None:
     """
     try:
         inspect_file(path)
+        if not path.stat().st_size:  # which is no file of its format, and left to its reader
+            raise disk_full(path)
     except DataError:
         path.unlink(missing_ok=True)
         raise disk_full(path) from None

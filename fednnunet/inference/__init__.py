@@ -1,0 +1,1 @@
+"""Segment images with a trained model, as ``nnUNetv2_predict`` does: cases in, segmentations out."""

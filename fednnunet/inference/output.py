@@ -1,0 +1,152 @@
+"""The folder of segmentations: whole files at any moment, and what nnU-Net's tools look for beside them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fednnunet.datasets.file_integrity import check_written
+from fednnunet.errors import ConfigError, one_line
+from fednnunet.files import write_atomically
+from fednnunet.lock import LOCK_FILE, locked
+
+RECORD = "predict.json"
+"""What the segmentations of a folder were made with."""
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """A case that is to be written.
+
+    Attributes:
+        name: of the case.
+        labels: label values (Z, Y, X).
+        properties: of nnU-Net's reader and preprocessing.
+        probabilities: (classes, Z, Y, X), where they are to be kept.
+    """
+
+    name: str
+    labels: np.ndarray
+    properties: dict[str, Any]
+    probabilities: np.ndarray | None = None
+
+
+class OutputFolder:
+    """A folder of segmentations of one model with one choice of options.
+
+    Args:
+        path: the folder; it is made where it is not there.
+        ending: of segmentations.
+        probabilities: whether softmax outputs are kept, too.
+    """
+
+    def __init__(self, path: Path, ending: str, probabilities: bool) -> None:
+        self.path = path
+        self.ending = ending
+        self.probabilities = probabilities
+
+    @contextlib.contextmanager
+    def opened(
+        self, record: Mapping[str, Any], beside: Mapping[str, Any], cases: Collection[str], overwrite: bool
+    ) -> Iterator[None]:
+        """The folder, for this process alone; what an interrupted process has left unfinished is removed.
+
+        Args:
+            record: what segmentations are made with; where others are there, of the same.
+            beside: name to content of JSON files that nnU-Net's tools look for.
+            cases: names of the cases that will be segmented.
+            overwrite: whether segmentations of these cases are removed first.
+
+        Raises:
+            ConfigError: the folder cannot be written, is in use, or holds segmentations made with something else.
+        """
+        with contextlib.ExitStack() as stack:
+            with self._writable():
+                self.path.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locked(self.path))
+                stack.callback((self.path / LOCK_FILE).unlink, missing_ok=True)
+                if overwrite:
+                    for name in cases:
+                        (self.path / f"{name}{self.ending}").unlink(missing_ok=True)
+                self._check_record(record, "give another folder" + ", or --overwrite" * (not overwrite))
+                for left in self.path.glob(".partial_*"):
+                    _remove(left)
+                write_atomically(self.path / RECORD, json.dumps(record, indent=2) + "\n")
+                for name, content in beside.items():
+                    write_atomically(self.path / name, json.dumps(content, indent=4) + "\n")
+            yield
+
+    def is_done(self, name: str) -> bool:
+        """Whether all files of a case are there. They appear whole, the segmentation last."""
+        files = [self.path / f"{name}{self.ending}"]
+        if self.probabilities:
+            files += [self.path / f"{name}{ending}" for ending in (".npz", ".pkl")]
+        return all(file.is_file() for file in files)
+
+    def write(self, segmented: Segmented, writer: Any) -> None:
+        """Write the files of a case, as nnU-Net does.
+
+        Args:
+            segmented: the case.
+            writer: nnU-Net's reader and writer of the model.
+
+        Raises:
+            ConfigError: the folder cannot be written.
+        """
+        with self._writable():
+            partial = Path(tempfile.mkdtemp(prefix=".partial_", dir=self.path))
+            try:
+                last = f"{segmented.name}{self.ending}"
+                writer.write_seg(segmented.labels, str(partial / last), segmented.properties)
+                check_written(partial / last)
+                if segmented.probabilities is not None:
+                    np.savez_compressed(partial / f"{segmented.name}.npz", probabilities=segmented.probabilities)
+                    with (partial / f"{segmented.name}.pkl").open("wb") as file:
+                        pickle.dump(segmented.properties, file)
+                for path in sorted(partial.iterdir(), key=lambda path: path.name == last):
+                    os.replace(path, self.path / path.name)
+            finally:
+                _remove(partial)
+
+    @contextlib.contextmanager
+    def _writable(self) -> Iterator[None]:
+        try:
+            yield
+        except (FileExistsError, NotADirectoryError):
+            raise ConfigError(f"{self.path} is, or lies below, a file; give a folder for segmentations") from None
+        except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError of SimpleITK's
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            cause = error.strerror if isinstance(error, OSError) and error.strerror else lines[-1]
+            raise ConfigError(f"{self.path} cannot be written: {one_line(cause)}") from error
+
+    def _check_record(self, record: Mapping[str, Any], advice: str) -> None:
+        """Refuse a folder with segmentations that were made with something else, or nobody knows with what."""
+        there = next((path for path in self.path.glob(f"*{self.ending}") if path.is_file()), None)
+        if there is None:
+            return
+        try:
+            found = json.loads((self.path / RECORD).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            found = None
+        if not isinstance(found, dict):
+            raise ConfigError(f"{self.path} holds {there.name}, and no {RECORD} that says of which model; {advice}")
+        differs = sorted(key for key in {**record, **found} if found.get(key) != record.get(key))
+        if differs:
+            raise ConfigError(
+                f"{self.path} holds {there.name}, made with other {' and '.join(differs)} ({RECORD}); {advice}"
+            )
+
+
+def _remove(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()

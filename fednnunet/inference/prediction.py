@@ -1,0 +1,133 @@
+"""From a model, images and a folder to segmentations: what ``fednnunet predict`` does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fednnunet.errors import DataError
+from fednnunet.inference.cases import ImageCase, find_cases
+from fednnunet.inference.output import OutputFolder
+from fednnunet.inference.run import Chain, Outcome, Progress, segment_cases
+from fednnunet.inference.segmenter import Segmenter
+from fednnunet.models.open_model import open_model
+from fednnunet.models.trained_model import TrainedModel
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to segment.
+
+    Attributes:
+        node: whose model of a run.
+        configuration: nnU-Net's configuration, where a source has several.
+        folds: folds to average; all that are finished if None.
+        mirroring: whether to average over mirrored images.
+        postprocessing: whether to apply the model's post-processing, if it has one.
+        probabilities: whether to keep softmax outputs.
+        overwrite: whether to segment anew what is there.
+    """
+
+    node: str | None = None
+    configuration: str | None = None
+    folds: tuple[str, ...] | None = None
+    mirroring: bool = True
+    postprocessing: bool = True
+    probabilities: bool = False
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A model, and the cases that it is to segment.
+
+    Attributes:
+        chain: the model.
+        cases: all cases of the input.
+        output: folder of the segmentations.
+        settings: how.
+    """
+
+    chain: Chain
+    cases: Sequence[ImageCase]
+    output: OutputFolder
+    settings: Settings
+
+    @classmethod
+    def of(
+        cls, source: Path, inputs: Sequence[Path], output: Path, settings: Settings, device: torch.device
+    ) -> Prediction:
+        """Open a model and find the cases; nothing is written yet.
+
+        Args:
+            source: what :func:`~fednnunet.models.open_model.open_model` opens.
+            inputs: what :func:`~fednnunet.inference.cases.find_cases` takes.
+            output: folder of the segmentations.
+            settings: how to segment.
+            device: where networks compute.
+
+        Raises:
+            DataError: there is no such model, or no case that it can segment.
+        """
+        model = open_model(source, node=settings.node, configuration=settings.configuration, folds=settings.folds)
+        segmenter = Segmenter(model, device, settings.mirroring)
+        previous = None
+        if (stage := segmenter.previous_stage) is not None:
+            previous = Segmenter(_previous_stage(source, settings.node, stage, model), device, settings.mirroring)
+        chain = Chain(segmenter, previous, model.postprocessing if settings.postprocessing else None)
+        folder = OutputFolder(output, str(model.dataset_json["file_ending"]), settings.probabilities)
+        return cls(chain, find_cases(inputs, segmenter.takes), folder, settings)
+
+    @property
+    def left(self) -> list[ImageCase]:
+        """Cases that are not done."""
+        return [case for case in self.cases if self.settings.overwrite or not self.output.is_done(case.name)]
+
+    def run(self, progress: Progress) -> Outcome:
+        """Segment them.
+
+        Raises:
+            ConfigError: the folder cannot be written, is in use, or holds segmentations made with something else.
+        """
+        model = self.chain.segmenter.model
+        beside = {"dataset.json": model.dataset_json, "plans.json": model.plans}
+        names = [case.name for case in self.cases]
+        with self.output.opened(self.record(), beside, names, self.settings.overwrite):
+            return segment_cases(self.left, self.chain, self.output, progress)
+
+    def record(self) -> dict[str, Any]:
+        """What segmentations depend on, beside their images."""
+        chain, model = self.chain, self.chain.segmenter.model
+        stages = [stage for stage in (chain.previous, chain.segmenter) if stage is not None]
+        return {
+            "configuration": model.configuration,
+            "folds": list(model.folds),
+            "mirroring": self.settings.mirroring,
+            "postprocessing": None if chain.postprocessing is None else chain.postprocessing.to_json(),
+            "plans": hashlib.sha256(json.dumps(model.plans, sort_keys=True).encode()).hexdigest(),
+            "weights": [digest for stage in stages for digest in stage.digests],
+        }
+
+
+def _previous_stage(source: Path, node: str | None, stage: str, model: TrainedModel) -> TrainedModel:
+    """The model whose segmentations a cascade takes: from the same source.
+
+    Raises:
+        DataError: the source does not hold it, or it segments other labels.
+    """
+    try:
+        found = open_model(source, node=node, configuration=stage)
+    except DataError as error:
+        raise DataError(
+            f"{model.configuration} refines what {stage} segments, and its model is not there: {error}; give a folder "
+            "or file that holds both"
+        ) from None
+    if found.dataset_json.get("labels") != model.dataset_json.get("labels"):
+        raise DataError(f"{found.where} segments other labels than {model.where}, which refines them")
+    return found

@@ -1,0 +1,189 @@
+"""Segment many cases: one is read and preprocessed while another is at the network, and a third is written."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import numpy as np
+import torch
+
+from fednnunet.errors import DataError
+from fednnunet.evaluation.predict import NotFiniteError
+from fednnunet.exchange.data_notes import NoteKind
+from fednnunet.inference.cases import ImageCase
+from fednnunet.inference.output import OutputFolder, Segmented
+from fednnunet.inference.segmenter import Preprocessed, RawImages, Segmenter
+from fednnunet.models.postprocessing import Postprocessing
+
+
+class Progress:
+    """Is told what happens; every method is called in the thread that segments."""
+
+    def on_tile(self, case: str, part: float) -> None:
+        """A tile is done; ``part`` is the part of all the case's tiles that one is."""
+
+    def on_case(self, case: str) -> None:
+        """A case is written."""
+
+    def on_failure(self, case: str, reason: str) -> None:
+        """A case is left out, for a reason of one line."""
+
+
+@dataclass
+class Outcome:
+    """What came of the cases.
+
+    Attributes:
+        written: names of cases.
+        failed: name to reason.
+        notes: of each case that was read, what people should know of its files.
+    """
+
+    written: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    notes: list[Mapping[NoteKind, int]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A model, of a cascade with the model whose segmentations it takes.
+
+    Attributes:
+        segmenter: the model.
+        previous: the previous stage; None without a cascade.
+        postprocessing: applied to segmentations; None for none.
+    """
+
+    segmenter: Segmenter
+    previous: Segmenter | None = None
+    postprocessing: Postprocessing | None = None
+
+    def prepare(self, case: ImageCase) -> tuple[RawImages, Preprocessed]:
+        """Read a case, and preprocess it for the first network; only a cascade needs its own voxels after that."""
+        raw = self.segmenter.read(case)
+        images = (self.previous or self.segmenter).preprocess(raw)
+        return (raw if self.previous is not None else replace(raw, voxels=raw.voxels[:, :0])), images
+
+    def logits(
+        self, raw: RawImages, images: Preprocessed, on_part: Callable[[float], None]
+    ) -> tuple[torch.Tensor, Preprocessed]:
+        """Logits of the last network, and what it was given."""
+        chain = [self.segmenter] if self.previous is None else [self.previous, self.segmenter]
+        number = sum(len(segmenter.model.folds) for segmenter in chain)
+
+        def on_tile(tiles: int) -> None:
+            on_part(1 / (tiles * number))
+
+        if self.previous is not None:
+            before = self.previous.segmentation(self.previous.logits(images, on_tile), images)
+            images = self.segmenter.preprocess(raw, before)
+        return self.segmenter.logits(images, on_tile), images
+
+    def finish(self, name: str, logits: torch.Tensor, images: Preprocessed, probabilities: bool) -> Segmented:
+        """The segmentation in the grid of the case's images."""
+        softmax: np.ndarray | None = None
+        if probabilities:
+            labels, softmax = self.segmenter.with_probabilities(logits, images)
+        else:
+            labels = self.segmenter.segmentation(logits, images)
+        if self.postprocessing is not None:
+            labels = self.postprocessing.apply(labels)
+        return Segmented(name, labels, images.properties, softmax)
+
+
+def segment_cases(cases: Sequence[ImageCase], chain: Chain, output: OutputFolder, progress: Progress) -> Outcome:
+    """Segment cases into an opened folder.
+
+    Three cases are in memory at most. One that fails is left out, and the others go on.
+
+    Args:
+        cases: what to segment.
+        chain: the model.
+        output: where segmentations go.
+        progress: is told what happens.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+    outcome = Outcome()
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+        written = _Written(outcome, progress)
+        try:
+            for case, prepared in _prepared(cases, chain, reader):
+                with written.failures_of(case.name):
+                    raw, images = prepared()
+                    outcome.notes.append(raw.notes)
+                    logits, images = chain.logits(raw, images, partial(progress.on_tile, case.name))
+                    written.wait()
+                    properties = replace(images, voxels=images.voxels[:, :0])
+                    written.follow(case.name, writer.submit(_write, case.name, logits, properties, chain, output))
+                    del logits, images, properties
+            written.wait()
+        except BaseException:
+            reader.shutdown(cancel_futures=True)
+            writer.shutdown(cancel_futures=True)
+            raise
+    return outcome
+
+
+def _prepared(
+    cases: Sequence[ImageCase], chain: Chain, reader: ThreadPoolExecutor
+) -> Iterator[tuple[ImageCase, Callable[[], tuple[RawImages, Preprocessed]]]]:
+    """Each case once it is ready, with what gives it or raises; the next one is read meanwhile, no further one."""
+    following = [reader.submit(chain.prepare, case) for case in cases[:1]]
+    for number, case in enumerate(cases):
+        current = following.pop()
+        current.exception()  # waits
+        following = [reader.submit(chain.prepare, after) for after in cases[number + 1 : number + 2]]
+        yield case, current.result
+
+
+class _Written:
+    """What is being written, one case at a time, and what came of those before."""
+
+    def __init__(self, outcome: Outcome, progress: Progress) -> None:
+        self.outcome = outcome
+        self.progress = progress
+        self._case = ""
+        self._future: Future[None] | None = None
+
+    def follow(self, case: str, future: Future[None]) -> None:
+        """A case is being written."""
+        self._case, self._future = case, future
+
+    def wait(self) -> None:
+        """Wait until it is."""
+        if self._future is None:
+            return
+        case, future, self._future = self._case, self._future, None
+        with self.failures_of(case):
+            future.result()
+            self.outcome.written.append(case)
+            self.progress.on_case(case)
+
+    @contextlib.contextmanager
+    def failures_of(self, case: str) -> Iterator[None]:
+        """Leave out a case that fails."""
+        try:
+            yield
+        except (DataError, NotFiniteError, MemoryError, torch.OutOfMemoryError) as error:
+            self.outcome.failed[case] = _reason(error, case)
+            self.progress.on_failure(case, self.outcome.failed[case])
+
+
+def _write(name: str, logits: torch.Tensor, images: Preprocessed, chain: Chain, output: OutputFolder) -> None:
+    output.write(chain.finish(name, logits, images, output.probabilities), chain.segmenter.reader)
+
+
+def _reason(error: Exception, case: str) -> str:
+    if isinstance(error, NotFiniteError):
+        return f"the model's output for {case} is NaN or infinite; look at its images, or at how the model was trained"
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"the GPU's memory does not suffice for {case}; try --device cpu"
+    if isinstance(error, MemoryError):
+        return f"there is not enough memory for {case}"
+    return str(error)
