@@ -30,7 +30,7 @@ from fednnunet.exchange.messages import Fold, PersonalTraining
 from fednnunet.node import prepare
 from fednnunet.node.describe import NodeDataset
 from fednnunet.node.distributed import Ranks
-from fednnunet.node.fold_fit import FoldFit, tensor_bytes
+from fednnunet.node.fold_fit import FoldFit
 from fednnunet.node.settings import NodeSettings
 from fednnunet.privacy.secure_sum import digest_of
 from fednnunet.run_files import PERSONAL_RESULTS
@@ -83,11 +83,6 @@ class PersonalModel:
         """Where its checkpoints of the fold lie."""
         return Path(self.trainer.output_folder)
 
-    @property
-    def num_bytes(self) -> int:
-        """Main memory of what is trained."""
-        return tensor_bytes(self.trainer)
-
     def train_epoch(self, epoch: int, averages: Mapping[str, np.ndarray]) -> None:
         """Train one epoch.
 
@@ -113,7 +108,8 @@ class PersonalModel:
         module.set_proximal_term(as_tensors(self._averages), self._tie)
 
     def end_epoch(self, module: NNUNetModule) -> bool:
-        """Give the process back to the shared network."""
+        """Give the process back to the shared network; averages, which are copied, are kept no longer."""
+        module.set_proximal_term({}, 0.0)
         return False
 
     def save(self, number: int, **note: Any) -> Path:
@@ -127,7 +123,7 @@ class PersonalModel:
         self._is_resumed = True
 
     def reseed(self, seed: int) -> None:
-        """Draw from now on by ``seed``, and not as training did, which begins with the same patches."""
+        """Draw from now on by ``seed`` plus one: with ``seed``, training has begun, and would with the same patches."""
         with self._own_generators():
             L.seed_everything((seed + 1) % 2**32, verbose=False)
 
@@ -200,12 +196,13 @@ class PersonalModels:
         model = self._build(fold, self.settings.config.trainer)
         if self.asked.tie:
             check_takes_terms(model.trainer, "strategy.ditto_lambda")
+        model.trainer.network.cpu()  # where Lightning leaves it after each epoch: the GPU is for what trains
         return model
 
     def fine_tuned(self, shared: nnUNetTrainer) -> PersonalModel:
         """The final network of ``shared``, trained on alone; goes on from the last sound checkpoint of that.
 
-        Which epochs are trained, on which patches, depends on the node's seed and on nothing that was before.
+        On which patches depends on the node's seed, and on nothing that was before.
         """
         rate = self.asked.learning_rate or DEFAULT_FRACTION * shared.initial_lr
         changed = {"epochs": self.asked.fine_tune_epochs, "initial_lr": rate}
@@ -218,9 +215,13 @@ class PersonalModels:
         if finished:
             log.info("fine-tuning goes on after epoch %d", max(finished))
             model.load(max(finished))
-        for epoch in range(model.trainer.current_epoch, model.trainer.num_epochs):
-            model.train_epoch(epoch, {})
-            model.save(epoch + 1, **start)
+        try:
+            for epoch in range(model.trainer.current_epoch, model.trainer.num_epochs):
+                model.train_epoch(epoch, {})
+                model.save(epoch + 1, **start)
+        except BaseException:
+            model.close()
+            raise
         return model
 
     def _build(self, fold: Fold, trainer: TrainerConfig) -> PersonalModel:

@@ -36,7 +36,7 @@ def session(tmp_path: Path) -> TrainingSession:
     trainer = SimpleNamespace(
         fold=0, num_epochs=5, num_iterations_per_epoch=3, network=nn.Linear(2, 1), output_folder=str(tmp_path)
     )
-    stages: Any = SimpleNamespace(trainer=trainer, noise=None)
+    stages: Any = SimpleNamespace(trainer=trainer, personal=None, noise=None)
     settings: Any = SimpleNamespace(config=SimpleNamespace(privacy=SimpleNamespace(least_steps=0)))
     session = TrainingSession(settings, stages, wait_for_round=lambda: NextStep.STOP)
     session._finished_round = 2

@@ -25,7 +25,7 @@ from fednnunet.preprocessing import cache_key, preprocess
 from fednnunet.training import trainer as build
 from fednnunet.training.data import NNUNetDataModule
 from fednnunet.training.lightning_trainer import build_lightning_trainer
-from fednnunet.training.module import GRADIENT_CLIP_NORM, NNUNetModule
+from fednnunet.training.module import GRADIENT_CLIP_NORM, NNUNetModule, check_takes_terms
 from fednnunet.training.network_state import named_tensors
 from fednnunet.training.trainer import build_nnunet_trainer, nested_transforms
 from tests.conftest import write_boxes
@@ -341,3 +341,5 @@ def test_the_proximal_term_is_refused_where_it_cannot_be_added(make: Build, monk
     module.set_proximal_term({}, 0.0)
     with pytest.raises(ConfigError, match="OwnStep has its own train_step"):
         module.set_proximal_term({}, 0.1)
+    with pytest.raises(ConfigError, match=r"^strategy\.ditto_lambda: trainer\.class=OwnStep has its own train_step"):
+        check_takes_terms(module.nnunet, "strategy.ditto_lambda")
