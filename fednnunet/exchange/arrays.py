@@ -6,6 +6,7 @@ Before each array stands its header in numpy's file format: a Flower record can 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeAlias
@@ -215,6 +216,12 @@ def _window_of(array: np.ndarray) -> Window | None:
     return base if isinstance(base, Window) else None
 
 
+@functools.cache  # numpy makes a name anew each time, slowly
+def is_float(dtype: np.dtype) -> bool:
+    """Whether it is one of :data:`FLOATS`."""
+    return dtype.name in FLOATS
+
+
 def check_finite(arrays: Mapping[str, np.ndarray], where: str) -> None:
     """Check that all values are finite.
 
@@ -222,7 +229,7 @@ def check_finite(arrays: Mapping[str, np.ndarray], where: str) -> None:
         ProtocolError: names ``where`` and the first array that is not finite.
     """
     for name, array in arrays.items():
-        if array.dtype.name not in FLOATS:
+        if not is_float(array.dtype):
             continue
         flat = array.reshape(-1)
         for start in range(0, flat.size, BLOCK):

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from fednnunet.errors import ProtocolError
-from fednnunet.exchange.arrays import BLOCK, FLOATS, check_finite
+from fednnunet.exchange.arrays import BLOCK, check_finite, is_float
 from fednnunet.exchange.messages import ExchangeDtype
 
 
@@ -42,7 +42,7 @@ class ErrorFeedback:
 
     def is_rounding(self, name: str, dtype: np.dtype) -> bool:
         """Whether this array is rounded: a float that is not exact."""
-        return dtype.name in FLOATS and name not in self.exact
+        return is_float(dtype) and name not in self.exact
 
     def dtype_of(self, name: str, dtype: np.dtype) -> np.dtype:
         """Type that an array of ``dtype`` travels as."""
@@ -96,7 +96,7 @@ def decode(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def is_rounded(dtype: np.dtype) -> bool:
     """Whether ``dtype`` is one that layers are rounded to."""
-    return dtype.name in FLOATS and dtype.itemsize < 4
+    return is_float(dtype) and dtype.itemsize < 4
 
 
 def check_dtypes(
@@ -109,6 +109,6 @@ def check_dtypes(
     """
     for name, array in arrays.items():
         wanted = "float32" if name in exact else dtype
-        is_requested = array.dtype.name == wanted or (wanted == "float32" and not is_rounded(array.dtype))
-        if array.dtype.name in FLOATS and not is_requested:
+        is_requested = array.dtype == np.dtype(wanted) or (wanted == "float32" and not is_rounded(array.dtype))
+        if is_float(array.dtype) and not is_requested:
             raise ProtocolError(f"{where} sent layer {name} as {array.dtype} instead of {wanted}")

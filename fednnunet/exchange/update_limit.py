@@ -14,7 +14,7 @@ from statistics import median_low
 
 import numpy as np
 
-from fednnunet.exchange.arrays import BLOCK, FLOATS, check_finite
+from fednnunet.exchange.arrays import BLOCK, check_finite, is_float
 
 ROUNDS_REMEMBERED = 5
 """Rounds whose updates define what is usual; over more of them the learning rate changes."""
@@ -71,7 +71,7 @@ class RoundReference:
         changed = held = 0.0
         for layer, array in arrays.items():
             start = self._arrays.get(groups[layer])
-            if start is None or array.dtype.name not in FLOATS:
+            if start is None or not is_float(array.dtype):
                 check_finite({layer: array}, where)
                 continue
             squared = _squared_norm(array, start)
@@ -90,7 +90,7 @@ class RoundReference:
 def _squared_norm(array: np.ndarray, minus: np.ndarray | None = None) -> float:
     """Squared L2 norm of an array or a difference, in blocks that stay in the cache; in float32 or float64."""
     values, start = array.reshape(-1), None if minus is None else minus.reshape(-1)
-    dtype = np.result_type(array.dtype.name if array.itemsize >= 4 else "float32")
+    dtype = array.dtype if array.itemsize >= 4 else np.dtype(np.float32)
     total = 0.0
     with np.errstate(over="ignore", invalid="ignore"):  # values that are not finite show in the sum
         for index in range(0, values.size, BLOCK):
