@@ -27,7 +27,7 @@ from fednnunet.exchange.messages import (
     TrainReply,
     parse_body,
 )
-from fednnunet.exchange.records import as_array_record, from_array_record
+from fednnunet.exchange.records import arrays_in, as_array_record, config_in, from_array_record
 
 MAX_DEATHS = 3
 """Number of workers that may die of a request; after that it is given up."""
@@ -58,8 +58,7 @@ for _kind in Kind:
 def _forward(message: Message, context: Context) -> RecordDict:
     kind = Kind(message.metadata.message_type)
     body = _request_body(kind, message.content)
-    records = message.content.array_records
-    arrays = from_array_record(records["arrays"], "the server") if "arrays" in records else {}
+    arrays = from_array_record(arrays_in(message.content), "the server")
     key = Path(str(context.node_config["key-file"])).read_bytes()
     text, shared = _call_worker(context, key, kind, body.model_dump_json(), arrays)
     reply = parse_body(REPLIES[kind], text, "the node worker")
@@ -91,8 +90,7 @@ def _call_worker(
 
 
 def _request_body(kind: Kind, content: RecordDict) -> Body:
-    config = content.config_records.get("config", ConfigRecord())
-    text = config.get("body", "{}")
+    text = config_in(content).get("body", "{}")
     if not isinstance(text, str):
         raise ProtocolError("the server sent a body that is not text")
     return parse_body(REQUESTS[kind], text, "the server")

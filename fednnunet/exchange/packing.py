@@ -15,7 +15,7 @@ from pydantic import Field
 from fednnunet.errors import ProtocolError
 from fednnunet.exchange.arrays import DTYPES, MAX_ARRAYS, MAX_BYTES
 from fednnunet.exchange.messages import Body, LayerName, Shape, parse_body
-from fednnunet.exchange.records import array_of
+from fednnunet.exchange.records import array_of, arrays_in, config_in
 
 ARRAYS = "arrays"
 PACKED = "packed"
@@ -41,9 +41,9 @@ class Packing(Body):
 
 def pack(content: RecordDict) -> RecordDict:
     """A copy of the content with its arrays packed into one; content without arrays is returned as it is."""
-    if ARRAYS not in content.array_records:
+    if not isinstance(content.get(ARRAYS), ArrayRecord):
         return content
-    arrays = content.array_records[ARRAYS]
+    arrays = arrays_in(content)
     packing = Packing(
         arrays=[
             PackedArray(name=name, dtype=a.dtype, shape=list(a.shape), stype=a.stype, size=len(a.data))
@@ -75,9 +75,9 @@ class Packer:
 
     def pack(self, content: RecordDict) -> RecordDict:
         """As :func:`pack`; no array may change before the last message that has it is packed."""
-        arrays = dict(content.array_records.get(ARRAYS, {}))
+        arrays = dict(arrays_in(content))
         if self._packed is not None and _are_same(arrays, self._arrays):
-            return _with_packed(content, self._packed.array_records[ARRAYS], self._packed.config_records[PACKED])
+            return _with_packed(content, arrays_in(self._packed), config_in(self._packed, PACKED))
         self._packed = None  # not both in memory
         packed = pack(content)
         if arrays:
@@ -103,10 +103,9 @@ def unpack(content: RecordDict, where: str) -> RecordDict:
     Raises:
         ProtocolError: the layout is malformed, or not that of the bytes; names ``where``.
     """
-    if PACKED not in content.config_records:
+    if not isinstance(content.get(PACKED), ConfigRecord):
         return content
-    layout = content.config_records[PACKED].get("layout")
-    one = content.array_records.get(ARRAYS, ArrayRecord()).get(PACKED)
+    layout, one = config_in(content, PACKED).get("layout"), arrays_in(content).get(PACKED)
     if not isinstance(layout, str) or one is None or one.stype != STYPE:
         raise ProtocolError(f"{where} sent packed arrays without what is in them")
     arrays = parse_body(Packing, layout, where).arrays

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import TypeVar
 
 import numpy as np
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fednnunet.errors import ProtocolError, one_line
 from fednnunet.exchange.arrays import (
@@ -23,6 +24,33 @@ from fednnunet.exchange.arrays import (
     npy_header,
     num_bytes,
 )
+
+R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
+
+
+def arrays_in(content: RecordDict) -> ArrayRecord:
+    """The record ``arrays`` of a message; empty where there is none."""
+    return _record(content, "arrays", ArrayRecord)
+
+
+def config_in(content: RecordDict, name: str = "config") -> ConfigRecord:
+    """The record ``name`` of a message's configuration; empty where there is none."""
+    return _record(content, name, ConfigRecord)
+
+
+def metrics_in(content: RecordDict) -> MetricRecord:
+    """The record ``metrics`` of a message; empty where there is none."""
+    return _record(content, "metrics", MetricRecord)
+
+
+def _record(content: RecordDict, name: str, kind: type[R]) -> R:
+    """A record of a kind, read without the views that Flower has of each kind.
+
+    These refer to themselves and to the content, whose arrays, as large as a model, would stay in memory until Python
+    next looks for cycles.
+    """
+    found = content.get(name)
+    return found if isinstance(found, kind) else kind()
 
 
 def to_array_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:

@@ -9,6 +9,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from fednnunet import __version__
 from fednnunet.errors import ProtocolError, one_line
 from fednnunet.exchange.messages import Body, EvaluateRequest, Kind, TrainRequest, parse_body
+from fednnunet.exchange.records import arrays_in, config_in
 
 B = TypeVar("B", bound=Body)
 
@@ -31,7 +32,7 @@ def with_whole_layers(
     request: Message, body: type[TrainRequest | EvaluateRequest], whole: ArrayRecord
 ) -> Message | None:
     """A request again, with ``whole`` in place of steps; None where it had no steps."""
-    text = str(request.content.config_records["config"]["body"])
+    text = str(config_in(request.content)["body"])
     steps = body.model_validate_json(text)
     if not steps.references:
         return None
@@ -47,7 +48,7 @@ def parse_reply(model: type[B], reply: Message, node: str) -> B:
     Raises:
         ProtocolError: another version of this package sent it, or no body, or a malformed one; names the node.
     """
-    config = reply.content.config_records.get("config", ConfigRecord())
+    config = config_in(reply.content)
     body, version = config.get("body"), config.get("version", "of an unknown version")
     if not isinstance(body, str):
         raise ProtocolError(f"node {node} sent a reply without a body")
@@ -61,9 +62,10 @@ def parse_reply(model: type[B], reply: Message, node: str) -> B:
 
 def arrays_of(reply: Message) -> ArrayRecord:
     """The arrays beside the body; empty where there are none."""
-    return reply.content.array_records.get("arrays", ArrayRecord())
+    return arrays_in(reply.content)
 
 
 def num_bytes(message: Message) -> int:
     """Bytes of all arrays in a message."""
-    return sum(len(a.data) for record in message.content.array_records.values() for a in record.values())
+    records = [record for record in message.content.values() if isinstance(record, ArrayRecord)]
+    return sum(len(array.data) for record in records for array in record.values())

@@ -7,11 +7,11 @@ from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fednnunet.errors import NodeError, ProtocolError
 from fednnunet.exchange.messages import Fold, Kind, TrainReply, TrainRequest
-from fednnunet.exchange.records import record_of
+from fednnunet.exchange.records import metrics_in, record_of
 from fednnunet.listing import join_nodes
 from fednnunet.server.node_messages import num_bytes, parse_reply, with_whole_layers
 from fednnunet.server.node_requests import request_all
@@ -269,7 +269,7 @@ class _TrainingRound:
                 f"node {name} sent round {body.server_round} of fold {body.fold} instead of round {self.server_round} "
                 f"of {self.fold}"
             )
-        weight = reply.content.metric_records.get("metrics", MetricRecord()).get(WEIGHT_KEY)
+        weight = metrics_in(reply.content).get(WEIGHT_KEY)
         cases = self.session.federation.described[node].num_training
         if body.num_examples > cases or weight != body.num_examples:
             raise ProtocolError(f"node {name} sent {weight} training cases of the fold; it registered {cases} in all")

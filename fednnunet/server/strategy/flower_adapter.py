@@ -14,7 +14,7 @@ from flwr.serverapp import strategy as flower
 from fednnunet.errors import ConfigError
 from fednnunet.exchange.messages import ExchangeDtype
 from fednnunet.exchange.quantisation import is_quantised
-from fednnunet.exchange.records import from_array_record, record_of, to_array_record
+from fednnunet.exchange.records import arrays_in, from_array_record, metrics_in, record_of, to_array_record
 from fednnunet.exchange.rounding import decode
 from fednnunet.server.strategy.averaging import same_metrics
 from fednnunet.server.strategy.base import Strategy
@@ -83,11 +83,11 @@ class FlowerStrategy(Strategy):
         replies = [shown[node] for node in sorted(shown)]
         if not replies:
             return {}
-        if not replies[-1].content.array_records["arrays"]:  # all layers are set aside; it may need one
+        if not arrays_in(replies[-1].content):  # all layers are set aside; it may need one
             return {}
-        dtypes = {layer: array.dtype for layer, array in replies[-1].content.array_records["arrays"].items()}
+        dtypes = {layer: array.dtype for layer, array in arrays_in(replies[-1].content).items()}
         # It aggregates nothing if one node has a metric that another lacks.
-        metrics = same_metrics([reply.content.metric_records["metrics"] for reply in replies])
+        metrics = same_metrics([metrics_in(reply.content) for reply in replies])
         for reply, common in zip(replies, metrics, strict=True):
             reply.content["metrics"] = common
         aggregated, _ = self.strategy.aggregate_train(server_round, replies)
@@ -95,7 +95,7 @@ class FlowerStrategy(Strategy):
 
     def _shown(self, update: Update) -> Message:
         """The node's reply, as the strategy is shown it; nothing is copied unless it travelled otherwise."""
-        arrays = update.reply.content.array_records.get("arrays", ArrayRecord())
+        arrays = arrays_in(update.reply.content)
         if is_quantised(self._downlink.dtype):
             arrays = to_array_record(update.arrays)
         update.reply.content = RecordDict({"arrays": self._in_order(arrays), "metrics": update.metrics})

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from math import isfinite
 
 import numpy as np
-from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.app import Message, MetricRecord
 
 from fednnunet.errors import ProtocolError, one_line
 from fednnunet.exchange.messages import ExchangeDtype
 from fednnunet.exchange.quantisation import StepFeedback, decode_step, is_quantised
-from fednnunet.exchange.records import from_array_record
+from fednnunet.exchange.records import arrays_in, from_array_record, metrics_in
 from fednnunet.exchange.rounding import ErrorFeedback, check_dtypes
 from fednnunet.exchange.update_limit import RoundReference, UpdateLimit
 from fednnunet.server.strategy.averaging import WEIGHT_KEY, check_layers
@@ -173,7 +173,7 @@ class ReplyValidator:
             raise ProtocolError(f"{where} has answered this round already")
         self._replied.add(node)
         metrics = _validate_metrics(reply, name)
-        arrays = from_array_record(reply.content.array_records.get("arrays", ArrayRecord()), where)
+        arrays = from_array_record(arrays_in(reply.content), where)
         by_group, norm, statistics = self.validate_arrays(node, self._decoded(node, arrays, where), where)
         cases: int = metrics[WEIGHT_KEY]  # type: ignore[assignment]
         return Update(node, name, cases, metrics, by_group, norm, statistics, reply)
@@ -229,7 +229,7 @@ def _validate_metrics(reply: Message, name: str) -> MetricRecord:
     """
     if reply.has_error():
         raise ProtocolError(one_line(reply.error.reason or f"node {name} failed without a reason"))
-    metrics = reply.content.metric_records.get("metrics", MetricRecord())
+    metrics = metrics_in(reply.content)
     cases = metrics.get(WEIGHT_KEY)
     if not isinstance(cases, int) or cases < 1:
         raise ProtocolError(f"node {name} sent a reply without its number of cases")

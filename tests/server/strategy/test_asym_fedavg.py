@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -12,7 +13,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricR
 from flwr.clientapp import ClientApp
 
 from fednnunet.exchange.messages import TrainRequest
-from fednnunet.exchange.records import from_array_record, to_array_record
+from fednnunet.exchange.records import arrays_in, config_in, from_array_record, to_array_record
+from fednnunet.exchange.shared_memory import SharedMemory
 from fednnunet.server.local_grid import LocalGrid
 from fednnunet.server.strategy.asym_fedavg import AsymFedAvg
 from fednnunet.server.strategy.base import Strategy
@@ -34,8 +36,8 @@ app = ClientApp()
 def train(message: Message, context: Context) -> Message:
     """A node whose layers all hold its node id, plus what it received."""
     node = context.node_id
-    body = TrainRequest.model_validate_json(str(message.content.config_records["config"]["body"]))
-    received = from_array_record(message.content.array_records.get("arrays", ArrayRecord()), "the server")
+    body = TrainRequest.model_validate_json(str(config_in(message.content)["body"]))
+    received = from_array_record(arrays_in(message.content), "the server")
     fault = context.node_config.get("fault")
     if fault == "error":
         return Message(Error(101, "no disk"), reply_to=message)
@@ -81,6 +83,24 @@ def test_layers_of_every_node_are_averaged_and_nothing_else_travels(grid: LocalG
     assert np.all(averaged["encoder"] == 2)
     assert metrics is not None
     assert metrics["train_loss"] == pytest.approx(2.5)  # by cases: 0.1 * 1 + 0.3 * 2 + 0.6 * 3
+
+
+def test_averages_take_turns_in_two_memories_whenever_python_looks_for_cycles(monkeypatch: pytest.MonkeyPatch) -> None:
+    allocate, allocated = SharedMemory.allocate, []
+    monkeypatch.setattr(SharedMemory, "allocate", lambda size: allocated.append(size) or allocate(size))
+    one_at_a_time = LocalGrid(app, {node: {} for node in SHAPES}, 1)
+    strategy, arrays = prepared(AsymFedAvg()), ArrayRecord()
+    gc.disable()
+    try:
+        for server_round in range(1, 6):
+            messages = list(strategy.configure_train(server_round, arrays, ConfigRecord(), one_at_a_time))
+            averaged, _ = strategy.aggregate_train(server_round, one_at_a_time.send_and_receive(messages))
+            assert averaged is not None
+            arrays = averaged
+    finally:
+        gc.enable()
+        one_at_a_time.close()
+    assert len(allocated) == 2
 
 
 def test_weights_by_number_of_cases(grid: LocalGrid) -> None:
