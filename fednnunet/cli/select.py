@@ -29,6 +29,21 @@ def select(
             show_default="the simplest candidate that is not local",
         ),
     ] = None,
+    average: Annotated[
+        bool,
+        typer.Option(
+            "--average",
+            help="Also average the hospital's own model with each other one. Without trainer.save_probabilities=true "
+            "held-out cases are segmented again.",
+        ),
+    ] = False,
+    ensemble: Annotated[
+        bool,
+        typer.Option(
+            "--ensemble",
+            help="As --average, and also average all hospitals' models, where these are on this disk.",
+        ),
+    ] = False,
     standard_errors: Annotated[
         float,
         typer.Option(
@@ -44,9 +59,13 @@ def select(
     from fednnunet.selection.choose import choose_models
     from fednnunet.selection.written import losing, table_rows, write_selection
 
-    chosen = choose_models(read_sources(runs), default, standard_errors)
+    console, sources = Console(), read_sources(runs)
+    if average or ensemble:
+        from fednnunet.selection.averaged import with_averages
+
+        sources = with_averages(sources, ensemble, lambda what: console.print(f"averaging: {what}", highlight=False))
+    chosen = choose_models(sources, default, standard_errors)
     write_selection(out, chosen)
-    console = Console()
     many = len(chosen.selections.of_node) > MOST_NODES
     titles, rows = table_rows(chosen, losing(chosen) if many else None)
     if rows:

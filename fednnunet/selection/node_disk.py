@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
@@ -15,6 +15,7 @@ from fednnunet.exchange.messages import Kind
 from fednnunet.run_files import FINE_TUNED, PERSONAL_RESULTS, SHARED
 from fednnunet.selection.sources import HERE, RESULTS, ModelFolder, Sources, model_folder, scores_of
 
+T = TypeVar("T")
 SUMMARY = Path("validation") / "summary.json"
 REQUESTS = "requests.json"
 """In a node's folder: the requests that it had before training."""
@@ -92,19 +93,32 @@ def read_scores(models: ModelFolder) -> pd.DataFrame:
 
 
 def read_summary(path: Path) -> dict[str, float]:
-    """Case to its mean DSC over labels or regions.
+    """File name of a case to its mean DSC over labels or regions.
 
     Raises:
         DataError: it is no ``summary.json`` of nnU-Net; names it and what is wrong.
     """
+    return _read_cases(path, _mean_dsc)
+
+
+def read_summary_labels(path: Path) -> dict[str, list[str]]:
+    """File name of a case to the labels or regions that it is scored by, as nnU-Net writes them.
+
+    Raises:
+        DataError: as :func:`read_summary`.
+    """
+    return _read_cases(path, list)
+
+
+def _read_cases(path: Path, read: Callable[[dict[str, dict[str, float]]], T]) -> dict[str, T]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return {_case_name(entry): _mean_dsc(entry["metrics"]) for entry in content["metric_per_case"]}
+        return {_file_name(entry): read(entry["metrics"]) for entry in content["metric_per_case"]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is no summary of nnU-Net that can be read: {type(error).__name__}: {error}") from None
 
 
-def _case_name(entry: dict[str, Any]) -> str:
+def _file_name(entry: dict[str, Any]) -> str:
     return str(entry["reference_file"]).replace("\\", "/").rpartition("/")[2]
 
 

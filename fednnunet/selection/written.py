@@ -17,7 +17,7 @@ from fednnunet.listing import MOST_NODES
 from fednnunet.reporting.figures import save_figure
 from fednnunet.reporting.gains import LOSES, draw_gains, gain_of, judge, show_choices
 from fednnunet.reporting.run_folder import write_csv
-from fednnunet.reporting.selected import AVERAGED, SELECTED
+from fednnunet.reporting.selected import SELECTED
 from fednnunet.run_files import SELECTION_COLUMNS, SELECTION_FILE, SELECTION_MODELS_FILE, SELECTION_TABLE_FILE
 from fednnunet.selection.choose import Chosen
 
@@ -90,11 +90,10 @@ def selection_json(chosen: Chosen, folder: Path) -> dict[str, Any]:
 
 def _models(chosen: Chosen, one: Selection, node: str, seed: int, folder: Path) -> list[dict[str, Any]] | None:
     """Folders of the chosen models, whose softmax outputs are averaged if they are several; None if not here."""
-    parts = [chosen.sources.models.get((part, seed, node)) for part in one.final.candidate.split(AVERAGED)]
-    if not all(parts):
+    found = chosen.sources.models.get((one.final.candidate, seed, node))
+    if not found:
         return None
-    there = [found for part in parts if part for found in part]
-    return [{"folder": os.path.relpath(found.path, folder), "folds": list(found.folds)} for found in there]
+    return [{"folder": os.path.relpath(models.path, folder), "folds": list(models.folds)} for models in found]
 
 
 def _number(value: float) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -18,8 +19,9 @@ from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from fednnunet.evaluation.functional import dice_score
+from fednnunet.selection.averaged import HeldOut, averaged_scores
 from fednnunet.selection.node_disk import read_scores
-from fednnunet.selection.sources import model_folder
+from fednnunet.selection.sources import ModelFolder, model_folder
 from tests.integration.conftest import Train, result_folder
 
 pytestmark = pytest.mark.xdist_group("finished")
@@ -76,6 +78,20 @@ def test_a_nodes_disk_says_of_its_cases_what_the_server_was_told(folds: Path) ->
     told = cases_of(folds).query("node == 'Porto'").groupby(["fold", "case"])["dsc"].mean()
     assert on_disk["fold"].to_list() == told.index.get_level_values("fold").to_list()
     assert on_disk["dsc"].to_list() == pytest.approx(told.to_list(), abs=1e-12)
+
+
+def test_a_model_averaged_with_itself_is_itself_from_saved_outputs_or_segmented_again(
+    folds: Path, tmp_path: Path
+) -> None:
+    node = folds / "nodes" / "Porto"
+    models = model_folder(node)
+    assert models is not None
+    own = read_scores(models)
+    pd.testing.assert_frame_equal(averaged_scores([models, models], HeldOut(node, models)), own, rtol=0, atol=1e-12)
+    copy = tmp_path / models.path.name
+    shutil.copytree(models.path, copy, ignore=shutil.ignore_patterns("*.npz"))
+    again = averaged_scores([ModelFolder(copy, models.folds)], HeldOut(node, models))
+    pd.testing.assert_frame_equal(again, own, rtol=0, atol=1e-12)
 
 
 IN_ONE_PROCESS = """
