@@ -15,9 +15,11 @@ from fednnunet.best_configuration.sums import Model
 from fednnunet.datasets.splits import SPLITS_FILE
 from fednnunet.errors import DataError, one_line
 from fednnunet.listing import join_first
+from fednnunet.models.model_folder import ModelFolder, find_folders
 from fednnunet.preprocessing import REFERENCES
 
-FINAL_CHECKPOINT = "checkpoint_final.pth"
+UNNAMED = "this node"
+"""In the place of the name of a node, of which there is only its own folder."""
 VALIDATION = "validation"
 PROBABILITIES = ".npz"
 
@@ -29,7 +31,7 @@ class TrainedFolds:
     Attributes:
         model: what it is.
         run: the run's folder, or the node's, that it was found in.
-        node: name of the node; for a node's own folder, the folder's.
+        node: name of the node.
         folder: nnU-Net's folder of the model.
         dataset: name of nnU-Net's dataset.
         dataset_json: nnU-Net's ``dataset.json``.
@@ -55,55 +57,44 @@ class TrainedFolds:
 
 
 def find_models(run: Path) -> dict[str, TrainedFolds]:
-    """Each training node of a run to its model.
+    """Each training node of a run to its model; whose folder a node's own is, is not known.
 
     Args:
-        run: folder of a run, or one node's folder in it, which gives the node its name.
+        run: folder of a run, or one node's folder in it.
 
     Raises:
-        DataError: the folder is no run's, a node has no model or several, or a file of it cannot be read.
+        DataError: there is no model, a node has several, or a file of one cannot be read.
     """
-    nodes = sorted(path.parent for path in (run / "nodes").glob("*/nnUNet_results"))
-    if not nodes and (run / "nnUNet_results").is_dir():
-        nodes = [run]
-    found = {node.name: _find_model(run, node) for node in nodes}
-    models = {node: model for node, model in found.items() if model is not None}
-    if not models:
-        raise DataError(f"{run} holds no trained model; name the folder of a run, or a node's folder of one")
-    return models
+    by_node: dict[str, list[ModelFolder]] = {}
+    for folder in find_folders(run):
+        by_node.setdefault(folder.node or UNNAMED, []).append(folder)
+    for node, folders in by_node.items():
+        if len(folders) > 1:
+            names = join_first([folder.path.name for folder in folders], 3)
+            raise DataError(f"node {node} in {run} has {len(folders)} models ({names}); give one run of each")
+    return {node: _read_model(run, node, folder) for node, (folder,) in by_node.items()}
 
 
-def _find_model(run: Path, node: Path) -> TrainedFolds | None:
-    """The one model in a node's folder; None where there is none, as at an external centre."""
-    folders = sorted({path.parent for path in (node / "nnUNet_results").glob("*/*__*__*/fold_*") if path.is_dir()})
-    if not folders:
-        return None
-    if len(folders) > 1:
-        names = join_first([path.name for path in folders], 3)
-        raise DataError(f"{node} holds {len(folders)} models ({names}), where a run has one; take away what is linked")
-    (folder,) = folders
-    where = f"node {node.name}: {folder}"
-    trainer, plans_name, configuration = folder.name.split("__", 2)
+def _read_model(run: Path, node: str, folder: ModelFolder) -> TrainedFolds:
     try:
-        model = Model(trainer=trainer, plans=plans_name, configuration=configuration)
+        model = Model(trainer=folder.trainer, plans=folder.plans, configuration=folder.configuration)
     except ValidationError:
-        raise DataError(f"{where} is not named TRAINER__PLANS__CONFIGURATION") from None
-    folds = [path.name.removeprefix("fold_") for path in folder.glob("fold_*") if (path / FINAL_CHECKPOINT).is_file()]
-    planned = node / "nnUNet_preprocessed" / folder.parent.name
-    dataset_json = _read_json(folder / "dataset.json", node.name)
+        raise DataError(f"node {node}: {folder.path} is not named TRAINER__PLANS__CONFIGURATION") from None
+    dataset_json = _read_json(folder.path / "dataset.json", node)
     for key, kind in (("labels", dict), ("file_ending", str)):
         if not isinstance(dataset_json.get(key), kind):
-            raise DataError(f"{where}/dataset.json has no {key}")
+            raise DataError(f"node {node}: {folder.path}/dataset.json has no {key}")
+    path = folder.path.resolve()  # nnUNet_results/DATASET/MODEL, beside nnUNet_preprocessed
     return TrainedFolds(
         model,
         run,
-        node.name,
-        folder,
-        folder.parent.name,
+        node,
+        folder.path,
+        path.parent.name,
         dataset_json,
-        _read_json(folder / "plans.json", node.name),
-        planned / REFERENCES,
-        tuple(sorted(int(fold) for fold in folds if fold.isdecimal())),
+        _read_json(folder.path / "plans.json", node),
+        path.parents[2] / "nnUNet_preprocessed" / path.parent.name / REFERENCES,
+        tuple(sorted(int(fold) for fold in folder.folds if fold.isdecimal())),
     )
 
 
@@ -192,20 +183,16 @@ def nodes_of(runs: Sequence[Path]) -> dict[str, list[TrainedFolds]]:
     """Node to its models in all runs, in nnU-Net's order of configurations.
 
     Args:
-        runs: folders of runs; or, of one node, its folders in them. These are of one node, whatever their names, since
-            a hospital's are named by runs.
+        runs: folders of runs; or, of one node, its folders in them, since a hospital's are named by runs.
 
     Raises:
         DataError: a node has no model in one of the runs, two of one name, or models of other labels.
     """
     found = [find_models(run) for run in runs]
-    if not any((run / "nodes").is_dir() for run in runs):
-        name = next(iter(found[0]))
-        found = [dict.fromkeys([name], *models.values()) for models in found]
     for run, models in zip(runs, found, strict=True):
         for other, others in zip(runs, found, strict=True):
             if lacking := sorted(others.keys() - models.keys()):
-                raise DataError(f"{run} has no model of node {join_first(lacking, 3)}, which {other} has")
+                raise DataError(f"{run} has no finished fold of node {join_first(lacking, 3)}, which {other} has")
     by_node = {node: sorted((models[node] for models in found), key=lambda one: one.model.place) for node in found[0]}
     for models_of_node in by_node.values():
         for first, second in combinations(models_of_node, 2):

@@ -42,6 +42,14 @@ def find_best(
     from_sums: Annotated[
         bool, typer.Option("--from-sums", help="Decide from files that nodes wrote with --node-sums.")
     ] = False,
+    use: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Decide nothing: put the post-processing of the decision in this folder beside the best models of the "
+            "runs, where `fednnunet export` and `fednnunet predict` find it.",
+        ),
+    ] = None,
     node: Annotated[str | None, typer.Option(help="With --node-sums: name of the node.")] = None,
     fold: Annotated[
         list[int] | None,
@@ -65,6 +73,11 @@ def find_best(
 
     if node is not None and node_sums is None:
         raise ConfigError("--node goes with --node-sums; without, all nodes of the runs count")
+    if use is not None:
+        if from_sums or node_sums is not None or fold or no_ensembles or no_postprocessing:
+            raise ConfigError("--use takes a decision as it is; give it with runs alone")
+        _use(use, sources)
+        return
     if from_sums:
         if node_sums is not None or fold or no_ensembles or no_postprocessing:
             raise ConfigError(
@@ -80,7 +93,7 @@ def find_best(
 
     by_node = nodes_of(sources)
     if node_sums is not None:
-        by_node = _one_node(by_node, node, named=any((source / "nodes").is_dir() for source in sources))
+        by_node = _one_node(by_node, node)
     told = _sum_up(by_node, fold, not no_ensembles, not no_postprocessing, workers)
     if node_sums is not None:
         _write_sums(node_sums, told[0])
@@ -90,20 +103,20 @@ def find_best(
     _finish(out, told, datasets.pop() if len(datasets) == 1 else None)
 
 
-def _one_node(by_node: dict[str, list[TrainedFolds]], node: str | None, named: bool) -> dict[str, list[TrainedFolds]]:
+def _one_node(by_node: dict[str, list[TrainedFolds]], node: str | None) -> dict[str, list[TrainedFolds]]:
     """The models of the node whose sums are written, under its name.
 
     Args:
         by_node: node to its models.
         node: name that was given.
-        named: whether the folders are of runs, in which nodes have names; a hospital's own folders are named by runs.
 
     Raises:
         ConfigError: it is not said which node, or there is none of that name.
     """
+    from fednnunet.best_configuration.node_models import UNNAMED
     from fednnunet.exchange.messages import NODE_NAME
 
-    if not named:
+    if UNNAMED in by_node:
         if node is None:
             raise ConfigError("say with --node whose sums these are: the node's name in the federation")
         if re.match(NODE_NAME, node) is None:
@@ -159,6 +172,21 @@ def _write_sums(path: Path, sums: NodeSums) -> None:
         )
 
 
+def _use(folder: Path, runs: list[Path]) -> None:
+    """Put a decision's post-processing beside models, and say where."""
+    from fednnunet.best_configuration.node_models import nodes_of
+    from fednnunet.best_configuration.take_decision import read_decision, take
+
+    decision = read_decision(folder)
+    with _naming_what_cannot_be_written(folder):
+        taken = take(decision, nodes_of(runs))
+    names = " and ".join(model.configuration for model in decision.best.models)
+    if not taken:
+        print(f"best is the ensemble of {names}, whose post-processing follows their mean: nothing is put beside them")
+    for model in taken:
+        print(f"post-processing of {names}: {model / 'postprocessing.json'}")
+
+
 def _finish(out: Path, told: list[NodeSums], dataset: str | None) -> None:
     """Decide, write, print."""
     from rich.console import Console
@@ -174,6 +202,8 @@ def _finish(out: Path, told: list[NodeSums], dataset: str | None) -> None:
     # In a file, tables are as wide as they need to be.
     show_decision(decision, console if console.is_terminal else Console(highlight=False, width=WIDE))
     print(f"\ndecision: {out / BEST_FILE}")
+    if len(decision.best.models) == 1 and decision.postprocessing.largest_component:
+        print(f"to segment with its post-processing: fednnunet find-best RUN... --use {out}")
 
 
 @contextmanager

@@ -31,19 +31,19 @@ def is_cut(path: Path) -> None:
 
 
 SPOILT: dict[str, tuple[Spoil, str]] = {
-    "no run": (lambda run: shutil.rmtree(run / "nodes"), "run_3d_fullres holds no trained model"),
+    "no run": (lambda run: shutil.rmtree(run / "nodes"), "run_3d_fullres holds no checkpoint_final.pth"),
     "no node": (
         lambda run: shutil.rmtree(run / "nodes" / "Porto"),
-        "run_3d_fullres has no model of node Porto, which .*run_2d has",
+        "run_3d_fullres has no finished fold of node Porto, which .*run_2d has",
     ),
     "two models": (
         lambda run: shutil.copytree(run / MODEL, run / MODEL.replace("3d_fullres", "2d")),
-        "nodes/Porto holds 2 models",
+        "node Porto in .*run_3d_fullres has 2 models",
     ),
     "other labels": (change_labels, "labels of 2d of node Porto in .*run_2d is"),
-    "no dataset.json": (
-        lambda run: (run / MODEL / "dataset.json").unlink(),
-        "node Porto: .*dataset.json cannot be read",
+    "dataset.json is no JSON": (
+        lambda run: (run / MODEL / "dataset.json").write_text("["),
+        "node Porto: .*dataset.json is not JSON",
     ),
     "dataset.json of nothing": (lambda run: (run / MODEL / "dataset.json").write_text("{}"), "has no labels"),
     "plans are no JSON": (lambda run: (run / MODEL / "plans.json").write_text("{"), "plans.json is not JSON"),
@@ -51,8 +51,8 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
         lambda run: (run / MODEL / "fold_1" / "checkpoint_final.pth").unlink(),
         "2d of node Porto in .* has finished folds 0, 1, 3d_fullres of node Porto in .* 0; finish them",
     ),
-    "no fold": (
-        lambda run: [path.unlink() for path in (run / MODEL).glob("fold_*/checkpoint_final.pth")],
+    "fold all": (
+        lambda run: [shutil.rmtree(run / MODEL / "fold_1"), (run / MODEL / "fold_0").rename(run / MODEL / "fold_all")],
         "3d_fullres of node Porto in .* has finished no fold that holds cases out",
     ),
     "no segmentation": (

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fednnunet.cli.main import main
+from fednnunet.models.model_folder import find_folders
 from fednnunet.models.postprocessing import Postprocessing
 from tests.best_configuration.conftest import WriteRuns, random_node, write_runs
 
@@ -46,7 +47,7 @@ def test_hospitals_come_to_the_decision_of_one_machine(find_best: Call, runs: li
     assert code == 0
     assert "8 held-out cases of Oslo, Porto; folds 0, 1" in out
     assert "2d + 3d_fullres" in out
-    assert out.endswith("decision: outputs/best_configuration/best_configuration.json\n")
+    assert "\ndecision: outputs/best_configuration/best_configuration.json\n" in out
     together = tmp_path / "outputs" / "best_configuration"
     names = ["best_configuration.json", "inference_information.json", "postprocessing.json", "postprocessing.pkl"]
     assert sorted(path.name for path in together.iterdir()) == names
@@ -81,10 +82,35 @@ def test_decision_says_all_that_others_need(find_best: Call, runs: list[Path], t
     ]
 
 
+def test_post_processing_is_put_beside_the_best_models(find_best: Call, runs: list[Path], tmp_path: Path) -> None:
+    code, out, _ = find_best(*runs, "--workers", 1)
+    assert out.endswith("find-best RUN... --use outputs/best_configuration\n")
+    assert find_best(*runs, "--use", "outputs/best_configuration")[0] == 0
+    decided = Postprocessing.read(tmp_path / "outputs" / "best_configuration" / "postprocessing.json")
+    for folder in find_folders(runs[1]):
+        assert Postprocessing.read(folder.path / "postprocessing.json") == decided, folder.node
+    assert not [*runs[0].rglob("postprocessing.*")]
+
+    code, _, err = find_best(runs[0], "--use", "outputs/best_configuration")
+    assert code == 2
+    assert "node Oslo has no nnUNetTrainer__nnUNetPlans__3d_fullres, which is best; name its run" in err
+    path = tmp_path / "outputs" / "best_configuration" / "best_configuration.json"
+    best = json.loads(path.read_text())
+    best["best"]["models"] += best["candidates"][0]["models"]
+    path.write_text(json.dumps(best))
+    code, out, _ = find_best(*runs, "--use", "outputs/best_configuration")
+    assert (code, out.count("best is the ensemble of 3d_fullres and 2d")) == (0, 1)
+    path.write_text(json.dumps({"format": 1}))
+    code, _, err = find_best(*runs, "--use", "outputs/best_configuration")
+    assert (code, err) == (2, "error: outputs/best_configuration/best_configuration.json: best: is missing\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
         (("--node", "Oslo"), "--node goes with --node-sums"),
+        (("--use", "x", "--no-ensembles"), "--use takes a decision as it is"),
+        (("--use", "x"), "x/best_configuration.json cannot be read: No such file"),
         (("--from-sums", "--no-ensembles"), "--from-sums takes files as nodes wrote them"),
         (("--node-sums", "x.json"), "say with --node whose sums to write: Oslo, Porto"),
         (("--node-sums", "x.json", "--node", "Riga"), "the runs have no node Riga; choose one of: Oslo, Porto"),
