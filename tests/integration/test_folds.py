@@ -18,6 +18,10 @@ import SimpleITK as sitk
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
+from fednnunet.best_configuration.decision import decide
+from fednnunet.best_configuration.decision_files import inference_information
+from fednnunet.best_configuration.node_models import nodes_of
+from fednnunet.best_configuration.node_sums import sum_up
 from fednnunet.evaluation.functional import dice_score
 from fednnunet.selection.averaged import HeldOut, averaged_scores
 from fednnunet.selection.node_disk import read_scores
@@ -129,6 +133,8 @@ def test_nnunets_tools_work_on_what_a_run_wrote(folds: Path, train: Train, raw: 
     volumes = tmp_path / "3d"
     options = (*OSLO_ALONE, FOLDS, "configuration=3d_fullres", "trainer.save_probabilities=true")
     assert train(volumes, *options, "model.overrides.UNet_max_features_3d=8").returncode == 0
+    (models,) = nodes_of([run / "nodes" / "Oslo" for run in (folds, volumes)]).values()
+    ours = inference_information(decide([sum_up(models, "Oslo", None, True, True)]), "Dataset201_Oslo")
     other = result_folder(volumes, "Oslo").parent
     (result_folder(folds, "Oslo").parent.parent / other.name).symlink_to(other)
 
@@ -151,6 +157,10 @@ def test_nnunets_tools_work_on_what_a_run_wrote(folds: Path, train: Train, raw: 
     ensembles = [name for name in best["all_results"] if name.startswith("ensemble___")]
     assert len(best["all_results"]) == 3
     assert len(ensembles) == 1
+    assert best["all_results"] == pytest.approx(ours["all_results"], rel=0, abs=1e-12)
+    chosen, theirs = (found["best_model_or_ensemble"] for found in (ours, best))
+    assert chosen["selected_model_or_models"] == theirs["selected_model_or_models"]
+    assert chosen["result_on_crossval_post_pp"] == pytest.approx(theirs["result_on_crossval_post_pp"], rel=0, abs=1e-12)
 
     cases = cases_of(folds).set_index(["node", "fold", "model", "case"])
     for number in (0, 1):
