@@ -6,9 +6,9 @@ import dataclasses
 import os
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fednnunet.models.export_zip import Handover
     from fednnunet.models.model_card import ModelCard
 
+Format = Literal["nnunet", "monai"]
 DEFAULT_NUMBER = 1
 """XXX of nnU-Net's DatasetXXX where the model's dataset has none."""
 
@@ -38,10 +39,18 @@ def export(
             help="The zip to write. Where nodes have different models: a folder, for NODE.zip of each.",
         ),
     ],
+    format: Annotated[
+        Format,
+        typer.Option(help="nnunet: for nnUNetv2_install_pretrained_model_from_zip; monai: a bundle of MONAI, zipped."),
+    ] = "nnunet",
     node: Annotated[
         str | None,
         typer.Option(help="Whose model; not needed where all nodes hold the same one.", show_default=False),
     ] = None,
+    personal: Annotated[
+        bool,
+        typer.Option("--personal", help="The nodes' own models, fine-tuned or Ditto's, instead of the federation's."),
+    ] = False,
     configuration: Annotated[
         str | None, typer.Option(help="nnU-Net's configuration, where there are several.", show_default=False)
     ] = None,
@@ -80,26 +89,35 @@ def export(
 
     No case name, path or host name leaves with it, and of scores only means over cases.
     """
-    from fednnunet.models.export_zip import export_zip
-
     each_apart = out.suffix != ".zip"
     if source.is_file():
         handovers = [_of_zip(source, configuration, split_list(folds))]
     else:
-        handovers = _of_folder(source, node, configuration, split_list(folds), each_apart, run_folder, names)
+        handovers = _of_folder(source, node, configuration, split_list(folds), each_apart, run_folder, names, personal)
     given = {"licence": licence, "limits": limits or []}
     prepared = [(file, _with_given(handover, name, given)) for file, handover in handovers]
+    write = _writer(format)
     if not each_apart:
-        _show(export_zip(prepared[0][1], out), out)
+        _show(write(prepared[0][1], out), out)
         return
     # All or none: a folder beside the target, and names at the end.
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".export_") as partial:
-        cards = [(file, export_zip(handover, Path(partial) / file)) for file, handover in prepared]
+        cards = [(file, write(handover, Path(partial) / file)) for file, handover in prepared]
         for file, _ in cards:
             os.replace(Path(partial) / file, out / file)
     for file, card in cards:
         _show(card, out / file)
+
+
+def _writer(format: Format) -> Callable[[Handover, Path], ModelCard]:
+    if format == "monai":
+        from fednnunet.models.monai_bundle import export_bundle
+
+        return export_bundle
+    from fednnunet.models.export_zip import export_zip
+
+    return export_zip
 
 
 def _of_zip(source: Path, configuration: str | None, folds: Sequence[str]) -> tuple[str, Handover]:
@@ -124,6 +142,7 @@ def _of_folder(
     each_apart: bool,
     run_folder: Path | None,
     names: bool,
+    personal: bool,
 ) -> list[tuple[str, Handover]]:
     """Name of a zip, and the model for it."""
     from fednnunet.models.choose_models import choose_models
@@ -140,14 +159,14 @@ def _of_folder(
             raise ConfigError("--run needs --node: as which of the run's nodes this one trained")
         if node not in (known := [str(one) for one in read_run(run_folder).info.get("nodes", [])]):
             raise ConfigError(f"--node {node} is no node of the run {run_folder}, which has {', '.join(known)}")
-    chosen = choose_models(source, None if run_folder else node, configuration, folds or None, each_apart)
+    chosen = choose_models(source, None if run_folder else node, configuration, folds or None, each_apart, personal)
     handovers = []
     for one in chosen:
         of_run, owner = (run_folder, node) if run_folder else (one.run, one.node)
         dataset = one.folder.path.resolve().parent.name
         if of_run is not None and (of_run / CONFIG_FILE).is_file():
             run = read_run(of_run)
-            facts = facts_of_run(run, owner, one.folds, names)
+            facts = facts_of_run(run, owner, one.folds, names, personal)
             # The dataset's own name may be that of a hospital.
             dataset = _numbered(str(run.info.get("dataset", "Federation")), dataset)
         else:

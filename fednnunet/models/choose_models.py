@@ -11,8 +11,8 @@ from fednnunet.listing import join_nodes
 from fednnunet.models.model_folder import ModelFolder, choose_folder, choose_folds, find_folders
 from fednnunet.models.shared_model import is_shared
 
-DATASET_IN_NODE, NODE_IN_RUN = 2, 3
-"""Folders between a model's folder and its node's, and between that and ``nodes/`` of the run."""
+MODEL_IN_NODE = 3
+"""Folders from a model's folder to its node's: dataset, results, node; one more for a node's own models."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,12 @@ class ChosenModel:
 
 
 def choose_models(
-    source: Path, node: str | None, configuration: str | None, folds: Sequence[str] | None, each: bool
+    source: Path,
+    node: str | None,
+    configuration: str | None,
+    folds: Sequence[str] | None,
+    each: bool,
+    personal: bool = False,
 ) -> list[ChosenModel]:
     """The models of a folder to hand over.
 
@@ -43,11 +48,12 @@ def choose_models(
         configuration: nnU-Net's; needed where there are several.
         folds: None for all that are finished.
         each: whether there may be one of each node.
+        personal: the nodes' own models, fine-tuned or Ditto's, and not the federation's.
 
     Raises:
         DataError: there is none, or nodes have different ones and not each is wanted; says what to do.
     """
-    found = find_folders(source)
+    found = find_folders(source, personal)
     nodes = list(dict.fromkeys(folder.node for folder in found))
     if node is not None or len(nodes) == 1:
         folder = choose_folder(found, source, node, configuration)
@@ -67,7 +73,8 @@ def choose_models(
 
 def _chosen(folder: ModelFolder, folds: Sequence[str] | None) -> ChosenModel:
     parents = folder.path.resolve().parents
-    is_in_run = len(parents) > NODE_IN_RUN + 1 and parents[NODE_IN_RUN].name == "nodes"
-    node = parents[DATASET_IN_NODE].name if is_in_run else None
-    run = parents[NODE_IN_RUN + 1] if is_in_run else None
-    return ChosenModel(folder, choose_folds(folder.folds, folds, folder.where), node, run)
+    kept = choose_folds(folder.folds, folds, folder.where)
+    for depth in (MODEL_IN_NODE, MODEL_IN_NODE + 1):
+        if len(parents) > depth + 1 and parents[depth].name == "nodes":
+            return ChosenModel(folder, kept, parents[depth - 1].name, parents[depth + 1])
+    return ChosenModel(folder, kept, None, None)

@@ -130,22 +130,22 @@ def export_zip(handover: Handover, target: Path) -> ModelCard:
             for name, content in model_files(handover.folder, model):
                 path = f"{handover.name}/{name}"
                 digests[path] = hashlib.sha256(content).hexdigest()
-                _write(archive, path, content)
+                write_entry(archive, path, content)
             card = handover.card(digests, model)
-            _write(archive, f"{handover.name}/{CARD}", card.as_json().encode())
-            _write(archive, f"{handover.name}/{CARD_TEXT}", card.as_markdown().encode())
+            write_entry(archive, f"{handover.name}/{CARD}", card.as_json().encode())
+            write_entry(archive, f"{handover.name}/{CARD_TEXT}", card.as_markdown().encode())
         open_archive(partial, model.configuration, model.folds)
     return card
 
 
 def model_files(folder: str, model: TrainedModel) -> Iterator[tuple[str, bytes]]:
     """Every file of a model but its card: path below the dataset's folder, and content."""
-    yield f"{folder}/plans.json", _as_json(model.plans)
-    yield f"{folder}/dataset.json", _as_json(model.dataset_json)
+    yield f"{folder}/plans.json", as_json(model.plans)
+    yield f"{folder}/dataset.json", as_json(model.dataset_json)
     if model.postprocessing is not None:
-        yield f"{folder}/{POSTPROCESSING_FILE}", _as_json(model.postprocessing.to_json())
+        yield f"{folder}/{POSTPROCESSING_FILE}", as_json(model.postprocessing.to_json())
         yield f"{folder}/{NNUNET_POSTPROCESSING_FILE}", model.postprocessing.to_pickle()
-    yield INFERENCE, _as_json(_inference_information(folder, model))
+    yield INFERENCE, as_json(_inference_information(folder, model))
     for fold in model.folds:
         weights = model.weights(fold)
         yield (
@@ -194,13 +194,15 @@ def _inference_information(folder: str, model: TrainedModel) -> dict[str, Any]:
     }
 
 
-def _write(archive: ZipFile, path: str, content: bytes) -> None:
+def write_entry(archive: ZipFile, path: str, content: bytes) -> None:
+    """Add a file to a zip, without the time or anything else of this machine."""
     entry = ZipInfo(path, _EPOCH)
     entry.external_attr = 0o100644 << 16
     # Weights hardly shrink, and are faster to read like this.
-    entry.compress_type = ZIP_STORED if path.endswith(".pth") else ZIP_DEFLATED
+    entry.compress_type = ZIP_STORED if path.endswith((".pth", ".pt")) else ZIP_DEFLATED
     archive.writestr(entry, content)
 
 
-def _as_json(content: Any) -> bytes:
+def as_json(content: Any) -> bytes:
+    """Content of a JSON file."""
     return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fednnunet.errors import DataError
+from fednnunet.run_files import PERSONAL_RESULTS
 from fednnunet.training.final_checkpoint import FINAL
 
-PLACES = ("", "*__*__*", "*/*__*__*", "nnUNet_results/*/*__*__*", "nodes/*/nnUNet_results/*/*__*__*")
+PLACES = ("", "*__*__*", "*/*__*__*", "{results}/*/*__*__*", "nodes/*/{results}/*/*__*__*")
 """Where folders of models lie: the source is one, or holds them as a dataset, nnU-Net's results, a node, a run."""
+RESULTS = Path("nnUNet_results")
 NEEDED = ("plans.json", "dataset.json")
 
 
@@ -54,15 +56,20 @@ def as_model(path: Path, node: str, fold_names: Iterable[str]) -> ModelFolder | 
     return ModelFolder(path, node, trainer, plans, configuration, ordered)
 
 
-def find_folders(source: Path) -> list[ModelFolder]:
+def find_folders(source: Path, personal: bool = False) -> list[ModelFolder]:
     """Every model below a folder, of every node.
+
+    Args:
+        source: the folder.
+        personal: below a run or a node, the models that are the nodes' own: fine-tuned, or Ditto's.
 
     Raises:
         DataError: there is none.
     """
     if not source.is_dir():
         raise DataError(f"there is no file or folder {source}; give a model's zip, a run, or nnU-Net's results")
-    candidates = [path for place in PLACES for path in (sorted(source.glob(place)) if place else [source.resolve()])]
+    places = [place.format(results=PERSONAL_RESULTS if personal else RESULTS) for place in PLACES]
+    candidates = [path for place in places for path in (sorted(source.glob(place)) if place else [source.resolve()])]
     found = []
     for path in candidates:
         if all((path / name).is_file() for name in NEEDED):
@@ -73,6 +80,10 @@ def find_folders(source: Path) -> list[ModelFolder]:
                 found.append(model)
     if found:
         return found
+    if personal:
+        raise DataError(
+            f"{source} holds no finished model of a node's own, as strategy.fine_tune_epochs and strategy=ditto train"
+        )
     if any(source.glob("nodes/*/nnUNet_results/*/*/fold_*")):
         raise DataError(f"the run {source} has finished no fold yet; go on with it: python train.py continue={source}")
     if (source / "config.json").is_file() and not any(source.glob("nodes/*/nnUNet_results")):

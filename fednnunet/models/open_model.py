@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 
 
 def open_model(
-    source: Path, *, node: str | None = None, configuration: str | None = None, folds: Sequence[str] | None = None
+    source: Path,
+    *,
+    node: str | None = None,
+    configuration: str | None = None,
+    folds: Sequence[str] | None = None,
+    personal: bool = False,
 ) -> TrainedModel:
     """Open a trained model; weights are read when they are asked for.
 
@@ -33,6 +38,7 @@ def open_model(
         node: which node's; needed where there are several.
         configuration: which of nnU-Net's configurations; needed where there are several.
         folds: folds to use; all that are finished if None, without ``all`` where there are others.
+        personal: of a run or a node, the model that is the node's own: fine-tuned, or Ditto's.
 
     Raises:
         DataError: there is no such model, or more than one; or a file cannot be read, or is not what it should be. In
@@ -42,7 +48,7 @@ def open_model(
         if node is not None:
             raise DataError(f"{source} holds one model, of no node; leave out --node")
         return open_archive(source, configuration, folds)
-    found = choose_folder(find_folders(source), source, node, configuration)
+    found = choose_folder(find_folders(source, personal), source, node, configuration)
     return open_folder(found, choose_folds(found.folds, folds, found.where))
 
 

@@ -15,9 +15,12 @@ from fednnunet.models.model_card import CentreScore, Estimate, RunFacts
 from fednnunet.reporting.privacy import statements_of
 from fednnunet.reporting.run_folder import Run
 from fednnunet.reporting.tables.results_table import own_scores
+from fednnunet.run_files import FINE_TUNED, SHARED
 
 
-def facts_of_run(run: Run, node: str | None, folds: Sequence[str], with_names: bool = False) -> RunFacts:
+def facts_of_run(
+    run: Run, node: str | None, folds: Sequence[str], with_names: bool = False, personal: bool = False
+) -> RunFacts:
     """Facts of one node's model, or of the one that all nodes share.
 
     Args:
@@ -25,14 +28,16 @@ def facts_of_run(run: Run, node: str | None, folds: Sequence[str], with_names: b
         node: whose model it is; None for that of all nodes.
         folds: that are handed over.
         with_names: whether centres are named; else they have numbers, in the order of the run's configuration.
+        personal: whether it is the node's own, fine-tuned or Ditto's, where there is the federation's beside it.
     """
     names = Names(run, with_names)
+    strategy = strategy_of(run, personal)
     pooled = node == POOLED_NODE
     alone = node is not None and not pooled
     counts = {centre: int(cases) for centre, cases in run.info.get("num_training", {}).items()}
     of_centres = {centre: counts[centre] for centre in names.training if centre in counts}
     return RunFacts(
-        strategy=run.strategy,
+        strategy=strategy,
         trained_for="pooled cases" if pooled else "node" if alone else "federation",
         centres=len(names.training) or None,
         names=[names.of(centre) for centre in names.training] if with_names else None,
@@ -41,9 +46,16 @@ def facts_of_run(run: Run, node: str | None, folds: Sequence[str], with_names: b
         rounds=run.info.get("rounds"),
         iterations=run.info.get("iterations"),
         distance_unit=str(run.info.get("distance_unit", "mm")),
-        scores=_scores(run, node if alone else None, folds, names),
+        scores=_scores(run, strategy, node if alone else None, folds, names),
         privacy=[names.replace_in(text) for _, text in statements_of([run])],
     )
+
+
+def strategy_of(run: Run, personal: bool) -> str:
+    """What ``cases.csv`` calls the strategy of a model, where nodes end with two."""
+    of_rows = {*run.cases["strategy"], *run.means["strategy"]}
+    other = f"{run.strategy} {FINE_TUNED if personal else SHARED}"
+    return other if other in of_rows else run.strategy
 
 
 class Names:
@@ -71,12 +83,14 @@ class Names:
         return centre in self.external
 
 
-def _scores(run: Run, node: str | None, folds: Sequence[str], names: Names) -> list[CentreScore]:
+def _scores(run: Run, strategy: str, node: str | None, folds: Sequence[str], names: Names) -> list[CentreScore]:
     """Of held-out cases, in the order of the centres: label by label, then the mean over labels of each case."""
     is_whole = set(folds) >= set(run.folds)
     counted = {*folds, *([ENSEMBLE] if is_whole else [])}
     scores = []
-    cases, means = (rows[rows["fold"].astype(str).isin(counted)] for rows in (run.cases, run.means))
+    cases, means = (
+        rows[rows["fold"].astype(str).isin(counted) & (rows["strategy"] == strategy)] for rows in (run.cases, run.means)
+    )
     for centre in (*names.training, *names.external):
         of_centre, told = (_of_model(rows[rows["node"] == centre], node) for rows in (cases, means))
         for label in (*dict.fromkeys(of_centre["label"]), ""):

@@ -262,5 +262,36 @@ def test_node_across_hospitals_takes_its_card_from_the_servers_folder(
     assert {score.centre for score in card.run.scores} == {"centre 1", "external centre 1"}
 
 
+def test_nodes_own_model_goes_with_its_own_scores(
+    export: Export, run: Path, trained_folders: TrainedFolders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export(run, "-o", tmp_path / "model.zip", "--personal") == 2
+    assert "holds no finished model of a node's own" in capsys.readouterr().err
+    rows = pd.read_csv(run / "cases.csv")
+    own = rows[rows["node"].isin(NODES)].assign(strategy="ffe fine-tuned", dsc=0.875)
+    pd.concat([rows, own]).to_csv(run / "cases.csv", index=False)
+    for node in NODES:  # alike by chance, though each is its node's own
+        base = run / "nodes" / node
+        shutil.copytree(base / "nnUNet_results", base / "personal" / "nnUNet_results")
+    for options, strategy, scored in (
+        ([], "ffe", False),
+        (["--personal", "--node", "Hospital-Anna"], "ffe fine-tuned", True),
+    ):
+        assert export(run, "-o", tmp_path / "model.zip", *options) == 0
+        card = ModelCard.parse(_file(tmp_path / "model.zip", "model_card.json"), "card")
+        assert card.run.strategy == strategy
+        own_scores = [score.dsc.mean for score in card.run.scores if score.dsc and score.role == "training"]
+        assert (own_scores == [0.875]) is scored
+
+
+def test_format_monai_writes_a_bundle(export: Export, run: Path, tmp_path: Path) -> None:
+    assert export(run, "-o", tmp_path / "bundle.zip", "--format", "monai", "--name", "Dataset001_T") == 0
+    inside = members((tmp_path / "bundle.zip").read_bytes())
+    assert {"Dataset001_T/configs/metadata.json", "Dataset001_T/configs/inference.json"} < set(inside)
+    for name, content in inside.items():
+        for word in (SECRET, str(tmp_path), *NODES, "Carla"):
+            assert word.encode() not in content, f"{word} in {name}"
+
+
 def _file(zip_file: Path, name: str) -> bytes:
     return next(content for path, content in members(zip_file.read_bytes()).items() if path.endswith(f"/{name}"))
