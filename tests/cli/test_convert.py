@@ -16,9 +16,12 @@ from fednnunet.config.hydra_datasets import configured_dataset
 from fednnunet.conversion.manifest import read_manifest
 from fednnunet.datasets.image_checks import check_images
 from fednnunet.datasets.raw import read_dataset
+from fednnunet.dicom.segmentation import write_segmentation
+from fednnunet.dicom.series import find_series
 from tests.conversion.test_writer import content
 from tests.support.cine_downloads import make_acdc, make_mnms1, make_mnms2
 from tests.support.dce_downloads import write_image, write_patient
+from tests.support.dicom_series import phantom_labels, phantom_voxels, write_series
 from tests.support.image_cases import SHAPE, change_voxels, voxels, write
 
 Convert = Callable[..., int]
@@ -159,3 +162,25 @@ def test_fetal_ultrasound_becomes_grey_pngs(convert: Convert, aimix: Path, acous
         labels = (folder / ("labelsTs" if centre.external else "labelsTr")).iterdir()
         assert set.union(*map(values_in, labels)) == {0, 1}
     check_images(read_dataset(raw / "Dataset525_ACOUSLIC_SierraLeone", "Sierra Leone", external=True), "Sierra Leone")
+
+
+def test_dicom_series_become_a_dataset_that_is_not_written_twice(
+    convert: Convert, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for case in ("c1", "c2"):
+        write_series(tmp_path / "src" / case / "scan", phantom_voxels(), modality="CT", patient=("", case))
+        series = find_series(tmp_path / "src" / case / "scan")[0]
+        write_segmentation(tmp_path / "src" / case / "seg.dcm", phantom_labels(), series, {"Liver": 1, "GTV": 2})
+    arguments = ("dicom", tmp_path / "src", tmp_path / "raw", "--processes", "1", "--name", "Liver")
+    assert convert(*arguments) == 2
+    assert "structures, and in how many of 2 cases: GTV (2), Liver (2)" in capsys.readouterr().err
+    arguments = (*arguments, "--labels", "liver,tumour=GTV*")
+    assert convert(*arguments) == 0
+    before = content(tmp_path / "raw")
+    assert [case.name for case in read_dataset(tmp_path / "raw" / "Dataset601_Liver_src", "src").cases] == ["c1", "c2"]
+    for folder, name, array in (("imagesTr", "c1_0000", phantom_voxels()), ("labelsTr", "c1", phantom_labels())):
+        image = sitk.ReadImage(tmp_path / "raw" / "Dataset601_Liver_src" / folder / f"{name}.nii.gz")
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(image), array)
+        np.testing.assert_allclose(image.GetOrigin(), series.stack.origin)
+    assert convert(*arguments) == 0
+    assert content(tmp_path / "raw") == before

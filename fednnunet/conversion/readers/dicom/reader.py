@@ -155,7 +155,12 @@ def _open_all(
         raise ConfigError(f"--cases: {pattern!r} must be a pattern of folders in SRC, such as * or */*")
     folders = sorted(path for path in source.glob(pattern) if path.is_dir() and not path.name.startswith("."))
     if not folders:
-        raise DataError(f"{source} holds no folder {pattern}; SRC holds a folder of DICOM files per case")
+        own = (
+            " (it holds files itself: give the folder above it)"
+            if any(path.is_file() for path in source.iterdir())
+            else ""
+        )
+        raise DataError(f"{source} holds no folder {pattern}{own}; SRC holds a folder of DICOM files per case")
     opened, problems = [], []
     for folder in folders:
         try:
@@ -188,8 +193,13 @@ def _structures(cases: list[CaseFolder]) -> str:
     counts = Counter(
         name for case in cases for name in {name for one in case.annotations for name in one.names.values()}
     )
-    listed = [f"{name} ({count})" for name, count in counts.most_common()]
+    listed = [f"{name} ({count})" for name, count in _by_count(counts)]
     return f"structures, and in how many of {len(cases)} cases: {join_first(listed, MOST_SHOWN) or 'none'}"
+
+
+def _by_count(counts: Counter[str]) -> list[tuple[str, int]]:
+    """The commonest first; names of one count by their letters."""
+    return sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
 
 
 def _notes(found: list[_Found], labels: Patterns) -> list[str]:
@@ -203,8 +213,10 @@ def _notes(found: list[_Found], labels: Patterns) -> list[str]:
     renamed = sum(one.name != one.case.name for one in found)
     notes = []
     if others:
-        listed = [f"{name} ({count})" for name, count in others.most_common()]
+        listed = [f"{name} ({count})" for name, count in _by_count(others)]
         notes.append(f"structures that no label fits, which are background: {join_first(listed, MOST_SHOWN)}")
     if renamed:
-        notes.append(f"{renamed} folders are named after patients; their cases are called by a digest of the series")
+        notes.append(
+            f"folders that are named after patients, whose cases are called by a digest of the series: {renamed}"
+        )
     return notes
