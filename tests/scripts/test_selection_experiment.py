@@ -1,0 +1,91 @@
+"""``experiments/selection``: its trainings are runs of the product, its tables say what was scored."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pandas as pd
+import pytest
+from hydra import compose, initialize_config_dir
+
+from fednnunet.config.run import read_config
+from fednnunet.selection.choose import Chosen, choose_models
+from fednnunet.selection.sources import Sources, scores_of
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "experiments/selection"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_module_is_left_to_other_tests() -> Iterator[None]:
+    yield
+    for name in [name for name, module in sys.modules.items() if str(FOLDER) in str(getattr(module, "__file__", ""))]:
+        del sys.modules[name]
+
+
+def load(name: str) -> ModuleType:
+    """A module of the experiment, which finds its neighbours beside it."""
+    sys.path.insert(0, str(FOLDER))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(FOLDER))
+
+
+@pytest.mark.parametrize(("training", "personal"), [("local", False), ("ffe", True), ("asym", True), ("ditto", True)])
+def test_every_training_is_one_of_the_products_on_the_same_images(
+    tmp_path: Path, training: str, personal: bool
+) -> None:
+    command = load("run").command(tmp_path, training, 3)
+    overrides = [override for override in command[2:] if not override.startswith("hydra.")]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = read_config(compose("config", overrides=[f"paths.run={tmp_path}", *overrides]))
+    assert config.strategy.name == training
+    assert (config.strategy.personal is not None) is personal
+    assert config.folds == [0, 1, 2, 3, 4]
+    assert config.seed == 3
+    assert [centre.name for centre in config.dataset.centres] == ["ISPY1", "ISPY2", "DUKE", "NACT"]
+    assert config.dataset.raw_folder == str(tmp_path / "images" / "seed3")
+
+
+def chosen() -> Chosen:
+    """Oslo gains 0.2 by ffe in every case; Porto loses 0.1 in four folds of five, and gains 0.02 in the last."""
+    rows = []
+    for case in range(10):
+        fold = case % 5
+        for node, gain in (("Oslo", 0.2), ("Porto", 0.02 if fold == 4 else -0.1)):
+            for strategy, dsc in (("local", 0.5), ("ffe", 0.5 + gain)):
+                rows.append(
+                    {"strategy": strategy, "node": node, "seed": 0, "fold": str(fold), "case": case, "dsc": dsc}
+                )
+    return choose_models(Sources("X", scores_of(pd.DataFrame(rows).assign(seed=0)), ["Oslo", "Porto"], {}))
+
+
+def test_the_tables_hold_what_hospitals_end_with() -> None:
+    analysis = load("analysis")
+    rows = analysis.outcomes(chosen(), 0)
+    porto = rows[rows["node"] == "Porto"].set_index("what")["dsc"]
+    # ffe: four folds of -0.1, one of 0.02.
+    expected = {"local": 0.5, "ffe": 0.424, "best single": 0.424, "selected": 0.5, "oracle": 0.5}
+    assert porto.to_dict() == pytest.approx(expected)
+    table = analysis.hospital_table(rows)
+    assert "| Oslo | 10 | 0.500 | 0.700 | 0.700 | 0.700 | 0.000 |" in table
+    assert "| Porto | 10 | 0.500 | 0.424 | 0.500 | 0.500 | 0.000 |" in table
+    losers = analysis.loser_table(rows)
+    assert "| ffe | 0.562 | 1 of 2 | -0.076 (Porto, seed 0) |" in losers
+    assert "| selected | 0.600 | 0 of 2 | +0.000 (Porto, seed 0) |" in losers
+    assert "| 1 | 0.600 | 0 of 2 | 1 of 2 |" in analysis.noise_table({1.0: rows})
+
+
+def test_only_seeds_that_have_finished_as_much_as_any_are_compared(tmp_path: Path) -> None:
+    for place in ("local/seed0", "ffe/seed0", "local/seed1", "ffe/seed1", "asym/seed1", "asym/seed2"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "run.json").touch()
+    found = load("analysis").finished_runs(tmp_path)
+    assert {seed: [folder.parent.name for folder in folders] for seed, folders in found.items()} == {
+        1: ["asym", "ffe", "local"]
+    }
