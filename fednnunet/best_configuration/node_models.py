@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from fednnunet.best_configuration.sums import Model
+from fednnunet.datasets.description import read_description
 from fednnunet.datasets.splits import SPLITS_FILE
 from fednnunet.errors import DataError, one_line
 from fednnunet.listing import join_first
@@ -80,10 +81,6 @@ def _read_model(run: Path, node: str, folder: ModelFolder) -> TrainedFolds:
         model = Model(trainer=folder.trainer, plans=folder.plans, configuration=folder.configuration)
     except ValidationError:
         raise DataError(f"node {node}: {folder.path} is not named TRAINER__PLANS__CONFIGURATION") from None
-    dataset_json = _read_json(folder.path / "dataset.json", node)
-    for key, kind in (("labels", dict), ("file_ending", str)):
-        if not isinstance(dataset_json.get(key), kind):
-            raise DataError(f"node {node}: {folder.path}/dataset.json has no {key}")
     path = folder.path.resolve()  # nnUNet_results/DATASET/MODEL, beside nnUNet_preprocessed
     return TrainedFolds(
         model,
@@ -91,7 +88,7 @@ def _read_model(run: Path, node: str, folder: ModelFolder) -> TrainedFolds:
         node,
         folder.path,
         path.parent.name,
-        dataset_json,
+        read_description(folder.path, node),
         _read_json(folder.path / "plans.json", node),
         path.parents[2] / "nnUNet_preprocessed" / path.parent.name / REFERENCES,
         tuple(sorted(int(fold) for fold in folder.folds if fold.isdecimal())),

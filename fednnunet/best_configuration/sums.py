@@ -209,6 +209,17 @@ def check_together(told: Sequence[tuple[str, NodeSums]]) -> None:
                     f"{name} of node {sums.node} ({where}) are {theirs}, those of node {first.node} ({first_where}) "
                     f"{ours}; all nodes must compare the same runs with the same options"
                 )
+
+
+def check_copies(told: Sequence[tuple[str, NodeSums]]) -> None:
+    """Check that no file is there twice under two names.
+
+    Args:
+        told: where each was read from, and the sums.
+
+    Raises:
+        DataError: two hold the same; names them.
+    """
     by_content: dict[str, str] = {}
     for where, sums in told:
         content = sums.model_dump_json(exclude={"node"})

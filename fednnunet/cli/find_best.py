@@ -69,7 +69,7 @@ def find_best(
 
     As nnUNetv2_find_best_configuration decides with all cases in one place. Sums and numbers of cases leave a node.
     """
-    from fednnunet.best_configuration.sums import check_together, read_sums
+    from fednnunet.best_configuration.sums import check_copies, check_together, read_sums
 
     if node is not None and node_sums is None:
         raise ConfigError("--node goes with --node-sums; without, all nodes of the runs count")
@@ -85,7 +85,9 @@ def find_best(
                 "--no-postprocessing are for the nodes"
             )
         told = [read_sums(path) for path in sources]
-        check_together([(str(path), sums) for path, sums in zip(sources, told, strict=True)])
+        named = [(str(path), sums) for path, sums in zip(sources, told, strict=True)]
+        check_together(named)
+        check_copies(named)
         _finish(out, told, None)
         return
 
@@ -119,7 +121,7 @@ def _one_node(by_node: dict[str, list[TrainedFolds]], node: str | None) -> dict[
     if UNNAMED in by_node:
         if node is None:
             raise ConfigError("say with --node whose sums these are: the node's name in the federation")
-        if re.match(NODE_NAME, node) is None:
+        if re.fullmatch(NODE_NAME, node) is None:
             raise ConfigError(f"--node {one_line(node)}: a node's name has at most 64 letters, digits and _ . ' -")
         return dict.fromkeys([node], *by_node.values())
     if node is None and len(by_node) > 1:

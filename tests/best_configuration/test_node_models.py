@@ -43,9 +43,12 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
     "other labels": (change_labels, "labels of 2d of node Porto in .*run_2d is"),
     "dataset.json is no JSON": (
         lambda run: (run / MODEL / "dataset.json").write_text("["),
-        "node Porto: .*dataset.json is not JSON",
+        "centre Porto: .*dataset.json is not JSON",
     ),
-    "dataset.json of nothing": (lambda run: (run / MODEL / "dataset.json").write_text("{}"), "has no labels"),
+    "dataset.json of nothing": (
+        lambda run: (run / MODEL / "dataset.json").write_text("{}"),
+        "dataset.json has no field channel_names",
+    ),
     "plans are no JSON": (lambda run: (run / MODEL / "plans.json").write_text("{"), "plans.json is not JSON"),
     "unfinished fold": (
         lambda run: (run / MODEL / "fold_1" / "checkpoint_final.pth").unlink(),

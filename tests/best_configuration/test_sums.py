@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fednnunet.best_configuration.sums import NodeSums, check_together, read_sums, write_sums
+from fednnunet.best_configuration.sums import NodeSums, check_copies, check_together, read_sums, write_sums
 from fednnunet.errors import DataError
 from tests.best_configuration.test_decision import TWO, tell
 
@@ -103,12 +103,17 @@ def test_files_of_something_else_are_one_line(tmp_path: Path, content: bytes, pr
         ),
         ({"ensembles": True}, "ensembles of node Porto .b.json. are compared, those of node Oslo .a.json. left out"),
         ({"postprocessing": True}, "steps of post-processing of node Porto"),
-        ({}, "a.json and b.json hold the same numbers under two names"),
     ],
 )
 def test_sums_that_cannot_be_added_are_one_line(change: dict[str, Any], problem: str) -> None:
     with pytest.raises(DataError, match=problem):
         check_together([("a.json", valid()), ("b.json", valid("Porto").model_copy(update=change))])
+
+
+def test_a_copy_under_another_name_is_refused_unless_it_may_be_none() -> None:
+    with pytest.raises(DataError, match=r"a.json and b.json hold the same numbers under two names"):
+        check_copies([("a.json", valid()), ("b.json", valid("Porto"))])
+    check_copies([(node, tell(node, TWO, {"2d": {"1": [0.0, 1.0], "2": []}})) for node in ("Oslo", "Porto")])
 
 
 def test_labels_may_be_listed_in_another_order_unless_they_are_regions() -> None:
