@@ -165,7 +165,7 @@ def _check_sizes(headers: Sequence[Header], where: str) -> None:
 def _check_copies(headers: Sequence[Header], where: str) -> None:
     """Refuse a file that is there twice."""
     seen: dict[str, Header] = {}
-    for header in headers:
+    for header in filter(lambda header: header.sop_uid, headers):
         first = seen.setdefault(header.sop_uid, header)
         if first is not header:
             raise DataError(

@@ -21,7 +21,7 @@ STRUCTURES = ("1.2.840.10008.5.1.4.1.1.481.3",)
 NOT_SLICES = ("1.2.840.10008.5.1.4.1.1.481.", "1.2.840.10008.5.1.4.1.1.66", "1.2.840.10008.5.1.4.1.1.30")
 """Beginnings of SOP classes that may have rows and columns and are no slices: RT dose, SEG, parametric maps."""
 CAPTURES = "1.2.840.10008.5.1.4.1.1.7"
-"""Beginning of the SOP classes of secondary captures: screenshots, dose reports."""
+"""Beginning of the SOP classes of secondary captures (screenshots, dose reports) and photographs."""
 DIRECTORY = "1.2.840.10008.1.3.10"
 """SOP class of DICOMDIR."""
 KEYWORDS = (
@@ -128,7 +128,7 @@ class Header:
 
     @property
     def is_capture(self) -> bool:
-        """A screenshot or report without a place in the patient."""
+        """A screenshot, report or photograph without a place in the patient."""
         return self.sop_class.startswith(CAPTURES) and self.position is None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,8 +11,9 @@ import numpy as np
 
 import fednnunet
 from fednnunet.dicom.codes import Codes, Meaning, coded, load_codes
-from fednnunet.dicom.headers import SEGMENTATIONS, read_dataset
-from fednnunet.dicom.label_map import Overlaps, add_mask
+from fednnunet.dicom.frames import draw_frames, names_of
+from fednnunet.dicom.headers import read_dataset
+from fednnunet.dicom.label_map import Overlaps
 from fednnunet.dicom.library import require_dicom, without_warnings
 from fednnunet.dicom.series import Series
 from fednnunet.errors import DataError, one_line
@@ -46,8 +47,8 @@ NOT_PREDICTED = ("background", "ignore")
 MANUFACTURER = "FednnU-Net"
 SERIES_NUMBER = 1000
 """Beyond those that scanners give."""
-OFF_GRID = 0.1
-"""Part of the smallest spacing by which a frame may lie off the grid of its series."""
+LARGEST_VALUE = 2**16
+"""Beyond those of label maps."""
 LONGEST_LABEL = 64
 """Characters of a segment's label."""
 
@@ -56,7 +57,7 @@ def write_segmentation(
     path: Path,
     segmentation: np.ndarray,
     series: Series,
-    labels: Mapping[str, int],
+    labels: Mapping[str, int | Sequence[int]],
     codes: Codes | None = None,
     encoding: Encoding = "binary",
     compression: Compression = "rle",
@@ -68,7 +69,8 @@ def write_segmentation(
         path: file to write.
         segmentation: integers (Z, Y, X) on the grid of ``series``.
         series: what was segmented; patient and study are copied from its files.
-        labels: label name to value; ``background`` and ``ignore`` are no segments.
+        labels: label name to value, or to the values of a region, as in nnU-Net's ``dataset.json``; ``background`` and
+            ``ignore`` are no segments. Values without gaps are the numbers of the segments.
         codes: what the labels mean; the package's table if not given.
         encoding: ``binary``: a frame per slice and label, for every viewer; ``labelmap``: one per slice, which is
             small, and which few viewers read (DICOM 2024).
@@ -76,24 +78,26 @@ def write_segmentation(
         description: SeriesDescription.
 
     Raises:
-        DataError: another shape than the series, a value that is no label, a source without FrameOfReferenceUID, or
-            something that highdicom refuses.
+        DataError: another shape than the series, a value that is no label, regions that overlap in a ``labelmap``, a
+            source without FrameOfReferenceUID, or something that highdicom refuses.
         ConfigError: the extra ``dicom`` is not installed.
     """
     require_dicom()
-    numbers = _segment_numbers(labels)
-    array = _numbered(segmentation, series, labels, numbers, path)
+    segments = _segments(labels)
+    array = _numbered(segmentation, series, segments, encoding, path)
     check_sources(series)
     from highdicom import UID
     from highdicom.seg import Segmentation
 
     with without_warnings():
+        sources = _sources(series)
+        descriptions = _segment_descriptions(list(segments), codes or load_codes())
         try:
             made = Segmentation(
-                source_images=_sources(series),
+                source_images=sources,
                 pixel_array=array,
                 segmentation_type=encoding.upper(),
-                segment_descriptions=_segment_descriptions(labels, numbers, codes or load_codes()),
+                segment_descriptions=descriptions,
                 series_instance_uid=UID(),
                 series_number=SERIES_NUMBER,
                 sop_instance_uid=UID(),
@@ -108,7 +112,7 @@ def write_segmentation(
         except (AttributeError, KeyError, ValueError, TypeError, RuntimeError) as error:
             raise DataError(f"{series.where}: no segmentation can refer to its files: {one_line(str(error))}") from None
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".partial-{path.name}")
+        partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
         try:
             made.save_as(partial)
             os.replace(partial, path)
@@ -138,7 +142,7 @@ def read_segmentation(
     dataset = read_dataset(path, pixels=True)
     try:
         with without_warnings():
-            return _label_map(dataset, series, values, path, overlaps)
+            return draw_frames(dataset, series, values, path, overlaps)
     except (AttributeError, KeyError, IndexError, ValueError, TypeError, RuntimeError, NotImplementedError) as error:
         raise DataError(f"{path} is no segmentation that can be read: {one_line(str(error))}") from None
 
@@ -150,7 +154,7 @@ def segment_names(path: Path) -> dict[int, str]:
         DataError: it is none; names the file.
     """
     try:
-        return _names(read_dataset(path, keywords=("SegmentSequence",)))
+        return names_of(read_dataset(path, keywords=("SegmentSequence",)))
     except (AttributeError, TypeError, ValueError) as error:
         raise DataError(f"{path} is no segmentation that can be read: {one_line(str(error))}") from None
 
@@ -178,37 +182,54 @@ def check_sources(series: Series) -> None:
         raise DataError(f"{series.where}: its files have no {lacking}, so no DICOM segmentation can refer to them")
 
 
-def _segment_numbers(labels: Mapping[str, int]) -> dict[int, int]:
-    """Value of a label to number of its segment, 1, 2, …: the same where values have no gap."""
-    values = sorted(value for name, value in labels.items() if name not in NOT_PREDICTED)
-    return {value: number for number, value in enumerate(values, start=1)}
+def _segments(labels: Mapping[str, int | Sequence[int]]) -> dict[str, tuple[int, ...]]:
+    """Name of each segment to its values, in the order of the segments' numbers, 1, 2, …: that of the values."""
+    listed = {
+        name: (value,) if isinstance(value, int) else tuple(value)
+        for name, value in labels.items()
+        if name not in NOT_PREDICTED
+    }
+    if all(len(values) == 1 for values in listed.values()):
+        return dict(sorted(listed.items(), key=lambda entry: entry[1]))
+    return listed
 
 
 def _numbered(
-    segmentation: np.ndarray, series: Series, labels: Mapping[str, int], numbers: Mapping[int, int], path: Path
+    segmentation: np.ndarray,
+    series: Series,
+    segments: Mapping[str, tuple[int, ...]],
+    encoding: Encoding,
+    path: Path,
 ) -> np.ndarray:
-    """The label map with numbers of segments for values, in a type that highdicom takes."""
+    """What highdicom takes: numbers of segments (Z, Y, X), or where they may overlap masks (Z, Y, X, segment)."""
     if segmentation.shape != series.shape:
         raise DataError(
             f"{path}: the segmentation has the shape {segmentation.shape}, {series.where} {series.shape} (Z, Y, X)"
         )
     if segmentation.dtype.kind not in "ui":
         raise DataError(f"{path}: the segmentation holds {segmentation.dtype}, not whole numbers")
-    unknown = sorted(set(np.unique(segmentation).tolist()) - set(numbers) - {0})
-    if unknown:
-        raise DataError(f"{path}: the segmentation holds the value {unknown[0]}, which is none of {dict(labels)}")
-    if not numbers:
+    if not segments:
         raise DataError(f"{path}: there is no label but background")
-    array = np.zeros(segmentation.shape, dtype=np.uint8 if max(numbers.values()) < 256 else np.uint16)
-    for value, number in numbers.items():
-        array[segmentation == value] = number
-    return array
+    known = {value for values in segments.values() for value in values} | {0}
+    least, most = int(segmentation.min()), max(int(segmentation.max()), *known)
+    is_known = np.isin(np.arange(most + 1), list(known)) if least >= 0 and most < LARGEST_VALUE else None
+    if is_known is None or not is_known[segmentation].all():
+        unknown = sorted(set(np.unique(segmentation).tolist()) - known)
+        raise DataError(
+            f"{path}: the segmentation holds the value {unknown[0]}, which is of no label ({dict(segments)})"
+        )
+    if all(len(values) == 1 for values in segments.values()):
+        numbers = np.zeros(most + 1, dtype=np.uint8 if len(segments) <= np.iinfo(np.uint8).max else np.uint16)
+        for number, (value,) in enumerate(segments.values(), start=1):
+            numbers[value] = number
+        return numbers[segmentation]
+    if encoding != "binary":
+        raise DataError(f"{path}: regions may overlap, which a label map cannot hold; write them as binary")
+    return np.stack([np.isin(segmentation, values) for values in segments.values()], axis=-1).astype(np.uint8)
 
 
-def _segment_descriptions(
-    labels: Mapping[str, int], numbers: Mapping[int, int], codes: Codes
-) -> list[SegmentDescription]:
-    """What each segment is, in the order of their numbers."""
+def _segment_descriptions(names: Sequence[str], codes: Codes) -> list[SegmentDescription]:
+    """What each segment is, in the order of their numbers, 1, 2, …."""
     from highdicom import AlgorithmIdentificationSequence
     from highdicom.seg import SegmentAlgorithmTypeValues, SegmentDescription
     from pydicom.sr.codedict import codes as dictionary
@@ -216,13 +237,12 @@ def _segment_descriptions(
     algorithm = AlgorithmIdentificationSequence(
         name="FednnU-Net", version=fednnunet.__version__, family=dictionary.DCM.ArtificialIntelligence
     )
-    names = {value: name for name, value in labels.items() if name not in NOT_PREDICTED}
     described = []
-    for value, number in numbers.items():
-        meaning = codes.of(names[value])
+    for number, name in enumerate(names, start=1):
+        meaning = codes.of(name)
         segment = SegmentDescription(
             segment_number=number,
-            segment_label=names[value][:LONGEST_LABEL],
+            segment_label=name[:LONGEST_LABEL],
             segmented_property_category=coded(meaning.category),
             segmented_property_type=coded(meaning.type),
             algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,
@@ -271,74 +291,3 @@ def _decimal(number: float) -> Any:
     from pydicom.valuerep import DSfloat
 
     return DSfloat(number, auto_format=True)
-
-
-def _label_map(
-    dataset: Dataset, series: Series, values: Mapping[int, int] | None, path: Path, overlaps: Overlaps
-) -> np.ndarray:
-    from highdicom.seg import Segmentation
-
-    if dataset.SOPClassUID not in SEGMENTATIONS:
-        raise DataError(f"{path} is no DICOM segmentation (SEG)")
-    kind = str(dataset.SegmentationType)
-    if kind not in ("BINARY", "LABELMAP"):
-        raise DataError(f"{path} is a {kind} segmentation, with parts of voxels; give one that is BINARY or LABELMAP")
-    frame_of_reference = str(dataset.get("FrameOfReferenceUID", ""))
-    if frame_of_reference and series.frame_of_reference and frame_of_reference != series.frame_of_reference:
-        raise DataError(f"{path} lies in another coordinate system (FrameOfReferenceUID) than {series.where}")
-    numbers = set(_names(dataset)) | {0}
-    given = {number: number for number in numbers} if values is None else {0: 0, **values}
-    segmentation = Segmentation.from_dataset(dataset, copy=False)
-    array = np.zeros(series.shape, dtype=np.uint16)
-    for frame, groups in enumerate(dataset.PerFrameFunctionalGroupsSequence, start=1):
-        place = array[_slice_of(dataset, groups, series, f"{path}: frame {frame}")]
-        stored = segmentation.get_stored_frame(frame)
-        if kind == "BINARY":
-            number = int(_group(dataset, groups, "SegmentIdentificationSequence").ReferencedSegmentNumber)
-            add_mask(place, stored != 0, given.get(number, 0), str(path), overlaps)
-            continue
-        for number in np.unique(stored).tolist():
-            if number not in numbers:
-                raise DataError(f"{path}: frame {frame} holds the value {number}, which is none of its segments")
-            add_mask(place, stored == number, given.get(number, 0), str(path), overlaps)
-    return array
-
-
-def _slice_of(dataset: Dataset, groups: Dataset, series: Series, where: str) -> int:
-    """Which slice of the series a frame lies on, by three of its corners."""
-    orientation = _group(dataset, groups, "PlaneOrientationSequence").ImageOrientationPatient
-    row_spacing, column_spacing = _group(dataset, groups, "PixelMeasuresSequence").PixelSpacing
-    origin = np.array(_group(dataset, groups, "PlanePositionSequence").ImagePositionPatient, dtype=np.float64)
-    shape = int(dataset.Rows), int(dataset.Columns)
-    if shape != series.shape[1:]:
-        raise DataError(f"{where} has {shape} rows and columns, {series.where} {series.shape[1:]}; resample it")
-    along_x = np.array(orientation[:3], dtype=np.float64) * float(column_spacing) * (shape[1] - 1)
-    along_y = np.array(orientation[3:], dtype=np.float64) * float(row_spacing) * (shape[0] - 1)
-    direction = np.array(series.stack.direction).reshape(3, 3)
-    spacing_x, spacing_y, spacing_z = series.stack.spacing
-    positions = series.positions
-    index = int(np.argmin(np.abs((positions - origin) @ direction[:, 2])))
-    off = [
-        origin - positions[index],
-        along_x - direction[:, 0] * spacing_x * (shape[1] - 1),
-        along_y - direction[:, 1] * spacing_y * (shape[0] - 1),
-    ]
-    farthest = max(float(np.linalg.norm(off[0] + part)) for part in (np.zeros(3), off[1], off[2]))
-    if farthest > OFF_GRID * min(spacing_x, spacing_y, spacing_z):
-        raise DataError(f"{where} lies {farthest:.3g} mm off the grid of {series.where}; resample it onto that grid")
-    return index
-
-
-def _group(dataset: Dataset, groups: Dataset, keyword: str) -> Dataset:
-    """A functional group of a frame, its own or the one that all share."""
-    own = groups.get(keyword)
-    return own[0] if own else dataset.SharedFunctionalGroupsSequence[0][keyword].value[0]
-
-
-def _names(dataset: Dataset) -> dict[int, str]:
-    """Number to label of the segments, without background."""
-    return {
-        int(item.SegmentNumber): one_line(str(item.get("SegmentLabel", "")).strip())
-        for item in dataset.SegmentSequence
-        if int(item.SegmentNumber)
-    }

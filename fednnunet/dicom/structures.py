@@ -75,6 +75,7 @@ def read_structures(path: Path, series: Series, values: Mapping[int, int], overl
             array = np.zeros(series.shape, dtype=np.uint16)
             for number, value in values.items():
                 where = f"{path}: structure {names[number]!r}"
+                _check_frame(dataset, number, series, where)
                 for index, mask in _slices(_contours(dataset, number, series, where), series, where):
                     add_mask(array[index], mask, value, where, overlaps)
             return array
@@ -91,14 +92,21 @@ def _names(dataset: Dataset, path: Path) -> dict[int, str]:
 
 
 def _check_source(dataset: Dataset, series: Series, path: Path) -> None:
-    """Refuse contours that were drawn on another series, or lie in another coordinate system."""
+    """Refuse contours that were drawn on another series."""
     drawn_on = _referenced_series(dataset)
     if drawn_on and series.uid not in drawn_on:
         raise DataError(f"{path} was drawn on another series (SeriesInstanceUID) than {series.where}")
-    frames = {str(item.FrameOfReferenceUID) for item in dataset.get("ReferencedFrameOfReferenceSequence") or []}
-    frames |= {str(item.ReferencedFrameOfReferenceUID) for item in dataset.StructureSetROISequence}
-    if series.frame_of_reference and frames and frames != {series.frame_of_reference}:
-        raise DataError(f"{path} lies in another coordinate system (FrameOfReferenceUID) than {series.where}")
+
+
+def _check_frame(dataset: Dataset, number: int, series: Series, where: str) -> None:
+    """Refuse a structure in another coordinate system; one object may hold structures of several."""
+    given = {
+        str(item.get("ReferencedFrameOfReferenceUID", ""))
+        for item in dataset.StructureSetROISequence
+        if int(item.ROINumber) == number
+    } - {""}
+    if series.frame_of_reference and given and given != {series.frame_of_reference}:
+        raise DataError(f"{where} lies in another coordinate system (FrameOfReferenceUID) than {series.where}")
 
 
 def _referenced_series(dataset: Dataset) -> set[str]:

@@ -89,6 +89,25 @@ def test_a_segmentation_refers_to_its_series_and_says_what_its_segments_are(tmp_
     assert unknown.SegmentedPropertyTypeCodeSequence[0].CodeValue == sct.Tissue.value
 
 
+def test_regions_are_segments_that_may_overlap(tmp_path: Path) -> None:
+    series, path = series_in(tmp_path / "series"), tmp_path / "seg.dcm"
+    regions: dict[str, int | list[int]] = {"background": 0, "whole": [1, 2], "core": 2}
+    write_segmentation(path, MASK, series, regions)
+    assert segment_names(path) == {1: "whole", 2: "core"}
+    pixels = segread(path).get_pixels_by_source_instance(series.sop_uids)
+    np.testing.assert_array_equal(pixels, np.stack([MASK > 0, MASK == 2], axis=-1))
+    np.testing.assert_array_equal(read_segmentation(path, series, overlaps="highest"), MASK)
+    with pytest.raises(DataError, match="regions may overlap"):
+        write_segmentation(path, MASK, series, regions, encoding="labelmap")
+
+
+def test_values_with_gaps_become_numbers_without(tmp_path: Path) -> None:
+    series, path = series_in(tmp_path / "series"), tmp_path / "seg.dcm"
+    write_segmentation(path, MASK * 3, series, {"background": 0, "b": 6, "a": 3})
+    assert segment_names(path) == {1: "a", 2: "b"}
+    np.testing.assert_array_equal(read_segmentation(path, series, {1: 3, 2: 6}), MASK * 3)
+
+
 def test_a_blank_segmentation_is_written_and_read(tmp_path: Path) -> None:
     series = series_in(tmp_path / "series")
     write_segmentation(tmp_path / "seg.dcm", np.zeros_like(MASK), series, LABELS)
@@ -170,7 +189,9 @@ def test_voxels_of_two_segments_are_refused_unless_they_get_one_value(tmp_path: 
     ("mask", "labels", "words"),
     [
         (MASK[1:], LABELS, r"has the shape \(4, 6, 7\).*\(5, 6, 7\)"),
-        (MASK * 3, LABELS, "holds the value 3, which is none of"),
+        (MASK * 3, LABELS, "holds the value 3, which is of no label"),
+        (MASK.astype(np.int16) - 1, LABELS, "holds the value -1, which is of no label"),
+        (MASK.astype(np.uint32) * 2**30, LABELS, "holds the value 1073741824, which is of no label"),
         (MASK.astype(np.float32), LABELS, "holds float32, not whole numbers"),
         (np.zeros_like(MASK), {"background": 0}, "no label but background"),
     ],
