@@ -57,7 +57,7 @@ def select(
 
     from fednnunet.selection.arguments import read_sources
     from fednnunet.selection.choose import choose_models
-    from fednnunet.selection.written import losing, table_rows, write_selection
+    from fednnunet.selection.written import export_commands, losing, table_rows, write_selection
 
     console, sources = Console(), read_sources(runs)
     if average or ensemble:
@@ -78,4 +78,9 @@ def select(
     sentences = [] if chosen.gains is None else chosen.gains.sentences()
     for line in (*sentences, *chosen.selections.notes):
         console.print(line, soft_wrap=not console.is_terminal, highlight=False)
+    commands = export_commands(chosen)
+    if commands and not many:
+        console.print("\nto hand over:")
+        for command in commands:
+            console.print(f"  {command}", soft_wrap=True, highlight=False, markup=False)
     console.print(f"\nwritten: {os.path.relpath(out)}", soft_wrap=True, highlight=False)

@@ -62,7 +62,7 @@ def with_averages(sources: Sources, ensembles: bool, tell: Callable[[str], None]
     tables = []
     for seed, node in sorted({(seed, node) for _, seed, node in sources.models}):
         found = {name: _only(sources.models.get((name, seed, node), []), name, node) for name in names}
-        held_out = HeldOut(found[alone].path.parents[2], found[alone])
+        held_out = HeldOut(found[alone])
         members = {f"{alone}{AVERAGED}{name}": [found[alone], found[name]] for name in names if name != alone}
         if ensembles:
             members |= _ensembles(sources, names, seed, found)
@@ -108,11 +108,9 @@ class HeldOut:
     """The cases of a hospital, and who held them out.
 
     Attributes:
-        folder: the node's folder of the run in which the cases were held out; has images and references.
-        models: its models, whose folds hold the cases out.
+        models: its models, whose folds hold the cases out; images and references are in the node's folder.
     """
 
-    folder: Path
     models: ModelFolder
 
     @property
@@ -123,12 +121,12 @@ class HeldOut:
     @cached_property
     def files(self) -> dict[str, Case]:
         """Case to its raw files."""
-        raw = list_cases(self.folder / "nnUNet_raw" / self.dataset, self.folder.name)
+        raw = list_cases(self.models.node_folder / "nnUNet_raw" / self.dataset, self.models.node_folder.name)
         return {case.name: case for case in raw.cases}
 
     def reference(self, case: str, ending: str) -> str:
         """File of the reference segmentation, as nnU-Net's summary is computed from it."""
-        return str(self.folder / "nnUNet_preprocessed" / self.dataset / REFERENCES / f"{case}{ending}")
+        return str(self.models.node_folder / "nnUNet_preprocessed" / self.dataset / REFERENCES / f"{case}{ending}")
 
 
 class FoldOutputs:

@@ -31,6 +31,17 @@ class ModelFolder:
     path: Path
     folds: Sequence[str]
 
+    @property
+    def is_personal(self) -> bool:
+        """Whether the models are the node's own, beside those of the federation."""
+        return self.path.parents[1] == self.node_folder / PERSONAL_RESULTS
+
+    @property
+    def node_folder(self) -> Path:
+        """The node's folder of the run."""
+        above = self.path.parents[2]
+        return above.parent if above.name == PERSONAL_RESULTS.parts[0] else above
+
 
 Models = Mapping[tuple[str, int, str], Sequence[ModelFolder]]
 """Candidate, seed and hospital to its models, where they are on this disk; runs of single folds have a folder each."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from fednnunet.selection.choose import Chosen
 VERSION = 1
 """Of the content of ``selection.json``."""
 FIGURE = "selection"
+NODES = "nodes"
+"""In a run's folder: those of its nodes."""
 
 
 def write_selection(folder: Path, chosen: Chosen) -> None:
@@ -93,7 +96,31 @@ def _models(chosen: Chosen, one: Selection, node: str, seed: int, folder: Path) 
     found = chosen.sources.models.get((one.final.candidate, seed, node))
     if not found:
         return None
-    return [{"folder": os.path.relpath(models.path, folder), "folds": list(models.folds)} for models in found]
+    return [
+        {
+            "folder": os.path.relpath(models.path, folder),
+            "folds": list(models.folds),
+            "personal": models.is_personal,
+        }
+        for models in found
+    ]
+
+
+def export_commands(chosen: Chosen) -> list[str]:
+    """The command that hands over each hospital's model, where it is one that is on this disk, and seeds are one."""
+    commands = []
+    for node, seeds in chosen.selections.of_node.items():
+        found = [chosen.sources.models.get((one.final.candidate, seed, node), ()) for seed, one in seeds.items()]
+        if len(found) != 1 or len(found[0]) != 1:
+            continue
+        (models,) = found[0]
+        source, whose = models.node_folder, ""
+        if source.parent.name == NODES:
+            source, whose = source.parents[1], f" --node {shlex.quote(source.name)}"
+        own = " --personal" if models.is_personal else ""
+        name = shlex.quote(f"{node}.zip")
+        commands.append(f"fednnunet export {shlex.quote(os.path.relpath(source))}{whose}{own} -o {name}")
+    return commands
 
 
 def _number(value: float) -> float | None:
@@ -106,6 +133,8 @@ def as_markdown(chosen: Chosen) -> str:
     lines = [f"| {' | '.join(titles)} |", f"| --- |{' ---: |' * (len(titles) - 2)} --- |"]
     lines += [f"| {' | '.join(row)} |" for row in rows]
     lines += [text for note in chosen.selections.notes for text in ("", note)]
+    if commands := export_commands(chosen):
+        lines += ["", "To hand over:", "", *(f"    {command}" for command in commands)]
     return "\n".join(lines) + "\n"
 
 

@@ -61,7 +61,7 @@ def pair(tmp_path: Path) -> tuple[ModelFolder, ModelFolder]:
 
 
 def held_out(models: ModelFolder) -> HeldOut:
-    return HeldOut(models.path.parents[2], models)
+    return HeldOut(models)
 
 
 def test_probabilities_are_averaged_not_masks(pair: tuple[ModelFolder, ModelFolder]) -> None:

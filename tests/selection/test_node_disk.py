@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from fednnunet.node.request_history import RequestHistory
 from fednnunet.selection.arguments import read_sources
 from fednnunet.selection.choose import choose_models
 from fednnunet.selection.node_disk import read_summary
-from fednnunet.selection.written import write_selection
+from fednnunet.selection.written import export_commands, write_selection
 
 MODEL = Path("nnUNet_results") / "Dataset101_X" / "nnUNetTrainer__nnUNetPlans__2d"
 
@@ -71,6 +72,9 @@ def test_the_final_choice_is_the_folder_of_the_best_model(folders: dict[str, str
     (model,) = found["models"]
     assert (tmp_path / "out" / model["folder"]).resolve() == (tmp_path / "runs" / "bb" / "personal" / MODEL).resolve()
     assert model["folds"] == ["0", "1", "2"]
+    assert model["personal"] is True
+    folder = os.path.relpath(tmp_path / "runs" / "bb")
+    assert export_commands(chosen) == [f"fednnunet export {folder} --personal -o 'this hospital.zip'"]
 
 
 def test_no_case_is_named_in_what_is_written(folders: dict[str, str], tmp_path: Path) -> None:

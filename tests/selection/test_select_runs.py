@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -80,6 +82,10 @@ def test_each_hospital_gets_the_model_that_its_cases_speak_for(
     (model,) = by_node["DUKE"]["models"]
     assert (tmp_path / "out" / model["folder"]).resolve() == folder.resolve()
     assert model["folds"] == ["0", "1", "2", "3"]
+    assert model["personal"] is False
+    command = f"fednnunet export {shlex.quote(os.path.relpath(runs[0]))} --node DUKE -o DUKE.zip"
+    assert command in printed
+    assert command in (tmp_path / "out" / "selection.md").read_text()
     assert by_node["NACT"]["models"] is None, "its models are not on this disk"
     asym = pd.read_csv(runs[1] / "cases.csv").query("node == 'NACT'").groupby("case")["dsc"].mean().mean()
     assert by_node["NACT"]["dsc"]["asym"] == pytest.approx(asym)
@@ -179,6 +185,7 @@ def test_runs_that_disagree_are_refused_in_one_line(
         (["local"], "to choose among: local; name runs of at least two strategies"),
         (["centralized"], "pooled images are no candidate of a hospital"),
         (["local", "asym", "--default=krum"], "default krum: no such candidate; choose one of: local, asym"),
+        (["local", "asym", "--standard-errors=nan"], "standard errors: nan is no number from 0"),
         (["local", "nowhere"], "there is no folder"),
         (["local", "asym", "asym=local"], "is a run's folder, which has a name already"),
     ],
