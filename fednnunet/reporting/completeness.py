@@ -45,7 +45,7 @@ def missing_folds(runs: Sequence[Run]) -> dict[str, str]:
     """
     expected = sorted({(run.seed, fold) for run in runs for fold in (*run.folds, *run.scored_folds)})
     seeds = {seed for seed, _ in expected}
-    missing = {}
+    missing: dict[str, str] = {}
     for strategy in dict.fromkeys(run.strategy for run in runs):
         of_strategy = [run for run in runs if run.strategy == strategy]
         scored = {(run.seed, fold) for run in of_strategy for fold in run.scored_folds}
@@ -59,8 +59,9 @@ def missing_folds(runs: Sequence[Run]) -> dict[str, str]:
             if len(seeds) > 1:
                 named = f"seed {seed}" if lacking == folds else f"{named} of seed {seed}"
             parts.append(named)
-        if parts:
-            missing[strategy] = "; ".join(parts)
+        if parts:  # also where a run gives nodes two models, of two names
+            names = {name for run in of_strategy for table in (run.cases, run.means) for name in table["strategy"]}
+            missing |= dict.fromkeys([strategy, *sorted(names - {strategy})], "; ".join(parts))
     return missing
 
 

@@ -58,6 +58,48 @@ def test_ditto_leaves_the_shared_network_as_it_is_and_without_a_tie_trains_as_if
     assert not list(run.glob("nodes/*/**/checkpoint_round_*"))
 
 
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("ditto", "base", "options"),
+    [
+        pytest.param("ditto_asym", "asym", ("exchange.dtype=int4",), id="int4"),
+        pytest.param("ditto_asym", "asym", ("exchange.dtype=bfloat16", "strategy.local_epochs=2"), id="bfloat16"),
+        pytest.param("ditto", "ffe", ("privacy=secure", "privacy.least_steps=1"), id="secure sums"),
+        pytest.param("ditto", "ffe", ("strategy.aggregation.fraction_train=0.6",), id="two of three nodes per round"),
+    ],
+)
+def test_the_shared_network_is_the_same_however_layers_travel(
+    train: Train, tmp_path: Path, ditto: str, base: str, options: tuple[str, ...]
+) -> None:
+    runs = {name: tmp_path / name for name in (ditto, base)}
+    for name, memory in ((ditto, ONE_NODE_AT_A_TIME), (base, ())):
+        result = train(runs[name], f"strategy={name}", "trainer.epochs=4", *options, *memory)
+        assert result.returncode == 0, result.stderr
+    for node in CENTRES:
+        assert are_equal(final_weights(runs[ditto], node), final_weights(runs[base], node)), node
+        assert not are_equal(own_weights(runs[ditto], node), final_weights(runs[ditto], node)), node
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("options", [("strategy=ditto",), ("strategy=ffe", "strategy.fine_tune_epochs=1")])
+def test_noise_is_on_what_leaves_and_scores_of_what_has_none_stay(
+    train: Train, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    run = tmp_path / "run"
+    noise = ("privacy=case", "privacy.case.accept_useless=true", "privacy.least_steps=1", "privacy.scores=cases")
+    result = train(run, *options, *noise)
+    assert result.returncode == 0, result.stderr
+    cases = pd.read_csv(run / "cases.csv")
+    shared, own = ("ditto shared", "ditto") if options == ("strategy=ditto",) else ("ffe", "ffe fine-tuned")
+    assert cases[(cases.strategy == shared) & cases.node.isin(CENTRES)].dsc.notna().all()
+    kept = cases[cases.strategy == own]
+    assert set(kept.node) == set(CENTRES)
+    assert (kept.n_cases == 0).all()
+    for node in CENTRES:
+        assert pd.read_csv(run / "nodes" / node / "cases_fold_0_personal.csv").dsc.notna().all()
+        assert own_weights(run, node)
+
+
 @pytest.fixture(scope="module")
 def tuned(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that ends with fine-tuning, with a worker per node."""

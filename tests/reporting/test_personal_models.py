@@ -43,3 +43,11 @@ def test_what_a_sweep_varied_is_in_the_names_of_both(make_run: MakeRun, tmp_path
         f"ffe{own} trainer.epochs={epochs}" for epochs in (10, 20) for own in ("", " fine-tuned")
     ]
     assert not results.problems
+
+
+def test_folds_that_are_missing_are_missing_of_both(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run("ffe", fold=[0, 1], folder=tmp_path / "whole")
+    half = make_run("asym", fold=0, folder=tmp_path / "half")
+    results = collect_results(read_runs([run, with_own_models(half, "asym fine-tuned", 0.0)]))
+    assert results.table is not None
+    assert results.table.incomplete == {"asym", "asym fine-tuned"}
