@@ -105,11 +105,25 @@ def test_heads_of_unlike_labels_may_stay_local(run_federation: RunFederation) ->
 
 def test_first_layers_of_unlike_channels_are_averaged_and_named(run_federation: RunFederation) -> None:
     channels = {"Porto": {"0": "T1"}, "Riga": {"0": "T2"}}
-    centres = [ScriptedNode(name, channel_names=names) for name, names in channels.items()]
+    first = {"encoder": [4, 1, 3], "head": [5]}
+    centres = [ScriptedNode(name, first, channel_names=names) for name, names in channels.items()]
     run = run_federation(centres, settings={"heterogeneous_tasks": True})
     assert [line for line in run.messages if "have unlike channels (T1; T2)" in line]
     run = run_federation(centres, NoExchange(), {"heterogeneous_tasks": True})
     assert not run.messages
+
+
+@pytest.mark.parametrize("keep_local", [[], ["encoder"]])
+def test_first_layers_of_unlike_channels_that_are_not_averaged_are_not_named(
+    run_federation: RunFederation, keep_local: list[str]
+) -> None:
+    kernel = 5 if not keep_local else 3
+    centres = [
+        ScriptedNode("Porto", {"encoder.0": [4, 1, 3], "decoder": [2, 4]}, channel_names={"0": "T1"}),
+        ScriptedNode("Riga", {"encoder.0": [4, 1, kernel], "decoder": [2, 4]}, channel_names={"0": "T2"}),
+    ]
+    run = run_federation(centres, AsymFedAvg(keep_local=keep_local), {"heterogeneous_tasks": True})
+    assert not [line for line in run.messages if "unlike channels" in line]
 
 
 # what is exchanged -------------------------------------------------------------------------------------

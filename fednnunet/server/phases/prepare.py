@@ -15,7 +15,7 @@ from fednnunet.server.node_requests import request_all
 from fednnunet.server.phases.channels import report_lost_channels
 from fednnunet.server.phases.fingerprint import INTENSITIES, federated_fingerprint, name_without_foreground
 from fednnunet.server.phases.labels import report_lost_labels
-from fednnunet.server.phases.unshared import report_unshared
+from fednnunet.server.phases.unshared import group_of_first_layer, report_unshared
 from fednnunet.server.session import Federation, Session
 from fednnunet.server.strategy.row_average import Annotated
 
@@ -176,11 +176,10 @@ def _check_heads_mean_the_same(session: Session) -> None:
 
 def _report_channels_of_one_number(session: Session) -> None:
     """Say where first layers of unlike channels match, as there are equally many of them."""
-    federation, first = session.federation, dict[int, int]()
+    federation, first = session.federation, dict[str, int]()
     for node in federation.training:
-        if not session.strategy.groups.of_node(node):
-            continue
-        other = first.setdefault(len(federation.described[node].channel_names), node)
+        group = group_of_first_layer(session, node, len(federation.described[node].channel_names))
+        other = node if group is None else first.setdefault(group, node)
         if not federation.agree(other, node, "channel_names"):
             ours, theirs = (
                 join_first(list(federation.described[one].channel_names.values()), MOST_NAMES) for one in (other, node)

@@ -49,6 +49,18 @@ def report_unshared(session: Session) -> None:
         recorder.on_node_messages(lines, f"the models of {len(lines)} nodes do not learn from all channels")
 
 
+def group_of_first_layer(session: Session, node: int, channels: int) -> str | None:
+    """Group in which a node's first layer is combined; None where it stays the node's own, or none is known.
+
+    Args:
+        session: the session.
+        node: id of the node.
+        channels: number of channels that its network takes.
+    """
+    first = _first_layer(session.federation.planned[node].layers, channels)
+    return session.strategy.groups.of_node(node).get(first[0]) if first else None
+
+
 def _unlearnt(
     session: Session, layers: Mapping[int, list[str]], held: Mapping[int, Collection[str]], everything: Collection[str]
 ) -> Iterator[tuple[int, list[str]]]:
