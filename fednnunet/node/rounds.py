@@ -13,7 +13,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from fednnunet.errors import ConfigError, ProtocolError
 from fednnunet.exchange.channel import Request
 from fednnunet.exchange.messages import EvaluateRequest, TrainReply, TrainRequest
-from fednnunet.training.checkpoint import finished_rounds
+from fednnunet.training.checkpoint import finished_rounds, leave_to_round
 from fednnunet.training.devices import peak_memory_gib
 from fednnunet.training.network_state import check_state, state_spec
 
@@ -82,6 +82,12 @@ def round_to_resume_from(trainer: nnUNetTrainer, body: TrainRequest | EvaluateRe
     if body.trained not in rounds and body.trained < body.server_round:
         return max((done for done in rounds if body.trained < done < body.server_round), default=body.trained)
     return body.trained
+
+
+def save_with_round(trainer: nnUNetTrainer, current: OpenRound) -> None:
+    """Where an epoch that starts is the last of its round, let the round's checkpoint be what the trainer saves."""
+    if current.epochs_left == 1 or trainer.current_epoch + 1 >= trainer.num_epochs:
+        leave_to_round(trainer)
 
 
 def epochs_before(body: TrainRequest) -> int:

@@ -43,6 +43,7 @@ from fednnunet.node.rounds import (
     num_examples,
     round_reply,
     round_to_resume_from,
+    save_with_round,
 )
 from fednnunet.node.settings import NodeSettings
 from fednnunet.node.stages import NodeStages
@@ -291,6 +292,7 @@ class TrainingSession:
             if is_taught:
                 module.keep_teacher()
             current.loaded = time.perf_counter()
+        save_with_round(module.nnunet, current)
         self._is_first_epoch = False
 
     def end_epoch(self, module: NNUNetModule) -> bool:

@@ -5,7 +5,8 @@ Where that is rounded, ``checkpoint_round_<n>.npz`` holds the rounding errors of
 steps, these as they are sent, and what is left over after them.
 The last three are kept: a crash can find some nodes one round ahead of others, and a disk can damage a checkpoint; all
 nodes then still have a round in common that can be repeated.
-``checkpoint_latest.pth`` is the newest of them under nnU-Net's name.
+``checkpoint_latest.pth`` is the newest of them under nnU-Net's name; so is ``checkpoint_best.pth`` where a round's last
+epoch is the best.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ def save_round(
     """
     folder = Path(trainer.output_folder)
     checkpoint = folder / f"checkpoint_round_{reply['server_round']}.pth"
+    left = _take_back(trainer)
     partial = checkpoint.with_suffix(".partial")
     trainer.current_epoch -= 1  # nnU-Net saves before it counts the epoch
     try:
@@ -76,6 +78,8 @@ def save_round(
         partial.unlink(missing_ok=True)  # an incomplete one, where the disk is full: its space is needed
     if residuals:
         write_arrays(_residuals_of(checkpoint), residuals)
+    for path in dict.fromkeys((*left, folder / LATEST)):
+        _name_also(checkpoint, path)
     # The .json is written last: where it exists, its checkpoint is complete.
     note = {
         "reply": reply,
@@ -87,7 +91,6 @@ def save_round(
     if beside is not None:
         note["beside"] = os.path.relpath(beside, folder)
     write_atomically(checkpoint.with_suffix(".json"), json.dumps({"note": note, "sha256": _digest(note)}))
-    _name_latest(checkpoint)
     rounds = sorted(finished_rounds(folder))
     until = rounds.index(reply["server_round"]) + 1  # later ones are of a training that was gone back from
     for old in [*rounds[until:], *rounds[: max(0, until - KEPT_ROUNDS)]]:
@@ -96,15 +99,36 @@ def save_round(
     return checkpoint
 
 
-def _name_latest(checkpoint: Path) -> None:
-    """Give ``checkpoint`` nnU-Net's name too, as a hard link where the file system has them."""
-    link = checkpoint.with_name(f"{LATEST}.partial")
+def leave_to_round(trainer: nnUNetTrainer) -> None:
+    """Let what nnU-Net saves at the end of an epoch, the last of its round, be names of the round's own checkpoint.
+
+    That holds the same, and each is as large as network and optimizer. A trainer that saves in a way of its own goes on
+    doing so: its checkpoints may hold something else.
+    """
+    methods = ("on_epoch_end", "save_checkpoint")
+    if all(getattr(type(trainer), name, None) is getattr(nnUNetTrainer, name) for name in methods):
+        left: list[Path] = []
+        trainer.save_checkpoint = lambda filename: left.append(Path(filename))
+        trainer.left_to_round = left
+
+
+def _take_back(trainer: nnUNetTrainer) -> list[Path]:
+    """What :func:`leave_to_round` has left, if it was called; the trainer saves by itself again."""
+    left: list[Path] | None = vars(trainer).pop("left_to_round", None)
+    if left is not None:
+        del trainer.save_checkpoint  # the class has one
+    return left or []
+
+
+def _name_also(checkpoint: Path, path: Path) -> None:
+    """Give ``checkpoint`` another name too, as a hard link where the file system has them."""
+    link = path.with_name(f"{path.name}.partial")
     link.unlink(missing_ok=True)
     try:
         os.link(checkpoint, link)
     except OSError:
         shutil.copyfile(checkpoint, link)
-    os.replace(link, checkpoint.with_name(LATEST))
+    os.replace(link, path)
 
 
 def _data_of(trainer: nnUNetTrainer) -> str:

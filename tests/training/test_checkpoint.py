@@ -9,8 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import nn
 
 from fednnunet.errors import ProtocolError
+from fednnunet.exchange.messages import TrainRequest
+from fednnunet.node.rounds import OpenRound, save_with_round
 from fednnunet.training.checkpoint import finished_rounds, intact_rounds, load_round, save_round
 
 
@@ -87,3 +91,78 @@ def test_a_round_is_as_sound_as_the_checkpoint_of_the_network_beside_it(
     else:
         beside.write_bytes(content)
     assert intact_rounds(tmp_path) == [1]
+
+
+class SavesItself(nnUNetTrainer):
+    """A trainer that has its own end of an epoch."""
+
+    def on_epoch_end(self) -> None:
+        """As nnU-Net's."""
+        super().on_epoch_end()
+
+
+def at_the_end_of_an_epoch(folder: Path, trainer_class: type[nnUNetTrainer] = nnUNetTrainer) -> Any:
+    """nnU-Net's trainer in its third epoch of five, which is the best so far; it has trained a step."""
+    folder.mkdir()
+    torch.manual_seed(0)
+    network = nn.Linear(50, 50)
+    optimizer = torch.optim.Adam(network.parameters())
+    network(torch.ones(1, 50)).sum().backward()
+    optimizer.step()
+    values = {"dice_per_class_or_region": [0.5], "ema_fg_dice": 0.5}
+    logger = SimpleNamespace(
+        log=lambda *_: None,
+        get_value=lambda name, step: values.get(name, 1.0),
+        get_checkpoint=lambda: {"ema_fg_dice": [0.1, 0.2, 0.5]},
+        plot_progress_png=lambda folder: None,
+    )
+    trainer = object.__new__(trainer_class)
+    vars(trainer).update(
+        network=network, optimizer=optimizer, logger=logger, grad_scaler=None, output_folder=str(folder), _best_ema=0.2,
+        local_rank=0, disable_checkpointing=False, is_ddp=False, current_epoch=2, num_epochs=5, save_every=3,
+        my_init_kwargs={}, inference_allowed_mirroring_axes=(0, 1), print_to_log_file=lambda *_: None,
+        preprocessed_dataset_folder_base="/cache/key/Dataset001",
+    )  # fmt: skip
+    return trainer
+
+
+def open_round(epochs_left: int) -> OpenRound:
+    request: Any = None
+    return OpenRound(request, TrainRequest(server_round=3, epochs=2, layers=[]), epochs_left)
+
+
+def test_what_nnunet_saves_after_the_last_epoch_of_a_round_is_the_rounds_checkpoint(tmp_path: Path) -> None:
+    alone, federated = at_the_end_of_an_epoch(tmp_path / "alone"), at_the_end_of_an_epoch(tmp_path / "federated")
+    alone.on_epoch_end()
+    save_with_round(federated, open_round(1))
+    federated.on_epoch_end()
+    save_round(federated, {"server_round": 3}, {})
+    for name in ("checkpoint_best.pth", "checkpoint_latest.pth"):
+        assert (tmp_path / "federated" / name).samefile(tmp_path / "federated" / "checkpoint_round_3.pth")
+    theirs, ours = (
+        torch.load(tmp_path / name / "checkpoint_best.pth", weights_only=True) for name in ("alone", "federated")
+    )
+    assert ours.pop("trainer_name") == theirs.pop("trainer_name")
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    federated.save_checkpoint(str(tmp_path / "again.pth"))
+    assert (tmp_path / "again.pth").is_file(), "it saves by itself again"
+
+
+@pytest.mark.parametrize(("epochs_left", "trainer_class"), [(2, nnUNetTrainer), (1, SavesItself)])
+def test_an_epoch_within_a_round_and_a_trainer_of_its_own_save_at_once(
+    tmp_path: Path, epochs_left: int, trainer_class: type[nnUNetTrainer]
+) -> None:
+    trainer = at_the_end_of_an_epoch(tmp_path / "node", trainer_class)
+    save_with_round(trainer, open_round(epochs_left))
+    trainer.on_epoch_end()
+    assert torch.load(tmp_path / "node" / "checkpoint_best.pth", weights_only=True)["current_epoch"] == 3
+
+
+def test_the_last_epoch_of_training_ends_a_round_that_is_cut_short(tmp_path: Path) -> None:
+    trainer = at_the_end_of_an_epoch(tmp_path / "node")
+    trainer.current_epoch = 4
+    save_with_round(trainer, open_round(2))
+    trainer.on_epoch_end()
+    assert not list((tmp_path / "node").iterdir())
+    save_round(trainer, {"server_round": 3}, {})
+    assert (tmp_path / "node" / "checkpoint_best.pth").is_file()
