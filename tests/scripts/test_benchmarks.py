@@ -27,6 +27,7 @@ SMALLEST = {
     "local_updates.py": ("--tiny", NIGHTLY),
     "many_links.py": ("--links 1 --rounds 1 --stragglers 0", NIGHTLY),
     "many_nodes.py": ("--nodes 2 --parts demo", NIGHTLY),
+    "predict.py": ("--cases 1 --size 6,40,40 --configurations 2d", NIGHTLY),
     "plans_of_shared_fingerprints.py": ("--federations 1", NIGHTLY),
     "privacy.py": ("--nodes 4 --rounds 2 --stages 3", INTEGRATION),
     "round_overhead.py": ("--nodes 2 --rounds 1 --stages 2", INTEGRATION),
