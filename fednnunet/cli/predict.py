@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from fednnunet.listing import join_all
+from fednnunet.listing import join_first
 
 if TYPE_CHECKING:
     from fednnunet.inference.run import Outcome
@@ -26,12 +26,15 @@ def predict(
         typer.Argument(
             metavar="INPUT...",
             help="A folder of images named CASE_0000.nii.gz, CASE_0001.nii.gz, … (a number for each channel), or the "
-            "images of one case.",
+            "images of one case, or a folder of DICOM files (each series is a case).",
             show_default=False,
         ),
     ],
     output: Annotated[Path, typer.Argument(help="Folder for the segmentations.", show_default=False)],
     node: Annotated[str | None, typer.Option(help="Of a run: whose model.")] = None,
+    personal: Annotated[
+        bool, typer.Option("--personal", help="Of a run: the model that is the node's own, fine-tuned or Ditto's.")
+    ] = False,
     configuration: Annotated[str | None, typer.Option(help="nnU-Net's configuration, where there are several.")] = None,
     fold: Annotated[
         list[str] | None, typer.Option(help="A fold; can be repeated. All that are finished if not given.")
@@ -46,6 +49,9 @@ def predict(
     ] = True,
     save_probabilities: Annotated[
         bool, typer.Option("--save-probabilities", help="Keep softmax outputs, too, for nnUNetv2_ensemble.")
+    ] = False,
+    dicom_seg: Annotated[
+        bool, typer.Option("--dicom-seg", help="Of DICOM series: write DICOM SEG, too (pip install fednnunet[dicom]).")
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Segment anew what is there; by default, cases that are done stay.")
@@ -69,12 +75,14 @@ def predict(
     torch.set_num_threads(threads or cores())
     settings = Settings(
         node=node,
+        personal=personal,
         configuration=configuration,
         folds=tuple(fold) if fold else None,
         mirroring=mirroring,
         postprocessing=postprocessing,
         probabilities=save_probabilities,
         overwrite=overwrite,
+        dicom_seg=dicom_seg,
     )
     prediction = Prediction.of(model, images, output, settings, resolve_device(device))
     outcome = _with_progress(prediction)
@@ -128,5 +136,5 @@ def _summary(prediction: Any, outcome: Outcome) -> str:
     lines = [f"note: {note}" for note in count_notes(outcome.notes)]
     parts = [f"{len(outcome.written)} of {number} case{'s' * (number > 1)} segmented"]
     parts += [f"{there} were there"] * bool(there)
-    parts += [f"{len(outcome.failed)} failed: {join_all(list(outcome.failed))}"] * bool(outcome.failed)
+    parts += [f"{len(outcome.failed)} failed: {join_first(list(outcome.failed), 5)}"] * bool(outcome.failed)
     return "\n".join([*lines, f"{', '.join(parts)}: {prediction.output.path}"])

@@ -6,10 +6,14 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fednnunet.datasets.raw import IMAGE_ENDINGS, RGB_ENDINGS
 from fednnunet.errors import DataError
 from fednnunet.listing import join_all
+
+if TYPE_CHECKING:
+    from fednnunet.dicom.series import Series
 
 
 @dataclass(frozen=True)
@@ -35,11 +39,13 @@ class ImageCase:
         name: of the case, and of its segmentation.
         images: a file for each channel, None where there is none; or one file (colours) for all.
         problem: why it cannot be segmented, with the file; None if nothing is known.
+        series: a DICOM series instead of images.
     """
 
     name: str
     images: tuple[Path | None, ...]
     problem: str | None = None
+    series: Series | None = None
 
     @property
     def missing(self) -> list[int]:

@@ -7,7 +7,7 @@ import json
 import os
 import pickle
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,14 @@ class Segmented:
         labels: label values (Z, Y, X).
         properties: of nnU-Net's reader and preprocessing.
         probabilities: (classes, Z, Y, X), where they are to be kept.
+        write_more: writes further files beside the segmentation, whose path it is given.
     """
 
     name: str
     labels: np.ndarray
     properties: dict[str, Any]
     probabilities: np.ndarray | None = None
+    write_more: Callable[[Path], None] | None = None
 
 
 class OutputFolder:
@@ -47,12 +49,14 @@ class OutputFolder:
         path: the folder; it is made where it is not there.
         ending: of segmentations.
         probabilities: whether softmax outputs are kept, too.
+        more: endings of further files of each case.
     """
 
-    def __init__(self, path: Path, ending: str, probabilities: bool) -> None:
+    def __init__(self, path: Path, ending: str, probabilities: bool, more: Sequence[str] = ()) -> None:
         self.path = path
         self.ending = ending
         self.probabilities = probabilities
+        self.endings = (ending, *(".npz", ".pkl") * probabilities, *more)
 
     @contextlib.contextmanager
     def opened(
@@ -87,10 +91,7 @@ class OutputFolder:
 
     def is_done(self, name: str) -> bool:
         """Whether all files of a case are there. They appear whole, the segmentation last."""
-        files = [self.path / f"{name}{self.ending}"]
-        if self.probabilities:
-            files += [self.path / f"{name}{ending}" for ending in (".npz", ".pkl")]
-        return all(file.is_file() for file in files)
+        return all((self.path / f"{name}{ending}").is_file() for ending in self.endings)
 
     def write(self, segmented: Segmented, writer: Any) -> None:
         """Write the files of a case, as nnU-Net does.
@@ -112,6 +113,8 @@ class OutputFolder:
                     np.savez_compressed(partial / f"{segmented.name}.npz", probabilities=segmented.probabilities)
                     with (partial / f"{segmented.name}.pkl").open("wb") as file:
                         pickle.dump(segmented.properties, file)
+                if segmented.write_more is not None:
+                    segmented.write_more(partial / last)
                 for path in sorted(partial.iterdir(), key=lambda path: path.name == last):
                     os.replace(path, self.path / path.name)
             finally:

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from fednnunet.errors import DataError
+from fednnunet.errors import ConfigError, DataError
 from fednnunet.inference.cases import ImageCase, find_cases
+from fednnunet.inference.dicom_cases import SEG_ENDING, check_segments, find_dicom_cases, holds_dicom
 from fednnunet.inference.output import OutputFolder
 from fednnunet.inference.run import Chain, Outcome, Progress, segment_cases
 from fednnunet.inference.segmenter import Segmenter
@@ -26,21 +27,25 @@ class Settings:
 
     Attributes:
         node: whose model of a run.
+        personal: whether the model is the node's own, fine-tuned or Ditto's.
         configuration: nnU-Net's configuration, where a source has several.
         folds: folds to average; all that are finished if None.
         mirroring: whether to average over mirrored images.
         postprocessing: whether to apply the model's post-processing, if it has one.
         probabilities: whether to keep softmax outputs.
         overwrite: whether to segment anew what is there.
+        dicom_seg: whether to write a DICOM SEG, too.
     """
 
     node: str | None = None
+    personal: bool = False
     configuration: str | None = None
     folds: tuple[str, ...] | None = None
     mirroring: bool = True
     postprocessing: bool = True
     probabilities: bool = False
     overwrite: bool = False
+    dicom_seg: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,22 +72,39 @@ class Prediction:
 
         Args:
             source: what :func:`~fednnunet.models.open_model.open_model` opens.
-            inputs: what :func:`~fednnunet.inference.cases.find_cases` takes.
+            inputs: what :func:`~fednnunet.inference.cases.find_cases` takes, or a folder of DICOM files.
             output: folder of the segmentations.
             settings: how to segment.
             device: where networks compute.
 
         Raises:
             DataError: there is no such model, or no case that it can segment.
+            ConfigError: a DICOM SEG cannot be written of these images or labels, or the extra ``dicom`` is missing.
         """
-        model = open_model(source, node=settings.node, configuration=settings.configuration, folds=settings.folds)
+        is_dicom = holds_dicom(inputs)
+        if settings.dicom_seg and not is_dicom:
+            raise ConfigError(f"--dicom-seg: {inputs[0]} holds no DICOM files, to which a segmentation could refer")
+        model = open_model(
+            source,
+            node=settings.node,
+            configuration=settings.configuration,
+            folds=settings.folds,
+            personal=settings.personal,
+        )
+        if settings.dicom_seg:
+            check_segments(model.dataset_json["labels"])
         segmenter = Segmenter(model, device, settings.mirroring)
         previous = None
         if (stage := segmenter.previous_stage) is not None:
-            previous = Segmenter(_previous_stage(source, settings.node, stage, model), device, settings.mirroring)
-        chain = Chain(segmenter, previous, model.postprocessing if settings.postprocessing else None)
-        folder = OutputFolder(output, str(model.dataset_json["file_ending"]), settings.probabilities)
-        return cls(chain, find_cases(inputs, segmenter.takes), folder, settings)
+            previous = Segmenter(_previous_stage(source, settings, stage, model), device, settings.mirroring)
+        chain = Chain(
+            segmenter, previous, model.postprocessing if settings.postprocessing else None, settings.dicom_seg
+        )
+        ending, more = str(model.dataset_json["file_ending"]), [SEG_ENDING] * settings.dicom_seg
+        folder = OutputFolder(output, ending, settings.probabilities, more)
+        takes = segmenter.takes
+        cases = find_dicom_cases(inputs[0], takes) if is_dicom else find_cases(inputs, takes)
+        return cls(chain, cases, folder, settings)
 
     @property
     def left(self) -> list[ImageCase]:
@@ -115,14 +137,14 @@ class Prediction:
         }
 
 
-def _previous_stage(source: Path, node: str | None, stage: str, model: TrainedModel) -> TrainedModel:
+def _previous_stage(source: Path, settings: Settings, stage: str, model: TrainedModel) -> TrainedModel:
     """The model whose segmentations a cascade takes: from the same source.
 
     Raises:
         DataError: the source does not hold it, or it segments other labels.
     """
     try:
-        found = open_model(source, node=node, configuration=stage)
+        found = open_model(source, node=settings.node, configuration=stage, personal=settings.personal)
     except DataError as error:
         raise DataError(
             f"{model.configuration} refines what {stage} segments, and its model is not there: {error}; give a folder "

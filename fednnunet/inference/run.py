@@ -15,6 +15,7 @@ from fednnunet.errors import DataError
 from fednnunet.evaluation.predict import NotFiniteError
 from fednnunet.exchange.data_notes import NoteKind
 from fednnunet.inference.cases import ImageCase
+from fednnunet.inference.dicom_cases import write_seg
 from fednnunet.inference.output import OutputFolder, Segmented
 from fednnunet.inference.segmenter import Preprocessed, RawImages, Segmenter
 from fednnunet.models.postprocessing import Postprocessing
@@ -56,11 +57,13 @@ class Chain:
         segmenter: the model.
         previous: the previous stage; None without a cascade.
         postprocessing: applied to segmentations; None for none.
+        dicom_seg: whether a DICOM SEG is written, too.
     """
 
     segmenter: Segmenter
     previous: Segmenter | None = None
     postprocessing: Postprocessing | None = None
+    dicom_seg: bool = False
 
     def prepare(self, case: ImageCase) -> tuple[RawImages, Preprocessed]:
         """Read a case, and preprocess it for the first network; only a cascade needs its own voxels after that."""
@@ -83,7 +86,7 @@ class Chain:
             images = self.segmenter.preprocess(raw, before)
         return self.segmenter.logits(images, on_tile), images
 
-    def finish(self, name: str, logits: torch.Tensor, images: Preprocessed, probabilities: bool) -> Segmented:
+    def finish(self, case: ImageCase, logits: torch.Tensor, images: Preprocessed, probabilities: bool) -> Segmented:
         """The segmentation in the grid of the case's images."""
         softmax: np.ndarray | None = None
         if probabilities:
@@ -92,7 +95,9 @@ class Chain:
             labels = self.segmenter.segmentation(logits, images)
         if self.postprocessing is not None:
             labels = self.postprocessing.apply(labels)
-        return Segmented(name, labels, images.properties, softmax)
+        names = self.segmenter.model.dataset_json["labels"]
+        more = partial(write_seg, case=case, labels=names) if self.dicom_seg else None
+        return Segmented(case.name, labels, images.properties, softmax, more)
 
 
 def segment_cases(cases: Sequence[ImageCase], chain: Chain, output: OutputFolder, progress: Progress) -> Outcome:
@@ -120,7 +125,7 @@ def segment_cases(cases: Sequence[ImageCase], chain: Chain, output: OutputFolder
                     logits, images = chain.logits(raw, images, partial(progress.on_tile, case.name))
                     written.wait()
                     properties = replace(images, voxels=images.voxels[:, :0])
-                    written.follow(case.name, writer.submit(_write, case.name, logits, properties, chain, output))
+                    written.follow(case.name, writer.submit(_write, case, logits, properties, chain, output))
                     del logits, images, properties
             written.wait()
         except BaseException:
@@ -175,8 +180,8 @@ class _Written:
             self.progress.on_failure(case, self.outcome.failed[case])
 
 
-def _write(name: str, logits: torch.Tensor, images: Preprocessed, chain: Chain, output: OutputFolder) -> None:
-    output.write(chain.finish(name, logits, images, output.probabilities), chain.segmenter.reader)
+def _write(case: ImageCase, logits: torch.Tensor, images: Preprocessed, chain: Chain, output: OutputFolder) -> None:
+    output.write(chain.finish(case, logits, images, output.probabilities), chain.segmenter.reader)
 
 
 def _reason(error: Exception, case: str) -> str:

@@ -22,6 +22,7 @@ from fednnunet.errors import DataError, one_line
 from fednnunet.evaluation.predict import Predictor
 from fednnunet.exchange.data_notes import NoteKind
 from fednnunet.inference.cases import ImageCase, ModelInput, endings_of
+from fednnunet.inference.dicom_cases import read_series
 from fednnunet.models.trained_model import TrainedModel, load_weights
 
 Tile = Callable[[int], None]
@@ -115,6 +116,10 @@ class Segmenter:
         """
         if case.problem is not None:
             raise DataError(case.problem)
+        if case.series is not None:
+            with _quiet():
+                voxels, properties = read_series(case.series, self.reader)
+            return RawImages(case, voxels, properties)
         with _quiet():
             files = [read_to_end(path, self.reader.read_images, [str(path)]) for path in case.images if path]
         notes = dict.fromkeys(header_notes(files[0].nifti), 0)
@@ -203,6 +208,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _first_file(case: ImageCase) -> Path | str:
+    if case.series is not None:
+        return case.series.where
     return next((path for path in case.images if path is not None), case.name)
 
 

@@ -91,6 +91,17 @@ def test_a_case_that_fails_is_named_and_the_others_go_on(
     assert sorted(path.name for path in (tmp_path / "out").glob("[!dp]*")) == ["a.nii.gz", "c.nii.gz"]
 
 
+def test_the_command_says_what_it_has_done(trained_folders: TrainedFolders, images: Path, tmp_path: Path) -> None:
+    arguments = ["predict", str(trained_folders.model("2d")), str(images), str(tmp_path / "out"), "--fold", "0"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines() == ["a  1/3", "b  2/3", "c  3/3", f"3 of 3 cases segmented: {tmp_path / 'out'}"]
+    (tmp_path / "out" / "b.nii.gz").unlink()
+    result = CliRunner().invoke(app, arguments)
+    assert result.stdout.splitlines() == ["b  1/1", f"1 of 3 cases segmented, 2 were there: {tmp_path / 'out'}"]
+    assert not result.stderr
+
+
 def test_output_that_is_not_finite_is_no_segmentation(
     trained_folders: TrainedFolders, images: Path, tmp_path: Path
 ) -> None:

@@ -1,0 +1,97 @@
+"""DICOM series in, DICOM SEG out: the same voxels in the same place."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from pathlib import Path
+from typing import Any
+
+import highdicom
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk
+
+from fednnunet.dicom.series import find_series, read_volume
+from fednnunet.errors import FednnUNetError
+from fednnunet.inference.prediction import Prediction, Settings
+from fednnunet.inference.run import Outcome, Progress
+from tests.inference.test_prediction import CPU, predict_with_nnunet
+from tests.support.dicom_series import ORIENTATIONS, write_series
+from tests.support.trained_models import TrainedFolders
+
+
+def phantom(seed: int) -> np.ndarray:
+    """Noise with a bright box off the centre, (Z, Y, X), int16."""
+    voxels = np.random.default_rng(seed).normal(100, 10, (8, 44, 36))
+    voxels[2:5, 8:22, 5:16] += 60
+    return voxels.astype(np.int16)
+
+
+def predict(model: Path, inputs: Path, output: Path, **settings: Any) -> Outcome:
+    return Prediction.of(model, [inputs], output, Settings(folds=("0",), **settings), CPU).run(Progress())
+
+
+def test_segmentations_of_series_lie_where_their_voxels_are(trained_folders: TrainedFolders, tmp_path: Path) -> None:
+    model, source, output = trained_folders.model("2d"), tmp_path / "pacs", tmp_path / "out"
+    for seed, name in enumerate(("axial", "sagittal", "oblique")):
+        write_series(source / name, phantom(seed), orientation=ORIENTATIONS[name], spacing=(0.9, 1.1, 3.0))
+    outcome = predict(model, source, output, dicom_seg=True)
+    series = {one.uid: one for one in find_series(source)}
+    assert sorted(outcome.written) == sorted(series)
+    assert len(series) == 3
+
+    images = tmp_path / "images"
+    images.mkdir()
+    for uid, one in series.items():
+        sitk.WriteImage(read_volume(one).as_image(), str(images / f"{uid}_0000.nii.gz"))
+    predict_with_nnunet(model, images, tmp_path / "theirs", (0,))
+    for uid, one in series.items():
+        theirs = sitk.ReadImage(str(tmp_path / "theirs" / f"{uid}.nii.gz"))
+        ours = sitk.ReadImage(str(output / f"{uid}.nii.gz"))
+        expected = sitk.GetArrayFromImage(theirs)
+        assert np.array_equal(sitk.GetArrayFromImage(ours), expected)
+        assert 0 < expected.mean() < 1
+        assert np.allclose(ours.GetDirection(), theirs.GetDirection(), atol=1e-6)
+        assert np.allclose(ours.GetOrigin(), theirs.GetOrigin(), atol=1e-4)
+        found = highdicom.seg.segread(output / f"{uid}.dcm").get_volume(combine_segments=True)
+        slices = highdicom.get_volume_from_series([pydicom.dcmread(path) for path in one.files])
+        placed = found.match_geometry(slices)
+        order = [0] if np.allclose(slices.position, one.positions[0]) else [-1]
+        assert np.array_equal(placed.array if order == [0] else placed.array[::-1], expected)
+
+
+def test_a_series_that_is_no_volume_is_named_and_the_others_go_on(
+    trained_folders: TrainedFolders, tmp_path: Path
+) -> None:
+    write_series(tmp_path / "pacs" / "whole", phantom(0))
+    write_series(tmp_path / "pacs" / "gap", phantom(1))[3].unlink()
+    outcome = predict(trained_folders.model("2d"), tmp_path / "pacs", tmp_path / "out")
+    assert len(outcome.written) == 1
+    (reason,) = outcome.failed.values()
+    assert "gap" in reason
+    assert sorted(path.suffix for path in (tmp_path / "out").iterdir()) == [".gz", ".json", ".json", ".json"]
+
+
+def test_what_cannot_be_is_said_before_anything_is_written(
+    trained_folders: TrainedFolders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, output = trained_folders.model("2d"), tmp_path / "out"
+    write_series(tmp_path / "pacs", phantom(0))
+    images = trained_folders.raw / "imagesTr"
+    with pytest.raises(FednnUNetError, match=r"--dicom-seg: .*imagesTr holds no DICOM files"):
+        predict(model, images, output, dicom_seg=True)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "highdicom" else find_spec(name))
+    for settings in ({}, {"dicom_seg": True}):
+        with pytest.raises(FednnUNetError, match=r"pip install fednnunet\[dicom\]"):
+            predict(model, tmp_path / "pacs", output, **settings)
+    monkeypatch.undo()
+    two = tmp_path / model.name
+    shutil.copytree(model, two)
+    text = (two / "dataset.json").read_text()
+    (two / "dataset.json").write_text(text.replace('"tumour": 1', '"tumour": [1]'))
+    with pytest.raises(FednnUNetError, match=r"the model segments regions \(tumour\)"):
+        predict(two, tmp_path / "pacs", output, dicom_seg=True)
+    assert not output.exists()
