@@ -40,20 +40,24 @@ def fill(points: np.ndarray, shape: tuple[int, int]) -> Filled:
     near = np.rint(points)
     points = np.where(np.abs(points - near) <= SNAP, near, points)
     rows, columns = shape
-    toggles = np.zeros((rows, columns + 1), dtype=np.int64)
     edge = np.zeros(shape, dtype=bool)
-    for (x0, y0), (x1, y1) in zip(points, np.roll(points, -1, axis=0), strict=True):
-        if y0 == y1:
-            _mark(edge, np.arange(np.ceil(min(x0, x1)), np.floor(max(x0, x1)) + 1), y0)
-            continue
-        if y0 > y1:
-            x0, y0, x1, y1 = x1, y1, x0, y0
-        crossed = np.arange(max(np.ceil(y0), 0), min(np.floor(y1), rows - 1) + 1)
-        x = x0 + (crossed - y0) * ((x1 - x0) / (y1 - y0))
-        _mark(edge, x, crossed)
-        below = crossed < y1  # a corner between two edges counts once
-        first = np.clip(np.floor(x[below] + ON_EDGE) + 1, 0, columns).astype(np.int64)
-        np.add.at(toggles, (crossed[below].astype(np.int64), first), 1)
+    one, other = points, np.roll(points, -1, axis=0)
+    is_level = one[:, 1] == other[:, 1]
+    for (x0, y), (x1, _) in zip(one[is_level], other[is_level], strict=True):
+        _mark(edge, np.arange(np.ceil(min(x0, x1)), np.floor(max(x0, x1)) + 1), y)
+    is_down = (one[:, 1] < other[:, 1])[:, None]
+    top, bottom = np.where(is_down, one, other)[~is_level], np.where(is_down, other, one)[~is_level]
+    first, last = np.maximum(np.ceil(top[:, 1]), 0), np.minimum(np.floor(bottom[:, 1]), rows - 1)
+    counts = np.maximum(last - first + 1, 0).astype(np.int64)  # rows that each edge crosses
+    which = np.repeat(np.arange(len(counts)), counts)
+    y = first[which] + np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)
+    slope = (bottom[:, 0] - top[:, 0]) / (bottom[:, 1] - top[:, 1])
+    x = top[which, 0] + (y - top[which, 1]) * slope[which]
+    _mark(edge, x, y)
+    below = y < bottom[which, 1]  # a corner between two edges counts once
+    toggles = np.zeros((rows, columns + 1), dtype=np.int64)
+    right = np.clip(np.floor(x[below] + ON_EDGE) + 1, 0, columns).astype(np.int64)
+    np.add.at(toggles, (y[below].astype(np.int64), right), 1)
     inside = (np.cumsum(toggles, axis=1)[:, :columns] % 2).astype(bool)
     return Filled(inside & ~edge, edge)
 
