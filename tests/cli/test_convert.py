@@ -184,3 +184,11 @@ def test_dicom_series_become_a_dataset_that_is_not_written_twice(
         np.testing.assert_allclose(image.GetOrigin(), series.stack.origin)
     assert convert(*arguments) == 0
     assert content(tmp_path / "raw") == before
+
+
+def test_without_the_extra_for_dicom_the_command_says_what_to_install(
+    convert: Convert, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    assert convert("dicom", tmp_path, tmp_path / "raw", "--labels", "liver") == 2
+    assert "pip install fednnunet[dicom]" in capsys.readouterr().err
