@@ -89,19 +89,40 @@ def export(
 
     No case name, path or host name leaves with it, and of scores only means over cases.
     """
-    each_apart = out.suffix != ".zip"
+    each_apart = _is_folder(out)
     if source.is_file():
         handovers = [_of_zip(source, configuration, split_list(folds))]
     else:
         handovers = _of_folder(source, node, configuration, split_list(folds), each_apart, run_folder, names, personal)
     given = {"licence": licence, "limits": limits or []}
     prepared = [(file, _with_given(handover, name, given)) for file, handover in handovers]
-    write = _writer(format)
+    try:
+        _write(prepared, _writer(format), out, each_apart)
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written: {error.strerror or error}") from None
+
+
+def _is_folder(out: Path) -> bool:
+    """Whether what is asked for is a folder, and not a zip."""
+    if out.suffix == ".zip" and not out.is_dir():
+        return False
+    if out.is_dir() or not out.suffix:
+        return True
+    raise ConfigError(f"-o {out} must end with .zip, or be a folder for a zip of each node")
+
+
+def _write(
+    prepared: Sequence[tuple[str, Handover]],
+    write: Callable[[Handover, Path], ModelCard],
+    out: Path,
+    each_apart: bool,
+) -> None:
+    """Write all or none."""
     if not each_apart:
         _show(write(prepared[0][1], out), out)
         return
-    # All or none: a folder beside the target, and names at the end.
     out.mkdir(parents=True, exist_ok=True)
+    # Names only at the end, from a folder beside.
     with tempfile.TemporaryDirectory(dir=out, prefix=".export_") as partial:
         cards = [(file, write(handover, Path(partial) / file)) for file, handover in prepared]
         for file, _ in cards:
@@ -128,7 +149,7 @@ def _of_zip(source: Path, configuration: str | None, folds: Sequence[str]) -> tu
     from fednnunet.models.open_model import open_model
 
     model = open_model(source, configuration=configuration, folds=folds or None)
-    card = read_card(source)
+    card = read_card(source, configuration)
     name = str(model.plans["dataset_name"])
     handover = Handover(model, name, card.run if card else RunFacts(), card.licence if card else None)
     return f"{name}.zip", handover
@@ -179,6 +200,8 @@ def _with_given(handover: Handover, name: str | None, given: dict[str, Any]) -> 
     """What the command line says, in place of what is known."""
     changes = {key: value for key, value in given.items() if value}
     if name is not None:
+        if re.fullmatch(r"[A-Za-z0-9._+-]+", name) is None:
+            raise ConfigError(f"--name {name} must be of letters, digits and . _ + -: it will be a folder's name")
         changes["name"] = _numbered(name, handover.name)
     return dataclasses.replace(handover, **changes)
 

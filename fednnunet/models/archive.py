@@ -18,14 +18,12 @@ _MODEL = rf"{_NAME}?__{_NAME}?__{_NAME}"
 _FOLD = r"fold_(?:\d{1,3}|all)"
 CARD, CARD_TEXT = "model_card.json", "model_card.md"
 INFERENCE = "inference_information.json"
-READ = (
-    rf"{_DATASET}/(?:{CARD}|{_MODEL}/(?:plans\.json|dataset\.json|postprocessing\.json|{_FOLD}/checkpoint_final\.pth))"
-)
+READ = rf"{_DATASET}/{_MODEL}/(?:(?:model_card|plans|dataset|postprocessing)\.json|{_FOLD}/checkpoint_final\.pth)"
 """Files that are read."""
 IGNORED = "|".join(
     (
-        rf"{_DATASET}/(?:{re.escape(CARD_TEXT)}|inference_information\.(?:json|txt)|ensembles/.*)",
-        rf"{_DATASET}/{_MODEL}/(?:postprocessing\.pkl|dataset_fingerprint\.json|crossval_results_folds_\w+/.*)",
+        rf"{_DATASET}/(?:inference_information\.(?:json|txt)|ensembles/.*)",
+        rf"{_DATASET}/{_MODEL}/(?:model_card\.md|postprocessing\.pkl|dataset_fingerprint\.json|crossval_results_folds_\w+/.*)",
         rf"{_DATASET}/{_MODEL}/{_FOLD}/(?:checkpoint_(?:best|latest)\.pth|debug\.json|progress\.png|validation/.*)",
         rf"{_DATASET}/{_MODEL}/{_FOLD}/(?:network_architecture(?:\.pdf)?|training_log[\w.]*\.txt)",
     )

@@ -132,8 +132,10 @@ def export_zip(handover: Handover, target: Path) -> ModelCard:
                 digests[path] = hashlib.sha256(content).hexdigest()
                 write_entry(archive, path, content)
             card = handover.card(digests, model)
-            write_entry(archive, f"{handover.name}/{CARD}", card.as_json().encode())
-            write_entry(archive, f"{handover.name}/{CARD_TEXT}", card.as_markdown().encode())
+            # With the model: what the same dataset's folder already holds of other models stays when it is installed.
+            folder = f"{handover.name}/{handover.folder}"
+            write_entry(archive, f"{folder}/{CARD}", card.as_json().encode())
+            write_entry(archive, f"{folder}/{CARD_TEXT}", card.as_markdown().encode())
         open_archive(partial, model.configuration, model.folds)
     return card
 
@@ -168,7 +170,7 @@ def dataset_name(text: str, number: int) -> str:
     """
     if DATASET_NAME.fullmatch(text):
         return text
-    name = f"Dataset{number:03d}_" + re.sub(r"[^A-Za-z0-9]+", "", text)
+    name = f"Dataset{number:03d}_" + re.sub(r"[^A-Za-z0-9._+-]+", "", text)
     if not DATASET_NAME.fullmatch(name):
         raise ConfigError(f"--name {text} must be as nnU-Net's Dataset123_Name, or letters and digits")
     return name

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
-from zipfile import ZipFile, ZipInfo
+from zipfile import ZipInfo
 
 from fednnunet.errors import DataError
 from fednnunet.models.archive import CARD, check_entries, open_zip, read_entry
@@ -70,37 +70,34 @@ def open_archive(path: Path, configuration: str | None, folds: Sequence[str] | N
         DataError: the zip is no model's, or something in it is not what it should be; in one line.
     """
     with open_zip(path) as archive:
-        entries = check_entries(archive, str(path))
-        card, card_entry = _read_card(archive, entries, path)
-    reader = ArchiveReader(
-        path, {name: e for name, e in entries.items() if e is not card_entry}, card.files if card else {}
-    )
+        reader = ArchiveReader(path, check_entries(archive, str(path)), {})
     chosen = choose_folder(_find_models(reader), path, None, configuration)
-    if card and chosen.path.name not in {network.folder for network in card.networks}:
-        raise DataError(f"{path}: {CARD} is about another model than {chosen.path}")
+    card = _read_card(reader, chosen)
+    if card is not None:
+        reader = replace(reader, digests=card.files)
     return _open_model(reader, chosen, choose_folds(chosen.folds, folds, chosen.where))
 
 
-def read_card(path: Path) -> ModelCard | None:
-    """The card in a zip; None in one of nnU-Net's own.
+def read_card(path: Path, configuration: str | None = None) -> ModelCard | None:
+    """The card of the model in a zip; None in one of nnU-Net's own.
 
     Raises:
         DataError: the zip is no model's, or the card is none.
     """
     with open_zip(path) as archive:
-        return _read_card(archive, check_entries(archive, str(path)), path)[0]
+        reader = ArchiveReader(path, check_entries(archive, str(path)), {})
+    return _read_card(reader, choose_folder(_find_models(reader), path, None, configuration))
 
 
-def _read_card(
-    archive: ZipFile, entries: dict[str, ZipInfo], path: Path
-) -> tuple[ModelCard, ZipInfo] | tuple[None, None]:
-    cards = [entry for name, entry in entries.items() if PurePosixPath(name).name == CARD]
-    if len(cards) > 1:
-        raise DataError(f"{path} holds the cards of {len(cards)} models; open one at a time")
-    if not cards:
-        return None, None
-    content = read_entry(archive, cards[0], str(path), MOST_BYTES)
-    return ModelCard.parse(content, f"{path}: {cards[0].filename}"), cards[0]
+def _read_card(reader: ArchiveReader, folder: ModelFolder) -> ModelCard | None:
+    name = f"{folder.path.as_posix()}/{CARD}"
+    if name not in reader.entries:
+        return None
+    where = f"{reader.path}: {name}"
+    card = ModelCard.parse(reader.read(name, MOST_BYTES), where)
+    if folder.path.name not in {network.folder for network in card.networks}:
+        raise DataError(f"{where} is about another model")
+    return card
 
 
 def _find_models(reader: ArchiveReader) -> list[ModelFolder]:

@@ -36,7 +36,8 @@ def _digest(model: TrainedModel) -> str:
     dataset_json = portable_description(model.dataset_json, model.where)
     plans = portable_plans(model.plans, model.configuration, len(dataset_json["channel_names"]), model.where)
     described = [{key: value for key, value in part.items() if key not in OF_FILES} for part in (plans, dataset_json)]
-    digest = hashlib.sha256(json.dumps([*described, model.mirror_axes]).encode())
+    steps = model.postprocessing.to_json() if model.postprocessing is not None else None
+    digest = hashlib.sha256(json.dumps([*described, model.mirror_axes, steps]).encode())
     for fold in model.folds:
         for name, tensor in model.weights(fold).items():
             digest.update(json.dumps([fold, name, str(tensor.dtype), list(tensor.shape)]).encode())

@@ -207,6 +207,21 @@ def test_failing_export_leaves_nothing(
     assert (tmp_path / "out" / "model.zip").read_bytes() == before
 
 
+def test_target_that_cannot_be_written_is_said_in_one_line(
+    export: Export, trained_folders: TrainedFolders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    for target, said in (
+        (tmp_path / "file" / "model.zip", "model.zip cannot be written: "),
+        (tmp_path / "model.txt", "must end with .zip, or be a folder"),
+    ):
+        assert export(trained_folders.model("2d"), "-o", target) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_postprocessing_goes_with_the_model_and_nnunet_applies_it(
     export: Export, trained_folders: TrainedFolders, tmp_path: Path
 ) -> None:
@@ -235,7 +250,8 @@ def test_postprocessing_goes_with_the_model_and_nnunet_applies_it(
         (["--node", "Nobody"], "no finished fold of node Nobody"),
         (["--folds", "0,4"], "has not finished fold 4"),
         (["--configuration", "3d_fullres"], "no finished fold of configuration 3d_fullres"),
-        (["--name", "///"], "letters and digits"),
+        (["--name", "Lésion"], "must be of letters, digits"),
+        (["--name", "../x"], "must be of letters, digits"),
         (["--run", "/nowhere"], "is no run's folder"),
     ],
 )
