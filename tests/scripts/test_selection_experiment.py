@@ -89,3 +89,13 @@ def test_only_seeds_that_have_finished_as_much_as_any_are_compared(tmp_path: Pat
     assert {seed: [folder.parent.name for folder in folders] for seed, folders in found.items()} == {
         1: ["asym", "ffe", "local"]
     }
+
+
+def test_without_noise_a_drawn_hospital_chooses_what_an_oracle_would_and_none_loses() -> None:
+    simulation = load("simulation")
+    spread = simulation.Spread(hospitals=0.04, cases=0.0, trainings=0.0)
+    rows = simulation.simulate(10, 12, (1.0,), spread).set_index("model")
+    assert rows.loc["selected, 1 SE", "difference"] == pytest.approx(rows.loc["oracle", "difference"])
+    assert rows.loc["selected, 1 SE", "lose"] == 0
+    assert 0 < rows.loc["ffe for all", "lose"] < 1
+    assert rows.loc["ffe for all", "difference"] < rows.loc["oracle", "difference"]

@@ -14,6 +14,7 @@ import pytest
 
 from fednnunet.cli.main import main
 from fednnunet.run_files import SELECTION_COLUMNS
+from tests.reporting.test_told_means import withhold
 
 MakeRun = Callable[..., Path]
 Select = Callable[..., int]
@@ -198,3 +199,19 @@ def test_what_cannot_be_chosen_among_is_refused_in_one_line(
     assert select(*named) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert problem in line
+
+
+def test_hospitals_that_tell_means_are_chosen_for_and_those_that_keep_scores_choose_themselves(
+    runs: list[Path], select: Select, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for run in runs[:2]:
+        withhold(run, means=["DUKE"], kept=["NACT"])
+    assert select(*runs[:2]) == 0
+    printed = capsys.readouterr().out
+    assert "DUKE: chosen by means of folds, as the hospital tells no scores of cases." in printed
+    assert "NACT told no scores: only they can choose, by fednnunet select on their own disks;" in printed
+    rows = pd.read_csv(tmp_path / "out" / "selection.csv").set_index(["node", "fold"])
+    assert rows.loc[("DUKE", "all"), ["chosen", "chosen_on", "n_cases"]].to_list() == ["local", 5, 30]
+    assert rows.loc[("DUKE", "0"), ["chosen", "chosen_on", "n_cases"]].to_list() == ["local", 4, 6]
+    assert rows.loc[("DUKE", "all"), "dsc"] == pytest.approx(0.9)
+    assert "NACT" not in rows.index.get_level_values("node")
