@@ -7,6 +7,7 @@ python experiments/scaling/analysis.py outputs/scaling --publish   also into the
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +31,9 @@ from fednnunet.reporting.figures.style import (
 from fednnunet.reporting.run_folder import Run, read_run
 from fednnunet.reporting.tables.results_table import case_means
 from fednnunet.run_files import RUN_FILE
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from experiment_runs import publish_between
 
 FOLDER = Path(__file__).resolve().parent
 TABLE_BEGINS, TABLE_ENDS = "<!-- table -->", "<!-- end of table -->"
@@ -172,13 +176,13 @@ def write_scaling(out: Path) -> str:
 
 
 def publish(out: Path, readme: Path, images: Path) -> None:
-    """Put table and figure between the marks of ``readme``; the figure lies in ``images``."""
-    before, mark, rest = readme.read_text(encoding="utf-8").partition(TABLE_BEGINS)
-    _, end, after = rest.partition(TABLE_ENDS)
-    if not end:
-        raise SystemExit(f"{readme} has no place for the table: it lacks {TABLE_ENDS if mark else TABLE_BEGINS}")
+    """Put table and figure between the marks of ``readme``; the figure lies in ``images``.
+
+    Raises:
+        SystemExit: it has no place for them.
+    """
     table = results(out)
-    write_atomically(readme, f"{before}{mark}\n{as_markdown(table)}\n{FIGURE}\n{end}{after}")
+    publish_between(readme, TABLE_BEGINS, TABLE_ENDS, f"{as_markdown(table)}\n{FIGURE}")
     save_picture(draw(table), images, "scaling")
 
 

@@ -10,26 +10,25 @@ time and memory are those of one. ``analysis.py`` writes table and figure of wha
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from analysis import TRAININGS, run_folder, write_scaling
 
-from fednnunet.run_files import RUN_FILE
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from experiment_runs import exit_status, train_command, train_unless_finished
 
-ROOT = Path(__file__).resolve().parents[2]
 NODES = (4, 10, 30, 100)
 
 
 def command(out: Path, nodes: int, training: str, overrides: Sequence[str] = ()) -> list[str]:
     """The command that trains it, or continues."""
-    return [
-        *(sys.executable, str(ROOT / "train.py"), "experiment=scaling", *TRAININGS[training]),
-        *(f"dataset.generator.centres={nodes}", f"paths.data={out / 'images'}", f"paths.cache={out / 'cache'}"),
-        *(f"hydra.run.dir={run_folder(out, nodes, training)}", *overrides),
+    settings = [
+        *("experiment=scaling", *TRAININGS[training], f"dataset.generator.centres={nodes}"),
+        *(f"paths.data={out / 'images'}", f"paths.cache={out / 'cache'}"),
     ]
+    return train_command(run_folder(out, nodes, training), settings, overrides)
 
 
 def train(out: Path, nodes: Sequence[int], trainings: Sequence[str], overrides: Sequence[str] = ()) -> None:
@@ -40,10 +39,8 @@ def train(out: Path, nodes: Sequence[int], trainings: Sequence[str], overrides: 
     """
     for number in nodes:
         for training in trainings:
-            if (run_folder(out, number, training) / RUN_FILE).is_file():
-                continue
-            print(f"{number} nodes, {training}", flush=True)
-            subprocess.run(command(out, number, training, overrides), cwd=ROOT, check=True)
+            folder = run_folder(out, number, training)
+            train_unless_finished(f"{number} nodes, {training}", folder, command(out, number, training, overrides))
 
 
 def main() -> int:
@@ -55,14 +52,9 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", help="keys of all trainings, such as trainer.epochs=1")
     arguments = parser.parse_args()
     out = arguments.out.resolve()
-    try:
-        nodes = [int(number) for number in arguments.nodes.split(",")]
-        train(out, nodes, arguments.trainings.split(","), arguments.overrides)
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
-        return 130
-    except subprocess.CalledProcessError as failed:
-        return failed.returncode
+    nodes, trainings = [int(number) for number in arguments.nodes.split(",")], arguments.trainings.split(",")
+    if status := exit_status(lambda: train(out, nodes, trainings, arguments.overrides)):
+        return status
     print(write_scaling(out))
     return 0
 

@@ -10,16 +10,15 @@ those of a seed, and writes table and figure of what is finished. Each seed draw
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from analysis import write_comparison
 
-from fednnunet.run_files import RUN_FILE
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from experiment_runs import exit_status, train_command, train_unless_finished
 
-ROOT = Path(__file__).resolve().parents[2]
 FINE_TUNED = "strategy.fine_tune_epochs=3"
 TRAININGS = {
     "local": ["strategy=local"],
@@ -63,11 +62,11 @@ def run_folder(out: Path, training: str, seed: int) -> Path:
 
 def command(out: Path, training: str, seed: int, overrides: Sequence[str] = ()) -> list[str]:
     """The command that trains it, or continues."""
-    return [
-        *(sys.executable, str(ROOT / "train.py"), *SETTINGS, *TRAININGS[training], f"seed={seed}"),
+    settings = [
+        *(*SETTINGS, *TRAININGS[training], f"seed={seed}"),
         *(f"dataset.raw_folder={out / 'images'}/seed${{seed}}", f"paths.cache={out / 'cache'}"),
-        *(f"hydra.run.dir={run_folder(out, training, seed)}", *overrides),
     ]
+    return train_command(run_folder(out, training, seed), settings, overrides)
 
 
 def train(out: Path, seeds: Sequence[int], trainings: Sequence[str], overrides: Sequence[str] = ()) -> None:
@@ -78,10 +77,8 @@ def train(out: Path, seeds: Sequence[int], trainings: Sequence[str], overrides: 
     """
     for seed in seeds:
         for training in trainings:
-            if (run_folder(out, training, seed) / RUN_FILE).is_file():
-                continue
-            print(f"{training}, seed {seed}", flush=True)
-            subprocess.run(command(out, training, seed, overrides), cwd=ROOT, check=True)
+            folder = run_folder(out, training, seed)
+            train_unless_finished(f"{training}, seed {seed}", folder, command(out, training, seed, overrides))
 
 
 def main() -> int:
@@ -94,15 +91,9 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", help="of all runs, such as trainer.epochs=1")
     arguments = parser.parse_args()
     out = arguments.out.resolve()
-    if not arguments.report_only:
-        seeds = [int(seed) for seed in arguments.seeds.split(",")]
-        try:
-            train(out, seeds, arguments.trainings.split(","), arguments.overrides)
-        except KeyboardInterrupt:  # Ctrl-C reached the run too; it keeps its checkpoints and ends
-            print("interrupted; the same command continues", file=sys.stderr)
-            return 130
-        except subprocess.CalledProcessError as failed:
-            return failed.returncode
+    seeds, trainings = [int(seed) for seed in arguments.seeds.split(",")], arguments.trainings.split(",")
+    if not arguments.report_only and (status := exit_status(lambda: train(out, seeds, trainings, arguments.overrides))):
+        return status
     print(write_comparison(out))
     return 0
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,9 @@ from fednnunet.evaluation.statistics import Interval, mean_interval
 from fednnunet.files import write_atomically
 from fednnunet.phantoms.organs import ORGANS, TRUTH_LABELS
 from fednnunet.reporting.figures.style import save_picture
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from experiment_runs import publish_between
 
 README = Path(__file__).parent / "README.md"
 IMAGES = README.parents[2] / "docs" / "images"
@@ -219,11 +222,7 @@ def publish(out: Path, readme: Path = README, images: Path = IMAGES) -> None:
     Raises:
         SystemExit: it has no place for them.
     """
-    place = re.compile(f"{re.escape(BEGINS)}.*{re.escape(ENDS)}", re.DOTALL)
-    text, tables = readme.read_text(), write_results(out)
-    if not place.search(text):
-        raise SystemExit(f"{readme} has no place for the tables: {BEGINS} … {ENDS}")
-    readme.write_text(place.sub(lambda _: f"{BEGINS}\n{tables}\n{ENDS}", text))
+    publish_between(readme, BEGINS, ENDS, write_results(out))
     if (out / f"{PICTURE}.png").is_file():
         images.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(out / f"{PICTURE}.png", images / f"{PICTURE}.png")

@@ -11,7 +11,6 @@ seeds are independent; all trainings of a seed see the same images, and differ i
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,9 +18,9 @@ from pathlib import Path
 from analysis import write_results
 from scoring import TRAININGS, images_folder, run_folder, save_predictions
 
-from fednnunet.run_files import RUN_FILE
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from experiment_runs import exit_status, train_command, train_unless_finished
 
-ROOT = Path(__file__).resolve().parents[2]
 CENTRES = {
     "Oslo": "Dataset161_OrgansOslo",
     "Porto": "Dataset162_OrgansPorto",
@@ -41,12 +40,11 @@ SETTINGS = [
 
 def command(out: Path, training: str, seed: int, overrides: Sequence[str] = ()) -> list[str]:
     """The command that trains it, or continues."""
-    return [
-        *(sys.executable, str(ROOT / "train.py"), *SETTINGS, *TRAININGS[training].overrides),
-        *(f"seed={seed}", f"dataset.generator.seed={seed}"),
+    settings = [
+        *(*SETTINGS, *TRAININGS[training].overrides, f"seed={seed}", f"dataset.generator.seed={seed}"),
         *(f"dataset.raw_folder={images_folder(out, training, seed)}", f"paths.cache={out / 'cache'}"),
-        *(f"hydra.run.dir={run_folder(out, training, seed)}", *overrides),
     ]
+    return train_command(run_folder(out, training, seed), settings, overrides)
 
 
 def train(out: Path, trainings: Sequence[str], seeds: Sequence[int], overrides: Sequence[str] = ()) -> None:
@@ -57,9 +55,8 @@ def train(out: Path, trainings: Sequence[str], seeds: Sequence[int], overrides: 
     """
     for seed in seeds:
         for training in trainings:
-            if not (run_folder(out, training, seed) / RUN_FILE).is_file():
-                print(f"seed {seed}, {training}", flush=True)
-                subprocess.run(command(out, training, seed, overrides), cwd=ROOT, check=True)
+            folder = run_folder(out, training, seed)
+            train_unless_finished(f"seed {seed}, {training}", folder, command(out, training, seed, overrides))
             save_predictions(out, training, seed)
 
 
@@ -75,15 +72,9 @@ def main() -> int:
     out, trainings = options.out.resolve(), options.trainings.split(",")
     if unknown := set(trainings) - set(TRAININGS):
         parser.error(f"--trainings: {min(unknown)} is none of {', '.join(TRAININGS)}")
-    if not options.report_only:
-        try:
-            seeds = [int(seed) for seed in options.seeds.split(",")]
-            train(out, trainings, seeds, options.overrides)
-        except KeyboardInterrupt:
-            print("interrupted; the same command continues", file=sys.stderr)
-            return 130
-        except subprocess.CalledProcessError as failed:
-            return failed.returncode
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    if not options.report_only and (status := exit_status(lambda: train(out, trainings, seeds, options.overrides))):
+        return status
     print(write_results(out))
     return 0
 

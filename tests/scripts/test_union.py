@@ -200,7 +200,7 @@ def test_tables_and_picture_are_written_of_what_is_finished(tmp_path: Path) -> N
     assert (tmp_path / "images/partial_labels.png").read_bytes().startswith(b"\x89PNG")
     assert len(pd.read_csv(out / "scores.csv")) == 3 * 6 * (1 + 3)
     readme.write_text("nothing here")
-    with pytest.raises(SystemExit, match="has no place for the tables"):
+    with pytest.raises(SystemExit, match="has no place for the table"):
         analysis.publish(out, readme, tmp_path / "images")
 
 
