@@ -120,12 +120,17 @@ class Distillation(nn.Module):
         self, logits: torch.Tensor, teacher: torch.Tensor, background: torch.Tensor, known: torch.Tensor
     ) -> torch.Tensor:
         """CE + Dice; shapes as of :meth:`forward`, ``teacher``'s that of ``logits``."""
-        seen = teacher.argmax(1, keepdim=True)
-        inside = background & torch.isin(seen, torch.tensor(self.rest, device=seen.device))
-        log_p = torch.log_softmax(logits[:, self.rest].float(), 1)
-        q = torch.softmax(teacher[:, self.rest].float(), 1) * inside
+        of_rest = self._of_rest(teacher)
+        inside = background & (of_rest.amax(1, keepdim=True) == teacher.amax(1, keepdim=True))
+        q = torch.softmax(of_rest.float(), 1).mul_(inside)
+        log_p = torch.log_softmax(self._of_rest(logits).float(), 1)
         cross_entropy = -(q * log_p).sum() / known.sum().clamp(min=1)
-        p, q = (log_p.exp() * inside)[:, 1:], q[:, 1:]
-        over = [0, *range(2, p.ndim)]
-        dice = (2 * (p * q).sum(over) + SMOOTH) / ((p + q).sum(over) + SMOOTH)
-        return cross_entropy - dice.mean()
+        p, over = log_p.exp(), [0, *range(2, log_p.ndim)]
+        both, all_p = ((p * factor).sum(over) for factor in (q, inside))  # one array of this size at a time
+        dice = (2 * both + SMOOTH) / (all_p + q.sum(over) + SMOOTH)
+        return cross_entropy - dice[1:].mean()
+
+    def _of_rest(self, logits: torch.Tensor) -> torch.Tensor:
+        """Those of the background and unannotated classes."""
+        classes = logits.unbind(1)
+        return torch.stack([classes[one] for one in self.rest], 1)
