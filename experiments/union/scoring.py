@@ -56,7 +56,7 @@ TRAININGS = {
         ("strategy=asym", UNLIKE, "strategy.aggregation.keep_local=[seg_layers]"),
         all_organs=False,
     ),
-    "union": Training("union", ("strategy=asym", "task.labels=union", "task.distillation=1")),
+    "union": Training("union", ("strategy=asym", "task.labels=union")),
     "marginal": Training("marginal", ("strategy=asym", *MARGINAL)),
     "exclusion": Training("marginal, exclusion", ("strategy=asym", *MARGINAL, "task.exclusion=true")),
     "ffe": Training("marginal, `ffe`", ("strategy=ffe", *MARGINAL)),

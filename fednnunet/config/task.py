@@ -17,6 +17,9 @@ RESERVED = (BACKGROUND, IGNORE)
 CHANNEL_DROP = 0.25
 """Default of ``channel_drop``."""
 
+DISTILLATION = 1.0
+"""Default of ``distillation``."""
+
 
 class TaskConfig(Config):
     """What is segmented, and in which images, where hospitals differ in either: group ``task``.
@@ -29,7 +32,8 @@ class TaskConfig(Config):
             et al. 2021).
         distillation: With ``union``: weight, beside a node's own loss, of what the network that it received says of
             labels that it has not annotated (after Wang et al. 2023, ConDistFL); it grows from 0 over the first half
-            of the epochs. 0 leaves it out.
+            of the epochs. 0 leaves it out. Nothing is taught where nothing is received (``strategy=local``,
+            ``centralized``).
         channels: ``same``: all nodes have the same channels, in the same order. ``union``: one network for every
             channel that any training node has, by name; one that a node lacks is zeros there.
         channel_drop: With ``channels=union``: probability in [0, 1) with which each of a node's own channels is zeros
@@ -39,7 +43,7 @@ class TaskConfig(Config):
     labels: Literal["same", "union"] = "same"
     rename_labels: dict[str, dict[TaskName, TaskName]] = Field(default_factory=dict)
     exclusion: bool = False
-    distillation: float = Field(default=0.0, ge=0, le=10)
+    distillation: float = Field(default=DISTILLATION, ge=0, le=10)
     channels: Literal["same", "union"] = "same"
     channel_drop: float = Field(default=CHANNEL_DROP, ge=0, lt=1)
 
@@ -51,7 +55,7 @@ class TaskConfig(Config):
                     raise ValueError(f"rename_labels.{centre}.{old}={new}: {' and '.join(RESERVED)} keep their names")
         if self.exclusion and self.labels != "union":
             raise ValueError("exclusion=true needs task.labels=union")
-        if self.distillation and self.labels != "union":
+        if self.distillation != DISTILLATION and self.labels != "union":
             raise ValueError(f"distillation={self.distillation:g} needs task.labels=union")
         if self.channel_drop != CHANNEL_DROP and self.channels != "union":
             raise ValueError(f"channel_drop={self.channel_drop:g} needs task.channels=union")

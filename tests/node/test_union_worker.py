@@ -57,7 +57,7 @@ def test_a_node_trains_all_labels_and_is_scored_by_its_own(settings: NodeSetting
     outside = write_boxes(tmp_path / "raw", "Dataset102_Outside", cases=2, seed=1)
     change_description(outside, labels={"background": 0, "kidney": 2, "tumour": 1})
     before = digests(tmp_path / "raw")
-    union: Any = settings.config.model_copy(update={"task": TaskConfig(labels="union", distillation=1)})
+    union: Any = settings.config.model_copy(update={"task": TaskConfig(labels="union")})
     oslo = replace(settings, config=union)
     with serving(oslo) as server:
         planned = prepared(server)

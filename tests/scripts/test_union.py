@@ -52,7 +52,7 @@ def test_trainings_differ_in_what_is_annotated_and_in_what_becomes_of_it(tmp_pat
         assert [centre.name for centre in config.training_centres] == ["Oslo", "Porto", "Turin"]
         assert (config.seed, generator["seed"]) == (3, 3)
         annotated = "all" if generator["annotated"] == "all" else "own"
-        taught = config.task.distillation if config.task.labels == "union" else 0
+        taught = config.task.distillation * (config.task.labels == "union")
         used = (config.strategy.name, config.task.labels, config.task.exclusion, config.strategy.heterogeneous_tasks)
         found[training] = (annotated, generator["unannotated"], *used, taught)
         assert config.strategy.aggregation.get("keep_local", []) == ["seg_layers"] * (training == "local_heads")
