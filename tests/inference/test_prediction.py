@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,20 @@ def test_files_of_another_format_give_the_same_voxels(
     predict(model, other, tmp_path / "ours")
     predict_with_nnunet(model, images, tmp_path / "theirs", (0, 1))
     assert same_segmentations(tmp_path / "ours", tmp_path / "theirs") > 100
+
+
+def test_a_zip_gives_the_voxels_of_its_folder(trained_folders: TrainedFolders, images: Path, tmp_path: Path) -> None:
+    model = trained_folders.model("2d")
+    within = f"{model.parent.name}/{model.name}"
+    archive = tmp_path / "model.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for name in ("plans.json", "dataset.json", "fold_0/checkpoint_final.pth", "fold_1/checkpoint_final.pth"):
+            file.write(model / name, f"{within}/{name}")
+    predict(archive, images, tmp_path / "of_zip")
+    predict(model, images, tmp_path / "of_folder")
+    assert same_segmentations(tmp_path / "of_zip", tmp_path / "of_folder") > 100
+    records = [json.loads((tmp_path / folder / "predict.json").read_text()) for folder in ("of_zip", "of_folder")]
+    assert records[0]["weights"] == records[1]["weights"]
 
 
 def test_what_is_done_stays_and_the_rest_follows(trained_folders: TrainedFolders, images: Path, tmp_path: Path) -> None:
