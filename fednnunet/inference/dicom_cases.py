@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import SimpleITK as sitk
 
+from fednnunet.datasets.raw import IMAGE_ENDINGS
 from fednnunet.errors import ConfigError, DataError
 from fednnunet.inference.cases import ImageCase, ModelInput
 
@@ -22,11 +24,13 @@ MAGIC = b"DICM"
 MOST_LOOKED_AT = 100
 """Files of a folder that are looked at to find out whether it holds DICOM."""
 SEG_ENDING = ".dcm"
+NUMBERED = re.compile(r".+_\d{4}(" + "|".join(map(re.escape, IMAGE_ENDINGS)) + ")")
+"""Names of images in nnU-Net's naming."""
 
 
 def holds_dicom(inputs: Sequence[Path]) -> bool:
-    """Whether the input is one folder in which, or below which, there are DICOM files."""
-    if len(inputs) != 1 or not inputs[0].is_dir():
+    """Whether the input is one folder in which, or below which, there are DICOM files, and no image of nnU-Net's."""
+    if len(inputs) != 1 or not inputs[0].is_dir() or any(map(NUMBERED.fullmatch, os.listdir(inputs[0]))):
         return False
     looked_at = 0
     for folder, _, names in os.walk(inputs[0]):

@@ -187,8 +187,7 @@ class Segmenter:
         """The network with the weights of each fold in turn, which are not copied."""
         network = self.predictor.network
         for weights in self._folds:
-            if len(self._folds) > 1:
-                network.load_state_dict(weights, assign=True)
+            network.load_state_dict(weights, assign=True)
             yield network
 
     def segmentation(self, logits: torch.Tensor, images: Preprocessed) -> np.ndarray:

@@ -15,6 +15,7 @@ import SimpleITK as sitk
 
 from fednnunet.dicom.series import find_series, read_volume
 from fednnunet.errors import FednnUNetError
+from fednnunet.inference.dicom_cases import holds_dicom
 from fednnunet.inference.prediction import Prediction, Settings
 from fednnunet.inference.run import Outcome, Progress
 from tests.inference.test_prediction import CPU, predict_with_nnunet
@@ -72,6 +73,14 @@ def test_a_series_that_is_no_volume_is_named_and_the_others_go_on(
     (reason,) = outcome.failed.values()
     assert "gap" in reason
     assert sorted(path.suffix for path in (tmp_path / "out").iterdir()) == [".gz", ".json", ".json", ".json"]
+
+
+def test_images_of_nnunet_are_cases_whatever_lies_beside_them(tmp_path: Path) -> None:
+    (slice_, *_) = write_series(tmp_path / "images" / "below", phantom(0))
+    assert holds_dicom([tmp_path / "images"])
+    assert not holds_dicom([slice_])
+    (tmp_path / "images" / "a_0000.nii.gz").touch()
+    assert not holds_dicom([tmp_path / "images"])
 
 
 def test_what_cannot_be_is_said_before_anything_is_written(
