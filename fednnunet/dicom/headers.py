@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fednnunet.dicom.library import require_dicom, without_warnings
+from fednnunet.dicom.library import reading, require_dicom
 from fednnunet.errors import DataError, one_line
 
 if TYPE_CHECKING:
@@ -168,8 +168,8 @@ def _kind(path: Path) -> str | None:
 def _read_header(path: Path, *, force: bool) -> Header | None:
     """The header; None for DICOMDIR, and for what only looked like DICOM."""
     dataset = read_dataset(path, keywords=KEYWORDS, force=force)
-    stored = getattr(dataset, "file_meta", {}).get("MediaStorageSOPClassUID", "")
-    try:
+    with reading(f"{path}: its header cannot be read"):
+        stored = getattr(dataset, "file_meta", {}).get("MediaStorageSOPClassUID", "")
         sop_class = _text(dataset, "SOPClassUID") or str(stored)
         if sop_class == DIRECTORY or not sop_class:
             return None
@@ -184,7 +184,7 @@ def _read_header(path: Path, *, force: bool) -> Header | None:
             patient_name=_text(dataset, "PatientName"),
             is_deidentified=_text(dataset, "PatientIdentityRemoved") == "YES",
             modality=_text(dataset, "Modality"),
-            description=one_line(_text(dataset, "SeriesDescription")),
+            description=_text(dataset, "SeriesDescription"),
             number=_text(dataset, "SeriesNumber"),
             image_type=tuple(map(str, _values(dataset, "ImageType"))),
             samples=int(_number(dataset, "SamplesPerPixel") or 1),
@@ -198,8 +198,6 @@ def _read_header(path: Path, *, force: bool) -> Header | None:
             thickness=_number(dataset, "SliceThickness"),
             between_slices=_number(dataset, "SpacingBetweenSlices"),
         )
-    except (ValueError, TypeError, OverflowError) as error:
-        raise DataError(f"{path}: its header cannot be read: {one_line(str(error))}") from None
 
 
 def read_dataset(path: Path, *, keywords: tuple[str, ...] = (), pixels: bool = False, force: bool = False) -> Dataset:
@@ -210,28 +208,22 @@ def read_dataset(path: Path, *, keywords: tuple[str, ...] = (), pixels: bool = F
     """
     import pydicom
 
-    try:
-        with without_warnings():
-            return pydicom.dcmread(
-                path, stop_before_pixels=not pixels, force=force, specific_tags=list(keywords) or None
-            )
-    except (pydicom.errors.InvalidDicomError, EOFError, ValueError, KeyError, NotImplementedError, OSError) as error:
-        raise DataError(f"{path} is damaged, or no DICOM file: {one_line(str(error))}") from None
+    with reading(f"{path} is damaged, or no DICOM file"):
+        return pydicom.dcmread(path, stop_before_pixels=not pixels, force=force, specific_tags=list(keywords) or None)
 
 
 def _values(dataset: Dataset, keyword: str) -> list[Any]:
     """The values of an element; none where it lacks or is empty."""
     from pydicom.multival import MultiValue
 
-    with without_warnings():
-        value = dataset.get(keyword)
+    value = dataset.get(keyword)
     if value is None or value == "":
         return []
     return list(value) if isinstance(value, MultiValue | list | tuple) else [value]
 
 
 def _text(dataset: Dataset, keyword: str) -> str:
-    return "\\".join(map(str, _values(dataset, keyword))).strip()
+    return one_line("\\".join(map(str, _values(dataset, keyword))).strip())
 
 
 def _number(dataset: Dataset, keyword: str) -> float | None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import struct
 import warnings
 from collections.abc import Iterator
 
-from fednnunet.errors import ConfigError
+from fednnunet.errors import ConfigError, DataError, one_line
 
 NEEDED = ("pydicom", "highdicom")
 MISSING = "reading and writing DICOM needs more packages: pip install fednnunet[dicom]"
@@ -21,6 +22,33 @@ def require_dicom() -> None:
     """
     if any(importlib.util.find_spec(name) is None for name in NEEDED):
         raise ConfigError(MISSING)
+
+
+READ_ERRORS = (
+    *(AttributeError, LookupError, ValueError, TypeError, ArithmeticError, RuntimeError),
+    *(EOFError, OSError, AssertionError, struct.error),
+)
+"""What pydicom and highdicom raise where an element lacks or is damaged; NotImplementedError is a RuntimeError."""
+
+
+@contextlib.contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Within it, what is wrong with a file becomes an error of ours, and what is only odd is not printed.
+
+    Args:
+        what: the file, and what it should be: how the error begins.
+
+    Raises:
+        DataError: one line.
+    """
+    import pydicom
+
+    try:
+        with without_warnings():
+            yield
+    except (*READ_ERRORS, pydicom.errors.InvalidDicomError, pydicom.errors.BytesLengthException) as error:
+        cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise DataError(f"{what}: {one_line(cause)}") from None
 
 
 @contextlib.contextmanager

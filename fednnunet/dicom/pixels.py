@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fednnunet.dicom.headers import read_dataset
-from fednnunet.dicom.library import without_warnings
+from fednnunet.dicom.library import reading
 from fednnunet.errors import DataError, one_line
 
 if TYPE_CHECKING:
@@ -24,8 +24,9 @@ def read_slice(path: Path, shape: tuple[int, int]) -> np.ndarray:
         DataError: it cannot be read or decoded, has another size, or holds what is no number; names it.
     """
     dataset = read_dataset(path, pixels=True, force=True)
-    _add_syntax(dataset)
-    can_decode = _can_decode(dataset.file_meta.TransferSyntaxUID)
+    with reading(f"{path}: its pixels cannot be read"):
+        _add_syntax(dataset)
+        can_decode = _can_decode(dataset.file_meta.TransferSyntaxUID)
     values = _by_pydicom(path, dataset) if can_decode else _by_gdcm(path)
     if values.shape != shape:
         raise DataError(f"{path} holds {values.shape} pixels, its header said {shape} (rows, columns)")
@@ -60,15 +61,12 @@ def _can_decode(syntax: str) -> bool:
 def _by_pydicom(path: Path, dataset: Dataset) -> np.ndarray:
     from pydicom.pixels.processing import apply_modality_lut
 
-    try:
-        with without_warnings():
-            stored = dataset.pixel_array
-            for keyword, neutral in (("RescaleSlope", 1), ("RescaleIntercept", 0)):
-                if dataset.get(keyword) is None:  # pydicom applies neither where one lacks
-                    setattr(dataset, keyword, neutral)
-            return apply_modality_lut(stored, dataset)
-    except (AttributeError, KeyError, ValueError, RuntimeError, NotImplementedError, TypeError, IndexError) as error:
-        raise DataError(f"{path}: its pixels cannot be read: {one_line(str(error))}") from None
+    with reading(f"{path}: its pixels cannot be read"):
+        stored = dataset.pixel_array
+        for keyword, neutral in (("RescaleSlope", 1), ("RescaleIntercept", 0)):
+            if dataset.get(keyword) is None:  # pydicom applies neither where one lacks
+                setattr(dataset, keyword, neutral)
+        return apply_modality_lut(stored, dataset)
 
 
 def _by_gdcm(path: Path) -> np.ndarray:

@@ -14,9 +14,9 @@ from fednnunet.dicom.codes import Codes, Meaning, coded, load_codes
 from fednnunet.dicom.frames import draw_frames, names_of
 from fednnunet.dicom.headers import read_dataset
 from fednnunet.dicom.label_map import Overlaps
-from fednnunet.dicom.library import require_dicom, without_warnings
+from fednnunet.dicom.library import reading, require_dicom, without_warnings
 from fednnunet.dicom.series import Series
-from fednnunet.errors import DataError, one_line
+from fednnunet.errors import DataError
 
 if TYPE_CHECKING:
     from highdicom.seg import SegmentDescription
@@ -43,6 +43,7 @@ TYPE_2 = (
     "ReferringPhysicianName",
 )
 """Elements that may be empty, and not lacking; de-identification often deletes them."""
+UNREADABLE = "is no segmentation that can be read"
 NOT_PREDICTED = ("background", "ignore")
 MANUFACTURER = "FednnU-Net"
 SERIES_NUMBER = 1000
@@ -89,28 +90,26 @@ def write_segmentation(
     from highdicom import UID
     from highdicom.seg import Segmentation
 
+    sources = _sources(series)
+    descriptions = _segment_descriptions(list(segments), codes or load_codes())
+    with reading(f"{series.where}: no segmentation can refer to its files"):
+        made = Segmentation(
+            source_images=sources,
+            pixel_array=array,
+            segmentation_type=encoding.upper(),
+            segment_descriptions=descriptions,
+            series_instance_uid=UID(),
+            series_number=SERIES_NUMBER,
+            sop_instance_uid=UID(),
+            instance_number=1,
+            manufacturer=MANUFACTURER,
+            manufacturer_model_name=MANUFACTURER,
+            software_versions=fednnunet.__version__,
+            device_serial_number="0",
+            transfer_syntax_uid=SYNTAXES[compression] if encoding == "labelmap" else NATIVE,
+            series_description=description,
+        )
     with without_warnings():
-        sources = _sources(series)
-        descriptions = _segment_descriptions(list(segments), codes or load_codes())
-        try:
-            made = Segmentation(
-                source_images=sources,
-                pixel_array=array,
-                segmentation_type=encoding.upper(),
-                segment_descriptions=descriptions,
-                series_instance_uid=UID(),
-                series_number=SERIES_NUMBER,
-                sop_instance_uid=UID(),
-                instance_number=1,
-                manufacturer=MANUFACTURER,
-                manufacturer_model_name=MANUFACTURER,
-                software_versions=fednnunet.__version__,
-                device_serial_number="0",
-                transfer_syntax_uid=SYNTAXES[compression] if encoding == "labelmap" else NATIVE,
-                series_description=description,
-            )
-        except (AttributeError, KeyError, ValueError, TypeError, RuntimeError) as error:
-            raise DataError(f"{series.where}: no segmentation can refer to its files: {one_line(str(error))}") from None
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
         try:
@@ -140,11 +139,8 @@ def read_segmentation(
     """
     require_dicom()
     dataset = read_dataset(path, pixels=True)
-    try:
-        with without_warnings():
-            return draw_frames(dataset, series, values, path, overlaps)
-    except (AttributeError, KeyError, IndexError, ValueError, TypeError, RuntimeError, NotImplementedError) as error:
-        raise DataError(f"{path} is no segmentation that can be read: {one_line(str(error))}") from None
+    with reading(f"{path} {UNREADABLE}"):
+        return draw_frames(dataset, series, values, path, overlaps)
 
 
 def segment_names(path: Path) -> dict[int, str]:
@@ -153,10 +149,8 @@ def segment_names(path: Path) -> dict[int, str]:
     Raises:
         DataError: it is none; names the file.
     """
-    try:
+    with reading(f"{path} {UNREADABLE}"):
         return names_of(read_dataset(path, keywords=("SegmentSequence",)))
-    except (AttributeError, TypeError, ValueError) as error:
-        raise DataError(f"{path} is no segmentation that can be read: {one_line(str(error))}") from None
 
 
 def segmented_series(path: Path) -> set[str]:
@@ -165,7 +159,7 @@ def segmented_series(path: Path) -> set[str]:
     Raises:
         DataError: it cannot be read; names the file.
     """
-    with without_warnings():
+    with reading(f"{path} {UNREADABLE}"):
         dataset = read_dataset(path, keywords=("ReferencedSeriesSequence",))
         return {str(item.SeriesInstanceUID) for item in dataset.get("ReferencedSeriesSequence") or []}
 

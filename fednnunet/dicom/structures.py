@@ -16,13 +16,14 @@ from fednnunet.dicom.contours import CrossingContoursError, fill_all
 from fednnunet.dicom.gate import slack
 from fednnunet.dicom.headers import STRUCTURES, read_dataset
 from fednnunet.dicom.label_map import Overlaps, add_mask
-from fednnunet.dicom.library import require_dicom, without_warnings
+from fednnunet.dicom.library import reading, require_dicom
 from fednnunet.dicom.series import Series
 from fednnunet.errors import DataError, one_line
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
+UNREADABLE = "is no RTSTRUCT that can be read"
 CLOSED, EXCLUSIVE = "CLOSED_PLANAR", "CLOSEDPLANAR_XOR"
 BESIDE = 0.51
 """Pixels by which a point may lie beyond the centres of the outermost pixels: their rims."""
@@ -35,11 +36,8 @@ def structure_names(path: Path) -> dict[int, str]:
         DataError: it is none; names the file.
     """
     require_dicom()
-    try:
-        with without_warnings():
-            return _names(read_dataset(path, keywords=("SOPClassUID", "StructureSetROISequence")), path)
-    except (AttributeError, TypeError, ValueError) as error:
-        raise DataError(f"{path} is no RTSTRUCT that can be read: {one_line(str(error))}") from None
+    with reading(f"{path} {UNREADABLE}"):
+        return _names(read_dataset(path, keywords=("SOPClassUID", "StructureSetROISequence")), path)
 
 
 def referenced_series(path: Path) -> set[str]:
@@ -48,7 +46,7 @@ def referenced_series(path: Path) -> set[str]:
     Raises:
         DataError: it cannot be read; names the file.
     """
-    with without_warnings():
+    with reading(f"{path} {UNREADABLE}"):
         return _referenced_series(read_dataset(path, keywords=("ReferencedFrameOfReferenceSequence",)))
 
 
@@ -68,19 +66,16 @@ def read_structures(path: Path, series: Series, values: Mapping[int, int], overl
     """
     require_dicom()
     dataset = read_dataset(path)
-    try:
-        with without_warnings():
-            _check_source(dataset, series, path)
-            names = _names(dataset, path)
-            array = np.zeros(series.shape, dtype=np.uint16)
-            for number, value in values.items():
-                where = f"{path}: structure {names[number]!r}"
-                _check_frame(dataset, number, series, where)
-                for index, mask in _slices(_contours(dataset, number, series, where), series, where):
-                    add_mask(array[index], mask, value, where, overlaps)
-            return array
-    except (AttributeError, KeyError, IndexError, ValueError, TypeError) as error:
-        raise DataError(f"{path} is no RTSTRUCT that can be read: {one_line(str(error))}") from None
+    with reading(f"{path} {UNREADABLE}"):
+        _check_source(dataset, series, path)
+        names = _names(dataset, path)
+        array = np.zeros(series.shape, dtype=np.uint16)
+        for number, value in values.items():
+            where = f"{path}: structure {names[number]!r}"
+            _check_frame(dataset, number, series, where)
+            for index, mask in _slices(_contours(dataset, number, series, where), series, where):
+                add_mask(array[index], mask, value, where, overlaps)
+        return array
 
 
 def _names(dataset: Dataset, path: Path) -> dict[int, str]:
@@ -125,7 +120,7 @@ def _contours(dataset: Dataset, number: int, series: Series, where: str) -> Iter
     if not contours:
         raise DataError(f"{where} has no contour; leave it out")
     for contour in contours:
-        kind = str(contour.ContourGeometricType)
+        kind = one_line(str(contour.ContourGeometricType))
         if kind not in (CLOSED, EXCLUSIVE):
             raise DataError(f"{where} holds {kind}, which has no inside; leave it out")
         points = np.array(contour.ContourData, dtype=np.float64).reshape(-1, 3)
