@@ -62,7 +62,7 @@ def with_averages(sources: Sources, ensembles: bool, tell: Callable[[str], None]
     tables = []
     for seed, node in sorted({(seed, node) for _, seed, node in sources.models}):
         found = {name: _only(sources.models.get((name, seed, node), []), name, node) for name in names}
-        held_out = HeldOut(found[alone])
+        held_out = HeldOut(found[alone], list(found.values()))
         members = {f"{alone}{AVERAGED}{name}": [found[alone], found[name]] for name in names if name != alone}
         if ensembles:
             members |= _ensembles(sources, names, seed, found)
@@ -109,9 +109,12 @@ class HeldOut:
 
     Attributes:
         models: its models, whose folds hold the cases out; images and references are in the node's folder.
+        own: all models of the hospital: outputs that are saved with another one's are of that one's cases, which may
+            have the same names.
     """
 
     models: ModelFolder
+    own: Sequence[ModelFolder]
 
     @property
     def dataset(self) -> str:
@@ -148,7 +151,7 @@ class FoldOutputs:
             DataError: it is not saved, and the model cannot segment the case by itself; or a file is damaged.
         """
         saved = self.models.path / f"fold_{self.fold}" / "validation" / f"{case}.npz"
-        if not saved.is_file():
+        if self.models not in self.held_out.own or not saved.is_file():
             return self._predict(case)
         try:
             with np.load(saved, allow_pickle=False) as file:

@@ -91,10 +91,10 @@ def test_a_model_averaged_with_itself_is_itself_from_saved_outputs_or_segmented_
     models = model_folder(node)
     assert models is not None
     own = read_scores(models)
-    pd.testing.assert_frame_equal(averaged_scores([models, models], HeldOut(models)), own, rtol=0, atol=1e-12)
+    pd.testing.assert_frame_equal(averaged_scores([models, models], HeldOut(models, [models])), own, rtol=0, atol=1e-12)
     copy = tmp_path / models.path.name
     shutil.copytree(models.path, copy, ignore=shutil.ignore_patterns("*.npz"))
-    again = averaged_scores([ModelFolder(copy, models.folds)], HeldOut(models))
+    again = averaged_scores([ModelFolder(copy, models.folds)], HeldOut(models, [models]))
     pd.testing.assert_frame_equal(again, own, rtol=0, atol=1e-12)
 
 

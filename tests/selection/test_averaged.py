@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 
 from fednnunet.errors import DataError
-from fednnunet.selection.averaged import HeldOut, averaged_scores, mean_dsc, with_averages
+from fednnunet.selection.averaged import FoldOutputs, HeldOut, averaged_scores, mean_dsc, with_averages
 from fednnunet.selection.node_disk import read_scores
 from fednnunet.selection.sources import ModelFolder, Sources, scores_of
 
@@ -60,13 +60,13 @@ def pair(tmp_path: Path) -> tuple[ModelFolder, ModelFolder]:
     return first, second
 
 
-def held_out(models: ModelFolder) -> HeldOut:
-    return HeldOut(models)
+def held_out(models: ModelFolder, *others: ModelFolder) -> HeldOut:
+    return HeldOut(models, [models, *others])
 
 
 def test_probabilities_are_averaged_not_masks(pair: tuple[ModelFolder, ModelFolder]) -> None:
     # 0.55, 0.6, 0.35, 0.1: both voxels of the reference and no other.
-    averaged = averaged_scores(pair, held_out(pair[0]))
+    averaged = averaged_scores(pair, held_out(*pair))
     assert averaged["dsc"].to_list() == [1.0] * 6
     assert sorted(averaged["case"]) == [f"case_{number}.nii.gz" for number in range(6)]
     pieces = averaged_scores(pair[:1], held_out(pair[0]))
@@ -76,12 +76,25 @@ def test_probabilities_are_averaged_not_masks(pair: tuple[ModelFolder, ModelFold
     )
 
 
-def test_averages_and_ensembles_are_further_candidates(pair: tuple[ModelFolder, ModelFolder], tmp_path: Path) -> None:
+def segment_as(foreground: Mapping[str, list[float]]) -> Callable[[FoldOutputs, str], np.ndarray]:
+    """A model of each hospital that has this probability of the tumour in every case that it segments."""
+
+    def predict(outputs: FoldOutputs, case: str) -> np.ndarray:
+        tumour = np.array([[foreground.get(outputs.models.node_folder.name, [0.0] * 4)]], np.float32)
+        return np.stack([1 - tumour, tumour])
+
+    return predict
+
+
+def test_averages_and_ensembles_are_further_candidates(
+    pair: tuple[ModelFolder, ModelFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other = [
-        write_model(tmp_path / "a" / "nodes" / "Porto", six([0.0, 0.9, 0.1, 0.1]), 2 / 3),
+        write_model(tmp_path / "a" / "nodes" / "Porto", six([0.9, 0.9, 0.1, 0.1]), 2 / 3),
         write_model(tmp_path / "b" / "nodes" / "Porto", six([0.2, 0.8, 0.6, 0.1]), 2 / 4, plans="Other"),
     ]
-    # Porto's own models, too, have outputs for Oslo's cases here, as names of cases are the same.
+    # What Porto's models have saved is of Porto's cases, which have the same names; Oslo's are segmented by them.
+    monkeypatch.setattr(FoldOutputs, "_predict", segment_as({"Porto": [0.0, 0.9, 0.1, 0.1]}))
     models = {("local", 0, "Oslo"): [pair[0]], ("asym", 0, "Oslo"): [pair[1]]}
     models |= {("local", 0, "Porto"): [other[0]], ("asym", 0, "Porto"): [other[1]]}
     sources = Sources("X", scores_of(read_scores(pair[0])), ["Oslo", "Porto"], models)
@@ -111,12 +124,12 @@ def test_models_that_are_elsewhere_are_named(pair: tuple[ModelFolder, ModelFolde
 def test_unlike_labels_and_damaged_outputs_are_refused(pair: tuple[ModelFolder, ModelFolder]) -> None:
     (pair[1].path / "fold_1" / "validation" / "case_1.npz").write_bytes(b"PK")
     with pytest.raises(DataError, match=r"case_1\.npz is damaged .*; remove it to segment its case again"):
-        averaged_scores(pair, held_out(pair[0]))
+        averaged_scores(pair, held_out(*pair))
     description = json.loads((pair[1].path / "dataset.json").read_text())
     description["labels"]["oedema"] = 2
     (pair[1].path / "dataset.json").write_text(json.dumps(description))
     with pytest.raises(DataError, match="have unlike labels: their outputs cannot be averaged"):
-        averaged_scores(pair, held_out(pair[0]))
+        averaged_scores(pair, held_out(*pair))
 
 
 def test_outputs_of_another_grid_are_refused(tmp_path: Path) -> None:
