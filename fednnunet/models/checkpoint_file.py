@@ -112,6 +112,11 @@ def check_weights(weights: Mapping[str, Any], network: nn.Module, where: str) ->
             raise DataError(f"{layer} does not hold all of its numbers")
         if not torch.isfinite(tensor).all():
             raise DataError(f"{layer} holds NaN or infinity")
+    storages = (weights[name].untyped_storage() for name in weights)
+    held = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    # Some names are of one layer; a network in which all are one would be a small file that fills memory.
+    if sum(weights[name].nbytes for name, _ in network.named_parameters()) > held:
+        raise DataError(f"{where}: layers share numbers that are each layer's own in the network of these plans")
 
 
 def portable_checkpoint(

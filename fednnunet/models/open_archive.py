@@ -203,7 +203,16 @@ def planned_network(model: TrainedModel) -> nn.Module:
     try:
         with torch.device("meta"):
             return model.build_network()
-    except (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError, AssertionError) as error:
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        AssertionError,
+        ArithmeticError,
+    ) as error:
         said = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(f"{model.where}: nnU-Net cannot build the network of these plans: {said[:200]}") from None
 

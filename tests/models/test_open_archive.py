@@ -107,6 +107,14 @@ def first_layer(change: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, Any
     return checkpoint(apply)
 
 
+def shared(content: dict[str, Any]) -> None:
+    """All layers in one memory: a file that is smaller than its network."""
+    layers = content["network_weights"]
+    memory = torch.zeros(max(tensor.numel() for tensor in layers.values()))
+    for name, tensor in layers.items():
+        layers[name] = memory[: tensor.numel()].view(tensor.shape)
+
+
 class Executed:
     """Does what pickles do that are up to something, if it is ever unpickled."""
 
@@ -196,6 +204,7 @@ CHANGED: dict[str, tuple[dict[str, Any], str]] = {
         first_layer(lambda layer: layer.flatten()[:1].expand(layer.numel()).view(layer.shape)),
         "not hold all",
     ),
+    "shared": (checkpoint(shared), "layers share numbers"),
     "sparse": (first_layer(lambda layer: layer.to_sparse()), "no plain tensor|cannot be read"),
     "complex": (first_layer(lambda layer: layer + 0j), "complex"),
     "integers": (first_layer(lambda layer: layer.long()), "is torch.int64"),
