@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import tifffile
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
@@ -109,6 +110,43 @@ def test_files_of_another_format_give_the_same_voxels(
     predict(model, other, tmp_path / "ours")
     predict_with_nnunet(model, images, tmp_path / "theirs", (0, 1))
     assert same_segmentations(tmp_path / "ours", tmp_path / "theirs") > 100
+
+
+@pytest.mark.parametrize(
+    ("reader", "ending"),
+    [
+        ("NaturalImage2DIO", ".png"),
+        ("Tiff3DIO", ".tiff"),
+        ("NibabelIO", ".nii.gz"),
+        ("NibabelIOWithReorient", ".nii.gz"),
+    ],
+)
+def test_voxels_are_those_of_nnunet_with_each_of_its_readers(
+    trained_folders: TrainedFolders, images: Path, tmp_path: Path, reader: str, ending: str
+) -> None:
+    model, inputs = tmp_path / trained_folders.model("2d").name, tmp_path / "inputs"
+    shutil.copytree(trained_folders.model("2d"), model)
+    for name, key, value in (("plans", "image_reader_writer", reader), ("dataset", "file_ending", ending)):
+        content = json.loads((model / f"{name}.json").read_text())
+        (model / f"{name}.json").write_text(json.dumps({**content, key: value}))
+    inputs.mkdir()
+    for path in images.iterdir():
+        image, case = sitk.ReadImage(str(path)), path.name.removesuffix("_0000.nii.gz")
+        target = str(inputs / f"{case}_0000{ending}")
+        voxels = sitk.GetArrayFromImage(image)
+        if ending == ".png":
+            sitk.WriteImage(sitk.GetImageFromArray(voxels[3].clip(0, 255).astype(np.uint8)), target)
+        elif ending == ".tiff":
+            tifffile.imwrite(target, voxels)
+            (inputs / f"{case}.json").write_text(json.dumps({"spacing": image.GetSpacing()[::-1]}))
+        else:
+            image.SetDirection((0, 0, 1, -1, 0, 0, 0, -1, 0))
+            sitk.WriteImage(image, target)
+    assert predict(model, inputs, tmp_path / "ours").written == ["a", "b", "c.d"]
+    predict_with_nnunet(model, inputs, tmp_path / "theirs", (0, 1))
+    assert same_segmentations(tmp_path / "ours", tmp_path / "theirs", ending) > 50
+    beside = [sorted(path.name for path in (tmp_path / at).glob("*.json")) for at in ("ours", "theirs")]
+    assert set(beside[1]) - set(beside[0]) == {"predict_from_raw_data_args.json"}
 
 
 def test_a_zip_gives_the_voxels_of_its_folder(trained_folders: TrainedFolders, images: Path, tmp_path: Path) -> None:
