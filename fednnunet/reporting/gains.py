@@ -79,7 +79,8 @@ class Gains:
                 named = f" ({join_first(nodes, NAMED)})" if nodes and (word == LOSES or not many) else ""
                 if nodes or word in (GAINS, LOSES):
                     parts.append(f"{len(nodes)} {COUNTED[word]}{named}")
-            sentences.append(f"{column}: of {len(self.nodes)} hospitals {join_all(parts)}.")
+            of_all = f"{len(self.nodes)} hospital{'s' * (len(self.nodes) != 1)}"
+            sentences.append(f"{column}: of {of_all} {join_all(parts)}.")
         return sentences
 
     def intervals(self) -> dict[str, dict[str, Interval]]:
