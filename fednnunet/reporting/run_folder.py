@@ -50,6 +50,7 @@ _NOT_IN_NAME = (
     "paths",
     "hydra/launcher",
 )
+OF_STRATEGY = "strategy."
 
 
 @dataclass(frozen=True)
@@ -170,18 +171,32 @@ def read_run(folder: Path) -> Run:
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Read the runs of a sweep; names of strategies include what else it varied beside strategy, seed and fold."""
+    """Read the runs of a sweep; names of strategies include what else it varied beside strategy, seed and fold.
+
+    An option of a strategy is in the names where runs of that strategy differ in it.
+    """
     runs = [read_run(folder) for folder in folders]
-    keys = sorted({key for run in runs for key in run.overrides if key.split(".")[0] not in _NOT_IN_NAME})
-    varied = [key for key in keys if len({run.overrides.get(key) for run in runs}) > 1]
     named = []
     for run in runs:
-        extra = "".join(f" {key}={run.overrides[key]}" for key in varied if key in run.overrides)
+        extra = "".join(f" {key}={run.overrides[key]}" for key in _varied(run, runs))
         names = ("cases", "means", "rounds", "round_means")
         tables = {name: getattr(run, name) for name in names}
         tables = {name: table.assign(strategy=table["strategy"] + extra) for name, table in tables.items()}
         named.append(replace(run, strategy=f"{run.strategy}{extra}", **tables))
     return named
+
+
+def _varied(run: Run, runs: Sequence[Run]) -> list[str]:
+    """Keys of a run by which it is told from others."""
+    varied = []
+    for key in sorted(run.overrides):
+        of_strategy = key.startswith(OF_STRATEGY)
+        if key.split(".")[0] in _NOT_IN_NAME and not of_strategy:
+            continue
+        others = (one for one in runs if not of_strategy or one.strategy == run.strategy)
+        if any(one.overrides.get(key) != run.overrides[key] for one in others):
+            varied.append(key)
+    return varied
 
 
 def merge(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:

@@ -45,6 +45,17 @@ def test_what_a_sweep_varied_is_in_the_names_of_both(make_run: MakeRun, tmp_path
     assert not results.problems
 
 
+def test_options_of_a_strategy_tell_its_runs_apart_and_no_others(make_run: MakeRun, tmp_path: Path) -> None:
+    lambdas = [("ditto", (f"strategy.ditto_lambda={weight}",)) for weight in (0.1, 1)]
+    tuned = ("strategy.fine_tune_epochs=3",)
+    folders = [
+        make_run(name, folder=tmp_path / str(number), overrides=overrides)
+        for number, (name, overrides) in enumerate([*lambdas, ("ffe", tuned), ("local", ())])
+    ]
+    names = [run.strategy for run in read_runs(folders)]
+    assert names == ["ditto strategy.ditto_lambda=0.1", "ditto strategy.ditto_lambda=1", "ffe", "local"]
+
+
 def test_folds_that_are_missing_are_missing_of_both(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run("ffe", fold=[0, 1], folder=tmp_path / "whole")
     half = make_run("asym", fold=0, folder=tmp_path / "half")
