@@ -36,6 +36,7 @@ from fednnunet.launch.settings import (
     build_strategy,
     node_settings,
     parallel_nodes,
+    personal_training,
     prepare_centres,
     server_settings,
     worker_plans,
@@ -136,7 +137,7 @@ def _run(config: RunConfig, command: str, sweep: str | None, command_files: Mapp
         stack.push(lambda kind, error, trace: trackers.on_run_end(error))
         trackers.on_run_start(metadata)
         recorder = RunRecorder(
-            folder, config.strategy.name, config.folds, [progress, trackers], config.strategy.personal
+            folder, config.strategy.name, config.folds, [progress, trackers], personal_training(config)
         )
         app = build_server_app(server_settings(config), strategy, recorder)
         if config.on_single_machine:

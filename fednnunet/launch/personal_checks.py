@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+
 from fednnunet.config.run import RunConfig
 from fednnunet.errors import ConfigError
+from fednnunet.launch.settings import averages_nothing
 from fednnunet.server.strategy.base import Strategy
 from fednnunet.server.strategy.no_exchange import NoExchange
+
+log = logging.getLogger(__name__)
 
 
 def check_personal(config: RunConfig, strategy: Strategy) -> None:
     """Check that nodes can have models of their own where they are to have them.
+
+    Fine-tuning is without effect, and said to be, with ``strategy=local`` and ``centralized``: one sweep can be of
+    these and of strategies that are fine-tuned.
 
     Raises:
         ConfigError: names the key, and what to do.
@@ -17,6 +25,13 @@ def check_personal(config: RunConfig, strategy: Strategy) -> None:
     if config.strategy.personal is None:
         return
     ditto = config.strategy.ditto_lambda is not None
+    if averages_nothing(config) and not ditto:
+        log.warning(
+            "strategy.fine_tune_epochs=%d is without effect: strategy=%s averages nothing that could be fine-tuned",
+            config.strategy.fine_tune_epochs,
+            config.strategy.name,
+        )
+        return
     key = "strategy.ditto_lambda" if ditto else "strategy.fine_tune_epochs"
     off = "null" if ditto else "0"
     if isinstance(strategy, NoExchange):

@@ -16,6 +16,7 @@ from fednnunet.datasets.label_names import with_common_names
 from fednnunet.datasets.raw import find_dataset, read_dataset
 from fednnunet.datasets.splits import splits_of
 from fednnunet.errors import ConfigError, FednnUNetError, one_line
+from fednnunet.exchange.messages import PersonalTraining
 from fednnunet.launch.placement import Placement, place_on_cpu, place_on_gpus
 from fednnunet.launch.run_folder import run_id
 from fednnunet.node.gpus import find_gpus
@@ -24,6 +25,7 @@ from fednnunet.processes import cores
 from fednnunet.server.session import ServerSettings
 from fednnunet.server.strategy.asym_fedavg import AsymFedAvg
 from fednnunet.server.strategy.base import Strategy
+from fednnunet.server.strategy.no_exchange import NoExchange
 from fednnunet.server.strategy.secure_asym_fedavg import SecureAsymFedAvg
 
 log = logging.getLogger(__name__)
@@ -52,7 +54,7 @@ def server_settings(config: RunConfig) -> ServerSettings:
         colluding=0 if sums is None else sums.colluding,
         train_layers=config.trainer.train_layers,
         accept_useless_noise=any(noise.accept_useless for noise in (config.privacy.case, config.privacy.node) if noise),
-        personal=config.strategy.personal,
+        personal=personal_training(config),
     )
     if config.on_single_machine:
         return settings
@@ -89,6 +91,16 @@ def build_strategy(config: RunConfig) -> Strategy:
     if not isinstance(strategy, Strategy):
         raise ConfigError(f"strategy.aggregation: {type(strategy).__name__} is not a {Strategy.__module__}.Strategy")
     return strategy
+
+
+def averages_nothing(config: RunConfig) -> bool:
+    """Whether nodes train alone, as with ``strategy=local``, so that there is nothing to fine-tune or be tied to."""
+    return config.strategy.aggregation.get("_target_") == class_path(NoExchange)
+
+
+def personal_training(config: RunConfig) -> PersonalTraining | None:
+    """How nodes come to models of their own; None where they have one model each."""
+    return None if averages_nothing(config) else config.strategy.personal
 
 
 def class_path(cls: type) -> str:

@@ -48,6 +48,17 @@ def test_nodes_are_told_how_to_come_to_a_model_of_their_own(
     assert configured(*overrides).strategy.personal == personal
 
 
+@pytest.mark.parametrize("name", ["local", "centralized"])
+def test_one_sweep_can_be_of_strategies_with_nothing_to_fine_tune(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    tuned = [f"strategy={name}", "strategy.fine_tune_epochs=5", "strategy.fine_tune_learning_rate=0.01"]
+    check(*tuned)
+    (warning,) = caplog.messages
+    assert warning == (
+        f"strategy.fine_tune_epochs=5 is without effect: strategy={name} averages nothing that could be fine-tuned"
+    )
+    assert server_settings(configured(*tuned)) == server_settings(configured(f"strategy={name}"))
+
+
 def test_ditto_shares_what_its_base_shares() -> None:
     for name, base in (("ditto", "ffe"), ("ditto_asym", "asym")):
         ours, theirs = (configured(f"strategy={one}").strategy for one in (name, base))
@@ -59,8 +70,8 @@ def test_ditto_shares_what_its_base_shares() -> None:
     ("overrides", "problem"),
     [
         (
-            ["strategy=local", "+strategy.fine_tune_epochs=3"],
-            "^strategy.fine_tune_epochs: strategy=local averages nothing, .*leave strategy.fine_tune_epochs=0, or",
+            ["strategy=local", "+strategy.ditto_lambda=1"],
+            "^strategy.ditto_lambda: strategy=local averages nothing, .*leave strategy.ditto_lambda=null, or",
         ),
         (
             ["strategy=centralized", "+strategy.ditto_lambda=1"],
