@@ -133,3 +133,26 @@ def test_a_fold_whose_last_round_failed_is_evaluated_from_the_round_before(
 
 def raising(*_: Any) -> None:
     raise RuntimeError("loaded")
+
+
+@pytest.mark.parametrize("received", [{"weight": np.zeros((1, 2), np.float32)}, {}], ids=["an average", "nothing"])
+def test_what_a_round_brings_teaches_for_all_its_epochs(
+    session: TrainingSession, received: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("reset_peak_memory", "load_state", "save_with_round"):
+        monkeypatch.setattr(training_session, name, lambda *_: None)
+    taught: list[tuple[str, bool]] = []
+    stages: Any = session.stages
+    stages.ranks = SimpleNamespace(start_epoch=lambda *given: taught.append(("ranks", given[-1])))
+    module: Any = SimpleNamespace(
+        network=None,
+        nnunet=SimpleNamespace(device=None, current_epoch=0),
+        set_proximal_term=lambda *_: None,
+        keep_teacher=lambda: taught.append(("this process", True)),
+    )
+    request: Any = None
+    session._open = OpenRound(request, TrainRequest(server_round=3, trained=2, layers=[]), 2, received)
+    for _ in range(2):
+        session.start_epoch(module)
+    first = [("ranks", True), ("this process", True)] if received else [("ranks", False)]
+    assert taught == [*first, ("ranks", False)], "the second epoch has no teacher of its own"
