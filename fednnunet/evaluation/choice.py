@@ -62,8 +62,12 @@ class Selection:
     @property
     def selected(self) -> pd.Series:
         """Score of the selected candidate in each row of :attr:`scores`, by a choice that the row had no part in."""
-        picked = [row[self.choices[fold].candidate] for (fold, _), row in self.scores.iterrows()]
+        picked = [row.get(self.choices[fold].candidate, np.nan) for (fold, _), row in self.scores.iterrows()]
         return pd.Series(picked, index=self.scores.index, dtype=float)
+
+    def of(self, candidate: str) -> pd.Series:
+        """Score of a candidate in each row of :attr:`scores`; undefined where the hospital keeps its scores."""
+        return self.scores.get(candidate, pd.Series(np.nan, index=self.scores.index))
 
     @property
     def oracle(self) -> str:

@@ -128,8 +128,8 @@ def gain_of(selections: Sequence[Selection], candidate: str, alone: str) -> Inte
     """
     differences = []
     for selection in selections:
-        scores = selection.selected if candidate == SELECTED else selection.scores[candidate]
-        differences.append((scores - selection.scores[alone]).dropna())
+        scores = selection.selected if candidate == SELECTED else selection.of(candidate)
+        differences.append((scores - selection.of(alone)).dropna())
     if any((selection.weights != 1).any() for selection in selections):
         of_seeds = [one.mean(difference) for one, difference in zip(selections, differences, strict=True)]
         return Interval(float(np.mean(of_seeds)), np.nan, np.nan)
@@ -197,7 +197,9 @@ def _gains(
     differences = dict(known)
     for node, seeds in (selections.of_node if selections else {}).items():
         for column in (*(name for name in others if (node, name) not in known), SELECTED):
-            differences[node, column] = gain_of(list(seeds.values()), column, alone)
+            gain = gain_of(list(seeds.values()), column, alone)
+            if not np.isnan(gain.mean):
+                differences[node, column] = gain
     columns = [*others, *([SELECTED] if selections else [])]
     return Gains(alone, columns, list(training), differences, selections, notes)
 

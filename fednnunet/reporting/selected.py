@@ -47,9 +47,12 @@ class Selections:
 
     @property
     def best_single(self) -> str | None:
-        """The candidate other than training alone with the best mean over hospitals; None if there is none."""
-        others = [name for name in self.candidates if name != self.alone]
+        """The candidate other than training alone with the best mean over hospitals; None if there is none.
+
+        One whose scores a hospital keeps is left out.
+        """
         found = [selection for seeds in self.of_node.values() for selection in seeds.values()]
+        others = [name for name in self.candidates if name != self.alone and all(name in one.scores for one in found)]
         if not others or not found:
             return None
         return max(others, key=lambda name: float(np.mean([one.mean(one.scores[name]) for one in found])))
@@ -105,7 +108,9 @@ def select_by_scores(
     """
     told = scores.means[scores.means["n_cases"] > 0]
     summary = scores.summary.query("n_cases > 0").assign(case=0) if len(told) else told
-    candidates = order_candidates([*scores.cases["strategy"], *scores.means["strategy"]])
+    withheld = _withheld(scores, training)
+    names = order_candidates([*scores.cases["strategy"], *scores.means["strategy"]])
+    candidates = [name for name in names if any(name not in withheld[node] for node in training)] or names
     if len(candidates) < 2:
         raise DataError(
             f"to choose among: {', '.join(candidates) or 'nothing'}; name runs of at least two strategies"
@@ -120,16 +125,33 @@ def select_by_scores(
     for node in training:
         is_told = bool((told["node"] == node).any())
         rows = summary[summary["node"] == node] if is_told else scores.cases[scores.cases["node"] == node]
-        rows = rows[rows["strategy"].isin(candidates)]
+        told_of = [name for name in candidates if name not in withheld[node]]
+        rows = rows[rows["strategy"].isin(told_of)]
         for seed, of_seed in rows.groupby("seed"):
-            table, weights = _table(of_seed, candidates, f"{node}, seed {seed}", is_told)
+            table, weights = _table(of_seed, told_of, f"{node}, seed {seed}", is_told)
             least = MIN_MEANS if is_told else MIN_CASES
             found = select(table, weights, chosen_default, least, standard_errors)
             of_node.setdefault(node, {})[int(str(seed))] = found
     by_means = [node for node in of_node if (told["node"] == node).any()]
     keeping = [node for node in training if node in kept]
     notes = _notes(of_node, chosen_default, by_means, keeping)
+    for name in dict.fromkeys(name for node in of_node for name in withheld[node]):
+        those = [node for node in of_node if name in withheld[node]]
+        notes.append(f"{_who(those)} told no scores of {name}: only on their own disks can it be chosen.")
     return Selections(candidates, alone, chosen_default, of_node, keeping, notes)
+
+
+def _withheld(scores: Scores, training: Sequence[str]) -> dict[str, list[str]]:
+    """Hospital to the strategies whose scores stay with it: of its own model, where noise hides what training tells."""
+    told = scores.means["n_cases"] > 0
+    seen = pd.concat([scores.cases[["node", "strategy"]], scores.means.loc[told, ["node", "strategy"]]])
+    pairs = set(seen.itertuples(index=False, name=None))
+    kept = scores.means.loc[~told, ["node", "strategy"]].drop_duplicates().itertuples(index=False, name=None)
+    withheld: dict[str, list[str]] = {node: [] for node in training}
+    for node, strategy in kept:
+        if node in withheld and (node, strategy) not in pairs:
+            withheld[node].append(strategy)
+    return withheld
 
 
 def _table(rows: pd.DataFrame, candidates: Sequence[str], where: str, is_told: bool) -> tuple[pd.DataFrame, pd.Series]:

@@ -19,6 +19,7 @@ from fednnunet.reporting.figures import save_figure
 from fednnunet.reporting.gains import LOSES, draw_gains, gain_of, judge, show_choices
 from fednnunet.reporting.run_folder import write_csv
 from fednnunet.reporting.selected import SELECTED
+from fednnunet.reporting.tables.results_table import UNDEFINED
 from fednnunet.run_files import SELECTION_COLUMNS, SELECTION_FILE, SELECTION_MODELS_FILE, SELECTION_TABLE_FILE
 from fednnunet.selection.choose import Chosen
 
@@ -59,7 +60,7 @@ def selection_rows(chosen: Chosen) -> pd.DataFrame:
                         "reason": choice.reason,
                         "n_cases": int(one.weights[inside].sum()),
                         "dsc": one.mean(one.selected.where(inside)),
-                        "dsc_alone": np.nan if alone is None else one.mean(one.scores[alone].where(inside)),
+                        "dsc_alone": np.nan if alone is None else one.mean(one.of(alone).where(inside)),
                     }
                 )
     return pd.DataFrame(rows, columns=list(SELECTION_COLUMNS))
@@ -82,7 +83,7 @@ def selection_json(chosen: Chosen, folder: Path) -> dict[str, Any]:
                 "num_cases": int(one.weights.sum()),
                 "without_fold": {fold: choice.candidate for fold, choice in one.choices.items()},
                 "dsc": {SELECTED: _number(one.mean(one.selected))}
-                | {name: _number(one.mean(one.scores[name])) for name in chosen.selections.candidates},
+                | {name: _number(one.mean(one.of(name))) for name in chosen.selections.candidates},
                 "models": _models(chosen, one, node, seed, folder),
             }
             for node, seeds in chosen.selections.of_node.items()
@@ -127,6 +128,10 @@ def _number(value: float) -> float | None:
     return value if np.isfinite(value) else None
 
 
+def _shown(value: float) -> str:
+    return f"{value:.3f}" if np.isfinite(value) else UNDEFINED
+
+
 def as_markdown(chosen: Chosen) -> str:
     """Table of hospitals: alone, the best single strategy, selected, and the final choice; then the notes."""
     titles, rows = table_rows(chosen)
@@ -160,8 +165,8 @@ def table_rows(chosen: Chosen, only: Sequence[str] | None = None) -> tuple[list[
             continue
         for seed, one in seeds.items():
             row = [node, *([str(seed)] if several else []), str(int(one.weights.sum()))]
-            row += [f"{one.mean(one.scores[name]):.3f}" for name in (alone, single) if name]
-            row.append(f"{one.mean(one.selected):.3f}")
+            row += [_shown(one.mean(one.of(name))) for name in (alone, single) if name]
+            row.append(_shown(one.mean(one.selected)))
             if alone:
                 row.append(show_difference(one, alone))
             rows.append([*row, show_choices(one)])

@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +15,7 @@ import pytest
 from fednnunet.cli.main import main
 from fednnunet.run_files import SELECTION_COLUMNS
 from tests.reporting.test_told_means import withhold
+from tests.support.run_folders import NODES
 
 MakeRun = Callable[..., Path]
 Select = Callable[..., int]
@@ -215,3 +216,39 @@ def test_hospitals_that_tell_means_are_chosen_for_and_those_that_keep_scores_cho
     assert rows.loc[("DUKE", "0"), ["chosen", "chosen_on", "n_cases"]].to_list() == ["local", 4, 6]
     assert rows.loc[("DUKE", "all"), "dsc"] == pytest.approx(0.9)
     assert "NACT" not in rows.index.get_level_values("node")
+
+
+def keep_scores_of_own_models(run: Path, nodes: Collection[str]) -> None:
+    """Let hospitals have fine-tuned the averages, better by 0.1; ``nodes`` keep the scores, as where there is noise."""
+    rows = pd.read_csv(run / "cases.csv")
+    own = rows[(rows["node"] == rows["model"]) & rows["node"].isin(NODES)]
+    own = own.assign(strategy=own["strategy"] + " fine-tuned", dsc=own["dsc"] + 0.1)
+    kept = own[own["node"].isin(nodes)].drop_duplicates(["node", "fold"])
+    kept = kept[["strategy", "node", "model", "fold"]].assign(n_cases=0)
+    pd.concat([rows, own[~own["node"].isin(nodes)], kept]).to_csv(run / "cases.csv", index=False)
+
+
+def test_a_model_whose_scores_a_hospital_keeps_is_no_candidate_of_its(
+    runs: list[Path], select: Select, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep_scores_of_own_models(runs[1], ["DUKE"])
+    assert select(*runs[:2]) == 0
+    printed = capsys.readouterr().out
+    assert "DUKE told no scores of asym fine-tuned: only on their own disks can it be chosen." in printed
+    assert "asym fine-tuned: of 4 hospitals 3 gain (ISPY1, ISPY2, NACT), 0 lose and 1 cannot be compared (DUKE)." in (
+        printed
+    )
+    written = json.loads((tmp_path / "out" / "selection.json").read_text())
+    chosen = {entry["node"]: entry["chosen"] for entry in written["selections"]}
+    assert chosen == {"DUKE": "local"} | dict.fromkeys(["ISPY1", "ISPY2", "NACT"], "asym fine-tuned")
+    assert {entry["node"]: entry["dsc"]["asym fine-tuned"] for entry in written["selections"]}["DUKE"] is None
+    assert "best single: asym |" in (tmp_path / "out" / "selection.md").read_text(), "scored at every hospital"
+
+
+def test_a_model_whose_scores_all_hospitals_keep_is_no_candidate(
+    runs: list[Path], select: Select, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep_scores_of_own_models(runs[1], NODES)
+    assert select(*runs[:2]) == 0
+    assert "told no scores of asym fine-tuned" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "selection.json").read_text())["candidates"] == ["local", "asym"]
