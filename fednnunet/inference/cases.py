@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -51,6 +53,21 @@ class ImageCase:
     def missing(self) -> list[int]:
         """Numbers of the channels that are zeros."""
         return [number for number, path in enumerate(self.images) if path is None]
+
+    def fingerprint(self) -> str:
+        """By which other files of the same name, or these after a change, are told apart: names, sizes and times."""
+        files = self.images if self.series is None else self.series.files
+        said = [None if path is None else (path.name, *_size_and_time(path)) for path in files]
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    """Bytes, and when they were written, in ns; zeros for what cannot be read, which is said when it should be."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return 0, 0
+    return stat.st_size, stat.st_mtime_ns
 
 
 def find_cases(inputs: Sequence[Path], model: ModelInput) -> list[ImageCase]:

@@ -15,6 +15,7 @@ import SimpleITK as sitk
 from fednnunet.datasets.raw import IMAGE_ENDINGS
 from fednnunet.errors import ConfigError, DataError
 from fednnunet.inference.cases import ImageCase, ModelInput
+from fednnunet.inference.output import OF_SERIES
 
 if TYPE_CHECKING:
     from fednnunet.dicom.series import Series
@@ -23,7 +24,10 @@ MAGIC = b"DICM"
 """After 128 bytes of a DICOM file."""
 MOST_LOOKED_AT = 100
 """Files of a folder that are looked at to find out whether it holds DICOM."""
-SEG_ENDING = ".dcm"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+"""A SeriesInstanceUID that can be the name of a file; one is of digits and dots, and comes from outside."""
+MODALITIES = ("CT", "MR", "PT", "NM", "US", "CR", "DX", "MG", "XA")
+"""Of DICOM images; a channel of such a name is of this modality, as ``fednnunet convert dicom`` names them."""
 NUMBERED = re.compile(r".+_\d{4}(" + "|".join(map(re.escape, IMAGE_ENDINGS)) + ")")
 """Names of images in nnU-Net's naming."""
 
@@ -71,9 +75,20 @@ def find_dicom_cases(folder: Path, model: ModelInput) -> list[ImageCase]:
     if not content.series:
         every = [refusal.reason for refusal in (*refused, *content.refusals)]
         raise DataError(every[0] if every else f"{folder} holds no DICOM image")
-    cases = [ImageCase(one.uid, (), series=one) for one in content.series]
+    cases = [_as_case(one, model.channels[0]) for one in content.series]
     cases += [ImageCase(one.uid or str(one.folder), (), problem=one.reason) for one in refused]
     return sorted(cases, key=lambda case: case.name)
+
+
+def _as_case(series: Series, channel: str) -> ImageCase:
+    problem = None
+    if not NAME.fullmatch(series.uid):
+        problem = f"{series.where}: its SeriesInstanceUID {series.uid[:80]!r} is none; give it one of digits and dots"
+    elif channel.upper() in MODALITIES and series.modality != channel.upper():
+        problem = (
+            f"{series.where} is {series.modality or 'of no modality'}, and the model takes {channel}; leave it out"
+        )
+    return ImageCase(series.uid, (), problem, series)
 
 
 def read_series(series: Series, reader: Any) -> tuple[np.ndarray, dict[str, Any]]:
@@ -126,4 +141,4 @@ def write_seg(segmentation: Path, case: ImageCase, labels: Mapping[str, int]) ->
 
     assert case.series is not None, "of a series"
     voxels = sitk.GetArrayFromImage(sitk.ReadImage(str(segmentation)))
-    write_segmentation(segmentation.with_name(case.name + SEG_ENDING), voxels, case.series, labels)
+    write_segmentation(segmentation.with_name(case.name + OF_SERIES[0]), voxels, case.series, labels)

@@ -7,7 +7,7 @@ import json
 import os
 import pickle
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,12 @@ from fednnunet.lock import LOCK_FILE, locked
 
 RECORD = "predict.json"
 """What the segmentations of a folder were made with."""
+IMAGES = "images"
+"""Its field with a fingerprint of each case's files: one name may stand for other images."""
+OF_SERIES = (".dcm",)
+"""Endings of what is written of DICOM series, too."""
+SOFTMAX = (".npz", ".pkl")
+"""Endings of what is kept of probabilities."""
 
 
 @dataclass(frozen=True)
@@ -56,42 +62,49 @@ class OutputFolder:
         self.path = path
         self.ending = ending
         self.probabilities = probabilities
-        self.endings = (ending, *(".npz", ".pkl") * probabilities, *more)
+        self.endings = (ending, *SOFTMAX * probabilities, *more)
 
     @contextlib.contextmanager
     def opened(
-        self, record: Mapping[str, Any], beside: Mapping[str, Any], cases: Collection[str], overwrite: bool
+        self, record: Mapping[str, Any], beside: Mapping[str, Any], images: Mapping[str, str], overwrite: bool
     ) -> Iterator[None]:
         """The folder, for this process alone; what an interrupted process has left unfinished is removed.
 
         Args:
             record: what segmentations are made with; where others are there, of the same.
             beside: name to content of JSON files that nnU-Net's tools look for.
-            cases: names of the cases that will be segmented.
+            images: name to fingerprint of the files of each case that can be segmented.
             overwrite: whether segmentations of these cases are removed first.
 
         Raises:
-            ConfigError: the folder cannot be written, is in use, or holds segmentations made with something else.
+            ConfigError: the folder cannot be written, is in use, or holds something else: segmentations made with other
+                models or of other images, or a model. Nothing is changed then.
         """
         with contextlib.ExitStack() as stack:
             with self._writable():
                 self.path.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(locked(self.path))
                 stack.callback((self.path / LOCK_FILE).unlink, missing_ok=True)
+                known = self._check_record(record, beside, images, overwrite)
                 if overwrite:
-                    for name in cases:
-                        (self.path / f"{name}{self.ending}").unlink(missing_ok=True)
-                self._check_record(record, "give another folder" + ", or --overwrite" * (not overwrite))
+                    for name in images:
+                        self._remove_case(name)
                 for left in self.path.glob(".partial_*"):
                     _remove(left)
-                write_atomically(self.path / RECORD, json.dumps(record, indent=2) + "\n")
+                whole = {**record, IMAGES: {**known, **images}}
+                write_atomically(self.path / RECORD, json.dumps(whole, indent=2) + "\n")
                 for name, content in beside.items():
                     write_atomically(self.path / name, json.dumps(content, indent=4) + "\n")
             yield
 
+    def _remove_case(self, name: str) -> None:
+        """Remove all files of a case: what another model left beside its segmentation would be taken for this one's."""
+        for ending in dict.fromkeys((self.ending, *self.endings, *SOFTMAX, *OF_SERIES)):
+            (self.path / f"{name}{ending}").unlink(missing_ok=True)
+
     def is_done(self, name: str) -> bool:
         """Whether all files of a case are there. They appear whole, the segmentation last."""
-        return all((self.path / f"{name}{ending}").is_file() for ending in self.endings)
+        return all(_has_content(self.path / f"{name}{ending}") for ending in self.endings)
 
     def write(self, segmented: Segmented, writer: Any) -> None:
         """Write the files of a case, as nnU-Net does.
@@ -131,22 +144,52 @@ class OutputFolder:
             cause = error.strerror if isinstance(error, OSError) and error.strerror else lines[-1]
             raise ConfigError(f"{self.path} cannot be written: {one_line(cause)}") from error
 
-    def _check_record(self, record: Mapping[str, Any], advice: str) -> None:
-        """Refuse a folder with segmentations that were made with something else, or nobody knows with what."""
-        there = next((path for path in self.path.glob(f"*{self.ending}") if path.is_file()), None)
-        if there is None:
-            return
+    def _check_record(
+        self, record: Mapping[str, Any], beside: Mapping[str, Any], images: Mapping[str, str], overwrite: bool
+    ) -> dict[str, Any]:
+        """Refuse a folder with segmentations that were made with something else, or nobody knows with what.
+
+        Returns:
+            Fingerprints of the images of other cases, whose segmentations stay.
+        """
+        advice = "give another folder" + ", or --overwrite" * (not overwrite)
         try:
             found = json.loads((self.path / RECORD).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             found = None
         if not isinstance(found, dict):
-            raise ConfigError(f"{self.path} holds {there.name}, and no {RECORD} that says of which model; {advice}")
+            if other := next((name for name in beside if (self.path / name).exists()), None):
+                raise ConfigError(
+                    f"{self.path} holds a {other} and no {RECORD}: it is a model's folder, or a dataset's, or of other "
+                    "segmentations; give another folder"
+                )
+            found = {}
+        known = found.pop(IMAGES, {})
+        known = dict(known) if isinstance(known, dict) else {}
+        replaced = {f"{name}{self.ending}" for name in images} if overwrite else set()
+        there = {path.name for path in self.path.glob(f"*{self.ending}") if path.is_file()} - replaced
+        if not there:
+            return {}
+        first = min(there)
+        if not found:
+            raise ConfigError(f"{self.path} holds {first}, and no {RECORD} that says of which model; {advice}")
         differs = sorted(key for key in {**record, **found} if found.get(key) != record.get(key))
         if differs:
             raise ConfigError(
-                f"{self.path} holds {there.name}, made with other {' and '.join(differs)} ({RECORD}); {advice}"
+                f"{self.path} holds {first}, made with other {' and '.join(differs)} ({RECORD}); {advice}"
             )
+        for name, fingerprint in sorted(images.items()):
+            if f"{name}{self.ending}" in there and known.get(name) != fingerprint:
+                raise ConfigError(
+                    f"{self.path} holds {name}{self.ending}, made of other images of this name, or before they were "
+                    f"changed or copied ({RECORD}); {advice}"
+                )
+        return {name: fingerprint for name, fingerprint in known.items() if f"{name}{self.ending}" in there}
+
+
+def _has_content(path: Path) -> bool:
+    """Whether a file is there; after a power failure, it may be empty."""
+    return path.is_file() and path.stat().st_size > 0
 
 
 def _remove(folder: Path) -> None:

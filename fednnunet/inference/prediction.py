@@ -13,8 +13,8 @@ import torch
 
 from fednnunet.errors import ConfigError, DataError
 from fednnunet.inference.cases import ImageCase, find_cases
-from fednnunet.inference.dicom_cases import SEG_ENDING, check_segments, find_dicom_cases, holds_dicom
-from fednnunet.inference.output import OutputFolder
+from fednnunet.inference.dicom_cases import check_segments, find_dicom_cases, holds_dicom
+from fednnunet.inference.output import OF_SERIES, OutputFolder
 from fednnunet.inference.run import Chain, Outcome, Progress, segment_cases
 from fednnunet.inference.segmenter import Segmenter
 from fednnunet.models.open_model import open_model
@@ -100,7 +100,7 @@ class Prediction:
         chain = Chain(
             segmenter, previous, model.postprocessing if settings.postprocessing else None, settings.dicom_seg
         )
-        ending, more = str(model.dataset_json["file_ending"]), [SEG_ENDING] * settings.dicom_seg
+        ending, more = str(model.dataset_json["file_ending"]), OF_SERIES if settings.dicom_seg else ()
         folder = OutputFolder(output, ending, settings.probabilities, more)
         takes = segmenter.takes
         cases = find_dicom_cases(inputs[0], takes) if is_dicom else find_cases(inputs, takes)
@@ -108,8 +108,9 @@ class Prediction:
 
     @property
     def left(self) -> list[ImageCase]:
-        """Cases that are not done."""
-        return [case for case in self.cases if self.settings.overwrite or not self.output.is_done(case.name)]
+        """Cases that are not done, and those that cannot be segmented, which are named each time."""
+        is_new = self.settings.overwrite
+        return [case for case in self.cases if is_new or case.problem is not None or not self.output.is_done(case.name)]
 
     def run(self, progress: Progress) -> Outcome:
         """Segment them.
@@ -119,8 +120,8 @@ class Prediction:
         """
         model = self.chain.segmenter.model
         beside = {"dataset.json": model.dataset_json, "plans.json": model.plans}
-        names = [case.name for case in self.cases]
-        with self.output.opened(self.record(), beside, names, self.settings.overwrite):
+        images = {case.name: case.fingerprint() for case in self.cases if case.problem is None}
+        with self.output.opened(self.record(), beside, images, self.settings.overwrite):
             return segment_cases(self.left, self.chain, self.output, progress)
 
     def record(self) -> dict[str, Any]:
@@ -132,9 +133,15 @@ class Prediction:
             "folds": list(model.folds),
             "mirroring": self.settings.mirroring,
             "postprocessing": None if chain.postprocessing is None else chain.postprocessing.to_json(),
-            "plans": hashlib.sha256(json.dumps(model.plans, sort_keys=True).encode()).hexdigest(),
+            "plans": _digest(*(stage.model.plans for stage in stages)),
+            "labels": _digest(*(model.dataset_json.get(key) for key in ("labels", "regions_class_order"))),
             "weights": [digest for stage in stages for digest in stage.digests],
         }
+
+
+def _digest(*described: Any) -> str:
+    """SHA-256 of what is said in JSON."""
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
 def _previous_stage(source: Path, settings: Settings, stage: str, model: TrainedModel) -> TrainedModel:

@@ -15,7 +15,8 @@ import SimpleITK as sitk
 
 from fednnunet.dicom.series import find_series, read_volume
 from fednnunet.errors import FednnUNetError
-from fednnunet.inference.dicom_cases import holds_dicom
+from fednnunet.inference.cases import ModelInput
+from fednnunet.inference.dicom_cases import find_dicom_cases, holds_dicom
 from fednnunet.inference.prediction import Prediction, Settings
 from fednnunet.inference.run import Outcome, Progress
 from tests.inference.test_prediction import CPU, predict_with_nnunet
@@ -73,6 +74,36 @@ def test_a_series_that_is_no_volume_is_named_and_the_others_go_on(
     (reason,) = outcome.failed.values()
     assert "gap" in reason
     assert sorted(path.suffix for path in (tmp_path / "out").iterdir()) == [".gz", ".json", ".json", ".json"]
+
+
+def test_what_a_series_says_of_itself_leads_out_of_no_folder(trained_folders: TrainedFolders, tmp_path: Path) -> None:
+    def call(_: int, dataset: pydicom.Dataset) -> None:
+        dataset.SeriesInstanceUID = "../precious"
+
+    write_series(tmp_path / "pacs" / "evil", phantom(0), change=call)
+    write_series(tmp_path / "pacs" / "nameless", phantom(0), change=lambda _, dataset: dataset.pop("SeriesInstanceUID"))
+    precious = [tmp_path / "precious.nii.gz", tmp_path / "pacs" / "nameless.nii.gz"]
+    for path in precious:
+        path.write_text("mine")
+    outcome = predict(trained_folders.model("2d"), tmp_path / "pacs", tmp_path / "out", overwrite=True)
+    assert not outcome.written
+    assert any("SeriesInstanceUID '../precious' is none" in reason for reason in outcome.failed.values())
+    assert len(outcome.failed) == 2
+    assert [path.read_text() for path in precious] == ["mine", "mine"]
+
+
+def test_a_series_of_another_modality_is_named(tmp_path: Path) -> None:
+    write_series(tmp_path / "ct", phantom(0), modality="CT")
+    write_series(tmp_path / "mr", phantom(1), modality="MR")
+    problems = {
+        channel: [case.problem for case in find_dicom_cases(tmp_path, ModelInput((channel,), (), frozenset()))]
+        for channel in ("CT", "mr", "T2")
+    }
+    assert problems["T2"] == [None, None]
+    (of_ct,) = filter(None, problems["CT"])
+    assert of_ct.endswith("mr is MR, and the model takes CT; leave it out")
+    (of_mr,) = filter(None, problems["mr"])
+    assert of_mr.endswith("ct is CT, and the model takes mr; leave it out")
 
 
 def test_images_of_nnunet_are_cases_whatever_lies_beside_them(tmp_path: Path) -> None:
