@@ -51,7 +51,8 @@ def predict(
         bool, typer.Option("--save-probabilities", help="Keep softmax outputs, too, for nnUNetv2_ensemble.")
     ] = False,
     dicom_seg: Annotated[
-        bool, typer.Option("--dicom-seg", help="Of DICOM series: write DICOM SEG, too (pip install fednnunet[dicom]).")
+        bool,
+        typer.Option("--dicom-seg", help="Of DICOM series: write DICOM SEG, too (pip install fednnunet\\[dicom])."),
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Segment anew what is there; by default, cases that are done stay.")

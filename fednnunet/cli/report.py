@@ -35,7 +35,9 @@ def report(
 def wandb_dashboard(
     runs: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[RUN]...", help="Run folders, or folders of sweeps: whose nodes it shows.  [outputs]"),
+        typer.Argument(
+            metavar="[RUN]...", help="Run folders, or folders of sweeps: whose nodes it shows.  \\[outputs]"
+        ),
     ] = None,
     project: Annotated[str, typer.Option(help="W&B project.")] = "fednnunet",
     entity: Annotated[str | None, typer.Option(help="W&B user or team; the account's default if not given.")] = None,

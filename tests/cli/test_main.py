@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import typer
+from rich.text import Text
+from typer.main import get_command
 
-from fednnunet.cli.main import main
+from fednnunet.cli.main import app, main
 
 MakeRun = Callable[..., Path]
 
@@ -101,3 +105,20 @@ def test_a_folder_without_runs_is_refused(
 ) -> None:
     assert report(tmp_path) == 2
     assert f"{tmp_path} holds no run" in capsys.readouterr().err
+
+
+def test_no_help_text_loses_words_to_markup() -> None:
+    """Rich takes ``[dicom]`` for a style and shows nothing of it; ``\\[dicom]`` is shown."""
+    commands = [(get_command(app), "fednnunet")]
+    seen = 0
+    while commands:
+        command, name = commands.pop()
+        if isinstance(command, typer.core.TyperGroup):
+            context = typer.Context(command)
+            names = command.list_commands(context)
+            commands += [(command.get_command(context, called), f"{name} {called}") for called in names]
+        for text in [command.help, *(getattr(parameter, "help", None) for parameter in command.params)]:
+            seen += bool(text)
+            for word in re.findall(r"(?<!\\)\[[a-z][\w .]*\]", text or ""):
+                assert word in Text.from_markup(text).plain, f"{name}: {word}"
+    assert seen > 100
