@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +25,7 @@ from fednnunet.best_configuration.sums import (
 from fednnunet.datasets.checked_file import read_file
 from fednnunet.datasets.file_integrity import inspect_file
 from fednnunet.errors import DataError
+from fednnunet.evaluation.saved_probabilities import read_probabilities
 from fednnunet.evaluation.summary import scored_labels
 from fednnunet.listing import join_first
 from fednnunet.processes import map_in_processes
@@ -202,12 +201,12 @@ def _score(
         add((place,), _read(PlansManager(found.plans), case.segmentations[place]))
     pairs = [candidate for candidate in candidates if len(candidate) > 1]
     for place in sorted({first_of_pair for first_of_pair, _ in pairs}):  # two softmax outputs in memory at most
-        ours = _load_probabilities(_probabilities_of(case, place, models[place]))
+        ours = read_probabilities(_probabilities_of(case, place, models[place]))
         for pair in pairs:
             if pair[0] != place:
                 continue
             path = _probabilities_of(case, pair[1], models[pair[1]])
-            mean = _load_probabilities(path)
+            mean = read_probabilities(path)
             heads = (label_manager.num_segmentation_heads, *reference.shape)
             if ours.shape != heads or mean.shape != heads:
                 raise DataError(f"{path} has shape {mean.shape}, that of the other model {ours.shape}, not {heads}")
@@ -226,15 +225,3 @@ def _read(manager: PlansManager, path: Path) -> np.ndarray:
     if not np.array_equal(values, voxels[0]) or values.min(initial=0) < 0:
         raise DataError(f"{path} holds values that are no labels: they must be integers from 0")
     return values
-
-
-def _load_probabilities(path: Path) -> np.ndarray:
-    """Softmax outputs, or sigmoids of regions, (classes, Z, Y, X), float32."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            probabilities = archive["probabilities"].astype(np.float32)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path} cannot be read: {error}; let the run score its cases again") from None
-    if not np.isfinite(probabilities).all():
-        raise DataError(f"{path} holds NaN or infinity; let the run score its cases again")
-    return probabilities

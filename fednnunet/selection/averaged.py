@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,17 +18,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from nnunetv2.evaluation.evaluate_predictions import (
-    compute_tp_fp_fn_tn,
-    key_to_label_or_region,
-    region_or_label_to_mask,
-)
+from nnunetv2.evaluation.evaluate_predictions import key_to_label_or_region
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from fednnunet.best_configuration.case_scores import dice
+from fednnunet.datasets.description import read_description
 from fednnunet.datasets.raw import Case, list_cases
 from fednnunet.datasets.union_channels import missing_channels
 from fednnunet.errors import DataError
 from fednnunet.evaluation.predict import Predictor
+from fednnunet.evaluation.saved_probabilities import read_probabilities
+from fednnunet.models.json_file import parse_json
 from fednnunet.models.open_model import open_model
 from fednnunet.preprocessing import REFERENCES
 from fednnunet.reporting.comparison import DEFAULT_REFERENCE
@@ -89,7 +88,7 @@ def _ensembles(
             continue  # it never leaves its hospital
         of_all = [folders[0] for (one, of_seed, _), folders in sources.models.items() if (one, of_seed) == (name, seed)]
         trained_alone = name.split(" ")[0] == DEFAULT_REFERENCE
-        if len(of_all) > 1 and (trained_alone or len({read_text(one.path / PLANS_FILE) for one in of_all}) > 1):
+        if len(of_all) > 1 and (trained_alone or len({read_content(one.path / PLANS_FILE) for one in of_all}) > 1):
             found[f"{name} {ENSEMBLED}"] = [own[name], *(models for models in of_all if models != own[name])]
     return found
 
@@ -153,11 +152,7 @@ class FoldOutputs:
         saved = self.models.path / f"fold_{self.fold}" / "validation" / f"{case}.npz"
         if self.models not in self.held_out.own or not saved.is_file():
             return self._predict(case)
-        try:
-            with np.load(saved, allow_pickle=False) as file:
-                return np.asarray(file["probabilities"], dtype=np.float32)
-        except (OSError, ValueError, KeyError, EOFError) as error:
-            raise DataError(f"{saved} is damaged ({error}); remove it to segment its case again") from None
+        return read_probabilities(saved)
 
     def _predict(self, case: str) -> np.ndarray:
         data, properties = self._predictor.load_files([str(path) for path in self.held_out.files[case].images])
@@ -174,42 +169,23 @@ class FoldOutputs:
         network = model.build_network()
         model.load(network, self.fold)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        described = read_description(self.models)
+        described = read_description(self.models.path, self.models.node_folder.name)
         lacking = list(missing_channels(described))
         arguments = (model.plans, model.configuration, described, model.mirror_axes)
         with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net prints that it has no GPU
             return Predictor(network.to(device), *arguments, device, lacking)
 
 
-def read_description(models: ModelFolder) -> dict[str, Any]:
-    """``dataset.json`` of a model.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    return _read_json(models.path / "dataset.json")
-
-
-def read_text(path: Path) -> str:
+def read_content(path: Path) -> bytes:
     """Content of a file.
 
     Raises:
         DataError: it cannot be read.
     """
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(read_text(path))
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{path} holds no JSON object")
-    return content
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def averaged_scores(
@@ -227,11 +203,12 @@ def averaged_scores(
     Raises:
         DataError: members differ in labels, or one lacks a fold or a file.
     """
-    first = read_description(members[0])
-    for other in members[1:]:
-        if read_description(other)["labels"] != first["labels"]:
+    first, *others = (read_description(member.path, member.node_folder.name) for member in members)
+    for other, described in zip(members[1:], others, strict=True):
+        if described["labels"] != first["labels"]:
             raise DataError(f"{members[0].path} and {other.path} have unlike labels: their outputs cannot be averaged")
-    plans = PlansManager(_read_json(members[0].path / PLANS_FILE))
+    plans_file = members[0].path / PLANS_FILE
+    plans = PlansManager(parse_json(read_content(plans_file), str(plans_file)))
     labels = plans.get_label_manager(first)
     reader, ending = plans.image_reader_writer_class(), first["file_ending"]
     rows = []
@@ -241,11 +218,18 @@ def averaged_scores(
         outputs = [FoldOutputs(member, fold, held_out) for member in members]
         for file, scored in read_summary_labels(path).items():
             case = file.removesuffix(ending)
-            mean = sum(output(case) for output in outputs) / len(outputs)
-            segmentation = np.asarray(labels.convert_probabilities_to_segmentation(mean))
             reference = reader.read_seg(held_out.reference(case, ending))[0][0]
-            if segmentation.shape != reference.shape:
-                raise DataError(f"fold {fold} of {members[0].path}: outputs do not fit the grid of the reference")
+            heads = (labels.num_segmentation_heads, *reference.shape)
+            total: Any = 0
+            for output in outputs:
+                probabilities = output(case)
+                if probabilities.shape != heads:
+                    raise DataError(
+                        f"fold {fold} of {output.models.path}: outputs have shape {probabilities.shape}, and {heads} "
+                        "belong on the grid of the reference"
+                    )
+                total = total + probabilities
+            segmentation = np.asarray(labels.convert_probabilities_to_segmentation(total / len(outputs)))
             dsc = mean_dsc(segmentation, reference, scored, labels.ignore_label)
             rows.append({"fold": fold, "case": file, "dsc": dsc})
     return pd.DataFrame(rows, columns=["fold", "case", "dsc"])
@@ -260,10 +244,5 @@ def mean_dsc(segmentation: np.ndarray, reference: np.ndarray, scored: Sequence[s
         scored: labels or regions, as nnU-Net's ``summary.json`` writes them.
         ignore: label whose voxels do not count.
     """
-    ignored = None if ignore is None else reference == ignore
-    values = []
-    for key in scored:
-        masks = (region_or_label_to_mask(labels, key_to_label_or_region(key)) for labels in (reference, segmentation))
-        tp, fp, fn, _ = compute_tp_fp_fn_tn(*masks, ignored)
-        values.append(2 * tp / (2 * tp + fp + fn) if tp + fp + fn else 1.0)
-    return math.fsum(values) / len(values)
+    found = [dice(segmentation, reference, key_to_label_or_region(key), ignore) for key in scored]
+    return math.fsum(1.0 if math.isnan(value) else value for value in found) / len(found)

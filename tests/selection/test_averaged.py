@@ -122,8 +122,14 @@ def test_models_that_are_elsewhere_are_named(pair: tuple[ModelFolder, ModelFolde
 
 
 def test_unlike_labels_and_damaged_outputs_are_refused(pair: tuple[ModelFolder, ModelFolder]) -> None:
-    (pair[1].path / "fold_1" / "validation" / "case_1.npz").write_bytes(b"PK")
-    with pytest.raises(DataError, match=r"case_1\.npz is damaged .*; remove it to segment its case again"):
+    saved = pair[1].path / "fold_1" / "validation" / "case_1.npz"
+    whole = saved.read_bytes()
+    for content in (b"PK", whole[: len(whole) // 2]):
+        saved.write_bytes(content)
+        with pytest.raises(DataError, match=r"case_1\.npz cannot be read: .*; remove it, and let its case"):
+            averaged_scores(pair, held_out(*pair))
+    np.savez_compressed(saved, probabilities=np.full((2, 1, 1, 4), np.nan, np.float32))
+    with pytest.raises(DataError, match=r"case_1\.npz holds NaN or infinity"):
         averaged_scores(pair, held_out(*pair))
     description = json.loads((pair[1].path / "dataset.json").read_text())
     description["labels"]["oedema"] = 2
@@ -134,8 +140,11 @@ def test_unlike_labels_and_damaged_outputs_are_refused(pair: tuple[ModelFolder, 
 
 def test_outputs_of_another_grid_are_refused(tmp_path: Path) -> None:
     model = write_model(tmp_path / "Oslo", six([0.9, 0.1, 0.1]), 0.5)
-    with pytest.raises(DataError, match="outputs do not fit the grid of the reference"):
+    with pytest.raises(DataError, match=r"Oslo/.*outputs have shape \(2, 1, 1, 3\), and \(2, 1, 1, 4\) belong"):
         averaged_scores([model], held_out(model))
+    other = write_model(tmp_path / "b" / "Oslo", six([0.9, 0.1, 0.1, 0.1]), 0.5)
+    with pytest.raises(DataError, match=r"outputs have shape \(2, 1, 1, 3\)"):
+        averaged_scores([other, model], held_out(other, model))
 
 
 def test_regions_empty_masks_and_ignored_voxels_count_as_nnunet_counts_them() -> None:
