@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from fednnunet.errors import DataError
 from fednnunet.evaluation.choice import Selection
 from fednnunet.evaluation.statistics import Interval, bootstrap
+from fednnunet.exchange.messages import MIN_CASES
 from fednnunet.listing import MOST_NODES, join_all, join_first
 from fednnunet.reporting import figures
 from fednnunet.reporting.comparison import Comparison, choose_reference, compare_strategies
@@ -119,7 +120,8 @@ def show_choices(selection: Selection) -> str:
 def gain_of(selections: Sequence[Selection], candidate: str, alone: str) -> Interval:
     """Difference in DSC of a candidate, or of what was selected, to training alone, with its bootstrap interval.
 
-    A case counts once, with its mean over seeds. Means of folds have no interval.
+    A case counts once, with its mean over seeds. Means of folds have no interval, nor have fewer than
+    :data:`~fednnunet.exchange.messages.MIN_CASES` cases: all of two have the same sign every other time by chance.
 
     Args:
         selections: of one hospital, one for each seed.
@@ -133,7 +135,12 @@ def gain_of(selections: Sequence[Selection], candidate: str, alone: str) -> Inte
     if any((selection.weights != 1).any() for selection in selections):
         of_seeds = [one.mean(difference) for one, difference in zip(selections, differences, strict=True)]
         return Interval(float(np.mean(of_seeds)), np.nan, np.nan)
-    return bootstrap([pd.concat(differences).groupby("case").mean()])
+    of_cases = pd.concat(differences).groupby("case").mean()
+    return _if_enough(bootstrap([of_cases]), len(of_cases))
+
+
+def _if_enough(interval: Interval, num_cases: int) -> Interval:
+    return interval if num_cases >= MIN_CASES else Interval(interval.mean, np.nan, np.nan)
 
 
 def collect_gains(scores: Scores, training: Sequence[str], comparison: Comparison | None) -> Gains | None:
@@ -169,7 +176,8 @@ def collect_gains(scores: Scores, training: Sequence[str], comparison: Compariso
             )
         for row in comparison.rows.dropna(subset=["difference"]).itertuples():
             if row.node in training and row.strategy in others:
-                differences[row.node, row.strategy] = Interval(row.difference, row.low, row.high)
+                interval = Interval(row.difference, row.low, row.high)
+                differences[row.node, row.strategy] = _if_enough(interval, row.n_cases)
     return _gains(alone, others, training, selections, differences, notes)
 
 

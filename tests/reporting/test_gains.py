@@ -11,7 +11,7 @@ import pytest
 
 from fednnunet.errors import DataError
 from fednnunet.evaluation.statistics import Interval, bootstrap
-from fednnunet.reporting.gains import Gains, collect_gains, judge
+from fednnunet.reporting.gains import Gains, collect_gains, gains_by_selections, judge
 from fednnunet.reporting.results import collect_results
 from fednnunet.reporting.run_folder import read_runs
 from fednnunet.reporting.scores import Scores
@@ -65,6 +65,18 @@ def test_verdicts_are_about_the_interval() -> None:
     assert judge(Interval(-0.1, -0.2, -0.01)) == "loses"
     assert judge(Interval(0.1, -0.01, 0.2)) == "no difference seen"
     assert judge(Interval(0.1, np.nan, np.nan)) == "no interval"
+
+
+def test_few_cases_have_a_difference_and_no_verdict() -> None:
+    few, five = ({"local": {"Oslo": [0.5] * number}, "ffe": {"Oslo": [0.7] * number}} for number in (4, 5))
+    assert gains_of(five).verdict("Oslo", "ffe") == "gains"
+    for found in (
+        gains_of(few),
+        gains_by_selections(select_by_scores(Scores(case_scores(few), NO_MEANS), ["Oslo"]), ["Oslo"]),
+    ):
+        assert found is not None
+        assert found.verdict("Oslo", "ffe") == "no interval"
+        assert found.differences["Oslo", "ffe"].mean == pytest.approx(0.2)
 
 
 def test_candidates_are_ordered_from_simple_to_complex_and_pooled_images_are_none() -> None:
