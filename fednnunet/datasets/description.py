@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fednnunet.errors import DataError
+
+FILE_ENDING = re.compile(r"(\.[A-Za-z0-9_-]+)+", re.ASCII)
 
 
 def read_description(folder: Path, centre: str) -> dict[str, Any]:
@@ -48,7 +51,8 @@ def check_description(description: Mapping[str, Any], where: str) -> None:
     for key in ("channel_names", "labels", "file_ending"):
         if key not in description:
             raise DataError(f"{where} has no field {key}")
-    if not isinstance(description["file_ending"], str) or not description["file_ending"].startswith("."):
+    ending = description["file_ending"]
+    if not isinstance(ending, str) or not FILE_ENDING.fullmatch(ending):  # it becomes a part of paths
         raise DataError(f"{where}: file_ending must be text such as .nii.gz")
     for check in (_problem_of_channels, _problem_of_labels, _problem_of_regions):
         problem = check(description)

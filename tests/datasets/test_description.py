@@ -100,7 +100,7 @@ def test_nnunet_refuses_these_labels_as_well(labels: dict[str, Any]) -> None:
         LabelManager(labels, None)
 
 
-@pytest.mark.parametrize("ending", [7, "nii.gz"])
+@pytest.mark.parametrize("ending", [7, "nii.gz", "./../x.nii.gz", ".", ".nii gz"])
 def test_a_file_ending_that_is_none_is_refused(tmp_path: Path, ending: Any) -> None:
     assert "file_ending must be text such as .nii.gz" in refusal(tmp_path, file_ending=ending)
 
