@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
@@ -24,7 +25,7 @@ NOT_ELSEWHERE = (
     "How well it does on images of other centres, scanners or protocols is not known before it is tried there."
 )
 NO_EXTERNAL = "It was scored on held-out cases of the centres that trained it, and at no other centre."
-NO_SCORES = "No scores are known of it."
+NO_SCORES = "No scores are known of it that are means over five cases of a centre or more."
 FOLDS_APART = (
     "Scores of training centres are of each fold's network on the cases that this fold held out. The average of the "
     "folds' networks, which is used by default, was trained on all of these cases: it has no such score."
@@ -33,6 +34,10 @@ LEARNT_FROM_CASES = (
     "Weights tell something of the cases that they were trained on, unless noise was added in training. Hand them over "
     "as the agreement between the centres allows."
 )
+
+
+DERIVED = (RESEARCH_ONLY, NOT_ELSEWHERE, NO_EXTERNAL, NO_SCORES, FOLDS_APART, LEARNT_FROM_CASES)
+"""Limits that every card says where they hold."""
 
 
 class _Card(BaseModel):
@@ -71,7 +76,7 @@ class CentreScore(_Card):
         role: whether it trained.
         label: label or region; empty for the mean over all, case by case.
         dsc: Dice similarity coefficient.
-        hd95: 95th percentile of the Hausdorff distance, in the card's unit; None where undefined in every case.
+        hd95: 95th percentile of the Hausdorff distance, in the card's unit; None where defined in too few cases.
     """
 
     centre: Text
@@ -109,6 +114,30 @@ class RunFacts(_Card):
     distance_unit: Text = "mm"
     scores: list[CentreScore] = []
     privacy: list[Text] = []
+
+    def without_names(self) -> Self:
+        """The same with numbers in place of the centres' names, where it has them."""
+        if self.names is None:
+            return self
+        external = dict.fromkeys(score.centre for score in self.scores if score.role == "external")
+        shown = {name: f"centre {number}" for number, name in enumerate(self.names, 1)}
+        shown |= {name: f"external centre {number}" for number, name in enumerate(external, 1)}
+
+        def replaced(text: str) -> str:
+            for name in sorted(shown, key=len, reverse=True):
+                text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", shown[name], text)
+            return text
+
+        return self.model_copy(
+            update={
+                "names": None,
+                "cases_of_centres": {shown.get(name, name): cases for name, cases in self.cases_of_centres.items()},
+                "scores": [
+                    score.model_copy(update={"centre": shown.get(score.centre, score.centre)}) for score in self.scores
+                ],
+                "privacy": [replaced(text) for text in self.privacy],
+            }
+        )
 
 
 class NetworkFacts(_Card):
@@ -263,8 +292,8 @@ class ModelCard(_Card):
             "## Scores on cases that it was not trained on",
             "",
             *_table(("centre", "", "label", "cases", "DSC", f"HD95 ({_cell(self.run.distance_unit)})"), rows),
-            "Means over cases, with 95 % bootstrap intervals over them. HD95 is undefined where a mask is empty: in "
-            "brackets the number of cases in which it is not.",
+            "Means over five cases or more, with 95 % bootstrap intervals over them. HD95 is undefined where a mask is "
+            "empty: in brackets the number of cases in which it is not.",
             "",
         ]
 
@@ -287,6 +316,11 @@ def limits_of(facts: RunFacts, folds: Sequence[str], more: Sequence[str] = ()) -
     if len(folds) > 1 and any(score.role == "training" for score in facts.scores):
         limits.append(FOLDS_APART)
     return [*limits, NOT_ELSEWHERE, LEARNT_FROM_CASES]
+
+
+def limits_given(limits: Sequence[str]) -> list[str]:
+    """Of a card's limits those that were given, and do not follow from what is known."""
+    return [limit for limit in limits if limit not in DERIVED]
 
 
 def _of_defined_cases(score: CentreScore) -> str:

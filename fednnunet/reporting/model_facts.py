@@ -10,7 +10,7 @@ import pandas as pd
 
 from fednnunet.config.dataset import POOLED_NODE
 from fednnunet.evaluation.statistics import bootstrap
-from fednnunet.exchange.messages import ENSEMBLE
+from fednnunet.exchange.messages import ENSEMBLE, MIN_CASES
 from fednnunet.models.model_card import CentreScore, Estimate, RunFacts
 from fednnunet.reporting.privacy import statements_of
 from fednnunet.reporting.run_folder import Run
@@ -35,12 +35,16 @@ def facts_of_run(
     pooled = node == POOLED_NODE
     alone = node is not None and not pooled
     counts = {centre: int(cases) for centre, cases in run.info.get("num_training", {}).items()}
-    of_centres = {centre: counts[centre] for centre in names.training if centre in counts}
+    training = names.training
+    if alone and "shared_fraction" in run.info and not run.info["shared_fraction"].get(node):
+        training = [name for name in training if name == node]  # it has received nothing of the others
+        counts = {name: cases for name, cases in counts.items() if name == node}
+    of_centres = {centre: counts[centre] for centre in training if centre in counts}
     return RunFacts(
         strategy=strategy,
         trained_for="pooled cases" if pooled else "node" if alone else "federation",
-        centres=len(names.training) or None,
-        names=[names.of(centre) for centre in names.training] if with_names else None,
+        centres=len(training) or None,
+        names=[names.of(centre) for centre in training] if with_names else None,
         cases=counts.get(POOLED_NODE) or sum(counts.values()) or None,
         cases_of_centres={names.of(centre): cases for centre, cases in of_centres.items()},
         rounds=run.info.get("rounds"),
@@ -112,21 +116,20 @@ def _of_model(rows: pd.DataFrame, node: str | None) -> pd.DataFrame:
 
 
 def _score(rows: pd.DataFrame, names: Names, centre: str, label: str) -> CentreScore | None:
+    """Of five cases or more: a mean over one is that case's score, and the interval of two is both of theirs."""
     if rows.empty:
         return None
     of_case = rows.groupby(["fold", "case"], sort=False)[["dsc", "hd95"]].mean()
-    return CentreScore(
-        centre=names.of(centre),
-        role="external" if names.is_external(centre) else "training",
-        label=label,
-        dsc=_estimate(of_case["dsc"]),
-        hd95=_estimate(of_case["hd95"]),
-    )
+    dsc, hd95 = _estimate(of_case["dsc"]), _estimate(of_case["hd95"])
+    if dsc is None and hd95 is None:
+        return None
+    role = "external" if names.is_external(centre) else "training"
+    return CentreScore(centre=names.of(centre), role=role, label=label, dsc=dsc, hd95=hd95)  # type: ignore[arg-type]
 
 
 def _estimate(values: pd.Series) -> Estimate | None:
     known = values.dropna().to_numpy(float)
-    if not len(known):
+    if len(known) < MIN_CASES:
         return None
     interval = bootstrap([known])
     low, high = ((None if np.isnan(bound) else float(bound)) for bound in (interval.low, interval.high))
