@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from fednnunet.errors import ConfigError
-from fednnunet.listing import split_list
 from fednnunet.run_files import CONFIG_FILE
 
 if TYPE_CHECKING:
@@ -54,10 +53,9 @@ def export(
     configuration: Annotated[
         str | None, typer.Option(help="nnU-Net's configuration, where there are several.", show_default=False)
     ] = None,
-    folds: Annotated[
-        str,
-        typer.Option("--folds", help="Folds, separated by commas.", show_default="all that are finished"),
-    ] = "",
+    fold: Annotated[
+        list[str] | None, typer.Option(help="A fold; can be repeated. All that are finished if not given.")
+    ] = None,
     name: Annotated[
         str | None,
         typer.Option(
@@ -91,11 +89,13 @@ def export(
     """
     each_apart = _is_folder(out)
     if source.is_file():
-        handovers = [_of_zip(source, configuration, split_list(folds))]
+        for option, value in (("--node", node), ("--personal", personal), ("--run", run_folder)):
+            if value:
+                raise ConfigError(f"{source} is a zip, which holds one model and its card; leave out {option}")
+        handovers = [_of_zip(source, configuration, fold, names)]
     else:
-        handovers = _of_folder(source, node, configuration, split_list(folds), each_apart, run_folder, names, personal)
-    given = {"licence": licence, "limits": limits or []}
-    prepared = [(file, _with_given(handover, name, given)) for file, handover in handovers]
+        handovers = _of_folder(source, node, configuration, fold, each_apart, run_folder, names, personal)
+    prepared = [(file, _with_given(handover, name, licence, limits or [])) for file, handover in handovers]
     try:
         _write(prepared, _writer(format), out, each_apart)
     except OSError as error:
@@ -141,25 +141,29 @@ def _writer(format: Format) -> Callable[[Handover, Path], ModelCard]:
     return export_zip
 
 
-def _of_zip(source: Path, configuration: str | None, folds: Sequence[str]) -> tuple[str, Handover]:
-    """The model of a zip, with what its card says of its run."""
+def _of_zip(source: Path, configuration: str | None, folds: Sequence[str] | None, names: bool) -> tuple[str, Handover]:
+    """The model of a zip, with what its card says of its run and of limits."""
     from fednnunet.models.export_zip import Handover
-    from fednnunet.models.model_card import RunFacts
+    from fednnunet.models.model_card import RunFacts, limits_given
     from fednnunet.models.open_archive import read_card
     from fednnunet.models.open_model import open_model
 
-    model = open_model(source, configuration=configuration, folds=folds or None)
+    model = open_model(source, configuration=configuration, folds=folds)
     card = read_card(source, configuration)
     name = str(model.plans["dataset_name"])
-    handover = Handover(model, name, card.run if card else RunFacts(), card.licence if card else None)
-    return f"{name}.zip", handover
+    if card is None:
+        return f"{name}.zip", Handover(model, name, RunFacts())
+    facts = card.run if names else card.run.without_names()
+    if list(model.folds) != next(one.folds for one in card.networks if one.configuration == model.configuration):
+        facts = facts.model_copy(update={"scores": []})  # they are of all of its folds
+    return f"{name}.zip", Handover(model, name, facts, card.licence, limits_given(card.limits))
 
 
 def _of_folder(
     source: Path,
     node: str | None,
     configuration: str | None,
-    folds: Sequence[str],
+    folds: Sequence[str] | None,
     each_apart: bool,
     run_folder: Path | None,
     names: bool,
@@ -180,7 +184,7 @@ def _of_folder(
             raise ConfigError("--run needs --node: as which of the run's nodes this one trained")
         if node not in (known := [str(one) for one in read_run(run_folder).info.get("nodes", [])]):
             raise ConfigError(f"--node {node} is no node of the run {run_folder}, which has {', '.join(known)}")
-    chosen = choose_models(source, None if run_folder else node, configuration, folds or None, each_apart, personal)
+    chosen = choose_models(source, None if run_folder else node, configuration, folds, each_apart, personal)
     handovers = []
     for one in chosen:
         of_run, owner = (run_folder, node) if run_folder else (one.run, one.node)
@@ -196,9 +200,11 @@ def _of_folder(
     return handovers
 
 
-def _with_given(handover: Handover, name: str | None, given: dict[str, Any]) -> Handover:
-    """What the command line says, in place of what is known."""
-    changes = {key: value for key, value in given.items() if value}
+def _with_given(handover: Handover, name: str | None, licence: str | None, limits: Sequence[str]) -> Handover:
+    """What the command line says, in place of what is known; limits of use are added to those that a zip's card has."""
+    changes: dict[str, Any] = {"limits": list(dict.fromkeys([*handover.limits, *limits]))}
+    if licence is not None:
+        changes["licence"] = licence
     if name is not None:
         if re.fullmatch(r"[A-Za-z0-9._+-]+", name) is None:
             raise ConfigError(f"--name {name} must be of letters, digits and . _ + -: it will be a folder's name")

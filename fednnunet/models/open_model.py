@@ -47,6 +47,8 @@ def open_model(
     if source.is_file():
         if node is not None:
             raise DataError(f"{source} holds one model, of no node; leave out --node")
+        if personal:
+            raise DataError(f"{source} holds one model, which --personal cannot choose; leave it out")
         return open_archive(source, configuration, folds)
     found = choose_folder(find_folders(source, personal), source, node, configuration)
     return open_folder(found, choose_folds(found.folds, folds, found.where))

@@ -184,7 +184,7 @@ def test_unlike_models_are_one_file_each(
     assert not (tmp_path / "model.zip").exists()
     assert export(run, "-o", tmp_path / "models") == 0
     assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["Hospital-Anna.zip", "Hospital-Berta.zip"]
-    assert export(run, "-o", tmp_path / "model.zip", "--node", "Hospital-Berta", "--folds", "1") == 0
+    assert export(run, "-o", tmp_path / "model.zip", "--node", "Hospital-Berta", "--fold", "1") == 0
     card = ModelCard.parse(_file(tmp_path / "model.zip", "model_card.json"), "card")
     assert card.run.trained_for == "node"
     assert {score.centre for score in card.run.scores} == {"centre 2"}  # of all folds at the external centre
@@ -248,7 +248,7 @@ def test_postprocessing_goes_with_the_model_and_nnunet_applies_it(
     ("arguments", "said"),
     [
         (["--node", "Nobody"], "no finished fold of node Nobody"),
-        (["--folds", "0,4"], "has not finished fold 4"),
+        (["--fold", "0", "--fold", "4"], "has not finished fold 4"),
         (["--configuration", "3d_fullres"], "no finished fold of configuration 3d_fullres"),
         (["--name", "Lésion"], "must be of letters, digits"),
         (["--name", "../x"], "must be of letters, digits"),
