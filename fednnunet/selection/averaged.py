@@ -34,7 +34,7 @@ from fednnunet.preprocessing import REFERENCES
 from fednnunet.reporting.comparison import DEFAULT_REFERENCE
 from fednnunet.reporting.selected import AVERAGED, ENSEMBLED, order_candidates
 from fednnunet.run_files import PLANS_FILE
-from fednnunet.selection.node_disk import SUMMARY, read_scores, read_summary_labels
+from fednnunet.selection.node_disk import read_scores, read_summary_labels, summaries
 from fednnunet.selection.sources import ModelFolder, Sources, is_second, scores_of
 
 CASCADE = "cascade"
@@ -212,8 +212,7 @@ def averaged_scores(
     labels = plans.get_label_manager(first)
     reader, ending = plans.image_reader_writer_class(), first["file_ending"]
     rows = []
-    for path in sorted(held_out.models.path.glob(f"fold_*/{SUMMARY}")):
-        fold = path.parents[1].name.removeprefix("fold_")
+    for fold, path in summaries(held_out.models).items():
         tell(fold)
         outputs = [FoldOutputs(member, fold, held_out) for member in members]
         for file, scored in read_summary_labels(path).items():

@@ -80,8 +80,7 @@ def read_scores(models: ModelFolder) -> pd.DataFrame:
         DataError: no fold has a summary, or a case is held out twice.
     """
     rows = []
-    for path in sorted(models.path.glob(f"fold_*/{SUMMARY}")):
-        fold = path.relative_to(models.path).parts[0].removeprefix("fold_")
+    for fold, path in summaries(models).items():
         for case, dsc in read_summary(path).items():
             rows.append({"fold": fold, "case": case, "dsc": dsc})
     if not rows:
@@ -90,6 +89,12 @@ def read_scores(models: ModelFolder) -> pd.DataFrame:
     if table["case"].duplicated().any():
         raise DataError(f"{models.path} holds the same case out in two folds; their splits differ, train them again")
     return table
+
+
+def summaries(models: ModelFolder) -> dict[str, Path]:
+    """Fold to the summary of its held-out cases; not ``all``, which nnU-Net scores on what it has trained on."""
+    paths = {path.parents[1].name.removeprefix("fold_"): path for path in models.path.glob(f"fold_*/{SUMMARY}")}
+    return {fold: paths[fold] for fold in sorted(paths) if fold != "all"}
 
 
 def read_summary(path: Path) -> dict[str, float]:

@@ -95,6 +95,18 @@ def test_ditto_has_its_own_model_and_the_shared_one(tmp_path: Path) -> None:
     assert selection.final.candidate == "ditto shared"
 
 
+def test_a_model_of_all_cases_is_not_scored_by_those_that_it_was_trained_on(tmp_path: Path) -> None:
+    write_folds(tmp_path / "aa" / MODEL, level(0.5))
+    (tmp_path / "bb").mkdir()
+    for run in ("aa", "bb"):
+        write_folds(tmp_path / run / MODEL, {"all": {f"patient_{fold}0": [0.9] for fold in range(3)}})
+    found = read_sources([f"local={tmp_path / 'aa'}"]).scores.cases
+    assert set(found["fold"]) == {"0", "1", "2"}
+    assert set(found["dsc"]) == {0.5}
+    with pytest.raises(DataError, match=r"holds no fold_\*/validation/summary.json"):
+        read_sources([f"local={tmp_path / 'bb'}"])
+
+
 def test_empty_masks_count_as_in_the_report(tmp_path: Path) -> None:
     # Two labels: both masks empty, which is 1 here; one empty, 0; none, 0.5.
     write_folds(tmp_path, {0: {"a": [None, 0.5], "b": [0.0, 0.5], "c": [None, None]}})
