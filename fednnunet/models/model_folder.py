@@ -44,6 +44,17 @@ class ModelFolder:
         """For errors."""
         return f"{self.source}{self.path}" + f" (node {self.node})" * bool(self.node)
 
+    @property
+    def node_folder(self) -> Path:
+        """The node's folder of the run, of a model of a run."""
+        above = self.path.parents[2]
+        return above.parent if above.name == PERSONAL_RESULTS.parts[0] else above
+
+    @property
+    def is_personal(self) -> bool:
+        """Whether the model of a run is the node's own, beside that of the federation."""
+        return self.path.parents[1] == self.node_folder / PERSONAL_RESULTS
+
 
 def as_model(path: Path, node: str, fold_names: Iterable[str]) -> ModelFolder | None:
     """The model of a folder by its name and those of its folds' folders; None where they are no model's."""

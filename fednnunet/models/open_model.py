@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fednnunet.errors import DataError, one_line
+from fednnunet.errors import DataError
 from fednnunet.models.checkpoint_file import mirror_axes_of, read_checkpoint, weights_of
+from fednnunet.models.json_file import read_json
 from fednnunet.models.model_folder import ModelFolder, choose_folder, choose_folds, find_folders
 from fednnunet.models.open_archive import open_archive
 from fednnunet.models.postprocessing import POSTPROCESSING_FILE, Postprocessing
@@ -60,7 +60,7 @@ def open_folder(folder: ModelFolder, folds: tuple[str, ...]) -> TrainedModel:
     Raises:
         DataError: a file cannot be read.
     """
-    plans, dataset_json = (_read_json(folder.path / name) for name in ("plans.json", "dataset.json"))
+    plans, dataset_json = (read_json(folder.path / name) for name in ("plans.json", "dataset.json"))
 
     def read(fold: str) -> dict[str, Any]:
         path = folder.path / f"fold_{fold}" / FINAL
@@ -80,16 +80,6 @@ def open_folder(folder: ModelFolder, folds: tuple[str, ...]) -> TrainedModel:
         where=folder.where,
         read_weights=read_weights,
     )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise DataError(f"{path} cannot be read as JSON: {one_line(str(error))}") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{path} must hold a JSON object")
-    return content
 
 
 def _read_postprocessing(folder: Path, dataset_json: Mapping[str, Any]) -> Postprocessing | None:

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fednnunet.errors import ConfigError, DataError
+from fednnunet.models.model_folder import RESULTS
 from fednnunet.run_files import RUN_FILE
 from fednnunet.selection.node_disk import read_disk_sources
 from fednnunet.selection.run_folders import read_run_sources
-from fednnunet.selection.sources import RESULTS, Sources
+from fednnunet.selection.sources import Sources
 
 
 def split_name(argument: str) -> tuple[str | None, Path]:

@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,14 +27,16 @@ from fednnunet.datasets.union_channels import missing_channels
 from fednnunet.errors import DataError
 from fednnunet.evaluation.predict import Predictor
 from fednnunet.evaluation.saved_probabilities import read_probabilities
-from fednnunet.models.json_file import parse_json
+from fednnunet.models.json_file import read_json
+from fednnunet.models.model_folder import ModelFolder
 from fednnunet.models.open_model import open_model
+from fednnunet.models.shared_model import is_shared
 from fednnunet.preprocessing import REFERENCES
 from fednnunet.reporting.comparison import DEFAULT_REFERENCE
 from fednnunet.reporting.selected import AVERAGED, ENSEMBLED, order_candidates
 from fednnunet.run_files import PLANS_FILE
 from fednnunet.selection.node_disk import read_scores, read_summary_labels, summaries
-from fednnunet.selection.sources import ModelFolder, Sources, is_second, scores_of
+from fednnunet.selection.sources import Sources, is_second, scores_of
 
 CASCADE = "cascade"
 
@@ -80,7 +81,7 @@ def _ensembles(
 ) -> dict[str, list[ModelFolder]]:
     """Name to the models of all hospitals, the hospital's own first, where these are not all the same.
 
-    A strategy by which all hospitals have the same plans ends with one model for all.
+    A strategy that averages all layers of the same network ends with one model for all.
     """
     found = {}
     for name in names:
@@ -88,7 +89,7 @@ def _ensembles(
             continue  # it never leaves its hospital
         of_all = [folders[0] for (one, of_seed, _), folders in sources.models.items() if (one, of_seed) == (name, seed)]
         trained_alone = name.split(" ")[0] == DEFAULT_REFERENCE
-        if len(of_all) > 1 and (trained_alone or len({read_content(one.path / PLANS_FILE) for one in of_all}) > 1):
+        if len(of_all) > 1 and (trained_alone or not is_shared(of_all, own[name].folds)):
             found[f"{name} {ENSEMBLED}"] = [own[name], *(models for models in of_all if models != own[name])]
     return found
 
@@ -176,18 +177,6 @@ class FoldOutputs:
             return Predictor(network.to(device), *arguments, device, lacking)
 
 
-def read_content(path: Path) -> bytes:
-    """Content of a file.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
-
-
 def averaged_scores(
     members: Sequence[ModelFolder], held_out: HeldOut, tell: Callable[[str], None] = lambda _: None
 ) -> pd.DataFrame:
@@ -207,8 +196,7 @@ def averaged_scores(
     for other, described in zip(members[1:], others, strict=True):
         if described["labels"] != first["labels"]:
             raise DataError(f"{members[0].path} and {other.path} have unlike labels: their outputs cannot be averaged")
-    plans_file = members[0].path / PLANS_FILE
-    plans = PlansManager(parse_json(read_content(plans_file), str(plans_file)))
+    plans = PlansManager(read_json(members[0].path / PLANS_FILE))
     labels = plans.get_label_manager(first)
     reader, ending = plans.image_reader_writer_class(), first["file_ending"]
     rows = []

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from fednnunet.config.dataset import POOLED_NODE
 from fednnunet.errors import DataError
+from fednnunet.models.model_folder import ModelFolder
 from fednnunet.reporting.completeness import check_comparable, repeated_folds
 from fednnunet.reporting.finish import find_runs
 from fednnunet.reporting.run_folder import Run, merge, node_order, read_runs
 from fednnunet.reporting.scores import collect_scores, join_means, split_means, with_seed
 from fednnunet.reporting.tables.results_table import NOT_PRIVATE
-from fednnunet.selection.sources import ModelFolder, Sources, is_second, model_folder
+from fednnunet.selection.sources import Sources, is_second, model_folder
 
 
 def read_run_sources(folders: Sequence[Path]) -> Sources:

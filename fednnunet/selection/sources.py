@@ -8,39 +8,14 @@ from pathlib import Path
 
 import pandas as pd
 
+from fednnunet.models.model_folder import RESULTS, ModelFolder
 from fednnunet.reporting.scores import Scores
 from fednnunet.reporting.selected import is_beside_shared
 from fednnunet.run_files import FINE_TUNED, PERSONAL_RESULTS
+from fednnunet.training.final_checkpoint import FINAL
 
-RESULTS = "nnUNet_results"
-"""In a node's folder: nnU-Net's results folder."""
-FINAL = "checkpoint_final.pth"
 HERE = "this hospital"
 """Name of the hospital whose own folders are given, where they have no name in common."""
-
-
-@dataclass(frozen=True)
-class ModelFolder:
-    """A results folder ``trainer__plans__configuration`` of nnU-Net.
-
-    Attributes:
-        path: the folder.
-        folds: folds with a final checkpoint.
-    """
-
-    path: Path
-    folds: Sequence[str]
-
-    @property
-    def is_personal(self) -> bool:
-        """Whether the models are the node's own, beside those of the federation."""
-        return self.path.parents[1] == self.node_folder / PERSONAL_RESULTS
-
-    @property
-    def node_folder(self) -> Path:
-        """The node's folder of the run."""
-        above = self.path.parents[2]
-        return above.parent if above.name == PERSONAL_RESULTS.parts[0] else above
 
 
 Models = Mapping[tuple[str, int, str], Sequence[ModelFolder]]
@@ -74,11 +49,12 @@ def model_folder(node_folder: Path, personal: bool = False, configuration: str |
     """
     results = node_folder / (PERSONAL_RESULTS if personal else RESULTS)
     ending = configuration or "*"
-    found = [path for path in sorted(results.glob(f"*/*__*__{ending}")) if any(path.glob("fold_*"))]
-    if len(found) != 1:
+    paths = [path for path in sorted(results.glob(f"*/*__*__{ending}")) if any(path.glob("fold_*"))]
+    if len(paths) != 1 or paths[0].name.count("__") != 2:
         return None
-    folds = sorted(path.parent.name.removeprefix("fold_") for path in found[0].glob(f"fold_*/{FINAL}"))
-    return ModelFolder(found[0], folds)
+    trainer, plans, of_model = paths[0].name.split("__")
+    folds = tuple(sorted(path.parent.name.removeprefix("fold_") for path in paths[0].glob(f"fold_*/{FINAL}")))
+    return ModelFolder(paths[0], node_folder.name, trainer, plans, of_model, folds)
 
 
 def is_second(candidate: str, candidates: Collection[str]) -> bool:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from fednnunet.best_configuration.node_sums import sum_up
 from fednnunet.evaluation.functional import dice_score
 from fednnunet.selection.averaged import HeldOut, averaged_scores
 from fednnunet.selection.node_disk import read_scores
-from fednnunet.selection.sources import ModelFolder, model_folder
+from fednnunet.selection.sources import model_folder
 from tests.integration.conftest import Train, result_folder
 
 pytestmark = pytest.mark.xdist_group("finished")
@@ -94,7 +95,7 @@ def test_a_model_averaged_with_itself_is_itself_from_saved_outputs_or_segmented_
     pd.testing.assert_frame_equal(averaged_scores([models, models], HeldOut(models, [models])), own, rtol=0, atol=1e-12)
     copy = tmp_path / models.path.name
     shutil.copytree(models.path, copy, ignore=shutil.ignore_patterns("*.npz"))
-    again = averaged_scores([ModelFolder(copy, models.folds)], HeldOut(models, [models]))
+    again = averaged_scores([replace(models, path=copy)], HeldOut(models, [models]))
     pd.testing.assert_frame_equal(again, own, rtol=0, atol=1e-12)
 
 

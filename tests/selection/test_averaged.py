@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,11 @@ import pytest
 import SimpleITK as sitk
 
 from fednnunet.errors import DataError
+from fednnunet.models.model_folder import ModelFolder
+from fednnunet.selection import averaged
 from fednnunet.selection.averaged import FoldOutputs, HeldOut, averaged_scores, mean_dsc, with_averages
 from fednnunet.selection.node_disk import read_scores
-from fednnunet.selection.sources import ModelFolder, Sources, scores_of
+from fednnunet.selection.sources import Sources, scores_of
 
 DATASET = "Dataset101_X"
 MODEL = Path("nnUNet_results") / DATASET / "nnUNetTrainer__nnUNetPlans__2d"
@@ -21,9 +23,7 @@ PLANS = {"image_reader_writer": "SimpleITKIO", "configurations": {}, "plans_name
 REFERENCE = np.array([[[1, 1, 0, 0]]], np.uint8)
 
 
-def write_model(
-    node: Path, foreground: Mapping[str, list[float]], dice: float, plans: str = "nnUNetPlans"
-) -> ModelFolder:
+def write_model(node: Path, foreground: Mapping[str, list[float]], dice: float) -> ModelFolder:
     """A model of two folds of three cases each, with saved outputs: probability of the tumour in four voxels."""
     folder = node / MODEL
     references = node / "nnUNet_preprocessed" / DATASET / "gt_segmentations"
@@ -42,10 +42,10 @@ def write_model(
         ]
         (folder / f"fold_{number}" / "validation" / "summary.json").write_text(json.dumps({"metric_per_case": entries}))
         (folder / f"fold_{number}" / "checkpoint_final.pth").touch()
-    (folder / "plans.json").write_text(json.dumps(PLANS | {"plans_name": plans}))
+    (folder / "plans.json").write_text(json.dumps(PLANS))
     description = {"labels": {"background": 0, "tumour": 1}, "channel_names": {"0": "T1"}, "file_ending": ".nii.gz"}
     (folder / "dataset.json").write_text(json.dumps(description))
-    return ModelFolder(folder, ["0", "1"])
+    return ModelFolder(folder, node.name, *MODEL.name.split("__"), ("0", "1"))
 
 
 def six(probability: list[float]) -> dict[str, list[float]]:
@@ -66,9 +66,9 @@ def held_out(models: ModelFolder, *others: ModelFolder) -> HeldOut:
 
 def test_probabilities_are_averaged_not_masks(pair: tuple[ModelFolder, ModelFolder]) -> None:
     # 0.55, 0.6, 0.35, 0.1: both voxels of the reference and no other.
-    averaged = averaged_scores(pair, held_out(*pair))
-    assert averaged["dsc"].to_list() == [1.0] * 6
-    assert sorted(averaged["case"]) == [f"case_{number}.nii.gz" for number in range(6)]
+    mean = averaged_scores(pair, held_out(*pair))
+    assert mean["dsc"].to_list() == [1.0] * 6
+    assert sorted(mean["case"]) == [f"case_{number}.nii.gz" for number in range(6)]
     pieces = averaged_scores(pair[:1], held_out(pair[0]))
     assert pieces["dsc"].to_list() == pytest.approx([2 / 3] * 6)
     assert set(zip(pieces["fold"], pieces["case"], strict=True)) == set(
@@ -86,15 +86,18 @@ def segment_as(foreground: Mapping[str, list[float]]) -> Callable[[FoldOutputs, 
     return predict
 
 
+@pytest.mark.parametrize("is_one", [True, False])
 def test_averages_and_ensembles_are_further_candidates(
-    pair: tuple[ModelFolder, ModelFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pair: tuple[ModelFolder, ModelFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_one: bool
 ) -> None:
     other = [
         write_model(tmp_path / "a" / "nodes" / "Porto", six([0.9, 0.9, 0.1, 0.1]), 2 / 3),
-        write_model(tmp_path / "b" / "nodes" / "Porto", six([0.2, 0.8, 0.6, 0.1]), 2 / 4, plans="Other"),
+        write_model(tmp_path / "b" / "nodes" / "Porto", six([0.2, 0.8, 0.6, 0.1]), 2 / 4),
     ]
     # What Porto's models have saved is of Porto's cases, which have the same names; Oslo's are segmented by them.
     monkeypatch.setattr(FoldOutputs, "_predict", segment_as({"Porto": [0.0, 0.9, 0.1, 0.1]}))
+    asked: list[Sequence[ModelFolder]] = []
+    monkeypatch.setattr(averaged, "is_shared", lambda folders, folds: asked.append(folders) or is_one)
     models = {("local", 0, "Oslo"): [pair[0]], ("asym", 0, "Oslo"): [pair[1]]}
     models |= {("local", 0, "Porto"): [other[0]], ("asym", 0, "Porto"): [other[1]]}
     sources = Sources("X", scores_of(read_scores(pair[0])), ["Oslo", "Porto"], models)
@@ -107,6 +110,8 @@ def test_averages_and_ensembles_are_further_candidates(
     assert by_name["asym", "Oslo"] == 0.5
     assert told[0] == "Oslo, seed 0: local + asym"
     assert found.models["local ensemble", 0, "Porto"] == [other[0], pair[0]], "the hospital's own first"
+    assert ("asym ensemble" in found.scores.cases["strategy"].to_list()) is not is_one
+    assert asked == [[pair[1], other[1]]] * 2, "models that were trained alone need not be compared"
     without = with_averages(sources, False)
     assert set(without.scores.cases["strategy"]) == {"local", "asym", "local + asym"}
 
