@@ -89,7 +89,7 @@ def make_small_phantom(folder: Path, centres: Mapping[str, Mapping[str, Any]], s
             name,
             _cases(name, centre, seed),
             note=json.dumps({"version": GENERATOR_VERSION, "seed": seed, "centre": name, **asdict(centre)}, indent=1),
-            channel="MRI",
+            channels=["MRI"],
             labels={"background": 0, "tumour": 1},
             external=centre.external,
         )

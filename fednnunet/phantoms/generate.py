@@ -92,7 +92,7 @@ def make_phantom(
             name,
             _draw_cases(kind, name, centre, scales, scanners, seed),
             note=json.dumps(parameters, indent=1),
-            channel=kind.channel,
+            channels=[kind.channel],
             labels=kind.labels,
             external=centre.external,
             file_ending=kind.file_ending,

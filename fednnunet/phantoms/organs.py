@@ -8,9 +8,14 @@ What is assumed:
   a spine as bright as both, dark vessels within the liver, muscle; all of it textured.
 * A hospital's scanner is a gain, a gamma, a smooth bias field and Rician noise. Hospitals image the same anatomy.
 * What a hospital has annotated is whole: in its label maps an organ is drawn in all cases, or in none.
+* Of two channels, T1 is the image that there is without channels, and T2 another contrast of the same anatomy, texture
+  and scanner, with noise and bias field of its own (:data:`T2`). A liver is as dark in it as what lies between organs,
+  and seen better in T1. A spleen is bright in it, and stomach, bowel and spine, as bright as a spleen in T1, are dark
+  (as after a negative oral contrast medium), so that a spleen is seen better in T2. Kidneys are much the same in both.
+  Channels are registered, and hospitals differ in scanners, not in what T1 or T2 means.
 
-An image depends on the seed, its centre and its number, not on what is annotated. Nothing here was chosen to make one
-strategy win over another.
+An image depends on the seed, its centre, its number and its channel, not on what is annotated, nor on which other
+channels there are. Nothing here was chosen to make one strategy win over another.
 """
 
 from __future__ import annotations
@@ -33,6 +38,9 @@ ORGANS = ("liver", "spleen", "kidney")
 TRUTH_LABELS = {"background": 0} | {organ: value for value, organ in enumerate(ORGANS, 1)}
 """Label values in ``labelsAll``."""
 ALL = "all"
+CHANNELS = ("T1", "T2")
+T2 = {"liver": -0.16, "spleen": 0.2, "kidney": 0.05, "stomach": -0.22, "bowel": -0.18, "spine": -0.25}
+"""How much brighter than in T1 a structure is in T2, in intensities before the gain; all else is the same."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,7 @@ def make_organ_phantom(
     annotated: Mapping[str, Sequence[str]] | Literal["all"],
     unannotated: Literal["unknown", "background"],
     seed: int,
+    channels: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Path]:
     """Write one dataset per centre below ``folder``; what exists with the same parameters stays.
 
@@ -83,15 +92,22 @@ def make_organ_phantom(
             names all, though those that the centre does not annotate are nowhere drawn: what goes wrong where somebody
             merges such datasets without a thought.
         seed: random seed of all images.
+        channels: centre name to its channels, of :data:`CHANNELS`, in the order of its files; a centre that is not
+            named has both. None: every centre has one channel, ``MRI``.
 
     Returns:
         The datasets' folders.
 
     Raises:
-        ConfigError: ``annotated`` or ``unannotated`` cannot be.
+        ConfigError: ``annotated``, ``unannotated`` or ``channels`` cannot be.
         DataError: a folder of that name exists and was not made here; it is left alone.
     """
-    drawn = _read_annotated(annotated, list(centres))
+    drawn: dict[str, tuple[str, ...]] = dict.fromkeys(centres, ORGANS)
+    if annotated != ALL:
+        drawn |= _read_lists("annotated", annotated, list(centres), ORGANS, f"be {ALL}, or list organs")
+    acquired: dict[str, tuple[str, ...]] = dict.fromkeys(centres, CHANNELS)
+    if channels is not None:
+        acquired |= _read_lists("channels", channels, list(centres), CHANNELS, "be null, or list channels")
     if unannotated not in ("unknown", "background"):
         raise ConfigError(f"dataset.generator.unannotated={unannotated}: must be unknown or background")
     made = []
@@ -103,13 +119,15 @@ def make_organ_phantom(
         for organ in drawn[name]:
             values[TRUTH_LABELS[organ]] = labels[organ]
         parameters = {"version": VERSION, "seed": seed, "centre": name, "labels": labels, "annotated": drawn[name]}
+        if channels is not None:
+            parameters["channels"] = acquired[name]
         target = Path(folder) / centre.dataset
         write_dataset(
             target,
             name,
-            _cases(name, centre, values, seed),
+            _cases(name, centre, values, seed, CHANNELS[:1] if channels is None else acquired[name]),
             note=json.dumps({**parameters, **asdict(centre)}, indent=1),
-            channel="MRI",
+            channels=["MRI"] if channels is None else acquired[name],
             labels=labels,
             external=centre.external,
         )
@@ -117,34 +135,39 @@ def make_organ_phantom(
     return made
 
 
-def _read_annotated(annotated: Any, centres: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Every centre's organs."""
-    key = "dataset.generator.annotated"
-    if annotated == ALL:
-        return dict.fromkeys(centres, ORGANS)
-    if not isinstance(annotated, Mapping):
-        raise ConfigError(f"{key}={annotated}: must be {ALL}, or list organs by centre: {{Oslo: [liver]}}")
-    for name, organs in annotated.items():
+def _read_lists(
+    key: str, given: Any, centres: Sequence[str], known: Sequence[str], form: str
+) -> dict[str, tuple[str, ...]]:
+    """Centre to its list, of the centres that are named, each of some of ``known``."""
+    key = f"dataset.generator.{key}"
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{key}={given}: must {form} by centre: {{{centres[0]}: [{known[0]}]}}")
+    for name, listed in given.items():
         if name not in centres:
             raise ConfigError(f"{key}.{name}: there is no such centre, only {', '.join(centres)}")
-        if not isinstance(organs, Sequence) or isinstance(organs, str) or not organs:
-            raise ConfigError(f"{key}.{name}={organs}: must be a list of one or more of {', '.join(ORGANS)}")
-        unknown = [organ for organ in organs if organ not in ORGANS]
-        if unknown or len(set(organs)) < len(organs):
-            raise ConfigError(f"{key}.{name}={list(organs)}: must be some of {', '.join(ORGANS)}, each once")
-    return dict.fromkeys(centres, ORGANS) | {name: tuple(organs) for name, organs in annotated.items()}
+        if not isinstance(listed, Sequence) or isinstance(listed, str) or not listed:
+            raise ConfigError(f"{key}.{name}={listed}: must be a list of one or more of {', '.join(known)}")
+        if any(one not in known for one in listed) or len(set(listed)) < len(listed):
+            raise ConfigError(f"{key}.{name}={list(listed)}: must be some of {', '.join(known)}, each once")
+    return {name: tuple(listed) for name, listed in given.items()}
 
 
-def _cases(name: str, centre: OrganCentre, values: np.ndarray, seed: int) -> Iterator[PhantomCase]:
+def _cases(
+    name: str, centre: OrganCentre, values: np.ndarray, seed: int, channels: Sequence[str]
+) -> Iterator[PhantomCase]:
     for number in range(centre.cases):
-        image, truth, spacing = make_case(centre, case_rng(seed, name, number))
-        yield PhantomCase(case_name(name, number), image, values[truth], spacing, truth=truth)
+        images, truth, spacing = make_case(centre, case_rng(seed, name, number))
+        image, *others = (images[channel] for channel in channels)
+        yield PhantomCase(case_name(name, number), image, values[truth], spacing, truth=truth, others=others)
 
 
 def make_case(
     centre: OrganCentre, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:
-    """Image (Z, Y, X) in int16, label map of all organs (:data:`TRUTH_LABELS`) in uint8, and spacing in mm."""
+) -> tuple[dict[str, np.ndarray], np.ndarray, tuple[float, float, float]]:
+    """Image (Z, Y, X) in int16 of each of :data:`CHANNELS`, label map of all organs, and spacing in mm.
+
+    The label map is in uint8 (:data:`TRUTH_LABELS`).
+    """
     shape = (centre.shape[0] + int(rng.integers(-1, 2)), *centre.shape[1:])
     scale = rng.uniform(0.97, 1.03)
     spacing = (centre.spacing[0], centre.spacing[1] * scale, centre.spacing[2] * scale)
@@ -157,11 +180,15 @@ def make_case(
     for organ in ORGANS:
         drawing.organ(organ)
     scanner = Scanner(centre.gain, centre.gamma, centre.bias, centre.noise)
-    return scan(drawing.tissue * drawing.inside, scanner, spacing, rng), drawing.truth, spacing
+    tissues = {"T1": drawing.tissue, "T2": drawing.tissue + drawing.t2}  # T1 first: it is the image of one channel
+    images = {name: scan(tissue * drawing.inside, scanner, spacing, rng) for name, tissue in tissues.items()}
+    return images, drawing.truth, spacing
 
 
 class _Drawing:
     """Tissue, label map and outline of one case, drawn structure by structure; later ones cover earlier ones.
+
+    ``t2`` is how much brighter than ``tissue`` it is in T2.
 
     Args:
         shape: voxels (Z, Y, X).
@@ -178,6 +205,7 @@ class _Drawing:
         self.shift = rng.uniform(-0.05, 0.05, 3)
         self.truth = np.zeros(self.shape, dtype=np.uint8)
         self.tissue = np.zeros(self.shape)
+        self.t2 = np.zeros(self.shape)
         self.inside = np.zeros(self.shape)
 
     def body(self) -> None:
@@ -209,16 +237,16 @@ class _Drawing:
         rng = self.rng
         if name == "stomach":
             distance = self._distance((0, -0.35, 0.3), (1.0, 0.2, 0.26), 0.12)
-            self._draw(None, distance, rng.uniform(0.6, 0.76) + 0.04 * self._noise(2.5))
+            self._draw(name, distance, rng.uniform(0.6, 0.76) + 0.04 * self._noise(2.5))
         elif name == "spine":
             distance = self._distance((0, 0.58, 0.0), (3.0, 0.13, 0.12), 0.06)
-            self._draw(None, distance, 0.7 + rng.uniform(-0.06, 0.06) + 0.05 * self._noise(2.0))
+            self._draw(name, distance, 0.7 + rng.uniform(-0.06, 0.06) + 0.05 * self._noise(2.0))
         else:
             place = (rng.uniform(-0.4, 0.4), rng.uniform(-0.2, 0.3), rng.uniform(-0.1, 0.35))
             size = rng.uniform(0.09, 0.15)
             distance = self._distance(place, (0.7, size, size), 0.1)
             wall = 0.25 * soft(0.6 - distance, 12)
-            self._draw(None, distance, 0.55 + wall + 0.03 * self._noise(2.5))
+            self._draw(name, distance, 0.55 + wall + 0.03 * self._noise(2.5))
 
     def _distance(
         self, place: tuple[float, float, float], size: tuple[float, float, float], roughness: float
@@ -233,8 +261,9 @@ class _Drawing:
     def _noise(self, scale_mm: float) -> np.ndarray:
         return smooth_noise(self.shape, self.spacing, scale_mm, self.rng)
 
-    def _draw(self, organ: str | None, distance: np.ndarray, signal: np.ndarray) -> None:
+    def _draw(self, name: str, distance: np.ndarray, signal: np.ndarray) -> None:
         mask = (distance < 1) & (self.inside > 0.5) & (self.truth == 0)
         self.tissue = np.where(mask, signal, self.tissue)
-        if organ is not None:
-            self.truth[mask] = TRUTH_LABELS[organ]
+        self.t2[mask] = T2[name]
+        if name in ORGANS:
+            self.truth[mask] = TRUTH_LABELS[name]

@@ -34,12 +34,13 @@ class PhantomCase:
 
     Attributes:
         name: name of the case.
-        image: voxels (Z, Y, X), or (Y, X) in 2D.
+        image: voxels (Z, Y, X), or (Y, X) in 2D, of the first channel.
         label: label values of the same shape, uint8.
         spacing: mm (Z, Y, X); None for files without spacing.
         patient: id of the patient, whose cases stay together in the folds; the case's name if not given.
         direction: direction cosines of a volume in SimpleITK's order.
         truth: label values of everything that is there, annotated or not; None where all is annotated.
+        others: images of the other channels, of the same shape.
     """
 
     name: str
@@ -49,6 +50,7 @@ class PhantomCase:
     patient: str = ""
     direction: tuple[float, ...] = AXIAL
     truth: np.ndarray | None = None
+    others: Sequence[np.ndarray] = ()
 
 
 def case_rng(seed: int, centre: str, number: int) -> np.random.Generator:
@@ -73,7 +75,7 @@ def write_dataset(
     cases: Iterable[PhantomCase],
     *,
     note: str,
-    channel: str,
+    channels: Sequence[str],
     labels: Mapping[str, int],
     external: bool,
     file_ending: str = ".nii.gz",
@@ -87,7 +89,7 @@ def write_dataset(
         centre: named in errors.
         cases: cases, drawn only if they are written.
         note: everything that the images depend on, written beside them.
-        channel: name of the only channel.
+        channels: names of the channels, one for each image of a case.
         labels: label name to value.
         external: whether cases go to ``imagesTs`` and ``labelsTs``.
         file_ending: ending of images and label maps.
@@ -109,7 +111,8 @@ def write_dataset(
             (partial / f"{sub}{part}").mkdir(parents=True)
         patients = {}
         for case in cases:
-            _write(case.image, case, partial / f"images{part}" / f"{case.name}_0000{file_ending}")
+            for number, image in zip(range(len(channels)), (case.image, *case.others), strict=True):
+                _write(image, case, partial / f"images{part}" / f"{case.name}_{number:04d}{file_ending}")
             _write(case.label, case, partial / f"labels{part}" / f"{case.name}{file_ending}")
             if case.truth is not None:
                 (partial / TRUTH_FOLDER).mkdir(exist_ok=True)
@@ -118,7 +121,7 @@ def write_dataset(
         if len(set(patients.values())) < len(patients) and not external:
             (partial / SPLITS_FILE).write_text(json.dumps(splits_by_patient(patients), indent=1))
         description = {
-            "channel_names": {"0": channel},
+            "channel_names": {str(number): channel for number, channel in enumerate(channels)},
             "labels": dict(labels),
             "numTraining": 0 if external else len(patients),
             "file_ending": file_ending,

@@ -12,13 +12,14 @@ import pytest
 import SimpleITK as sitk
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from scipy.ndimage import binary_dilation
 
 from fednnunet.config.run import read_config
 from fednnunet.datasets.image_checks import check_images
 from fednnunet.datasets.raw import read_dataset
 from fednnunet.errors import ConfigError
 from fednnunet.launch.settings import prepare_centres
-from fednnunet.phantoms.organs import ORGANS, TRUTH_LABELS, make_organ_phantom
+from fednnunet.phantoms.organs import ORGANS, TRUTH_LABELS, OrganCentre, make_case, make_organ_phantom
 from fednnunet.phantoms.writer import TRUTH_FOLDER
 
 ROOT = Path(__file__).parents[2]
@@ -26,12 +27,15 @@ OWN = {"Oslo": "liver", "Porto": "spleen", "Turin": "kidney"}
 CONF = ROOT / "conf" / "dataset" / "phantom_organs.yaml"
 
 
-def made(folder: Path, annotated: Any = None, unannotated: Any = "unknown", seed: int = 1234) -> dict[str, Path]:
+def made(
+    folder: Path, annotated: Any = None, unannotated: Any = "unknown", seed: int = 1234, channels: Any = None
+) -> dict[str, Path]:
     """Two cases of every centre."""
     generator: Any = OmegaConf.to_container(OmegaConf.load(CONF).dataset.generator)
     centres = {name: centre | {"cases": 2} for name, centre in generator["centres"].items()}
     annotated = generator["annotated"] if annotated is None else annotated
-    return dict(zip(centres, make_organ_phantom(folder, centres, annotated, unannotated, seed), strict=True))
+    folders = make_organ_phantom(folder, centres, annotated, unannotated, seed, channels)
+    return dict(zip(centres, folders, strict=True))
 
 
 def voxels(path: Path) -> np.ndarray[Any, Any]:
@@ -45,6 +49,15 @@ def digests(folder: Path) -> dict[str, str]:
 
 def labels(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "dataset.json").read_text())["labels"])
+
+
+UNLIKE = {"Oslo": ["T1", "T2"], "Porto": ["T1"], "Turin": ["T2"]}
+
+
+@pytest.fixture(scope="module")
+def unlike(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Hospitals with unlike channels; Ghent, which is not named, has both."""
+    return made(tmp_path_factory.mktemp("unlike"), channels=UNLIKE)
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +143,63 @@ def test_no_intensity_tells_an_organ_from_what_is_around_it(own: dict[str, Path]
                 assert as_bright.sum() > mask.sum()
 
 
+def test_centres_have_the_channels_that_they_are_given(unlike: dict[str, Path]) -> None:
+    for name, channels in (UNLIKE | {"Ghent": ["T1", "T2"]}).items():
+        dataset = read_dataset(unlike[name], name, external=name == "Ghent")
+        check_images(dataset, name)
+        description = json.loads((unlike[name] / "dataset.json").read_text())
+        assert list(description["channel_names"].values()) == channels
+        assert [len(case.images) for case in dataset.cases] == [len(channels)] * 2
+
+
+def test_t1_is_the_image_without_channels_and_t2_does_not_depend_on_who_has_t1(
+    own: dict[str, Path], unlike: dict[str, Path], tmp_path: Path
+) -> None:
+    before = digests(own["Oslo"].parent)
+    after = digests(unlike["Oslo"].parent)
+    t1 = [name for name in before if "images" in name and "Turin" not in name]
+    assert all(after[name] == before[name] for name in t1)
+    assert all(after[name] == before[name] for name in before if "labels" in name)
+    other = digests(made(tmp_path, channels={"Oslo": ["T2", "T1"], "Turin": ["T1", "T2"]})["Oslo"].parent)
+    for case in ("Turin_000", "Turin_001"):
+        image = f"Dataset163_OrgansTurin/imagesTr/{case}"
+        assert other[f"{image}_0000.nii.gz"] == before[f"{image}_0000.nii.gz"]
+        assert other[f"{image}_0001.nii.gz"] == after[f"{image}_0000.nii.gz"]
+    image = "Dataset161_OrgansOslo/imagesTr/Oslo_000"
+    assert other[f"{image}_0000.nii.gz"] == after[f"{image}_0001.nii.gz"]
+
+
+def test_livers_are_seen_better_in_t1_and_spleens_in_t2() -> None:
+    scanner = {"gain": 1, "gamma": 1, "bias": 0, "noise": 0}
+    centre = OrganCentre("Dataset001_X", 1, (5, 64, 64), (6, 2.5, 2.5), **scanner)
+    contrast: dict[tuple[str, str], list[float]] = {}
+    for number in range(4):
+        images, truth, _ = make_case(centre, np.random.default_rng(number))
+        for organ in ("liver", "spleen"):
+            mask = truth == TRUTH_LABELS[organ]
+            around = binary_dilation(mask, np.ones((1, 7, 7))) & (truth == 0)
+            for channel, image in images.items():
+                difference = abs(np.median(image[mask]) - np.median(image[around])) / np.median(image[around])
+                contrast.setdefault((organ, channel), []).append(difference)
+    means = {key: np.mean(values) for key, values in contrast.items()}
+    assert means["liver", "T1"] > 2 * means["liver", "T2"]
+    assert means["spleen", "T2"] > 1.5 * means["spleen", "T1"]
+
+
+@pytest.mark.parametrize(
+    ("channels", "message"),
+    [
+        ("T1", r"generator.channels=T1: must be null, or list channels by centre: \{Oslo: \[T1\]\}"),
+        ({"Bern": ["T1"]}, "channels.Bern: there is no such centre"),
+        ({"Oslo": ["FLAIR"]}, "channels.Oslo=.*FLAIR.*: must be some of T1, T2, each once"),
+    ],
+)
+def test_channels_that_cannot_be_are_an_error(tmp_path: Path, channels: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        made(tmp_path, channels=channels)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("annotated", "message"),
     [
@@ -155,3 +225,13 @@ def test_what_is_annotated_is_chosen_on_the_command_line(tmp_path: Path) -> None
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = read_config(compose("config", overrides=[*keys, "dataset.generator.annotated=all"]))
     assert {labels(folder)["kidney"] for folder in prepare_centres(config).values()} == {3}
+
+
+def test_channels_are_chosen_on_the_command_line(tmp_path: Path) -> None:
+    few = [f"dataset.generator.centres.{name}.cases=5" for name in (*OWN, "Ghent")]
+    keys = ["dataset=phantom_organs", f"paths.run={tmp_path}", f"paths.data={tmp_path}", *few]
+    unlike = "dataset.generator.channels={Oslo: [T1, T2], Porto: [T1], Turin: [T2]}"
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = read_config(compose("config", overrides=[*keys, unlike]))
+    found = {name: len(list((folder / "imagesTr").glob("*_0001*"))) for name, folder in prepare_centres(config).items()}
+    assert found == {"Oslo": 5, "Porto": 0, "Turin": 0, "Ghent": 0}
