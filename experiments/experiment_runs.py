@@ -1,4 +1,4 @@
-"""What experiments share: train what is not finished, one after another, and put results into a README.
+"""What experiments share: train what is not finished, one after another, and put tables into a README.
 
 Their scripts find it by the folder above their own, which they append to ``sys.path``.
 """
@@ -10,6 +10,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+
+from fednnunet.evaluation.statistics import Interval
 from fednnunet.files import write_atomically
 from fednnunet.run_files import RUN_FILE
 
@@ -53,6 +56,23 @@ def exit_status(train: Callable[[], None]) -> int:
     except subprocess.CalledProcessError as failed:
         return failed.returncode
     return 0
+
+
+def as_text(interval: Interval, sign: str = "") -> str:
+    """Mean, and its interval where there is one."""
+    mean = f"{interval.mean:{sign}.3f}"
+    return mean if np.isnan(interval.low) else f"{mean} [{interval.low:{sign}.3f}, {interval.high:{sign}.3f}]"
+
+
+def is_below(interval: Interval) -> str:
+    """Whether a difference is below 0 by more than its interval."""
+    return "not known" if np.isnan(interval.high) else "**yes**" if interval.high < 0 else "no"
+
+
+def table_of(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; all columns but the first are numbers."""
+    aligned = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, aligned, *rows)) + "\n"
 
 
 def publish_between(readme: Path, begins: str, ends: str, text: str) -> None:

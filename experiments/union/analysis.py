@@ -19,7 +19,7 @@ from fednnunet.phantoms.organs import ORGANS, TRUTH_LABELS
 from fednnunet.reporting.figures.style import save_picture
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from experiment_runs import publish_between
+from experiment_runs import as_text, is_below, publish_between, table_of
 
 README = Path(__file__).parent / "README.md"
 IMAGES = README.parents[2] / "docs" / "images"
@@ -104,22 +104,6 @@ def _by_node(values: pd.Series) -> dict[str, Interval]:
     return intervals | {"mean": mean_interval(values.groupby("seed").mean().to_list())}
 
 
-def as_text(interval: Interval, sign: str = "") -> str:
-    """Mean, and its interval where there is one."""
-    mean = f"{interval.mean:{sign}.3f}"
-    return mean if np.isnan(interval.low) else f"{mean} [{interval.low:{sign}.3f}, {interval.high:{sign}.3f}]"
-
-
-def is_below(interval: Interval) -> str:
-    """Whether a difference is below 0 by more than its interval."""
-    return "not known" if np.isnan(interval.high) else "**yes**" if interval.high < 0 else "no"
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    aligned = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, aligned, *rows)) + "\n"
-
-
 def as_markdown(scores: pd.DataFrame) -> str:
     """All tables."""
     trained = [training for training in TRAININGS if training in set(scores["training"])]
@@ -139,7 +123,7 @@ def as_markdown(scores: pd.DataFrame) -> str:
     parts = [
         f"Seeds: {counts}.\n",
         "DSC; bold: the organ that the hospital annotates:\n",
-        _table(["cases of, organ", *titles], rows),
+        table_of(["cases of, organ", *titles], rows),
     ]
     for title, found, sign in (
         (
@@ -155,11 +139,11 @@ def as_markdown(scores: pd.DataFrame) -> str:
             if sign:
                 lines.append(["… below alone?", *[is_below(by_node[node]) for node in nodes]])
         if lines:
-            parts += [f"{title}\n", _table(head, lines)]
+            parts += [f"{title}\n", table_of(head, lines)]
     if found := gains(scores):
         title = f"{TRAININGS[SHOWN].title}, less {TRAININGS[UNTAUGHT].title} (same seed):"
         lines = [[part, *[as_text(by_node[node], "+") for node in nodes]] for part, by_node in found.items()]
-        parts += [f"{title}\n", _table(head, lines)]
+        parts += [f"{title}\n", table_of(head, lines)]
     return "\n".join(parts)
 
 
