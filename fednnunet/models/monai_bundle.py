@@ -48,7 +48,7 @@ def export_bundle(handover: Handover, target: Path) -> ModelCard:
         DataError: the model cannot be read, holds what is not finite, or is none that MONAI can feed.
     """
     model = handover.portable()
-    reader = model.dataset_json.get("overwrite_image_reader_writer", model.plans["image_reader_writer"])
+    reader = model.plans["image_reader_writer"]  # that nnU-Net segments with, whatever dataset.json said for planning
     if reader not in READERS:
         raise DataError(
             f"{model.where}: images are read by {reader}, and MONAI has nothing like it; bundles can be made of models "

@@ -145,6 +145,7 @@ def test_cases_are_listed_with_all_channels(tmp_path: Path) -> None:
 def test_models_of_readers_that_turn_images_are_refused(trained_folders: TrainedFolders, tmp_path: Path) -> None:
     model = open_model(trained_folders.model("3d_fullres"))
     model.plans["image_reader_writer"] = "NibabelIOWithReorient"
+    model.dataset_json["overwrite_image_reader_writer"] = "SimpleITKIO"  # which nnU-Net reads when it plans, only
     with pytest.raises(DataError, match="read by NibabelIOWithReorient"):
         export_bundle(Handover(model, "Dataset007_X", RunFacts()), tmp_path / "x.zip")
     assert not list(tmp_path.iterdir())
