@@ -154,7 +154,7 @@ def _of_zip(source: Path, configuration: str | None, folds: Sequence[str] | None
     if card is None:
         return f"{name}.zip", Handover(model, name, RunFacts())
     facts = card.run if names else card.run.without_names()
-    if list(model.folds) != next(one.folds for one in card.networks if one.configuration == model.configuration):
+    if [list(model.folds)] != [one.folds for one in card.networks if one.configuration == model.configuration]:
         facts = facts.model_copy(update={"scores": []})  # they are of all of its folds
     return f"{name}.zip", Handover(model, name, facts, card.licence, limits_given(card.limits))
 

@@ -25,7 +25,7 @@ NOT_ELSEWHERE = (
     "How well it does on images of other centres, scanners or protocols is not known before it is tried there."
 )
 NO_EXTERNAL = "It was scored on held-out cases of the centres that trained it, and at no other centre."
-NO_SCORES = "No scores are known of it that are means over five cases of a centre or more."
+NO_SCORES = "No scores are known of it, or only of fewer than five cases of a centre, which are not told."
 FOLDS_APART = (
     "Scores of training centres are of each fold's network on the cases that this fold held out. The average of the "
     "folds' networks, which is used by default, was trained on all of these cases: it has no such score."
@@ -197,7 +197,7 @@ class ModelCard(_Card):
     networks: list[NetworkFacts] = Field(min_length=1)
     limits: list[Text]
     versions: dict[Text, Text]
-    files: dict[Text, Digest]
+    files: dict[Text, Digest] = Field(min_length=1)
 
     @classmethod
     def parse(cls, content: bytes, where: str) -> Self:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from zipfile import ZipInfo
 
 from fednnunet.errors import DataError
-from fednnunet.models.archive import CARD, check_entries, open_zip, read_entry
+from fednnunet.models.archive import CARD, READ, check_entries, open_zip, read_entry
 from fednnunet.models.archive import MOST_BYTES as MOST_OF_A_FILE
 from fednnunet.models.checkpoint_file import check_weights, mirror_axes_of, read_checkpoint, weights_of
 from fednnunet.models.json_file import MOST_BYTES, parse_json
@@ -74,8 +75,18 @@ def open_archive(path: Path, configuration: str | None, folds: Sequence[str] | N
     chosen = choose_folder(_find_models(reader), path, None, configuration)
     card = _read_card(reader, chosen)
     if card is not None:
+        _check_complete(reader, card)
         reader = replace(reader, digests=card.files)
     return _open_model(reader, chosen, choose_folds(chosen.folds, folds, chosen.where))
+
+
+def _check_complete(reader: ArchiveReader, card: ModelCard) -> None:
+    """Refuse a zip that lacks a fold, or post-processing, that its card is about: it would give other voxels."""
+    lacking = next((name for name in card.files if re.fullmatch(READ, name) and name not in reader.entries), None)
+    if lacking is not None:
+        raise DataError(
+            f"{reader.path} lacks {lacking}, which {CARD} is about: it was changed; get the file anew from who made it"
+        )
 
 
 def read_card(path: Path, configuration: str | None = None) -> ModelCard | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import pickle
@@ -18,6 +19,7 @@ from fednnunet.errors import DataError
 from fednnunet.models.export_zip import Handover, export_zip
 from fednnunet.models.model_card import RunFacts
 from fednnunet.models.open_model import open_model
+from fednnunet.models.postprocessing import Postprocessing
 from tests.support.model_zips import changed_zip
 from tests.support.trained_models import TrainedFolders
 
@@ -53,6 +55,19 @@ def directory_of(path: Path) -> int:
 def same_weights(one: Path, other: Path) -> bool:
     weights, others = (open_model(path).weights("1") for path in (one, other))
     return weights.keys() == others.keys() and all(torch.equal(weights[name], others[name]) for name in weights)
+
+
+def test_a_zip_without_what_its_card_is_about_is_refused(
+    trained_folders: TrainedFolders, ours: Path, tmp_path: Path
+) -> None:
+    fewer = changed_zip(ours, tmp_path / "fewer.zip", {"fold_1/checkpoint_final.pth": None})
+    with pytest.raises(DataError, match=r"lacks .*fold_1/checkpoint_final.pth, which model_card.json is about"):
+        open_model(fewer)
+    whole = dataclasses.replace(open_model(trained_folders.model("2d")), postprocessing=Postprocessing.of([(1,)]))
+    export_zip(Handover(whole, "Dataset007_X", RunFacts()), tmp_path / "model.zip")
+    without = changed_zip(tmp_path / "model.zip", tmp_path / "without.zip", {"postprocessing.json": None})
+    with pytest.raises(DataError, match=r"lacks .*/postprocessing.json, which"):
+        open_model(without)
 
 
 def test_both_kinds_of_zip_hold_the_model(trained_folders: TrainedFolders, ours: Path, nnunets: Path) -> None:
