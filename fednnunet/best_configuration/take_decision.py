@@ -13,7 +13,7 @@ from fednnunet.best_configuration.decision_files import BEST_FILE
 from fednnunet.best_configuration.node_models import TrainedFolds
 from fednnunet.best_configuration.sums import MOST_BYTES, Model
 from fednnunet.errors import DataError, first_problem, one_line
-from fednnunet.models.postprocessing import Postprocessing
+from fednnunet.models.postprocessing import POSTPROCESSING_FILE, Postprocessing
 
 
 class _Best(BaseModel):
@@ -67,9 +67,18 @@ def take(decision: TakenDecision, by_node: Mapping[str, Sequence[TrainedFolds]])
         Folders of the models.
 
     Raises:
-        DataError: a node lacks the best model, or its model does not segment what is post-processed.
+        DataError: a node lacks the best model, or its model does not segment what is post-processed; or a model of the
+            best ensemble has post-processing of an earlier decision beside it, which would come before the mean.
     """
     if len(decision.best.models) > 1:
+        of_ensemble = [one.folder for models in by_node.values() for one in models if one.model in decision.best.models]
+        for folder in of_ensemble:
+            earlier = folder / POSTPROCESSING_FILE
+            if earlier.exists() and Postprocessing.read(earlier).largest_component:
+                raise DataError(
+                    f"{earlier} is of an earlier decision, and would be applied before the mean of the ensemble that "
+                    "is best now; remove it"
+                )
         return []
     (best,) = decision.best.models
     chosen = []

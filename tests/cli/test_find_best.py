@@ -98,6 +98,11 @@ def test_post_processing_is_put_beside_the_best_models(find_best: Call, runs: li
     best = json.loads(path.read_text())
     best["best"]["models"] += best["candidates"][0]["models"]
     path.write_text(json.dumps(best))
+    code, _, err = find_best(*runs, "--use", "outputs/best_configuration")
+    assert code == 2
+    assert "postprocessing.json is of an earlier decision, and would be applied before the mean of the ensemble" in err
+    for folder in find_folders(runs[1]):
+        (folder.path / "postprocessing.json").unlink()
     code, out, _ = find_best(*runs, "--use", "outputs/best_configuration")
     assert (code, out.count("best is the ensemble of 3d_fullres and 2d")) == (0, 1)
     path.write_text(json.dumps({"format": 1}))
