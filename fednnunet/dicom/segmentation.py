@@ -268,7 +268,7 @@ def _sources(series: Series) -> list[Dataset]:
     for path in series.files:
         source = read_dataset(path, force=True)
         for keyword in TYPE_2:
-            if keyword not in source:
+            if keyword not in source or not _is_readable(source[keyword]):
                 setattr(source, keyword, "")
         source.SpacingBetweenSlices = _decimal(series.stack.spacing[2])
         if not source.get("SliceThickness"):
@@ -278,6 +278,17 @@ def _sources(series: Series) -> list[Dataset]:
             source.PixelSpacing = sources[0].PixelSpacing
         sources.append(source)
     return sources
+
+
+def _is_readable(element: Any) -> bool:
+    """Whether a date or time is one; de-identification may leave ``0000``, which highdicom refuses, and quotes."""
+    from pydicom.valuerep import DA, TM
+
+    read = {"DA": DA, "TM": TM}.get(element.VR)
+    try:
+        return read is None or not element.value or bool(read(element.value))
+    except (ValueError, TypeError):
+        return False
 
 
 def _decimal(number: float) -> Any:

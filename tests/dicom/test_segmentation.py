@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,19 @@ def test_elements_that_deidentification_removed_are_empty(tmp_path: Path) -> Non
     seg = segread(tmp_path / "seg.dcm")
     assert not any(seg[keyword].value for keyword in removed)
     assert "PatientID" not in pydicom.dcmread(series.files[0])
+
+
+def test_dates_that_deidentification_made_none_are_empty(tmp_path: Path) -> None:
+    def blur(_: int, dataset: pydicom.Dataset) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dataset.PatientBirthDate, dataset.StudyTime, dataset.StudyDate = "1970", "9999", "20200131"
+
+    write_series(tmp_path / "ct", np.zeros((3, 4, 5), np.int16), change=blur)
+    (series,) = find_series(tmp_path / "ct")
+    write_segmentation(tmp_path / "seg.dcm", np.ones((3, 4, 5), np.uint8), series, {"tumour": 1})
+    written = pydicom.dcmread(tmp_path / "seg.dcm")
+    assert (written.PatientBirthDate, written.StudyTime, written.StudyDate) == ("", "", "20200131")
 
 
 def test_directions_that_differ_in_their_last_digit_are_one(tmp_path: Path) -> None:
