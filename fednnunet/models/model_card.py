@@ -293,7 +293,9 @@ class ModelCard(_Card):
             "",
             *_table(("centre", "", "label", "cases", "DSC", f"HD95 ({_cell(self.run.distance_unit)})"), rows),
             "Means over five cases or more, with 95 % bootstrap intervals over them. HD95 is undefined where a mask is "
-            "empty: in brackets the number of cases in which it is not.",
+            "empty: in brackets the number of cases in which it is not."
+            + " They are of segmentations before post-processing."
+            * any(one.postprocessing for one in self.networks),
             "",
         ]
 

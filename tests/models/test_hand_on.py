@@ -75,6 +75,15 @@ def test_some_folds_of_a_zip_have_no_scores(named: Path, tmp_path: Path, monkeyp
     assert any("No scores are known" in limit for limit in card.limits)
 
 
+def test_a_card_says_that_scores_are_from_before_post_processing(named: Path) -> None:
+    card = card_of(named)
+    with_steps = card.model_copy(
+        update={"networks": [one.model_copy(update={"postprocessing": [[1]]}) for one in card.networks]}
+    )
+    assert "before post-processing" not in card.as_markdown()
+    assert "They are of segmentations before post-processing." in with_steps.as_markdown()
+
+
 @pytest.mark.parametrize("option", [["--node", "Oslo"], ["--personal"], ["--run", "run"]])
 def test_what_chooses_within_a_run_chooses_nothing_in_a_zip(
     named: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], option: list[str]
