@@ -22,6 +22,13 @@ NOT_SLICES = ("1.2.840.10008.5.1.4.1.1.481.", "1.2.840.10008.5.1.4.1.1.66", "1.2
 """Beginnings of SOP classes that may have rows and columns and are no slices: RT dose, SEG, parametric maps."""
 CAPTURES = "1.2.840.10008.5.1.4.1.1.7"
 """Beginning of the SOP classes of secondary captures (screenshots, dose reports) and photographs."""
+IMAGES = tuple(
+    f"1.2.840.10008.5.1.4.1.1.{number}"
+    for number in ("1", "1.1", "2", "2.1", "2.2", "4", "4.1", "4.4", "6.1", "12.1", "20", "128", "128.1", "130")
+)
+"""SOP classes of images: CR, DX, CT, MR, US, XA, NM and PET; one without a size was cut off."""
+ENDINGS = (".dcm", ".ima")
+"""By which a file says that it is DICOM, whatever is in it."""
 DIRECTORY = "1.2.840.10008.1.3.10"
 """SOP class of DICOMDIR."""
 KEYWORDS = (
@@ -160,6 +167,8 @@ def _kind(path: Path) -> str | None:
         return None
     with path.open("rb") as file:
         start = file.read(PREFIX + 4)
+    if len(start) < PREFIX + 4 and path.name.lower().endswith(ENDINGS):
+        raise _cut_off(path)
     if start[PREFIX:] == b"DICM":
         return "dicom"
     return "bare" if start.startswith(GROUP_8) else None
@@ -169,10 +178,14 @@ def _read_header(path: Path, *, force: bool) -> Header | None:
     """The header; None for DICOMDIR, and for what only looked like DICOM."""
     dataset = read_dataset(path, keywords=KEYWORDS, force=force)
     with reading(f"{path}: its header cannot be read"):
-        stored = getattr(dataset, "file_meta", {}).get("MediaStorageSOPClassUID", "")
-        sop_class = _text(dataset, "SOPClassUID") or str(stored)
-        if sop_class == DIRECTORY or not sop_class:
+        stored = str(getattr(dataset, "file_meta", {}).get("MediaStorageSOPClassUID", ""))
+        sop_class = _text(dataset, "SOPClassUID")
+        if DIRECTORY in (sop_class, stored) or (force and not sop_class):
             return None
+        if not sop_class or (stored != sop_class and stored.startswith(sop_class)):
+            raise _cut_off(path)
+        if sop_class in IMAGES and not (_whole(dataset, "Rows") and _whole(dataset, "Columns")):
+            raise _cut_off(path)  # pydicom reads what is there; without it, a volume would only be shorter
         return Header(
             path=path,
             sop_class=sop_class,
@@ -198,6 +211,10 @@ def _read_header(path: Path, *, force: bool) -> Header | None:
             thickness=_number(dataset, "SliceThickness"),
             between_slices=_number(dataset, "SpacingBetweenSlices"),
         )
+
+
+def _cut_off(path: Path) -> DataError:
+    return DataError(f"{path} is cut off: its header ends before it says what the file holds; copy it again")
 
 
 def read_dataset(path: Path, *, keywords: tuple[str, ...] = (), pixels: bool = False, force: bool = False) -> Dataset:

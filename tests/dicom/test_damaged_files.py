@@ -11,7 +11,7 @@ import pytest
 from fednnunet.dicom.annotations import draw_annotation, open_annotation
 from fednnunet.dicom.headers import read_headers
 from fednnunet.dicom.segmentation import write_segmentation
-from fednnunet.dicom.series import Series, find_series, read_volume
+from fednnunet.dicom.series import Series, find_series, look_into, read_volume
 from fednnunet.errors import DataError
 from tests.support.dicom_series import phantom_labels, phantom_voxels, write_series
 from tests.support.structure_sets import write_structures
@@ -69,3 +69,21 @@ def test_damaged_annotations(tmp_path: Path, series: Series, kind: str) -> None:
         path.write_bytes(damage(content, random))
         lines.append(lines_of_refusal(read))
     assert set(lines) == {0, 1}
+
+
+def test_a_slice_that_was_cut_off_anywhere_is_never_passed_over(tmp_path: Path) -> None:
+    """pydicom reads what is left of a header; a volume without its last slice would look whole."""
+    *_, last = write_series(tmp_path, np.zeros((4, 6, 5), np.int16))
+    whole = last.read_bytes()
+    for length in range(0, len(whole), 16):
+        last.write_bytes(whole[:length])
+        with pytest.raises(DataError, match=last.name):  # at once, as a refusal, or when voxels are read
+            read_whole(tmp_path)
+
+
+def read_whole(folder: Path) -> None:
+    content = look_into(folder)
+    for refusal in content.refusals:
+        raise DataError(refusal.reason)
+    assert [len(series.files) for series in content.series] == [4]
+    read_volume(content.series[0])
