@@ -186,18 +186,24 @@ def _notes(
     of_node: Mapping[str, Mapping[int, Selection]], default: str, by_means: Sequence[str], kept: Sequence[str]
 ) -> list[str]:
     notes = []
-    reasons: dict[str, list[str]] = {}
+    without_choice: dict[str, list[str]] = {}
+    without_score: dict[str, list[str]] = {}
     for node, seeds in of_node.items():
         for seed, selection in seeds.items():
             who = node if len(seeds) == 1 else f"{node}, seed {seed}"
             if selection.final.reason:
-                reasons.setdefault(selection.final.reason, []).append(who)
-            elif without := [choice for choice in selection.choices.values() if choice.reason]:
-                folds = join_first([choice.fold for choice in without], 5)
-                of_some = "" if len(without) == len(selection.choices) else f" (held-out fold {folds})"
-                reasons.setdefault(without[0].reason, []).append(f"{who}{of_some}")
-    for reason, those in reasons.items():
+                without_choice.setdefault(selection.final.reason, []).append(who)
+            elif unmade := [choice for choice in selection.choices.values() if choice.reason]:
+                folds = join_first([choice.fold for choice in unmade], 5)
+                of_some = "" if len(unmade) == len(selection.choices) else f" (held-out fold {folds})"
+                without_score.setdefault(unmade[0].reason, []).append(f"{who}{of_some}")
+    for reason, those in without_choice.items():
         notes.append(f"{_who(those)} cannot choose: {reason}. The federation's default is taken: {default}.")
+    for reason, those in without_score.items():
+        notes.append(
+            f"{_who(those)} can choose by all cases, but not without the fold that is scored: {reason}. The score of "
+            f"selected is that of the federation's default there: {default}."
+        )
     if by_means:
         notes.append(f"{_who(by_means)}: chosen by means of folds, as the hospital tells no scores of cases.")
     if kept:

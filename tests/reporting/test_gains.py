@@ -98,6 +98,16 @@ def test_with_one_fold_nothing_is_selected_and_differences_stay() -> None:
     ]
 
 
+def test_a_choice_by_all_cases_whose_score_is_the_defaults_is_called_so() -> None:
+    found = gains_of({"local": {"Oslo": [0.5] * 7}, "ffe": {"Oslo": FALLS[:7]}}, folds=2)  # four cases and three
+    assert found.selections is not None
+    assert found.selections.of_node["Oslo"][0].final.candidate == "local"
+    assert found.notes == [
+        "Oslo can choose by all cases, but not without the fold that is scored: 3 cases in the other folds, and at "
+        "least 5 are needed. The score of selected is that of the federation's default there: ffe."
+    ]
+
+
 def test_candidates_scored_on_other_splits_are_refused() -> None:
     scores = case_scores({"local": {"Oslo": [0.5] * 8}, "ffe": {"Oslo": RISES}})
     moved = scores.copy()
