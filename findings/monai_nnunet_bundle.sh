@@ -4,9 +4,9 @@
 # Versions:  monai 1.6.1, nnunetv2 2.8.1, torch 2.13.0
 # Guess:     convert_nnunet_to_monai_bundle converts what nnU-Net writes, and ModelnnUNetWrapper reads what it wrote.
 # Behaviour: neither. The converter stops at the checkpoints, which hold NumPy scalars from the first epoch on, as it
-#            loads them with weights_only=True. With these turned into Python's numbers it converts, but the wrapper (and
-#            get_nnunet_monai_predictor with it) calls nnU-Net's build_network_architecture with the arguments that this
-#            had before nnunetv2 2.7.0.
+#            loads them with weights_only=True. Without these (log emptied, best Dice as a Python number) it converts, but
+#            the wrapper, and get_nnunet_monai_predictor with it, calls nnU-Net's build_network_architecture with the
+#            arguments that this had in nnunetv2 2.6.
 # Output:    after a line of nnU-Net's own on devices: as trained: UnpicklingError, 0 files; without NumPy scalars: no
 #            error, 5 files; read back: TypeError (got multiple values for argument 'enable_deep_supervision')
 set -euo pipefail
