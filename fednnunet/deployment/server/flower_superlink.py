@@ -12,7 +12,6 @@ from base64 import b64decode
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from fastapi import FastAPI
@@ -53,8 +52,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from fednnunet.deployment.server.round_state import FRESH_SECONDS, RoundState
-
+FRESH_SECONDS = 1.0
+"""How long it is taken for granted that a node is registered, before Flower itself checks that again."""
 CONTROL_PREFIX = "/v1/control/"
 OF_CONTROL: set[Any] = {
     ControlAuthenticationMiddleware,
@@ -125,8 +124,7 @@ def _skip_layers_of_control(app: FastAPI) -> None:
 class DirectCalls:
     """The calls that a round consists of, by the hundred, handled as Flower's routes do, without FastAPI between.
 
-    Each checks the same, and calls the same handler, in one thread in place of six. What each of them would ask the
-    database alike, it asks once a second.
+    Each checks the same, and calls the same handler, in one thread in place of six.
 
     Args:
         app: of :func:`superlink_app`.
@@ -136,9 +134,7 @@ class DirectCalls:
     """
 
     def __init__(self, app: FastAPI) -> None:
-        self._state: Any = RoundState(app.state.linkstate_factory.state)
-        # Flower's check of a node takes the state from the app that a request is for.
-        self._app = SimpleNamespace(state=SimpleNamespace(linkstate_factory=SimpleNamespace(state=lambda: self._state)))
+        self._state = app.state.linkstate_factory.state
         self._check_version = VersionDependency(
             component_name="SuperLink", connection_name="Caller <-> SuperLink Runtime API"
         )
@@ -155,7 +151,7 @@ class DirectCalls:
         self.paths = self._calls.keys()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response = await http_error_translator(Request({**scope, "app": self._app}, receive), self._answer)
+        response = await http_error_translator(Request(scope, receive), self._answer)
         await response(scope, receive, send)
 
     async def _answer(self, request: Request) -> Response:
@@ -174,21 +170,21 @@ class DirectCalls:
     def _of_node(self, handler: Callable[..., Any]) -> Callable[[Request, Any], Any]:
         def handle(request: Request, message: Any) -> Any:
             authenticate_node(request)
-            return handler(message, self._state)
+            return handler(message, self._state())
 
         return handle
 
     def _of_server_app(self, handler: Callable[..., Any]) -> Callable[[Request, Any], Any]:
         def handle(request: Request, message: Any) -> Any:
             self._check_version(request)
-            task = authenticate_task(request, request.headers.get(TASK_TOKEN_HEADER), self._state)
-            return handler(message, self._state, task)
+            state = self._state()
+            task = authenticate_task(request, request.headers.get(TASK_TOKEN_HEADER), state)
+            return handler(message, state, task)
 
         return handle
 
     @staticmethod
     def _pull_messages(message: Any, state: Any) -> Any:
-        state.flush_traffic()  # a node asks for a message after it has sent a reply
         return fleet_handlers.pull_messages(message, state, state.object_store)
 
 
