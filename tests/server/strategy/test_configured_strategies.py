@@ -19,7 +19,7 @@ from fednnunet.server.strategy.no_exchange import NoExchange
 CONF = Path(__file__).parents[3] / "conf"
 STRATEGIES: dict[str, type] = {
     **{"local": NoExchange, "centralized": NoExchange},
-    **{"asym": AsymFedAvg, "ffe": AsymFedAvg, "fedprox": AsymFedAvg},
+    **{"asym": AsymFedAvg, "ffe": AsymFedAvg, "fedprox": AsymFedAvg, "ditto": AsymFedAvg, "ditto_asym": AsymFedAvg},
     **{"fedadam": flower.FedAdam, "fedavgm": flower.FedAvgM, "fedmedian": flower.FedMedian},
     **{"fedtrimmedavg": flower.FedTrimmedAvg, "fedyogi": flower.FedYogi, "krum": flower.Krum},
 }
