@@ -94,7 +94,7 @@ class RunFacts(_Card):
         trained_for: all of a federation's nodes, one of them, or the centres' pooled cases.
         centres: number of centres that trained.
         names: their names, where they are to be known.
-        cases: number of training cases, of all folds: of the node where it trained alone, else of all centres.
+        cases: cases, of which each fold holds some out: of the node where it trained alone, else of all centres.
         cases_of_centres: the same by centre, or by a number in place of its name.
         rounds: of a fold.
         iterations: of an epoch.
@@ -228,7 +228,7 @@ class ModelCard(_Card):
             ("trained for", run.trained_for),
             ("strategy", run.strategy),
             ("centres that trained", ", ".join(run.names) if run.names else run.centres),
-            ("training cases", run.cases),
+            ("cases, of which each fold holds some out", run.cases),
             ("rounds per fold", run.rounds),
             ("iterations per epoch", run.iterations),
         ]
