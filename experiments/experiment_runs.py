@@ -5,9 +5,10 @@ Their scripts find it by the folder above their own, which they append to ``sys.
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,11 @@ from fednnunet.files import write_atomically
 from fednnunet.run_files import RUN_FILE
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def run_folder(out: Path, training: str, seed: int) -> Path:
+    """Folder of a training's run, where each is trained once for each seed."""
+    return out / "runs" / training / f"seed{seed}"
 
 
 def train_command(folder: Path, settings: Sequence[str], overrides: Sequence[str] = ()) -> list[str]:
@@ -55,6 +61,48 @@ def exit_status(train: Callable[[], None]) -> int:
         return 130
     except subprocess.CalledProcessError as failed:
         return failed.returncode
+    return 0
+
+
+def run_seeds(
+    description: str,
+    out: Path,
+    trainings: Collection[str],
+    train: Callable[[Path, str, int, Sequence[str]], None],
+    write_results: Callable[[Path], str],
+) -> int:
+    """The script of an experiment that trains everything once for each seed; a seed is finished before the next.
+
+    Args:
+        description: of the script.
+        out: folder of the experiment, unless the command names another.
+        trainings: names of all.
+        train: trains one for a seed, or continues, given the folder, its name, the seed and keys of the command.
+        write_results: writes what is finished, and returns its tables.
+
+    Returns:
+        The exit status.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", default="0,1,2,3,4", help="comma-separated (default: %(default)s)")
+    parser.add_argument("--trainings", default=",".join(trainings), help="comma-separated (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=out, help="folder of the experiment")
+    parser.add_argument("--report-only", action="store_true", help="compare what is finished, train nothing")
+    parser.add_argument("overrides", nargs="*", help="keys of all trainings, such as trainer.epochs=1")
+    options = parser.parse_args()
+    folder, chosen = options.out.resolve(), options.trainings.split(",")
+    if unknown := set(chosen) - set(trainings):
+        parser.error(f"--trainings: {min(unknown)} is none of {', '.join(trainings)}")
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+
+    def train_all() -> None:
+        for seed in seeds:
+            for training in chosen:
+                train(folder, training, seed, options.overrides)
+
+    if not options.report_only and (status := exit_status(train_all)):
+        return status
+    print(write_results(folder))
     return 0
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from nnunetv2.evaluation.evaluate_predictions import compute_tp_fp_fn_tn
 
+from fednnunet.best_configuration.case_scores import dice
 from fednnunet.datasets.raw import Case
 from fednnunet.evaluation.predict import Predictor
 from fednnunet.files import write_arrays
@@ -19,7 +19,7 @@ from fednnunet.phantoms.organs import CHANNELS, ORGANS, TRUTH_LABELS
 from fednnunet.training.final_checkpoint import FINAL
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "union"))
-from scoring import EXTERNAL, load_predictor, truth_of, truth_values, unseen_cases
+from scoring import EXTERNAL, load_predictor, run_folder, truth_of, truth_values, unseen_cases
 
 ACQUIRED = {"Oslo": ("T1", "T2"), "Porto": ("T1",), "Turin": ("T2",)}
 """Channels of a training centre; the external one has both."""
@@ -58,11 +58,6 @@ COLUMNS = ["training", "seed", "node", "centre", "channels", "case", "organ", "d
 def images_folder(out: Path, seed: int) -> Path:
     """Folder of the raw datasets."""
     return out / "images" / f"seed{seed}"
-
-
-def run_folder(out: Path, training: str, seed: int) -> Path:
-    """Folder of a training's run."""
-    return out / "runs" / training / f"seed{seed}"
 
 
 def predictions_file(out: Path, training: str, seed: int) -> Path:
@@ -131,7 +126,5 @@ def _scored(out: Path) -> Iterator[tuple[object, ...]]:
                 for key in predicted.files:
                     node, centre, channels, case = key.split("/")
                     for organ in ORGANS:
-                        value = TRUTH_LABELS[organ]
-                        tp, fp, fn, _ = compute_tp_fp_fn_tn(truths[case] == value, predicted[key] == value)
-                        dsc = 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else np.nan
+                        dsc = dice(predicted[key], truths[case], TRUTH_LABELS[organ], None)
                         yield training, seed, node, centre, channels, case, organ, dsc

@@ -9,7 +9,6 @@ those of a seed, and writes table and figure of what is finished. Each seed draw
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 from analysis import write_comparison
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from experiment_runs import exit_status, train_command, train_unless_finished
+from experiment_runs import run_folder, run_seeds, train_command, train_unless_finished
 
 FINE_TUNED = "strategy.fine_tune_epochs=3"
 TRAININGS = {
@@ -55,11 +54,6 @@ SETTINGS = [
 ]
 
 
-def run_folder(out: Path, training: str, seed: int) -> Path:
-    """Folder of a training's run."""
-    return out / "runs" / training / f"seed{seed}"
-
-
 def command(out: Path, training: str, seed: int, overrides: Sequence[str] = ()) -> list[str]:
     """The command that trains it, or continues."""
     settings = [
@@ -69,33 +63,19 @@ def command(out: Path, training: str, seed: int, overrides: Sequence[str] = ()) 
     return train_command(run_folder(out, training, seed), settings, overrides)
 
 
-def train(out: Path, seeds: Sequence[int], trainings: Sequence[str], overrides: Sequence[str] = ()) -> None:
-    """Train, or continue; what is finished stays. A seed is finished before the next.
+def train(out: Path, training: str, seed: int, overrides: Sequence[str] = ()) -> None:
+    """Train, or continue; what is finished stays.
 
     Raises:
-        subprocess.CalledProcessError: a training failed; its output says why.
+        subprocess.CalledProcessError: the training failed; its output says why.
     """
-    for seed in seeds:
-        for training in trainings:
-            folder = run_folder(out, training, seed)
-            train_unless_finished(f"{training}, seed {seed}", folder, command(out, training, seed, overrides))
+    folder = run_folder(out, training, seed)
+    train_unless_finished(f"{training}, seed {seed}", folder, command(out, training, seed, overrides))
 
 
 def main() -> int:
     """Run or continue the experiment; the exit status of a training that failed, else 0."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", default="0,1,2,3,4", help="comma-separated (default: %(default)s)")
-    parser.add_argument("--trainings", default=",".join(TRAININGS), help="comma-separated (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("outputs/selection"), help="folder of the experiment")
-    parser.add_argument("--report-only", action="store_true", help="compare what is finished, train nothing")
-    parser.add_argument("overrides", nargs="*", help="of all runs, such as trainer.epochs=1")
-    arguments = parser.parse_args()
-    out = arguments.out.resolve()
-    seeds, trainings = [int(seed) for seed in arguments.seeds.split(",")], arguments.trainings.split(",")
-    if not arguments.report_only and (status := exit_status(lambda: train(out, seeds, trainings, arguments.overrides))):
-        return status
-    print(write_comparison(out))
-    return 0
+    return run_seeds(__doc__ or "", Path("outputs/selection"), TRAININGS, train, write_comparison)
 
 
 if __name__ == "__main__":

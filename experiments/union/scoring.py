@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,18 +11,19 @@ import numpy as np
 import pandas as pd
 import SimpleITK as sitk
 import torch
-from nnunetv2.evaluation.evaluate_predictions import compute_tp_fp_fn_tn
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from fednnunet.best_configuration.case_scores import dice
 from fednnunet.datasets.raw import Case, read_dataset
 from fednnunet.datasets.splits import splits_of
 from fednnunet.evaluation.predict import Predictor
 from fednnunet.files import write_arrays
+from fednnunet.models.open_model import open_model
 from fednnunet.phantoms.organs import ORGANS, TRUTH_LABELS
 from fednnunet.phantoms.writer import TRUTH_FOLDER
-from fednnunet.training.checkpoint import NUMBERS
 from fednnunet.training.final_checkpoint import FINAL
-from fednnunet.training.trainer import build_network, find_trainer
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from experiment_runs import run_folder
 
 ANNOTATED = {"Oslo": "liver", "Porto": "spleen", "Turin": "kidney"}
 """Organ that a training centre annotates."""
@@ -74,11 +75,6 @@ def images_folder(out: Path, training: str, seed: int) -> Path:
     return out / "images" / TRAININGS[training].images / f"seed{seed}"
 
 
-def run_folder(out: Path, training: str, seed: int) -> Path:
-    """Folder of a training's run."""
-    return out / "runs" / training / f"seed{seed}"
-
-
 def predictions_file(out: Path, training: str, seed: int) -> Path:
     """File of label maps, by node, centre and case."""
     return out / "predictions" / training / f"seed{seed}.npz"
@@ -126,15 +122,11 @@ def save_predictions(out: Path, training: str, seed: int) -> None:
 
 def load_predictor(checkpoint: Path) -> Predictor:
     """nnU-Net's predictor with a node's final network, and plans and ``dataset.json`` of the folder of its model."""
-    folder = checkpoint.parents[1]
-    plans, dataset_json = (json.loads((folder / name).read_text()) for name in ("plans.json", "dataset.json"))
-    with torch.serialization.safe_globals(NUMBERS):
-        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    configuration = saved["init_args"]["configuration"]
-    network = build_network(find_trainer(saved["trainer_name"]), PlansManager(plans), configuration, dataset_json)
-    network.load_state_dict(saved["network_weights"])
-    axes = saved["inference_allowed_mirroring_axes"]
-    return Predictor(network, plans, configuration, dataset_json, axes, torch.device("cpu"))
+    model = open_model(checkpoint.parents[1])
+    network = model.build_network()
+    model.load(network, model.folds[0])
+    arguments = (model.plans, model.configuration, model.dataset_json, model.mirror_axes)
+    return Predictor(network, *arguments, torch.device("cpu"))
 
 
 def truth_values(labels: dict[str, int]) -> np.ndarray:
@@ -167,8 +159,6 @@ def read_scores(out: Path) -> pd.DataFrame:
             for node, centre, case, predicted in read_predictions(out, training, seed):
                 truth = truth_of(case)
                 for organ in ORGANS if settings.all_organs else (ANNOTATED[node],):
-                    value = TRUTH_LABELS[organ]
-                    tp, fp, fn, _ = compute_tp_fp_fn_tn(truth == value, predicted == value)
-                    dsc = 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else np.nan
+                    dsc = dice(predicted, truth, TRUTH_LABELS[organ], None)
                     rows.append((training, seed, node, centre, case.name, organ, dsc))
     return pd.DataFrame(rows, columns=COLUMNS)

@@ -211,7 +211,8 @@ def test_finished_trainings_are_not_started_again(tmp_path: Path, monkeypatch: p
     (finished / "run.json").write_text("{}")
     monkeypatch.setattr("subprocess.run", lambda command, **_: started.append(command))
     monkeypatch.setattr(run, "save_predictions", lambda *_: None)
-    run.train(tmp_path, ["alone", "all"], [0], ["trainer.epochs=1"])
+    for training in ("alone", "all"):
+        run.train(tmp_path, training, 0, ["trainer.epochs=1"])
     (command,) = started
     assert command[-1] == "trainer.epochs=1"
     assert "dataset.generator.annotated=all" in command
