@@ -2,49 +2,33 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from hydra import compose, initialize_config_dir
 
-from fednnunet.config.run import read_config
 from fednnunet.datasets.raw import Case
 from fednnunet.files import write_arrays
 from fednnunet.launch.settings import prepare_centres
 from fednnunet.phantoms.organs import ORGANS, TRUTH_LABELS
+from tests.support.experiment_modules import load_module, read_command, without_traces
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = [ROOT / "experiments/channels", ROOT / "experiments/union"]
+load = partial(load_module, FOLDERS[0])
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_module_is_left_to_other_tests() -> Iterator[None]:
-    yield
-    for name, module in list(sys.modules.items()):
-        if any(str(folder) in str(getattr(module, "__file__", "")) for folder in FOLDERS):
-            del sys.modules[name]
-
-
-def load(name: str) -> ModuleType:
-    """A module of the experiment, which finds its neighbours beside it."""
-    sys.path.insert(0, str(FOLDERS[0]))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(FOLDERS[0]))
+    yield from without_traces(*FOLDERS)
 
 
 def configured(out: Path, training: str, *few: str) -> Any:
-    overrides = [key for key in load("run").command(out, training, 3, few)[2:] if not key.startswith("hydra.")]
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return read_config(compose("config", overrides=[f"paths.run={out}", *overrides]))
+    return read_command(load("run").command(out, training, 3, few), out)
 
 
 def test_trainings_see_the_same_images_and_differ_in_what_becomes_of_channels(tmp_path: Path) -> None:

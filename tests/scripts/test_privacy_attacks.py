@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from flwr.app import MetricRecord
-from hydra import compose, initialize_config_dir
 from torchmetrics.functional.classification import binary_auroc, binary_sensitivity_at_specificity
 
-from fednnunet.config.run import read_config
 from fednnunet.evaluation.statistics import bootstrap
 from fednnunet.server.strategy.asym_fedavg import AsymFedAvg
 from fednnunet.server.strategy.reply_validation import Update
+from tests.support.experiment_modules import load_module, read_command, without_traces
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "experiments/privacy"
-
-
-def load(name: str) -> ModuleType:
-    """A module of the experiment, which finds its neighbours beside it."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(FOLDER))
+load = partial(load_module, FOLDER)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,18 +28,13 @@ def _as_the_script_runs() -> Iterator[None]:
     """One thread; and no module of a common name, such as ``metrics``, is left to other tests."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    yield from without_traces(FOLDER)
     torch.set_num_threads(threads)
-    for name in [name for name, module in sys.modules.items() if str(FOLDER) in str(getattr(module, "__file__", ""))]:
-        del sys.modules[name]
 
 
 @pytest.mark.parametrize(("training", "hospitals"), [("alone", 6), ("federated", 4), ("noise 0.5", 1), ("noise 2", 1)])
 def test_every_training_is_one_of_the_products(tmp_path: Path, training: str, hospitals: int) -> None:
-    command = load("trainings").command(tmp_path, training, [7])
-    overrides = [override for override in command[3:] if not override.startswith("hydra.")]
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = read_config(compose("config", overrides=[f"paths.run={tmp_path}", *overrides]))
+    config = read_command(load("trainings").command(tmp_path, training, [7]), tmp_path)
     assert config.seed == 7
     assert len(config.training_centres) == hospitals
     assert (config.privacy.case is not None) == training.startswith("noise")

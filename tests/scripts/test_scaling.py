@@ -2,49 +2,34 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from hydra import compose, initialize_config_dir
 
-from fednnunet.config.run import RunConfig, read_config
+from fednnunet.config.run import RunConfig
 from fednnunet.phantoms.many import HospitalDistribution, draw_hospitals
 from fednnunet.run_files import CASE_COLUMNS, ROUND_COLUMNS
 from fednnunet.server.strategy.sampling import NodeSampler
+from tests.support.experiment_modules import load_module, read_command, without_traces
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "experiments/scaling"
+load = partial(load_module, FOLDER)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_module_is_left_to_other_tests() -> Iterator[None]:
-    yield
-    for name in [name for name, module in sys.modules.items() if str(FOLDER) in str(getattr(module, "__file__", ""))]:
-        del sys.modules[name]
-
-
-def load(name: str) -> ModuleType:
-    """A module of the experiment, which finds its neighbours beside it."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(FOLDER))
+    yield from without_traces(FOLDER)
 
 
 def configured(out: Path, nodes: int, training: str) -> RunConfig:
-    command = load("run").command(out, nodes, training)
-    overrides = [override for override in command[2:] if not override.startswith("hydra.")]
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return read_config(compose("config", overrides=[f"paths.run={out}", *overrides]))
+    return read_command(load("run").command(out, nodes, training), out)
 
 
 @pytest.mark.parametrize(

@@ -2,48 +2,32 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import pandas as pd
 import pytest
-from hydra import compose, initialize_config_dir
 
-from fednnunet.config.run import read_config
 from fednnunet.selection.choose import Chosen, choose_models
 from fednnunet.selection.sources import Sources, scores_of
+from tests.support.experiment_modules import load_module, read_command, without_traces
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "experiments/selection"
+load = partial(load_module, FOLDER)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_module_is_left_to_other_tests() -> Iterator[None]:
-    yield
-    for name in [name for name, module in sys.modules.items() if str(FOLDER) in str(getattr(module, "__file__", ""))]:
-        del sys.modules[name]
-
-
-def load(name: str) -> ModuleType:
-    """A module of the experiment, which finds its neighbours beside it."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(FOLDER))
+    yield from without_traces(FOLDER)
 
 
 @pytest.mark.parametrize(("training", "personal"), [("local", False), ("ffe", True), ("asym", True), ("ditto", True)])
 def test_every_training_is_one_of_the_products_on_the_same_images(
     tmp_path: Path, training: str, personal: bool
 ) -> None:
-    command = load("run").command(tmp_path, training, 3)
-    overrides = [override for override in command[2:] if not override.startswith("hydra.")]
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = read_config(compose("config", overrides=[f"paths.run={tmp_path}", *overrides]))
+    config = read_command(load("run").command(tmp_path, training, 3), tmp_path)
     assert config.strategy.name == training
     assert (config.strategy.personal is not None) is personal
     assert config.folds == [0, 1, 2, 3, 4]

@@ -2,46 +2,32 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pandas as pd
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from fednnunet.config.run import RunConfig, read_config
+from fednnunet.config.run import RunConfig
 from fednnunet.files import write_arrays
 from fednnunet.phantoms.organs import ORGANS, TRUTH_LABELS, make_organ_phantom
+from tests.support.experiment_modules import load_module, read_command, without_traces
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "experiments/union"
+load = partial(load_module, FOLDER)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_module_is_left_to_other_tests() -> Iterator[None]:
-    yield
-    for name in [name for name, module in sys.modules.items() if str(FOLDER) in str(getattr(module, "__file__", ""))]:
-        del sys.modules[name]
-
-
-def load(name: str) -> ModuleType:
-    """A module of the experiment, which finds its neighbours beside it."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(FOLDER))
+    yield from without_traces(FOLDER)
 
 
 def configured(out: Path, training: str) -> RunConfig:
-    overrides = [key for key in load("run").command(out, training, 3)[2:] if not key.startswith("hydra.")]
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return read_config(compose("config", overrides=[f"paths.run={out}", *overrides]))
+    return read_command(load("run").command(out, training, 3), out)
 
 
 def test_trainings_differ_in_what_is_annotated_and_in_what_becomes_of_it(tmp_path: Path) -> None:
