@@ -104,19 +104,26 @@ def train(checkout: Path, run: Path, overrides: Sequence[str]) -> Training:
     environment = os.environ | {"FLWR_TELEMETRY_ENABLED": "0", "PYTHONNOUSERSITE": "1"}
     environment.pop("PYTHONPATH", None)
     output = run.with_suffix(".out")
-    start, most = time.monotonic(), 0.0
+    start = time.monotonic()
     with output.open("wb") as out:
         process = subprocess.Popen(command, cwd=checkout, env=environment, stdout=out, stderr=out)
-    try:
-        while process.poll() is None:
-            most = max(most, tree_pss(process.pid))
-            time.sleep(SAMPLE_SECONDS)
-    finally:
-        process.terminate()
-        process.wait()
+    most = peak_pss(process, SAMPLE_SECONDS)
     if process.returncode:
         sys.exit(f"{' '.join(command)}\nfailed:\n{output.read_text(errors='replace')[-4000:]}")
     return Training(run, time.monotonic() - start, most)
+
+
+def peak_pss(process: subprocess.Popen[bytes], sample_seconds: float) -> float:
+    """Bytes, most that a process and all that it started held together until its end; ends it where interrupted."""
+    most = 0.0
+    try:
+        while process.poll() is None:
+            most = max(most, tree_pss(process.pid))
+            time.sleep(sample_seconds)
+    finally:
+        process.terminate()
+        process.wait()
+    return most
 
 
 def tree_pss(pid: int) -> float:

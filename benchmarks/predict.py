@@ -16,7 +16,6 @@ import contextlib
 import io
 import json
 import os
-import re
 import resource
 import subprocess
 import sys
@@ -27,11 +26,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # for the next imports, however this script is started
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]  # for the next imports, however this script is started
 
 import numpy as np  # noqa: E402
-import psutil  # noqa: E402
 import SimpleITK as sitk  # noqa: E402
+from many_nodes import peak_pss  # noqa: E402
 
 RATIO, MEMORY_RATIO = 0.7, 1.0
 """Targets."""
@@ -113,38 +112,15 @@ def measure(code: str, arguments: Sequence[str]) -> Cost:
         SystemExit: it failed; shows the end of its output.
     """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    start, most = time.monotonic(), 0.0
+    start = time.monotonic()
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=ROOT, stdout=output, stderr=output)
-        try:
-            while process.poll() is None:
-                most = max(most, tree_pss(process.pid))
-                time.sleep(SAMPLE_SECONDS)
-        finally:
-            process.terminate()
-            process.wait()
+        most = peak_pss(process, SAMPLE_SECONDS)
         if process.returncode:
             output.seek(0)
             sys.exit(f"{arguments}\nfailed:\n{output.read().decode(errors='replace')[-4000:]}")
     seconds, after = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     return Cost(seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, most)
-
-
-def tree_pss(pid: int) -> float:
-    """Bytes of a process and all that it started; a page that n of them share counts 1/n at each."""
-    try:
-        parts = [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
-    except psutil.NoSuchProcess:
-        return 0.0
-    return float(sum(map(_pss, parts)))
-
-
-def _pss(pid: int) -> int:
-    try:
-        found = re.search(rb"^Pss: +(\d+) kB$", Path(f"/proc/{pid}/smaps_rollup").read_bytes(), re.MULTILINE)
-    except OSError:  # it has just ended
-        return 0
-    return int(found[1]) * 1024 if found else 0
 
 
 def different_voxels(ours: Path, theirs: Path, cases: int) -> int:
