@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Array, ConfigRecord, Message, RecordDict
 from flwr.superlink.config_loader import SuperLinkLifespanConfig
 from flwr.superlink.grid import HttpGrid
 
@@ -21,6 +21,7 @@ import fednnunet
 from fednnunet.config.node_file import NodeFile
 from fednnunet.deployment.node import flower_internals as node
 from fednnunet.deployment.server import flower_internals as server
+from fednnunet.deployment.server import flower_superlink as server_app
 from fednnunet.deployment.server import gateway
 from fednnunet.deployment.server.flower_superlink import NodeRegister, superlink_app
 from fednnunet.exchange import flower_internals as messages
@@ -99,6 +100,23 @@ def test_a_message_is_taken_apart_into_objects_and_put_together_again(message: M
     assert head.content.ByteSize() == 0
 
 
+def test_an_array_in_pieces_is_to_flower_what_its_bytes_in_one_place_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flwr.app.message.array.FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE", 4)
+    for pieces in ([b"abc", b"", memoryview(b"defghijk")], [b"aaaa", b"aaaabbbb"], [b"abcd"], []):
+        joined = b"".join(pieces)
+        ours = messages.ArrayInPieces("bytes", pieces, 4)
+        flowers = Array("uint8", (len(joined),), "bytes", joined)
+        assert ours.data == joined
+        contents = [
+            {id_: part.deflate() for id_, part in node.get_all_nested_objects(array).items()}
+            for array in (ours, flowers)
+        ]
+        assert list(contents[0].items()) == list(contents[1].items())
+        assert ours.object_id == flowers.object_id
+        if joined:
+            assert messages.inflate_object_from_contents(ours.object_id, contents[0]).data == joined
+
+
 # the node's side ---------------------------------------------------------------------------------------
 
 KEY = ec.generate_private_key(ec.SECP384R1())
@@ -170,6 +188,18 @@ def test_the_superlink_has_no_settings_that_are_not_decided() -> None:
 
 def test_the_superlink_finds_the_node_of_a_key(tmp_path: Path) -> None:
     assert NodeRegister(superlink_app(tmp_path / "state.db", auth=True)).node_id(b"no key") is None
+
+
+def test_the_superlink_keeps_objects_where_it_is_told(tmp_path: Path) -> None:
+    app = superlink_app(tmp_path / "state.db", auth=True)
+    state = app.state.linkstate_factory.state()
+    store = server_app.SqlObjectStore(str(tmp_path / "other.db"), verify=False)
+    assert state.object_store is not store
+    server_app.use_object_store(app, store)
+    assert state.object_store is store
+    assert app.state.linkstate_factory.objectstore_factory.store() is store
+    columns = {column.name for column in server_app.StoredObject.__table__.columns}
+    assert columns == {"object_id", "content", "is_available", "ref_count"}
 
 
 def test_the_grid_sends_by_a_client_that_can_be_replaced() -> None:

@@ -1,6 +1,6 @@
 """Memory of processes that pass messages on: freed buffers are used again, and few objects are looked at for garbage.
 
-A message is handled in buffers of 5 MiB, several for each at every step. By default glibc returns them to the system
+A message is handled in buffers of 8 MiB, several for each at every step. By default glibc returns them to the system
 when they are freed: each page of the next one is a page fault, which costs as much as all work on its bytes.
 """
 

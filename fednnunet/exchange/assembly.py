@@ -1,6 +1,6 @@
 """Messages put together from the objects that Flower cuts them into: arrays in one copy, never larger than announced.
 
-An array is an object that lists chunks, each an object of up to 5 MiB. It may list one several times, even an empty
+An array is an object that lists chunks, each an object of some MiB. It may list one several times, even an empty
 one: a few bytes could stand for more than fits into any memory.
 """
 
@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 from fednnunet.errors import ProtocolError
 from fednnunet.exchange.arrays import MAX_BYTES
 from fednnunet.exchange.flower_internals import (
+    CHUNK_HEAD,
     get_object_body,
     get_object_head_values_from_object_content,
     inflate_object_from_contents,
@@ -27,8 +28,6 @@ LEAST_CHUNK_BYTES = 2**14
 """What a chunk counts at least, each time that it is listed: joining it takes half a kilobyte however short it is."""
 UNREADABLE = (DecodeError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError)
 """Errors of Flower and protobuf about objects that are malformed, or do not belong together."""
-CHUNK_HEAD = b"ArrayChunk  "
-"""Of Flower's format, up to the number of bytes, which ends with a zero byte; a chunk has no children."""
 
 
 def limited(pull: Callable[[str], bytes], where: str) -> Callable[[str], bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from fednnunet.deployment.node.flower_internals import (
     remove_content_from_message,
 )
 from fednnunet.deployment.server.flower_internals import ConfirmMessageReceivedRequest, ObjectPullError
+from fednnunet.deployment.server.object_files import ObjectFiles
 from fednnunet.deployment.server.reply_transfer import pull_replies
 from fednnunet.errors import ProtocolError
 from fednnunet.exchange import assembly
@@ -31,7 +33,8 @@ LAYERS = {"weight": np.arange(2_000_000, dtype=np.float32)}
 class Server:
     """Holds the reply of a node, whose head says who sent it."""
 
-    def __init__(self) -> None:
+    def __init__(self, state: Path) -> None:
+        self.files = ObjectFiles(state)
         act_as(0, RUN)
         request = Message(RecordDict(), NODE, "train")
         set_message_id(request, request.object_id)
@@ -63,12 +66,12 @@ class Server:
         return ConfirmMessageReceivedResponse()
 
     def pull(self) -> list[tuple[str, Message | ObjectPullError | ProtocolError]]:
-        return list(pull_replies(self, RUN, [self.request_id]))  # type: ignore[arg-type]
+        return list(pull_replies(self, self.files, RUN, [self.request_id]))  # type: ignore[arg-type]
 
 
 @pytest.fixture
-def server() -> Server:
-    return Server()
+def server(tmp_path: Path) -> Server:
+    return Server(tmp_path)
 
 
 @pytest.mark.unit
@@ -84,7 +87,7 @@ def test_a_reply_comes_whole_from_who_its_head_names(server: Server) -> None:
 
 @pytest.mark.unit
 def test_nothing_is_pulled_that_was_not_asked_for(server: Server) -> None:
-    assert list(pull_replies(server, RUN, ["another"])) == []  # type: ignore[arg-type]
+    assert list(pull_replies(server, server.files, RUN, ["another"])) == []  # type: ignore[arg-type]
 
 
 @pytest.mark.unit

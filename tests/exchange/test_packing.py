@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from fednnunet.exchange.packing import ARRAYS, PACKED, Packer, pack, unpack
-from fednnunet.exchange.records import from_array_record, record_of, to_array_record
+from fednnunet.exchange.records import array_of, from_array_record, record_of, to_array_record
 
 LAYERS = {
     "weight": np.arange(6000, dtype=np.float32).reshape(60, 100),
@@ -25,6 +25,8 @@ def content_of(arrays: ArrayRecord, body: str = "{}") -> RecordDict:
 @pytest.mark.unit
 def test_arrays_are_unpacked_as_they_were_aligned_and_without_copies() -> None:
     packed = pack(content_of(to_array_record(LAYERS)))
+    one = packed.array_records[ARRAYS][PACKED]
+    packed.array_records[ARRAYS][PACKED] = Array(one.dtype, one.shape, one.stype, one.data)  # as it arrives
     content = unpack(packed, "the node")
     arrays = from_array_record(content.array_records[ARRAYS], "the node")
     assert list(arrays) == list(LAYERS)
@@ -35,6 +37,14 @@ def test_arrays_are_unpacked_as_they_were_aligned_and_without_copies() -> None:
     whole = np.frombuffer(packed.array_records[ARRAYS][PACKED].data, np.uint8)
     assert np.shares_memory(whole, arrays["weight"])
     assert content.config_records["config"] == {"body": "{}"}
+
+
+@pytest.mark.unit
+def test_arrays_are_packed_where_they_are() -> None:
+    memory = bytearray(b"before")
+    one = pack(content_of(record_of({"a": array_of("uint8", (6,), "bytes", memoryview(memory))})))
+    memory[:] = b"after!"
+    assert one.array_records[ARRAYS][PACKED].data == b"after!"
 
 
 @pytest.mark.unit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import httpx
@@ -28,7 +28,10 @@ RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0, 20.0)
 ATTEMPTS_BEFORE_NOTICE = 2
 """Failed attempts that the operator is not notified of."""
 MAX_RESPONSE_BYTES = MAX_BODY_BYTES + 2**20
-"""The longest response is one object of a message: its body, or 5 MiB of its arrays."""
+"""The longest response is one object of a message: its body, or a chunk of its arrays."""
+
+SLICE_BYTES = 2**18
+"""Of a request, written at a time: each has 30 s, within which a slow line takes it."""
 
 T = TypeVar("T")
 
@@ -61,7 +64,7 @@ class FleetCalls:
         http_client(self.client).headers[INSTANCE_HEADER] = instance_of(node_file.folder)
         # A server must not send this node elsewhere in the hospital's network, nor answer without an end.
         http_client(self.client).follow_redirects = False
-        http_client(self.client).event_hooks = {"response": [_check_size]}
+        http_client(self.client).event_hooks = {"request": [_send_in_slices], "response": [_check_size]}
 
     def call(self, method: Callable[..., T], request: object) -> T:
         """Call ``method`` of :attr:`client` until the server answers; it, or the network, may be away for days.
@@ -92,6 +95,21 @@ class FleetCalls:
                 self._notify(f"{self._node_file.server} does not answer ({problem}); the node keeps trying")
             log.info("attempt %d failed: %s", attempts, problem)
             self._never.wait(RETRY_SECONDS[min(attempts, len(RETRY_SECONDS)) - 1])
+
+
+class _Slices(httpx.SyncByteStream):
+    def __init__(self, content: bytes) -> None:
+        self._content = memoryview(content)
+
+    def __iter__(self) -> Iterator[bytes]:
+        for start in range(0, len(self._content), SLICE_BYTES):
+            yield bytes(self._content[start : start + SLICE_BYTES])
+
+
+def _send_in_slices(request: httpx.Request) -> None:
+    """Let the time-out of a write be that of a slice, and not of the whole request, as it is with TLS."""
+    if len(request.content) > SLICE_BYTES:
+        request.stream = _Slices(request.content)
 
 
 def _check_size(response: httpx.Response) -> None:

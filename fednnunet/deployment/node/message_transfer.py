@@ -32,8 +32,8 @@ from fednnunet.exchange.flower_internals import set_message_id
 
 PULL_RETRY_SECONDS = 0.1
 """Pause before an object that the server does not have yet is asked for again."""
-OBJECTS_AT_ONCE = 16
-"""Objects of a message that are in memory twice while they are sent: at most 5 MiB each, except for its body."""
+OBJECTS_AT_ONCE = 8
+"""Objects of a message that are in memory twice while they are sent: at most 8 MiB each, except for its body."""
 ANY_SESSION = ""
 """Flower accepts an object without the session that it belongs to, if a message waits for it."""
 

@@ -16,7 +16,9 @@ from sqlalchemy import Engine, event
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
-from fednnunet.deployment.server.flower_superlink import superlink_app
+from fednnunet.deployment.server.flower_superlink import superlink_app, use_object_store
+from fednnunet.deployment.server.object_files import ObjectFiles
+from fednnunet.deployment.server.object_store import FileObjectStore
 from fednnunet.deployment.server.operator_client import DATABASE
 from fednnunet.errors import ConfigError
 from fednnunet.files import has_free_space
@@ -24,7 +26,7 @@ from fednnunet.files import has_free_space
 log = logging.getLogger(__name__)
 
 PAGE_BYTES = 2**15
-"""Of a new database: an object of 5 MiB takes 160 pages, each written by itself, in place of 1280."""
+"""Of a new database; an object below 64 KiB, which is stored here, takes two pages, in place of 16."""
 LOG_BYTES = 4 * 2**20
 """How long SQLite's write-ahead log grows before it is copied into the database; 1000 pages by default."""
 DISK_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
@@ -49,6 +51,7 @@ def open_database(state: Path, auth: bool) -> FastAPI:
     try:
         _create_with_large_pages(state / DATABASE)
         app = superlink_app(state / DATABASE, auth=auth)
+        use_object_store(app, FileObjectStore(state / DATABASE, ObjectFiles(state)))
         app.state.linkstate_factory.state()
     except HTTPException:  # a full disk, by :func:`watch_errors`
         raise

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from flwr.app.message import remove_content_from_message
 from flwr.cli.build import build_fab_from_files
 from flwr.common.constant import (
     HEARTBEAT_PATIENCE,
@@ -18,7 +19,7 @@ from flwr.common.constant import (
     Status,
     SubStatus,
 )
-from flwr.common.serde import run_from_proto
+from flwr.common.serde import message_to_proto, run_from_proto
 from flwr.proto.control_pb2 import (
     ListNodesRequest,
     ListRunsRequest,
@@ -33,6 +34,7 @@ from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
     PullAppMessagesRequest,
     PullTaskInputRequest,
+    PushAppMessagesRequest,
     PushTaskOutputRequest,
     SendTaskHeartbeatRequest,
 )
@@ -42,8 +44,16 @@ from flwr.supercore.date import now
 from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.error.catalog import API_ERROR_MAP
 from flwr.supercore.heartbeat import HeartbeatSender
-from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
-from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    iterate_object_tree,
+    no_object_id_recompute,
+)
+from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+    make_pull_object_fn_protobuf,
+    make_push_object_fn_protobuf,
+)
 from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectPushError, pull_objects
 from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key, public_key_to_bytes, verify_signature
@@ -81,6 +91,7 @@ __all__ = [
     "ProtobufRequestContext",
     "PullAppMessagesRequest",
     "PullTaskInputRequest",
+    "PushAppMessagesRequest",
     "PushMessagesRequest",
     "PushMessagesResponse",
     "PushTaskOutputRequest",
@@ -97,12 +108,18 @@ __all__ = [
     "build_fab_from_files",
     "bytes_to_public_key",
     "exponential",
+    "get_all_nested_objects",
+    "get_object_tree",
     "grid_over",
     "iterate_object_tree",
     "make_pull_object_fn_protobuf",
+    "make_push_object_fn_protobuf",
+    "message_to_proto",
+    "no_object_id_recompute",
     "now",
     "public_key_to_bytes",
     "pull_objects",
+    "remove_content_from_message",
     "run_from_proto",
     "verify_signature",
 ]

@@ -30,9 +30,14 @@ from flwr.supercore.constant import TASK_TOKEN_HEADER, NodeStatus
 from flwr.supercore.dependencies.task import authenticate_task
 from flwr.supercore.dependencies.version import VersionDependency
 from flwr.supercore.error import http_error_translator
+from flwr.supercore.inflatable.inflatable_object import get_object_id
+from flwr.supercore.inflatable.inflatable_utils import validate_object_content
+from flwr.supercore.object_store import ObjectStore
+from flwr.supercore.object_store.sql_object_store import SqlObjectStore
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from flwr.supercore.protobuf.translation import ProtobufTranslationMiddleware
 from flwr.supercore.state.schema.linkstate_models import Node
+from flwr.supercore.state.schema.objectstore_models import StoredObject
 from flwr.supercore.utils import uint64_to_int64
 from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
 from flwr.superlink.config_loader import SuperLinkLifespanConfig, load_control_authn_plugin
@@ -51,6 +56,21 @@ from sqlalchemy import case, update
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
+
+__all__ = [
+    "FRESH_SECONDS",
+    "OF_CONTROL",
+    "DirectCalls",
+    "KnownNode",
+    "NodeRegister",
+    "SqlObjectStore",
+    "StoredObject",
+    "discard_upload",
+    "get_object_id",
+    "superlink_app",
+    "use_object_store",
+    "validate_object_content",
+]
 
 FRESH_SECONDS = 1.0
 """How long it is taken for granted that a node is registered, before Flower itself checks that again."""
@@ -99,6 +119,17 @@ def superlink_app(database: Path, auth: bool) -> FastAPI:
     app = create_app(config, SuperLinkLifespan)
     _skip_layers_of_control(app)
     return app
+
+
+def use_object_store(app: FastAPI, store: ObjectStore) -> None:
+    """Let a SuperLink keep objects in ``store``; before it serves.
+
+    Args:
+        app: of :func:`superlink_app`.
+        store: in place of the one that Flower has made.
+    """
+    factory = app.state.linkstate_factory
+    factory.objectstore_factory.store_instance = factory.state()._object_store = store
 
 
 def _skip_layers_of_control(app: FastAPI) -> None:

@@ -54,7 +54,7 @@ LIMITS = {
     "/v1/fleet/push-object": MAX_BODY_BYTES + 2**20,
 }
 """Paths that nodes need, and the largest request to each, in bytes. A message is pushed as a list of its objects, then
-the objects one by one: Flower cuts arrays into 5 MiB, but a message's body is one object."""
+the objects one by one: arrays are cut into 8 MiB, but a message's body is one object."""
 REQUEST_SECONDS = 30.0
 MIN_BYTES_PER_SECOND = 2**14
 """A request may take ``REQUEST_SECONDS``, plus the time that its bytes need at this speed."""

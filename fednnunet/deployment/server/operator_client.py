@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
+import ssl
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -124,6 +125,10 @@ class Operator:
                 f"{state / TOKEN_FILE} cannot be read ({error.strerror}); use the server's user"
             ) from None
 
+        # Not from the environment: no proxy, and no SSL_CERT_FILE. It trusts nobody, as plain HTTP needs no
+        # certificates, and reading them takes longer than a request.
+        self._http = httpx.Client(timeout=30, trust_env=False, verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+
     def interceptors(self, component: str) -> list[Any]:
         """Interceptors that every client of the operator endpoint needs."""
         return [OperatorToken(self._token), RuntimeVersionHttpInterceptor(component_name=component)]
@@ -142,8 +147,7 @@ class Operator:
     def polls(self) -> dict[bytes, int]:
         """By public key, how often the node has asked for a message since the SuperLink started."""
         url = f"http://{self.server.control}{POLLS_PATH}"
-        # Not from the environment: no proxy, and no SSL_CERT_FILE, which would be read for plain HTTP, too.
-        response = httpx.get(url, headers={TOKEN_HEADER: f"Bearer {self._token}"}, timeout=30, trust_env=False)
+        response = self._http.get(url, headers={TOKEN_HEADER: f"Bearer {self._token}"})
         response.raise_for_status()
         return {base64.b64decode(key): count for key, count in response.json().items()}
 

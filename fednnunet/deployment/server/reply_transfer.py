@@ -1,4 +1,4 @@
-"""Replies of nodes, fetched from the SuperLink object by object and put together.
+"""Replies of nodes, fetched from the SuperLink object by object, or from its files, and put together.
 
 As Flower's grid does, but by what the SuperLink has checked: who replied, and to what, stands in a reply's head, of
 which the gateway lets each node write its own only. A reply that cannot be read is no error of the server app's.
@@ -6,7 +6,7 @@ which the gateway lets each node write its own only. A reply that cannot be read
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from flwr.app import Message
 
@@ -21,18 +21,20 @@ from fednnunet.deployment.server.flower_internals import (
     make_pull_object_fn_protobuf,
     pull_objects,
 )
+from fednnunet.deployment.server.object_files import ObjectFiles
 from fednnunet.errors import ProtocolError
 from fednnunet.exchange.assembly import assemble, limited
 from fednnunet.exchange.flower_internals import relabel, set_message_id
 
 
 def pull_replies(
-    client: RuntimeHttpClient, run_id: int, message_ids: Iterable[str]
+    client: RuntimeHttpClient, files: ObjectFiles, run_id: int, message_ids: Iterable[str]
 ) -> Iterator[tuple[str, Message | ObjectPullError | ProtocolError]]:
     """Replies to messages that have come in, each once.
 
     Args:
         client: of the Runtime API.
+        files: of the SuperLink on this machine, which has compared what is in them with their names.
         run_id: Flower's id of the run.
         message_ids: of the messages.
 
@@ -45,9 +47,9 @@ def pull_replies(
     for head, tree in zip(answer.messages_list, answer.message_object_trees, strict=True):
         reply_to, id_ = head.metadata.reply_to_message_id, head.metadata.message_id
         contents: dict[str, bytes] | ProtocolError
-        pull = limited(make_pull_object_fn_protobuf(client.PullObject, node, run_id), "the node")
+        pull = _from_files_first(files, make_pull_object_fn_protobuf(client.PullObject, node, run_id))
         try:
-            contents = pull_objects([part.object_id for part in iterate_object_tree(tree)], pull)
+            contents = pull_objects([part.object_id for part in iterate_object_tree(tree)], limited(pull, "the node"))
         except ObjectPullError as error:
             yield reply_to, error
             continue
@@ -58,6 +60,14 @@ def pull_replies(
             yield reply_to, contents
         else:
             yield reply_to, _reply(id_, contents, head.metadata.src_node_id, reply_to)
+
+
+def _from_files_first(files: ObjectFiles, pull: Callable[[str], bytes]) -> Callable[[str], bytes]:
+    def pull_object(object_id: str) -> bytes:
+        content = files.read(object_id)
+        return pull(object_id) if content is None else content
+
+    return pull_object
 
 
 def _reply(id_: str, contents: dict[str, bytes], src_node_id: int, reply_to: str) -> Message | ProtocolError:

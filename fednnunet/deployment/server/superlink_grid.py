@@ -14,8 +14,10 @@ from flwr.serverapp import ServerApp
 
 from fednnunet.deployment.memory import keep_freed_buffers
 from fednnunet.deployment.server.flower_internals import ObjectPullError
+from fednnunet.deployment.server.object_files import ObjectFiles
 from fednnunet.deployment.server.pending_messages import PendingMessage, PollCounts, is_lost
 from fednnunet.deployment.server.reply_transfer import pull_replies
+from fednnunet.deployment.server.request_transfer import push_request
 from fednnunet.deployment.server.run_connection import RunConnection, RunLost
 from fednnunet.errors import ProtocolError
 from fednnunet.exchange.flower_internals import ErrorCode, Run, relabel
@@ -55,6 +57,7 @@ class SuperLinkGrid(NodeGrid):
     def __init__(self, state: Path, notify: Callable[[str], None]) -> None:
         keep_freed_buffers()
         self._connection = RunConnection(state, notify)
+        self._files = ObjectFiles(state)
         self._pending: dict[str, PendingMessage] = {}
         operator, call = self._connection.operator, self._connection.call
         self._poll_counts = PollCounts(lambda: call(operator.nodes), lambda: call(operator.polls))
@@ -115,12 +118,12 @@ class SuperLinkGrid(NodeGrid):
     def _send(self, message: Message, packer: Packer) -> PendingMessage:
         node_id, content = message.metadata.dst_node_id, packer.pack(message.content)
 
-        def push() -> list[str]:
-            return list(self._connection.grid.push_messages([packed]))
+        def push() -> str:
+            return push_request(self._connection.client, self._files, self.run_id, packed)
 
         for _ in range(PUSH_ATTEMPTS):  # a message that was being pushed when the server died is not accepted twice
             packed = Message(content, node_id, message.metadata.message_type, ttl=MESSAGE_TTL_SECONDS)
-            (flower_id,) = self._connection.call(push)
+            flower_id = self._connection.call(push)
             if flower_id:
                 break
         else:
@@ -142,7 +145,7 @@ class SuperLinkGrid(NodeGrid):
         # one's reply may wait at the SuperLink because it was not pulled yet, while its node asks for more messages.
         lost = self._find_lost(ids.values())
         replies = []
-        pull = partial(pull_replies, self._connection.client, self.run_id, ids)
+        pull = partial(pull_replies, self._connection.client, self._files, self.run_id, ids)
         for flower_id, pulled in self._connection.call(lambda: list(pull())):
             id_ = ids[flower_id]
             reply = self._read(pulled, self._pending[id_])

@@ -1,0 +1,94 @@
+"""Flower's store of objects with the contents of large ones in files; what there is, and who refers to it, in SQL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sqlalchemy import select, update
+
+from fednnunet.deployment.server.flower_superlink import (
+    SqlObjectStore,
+    StoredObject,
+    get_object_id,
+    validate_object_content,
+)
+from fednnunet.deployment.server.object_files import LEAST_BYTES, ObjectFiles
+
+IDS_AT_ONCE = 500
+"""Ids in one statement, of which SQLite limits the number."""
+
+
+class FileObjectStore(SqlObjectStore):
+    """Flower's store, whose table has empty contents for objects that are in files.
+
+    Args:
+        database: SQLite file of the SuperLink's state.
+        files: contents of large objects; those that are damaged, or of no object, are removed at the start.
+    """
+
+    def __init__(self, database: Path, files: ObjectFiles) -> None:
+        super().__init__(str(database), verify=False)  # which :meth:`put` does
+        self._files = files
+        self.initialize()
+        self._compare_with_files()
+
+    def put(self, object_id: str, object_content: bytes) -> None:
+        """Store the content of an object that was announced; an empty one stands for the file that there is of it.
+
+        Raises:
+            ValueError: it is not what the id says.
+            NoObjectInStoreError: it was not announced.
+            OSError: it cannot be written.
+        """
+        if object_content or not self._files.exists(object_id):
+            if object_id != get_object_id(object_content):
+                raise ValueError(f"object {object_id} has another content than its id says")
+            validate_object_content(object_content)
+        elif not self._files.is_sound(object_id):
+            self._files.remove(object_id)
+            raise ValueError(f"the file of object {object_id} has another content than its id says")
+        if len(object_content) >= LEAST_BYTES:
+            self._files.write(object_id, [object_content])
+            object_content = b""
+        super().put(object_id, object_content)
+
+    def get(self, object_id: str) -> bytes | None:
+        """Content of an object: empty where it has not come yet, None where it is unknown or lost."""
+        stored = select(StoredObject.content, StoredObject.is_available).where(StoredObject.object_id == object_id)
+        with self.session() as session:
+            row = session.execute(stored).one_or_none()
+        if row is None or row.content or not row.is_available:
+            return None if row is None else row.content
+        content = self._files.read(object_id)
+        if content is None:
+            self._ask_again([object_id])
+        return content
+
+    def delete(self, object_id: str) -> None:
+        """Delete an object and, by Flower's recursion, those that only it refers to.
+
+        The file goes before the row's transaction ends: after it, the object may have been stored anew.
+        """
+        with self._mutation_session():
+            super().delete(object_id)
+            if self._files.exists(object_id) and object_id not in self:
+                self._files.remove(object_id)
+
+    def clear(self) -> None:
+        """Delete all objects."""
+        super().clear()
+        self._files.keep_only(())
+
+    def _compare_with_files(self) -> None:
+        in_files = select(StoredObject.object_id).where(StoredObject.is_available == 1, StoredObject.content == b"")
+        with self.session() as session:
+            expected = [str(object_id) for object_id in session.scalars(in_files)]
+        kept = self._files.keep_only(expected)
+        self._ask_again([object_id for object_id in expected if object_id not in kept])
+
+    def _ask_again(self, object_ids: list[str]) -> None:
+        """Say of objects whose contents are lost that they have not come: whoever announces them next sends them."""
+        with self.session() as session:
+            for start in range(0, len(object_ids), IDS_AT_ONCE):
+                lost = object_ids[start : start + IDS_AT_ONCE]
+                session.execute(update(StoredObject).where(StoredObject.object_id.in_(lost)).values(is_available=0))

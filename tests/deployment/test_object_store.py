@@ -1,0 +1,152 @@
+"""Contents of large objects are files beside the database: whole, of those that are known, and gone with them."""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+from pathlib import Path
+
+import pytest
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.supercore.object_store import NoObjectInStoreError
+
+from fednnunet.deployment.server.database import open_database
+from fednnunet.deployment.server.object_files import FOLDER, LEAST_BYTES, ObjectFiles
+from fednnunet.deployment.server.object_store import FileObjectStore
+from fednnunet.deployment.server.operator_client import DATABASE
+
+pytestmark = pytest.mark.unit
+RUN = 7
+
+
+def an_object(children: str, body: bytes) -> tuple[str, bytes]:
+    """Id and content of an object in Flower's format: kind, children, length, and after a zero byte its body."""
+    content = f"ArrayChunk {children} {len(body)}".encode() + b"\0" + body
+    return hashlib.sha256(content).hexdigest(), content
+
+
+LARGE, LARGE_CONTENT = an_object("", b"l" * LEAST_BYTES)
+OTHER, OTHER_CONTENT = an_object("", b"o" * LEAST_BYTES)
+SMALL, SMALL_CONTENT = an_object("", b"small")
+
+
+def open_store(state: Path) -> FileObjectStore:
+    store = open_database(state, auth=True).state.linkstate_factory.state().object_store
+    assert isinstance(store, FileObjectStore)
+    return store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FileObjectStore:
+    return open_store(tmp_path)
+
+
+def files(state: Path) -> set[str]:
+    return {path.name for path in (state / FOLDER).glob("*")}
+
+
+def message(name: str, *children: str) -> tuple[str, bytes, ObjectTree]:
+    id_, content = an_object(",".join(children), name.encode())
+    return id_, content, ObjectTree(object_id=id_, children=[ObjectTree(object_id=child) for child in children])
+
+
+def test_large_contents_are_files_of_their_user_and_small_ones_are_not(store: FileObjectStore, tmp_path: Path) -> None:
+    id_, content, tree = message("one", LARGE, SMALL)
+    assert set(store.preregister(RUN, tree)) == {id_, LARGE, SMALL}
+    assert store.get(LARGE) == b"", "it has not come yet"
+    for object_id, stored in ((id_, content), (LARGE, LARGE_CONTENT), (SMALL, SMALL_CONTENT)):
+        store.put(object_id, stored)
+        assert store.get(object_id) == stored
+    assert files(tmp_path) == {LARGE}
+    assert (tmp_path / FOLDER / LARGE).read_bytes() == LARGE_CONTENT
+    assert stat.S_IMODE((tmp_path / FOLDER).stat().st_mode) == 0o700
+    assert stat.S_IMODE((tmp_path / FOLDER / LARGE).stat().st_mode) == 0o600
+    assert LARGE_CONTENT not in (tmp_path / DATABASE).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("object_id", "content"),
+    [
+        (LARGE, OTHER_CONTENT),
+        (LARGE, b""),  # stands for a file, which there is not
+        (hashlib.sha256(b"x" * LEAST_BYTES).hexdigest(), b"x" * LEAST_BYTES),  # no object
+    ],
+)
+def test_what_is_not_what_its_id_says_is_refused(
+    store: FileObjectStore, tmp_path: Path, object_id: str, content: bytes
+) -> None:
+    store.preregister(RUN, ObjectTree(object_id=object_id))
+    with pytest.raises(Exception, match=r"another content|unexpected structure"):
+        store.put(object_id, content)
+    assert store.get(object_id) == b""
+    assert files(tmp_path) == set()
+
+
+def test_what_was_not_announced_is_refused(store: FileObjectStore) -> None:
+    with pytest.raises(NoObjectInStoreError):
+        store.put(LARGE, LARGE_CONTENT)
+    assert store.get(LARGE) is None
+
+
+def test_a_file_of_the_operators_is_taken_if_it_is_what_its_name_says(store: FileObjectStore, tmp_path: Path) -> None:
+    _, _, tree = message("one", LARGE, OTHER)
+    store.preregister(RUN, tree)
+    ours = ObjectFiles(tmp_path)
+    ours.write(LARGE, [LARGE_CONTENT[:100], memoryview(LARGE_CONTENT)[100:]])
+    store.put(LARGE, b"")
+    assert store.get(LARGE) == LARGE_CONTENT
+    ours.write(OTHER, [LARGE_CONTENT])
+    with pytest.raises(ValueError, match="another content"):
+        store.put(OTHER, b"")
+    assert files(tmp_path) == {LARGE}
+
+
+def test_a_file_goes_with_the_last_message_that_has_it(store: FileObjectStore, tmp_path: Path) -> None:
+    first, _, first_tree = message("first", LARGE, OTHER)
+    second, _, second_tree = message("second", LARGE)
+    for tree in (first_tree, second_tree):
+        store.preregister(RUN, tree)
+    store.put(LARGE, LARGE_CONTENT)
+    store.put(OTHER, OTHER_CONTENT)
+    store.delete(first)
+    assert files(tmp_path) == {LARGE}
+    store.delete_objects_in_run(RUN)
+    assert files(tmp_path) == set()
+    assert (second in store, len(store)) == (False, 0)
+
+
+def test_what_a_killed_server_leaves_is_compared_at_the_start(store: FileObjectStore, tmp_path: Path) -> None:
+    _, _, tree = message("one", LARGE, OTHER, SMALL)
+    store.preregister(RUN, tree)
+    for object_id, content in ((LARGE, LARGE_CONTENT), (OTHER, OTHER_CONTENT), (SMALL, SMALL_CONTENT)):
+        store.put(object_id, content)
+    (tmp_path / FOLDER / OTHER).write_bytes(OTHER_CONTENT[:-1])  # as after a power failure
+    unknown, content = an_object("", b"u" * LEAST_BYTES)
+    ObjectFiles(tmp_path).write(unknown, [content])
+    (tmp_path / FOLDER / f"{LARGE}.1.0.partial").write_bytes(b"half")
+    again = open_store(tmp_path)
+    assert files(tmp_path) == {LARGE}
+    assert (again.get(LARGE), again.get(SMALL), again.get(OTHER)) == (LARGE_CONTENT, SMALL_CONTENT, b"")
+    assert OTHER in again.preregister(RUN, tree), "the next message asks for it"
+    again.put(OTHER, OTHER_CONTENT)
+    assert again.get(OTHER) == OTHER_CONTENT
+
+
+def test_a_file_that_is_lost_is_asked_for_again(store: FileObjectStore, tmp_path: Path) -> None:
+    _, _, tree = message("one", LARGE)
+    store.preregister(RUN, tree)
+    store.put(LARGE, LARGE_CONTENT)
+    (tmp_path / FOLDER / LARGE).unlink()
+    assert store.get(LARGE) is None
+    assert LARGE in store.preregister(RUN, tree)
+
+
+@pytest.mark.parametrize("name", ["../state.db", "0x" + "a" * 62, LARGE.upper(), LARGE + "\n"])
+def test_no_id_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
+    (tmp_path / DATABASE).write_bytes(b"secret")
+    found = ObjectFiles(tmp_path)
+    assert (found.read(name), found.exists(name), found.is_sound(name)) == (None, False, False)
+    found.remove(name)
+    with pytest.raises(ValueError, match="SHA-256"):
+        found.write(name, [b""])
+    assert (tmp_path / DATABASE).read_bytes() == b"secret"
