@@ -143,20 +143,21 @@ def _writer(format: Format) -> Callable[[Handover, Path], ModelCard]:
 
 def _of_zip(source: Path, configuration: str | None, folds: Sequence[str] | None, names: bool) -> tuple[str, Handover]:
     """The model of a zip, with what its card says of its run and of limits."""
-    from fednnunet.models.export_zip import Handover
+    from fednnunet.models.export_zip import Handover, folder_of
     from fednnunet.models.model_card import RunFacts, limits_given
     from fednnunet.models.open_archive import read_card
-    from fednnunet.models.open_model import open_model
+    from fednnunet.models.open_ensemble import open_ensemble
 
-    model = open_model(source, configuration=configuration, folds=folds)
+    ensemble = open_ensemble(source, configuration=configuration, folds=folds)
     card = read_card(source, configuration)
-    name = str(model.plans["dataset_name"])
+    name = str(ensemble.first.plans["dataset_name"])
     if card is None:
-        return f"{name}.zip", Handover(model, name, RunFacts())
+        return f"{name}.zip", Handover(ensemble, name, RunFacts())
     facts = card.run if names else card.run.without_names()
-    if [list(model.folds)] != [one.folds for one in card.networks if one.configuration == model.configuration]:
-        facts = facts.model_copy(update={"scores": []})  # they are of all of its folds
-    return f"{name}.zip", Handover(model, name, facts, card.licence, limits_given(card.limits))
+    parts = sorted((folder_of(model), list(model.folds)) for model in ensemble.models)
+    if parts != sorted((network.folder, network.folds) for network in card.networks):
+        facts = facts.model_copy(update={"scores": []})  # they are of all of its folds and networks
+    return f"{name}.zip", Handover(ensemble, name, facts, card.licence, limits_given(card.limits))
 
 
 def _of_folder(
@@ -173,7 +174,6 @@ def _of_folder(
     from fednnunet.models.choose_models import choose_models
     from fednnunet.models.export_zip import Handover
     from fednnunet.models.model_card import RunFacts
-    from fednnunet.models.open_model import open_folder
     from fednnunet.reporting.model_facts import facts_of_run
     from fednnunet.reporting.run_folder import read_run
 
@@ -188,15 +188,15 @@ def _of_folder(
     handovers = []
     for one in chosen:
         of_run, owner = (run_folder, node) if run_folder else (one.run, one.node)
-        dataset = one.folder.path.resolve().parent.name
+        dataset, shown = one.dataset, one.ensemble.first.folds
         if of_run is not None and (of_run / CONFIG_FILE).is_file():
             run = read_run(of_run)
-            facts = facts_of_run(run, owner, one.folds, names, personal)
+            facts = facts_of_run(run, owner, shown, names, personal)
             # The dataset's own name may be that of a hospital.
             dataset = _numbered(str(run.info.get("dataset", "Federation")), dataset)
         else:
             facts = RunFacts()
-        handovers.append((f"{owner or dataset}.zip", Handover(open_folder(one.folder, one.folds), dataset, facts)))
+        handovers.append((f"{owner or dataset}.zip", Handover(one.ensemble, dataset, facts)))
     return handovers
 
 

@@ -86,6 +86,8 @@ def predict(
         dicom_seg=dicom_seg,
     )
     prediction = Prediction.of(model, images, output, settings, resolve_device(device))
+    if prediction.decided:
+        print(prediction.decided)
     outcome = _with_progress(prediction)
     print(_summary(prediction, outcome))
     if outcome.failed:

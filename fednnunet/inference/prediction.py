@@ -15,10 +15,9 @@ from fednnunet.errors import ConfigError, DataError
 from fednnunet.inference.cases import ImageCase, find_cases
 from fednnunet.inference.dicom_cases import check_segments, find_dicom_cases, holds_dicom
 from fednnunet.inference.output import OF_SERIES, OutputFolder
-from fednnunet.inference.run import Chain, Outcome, Progress, segment_cases
+from fednnunet.inference.run import Chain, Outcome, Progress, Stages, segment_cases
 from fednnunet.inference.segmenter import Segmenter
-from fednnunet.models.open_model import open_model
-from fednnunet.models.trained_model import TrainedModel
+from fednnunet.models.open_ensemble import open_ensemble
 
 
 @dataclass(frozen=True)
@@ -57,12 +56,14 @@ class Prediction:
         cases: all cases of the input.
         output: folder of the segmentations.
         settings: how.
+        decided: which models, where a file beside them says which are best; else empty.
     """
 
     chain: Chain
     cases: Sequence[ImageCase]
     output: OutputFolder
     settings: Settings
+    decided: str = ""
 
     @classmethod
     def of(
@@ -71,7 +72,7 @@ class Prediction:
         """Open a model and find the cases; nothing is written yet.
 
         Args:
-            source: what :func:`~fednnunet.models.open_model.open_model` opens.
+            source: what :func:`~fednnunet.models.open_ensemble.open_ensemble` opens.
             inputs: what :func:`~fednnunet.inference.cases.find_cases` takes, or a folder of DICOM files.
             output: folder of the segmentations.
             settings: how to segment.
@@ -84,27 +85,35 @@ class Prediction:
         is_dicom = holds_dicom(inputs)
         if settings.dicom_seg and not is_dicom:
             raise ConfigError(f"--dicom-seg: {inputs[0]} holds no DICOM files, to which a segmentation could refer")
-        model = open_model(
+        ensemble = open_ensemble(
             source,
             node=settings.node,
             configuration=settings.configuration,
             folds=settings.folds,
             personal=settings.personal,
         )
+        described = ensemble.first.dataset_json
         if settings.dicom_seg:
-            check_segments(model.dataset_json["labels"])
-        segmenter = Segmenter(model, device, settings.mirroring)
-        previous = None
-        if (stage := segmenter.previous_stage) is not None:
-            previous = Segmenter(_previous_stage(source, settings, stage, model), device, settings.mirroring)
-        chain = Chain(
-            segmenter, previous, model.postprocessing if settings.postprocessing else None, settings.dicom_seg
+            check_segments(described["labels"])
+        for member in ensemble.members:
+            if not member.is_complete:
+                raise DataError(
+                    f"{member.model.configuration} refines what {member.previous_stage} segments, and its model is not "
+                    f"there, beside {member.model.where}; give a folder or file that holds both"
+                )
+        members = tuple(
+            Stages(
+                Segmenter(member.model, device, settings.mirroring),
+                None if member.previous is None else Segmenter(member.previous, device, settings.mirroring),
+            )
+            for member in ensemble.members
         )
-        ending, more = str(model.dataset_json["file_ending"]), OF_SERIES if settings.dicom_seg else ()
+        chain = Chain(members, ensemble.postprocessing if settings.postprocessing else None, settings.dicom_seg)
+        ending, more = str(described["file_ending"]), OF_SERIES if settings.dicom_seg else ()
         folder = OutputFolder(output, ending, settings.probabilities, more)
-        takes = segmenter.takes
-        cases = find_dicom_cases(inputs[0], takes) if is_dicom else find_cases(inputs, takes)
-        return cls(chain, cases, folder, settings)
+        cases = find_dicom_cases(inputs[0], chain.takes) if is_dicom else find_cases(inputs, chain.takes)
+        decided = f"model: {ensemble.configurations}, as {ensemble.decided} says" if ensemble.decided else ""
+        return cls(chain, cases, folder, settings, decided)
 
     @property
     def left(self) -> list[ImageCase]:
@@ -118,7 +127,7 @@ class Prediction:
         Raises:
             ConfigError: the folder cannot be written, is in use, or holds segmentations made with something else.
         """
-        model = self.chain.segmenter.model
+        model = self.chain.first.model
         beside = {"dataset.json": model.dataset_json, "plans.json": model.plans}
         images = {case.name: case.fingerprint() for case in self.cases if case.problem is None}
         with self.output.opened(self.record(), beside, images, self.settings.overwrite):
@@ -126,37 +135,19 @@ class Prediction:
 
     def record(self) -> dict[str, Any]:
         """What segmentations depend on, beside their images."""
-        chain, model = self.chain, self.chain.segmenter.model
-        stages = [stage for stage in (chain.previous, chain.segmenter) if stage is not None]
+        chain, model = self.chain, self.chain.first.model
+        configurations = [member.segmenter.model.configuration for member in chain.members]
         return {
-            "configuration": model.configuration,
+            "configuration": configurations if len(configurations) > 1 else model.configuration,
             "folds": list(model.folds),
             "mirroring": self.settings.mirroring,
             "postprocessing": None if chain.postprocessing is None else chain.postprocessing.to_json(),
-            "plans": _digest(*(stage.model.plans for stage in stages)),
+            "plans": _digest(*(stage.model.plans for stage in chain.segmenters)),
             "labels": _digest(*(model.dataset_json.get(key) for key in ("labels", "regions_class_order"))),
-            "weights": [digest for stage in stages for digest in stage.digests],
+            "weights": [digest for stage in chain.segmenters for digest in stage.digests],
         }
 
 
 def _digest(*described: Any) -> str:
     """SHA-256 of what is said in JSON."""
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-
-
-def _previous_stage(source: Path, settings: Settings, stage: str, model: TrainedModel) -> TrainedModel:
-    """The model whose segmentations a cascade takes: from the same source.
-
-    Raises:
-        DataError: the source does not hold it, or it segments other labels.
-    """
-    try:
-        found = open_model(source, node=settings.node, configuration=stage, personal=settings.personal)
-    except DataError as error:
-        raise DataError(
-            f"{model.configuration} refines what {stage} segments, and its model is not there: {error}; give a folder "
-            "or file that holds both"
-        ) from None
-    if found.dataset_json.get("labels") != model.dataset_json.get("labels"):
-        raise DataError(f"{found.where} segments other labels than {model.where}, which refines them")
-    return found

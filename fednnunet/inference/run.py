@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ import torch
 from fednnunet.errors import DataError
 from fednnunet.evaluation.predict import NotFiniteError
 from fednnunet.exchange.data_notes import NoteKind
-from fednnunet.inference.cases import ImageCase
+from fednnunet.inference.cases import ImageCase, ModelInput
 from fednnunet.inference.dicom_cases import write_seg
 from fednnunet.inference.output import OutputFolder, Segmented
 from fednnunet.inference.segmenter import Preprocessed, RawImages, Segmenter
@@ -50,54 +51,135 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Chain:
+class Stages:
     """A model, of a cascade with the model whose segmentations it takes.
 
     Attributes:
         segmenter: the model.
         previous: the previous stage; None without a cascade.
-        postprocessing: applied to segmentations; None for none.
-        dicom_seg: whether a DICOM SEG is written, too.
     """
 
     segmenter: Segmenter
     previous: Segmenter | None = None
-    postprocessing: Postprocessing | None = None
-    dicom_seg: bool = False
 
-    def prepare(self, case: ImageCase) -> tuple[RawImages, Preprocessed]:
-        """Read a case, and preprocess it for the first network; only a cascade needs its own voxels after that."""
-        raw = self.segmenter.read(case)
-        images = (self.previous or self.segmenter).preprocess(raw)
-        return (raw if self.previous is not None else replace(raw, voxels=raw.voxels[:, :0])), images
+    @property
+    def all(self) -> tuple[Segmenter, ...]:
+        """In the order in which they compute."""
+        return (self.segmenter,) if self.previous is None else (self.previous, self.segmenter)
 
     def logits(
-        self, raw: RawImages, images: Preprocessed, on_part: Callable[[float], None]
+        self, raw: RawImages, images: Preprocessed, on_tile: Callable[[int], None]
     ) -> tuple[torch.Tensor, Preprocessed]:
-        """Logits of the last network, and what it was given."""
-        chain = [self.segmenter] if self.previous is None else [self.previous, self.segmenter]
-        number = sum(len(segmenter.model.folds) for segmenter in chain)
-
-        def on_tile(tiles: int) -> None:
-            on_part(1 / (tiles * number))
-
+        """Logits of the last network, and what it was given; ``images`` is for the first one."""
         if self.previous is not None:
             before = self.previous.segmentation(self.previous.logits(images, on_tile), images)
             images = self.segmenter.preprocess(raw, before)
         return self.segmenter.logits(images, on_tile), images
 
-    def finish(self, case: ImageCase, logits: torch.Tensor, images: Preprocessed, probabilities: bool) -> Segmented:
+
+@dataclass
+class Computed:
+    """What networks say of a case.
+
+    Attributes:
+        logits: of the last model.
+        images: what it was given, without voxels.
+        before: sum of the softmax outputs (classes, Z, Y, X) of the models before it; None of one alone.
+        properties: of the first model, for the files.
+    """
+
+    logits: torch.Tensor
+    images: Preprocessed
+    before: np.ndarray | None
+    properties: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What segments: a model, or several whose softmax outputs are averaged.
+
+    Attributes:
+        members: the models.
+        postprocessing: applied to segmentations; None for none.
+        dicom_seg: whether a DICOM SEG is written, too.
+    """
+
+    members: tuple[Stages, ...]
+    postprocessing: Postprocessing | None = None
+    dicom_seg: bool = False
+
+    @property
+    def first(self) -> Segmenter:
+        """The model that reads and writes files, and gives labels."""
+        return self.members[0].segmenter
+
+    @property
+    def segmenters(self) -> tuple[Segmenter, ...]:
+        """All, in the order in which they compute."""
+        return tuple(segmenter for member in self.members for segmenter in member.all)
+
+    @property
+    def takes(self) -> ModelInput:
+        """What files the models take: a channel may lack that all of them do without."""
+        takes = self.first.takes
+        lacking = [segmenter.takes.may_lack for segmenter in self.segmenters]
+        return replace(takes, may_lack=frozenset.intersection(*lacking))
+
+    def prepare(self, case: ImageCase) -> tuple[RawImages, Preprocessed]:
+        """Read a case, and preprocess it for the first network; only further ones need its own voxels after that."""
+        raw = self.first.read(case)
+        images = self.members[0].all[0].preprocess(raw)
+        return (raw if len(self.segmenters) > 1 else replace(raw, voxels=raw.voxels[:, :0])), images
+
+    def compute(self, raw: RawImages, images: Preprocessed, on_part: Callable[[float], None]) -> Computed:
+        """Run all networks on a case: one model after another, so that one softmax output and the sum are in memory."""
+        number = sum(len(segmenter.model.folds) for segmenter in self.segmenters)
+
+        def on_tile(tiles: int) -> None:
+            on_part(1 / (tiles * number))
+
+        *others, last = self.members
+        before: np.ndarray | None = None
+        properties: dict[str, Any] | None = None
+        for member, following in zip(others, self.members[1:], strict=True):
+            logits, images = member.logits(raw, images, on_tile)
+            _, softmax = member.segmenter.with_probabilities(logits, images)
+            before = _added(before, softmax)
+            properties = properties or images.properties
+            del logits, softmax
+            images = following.all[0].preprocess(raw)
+        logits, images = last.logits(raw, images, on_tile)
+        given = replace(images, voxels=images.voxels[:, :0])
+        return Computed(logits, given, before, properties or images.properties)
+
+    def finish(self, case: ImageCase, computed: Computed, probabilities: bool) -> Segmented:
         """The segmentation in the grid of the case's images."""
         softmax: np.ndarray | None = None
-        if probabilities:
-            labels, softmax = self.segmenter.with_probabilities(logits, images)
+        segmenter = self.members[-1].segmenter
+        if computed.before is not None:
+            softmax = _added(computed.before, segmenter.with_probabilities(computed.logits, computed.images)[1])
+            softmax /= len(self.members)
+            labels = self.first.label_map(softmax)
+            softmax = softmax if probabilities else None
+        elif probabilities:
+            labels, softmax = segmenter.with_probabilities(computed.logits, computed.images)
         else:
-            labels = self.segmenter.segmentation(logits, images)
+            labels = segmenter.segmentation(computed.logits, computed.images)
         if self.postprocessing is not None:
             labels = self.postprocessing.apply(labels)
-        names = self.segmenter.model.dataset_json["labels"]
+        names = self.first.model.dataset_json["labels"]
         more = partial(write_seg, case=case, labels=names) if self.dicom_seg else None
-        return Segmented(case.name, labels, images.properties, softmax, more)
+        return Segmented(case.name, labels, computed.properties, softmax, more)
+
+
+def _added(total: np.ndarray | None, softmax: np.ndarray) -> np.ndarray:
+    """The sum, in float32 as nnU-Net's ``average_probabilities``."""
+    if total is None:
+        return softmax.astype(np.float32)
+    if total.shape != softmax.shape:
+        raise DataError(f"outputs of shape {softmax.shape} and {total.shape} cannot be averaged")
+    total += softmax
+    return total
 
 
 def segment_cases(cases: Sequence[ImageCase], chain: Chain, output: OutputFolder, progress: Progress) -> Outcome:
@@ -122,11 +204,11 @@ def segment_cases(cases: Sequence[ImageCase], chain: Chain, output: OutputFolder
                 with written.failures_of(case.name):
                     raw, images = prepared()
                     outcome.notes.append(raw.notes)
-                    logits, images = chain.logits(raw, images, partial(progress.on_tile, case.name))
+                    computed = chain.compute(raw, images, partial(progress.on_tile, case.name))
+                    del raw, images
                     written.wait()
-                    properties = replace(images, voxels=images.voxels[:, :0])
-                    written.follow(case.name, writer.submit(_write, case, logits, properties, chain, output))
-                    del logits, images, properties
+                    written.follow(case.name, writer.submit(_write, case, computed, chain, output))
+                    del computed
             written.wait()
         except BaseException:
             reader.shutdown(cancel_futures=True)
@@ -180,8 +262,8 @@ class _Written:
             self.progress.on_failure(case, self.outcome.failed[case])
 
 
-def _write(case: ImageCase, logits: torch.Tensor, images: Preprocessed, chain: Chain, output: OutputFolder) -> None:
-    output.write(chain.finish(case, logits, images, output.probabilities), chain.segmenter.reader)
+def _write(case: ImageCase, computed: Computed, chain: Chain, output: OutputFolder) -> None:
+    output.write(chain.finish(case, computed, output.probabilities), chain.first.reader)
 
 
 def _reason(error: Exception, case: str) -> str:

@@ -101,12 +101,6 @@ class Segmenter:
         may_lack = frozenset(self.model.dataset_json.get(ZEROS_WHERE_MISSING, ()))
         return ModelInput(self.channels, endings_of(self.reader.supported_file_endings, trained), may_lack)
 
-    @property
-    def previous_stage(self) -> str | None:
-        """Configuration whose segmentation the network takes beside the images; None without a cascade."""
-        name = self.predictor.configuration.previous_stage_name
-        return None if name is None else str(name)
-
     def read(self, case: ImageCase) -> RawImages:
         """Read the files of a case to their end.
 
@@ -197,6 +191,11 @@ class Segmenter:
     def with_probabilities(self, logits: torch.Tensor, images: Preprocessed) -> tuple[np.ndarray, np.ndarray]:
         """The same with softmax (sigmoid of regions) (classes, Z, Y, X)."""
         return self.predictor.segment_with_probabilities(logits, images.properties)
+
+    def label_map(self, probabilities: np.ndarray) -> np.ndarray:
+        """Label values (Z, Y, X) of softmax outputs (sigmoids of regions), such as a mean."""
+        labels = self.predictor.labels.convert_probabilities_to_segmentation(probabilities)
+        return np.asarray(labels).astype(np.uint16 if labels.max(initial=0) > 255 else np.uint8)
 
 
 @contextlib.contextmanager

@@ -17,12 +17,21 @@ _DATASET = rf"Dataset\d{{3}}_{_NAME}"
 _MODEL = rf"{_NAME}?__{_NAME}?__{_NAME}"
 _FOLD = r"fold_(?:\d{1,3}|all)"
 CARD, CARD_TEXT = "model_card.json", "model_card.md"
-INFERENCE = "inference_information.json"
-READ = rf"{_DATASET}/{_MODEL}/(?:(?:model_card|plans|dataset|postprocessing)\.json|{_FOLD}/checkpoint_final\.pth)"
+ENSEMBLES = "ensembles"
+"""Folder of what belongs to several models together."""
+_ENSEMBLE = rf"{ENSEMBLES}/ensemble___[A-Za-z0-9_.+-]{{1,500}}"
+READ = "|".join(
+    (
+        rf"{_DATASET}/{_MODEL}/(?:(?:model_card|plans|dataset|postprocessing)\.json|{_FOLD}/checkpoint_final\.pth)",
+        rf"{_DATASET}/{_MODEL}/crossval_results_folds_\w{{1,100}}/postprocessing\.json",
+        rf"{_DATASET}/{_ENSEMBLE}/(?:model_card|postprocessing)\.json",
+        rf"{_DATASET}/inference_information\.json",
+    )
+)
 """Files that are read."""
 IGNORED = "|".join(
     (
-        rf"{_DATASET}/(?:inference_information\.(?:json|txt)|ensembles/.*)",
+        rf"{_DATASET}/(?:inference_information\.txt|inference_instructions\.txt|ensembles/.*)",
         rf"{_DATASET}/{_MODEL}/(?:model_card\.md|postprocessing\.pkl|dataset_fingerprint\.json|crossval_results_folds_\w+/.*)",
         rf"{_DATASET}/{_MODEL}/{_FOLD}/(?:checkpoint_(?:best|latest)\.pth|debug\.json|progress\.png|validation/.*)",
         rf"{_DATASET}/{_MODEL}/{_FOLD}/(?:network_architecture(?:\.pdf)?|training_log[\w.]*\.txt)",
@@ -30,6 +39,7 @@ IGNORED = "|".join(
 )
 """Files that nnU-Net's own export writes, too; they are not read."""
 MOST_FILES = 100_000
+MOST_MODELS = 200
 MOST_BYTES = 8 * 2**30
 """Of one file. nnU-Net's largest networks (ResEnc XL) have checkpoints of about 2 GB, with their optimizer's state."""
 

@@ -20,12 +20,13 @@ WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes that torch's wrappers give to layers; nnU-Net removes them where it saves, other tools may not."""
 
 
-def read_checkpoint(source: Path | bytes, where: str) -> dict[str, Any]:
+def read_checkpoint(source: Path | bytes, where: str, mapped: bool = False) -> dict[str, Any]:
     """Content of a checkpoint of nnU-Net, on the CPU; nothing in it is executed.
 
     Args:
         source: a file, or the content of one that came from elsewhere: torch's archive, not compressed.
         where: named in errors.
+        mapped: of a file, leave numbers of tensors on the disk until they are looked at.
 
     Raises:
         DataError: it is damaged, or holds something else than tensors, numbers and text.
@@ -37,7 +38,10 @@ def read_checkpoint(source: Path | bytes, where: str) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(NUMBERS):
             checkpoint = torch.load(
-                io.BytesIO(source) if isinstance(source, bytes) else source, map_location="cpu", weights_only=True
+                io.BytesIO(source) if isinstance(source, bytes) else source,
+                map_location="cpu",
+                weights_only=True,
+                mmap=mapped and zipfile.is_zipfile(source),  # torch's older format cannot be mapped
             )
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError) as error:
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]

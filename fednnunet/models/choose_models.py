@@ -8,8 +8,10 @@ from pathlib import Path
 
 from fednnunet.errors import DataError
 from fednnunet.listing import join_nodes
-from fednnunet.models.model_folder import ModelFolder, choose_folder, choose_folds, find_folders
-from fednnunet.models.shared_model import is_shared
+from fednnunet.models.ensemble import Ensemble
+from fednnunet.models.model_folder import ModelFolder, find_folders
+from fednnunet.models.open_ensemble import Choice, FolderSource, choose
+from fednnunet.models.shared_model import are_one
 
 MODEL_IN_NODE = 3
 """Folders from a model's folder to its node's: dataset, results, node; one more for a node's own models."""
@@ -17,17 +19,17 @@ MODEL_IN_NODE = 3
 
 @dataclass(frozen=True)
 class ChosenModel:
-    """A model that will be handed over.
+    """What will be handed over.
 
     Attributes:
-        folder: where it lies.
-        folds: that are taken.
+        ensemble: the model; or several that are averaged.
+        dataset: name of nnU-Net's folder of the dataset that it is in.
         node: whose it is; None where all nodes have the same, or outside a run.
-        run: folder of the run that it is of; None outside one.
+        run: folder of the run that it is of, the first of several; None outside one.
     """
 
-    folder: ModelFolder
-    folds: tuple[str, ...]
+    ensemble: Ensemble
+    dataset: str
     node: str | None
     run: Path | None
 
@@ -45,7 +47,7 @@ def choose_models(
     Args:
         source: a run's folder, a node's, or a results folder of nnU-Net.
         node: whose; None for the one that all share, or each one's.
-        configuration: nnU-Net's; needed where there are several.
+        configuration: nnU-Net's; None for the only one, or what ``inference_information.json`` decides.
         folds: None for all that are finished.
         each: whether there may be one of each node.
         personal: the nodes' own models, fine-tuned or Ditto's, and not the federation's.
@@ -53,28 +55,43 @@ def choose_models(
     Raises:
         DataError: there is none, or nodes have different ones and not each is wanted; says what to do.
     """
-    found = find_folders(source, personal)
-    nodes = list(dict.fromkeys(folder.node for folder in found))
+    found = FolderSource(source, find_folders(source, personal))
+    nodes = list(dict.fromkeys(folder.node for folder in found.folders))
     if node is not None or len(nodes) == 1:
-        folder = choose_folder(found, source, node, configuration)
-        return [_chosen(folder, folds)]
-    of_nodes = [choose_folder(found, source, one, configuration) for one in nodes]
-    chosen = [_chosen(folder, folds) for folder in of_nodes]
-    if is_shared(of_nodes, chosen[0].folds) and len({one.folds for one in chosen}) == 1:
+        return [chosen_model(choose(found, node, configuration, folds))]
+    return one_or_each([choose(found, one, configuration, folds) for one in nodes], each, str(source))
+
+
+def one_or_each(choices: Sequence[Choice], each: bool, where: str) -> list[ChosenModel]:
+    """What several nodes segment with: one for all where it is the same.
+
+    Raises:
+        DataError: nodes have different ones, and not each is wanted.
+    """
+    chosen = [chosen_model(choice) for choice in choices]
+    if are_one([one.ensemble for one in chosen]):
         first = chosen[0]
-        return [ChosenModel(first.folder, first.folds, None, first.run)]
+        return [ChosenModel(first.ensemble, first.dataset, None, first.run)]
     if each:
         return chosen
+    nodes = [str(one.node) for one in chosen]
     raise DataError(
-        f"{source}: nodes have different models ({join_nodes(nodes)}); choose one, --node {nodes[0]}, or give a folder "
+        f"{where}: nodes have different models ({join_nodes(nodes)}); choose one, --node {nodes[0]}, or give a folder "
         "instead of FILE.zip, for a zip of each"
     )
 
 
-def _chosen(folder: ModelFolder, folds: Sequence[str] | None) -> ChosenModel:
+def chosen_model(choice: Choice) -> ChosenModel:
+    """A choice, opened, with whose it is."""
+    folder = choice.models[0]
+    node, run = owner_of(folder)
+    return ChosenModel(choice.open(), folder.path.resolve().parent.name, node, run)
+
+
+def owner_of(folder: ModelFolder) -> tuple[str | None, Path | None]:
+    """Node and folder of the run that a model lies in; None outside of one."""
     parents = folder.path.resolve().parents
-    kept = choose_folds(folder.folds, folds, folder.where)
     for depth in (MODEL_IN_NODE, MODEL_IN_NODE + 1):
         if len(parents) > depth + 1 and parents[depth].name == "nodes":
-            return ChosenModel(folder, kept, parents[depth - 1].name, parents[depth + 1])
-    return ChosenModel(folder, kept, None, None)
+            return parents[depth - 1].name, parents[depth + 1]
+    return None, None

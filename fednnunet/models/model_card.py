@@ -175,6 +175,17 @@ class NetworkFacts(_Card):
     previous_stage: Text | None = None
     postprocessing: list[list[int]] = []
 
+    def is_stage_before(self, other: NetworkFacts) -> bool:
+        """Whether the other one takes what this one segments."""
+        return self.configuration == other.previous_stage and self.plans == other.plans
+
+    def command(self, dataset: str, output: str) -> str:
+        """nnU-Net's command that segments with it."""
+        return (
+            f"nnUNetv2_predict -i IMAGES -o {output} -d {one_line(dataset)} -tr {one_line(self.trainer)} "
+            f"-p {one_line(self.plans)} -c {one_line(self.configuration)} -f {one_line(' '.join(self.folds))}"
+        )
+
 
 class ModelCard(_Card):
     """The card.
@@ -185,6 +196,8 @@ class ModelCard(_Card):
         licence: as who hands it over says; None if not.
         run: what its run knows.
         networks: by configuration.
+        averaged: folders of the networks whose softmax outputs are averaged; none where one segments.
+        postprocessing: of their mean: label values of which only the largest component stays, step by step.
         limits: of use, in sentences.
         versions: of the packages that made the file.
         files: path in the zip to SHA-256, of every file but the card.
@@ -195,6 +208,8 @@ class ModelCard(_Card):
     licence: Text | None
     run: RunFacts
     networks: list[NetworkFacts] = Field(min_length=1)
+    averaged: list[Text] = []
+    postprocessing: list[list[int]] = []
     limits: list[Text]
     versions: dict[Text, Text]
     files: dict[Text, Digest] = Field(min_length=1)
@@ -215,98 +230,6 @@ class ModelCard(_Card):
         """What :meth:`parse` reads."""
         return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
 
-    def as_markdown(self) -> str:
-        """The card for people."""
-        return "\n".join(
-            [f"# {_cell(self.name)}", "", *self._training(), *self._networks(), *self._scores(), *self._end()]
-        )
-
-    def _training(self) -> list[str]:
-        run = self.run
-        rows = [
-            ("licence", self.licence or "not stated: ask who gave you this file"),
-            ("trained for", run.trained_for),
-            ("strategy", run.strategy),
-            ("centres that trained", ", ".join(run.names) if run.names else run.centres),
-            ("cases, of which each fold holds some out", run.cases),
-            ("rounds per fold", run.rounds),
-            ("iterations per epoch", run.iterations),
-        ]
-        known = [(name, value) for name, value in rows if value is not None]
-        return _table(("", ""), [(name, _cell(value)) for name, value in known])
-
-    def _networks(self) -> list[str]:
-        lines = ["## Networks", ""]
-        columns = ("configuration", "folds", "spacing", "patch", "batch", "stages", "parameters", "trainer")
-        lines += _table(
-            columns,
-            [
-                tuple(
-                    map(
-                        _cell,
-                        (
-                            network.configuration,
-                            ", ".join(network.folds),
-                            " x ".join(f"{value:g}" for value in network.spacing),
-                            " x ".join(map(str, network.patch_size)),
-                            network.batch_size,
-                            network.stages,
-                            network.parameters,
-                            network.trainer,
-                        ),
-                    )
-                )
-                for network in self.networks
-            ],
-        )
-        first = self.networks[0]
-        lines += [
-            f"Input, one file per channel in this order: {_cell(', '.join(first.channels))}.",
-            "",
-            f"Output: {_cell(', '.join(f'{value} {name}' for name, value in first.labels.items()))}.",
-            "",
-        ]
-        for network in self.networks:
-            if network.postprocessing:
-                steps = "; ".join(", ".join(map(str, step)) for step in network.postprocessing)
-                lines += [f"Of {network.configuration}, only the largest component stays of the labels {steps}.", ""]
-            if network.previous_stage:
-                lines += [f"{network.configuration} also takes segmentations of {network.previous_stage}.", ""]
-        return lines
-
-    def _scores(self) -> list[str]:
-        if not self.run.scores:
-            return []
-        rows = [
-            (
-                _cell(score.centre),
-                score.role,
-                _cell(score.label or "mean over labels"),
-                str(score.dsc.cases if score.dsc else 0),
-                str(score.dsc or "–"),
-                _of_defined_cases(score),
-            )
-            for score in self.run.scores
-        ]
-        return [
-            "## Scores on cases that it was not trained on",
-            "",
-            *_table(("centre", "", "label", "cases", "DSC", f"HD95 ({_cell(self.run.distance_unit)})"), rows),
-            "Means over five cases or more, with 95 % bootstrap intervals over them. HD95 is undefined where a mask is "
-            "empty: in brackets the number of cases in which it is not."
-            + " They are of segmentations before post-processing."
-            * any(one.postprocessing for one in self.networks),
-            "",
-        ]
-
-    def _end(self) -> list[str]:
-        lines = ["## Limits of use", "", *(f"* {one_line(limit)}" for limit in self.limits), ""]
-        if self.run.privacy:
-            lines += ["## Privacy in training", "", *(f"* {one_line(told)}" for told in self.run.privacy), ""]
-        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
-        lines += ["## Files", "", f"Made with {_cell(versions)}. SHA-256:", ""]
-        return [*lines, *(f"* `{path}`: `{digest}`" for path, digest in self.files.items()), ""]
-
 
 def limits_of(facts: RunFacts, folds: Sequence[str], more: Sequence[str] = ()) -> list[str]:
     """Limits of use that follow from what is known, and those that are given."""
@@ -323,20 +246,3 @@ def limits_of(facts: RunFacts, folds: Sequence[str], more: Sequence[str] = ()) -
 def limits_given(limits: Sequence[str]) -> list[str]:
     """Of a card's limits those that were given, and do not follow from what is known."""
     return [limit for limit in limits if limit not in DERIVED]
-
-
-def _of_defined_cases(score: CentreScore) -> str:
-    """HD95, with the number of its cases where there are more."""
-    if score.hd95 is None:
-        return "–"
-    is_of_all = score.dsc is None or score.hd95.cases == score.dsc.cases
-    return str(score.hd95) + ("" if is_of_all else f" [{score.hd95.cases}]")
-
-
-def _cell(value: Any) -> str:
-    return one_line(str(value)).replace("|", "\\|")
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return [*("| " + " | ".join(line) + " |" for line in lines), ""]

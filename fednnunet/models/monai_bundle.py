@@ -19,6 +19,7 @@ from fednnunet import __version__
 from fednnunet.errors import DataError
 from fednnunet.files import replacing
 from fednnunet.models.archive import CARD
+from fednnunet.models.card_text import as_markdown
 from fednnunet.models.checkpoint_file import check_weights
 from fednnunet.models.export_zip import Handover, as_json, write_entry
 from fednnunet.models.model_card import ModelCard
@@ -47,7 +48,13 @@ def export_bundle(handover: Handover, target: Path) -> ModelCard:
     Raises:
         DataError: the model cannot be read, holds what is not finite, or is none that MONAI can feed.
     """
-    model = handover.portable()
+    portable = handover.portable()
+    model = portable.first
+    if len(portable.selected) > 1:
+        raise DataError(
+            f"{model.where}: a bundle has one network, and this is an ensemble of {len(portable.selected)}; leave out "
+            "--format monai, or choose one, such as by --configuration"
+        )
     reader = model.plans["image_reader_writer"]  # that nnU-Net segments with, whatever dataset.json said for planning
     if reader not in READERS:
         raise DataError(
@@ -61,7 +68,7 @@ def export_bundle(handover: Handover, target: Path) -> ModelCard:
         for name, content in _bundle_files(model):
             digests[name] = hashlib.sha256(content).hexdigest()
             write_entry(archive, f"{handover.name}/{name}", content)
-        card = handover.card(digests, model)
+        card = handover.card(digests, portable)
         write_entry(archive, f"{handover.name}/configs/metadata.json", as_json(_metadata(card, model)))
         write_entry(archive, f"{handover.name}/docs/{CARD}", card.as_json().encode())
         write_entry(archive, f"{handover.name}/docs/README.md", _readme(card, model).encode())
@@ -259,7 +266,7 @@ def _readme(card: ModelCard, model: TrainedModel) -> str:
     images = ", ".join(f"`CASE_{channel:04d}{ending}`" for channel in range(channels))
     reader = "nibabel" if ending.startswith(".nii") else "itk"
     return (
-        f"{card.as_markdown()}\n## Running it\n\n"
+        f"{as_markdown(card)}\n## Running it\n\n"
         f"It needs monai {MONAI}, pytorch-ignite, {reader}, fire and nnunetv2 {version('nnunetv2')}. Put {images} of "
         "each case into `input`, and:\n\n"
         "```bash\npython -m monai.bundle run --config_file configs/inference.json --bundle_root .\n```\n\n"

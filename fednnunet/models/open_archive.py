@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from zipfile import ZipInfo
 
 from fednnunet.errors import DataError
-from fednnunet.models.archive import CARD, READ, check_entries, open_zip, read_entry
+from fednnunet.models.archive import CARD, ENSEMBLES, MOST_MODELS, READ, check_entries, open_zip, read_entry
 from fednnunet.models.archive import MOST_BYTES as MOST_OF_A_FILE
 from fednnunet.models.checkpoint_file import check_weights, mirror_axes_of, read_checkpoint, weights_of
 from fednnunet.models.json_file import MOST_BYTES, parse_json
@@ -59,8 +59,78 @@ class ArchiveReader:
         return content
 
 
+@dataclass(frozen=True)
+class Archive:
+    """A model's zip whose names are checked; each file is checked when it is read.
+
+    Attributes:
+        path: the zip.
+        folders: its models.
+        reader: reads its files.
+        cards: path to card; none in nnU-Net's own zips.
+    """
+
+    path: Path
+    folders: Sequence[ModelFolder]
+    reader: ArchiveReader
+    cards: Mapping[str, ModelCard]
+
+    @classmethod
+    def at(cls, path: Path) -> Archive:
+        """The zip at a path.
+
+        Raises:
+            DataError: it is no model's zip, or a card in it is none.
+        """
+        with open_zip(path) as archive:
+            reader = ArchiveReader(path, check_entries(archive, str(path)), {})
+        folders = _find_models(reader)
+        names = [name for name in reader.entries if name.endswith(f"/{CARD}")]
+        if max(len(folders), len(names)) > MOST_MODELS:
+            raise DataError(f"{path} holds more than {MOST_MODELS} models, or cards")
+        cards = {name: ModelCard.parse(reader.read(name, MOST_BYTES), f"{path}: {name}") for name in names}
+        for name, card in cards.items():
+            folder = PurePosixPath(name).parent
+            about = {network.folder for network in card.networks}
+            if folder.parent.name != ENSEMBLES and folder.name not in about:
+                raise DataError(f"{path}: {name} is about another model")
+        return cls(path, folders, reader, cards)
+
+    def card(self, folder: ModelFolder) -> ModelCard | None:
+        """The card of a model: beside it, or one that is also of it; None without one."""
+        beside = self.cards.get(f"{folder.path.as_posix()}/{CARD}")
+        of_several = (
+            card for card in self.cards.values() if folder.path.name in {network.folder for network in card.networks}
+        )
+        return beside or next(of_several, None)
+
+    def read(self, path: Path) -> bytes | None:
+        """Content of a small file that the zip may have; None where it has none.
+
+        Raises:
+            DataError: it is damaged, too large, or not what a card says.
+        """
+        name = path.as_posix()
+        if name not in self.reader.entries:
+            return None
+        digests = {file: digest for card in self.cards.values() for file, digest in card.files.items()}
+        return replace(self.reader, digests=digests).read(name, MOST_BYTES)
+
+    def open(self, folder: ModelFolder, folds: tuple[str, ...]) -> TrainedModel:
+        """Open a model; all chosen folds are read and checked once here.
+
+        Raises:
+            DataError: something in it is not what it should be; in one line.
+        """
+        reader = self.reader
+        if (card := self.card(folder)) is not None:
+            _check_complete(reader, card)
+            reader = replace(reader, digests=card.files)
+        return _open_model(reader, folder, folds)
+
+
 def open_archive(path: Path, configuration: str | None, folds: Sequence[str] | None) -> TrainedModel:
-    """Open the model in a zip; all chosen folds are read and checked once here.
+    """Open one model in a zip.
 
     Args:
         path: the zip.
@@ -70,14 +140,9 @@ def open_archive(path: Path, configuration: str | None, folds: Sequence[str] | N
     Raises:
         DataError: the zip is no model's, or something in it is not what it should be; in one line.
     """
-    with open_zip(path) as archive:
-        reader = ArchiveReader(path, check_entries(archive, str(path)), {})
-    chosen = choose_folder(_find_models(reader), path, None, configuration)
-    card = _read_card(reader, chosen)
-    if card is not None:
-        _check_complete(reader, card)
-        reader = replace(reader, digests=card.files)
-    return _open_model(reader, chosen, choose_folds(chosen.folds, folds, chosen.where))
+    archive = Archive.at(path)
+    chosen = choose_folder(archive.folders, path, None, configuration)
+    return archive.open(chosen, choose_folds(chosen.folds, folds, chosen.where))
 
 
 def _check_complete(reader: ArchiveReader, card: ModelCard) -> None:
@@ -90,25 +155,21 @@ def _check_complete(reader: ArchiveReader, card: ModelCard) -> None:
 
 
 def read_card(path: Path, configuration: str | None = None) -> ModelCard | None:
-    """The card of the model in a zip; None in one of nnU-Net's own.
+    """The card of a model in a zip, or of all of them; None in one of nnU-Net's own.
+
+    Args:
+        path: the zip.
+        configuration: that of the model; None for any where one card is of all of them.
 
     Raises:
         DataError: the zip is no model's, or the card is none.
     """
-    with open_zip(path) as archive:
-        reader = ArchiveReader(path, check_entries(archive, str(path)), {})
-    return _read_card(reader, choose_folder(_find_models(reader), path, None, configuration))
-
-
-def _read_card(reader: ArchiveReader, folder: ModelFolder) -> ModelCard | None:
-    name = f"{folder.path.as_posix()}/{CARD}"
-    if name not in reader.entries:
-        return None
-    where = f"{reader.path}: {name}"
-    card = ModelCard.parse(reader.read(name, MOST_BYTES), where)
-    if folder.path.name not in {network.folder for network in card.networks}:
-        raise DataError(f"{where} is about another model")
-    return card
+    archive = Archive.at(path)
+    if configuration is None and len(archive.folders) > 1:
+        cards = [archive.card(folder) for folder in archive.folders]
+        if all(card == cards[0] for card in cards):
+            return cards[0]
+    return archive.card(choose_folder(archive.folders, path, None, configuration))
 
 
 def _find_models(reader: ArchiveReader) -> list[ModelFolder]:

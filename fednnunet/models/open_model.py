@@ -62,9 +62,9 @@ def open_folder(folder: ModelFolder, folds: tuple[str, ...]) -> TrainedModel:
     """
     plans, dataset_json = (read_json(folder.path / name) for name in ("plans.json", "dataset.json"))
 
-    def read(fold: str) -> dict[str, Any]:
+    def read(fold: str, mapped: bool = False) -> dict[str, Any]:
         path = folder.path / f"fold_{fold}" / FINAL
-        return read_checkpoint(path, str(path))
+        return read_checkpoint(path, str(path), mapped)
 
     def read_weights(fold: str) -> dict[str, torch.Tensor]:
         return weights_of(read(fold))
@@ -75,7 +75,7 @@ def open_folder(folder: ModelFolder, folds: tuple[str, ...]) -> TrainedModel:
         configuration=folder.configuration,
         trainer=folder.trainer,
         folds=folds,
-        mirror_axes=mirror_axes_of(read(folds[0]), 3, folder.where),
+        mirror_axes=mirror_axes_of(read(folds[0], mapped=True), 3, folder.where),
         postprocessing=_read_postprocessing(folder.path, dataset_json),
         where=folder.where,
         read_weights=read_weights,

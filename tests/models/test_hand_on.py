@@ -9,6 +9,7 @@ import pytest
 
 from fednnunet.cli.main import main
 from fednnunet.errors import DataError
+from fednnunet.models.card_text import as_markdown
 from fednnunet.models.model_card import ModelCard
 from fednnunet.models.open_archive import read_card
 from fednnunet.models.open_model import open_model
@@ -80,8 +81,8 @@ def test_a_card_says_that_scores_are_from_before_post_processing(named: Path) ->
     with_steps = card.model_copy(
         update={"networks": [one.model_copy(update={"postprocessing": [[1]]}) for one in card.networks]}
     )
-    assert "before post-processing" not in card.as_markdown()
-    assert "They are of segmentations before post-processing." in with_steps.as_markdown()
+    assert "before post-processing" not in as_markdown(card)
+    assert "They are of segmentations before post-processing." in as_markdown(with_steps)
 
 
 @pytest.mark.parametrize("option", [["--node", "Oslo"], ["--personal"], ["--run", "run"]])

@@ -17,6 +17,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from fednnunet.errors import DataError
 from fednnunet.models import nnunet_network
+from fednnunet.models.ensemble import Ensemble
 from fednnunet.models.export_zip import Handover
 from fednnunet.models.model_card import RunFacts
 from fednnunet.models.monai_bundle import export_bundle
@@ -34,7 +35,8 @@ def configuration(request: pytest.FixtureRequest) -> str:
 def bundle(trained_folders: TrainedFolders, configuration: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("bundle")
     export_bundle(
-        Handover(open_model(trained_folders.model(configuration)), "Dataset007_X", RunFacts()), root / "x.zip"
+        Handover(Ensemble.of_one(open_model(trained_folders.model(configuration))), "Dataset007_X", RunFacts()),
+        root / "x.zip",
     )
     with zipfile.ZipFile(root / "x.zip") as archive:
         archive.extractall(root)
@@ -147,6 +149,6 @@ def test_models_of_readers_that_turn_images_are_refused(trained_folders: Trained
     model.plans["image_reader_writer"] = "NibabelIOWithReorient"
     model.dataset_json["overwrite_image_reader_writer"] = "SimpleITKIO"  # which nnU-Net reads when it plans, only
     with pytest.raises(DataError, match="read by NibabelIOWithReorient"):
-        export_bundle(Handover(model, "Dataset007_X", RunFacts()), tmp_path / "x.zip")
+        export_bundle(Handover(Ensemble.of_one(model), "Dataset007_X", RunFacts()), tmp_path / "x.zip")
     assert not list(tmp_path.iterdir())
     assert nnunet_network.__doc__

@@ -16,6 +16,7 @@ import torch
 from nnunetv2.model_sharing.model_export import export_pretrained_model
 
 from fednnunet.errors import DataError
+from fednnunet.models.ensemble import Ensemble
 from fednnunet.models.export_zip import Handover, export_zip
 from fednnunet.models.model_card import RunFacts
 from fednnunet.models.open_model import open_model
@@ -30,7 +31,7 @@ BASE = "Dataset007_X/nnUNetTrainer__nnUNetPlans__2d"
 @pytest.fixture(scope="module")
 def ours(trained_folders: TrainedFolders, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("zip") / "model.zip"
-    export_zip(Handover(open_model(trained_folders.model("2d")), "Dataset007_X", RunFacts()), target)
+    export_zip(Handover(Ensemble.of_one(open_model(trained_folders.model("2d"))), "Dataset007_X", RunFacts()), target)
     return target
 
 
@@ -64,7 +65,7 @@ def test_a_zip_without_what_its_card_is_about_is_refused(
     with pytest.raises(DataError, match=r"lacks .*fold_1/checkpoint_final.pth, which model_card.json is about"):
         open_model(fewer)
     whole = dataclasses.replace(open_model(trained_folders.model("2d")), postprocessing=Postprocessing.of([(1,)]))
-    export_zip(Handover(whole, "Dataset007_X", RunFacts()), tmp_path / "model.zip")
+    export_zip(Handover(Ensemble.of_one(whole), "Dataset007_X", RunFacts()), tmp_path / "model.zip")
     without = changed_zip(tmp_path / "model.zip", tmp_path / "without.zip", {"postprocessing.json": None})
     with pytest.raises(DataError, match=r"lacks .*/postprocessing.json, which"):
         open_model(without)
