@@ -66,6 +66,7 @@ class Decision:
         labels: labels that were compared.
         left_out: names of those that no case and no prediction holds, and that do not count.
         ensembles: whether ensembles were compared.
+        personal: whether the models are the nodes' own, fine-tuned or Ditto's.
         candidates: all, in the order in which the first of equally good ones is chosen.
         best: the chosen one.
         steps: steps of post-processing that were tried; none where they were not compared.
@@ -79,6 +80,7 @@ class Decision:
     labels: ScoredLabels
     left_out: tuple[str, ...]
     ensembles: bool
+    personal: bool
     candidates: tuple[Candidate, ...]
     best: Candidate
     steps: tuple[Step, ...]
@@ -142,6 +144,7 @@ def decide(told: Sequence[NodeSums]) -> Decision:
         labels=labels,
         left_out=tuple(name for number, name in enumerate(labels.names) if number not in counted),
         ensembles=first.ensembles,
+        personal=first.personal,
         candidates=tuple(candidates.values()),
         best=candidates[best],
         steps=tuple(steps),

@@ -42,6 +42,7 @@ def as_json(decision: Decision) -> dict[str, Any]:
         "nodes": list(decision.nodes),
         "num_cases": decision.num_cases,
         "folds": list(decision.folds),
+        "personal": decision.personal,
         "labels_left_out": list(decision.left_out),
         "candidates": [
             {

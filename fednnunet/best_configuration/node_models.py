@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from pydantic import ValidationError
 from fednnunet.best_configuration.sums import Model
 from fednnunet.datasets.description import read_description
 from fednnunet.datasets.splits import SPLITS_FILE
-from fednnunet.errors import DataError, one_line
+from fednnunet.errors import DataError
 from fednnunet.listing import join_first
+from fednnunet.models.json_file import read_json
 from fednnunet.models.model_folder import ModelFolder, find_folders
 from fednnunet.preprocessing import REFERENCES
 
@@ -39,6 +40,7 @@ class TrainedFolds:
         plans: nnU-Net's plans.
         references: folder of the reference segmentations.
         folds: trained folds.
+        personal: whether it is the node's own, fine-tuned or Ditto's, beside that of the federation.
     """
 
     model: Model
@@ -50,6 +52,7 @@ class TrainedFolds:
     plans: dict[str, Any]
     references: Path
     folds: tuple[int, ...]
+    personal: bool = False
 
     @property
     def where(self) -> str:
@@ -57,31 +60,33 @@ class TrainedFolds:
         return f"{self.model.configuration} of node {self.node} in {self.run}"
 
 
-def find_models(run: Path) -> dict[str, TrainedFolds]:
+def find_models(run: Path, personal: bool = False) -> dict[str, TrainedFolds]:
     """Each training node of a run to its model; whose folder a node's own is, is not known.
 
     Args:
         run: folder of a run, or one node's folder in it.
+        personal: the models that are the nodes' own, fine-tuned or Ditto's.
 
     Raises:
         DataError: there is no model, a node has several, or a file of one cannot be read.
     """
     by_node: dict[str, list[ModelFolder]] = {}
-    for folder in find_folders(run):
+    for folder in find_folders(run, personal):
         by_node.setdefault(folder.node or UNNAMED, []).append(folder)
     for node, folders in by_node.items():
         if len(folders) > 1:
             names = join_first([folder.path.name for folder in folders], 3)
             raise DataError(f"node {node} in {run} has {len(folders)} models ({names}); give one run of each")
-    return {node: _read_model(run, node, folder) for node, (folder,) in by_node.items()}
+    return {node: _read_model(run, node, folder, personal) for node, (folder,) in by_node.items()}
 
 
-def _read_model(run: Path, node: str, folder: ModelFolder) -> TrainedFolds:
+def _read_model(run: Path, node: str, folder: ModelFolder, personal: bool) -> TrainedFolds:
     try:
         model = Model(trainer=folder.trainer, plans=folder.plans, configuration=folder.configuration)
     except ValidationError:
         raise DataError(f"node {node}: {folder.path} is not named TRAINER__PLANS__CONFIGURATION") from None
-    path = folder.path.resolve()  # nnUNet_results/DATASET/MODEL, beside nnUNet_preprocessed
+    path = folder.path.resolve()
+    of_node = replace(folder, path=path).node_folder  # that has nnUNet_preprocessed
     return TrainedFolds(
         model,
         run,
@@ -89,9 +94,10 @@ def _read_model(run: Path, node: str, folder: ModelFolder) -> TrainedFolds:
         folder.path,
         path.parent.name,
         read_description(folder.path, node),
-        _read_json(folder.path / "plans.json", node),
-        path.parents[2] / "nnUNet_preprocessed" / path.parent.name / REFERENCES,
+        read_json(folder.path / "plans.json", node),
+        of_node / "nnUNet_preprocessed" / path.parent.name / REFERENCES,
         tuple(sorted(int(fold) for fold in folder.folds if fold.isdecimal())),
+        personal,
     )
 
 
@@ -157,35 +163,24 @@ def _expected(found: TrainedFolds) -> list[set[str]] | None:
     path = found.references.parent / SPLITS_FILE
     if not path.is_file():
         return None
-    splits = _read_json(path, found.node, list)
+    splits = read_json(path, found.node, list)
     try:
         return [set(split["val"]) - set(split["train"]) for split in splits]
     except (TypeError, KeyError):
         raise DataError(f"node {found.node}: {path} is no list of folds with train and val") from None
 
 
-def _read_json(path: Path, node: str, kind: type = dict) -> Any:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"node {node}: {path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"node {node}: {path} is not JSON: {one_line(str(error))}") from None
-    if not isinstance(content, kind):
-        raise DataError(f"node {node}: {path} must hold {'an object' if kind is dict else 'a list'}")
-    return content
-
-
-def nodes_of(runs: Sequence[Path]) -> dict[str, list[TrainedFolds]]:
+def nodes_of(runs: Sequence[Path], personal: bool = False) -> dict[str, list[TrainedFolds]]:
     """Node to its models in all runs, in nnU-Net's order of configurations.
 
     Args:
         runs: folders of runs; or, of one node, its folders in them, since a hospital's are named by runs.
+        personal: the models that are the nodes' own, fine-tuned or Ditto's.
 
     Raises:
         DataError: a node has no model in one of the runs, two of one name, or models of other labels.
     """
-    found = [find_models(run) for run in runs]
+    found = [find_models(run, personal) for run in runs]
     for run, models in zip(runs, found, strict=True):
         for other, others in zip(runs, found, strict=True):
             if lacking := sorted(others.keys() - models.keys()):

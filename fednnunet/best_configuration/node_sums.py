@@ -102,6 +102,7 @@ def sum_up(
         models=[found.model for found in models],
         ensembles=ensembles,
         postprocessing=postprocessing,
+        personal=first.personal,
         candidates=[
             CandidateSums(
                 models=list(candidate),

@@ -104,6 +104,7 @@ class NodeSums(_Body):
         models: what is compared, in nnU-Net's order.
         ensembles: whether ensembles of two models are compared, too.
         postprocessing: whether steps of post-processing are.
+        personal: whether the models are the nodes' own, fine-tuned or Ditto's.
         candidates: sums of each.
     """
 
@@ -120,6 +121,7 @@ class NodeSums(_Body):
     models: Annotated[list[Model], Field(min_length=1, max_length=20)]
     ensembles: Annotated[bool, Field(strict=True)]
     postprocessing: Annotated[bool, Field(strict=True)]
+    personal: Annotated[bool, Field(strict=True)] = False
     candidates: Annotated[list[CandidateSums], Field(max_length=1000)]
 
     def scored_labels(self) -> ScoredLabels:
@@ -235,6 +237,7 @@ def _compared(first: NodeSums, other: NodeSums) -> Iterator[tuple[str, str, str]
         ("configurations", lambda sums: ", ".join(model.identifier for model in sums.models)),
         ("folds", lambda sums: ", ".join(map(str, sums.folds))),
         ("ensembles", lambda sums: "compared" if sums.ensembles else "left out (--no-ensembles)"),
+        ("models", lambda sums: "the nodes' own (--personal)" if sums.personal else "the federation's"),
         ("steps of post-processing", lambda sums: "compared" if sums.postprocessing else "left out"),
     ):
         yield name, text(first), text(other)

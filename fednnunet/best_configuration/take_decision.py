@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fednnunet.best_configuration.decision_files import BEST_FILE
 from fednnunet.best_configuration.node_models import TrainedFolds
-from fednnunet.best_configuration.sums import MOST_BYTES, Model
-from fednnunet.errors import DataError, first_problem, one_line
+from fednnunet.best_configuration.sums import Model
+from fednnunet.errors import DataError, first_problem
+from fednnunet.listing import join_all
+from fednnunet.models.json_file import read_json
+from fednnunet.models.model_folder import ModelFolder, find_folders
+from fednnunet.models.open_ensemble import Choice, FolderSource
 from fednnunet.models.postprocessing import POSTPROCESSING_FILE, Postprocessing
 
 
 class _Best(BaseModel):
     models: Annotated[list[Model], Field(min_length=1, max_length=2)]
+    dice: Annotated[float, Field(ge=0, le=1)]
 
 
 class TakenDecision(BaseModel):
@@ -27,6 +31,10 @@ class TakenDecision(BaseModel):
         format: version of the file's form.
         best: the best model, or the two of the best ensemble.
         postprocessing: what helps it.
+        folds: folds whose held-out cases were scored, to segment with.
+        num_cases: number of these cases.
+        candidates: configurations and ensembles that were compared.
+        personal: whether the models are the nodes' own, fine-tuned or Ditto's.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -34,6 +42,15 @@ class TakenDecision(BaseModel):
     format: Literal[1]
     best: _Best
     postprocessing: Postprocessing
+    folds: Annotated[list[int], Field(min_length=1)]
+    num_cases: Annotated[int, Field(ge=0)]
+    candidates: Annotated[list[Any], Field(min_length=1)]
+    personal: bool = False
+
+    @property
+    def num_candidates(self) -> int:
+        """Number of configurations and ensembles that were compared."""
+        return len(self.candidates)
 
 
 def read_decision(folder: Path) -> TakenDecision:
@@ -44,14 +61,60 @@ def read_decision(folder: Path) -> TakenDecision:
     """
     path = folder / BEST_FILE
     try:
-        with path.open("rb") as file:
-            return TakenDecision.model_validate(json.loads(file.read(MOST_BYTES)))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
+        return TakenDecision.model_validate(read_json(path))
     except ValidationError as error:
         raise DataError(f"{path}: {first_problem(error, 'the decision')}") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON: {one_line(str(error))}") from None
+
+
+def choices_of(
+    decision: TakenDecision, sources: Sequence[Path], where: Path, node: str | None, folds: Sequence[str] | None
+) -> list[Choice]:
+    """What each node segments with by a decision: the best model, or both of the best ensemble, and their stages.
+
+    Args:
+        decision: the decision.
+        sources: folders of the runs that were compared, or of one node in them.
+        where: folder of the decision, for errors.
+        node: the node; None for all.
+        folds: folds to use; None for those of the decision.
+
+    Raises:
+        DataError: a node lacks a model, or has two of its name; names it.
+    """
+    by_node: dict[str, list[ModelFolder]] = {}
+    for source in sources:
+        for folder in find_folders(source, decision.personal):
+            by_node.setdefault(folder.node, []).append(folder)
+    if node is not None:
+        if node not in by_node:
+            raise DataError(f"the runs have no node {node}; nodes there: {', '.join(filter(None, by_node)) or 'none'}")
+        by_node = {node: by_node[node]}
+    choices = []
+    for name, folders in by_node.items():
+        models = []
+        for model in decision.best.models:
+            found = [folder for folder in folders if folder.path.name == model.identifier]
+            if not found:
+                raise DataError(f"{_named(name)} has no {model.identifier}, which is best; name its run")
+            if len(found) > 1:
+                both = join_all([str(folder.path) for folder in found])
+                raise DataError(f"{_named(name)} has several {model.identifier}: {both}; name one run of each")
+            models += found
+        choices.append(
+            Choice(
+                source=FolderSource(where, folders),
+                models=models,
+                beside=folders,
+                folds=folds or [str(fold) for fold in decision.folds],
+                postprocessing=decision.postprocessing,
+                named=str(where / BEST_FILE),
+            )
+        )
+    return choices
+
+
+def _named(node: str) -> str:
+    return f"node {node}" if node else "this node"
 
 
 def take(decision: TakenDecision, by_node: Mapping[str, Sequence[TrainedFolds]]) -> list[Path]:

@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-import re
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from fednnunet.errors import ConfigError
-from fednnunet.run_files import CONFIG_FILE
 
 if TYPE_CHECKING:
     from fednnunet.models.export_zip import Handover
     from fednnunet.models.model_card import ModelCard
 
 Format = Literal["nnunet", "monai"]
-DEFAULT_NUMBER = 1
-"""XXX of nnU-Net's DatasetXXX where the model's dataset has none."""
 
 
 def export(
-    source: Annotated[
-        Path,
-        typer.Argument(metavar="RUN", help="A run's folder, a node's, a results folder of nnU-Net, or a model's zip."),
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...",
+            help="A run's folder, a node's, a results folder of nnU-Net, or a model's zip. Or the folder that "
+            "`fednnunet select` wrote: each hospital's choice. With --best: the runs that were compared.",
+        ),
     ],
     out: Annotated[
         Path,
@@ -50,8 +49,21 @@ def export(
         bool,
         typer.Option("--personal", help="The nodes' own models, fine-tuned or Ditto's, instead of the federation's."),
     ] = False,
+    best: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder of `fednnunet find-best`: its best configuration or ensemble, with its post-processing.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Of a selection: the choice of which seed, where there are several.", show_default=False),
+    ] = None,
     configuration: Annotated[
-        str | None, typer.Option(help="nnU-Net's configuration, where there are several.", show_default=False)
+        str | None,
+        typer.Option(help="nnU-Net's configuration, where there are several and none is decided.", show_default=False),
     ] = None,
     fold: Annotated[
         list[str] | None, typer.Option(help="A fold; can be repeated. All that are finished if not given.")
@@ -87,15 +99,24 @@ def export(
 
     No case name, path or host name leaves with it, and of scores only means over cases.
     """
+    from fednnunet.cli.handovers import Asked, handovers_of, with_given
+
     each_apart = _is_folder(out)
-    if source.is_file():
-        for option, value in (("--node", node), ("--personal", personal), ("--run", run_folder)):
-            if value:
-                raise ConfigError(f"{source} is a zip, which holds one model and its card; leave out {option}")
-        handovers = [_of_zip(source, configuration, fold, names)]
-    else:
-        handovers = _of_folder(source, node, configuration, fold, each_apart, run_folder, names, personal)
-    prepared = [(file, _with_given(handover, name, licence, limits or [])) for file, handover in handovers]
+    asked = Asked(
+        node=node,
+        personal=personal,
+        configuration=configuration,
+        folds=fold,
+        each_apart=each_apart,
+        run_folder=run_folder,
+        names=names,
+        best=best,
+        seed=seed,
+    )
+    found = handovers_of(sources, asked)
+    for note in found.notes:
+        print(f"note: {note}")
+    prepared = [(file, with_given(handover, name, licence, limits or [])) for file, handover in found.handovers]
     try:
         _write(prepared, _writer(format), out, each_apart)
     except OSError as error:
@@ -141,89 +162,17 @@ def _writer(format: Format) -> Callable[[Handover, Path], ModelCard]:
     return export_zip
 
 
-def _of_zip(source: Path, configuration: str | None, folds: Sequence[str] | None, names: bool) -> tuple[str, Handover]:
-    """The model of a zip, with what its card says of its run and of limits."""
-    from fednnunet.models.export_zip import Handover, folder_of
-    from fednnunet.models.model_card import RunFacts, limits_given
-    from fednnunet.models.open_archive import read_card
-    from fednnunet.models.open_ensemble import open_ensemble
-
-    ensemble = open_ensemble(source, configuration=configuration, folds=folds)
-    card = read_card(source, configuration)
-    name = str(ensemble.first.plans["dataset_name"])
-    if card is None:
-        return f"{name}.zip", Handover(ensemble, name, RunFacts())
-    facts = card.run if names else card.run.without_names()
-    parts = sorted((folder_of(model), list(model.folds)) for model in ensemble.models)
-    if parts != sorted((network.folder, network.folds) for network in card.networks):
-        facts = facts.model_copy(update={"scores": []})  # they are of all of its folds and networks
-    return f"{name}.zip", Handover(ensemble, name, facts, card.licence, limits_given(card.limits))
-
-
-def _of_folder(
-    source: Path,
-    node: str | None,
-    configuration: str | None,
-    folds: Sequence[str] | None,
-    each_apart: bool,
-    run_folder: Path | None,
-    names: bool,
-    personal: bool,
-) -> list[tuple[str, Handover]]:
-    """Name of a zip, and the model for it."""
-    from fednnunet.models.choose_models import choose_models
-    from fednnunet.models.export_zip import Handover
-    from fednnunet.models.model_card import RunFacts
-    from fednnunet.reporting.model_facts import facts_of_run
-    from fednnunet.reporting.run_folder import read_run
-
-    if run_folder is not None:
-        if not (run_folder / CONFIG_FILE).is_file():
-            raise ConfigError(f"--run {run_folder} is no run's folder: it has no {CONFIG_FILE}")
-        if node is None:
-            raise ConfigError("--run needs --node: as which of the run's nodes this one trained")
-        if node not in (known := [str(one) for one in read_run(run_folder).info.get("nodes", [])]):
-            raise ConfigError(f"--node {node} is no node of the run {run_folder}, which has {', '.join(known)}")
-    chosen = choose_models(source, None if run_folder else node, configuration, folds, each_apart, personal)
-    handovers = []
-    for one in chosen:
-        of_run, owner = (run_folder, node) if run_folder else (one.run, one.node)
-        dataset, shown = one.dataset, one.ensemble.first.folds
-        if of_run is not None and (of_run / CONFIG_FILE).is_file():
-            run = read_run(of_run)
-            facts = facts_of_run(run, owner, shown, names, personal)
-            # The dataset's own name may be that of a hospital.
-            dataset = _numbered(str(run.info.get("dataset", "Federation")), dataset)
-        else:
-            facts = RunFacts()
-        handovers.append((f"{owner or dataset}.zip", Handover(one.ensemble, dataset, facts)))
-    return handovers
-
-
-def _with_given(handover: Handover, name: str | None, licence: str | None, limits: Sequence[str]) -> Handover:
-    """What the command line says, in place of what is known; limits of use are added to those that a zip's card has."""
-    changes: dict[str, Any] = {"limits": list(dict.fromkeys([*handover.limits, *limits]))}
-    if licence is not None:
-        changes["licence"] = licence
-    if name is not None:
-        if re.fullmatch(r"[A-Za-z0-9._+-]+", name) is None:
-            raise ConfigError(f"--name {name} must be of letters, digits and . _ + -: it will be a folder's name")
-        changes["name"] = _numbered(name, handover.name)
-    return dataclasses.replace(handover, **changes)
-
-
-def _numbered(name: str, dataset: str) -> str:
-    """nnU-Net's name of a dataset, with the number of ``dataset`` where it has none."""
-    from fednnunet.models.export_zip import dataset_name
-
-    number = re.match(r"Dataset(\d{3})_", dataset)
-    return dataset_name(name, int(number[1]) if number else DEFAULT_NUMBER)
-
-
 def _show(card: ModelCard, target: Path) -> None:
-    folds = ", ".join(card.networks[0].folds)
-    print(
-        f"{target}: {card.name}, {card.networks[0].configuration}, folds {folds}, {target.stat().st_size / 1e6:.1f} MB"
-    )
+    first = card.networks[0]
+    averaged = [network.configuration for network in card.networks if network.folder in card.averaged]
+    what = f"ensemble of {', '.join(averaged)}" if averaged else first.configuration
+    size = target.stat().st_size / 1e6
+    print(f"{target}: {card.name}, {what}, folds {', '.join(first.folds)}, {size:.1f} MB")
+    for network in card.networks:
+        if network.previous_stage and not any(other.is_stage_before(network) for other in card.networks):
+            print(
+                f"note: {network.configuration} takes segmentations of {network.previous_stage}, which is not in the "
+                "file; hand that over, too"
+            )
     if card.licence is None:
         print("note: the card states no licence; --license says under which the weights may be used")

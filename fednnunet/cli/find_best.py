@@ -51,6 +51,10 @@ def find_best(
         ),
     ] = None,
     node: Annotated[str | None, typer.Option(help="With --node-sums: name of the node.")] = None,
+    personal: Annotated[
+        bool,
+        typer.Option("--personal", help="The nodes' own models, fine-tuned or Ditto's, instead of the federation's."),
+    ] = False,
     fold: Annotated[
         list[int] | None,
         typer.Option(
@@ -74,14 +78,14 @@ def find_best(
     if node is not None and node_sums is None:
         raise ConfigError("--node goes with --node-sums; without, all nodes of the runs count")
     if use is not None:
-        if from_sums or node_sums is not None or fold or no_ensembles or no_postprocessing:
+        if from_sums or node_sums is not None or fold or no_ensembles or no_postprocessing or personal:
             raise ConfigError("--use takes a decision as it is; give it with runs alone")
         _use(use, sources)
         return
     if from_sums:
-        if node_sums is not None or fold or no_ensembles or no_postprocessing:
+        if node_sums is not None or fold or no_ensembles or no_postprocessing or personal:
             raise ConfigError(
-                "--from-sums takes files as nodes wrote them; --node-sums, --fold, --no-ensembles and "
+                "--from-sums takes files as nodes wrote them; --node-sums, --fold, --personal, --no-ensembles and "
                 "--no-postprocessing are for the nodes"
             )
         told = [read_sums(path) for path in sources]
@@ -93,7 +97,7 @@ def find_best(
 
     from fednnunet.best_configuration.node_models import nodes_of
 
-    by_node = nodes_of(sources)
+    by_node = nodes_of(sources, personal)
     if node_sums is not None:
         by_node = _one_node(by_node, node)
     told = _sum_up(by_node, fold, not no_ensembles, not no_postprocessing, workers)
@@ -181,10 +185,13 @@ def _use(folder: Path, runs: list[Path]) -> None:
 
     decision = read_decision(folder)
     with _naming_what_cannot_be_written(folder):
-        taken = take(decision, nodes_of(runs))
+        taken = take(decision, nodes_of(runs, decision.personal))
     names = " and ".join(model.configuration for model in decision.best.models)
     if not taken:
-        print(f"best is the ensemble of {names}, whose post-processing follows their mean: nothing is put beside them")
+        print(
+            f"best is the ensemble of {names}, whose post-processing follows their mean: nothing is put beside them; "
+            f"fednnunet export RUN... --best {folder} puts all of it into one file"
+        )
     for model in taken:
         print(f"post-processing of {names}: {model / 'postprocessing.json'}")
 
@@ -204,6 +211,7 @@ def _finish(out: Path, told: list[NodeSums], dataset: str | None) -> None:
     # In a file, tables are as wide as they need to be.
     show_decision(decision, console if console.is_terminal else Console(highlight=False, width=WIDE))
     print(f"\ndecision: {out / BEST_FILE}")
+    print(f"to hand it over: fednnunet export RUN... --best {out} -o FILE.zip")
     if len(decision.best.models) == 1 and decision.postprocessing.largest_component:
         print(f"to segment with its post-processing: fednnunet find-best RUN... --use {out}")
 

@@ -78,9 +78,8 @@ def select(
     sentences = [] if chosen.gains is None else chosen.gains.sentences()
     for line in (*sentences, *chosen.selections.notes):
         console.print(line, soft_wrap=not console.is_terminal, highlight=False)
-    commands = export_commands(chosen)
-    if commands and not many:
-        console.print("\nto hand over:")
+    if commands := export_commands(chosen, out):
+        console.print("\nto hand over, or one hospital's choice with --node:")
         for command in commands:
             console.print(f"  {command}", soft_wrap=True, highlight=False, markup=False)
     console.print(f"\nwritten: {os.path.relpath(out)}", soft_wrap=True, highlight=False)

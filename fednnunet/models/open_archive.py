@@ -80,7 +80,7 @@ class Archive:
         """The zip at a path.
 
         Raises:
-            DataError: it is no model's zip, or a card in it is none.
+            DataError: it is no model's zip; or a card in it is none, or about a file that is not there.
         """
         with open_zip(path) as archive:
             reader = ArchiveReader(path, check_entries(archive, str(path)), {})
@@ -94,6 +94,7 @@ class Archive:
             about = {network.folder for network in card.networks}
             if folder.parent.name != ENSEMBLES and folder.name not in about:
                 raise DataError(f"{path}: {name} is about another model")
+            _check_complete(reader, card)
         return cls(path, folders, reader, cards)
 
     def card(self, folder: ModelFolder) -> ModelCard | None:
@@ -124,7 +125,6 @@ class Archive:
         """
         reader = self.reader
         if (card := self.card(folder)) is not None:
-            _check_complete(reader, card)
             reader = replace(reader, digests=card.files)
         return _open_model(reader, folder, folds)
 

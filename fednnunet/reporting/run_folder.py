@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from fednnunet.errors import DataError, first_problem
 from fednnunet.exchange.data_notes import DataNote
 from fednnunet.exchange.messages import ENSEMBLE
 from fednnunet.files import write_atomically
+from fednnunet.models.json_file import read_json
 from fednnunet.reporting.annotation import Annotation, read_annotation
 from fednnunet.reporting.scores import split_means
 from fednnunet.run_files import (
@@ -275,15 +275,8 @@ def brief_plans(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{path} holds no JSON object")
-    return content
+    """What a run has written; nothing where it has not."""
+    return read_json(path) if path.is_file() else {}
 
 
 def _info_from_config(config: Mapping[str, Any]) -> dict[str, Any]:

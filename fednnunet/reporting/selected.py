@@ -81,6 +81,15 @@ def _complexity(name: str, names: Sequence[str]) -> int:
     return 0 if words[0] == DEFAULT_REFERENCE else 1
 
 
+def is_average(name: str) -> bool:
+    """Whether a candidate averages the outputs of several models.
+
+    >>> [is_average(name) for name in ("local", "local + asym", "asym ensemble", "asym fine-tuned")]
+    [False, True, True, False]
+    """
+    return ENSEMBLED in name.split(" ") or AVERAGED in name
+
+
 def is_beside_shared(name: str, names: Collection[str]) -> bool:
     """Whether a candidate is Ditto's personal network: the shared one beside it has a name, too.
 

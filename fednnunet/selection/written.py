@@ -18,7 +18,7 @@ from fednnunet.listing import MOST_NODES
 from fednnunet.reporting.figures import save_figure
 from fednnunet.reporting.gains import LOSES, draw_gains, gain_of, judge, show_choices
 from fednnunet.reporting.run_folder import write_csv
-from fednnunet.reporting.selected import SELECTED
+from fednnunet.reporting.selected import SELECTED, is_average
 from fednnunet.reporting.tables.results_table import UNDEFINED
 from fednnunet.run_files import SELECTION_COLUMNS, SELECTION_FILE, SELECTION_MODELS_FILE, SELECTION_TABLE_FILE
 from fednnunet.selection.choose import Chosen
@@ -26,14 +26,12 @@ from fednnunet.selection.choose import Chosen
 VERSION = 1
 """Of the content of ``selection.json``."""
 FIGURE = "selection"
-NODES = "nodes"
-"""In a run's folder: those of its nodes."""
 
 
 def write_selection(folder: Path, chosen: Chosen) -> None:
     """Write ``selection.csv``, ``.json`` and ``.md``, and where somebody trained alone the figure ``selection``."""
     write_csv(selection_rows(chosen), folder / SELECTION_FILE)
-    write_atomically(folder / SELECTION_TABLE_FILE, as_markdown(chosen))
+    write_atomically(folder / SELECTION_TABLE_FILE, as_markdown(chosen, folder))
     write_atomically(folder / SELECTION_MODELS_FILE, json.dumps(selection_json(chosen, folder), indent=1) + "\n")
     if chosen.gains is not None and chosen.gains.differences:
         title = f"points of DSC over {chosen.gains.alone}, 95 % interval"
@@ -81,6 +79,7 @@ def selection_json(chosen: Chosen, folder: Path) -> dict[str, Any]:
                 "chosen": one.final.candidate,
                 "reason": one.final.reason,
                 "num_cases": int(one.weights.sum()),
+                "averaged": is_average(one.final.candidate),
                 "without_fold": {fold: choice.candidate for fold, choice in one.choices.items()},
                 "dsc": {SELECTED: _number(one.mean(one.selected))}
                 | {name: _number(one.mean(one.of(name))) for name in chosen.selections.candidates},
@@ -107,21 +106,26 @@ def _models(chosen: Chosen, one: Selection, node: str, seed: int, folder: Path) 
     ]
 
 
-def export_commands(chosen: Chosen) -> list[str]:
-    """The command that hands over each hospital's model, where it is one that is on this disk, and seeds are one."""
-    commands = []
-    for node, seeds in chosen.selections.of_node.items():
-        found = [chosen.sources.models.get((one.final.candidate, seed, node), ()) for seed, one in seeds.items()]
-        if len(found) != 1 or len(found[0]) != 1:
-            continue
-        (models,) = found[0]
-        source, whose = models.node_folder, ""
-        if source.parent.name == NODES:
-            source, whose = source.parents[1], f" --node {shlex.quote(source.name)}"
-        own = " --personal" if models.is_personal else ""
-        name = shlex.quote(f"{node}.zip")
-        commands.append(f"fednnunet export {shlex.quote(os.path.relpath(source))}{whose}{own} -o {name}")
-    return commands
+def export_commands(chosen: Chosen, folder: Path) -> list[str]:
+    """The command that hands over what hospitals chose, as far as it is on this disk; one for each seed.
+
+    Args:
+        chosen: the choices.
+        folder: where ``selection.json`` is.
+    """
+    here = {
+        seed
+        for node, seeds in chosen.selections.of_node.items()
+        for seed, one in seeds.items()
+        if chosen.sources.models.get((one.final.candidate, seed, node))
+    }
+    several = len({seed for seeds in chosen.selections.of_node.values() for seed in seeds}) > 1
+    source = os.path.relpath(folder)
+    return [
+        f"fednnunet export {shlex.quote(source)}{f' --seed {seed}' * several} -o "
+        + shlex.quote(os.path.join(source, f"models{f'_{seed}' * several}"))
+        for seed in sorted(here)
+    ]
 
 
 def _number(value: float) -> float | None:
@@ -132,13 +136,13 @@ def _shown(value: float) -> str:
     return f"{value:.3f}" if np.isfinite(value) else UNDEFINED
 
 
-def as_markdown(chosen: Chosen) -> str:
+def as_markdown(chosen: Chosen, folder: Path) -> str:
     """Table of hospitals: alone, the best single strategy, selected, and the final choice; then the notes."""
     titles, rows = table_rows(chosen)
     lines = [f"| {' | '.join(titles)} |", f"| --- |{' ---: |' * (len(titles) - 2)} --- |"]
     lines += [f"| {' | '.join(row)} |" for row in rows]
     lines += [text for note in chosen.selections.notes for text in ("", note)]
-    if commands := export_commands(chosen):
+    if commands := export_commands(chosen, folder):
         lines += ["", "To hand over:", "", *(f"    {command}" for command in commands)]
     return "\n".join(lines) + "\n"
 

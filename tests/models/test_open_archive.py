@@ -200,8 +200,8 @@ CHANGED: dict[str, tuple[dict[str, Any], str]] = {
     "spacing": (plans(lambda c: c.update(spacing=[0, 1])), "spacing.0: must be greater than 0"),
     "dimensions": (plans(lambda c: c.update(patch_size=[8, 8, 8])), "3 axes and spacing 2"),
     "text": (plans(lambda c: c.update(batch_size="8")), "batch_size: must be a valid integer"),
-    "no JSON": ({"model_card.json": None, "plans.json": b"{"}, "cannot be read as JSON"),
-    "nested": ({"model_card.json": None, "plans.json": b"[" * 50_000}, "cannot be read as JSON"),
+    "no JSON": ({"model_card.json": None, "plans.json": b"{"}, "is not JSON"),
+    "nested": ({"model_card.json": None, "plans.json": b"[" * 50_000}, "is not JSON"),
     "NaN": ({"model_card.json": None, "plans.json": b'{"configurations": NaN}'}, "holds NaN"),
     "network of other layers": (
         plans(lambda c: c["architecture"]["arch_kwargs"].update(n_conv_per_stage=[1, 2, 2, 2])),

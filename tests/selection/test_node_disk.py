@@ -73,8 +73,8 @@ def test_the_final_choice_is_the_folder_of_the_best_model(folders: dict[str, str
     assert (tmp_path / "out" / model["folder"]).resolve() == (tmp_path / "runs" / "bb" / "personal" / MODEL).resolve()
     assert model["folds"] == ["0", "1", "2"]
     assert model["personal"] is True
-    folder = os.path.relpath(tmp_path / "runs" / "bb")
-    assert export_commands(chosen) == [f"fednnunet export {folder} --personal -o 'this hospital.zip'"]
+    out = os.path.relpath(tmp_path / "out")
+    assert export_commands(chosen, tmp_path / "out") == [f"fednnunet export {out} -o {out}/models"]
 
 
 def test_no_case_is_named_in_what_is_written(folders: dict[str, str], tmp_path: Path) -> None:

@@ -85,7 +85,9 @@ def test_each_hospital_gets_the_model_that_its_cases_speak_for(
     assert (tmp_path / "out" / model["folder"]).resolve() == folder.resolve()
     assert model["folds"] == ["0", "1", "2", "3"]
     assert model["personal"] is False
-    command = f"fednnunet export {shlex.quote(os.path.relpath(runs[0]))} --node DUKE -o DUKE.zip"
+    assert by_node["DUKE"]["averaged"] is False
+    out = os.path.relpath(tmp_path / "out")
+    command = f"fednnunet export {shlex.quote(out)} -o {shlex.quote(out + '/models')}"
     assert command in printed
     assert command in (tmp_path / "out" / "selection.md").read_text()
     assert by_node["NACT"]["models"] is None, "its models are not on this disk"

@@ -1,0 +1,191 @@
+"""From ``selection.json`` to the models that were chosen: each hospital's, an average, or folds of several runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field, ValidationError
+
+from fednnunet.errors import DataError, first_problem
+from fednnunet.listing import join_all, join_nodes
+from fednnunet.models.json_file import read_json
+from fednnunet.models.model_folder import NEEDED, ModelFolder, as_model
+from fednnunet.models.open_ensemble import Choice, FolderSource
+from fednnunet.models.open_model import open_folder
+from fednnunet.models.trained_model import TrainedModel
+from fednnunet.reporting.selected import SELECTED
+from fednnunet.run_files import SELECTION_MODELS_FILE
+from fednnunet.training.final_checkpoint import FINAL
+
+
+class _Model(BaseModel):
+    folder: Path
+    folds: list[str]
+    personal: bool
+
+
+class _Selection(BaseModel):
+    node: str
+    seed: int
+    chosen: str
+    reason: str
+    num_cases: Annotated[int, Field(ge=0)]
+    averaged: bool
+    dsc: dict[str, float | None]
+    models: list[_Model] | None
+
+
+class _File(BaseModel):
+    version: Literal[1]
+    candidates: list[str]
+    selections: list[_Selection]
+
+
+@dataclass(frozen=True)
+class HospitalChoice:
+    """What a hospital chose, with the models of it.
+
+    Attributes:
+        node: the hospital.
+        candidate: name of what it chose.
+        choice: its models.
+        averaged: whether softmax outputs of several models are averaged.
+        is_personal: whether the first model is the node's own, beside that of the federation.
+        dsc: mean DSC of the candidate over the hospital's held-out cases; None where it is not known.
+        num_cases: number of these cases.
+        limit: what a card says of the choice.
+    """
+
+    node: str
+    candidate: str
+    choice: Choice
+    averaged: bool
+    is_personal: bool
+    dsc: float | None
+    num_cases: int
+    limit: str
+
+
+@dataclass(frozen=True)
+class ReadChoices:
+    """Choices whose models are on this disk, and what to know of the others."""
+
+    choices: list[HospitalChoice]
+    notes: list[str] = field(default_factory=list)
+
+
+def read_choices(source: Path, node: str | None, seed: int | None, folds: Sequence[str] | None) -> ReadChoices:
+    """The choices that ``fednnunet select`` wrote.
+
+    Args:
+        source: its folder, or ``selection.json`` in it.
+        node: the hospital; None for all.
+        seed: which seed's; needed where there are several.
+        folds: folds to take; None for all that are finished.
+
+    Raises:
+        DataError: the file is none of ``fednnunet select``; there is no such choice; or models are not where it says.
+    """
+    path = source if source.name == SELECTION_MODELS_FILE else source / SELECTION_MODELS_FILE
+    try:
+        written = _File.model_validate(read_json(path))
+    except ValidationError as error:
+        raise DataError(f"{path}: {first_problem(error, 'the selection')}; write it again: fednnunet select") from None
+    chosen = written.selections
+    if node is not None:
+        chosen = [one for one in chosen if one.node == node]
+        if not chosen:
+            raise DataError(f"{path} has no choice of {node}, only of {join_nodes(_nodes(written.selections))}")
+    seeds = sorted({one.seed for one in chosen})
+    if seed is None and len(seeds) > 1:
+        raise DataError(
+            f"{path} has choices with the seeds {join_all(list(map(str, seeds)))}; say which: --seed {seeds[0]}"
+        )
+    chosen = [one for one in chosen if seed is None or one.seed == seed]
+    here = [one for one in chosen if one.models]
+    elsewhere = [one.node for one in chosen if not one.models]
+    away = f"what {join_nodes(elsewhere)} chose is not on this disk: choose and export it at the hospital"
+    if not here:
+        raise DataError(f"{path}: {away}" if elsewhere else f"{path} has no choice with the seed {seed}")
+    choices = [_read(one, path.parent, written.candidates, folds) for one in here]
+    return ReadChoices(choices, [away] if elsewhere else [])
+
+
+def _nodes(selections: Sequence[_Selection]) -> list[str]:
+    return list(dict.fromkeys(one.node for one in selections))
+
+
+def _read(one: _Selection, folder: Path, candidates: Sequence[str], folds: Sequence[str] | None) -> HospitalChoice:
+    assert one.models, "on this disk"
+    models = [_folder(model, one.node, folder) for model in one.models]
+    if one.averaged:
+        choice = Choice(FolderSource(folder, models), models, [], folds)
+    else:
+        joined = _JoinedFolds.of(folder, models)
+        choice = Choice(joined, joined.folders[:1], joined.folders, folds)
+    selected = one.dsc.get(SELECTED)
+    limit = f"The federation's default, as its centre could not choose: {one.reason}."
+    if not one.reason:
+        limit = (
+            f"Chosen among {', '.join(candidates)} by the {one.num_cases} held-out cases of its centre, on which it is "
+            "scored, too: its score there flatters it."
+        )
+        if selected is not None:
+            limit += f" Chosen and scored on apart cases: mean DSC {selected:.3f}."
+    return HospitalChoice(
+        node=one.node,
+        candidate=one.chosen,
+        choice=choice,
+        averaged=one.averaged,
+        is_personal=one.models[0].personal,
+        dsc=one.dsc.get(one.chosen),
+        num_cases=one.num_cases,
+        limit=limit,
+    )
+
+
+def _folder(model: _Model, node: str, where: Path) -> ModelFolder:
+    """The folder of a chosen model, with the folds that were chosen."""
+    path = (where / model.folder).resolve()
+    lacking = [name for name in NEEDED if not (path / name).is_file()]
+    lacking += [f"fold_{fold}" for fold in model.folds if not (path / f"fold_{fold}" / FINAL).is_file()]
+    found = as_model(path, node, [f"fold_{fold}" for fold in model.folds])
+    if lacking or found is None:
+        what = join_all(lacking) if lacking else "a finished fold"
+        raise DataError(f"{path}, which {node} chose, has no {what}; bring it back, or choose again: fednnunet select")
+    return found
+
+
+@dataclass(frozen=True)
+class _JoinedFolds:
+    """The folds of one model, of one run or of several; a source of models."""
+
+    path: Path
+    folders: Sequence[ModelFolder]
+    of_fold: Mapping[str, ModelFolder]
+
+    @classmethod
+    def of(cls, path: Path, runs: Sequence[ModelFolder]) -> _JoinedFolds:
+        of_fold = {fold: run for run in runs for fold in run.folds}
+        folds = tuple(sorted(of_fold, key=lambda fold: (len(fold), fold)))
+        return cls(path, [replace(runs[0], folds=folds)], of_fold)
+
+    def read(self, path: Path) -> bytes | None:
+        return None  # what was chosen is decided
+
+    def open(self, folder: ModelFolder, folds: tuple[str, ...]) -> TrainedModel:
+        runs = list(dict.fromkeys(self.of_fold[fold] for fold in folds))
+        models = {run: open_folder(run, tuple(fold for fold in folds if self.of_fold[fold] == run)) for run in runs}
+        first = models[runs[0]]
+        for run in runs[1:]:
+            other = models[run]
+            for what in ("plans", "dataset_json", "mirror_axes", "postprocessing"):
+                if getattr(other, what) != getattr(first, what):
+                    raise DataError(
+                        f"{run.where} and {first.where} are folds of one model, and their {what} differ; choose folds "
+                        "of one run with --fold"
+                    )
+        return replace(first, folds=folds, read_weights=lambda fold: models[self.of_fold[fold]].weights(fold))
