@@ -26,7 +26,7 @@ def predict(
         typer.Argument(
             metavar="INPUT...",
             help="A folder of images named CASE_0000.nii.gz, CASE_0001.nii.gz, … (a number for each channel), or the "
-            "images of one case, or a folder of DICOM files (each series is a case).",
+            "images of one case, or a folder of DICOM files (each series is a case; of several channels: --channels).",
             show_default=False,
         ),
     ],
@@ -54,6 +54,14 @@ def predict(
         bool,
         typer.Option("--dicom-seg", help="Of DICOM series: write DICOM SEG, too (pip install fednnunet\\[dicom])."),
     ] = False,
+    channels: Annotated[
+        str | None,
+        typer.Option(
+            help="Of DICOM: what the series of each channel are called, by SeriesDescription or folder: "
+            "'T2=t2_tse*|*t2w*,ADC=*ADC*'.",
+            show_default="as the channels",
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Segment anew what is there; by default, cases that are done stay.")
     ] = False,
@@ -84,6 +92,7 @@ def predict(
         probabilities=save_probabilities,
         overwrite=overwrite,
         dicom_seg=dicom_seg,
+        channels=channels,
     )
     prediction = Prediction.of(model, images, output, settings, resolve_device(device))
     if prediction.decided:

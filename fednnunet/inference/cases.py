@@ -41,22 +41,28 @@ class ImageCase:
         name: of the case, and of its segmentation.
         images: a file for each channel, None where there is none; or one file (colours) for all.
         problem: why it cannot be segmented, with the file; None if nothing is known.
-        series: a DICOM series instead of images.
+        series: DICOM series instead of images, one for each channel, None where there is none.
     """
 
     name: str
     images: tuple[Path | None, ...]
     problem: str | None = None
-    series: Series | None = None
+    series: tuple[Series | None, ...] = ()
 
     @property
     def missing(self) -> list[int]:
         """Numbers of the channels that are zeros."""
-        return [number for number, path in enumerate(self.images) if path is None]
+        return [number for number, one in enumerate(self.series or self.images) if one is None]
+
+    @property
+    def first_series(self) -> Series | None:
+        """The series on whose grid the others lie, and to which a DICOM SEG refers; None of other files."""
+        return next((one for one in self.series if one is not None), None)
 
     def fingerprint(self) -> str:
         """By which other files of the same name, or these after a change, are told apart: names, sizes and times."""
-        files = self.images if self.series is None else self.series.files
+        of_series = [path for one in self.series for path in (one.files if one is not None else (None,))]
+        files = of_series or self.images
         said = [None if path is None else (path.name, *_size_and_time(path)) for path in files]
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
 

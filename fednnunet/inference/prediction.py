@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
+from fednnunet.dicom.library import require_dicom
 from fednnunet.errors import ConfigError, DataError
 from fednnunet.inference.cases import ImageCase, find_cases
-from fednnunet.inference.dicom_cases import check_segments, find_dicom_cases, holds_dicom
+from fednnunet.inference.dicom_cases import find_dicom_cases, holds_dicom, parse_channels
 from fednnunet.inference.output import OF_SERIES, OutputFolder
 from fednnunet.inference.run import Chain, Outcome, Progress, Stages, segment_cases
 from fednnunet.inference.segmenter import Segmenter
@@ -34,6 +35,7 @@ class Settings:
         probabilities: whether to keep softmax outputs.
         overwrite: whether to segment anew what is there.
         dicom_seg: whether to write a DICOM SEG, too.
+        channels: of DICOM, what the series of each channel are called; None for the channels' names.
     """
 
     node: str | None = None
@@ -45,6 +47,7 @@ class Settings:
     probabilities: bool = False
     overwrite: bool = False
     dicom_seg: bool = False
+    channels: str | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,8 @@ class Prediction:
         is_dicom = holds_dicom(inputs)
         if settings.dicom_seg and not is_dicom:
             raise ConfigError(f"--dicom-seg: {inputs[0]} holds no DICOM files, to which a segmentation could refer")
+        if settings.channels and not is_dicom:
+            raise ConfigError(f"--channels is for DICOM series, and {inputs[0]} holds none; leave it out")
         ensemble = open_ensemble(
             source,
             node=settings.node,
@@ -94,7 +99,7 @@ class Prediction:
         )
         described = ensemble.first.dataset_json
         if settings.dicom_seg:
-            check_segments(described["labels"])
+            require_dicom()
         for member in ensemble.members:
             if not member.is_complete:
                 raise DataError(
@@ -111,7 +116,11 @@ class Prediction:
         chain = Chain(members, ensemble.postprocessing if settings.postprocessing else None, settings.dicom_seg)
         ending, more = str(described["file_ending"]), OF_SERIES if settings.dicom_seg else ()
         folder = OutputFolder(output, ending, settings.probabilities, more)
-        cases = find_dicom_cases(inputs[0], chain.takes) if is_dicom else find_cases(inputs, chain.takes)
+        if is_dicom:
+            called = parse_channels(settings.channels, chain.takes) if settings.channels else None
+            cases = find_dicom_cases(inputs[0], chain.takes, called)
+        else:
+            cases = find_cases(inputs, chain.takes)
         decided = f"model: {ensemble.configurations}, as {ensemble.decided} says" if ensemble.decided else ""
         return cls(chain, cases, folder, settings, decided)
 

@@ -110,10 +110,10 @@ class Segmenter:
         """
         if case.problem is not None:
             raise DataError(case.problem)
-        if case.series is not None:
+        if case.series:
             with _quiet():
-                voxels, properties = read_series(case.series, self.reader)
-            return RawImages(case, voxels, properties)
+                voxels, properties = read_series([one for one in case.series if one is not None], self.reader)
+            return self._with_zeros(RawImages(case, voxels, properties, case.missing))
         with _quiet():
             files = [read_to_end(path, self.reader.read_images, [str(path)]) for path in case.images if path]
         notes = dict.fromkeys(header_notes(files[0].nifti), 0)
@@ -206,8 +206,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _first_file(case: ImageCase) -> Path | str:
-    if case.series is not None:
-        return case.series.where
+    if case.first_series is not None:
+        return case.first_series.where
     return next((path for path in case.images if path is not None), case.name)
 
 

@@ -110,6 +110,33 @@ def test_post_processing_is_put_beside_the_best_models(find_best: Call, runs: li
     assert (code, err) == (2, "error: outputs/best_configuration/best_configuration.json: best: is missing\n")
 
 
+def test_models_of_the_nodes_own_are_decided_for_apart(find_best: Call, runs: list[Path], tmp_path: Path) -> None:
+    assert find_best(*runs, "--workers", 1, "--out", "shared")[0] == 0
+    code, _, err = find_best(*runs, "--personal")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "run_2d holds no finished model of a node's own" in err
+    for run in runs:
+        for node in (run / "nodes").iterdir():
+            (node / "personal").mkdir()
+            (node / "nnUNet_results").rename(node / "personal" / "nnUNet_results")
+    assert find_best(*runs, "--workers", 1, "--out", "own", "--personal")[0] == 0
+    shared, own = (json.loads((tmp_path / name / "best_configuration.json").read_text()) for name in ("shared", "own"))
+    assert own == {**shared, "personal": True}
+    assert find_best(*runs, "--use", "own")[0] == 0
+    beside = [path.relative_to(runs[1]).parts[2] for path in runs[1].rglob("postprocessing.json")]
+    assert beside == ["personal", "personal"]
+
+    for node, options in (("Oslo", ["--personal"]), ("Porto", ["--personal"])):
+        assert find_best(*runs, "--node-sums", f"{node}.json", "--node", node, "--workers", 1, *options)[0] == 0
+    told = json.loads(Path("Porto.json").read_text())
+    Path("Porto.json").write_text(json.dumps({**told, "personal": False}))
+    code, _, err = find_best("--from-sums", "Oslo.json", "Porto.json")
+    assert code == 2
+    assert (
+        "models of node Porto (Porto.json) are the federation's, those of node Oslo (Oslo.json) the nodes' own" in err
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_pickle
 from nnunetv2.ensembling.ensemble import merge_files
@@ -105,6 +106,9 @@ def test_voxels_are_those_of_nnunets_own_commands_on_what_it_installs(
     archive, images = tmp_path / "both.zip", tmp_path / "images"
     write_image(images / "a_0000.nii.gz", 0, (6, 40, 40), (3.0, 1.0, 1.0))
     write_image(images / "b_0000.nii.gz", 2, (20, 24, 5), (1.0, 1.2, 4.0))
+    image = sitk.ReadImage(str(images / "a_0000.nii.gz"))
+    image[28:34, 28:34, :] += 150  # an island, which post-processing removes
+    sitk.WriteImage(image, str(images / "a_0000.nii.gz"))
     assert export(decided, "-o", archive, "--name", "Dataset321_Boxes") == 0
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "installed"))
     monkeypatch.setattr(sys, "argv", ["nnUNetv2_install_pretrained_model_from_zip", str(archive)])

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fednnunet.conversion.readers.dicom.patterns import Patterns, is_called
 from fednnunet.conversion.readers.dicom.sources import AnnotationSource
 from fednnunet.dicom.annotations import Annotation, open_annotation
 from fednnunet.dicom.label_map import Overlaps
+from fednnunet.dicom.patterns import Patterns, is_called, texts_of
 from fednnunet.dicom.series import FolderContent, Refusal, Series, check_one_patient, look_into
 from fednnunet.errors import DataError
 from fednnunet.listing import join_first
@@ -56,7 +56,7 @@ def open_case(source: Path, folder: Path, annotations: Sequence[str]) -> CaseFol
         raise DataError(f"{folder} holds no DICOM image")
     opened = [open_annotation(header) for header in (*content.segmentations, *content.structure_sets)]
     kept = tuple(
-        one for one in opened if not annotations or is_called(_texts(one.description, one.path, folder), annotations)
+        one for one in opened if not annotations or is_called(texts_of(one.description, one.path, folder), annotations)
     )
     if not kept:
         others = f" that --annotations fits; it has {_listed(one.path.name for one in opened)}" if opened else ""
@@ -164,12 +164,7 @@ def _the_one(case: CaseFolder, candidates: Sequence[Series | Refusal], channel: 
 
 def _series_texts(series: Series | Refusal, folder: Path) -> list[str]:
     place = series.folder if isinstance(series, Refusal) else series.files[0].parent
-    return _texts(series.description, place, folder)
-
-
-def _texts(description: str, path: Path, folder: Path) -> list[str]:
-    """What a pattern may fit: a description, a path below the case's folder, and its last part."""
-    return [description, str(path.relative_to(folder)), path.name]
+    return texts_of(series.description, place, folder)
 
 
 def _listed(names: Iterable[str]) -> str:

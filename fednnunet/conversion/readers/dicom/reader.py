@@ -27,11 +27,12 @@ from fednnunet.conversion.readers.dicom.case_folder import (
     open_case,
     safe_name,
 )
-from fednnunet.conversion.readers.dicom.patterns import Patterns, parse_patterns, split_patterns
+from fednnunet.conversion.readers.dicom.patterns import parse_patterns
 from fednnunet.conversion.readers.dicom.sources import annotation_image, series_image
 from fednnunet.conversion.scan_result import ConversionIssue, ScanResult, SourceCase, SourceImage
 from fednnunet.dicom.label_map import Overlaps
 from fednnunet.dicom.library import require_dicom
+from fednnunet.dicom.patterns import Patterns, split_patterns
 from fednnunet.dicom.series import Series
 from fednnunet.errors import ConfigError, DataError
 from fednnunet.listing import join_first
