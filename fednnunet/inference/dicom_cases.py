@@ -20,7 +20,7 @@ from fednnunet.dicom.series import Refusal, Series, look_into, read_volume
 from fednnunet.errors import ConfigError, DataError
 from fednnunet.inference.cases import ImageCase, ModelInput
 from fednnunet.inference.output import OF_SERIES
-from fednnunet.listing import join_first
+from fednnunet.listing import join_all, join_first
 
 Split = Callable[[Series | Refusal], str]
 """By which series are put into parts."""
@@ -84,6 +84,11 @@ def find_dicom_cases(folder: Path, model: ModelInput, called: Patterns | None = 
     listed: list[Series | Refusal] = [*content.series, *refused]
     if len(model.channels) > 1:
         cases = _Channels(folder, model, called).cases(listed, (_by_folder(folder), _by_study))
+        if not cases:
+            raise DataError(
+                f"{folder} has no series for a channel of the model ({join_all(list(model.channels))}); it has "
+                f"{_names(listed)}; say what they are called: --channels"
+            )
     else:
         (channel,) = model.channels
         if called is not None:
@@ -125,6 +130,8 @@ class _Channels:
     def cases(self, listed: Sequence[Series | Refusal], splits: Sequence[Split]) -> list[ImageCase]:
         """One case of all of these, or where several fit a channel, the cases of each part of them."""
         fitting = {channel: [one for one in listed if self._fits(one, channel)] for channel in self.model.channels}
+        if not any(fitting.values()):
+            return []  # a study of something else
         lacking = [name for name, found in fitting.items() if not found and name not in self.model.may_lack]
         several = [name for name, found in fitting.items() if len(found) > 1]
         if not lacking and not several:

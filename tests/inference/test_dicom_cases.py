@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from fednnunet.inference.cases import ModelInput
 from fednnunet.inference.dicom_cases import find_dicom_cases, holds_dicom
 from fednnunet.inference.prediction import Prediction, Settings
 from fednnunet.inference.run import Outcome, Progress
+from tests.inference.test_labels_and_readers import REGIONS
 from tests.inference.test_prediction import CPU, predict_with_nnunet
 from tests.support.dicom_series import ORIENTATIONS, write_series
 from tests.support.trained_models import TrainedFolders
@@ -128,10 +130,23 @@ def test_what_cannot_be_is_said_before_anything_is_written(
         with pytest.raises(FednnUNetError, match=r"pip install fednnunet\[dicom\]"):
             predict(model, tmp_path / "pacs", output, **settings)
     monkeypatch.undo()
-    two = tmp_path / model.name
-    shutil.copytree(model, two)
-    text = (two / "dataset.json").read_text()
-    (two / "dataset.json").write_text(text.replace('"tumour": 1', '"tumour": [1]'))
-    with pytest.raises(FednnUNetError, match=r"the model segments regions \(tumour\)"):
-        predict(two, tmp_path / "pacs", output, dicom_seg=True)
+    with pytest.raises(FednnUNetError, match=r"--channels is for DICOM series, and .*imagesTr holds none"):
+        predict(model, images, output, channels="MR=*")
     assert not output.exists()
+
+
+def test_regions_are_segments_that_overlap(trained_folders: TrainedFolders, tmp_path: Path) -> None:
+    model, output = tmp_path / trained_folders.model("2d").name, tmp_path / "out"
+    shutil.copytree(trained_folders.model("2d"), model)
+    described = json.loads((model / "dataset.json").read_text()) | REGIONS
+    (model / "dataset.json").write_text(json.dumps(described))
+    write_series(tmp_path / "pacs", phantom(0), spacing=(0.9, 1.1, 3.0))
+    (uid,) = predict(model, tmp_path / "pacs", output, dicom_seg=True).written
+    labels = sitk.GetArrayFromImage(sitk.ReadImage(str(output / f"{uid}.nii.gz")))
+    (series,) = find_series(tmp_path / "pacs")
+    found = highdicom.seg.segread(output / f"{uid}.dcm")
+    assert [found.get_segment_description(number).segment_label for number in (1, 2)] == ["whole", "core"]
+    masks = found.get_pixels_by_source_instance(list(series.sop_uids), assert_missing_frames_are_empty=True)
+    for number, values in enumerate(((1, 2), (2,))):
+        assert np.array_equal(masks[..., number], np.isin(labels, values))
+    assert (masks.sum(-1) == 2).any()

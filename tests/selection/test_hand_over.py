@@ -116,7 +116,7 @@ def test_each_hospital_gets_what_it_chose_by_one_command(
     assert same(tmp_path / "models" / "Oslo.zip", *((of_oslo["folder"], fold) for fold in "01"))
     assert same(tmp_path / "models" / "Porto.zip", *((of_porto["folder"], fold) for fold in "01"))
     card = card_of(tmp_path / "models" / "Oslo.zip")
-    assert (card.run.strategy, card.run.trained_for, card.run.cases) == ("local", "node", 48)
+    assert (card.run.strategy, card.run.trained_for, card.run.cases) == ("local", "node", 12)
     assert {score.centre for score in card.run.scores} == {"centre 1", "external centre 1"}
     assert (
         "Chosen among local, asym by the 12 held-out cases of its centre, on which it is scored, too: its score there "
@@ -190,7 +190,7 @@ def test_what_is_not_there_is_said_in_one_line(
     written["selections"].append({**written["selections"][0], "seed": 1})
     (folder / "selection.json").write_text(json.dumps(written))
     assert export(folder, "-o", tmp_path / "x.zip", "--node", "Oslo") == 2
-    assert "has choices with the seeds 0, 1; say which: --seed 0" in capsys.readouterr().err
+    assert "has choices with the seeds 0 and 1; say which: --seed 0" in capsys.readouterr().err
     (folder / "selection.json").write_text('{"version": 1}')
     assert export(folder, "-o", tmp_path / "x.zip") == 2
     assert "selection.json: candidates: is missing; write it again" in capsys.readouterr().err
