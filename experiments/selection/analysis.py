@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from oracle import oracle
 
 from fednnunet.evaluation.choice import Selection
 from fednnunet.evaluation.statistics import Interval
@@ -47,7 +48,7 @@ def outcomes(chosen: Chosen, seed: int) -> pd.DataFrame:
     rows = []
     for node, one in of_hospitals(chosen):
         shown = {name: name for name in chosen.selections.candidates}
-        shown |= {SELECTED: SELECTED, "best single": str(chosen.selections.best_single), "oracle": one.oracle}
+        shown |= {SELECTED: SELECTED, "best single": str(chosen.selections.best_single), "oracle": oracle(one)}
         for what, name in shown.items():
             scores = one.selected if name == SELECTED else one.scores[name]
             gain = gain_of([one], name, ALONE)

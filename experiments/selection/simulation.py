@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from oracle import oracle
 
 from fednnunet.evaluation.choice import select
 from fednnunet.reporting.gains import LOSES, gain_of, judge
@@ -65,7 +66,7 @@ def simulate(cases: int, hospitals: int, noise: Sequence[float], spread: Spread,
         }
         some = next(iter(chosen.values()))
         scored = {f"{single} for all": (some, single), **{name: (one, SELECTED) for name, one in chosen.items()}}
-        scored["oracle"] = (some, some.oracle)
+        scored["oracle"] = (some, oracle(some))
         for name, (one, candidate) in scored.items():
             values = one.selected if candidate == SELECTED else one.scores[candidate]
             mean = float((values - one.scores["local"]).mean())

@@ -111,7 +111,7 @@ def run_conversion(
     try:
         with ConsoleProgress(console) as progress:
             results = convert(
-                plan, target, f"convert {converter.name}", _as_settings(reader_options), options, progress
+                plan, source, target, f"convert {converter.name}", _as_settings(reader_options), options, progress
             )
     except KeyboardInterrupt:
         console.print("interrupted; the same command continues where it stopped")

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 
 from fednnunet.conversion.images import LoadedImage, can_reuse_file, copy_or_link, read_image, write
 from fednnunet.conversion.label_maps import CHANNEL_REORIENTED, bring_onto, labelled_frames, place_label, read_label
-from fednnunet.conversion.manifest import CaseRecord, SourceFile, digest
+from fednnunet.conversion.manifest import CaseRecord, SourceFile, digest, place_of
 from fednnunet.conversion.options import Options
 from fednnunet.conversion.scan_result import ConversionIssue, SourceCase
 from fednnunet.errors import DataError
@@ -28,6 +28,7 @@ class CaseTask:
 
     Attributes:
         case: where its images are.
+        source: folder of the source.
         folder: folder of the dataset.
         images: name of the folder of images in it.
         labels: name of the folder of label maps in it.
@@ -38,6 +39,7 @@ class CaseTask:
     """
 
     case: SourceCase
+    source: Path
     folder: Path
     images: str
     labels: str
@@ -68,7 +70,7 @@ def convert_case(task: CaseTask) -> CaseRecord | ConversionIssue:
                 write(loaded.image, path)
         return CaseRecord(
             patient=case.patient_id,
-            sources={str(path.absolute()): SourceFile.of(path) for path in case.files},
+            sources={place_of(path, task.source): SourceFile.of(path) for path in case.files},
             files={str(path.relative_to(task.folder)): digest(path) for path in task.files},
             notes=_notes(task, channels, label),
         )

@@ -51,7 +51,7 @@ class CaseRecord(_ManifestModel):
 
     Attributes:
         patient: id of the patient.
-        sources: path to the file it was made from.
+        sources: path to the file it was made from; below the source's folder relative to that.
         files: path below the dataset's folder to the SHA-256 of its bytes.
         notes: what to know about it, such as an empty label map.
     """
@@ -61,9 +61,9 @@ class CaseRecord(_ManifestModel):
     files: dict[str, str]
     notes: list[str] = []
 
-    def is_whole(self, folder: Path) -> bool:
-        """Whether its sources are unchanged, and its files in ``folder`` are those that were written."""
-        return all(source.is_unchanged(Path(path)) for path, source in self.sources.items()) and all(
+    def is_whole(self, folder: Path, source: Path) -> bool:
+        """Whether its sources, in the folder ``source``, are unchanged, and its files in ``folder`` as written."""
+        return all(file.is_unchanged(source / path) for path, file in self.sources.items()) and all(
             (folder / path).is_file() and digest(folder / path) == expected for path, expected in self.files.items()
         )
 
@@ -99,6 +99,16 @@ class Manifest(_ManifestModel):
     def write(self, folder: Path) -> None:
         """Replace the folder's manifest."""
         write_atomically(folder / NAME, json.dumps(self.model_dump(mode="json"), indent=1))
+
+
+def place_of(path: Path, source: Path) -> str:
+    """How a manifest names a file: relative to the source's folder, where it is in it.
+
+    >>> place_of(Path("/data/in/a/1.dcm"), Path("/data/in")), place_of(Path("/cache/1.dcm"), Path("/data/in"))
+    ('a/1.dcm', '/cache/1.dcm')
+    """
+    path, source = path.absolute(), source.absolute()
+    return path.relative_to(source).as_posix() if path.is_relative_to(source) else str(path)
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -44,6 +44,7 @@ class ConversionResult:
 
 def convert(
     plan: ConversionPlan,
+    source: Path,
     target: Path,
     made_by: str,
     source_settings: Mapping[str, Any],
@@ -57,6 +58,7 @@ def convert(
 
     Args:
         plan: what to write.
+        source: what was read: a folder, or a file in it.
         target: folder of nnU-Net raw datasets.
         made_by: name of the command, for the manifest.
         source_settings: what else the files depend on, for the manifest.
@@ -82,7 +84,7 @@ def convert(
     }
     writers = {
         centre_plan.centre.name: DatasetWriter.open(
-            plan, centre_plan, target / centre_plan.centre.dataset, made_by, settings
+            plan, centre_plan, folder_of(source), target / centre_plan.centre.dataset, made_by, settings
         )
         for centre_plan in plan.centres
         if centre_plan.cases or centre_plan.problems
@@ -117,6 +119,11 @@ def convert(
     return done
 
 
+def folder_of(source: Path) -> Path:
+    """The folder of a source, which may be a file in it."""
+    return source if source.is_dir() else source.parent
+
+
 class Progress(Protocol):
     """Follows a conversion."""
 
@@ -133,17 +140,24 @@ class DatasetWriter:
 
     plan: ConversionPlan
     centre_plan: CentrePlan
+    source: Path
     folder: Path
     manifest: Manifest
     converted: int = 0
 
     @classmethod
     def open(
-        cls, plan: ConversionPlan, centre_plan: CentrePlan, folder: Path, made_by: str, settings: dict[str, Any]
+        cls,
+        plan: ConversionPlan,
+        centre_plan: CentrePlan,
+        source: Path,
+        folder: Path,
+        made_by: str,
+        settings: dict[str, Any],
     ) -> DatasetWriter:
         fresh = Manifest(made_by=made_by, settings=settings, centre=centre_plan.centre.name)
         if not folder.exists() or not any(folder.iterdir()):
-            return cls(plan, centre_plan, folder, fresh)
+            return cls(plan, centre_plan, source, folder, fresh)
         before = read_manifest(folder)
         differs = [key for key in {**before.settings, **settings} if before.settings.get(key) != settings.get(key)]
         if (before.made_by, before.centre) != (made_by, centre_plan.centre.name):
@@ -158,8 +172,8 @@ class DatasetWriter:
                 f"{folder} holds {surplus[0]}{_and_more(surplus[1:])}, which the source no longer has; choose another "
                 "folder, or remove it first"
             )
-        cases = {name: record for name, record in before.cases.items() if record.is_whole(folder)}
-        return cls(plan, centre_plan, folder, fresh.model_copy(update={"cases": cases}))
+        cases = {name: record for name, record in before.cases.items() if record.is_whole(folder, source)}
+        return cls(plan, centre_plan, source, folder, fresh.model_copy(update={"cases": cases}))
 
     def tasks(self, options: Options) -> list[CaseTask]:
         """One task per remaining case; what a killed conversion left of a case is removed."""
@@ -167,6 +181,7 @@ class DatasetWriter:
         tasks = [
             CaseTask(
                 case,
+                self.source,
                 self.folder,
                 f"images{suffix}",
                 f"labels{suffix}",

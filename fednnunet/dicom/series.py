@@ -162,29 +162,6 @@ class FolderContent:
     structure_sets: tuple[Header, ...]
 
 
-def find_series(folder: Path) -> list[Series]:
-    """The volumes in a folder and its folders, of any number of studies, by patient and study.
-
-    Objects that are no slices (SEG, RTSTRUCT, reports, DICOMDIR), localizers and screenshots with a series of their own
-    are set aside.
-
-    Args:
-        folder: a folder; files may have any name.
-
-    Raises:
-        ConfigError: the extra ``dicom`` is not installed.
-        DataError: a series is no clean volume, or there is none.
-    """
-    content = look_into(folder)
-    refused = [refusal for refusal in content.refusals if not refusal.is_set_aside]
-    if refused:
-        raise DataError(refused[0].reason)
-    if not content.series:
-        aside = next((refusal.reason for refusal in content.refusals), f"{folder} holds no DICOM image")
-        raise DataError(aside)
-    return list(content.series)
-
-
 def look_into(folder: Path) -> FolderContent:
     """Everything of interest in a folder and its folders; nothing is refused here.
 

@@ -69,11 +69,6 @@ class Selection:
         """Score of a candidate in each row of :attr:`scores`; undefined where the hospital keeps its scores."""
         return self.scores.get(candidate, pd.Series(np.nan, index=self.scores.index))
 
-    @property
-    def oracle(self) -> str:
-        """The candidate that is best on the cases it is scored on: what no honest choice can know."""
-        return str(self.scores.columns[best_candidate(self.scores.to_numpy(float), self.weights.to_numpy(float))])
-
     def mean(self, scores: pd.Series) -> float:
         """Mean of ``scores`` over cases; rows in which it is undefined are left out."""
         known = scores.notna()

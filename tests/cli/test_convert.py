@@ -17,11 +17,10 @@ from fednnunet.conversion.manifest import read_manifest
 from fednnunet.datasets.image_checks import check_images
 from fednnunet.datasets.raw import read_dataset
 from fednnunet.dicom.segmentation import write_segmentation
-from fednnunet.dicom.series import find_series
 from tests.conversion.test_writer import content
 from tests.support.cine_downloads import make_acdc, make_mnms1, make_mnms2
 from tests.support.dce_downloads import write_image, write_patient
-from tests.support.dicom_series import phantom_labels, phantom_voxels, write_series
+from tests.support.dicom_series import find_series, phantom_labels, phantom_voxels, write_series
 from tests.support.image_cases import SHAPE, change_voxels, voxels, write
 
 Convert = Callable[..., int]

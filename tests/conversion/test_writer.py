@@ -87,7 +87,7 @@ def run(
     cases: Sequence[SourceCase], target: Path, options: Options = COPY, progress: Silent | None = None, **scan: Any
 ) -> list[ConversionResult]:
     plan = plan_conversion(ScanResult(tuple(cases), ("MRI",), **scan), CENTRES, LABELS)
-    return convert(plan, target, "convert test", {}, options, progress or Silent())
+    return convert(plan, target.parent / "source", target, "convert test", {}, options, progress or Silent())
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -124,7 +124,8 @@ def test_the_manifest_tells_sources_and_files_by_their_checksums(
     assert {name: record.files[name] for name in record.files} == {
         name: content(folder)[name] for name in ("imagesTr/case3_0000.nii.gz", "labelsTr/case3.nii.gz")
     }
-    image = record.sources[str(source / "case3.nii.gz")]
+    image = record.sources["case3.nii.gz"]
+    assert str(tmp_path) not in (folder / "manifest.json").read_text()
     assert image.sha256 == content(source)["case3.nii.gz"]
     assert read_manifest(folder).finished
 

@@ -11,9 +11,9 @@ import pytest
 from fednnunet.dicom.annotations import draw_annotation, open_annotation
 from fednnunet.dicom.headers import read_headers
 from fednnunet.dicom.segmentation import write_segmentation
-from fednnunet.dicom.series import Series, find_series, look_into, read_volume
+from fednnunet.dicom.series import Series, look_into, read_volume
 from fednnunet.errors import DataError
-from tests.support.dicom_series import phantom_labels, phantom_voxels, write_series
+from tests.support.dicom_series import find_series, phantom_labels, phantom_voxels, write_series
 from tests.support.structure_sets import write_structures
 
 TIMES = 15

@@ -16,12 +16,13 @@ from pydicom.sr.codedict import codes as dictionary
 
 from fednnunet.dicom.codes import load_codes
 from fednnunet.dicom.segmentation import read_segmentation, segment_names, write_segmentation
-from fednnunet.dicom.series import Series, find_series
+from fednnunet.dicom.series import Series
 from fednnunet.errors import ConfigError, DataError
 from tests.support.dicom_series import (
     OBLIQUE,
     ORIENTATIONS,
     change_file,
+    find_series,
     phantom_labels,
     phantom_voxels,
     write_series,

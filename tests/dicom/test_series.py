@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import RLELossless, SegmentationStorage, generate_uid
 
 from fednnunet.dicom import library
-from fednnunet.dicom.series import check_one_patient, find_series, look_into, read_volume
+from fednnunet.dicom.series import check_one_patient, look_into, read_volume
 from fednnunet.errors import ConfigError, DataError
 from tests.support.dicom_series import (
     AXIAL,
@@ -23,6 +23,7 @@ from tests.support.dicom_series import (
     ORIENTATIONS,
     SAGITTAL,
     change_file,
+    find_series,
     phantom_voxels,
     write_series,
 )

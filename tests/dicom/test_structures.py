@@ -11,10 +11,10 @@ import pytest
 from skimage.measure import grid_points_in_poly
 
 from fednnunet.dicom.contours import fill
-from fednnunet.dicom.series import Series, find_series
+from fednnunet.dicom.series import Series
 from fednnunet.dicom.structures import read_structures, referenced_series, structure_names
 from fednnunet.errors import DataError
-from tests.support.dicom_series import ORIENTATIONS, change_file, phantom_voxels, write_series
+from tests.support.dicom_series import ORIENTATIONS, change_file, find_series, phantom_voxels, write_series
 from tests.support.structure_sets import Contour, write_structures
 
 SHAPE = (5, 6, 9)  # images and pixels are not square

@@ -14,7 +14,7 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 
-from fednnunet.dicom.series import find_series, read_volume
+from fednnunet.dicom.series import read_volume
 from fednnunet.errors import FednnUNetError
 from fednnunet.inference.cases import ModelInput
 from fednnunet.inference.dicom_cases import find_dicom_cases, holds_dicom
@@ -22,7 +22,7 @@ from fednnunet.inference.prediction import Prediction, Settings
 from fednnunet.inference.run import Outcome, Progress
 from tests.inference.test_labels_and_readers import REGIONS
 from tests.inference.test_prediction import CPU, predict_with_nnunet
-from tests.support.dicom_series import ORIENTATIONS, write_series
+from tests.support.dicom_series import ORIENTATIONS, find_series, write_series
 from tests.support.trained_models import TrainedFolders
 
 

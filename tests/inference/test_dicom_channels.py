@@ -13,13 +13,13 @@ import SimpleITK as sitk
 import torch
 from pydicom.uid import generate_uid
 
-from fednnunet.dicom.series import find_series, read_volume
+from fednnunet.dicom.series import read_volume
 from fednnunet.errors import ConfigError, DataError
 from fednnunet.inference.cases import ImageCase, ModelInput
 from fednnunet.inference.dicom_cases import find_dicom_cases, parse_channels
 from tests.inference.test_dicom_cases import phantom, predict
 from tests.inference.test_prediction import predict_with_nnunet
-from tests.support.dicom_series import phantom_voxels, write_series
+from tests.support.dicom_series import find_series, phantom_voxels, write_series
 from tests.support.trained_models import TrainedFolders
 
 MODEL = ModelInput(("T2", "ADC"), (".nii.gz",), frozenset())

@@ -29,6 +29,23 @@ def test_network_is_the_one_that_nnunet_predicts_with(trained_folders: TrainedFo
             assert torch.equal(network(image), predictor.network.eval()(image))
 
 
+def test_a_checkpoint_is_read_when_its_weights_are(
+    trained_folders: TrainedFolders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opening looks into the first one for the axes of mirroring, and leaves its numbers on the disk."""
+    loaded, load = [], torch.load
+
+    def note(file: object, **options: object) -> object:
+        loaded.append((Path(str(file)).parent.name, options.get("mmap")))
+        return load(file, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch, "load", note)
+    model = open_model(trained_folders.model("2d"))
+    assert loaded == [("fold_0", True)]
+    model.weights("0")
+    assert loaded[1:] == [("fold_0", False)]
+
+
 @pytest.mark.parametrize("depth", ["model", "dataset", "results", "node", "run"])
 def test_models_are_found_from_every_folder_above_them(
     trained_folders: TrainedFolders, tmp_path: Path, depth: str

@@ -10,6 +10,9 @@ import pydicom
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
+from fednnunet.dicom.series import Series, look_into
+from fednnunet.errors import DataError
+
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 SAGITTAL = (0.0, 1.0, 0.0, 0.0, 0.0, -1.0)
 CORONAL = (1.0, 0.0, 0.0, 0.0, 0.0, -1.0)
@@ -111,3 +114,18 @@ def phantom_labels(shape: tuple[int, int, int] = (5, 6, 7)) -> np.ndarray:
     labels[2, 2:5, 3] = 2
     labels[1, 4, 1] = 2
     return labels
+
+
+def find_series(folder: Path) -> list[Series]:
+    """The volumes in a folder and its folders, by patient and study.
+
+    Raises:
+        DataError: a series is no clean volume, or there is none.
+    """
+    content = look_into(folder)
+    refused = [refusal for refusal in content.refusals if not refusal.is_set_aside]
+    if refused:
+        raise DataError(refused[0].reason)
+    if not content.series:
+        raise DataError(next((refusal.reason for refusal in content.refusals), f"{folder} holds no DICOM image"))
+    return list(content.series)

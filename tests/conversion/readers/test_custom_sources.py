@@ -40,7 +40,7 @@ def converted(scan: ScanResult, target: Path, external: tuple[str, ...] = ()) ->
     centres = numbered_targets(scan, "Mine", 601, external)
     plan = plan_conversion(scan, centres, scan.labels)
     assert not plan.all_problems
-    done = convert(plan, target, "convert test", {}, Options(), Silent())
+    done = convert(plan, target.parent, target, "convert test", {}, Options(), Silent())
     datasets = {
         entry.centre.name: read_dataset(entry.folder, entry.centre.name, entry.centre.external) for entry in done
     }

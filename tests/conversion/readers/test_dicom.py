@@ -19,9 +19,8 @@ from fednnunet.conversion.readers.dicom.reader import read_dicom
 from fednnunet.conversion.scan_result import SourceCase
 from fednnunet.conversion.targets import TargetCentre, numbered_targets
 from fednnunet.dicom.segmentation import write_segmentation
-from fednnunet.dicom.series import find_series
 from fednnunet.errors import ConfigError, DataError
-from tests.support.dicom_series import change_file, phantom_labels, phantom_voxels, write_series
+from tests.support.dicom_series import change_file, find_series, phantom_labels, phantom_voxels, write_series
 from tests.support.structure_sets import write_structures
 
 VOXELS, MASK = phantom_voxels(), phantom_labels()
@@ -165,6 +164,34 @@ def test_cases_are_not_named_after_patients(tmp_path: Path, name: str) -> None:
     for path in (tmp_path / name / "scan").iterdir():
         change_file(path, PatientIdentityRemoved="YES")
     assert read_dicom(tmp_path, labels="liver=Liver").cases[0].name == name
+
+
+def test_a_copy_of_a_case_is_taken_once_and_said(tmp_path: Path) -> None:
+    write_case(tmp_path / "c1")
+    shutil.copytree(tmp_path / "c1", tmp_path / "c2")
+    write_case(tmp_path / "c3")
+    scan = read_dicom(tmp_path, labels="liver=Liver,tumour=GTV*")
+    assert [case.name for case in scan.cases] == ["c1", "c3"]
+    assert not scan.problems
+    (left,) = scan.left_out
+    assert (left.name, left.reason) == (
+        "c2",
+        "is a copy of c1: the same series and annotations; it is taken once",
+    )
+
+
+def test_one_series_is_not_two_cases_of_unlike_labels(tmp_path: Path) -> None:
+    write_case(tmp_path / "c1")
+    shutil.copytree(tmp_path / "c1" / "scan", tmp_path / "c2" / "scan")
+    other = MASK.copy()
+    other[2, 2, 3] = 0
+    series = find_series(tmp_path / "c2" / "scan")[0]
+    write_segmentation(tmp_path / "c2" / "seg.dcm", other, series, {"Liver": 1, "GTV-1": 2})
+    scan = read_dicom(tmp_path, labels="liver=Liver,tumour=GTV*")
+    assert [case.name for case in scan.cases] == ["c1"]
+    (issue,) = scan.problems
+    assert "is also in" in issue.reason
+    assert "one image would be two cases; remove one" in issue.reason
 
 
 def test_cases_of_one_patient_stay_together(tmp_path: Path) -> None:

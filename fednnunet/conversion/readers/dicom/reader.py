@@ -13,10 +13,12 @@ Series are volumes, or refused, by :mod:`fednnunet.dicom.gate`. A CSV file with 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from fednnunet.conversion.manifest import digest
 from fednnunet.conversion.names import name_cases
 from fednnunet.conversion.readers.centre_table import Origin, read_origins
 from fednnunet.conversion.readers.dicom.case_folder import (
@@ -109,6 +111,8 @@ def read_dicom(
             problems.append(ConversionIssue(case.name, str(error), origin.centre))
         else:
             found.append(_Found(case, chosen, label, origin))
+    found, copies, unlike = _without_copies(found)
+    problems += unlike
     values = dict(enumerate(wanted.names, start=1))
     names = name_cases(one.name for one in found)
     patients: dict[str, str] = {}
@@ -126,6 +130,7 @@ def read_dicom(
         ),
         _channel_names(found, series_of),
         tuple(problems),
+        tuple(copies),
         labels={"background": 0} | {name: value for value, name in values.items()},
         notes=tuple(_notes(found, wanted)),
     )
@@ -144,6 +149,47 @@ class _Found:
     def name(self) -> str:
         """What the case is to be called."""
         return safe_name(self.case, self.series[0])
+
+
+def _without_copies(
+    found: Sequence[_Found],
+) -> tuple[list[_Found], list[ConversionIssue], list[ConversionIssue]]:
+    """Each series in one case alone: a copy of a case is left out, and one with other channels or annotations, or of
+    another centre, is a problem.
+
+    Returns:
+        Cases, copies that are left out, and problems.
+    """
+    kept: list[_Found] = []
+    copies, problems = [], []
+    first_of: dict[str, _Found] = {}
+    for one in found:
+        uids = [series.uid for series in one.series]
+        first = next((first_of[uid] for uid in uids if uid in first_of), None)
+        if first is None:
+            kept.append(one)
+            first_of |= dict.fromkeys(uids, one)
+            continue
+        if _content(one) == _content(first):
+            reason = f"is a copy of {first.case.name}: the same series and annotations; it is taken once"
+            copies.append(ConversionIssue(one.case.name, reason, one.origin.centre))
+            continue
+        same = next(series for series in one.series if first_of.get(series.uid) is first)
+        problems.append(
+            ConversionIssue(
+                one.case.name,
+                f"{same.where} is also in {first.case.folder}, with other channels or annotations, or of another "
+                "centre: one image would be two cases; remove one, or choose by --cases",
+                one.origin.centre,
+            )
+        )
+    return kept, copies, problems
+
+
+def _content(one: _Found) -> tuple[object, ...]:
+    """By which copies of a case are told: its centre, its slices, and the bytes of its annotations."""
+    slices = [series.sop_uids for series in one.series]
+    return one.origin.centre, slices, sorted(digest(path) for path in one.label.files)
 
 
 def _open_all(
