@@ -44,7 +44,8 @@ OWN_NODES = 4
 """Nodes with a worker each that memory is compared with."""
 WARM_UP = 1
 """Rounds that are not counted: they begin with building Lightning's trainer."""
-SAMPLE_SECONDS = 0.5
+SAMPLE_SECONDS, SAMPLE_SHARE = 0.5, 0.02
+"""Seconds between two looks at memory, and the most of a core's time that these take: it is counted page by page."""
 MEMORY_RATIO, DEMO_SECONDS, LARGE_SECONDS, SLOPE = 1.5, 0.05, 0.5, 1.0
 """Targets."""
 MB = 1e6
@@ -107,19 +108,26 @@ def train(checkout: Path, run: Path, overrides: Sequence[str]) -> Training:
     start = time.monotonic()
     with output.open("wb") as out:
         process = subprocess.Popen(command, cwd=checkout, env=environment, stdout=out, stderr=out)
-    most = peak_pss(process, SAMPLE_SECONDS)
+    most = peak_pss(process, SAMPLE_SECONDS, SAMPLE_SHARE)
     if process.returncode:
         sys.exit(f"{' '.join(command)}\nfailed:\n{output.read_text(errors='replace')[-4000:]}")
     return Training(run, time.monotonic() - start, most)
 
 
-def peak_pss(process: subprocess.Popen[bytes], sample_seconds: float) -> float:
-    """Bytes, most that a process and all that it started held together until its end; ends it where interrupted."""
+def peak_pss(process: subprocess.Popen[bytes], sample_seconds: float, share: float = 1.0) -> float:
+    """Bytes, most that a process and all that it started held together until its end; ends it where interrupted.
+
+    Args:
+        process: the process.
+        sample_seconds: least time between two looks.
+        share: most of a core's time that these take; then they are further apart.
+    """
     most = 0.0
     try:
         while process.poll() is None:
+            before = time.thread_time()
             most = max(most, tree_pss(process.pid))
-            time.sleep(sample_seconds)
+            time.sleep(max(sample_seconds, (time.thread_time() - before) / share))
     finally:
         process.terminate()
         process.wait()

@@ -11,6 +11,7 @@ import shutil
 import stat
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 
 WORKER_MODULE = "fednnunet.node.shared_worker"
 MEMORY_SAMPLE_SECONDS = 1.0
+MEMORY_SHARE = 0.01
+"""Most of a core's time that watching memory takes: 30 ms per GB are counted page by page."""
 SOCKETS_PREFIX = "fednnunet-"
 SOCKETS_FILE = ".sockets"
 """In a node's folder, or beside those of a run's: where its sockets are."""
@@ -194,16 +197,23 @@ class NodeProcesses:
         self._sockets.close()
 
     def _watch_memory(self) -> None:
-        me = psutil.Process()
-        while not self._stop.wait(MEMORY_SAMPLE_SECONDS):
-            total = 0
-            for process in (me, *children_of(me.pid)):
-                try:
-                    # Proportional set size: pages that forked workers share count once.
-                    total += process.memory_full_info().pss if psutil.LINUX else process.memory_info().rss
-                except psutil.Error:
-                    continue  # has just ended
-            self.peak_memory_gib = max(self.peak_memory_gib, total / 2**30)
+        pause = MEMORY_SAMPLE_SECONDS
+        while not self._stop.wait(pause):
+            before = time.thread_time()
+            self.peak_memory_gib = max(self.peak_memory_gib, memory_of_tree(os.getpid()) / 2**30)
+            pause = max(MEMORY_SAMPLE_SECONDS, (time.thread_time() - before) / MEMORY_SHARE)
+
+
+def memory_of_tree(pid: int) -> int:
+    """Bytes of main memory of a process and all that it started."""
+    total = 0
+    for process in (psutil.Process(pid), *children_of(pid)):
+        try:
+            # Proportional set size: pages that forked workers share count once.
+            total += process.memory_full_info().pss if psutil.LINUX else process.memory_info().rss
+        except psutil.Error:
+            continue  # has just ended
+    return total
 
 
 def _kill(process: psutil.Process) -> None:

@@ -73,6 +73,28 @@ def test_workers_that_cannot_be_started_are_one_line(tmp_path: Path, monkeypatch
     assert not (tmp_path / "nodes" / SOCKETS_FILE).exists()
 
 
+def test_watching_memory_takes_a_hundredth_of_a_core_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter([(0.002, 3 * 2**30), (0.05, 5 * 2**30), (0.2, 4 * 2**30)])  # seconds of the processor, bytes
+    clock, pauses = [0.0], []
+
+    def look(pid: int) -> int:
+        seconds, size = next(looks)
+        clock[0] += seconds
+        return size
+
+    def wait(pause: float) -> bool:
+        pauses.append(pause)
+        return len(pauses) == 4
+
+    monkeypatch.setattr("fednnunet.node.launcher.memory_of_tree", look)
+    monkeypatch.setattr("fednnunet.node.launcher.time.thread_time", lambda: clock[0])
+    processes = NodeProcesses([])
+    monkeypatch.setattr(processes, "_stop", SimpleNamespace(wait=wait))
+    processes._watch_memory()
+    assert pauses == pytest.approx([1, 1, 5, 20]), "many nodes are looked at less often, not longer"
+    assert processes.peak_memory_gib == 5
+
+
 IMPORTS = """
 import signal
 from multiprocessing import forkserver
