@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import gc
 import logging
+import selectors
 from collections.abc import Callable, Mapping
-from multiprocessing.connection import wait
 from typing import NoReturn
 
 import torch
@@ -111,6 +111,9 @@ class SharedWorker:
 
     def __init__(self, plan: WorkerPlan, addresses: Mapping[int, WorkerAddress]) -> None:
         self._nodes = [HostedNode(settings, addresses[node]) for node, settings in plan.nodes.items()]
+        self._selector = selectors.DefaultSelector()  # kept: a new one would cost a call for each node and request
+        for number, node in enumerate(self._nodes):
+            self._selector.register(node.channel, selectors.EVENT_READ, number)
         self._cache_bytes, self._parks = plan.cache_bytes, plan.parks
         self._current: HostedNode | None = None
 
@@ -133,9 +136,8 @@ class SharedWorker:
                 return request
 
     def _ready(self) -> list[HostedNode]:
-        """Wait until some nodes have requests."""
-        ready = wait([node.channel.fileno() for node in self._nodes])
-        return [node for node in self._nodes if node.channel.fileno() in ready]
+        """Wait until some nodes have requests; these, in the order of all."""
+        return [self._nodes[number] for number in sorted(key.data for key, _ in self._selector.select())]
 
     def _switch_to(self, node: HostedNode) -> None:
         if node is self._current:

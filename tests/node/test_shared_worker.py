@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -70,3 +71,14 @@ def test_nodes_beyond_the_memory_of_a_worker_are_dropped_the_last_one_first(tmp_
             dropped.append([one.closed for one in held])
     assert dropped == [[False] * 4, [False] * 4, [False] * 4, [False, False, True, False]]
     assert [node.num_bytes for node in nodes] == [10, 20, 0, 0]
+
+
+@pytest.mark.usefixtures("process")
+def test_of_nodes_with_requests_the_first_is_served_first(tmp_path: Path) -> None:
+    with worker_with(tmp_path, [Held(10) for _ in range(4)], cache_bytes=1000) as (worker, nodes):
+        for number in (3, 1):
+            with socket.socket(socket.AF_UNIX) as relay:  # it goes away without a request
+                relay.connect(nodes[number].channel._listener.address)
+        assert worker._ready() == [nodes[1], nodes[3]]
+        assert nodes[1].channel.receive() is None
+        assert worker._ready() == [nodes[3]]
