@@ -71,10 +71,10 @@ class RunConfig(NodeRunConfig):
 
     def _check_channels(self) -> None:
         """Whether one network for all channels of the nodes is possible."""
-        if self.strategy.plan_from != "own":
+        if self.pools_cases:
             raise ValueError(
-                f"task.channels=union needs nodes that plan by themselves: strategy=asym or local, not "
-                f"{self.strategy.name} (plan_from={self.strategy.plan_from})"
+                f"task.channels=union needs nodes that keep their cases, and strategy={self.strategy.name} pools them; "
+                "take strategy=asym, ffe or local"
             )
         if self.strategy.heterogeneous_tasks:
             raise ValueError("task.channels=union makes one task of all; leave strategy.heterogeneous_tasks=false")

@@ -129,19 +129,13 @@ class PlanRequest(Body):
         labels: every label of the federation, name to value, where the network segments them all: background 0, the
             others by name, ``ignore`` last; None where the node's own labels are all.
         channels: every channel of the federation, by name, in the order of the network's input; None where all nodes
-            have the same ones, in the same order.
+            have the same ones, in the same order. The federated fingerprint numbers channels in this order.
     """
 
     fingerprint: dict[str, Any] | None
     num_training: int | None = Field(default=None, ge=1)
     labels: UnionLabels | None = None
     channels: UnionChannels | None = None
-
-    @model_validator(mode="after")
-    def _channels_are_the_nodes_own(self) -> PlanRequest:
-        if self.channels is not None and self.fingerprint is not None:
-            raise ValueError("channels: a federated fingerprint is of channels that all nodes have")
-        return self
 
 
 class PlanReply(Body):

@@ -19,15 +19,17 @@ from fednnunet.fingerprint.schema import ChannelIntensities, DatasetFingerprint,
 PERCENTILES = {"percentile_00_5": 0.5, "median": 50.0, "percentile_99_5": 99.5}
 
 
-def merge_fingerprints(parts: Sequence[DatasetFingerprint]) -> dict[str, Any]:
+def merge_fingerprints(parts: Sequence[DatasetFingerprint], channels: Sequence[str] | None = None) -> dict[str, Any]:
     """Merge the contributions of all nodes into one fingerprint in nnU-Net's format.
 
     Shapes and spacings are concatenated (paper). From contributions that add up, sizes, means, standard deviations,
     minima and maxima are those of the pooled dataset up to float rounding; median and percentiles are exact for integer
-    intensities and within one bin for others. nnU-Net's own fingerprints are averaged, as in the original.
+    intensities and within one bin for others. nnU-Net's own fingerprints are averaged, as in the original. Intensities
+    of a channel are those of the nodes that have it.
 
     Args:
         parts: contributions of the nodes, all of one kind.
+        channels: numbers of all channels, where nodes may lack some; None where all nodes must have the same ones.
 
     Returns:
         nnU-Net's ``dataset_fingerprint.json``.
@@ -54,12 +56,13 @@ def merge_fingerprints(parts: Sequence[DatasetFingerprint]) -> dict[str, Any]:
         raise ValueError("there is no fingerprint to merge")
     if len({part.adds_up for part in parts}) > 1:
         raise ValueError("fingerprints are of two kinds: some add up, some are nnU-Net's statistics")
-    channels = parts[0].channels
-    for other in parts:
-        if set(other.channels) != set(channels):
-            raise ValueError(
-                f"fingerprints have different channels: {', '.join(channels)} and {', '.join(other.channels)}"
-            )
+    if channels is None:
+        channels = parts[0].channels
+        for other in parts:
+            if set(other.channels) != set(channels):
+                raise ValueError(
+                    f"fingerprints have different channels: {', '.join(channels)} and {', '.join(other.channels)}"
+                )
     merged = _pooled(parts, channels) if parts[0].adds_up else _weighted_means(parts, channels)
     return {
         "spacings": [spacing for part in parts for spacing in part.spacings],
@@ -85,15 +88,18 @@ def _pooled(parts: Sequence[DatasetFingerprint], channels: Sequence[str]) -> dic
 def merge_channels(
     parts: Sequence[Mapping[str, ChannelIntensities]], channels: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-    """:func:`merge_intensities` of every channel, by its number."""
-    return {channel: merge_intensities([part[channel] for part in parts], channel) for channel in channels}
+    """:func:`merge_intensities` of every channel, by its number, over the parts that have it."""
+    return {
+        channel: merge_intensities([part[channel] for part in parts if channel in part], channel)
+        for channel in channels
+    }
 
 
 def merge_intensities(parts: Sequence[ChannelIntensities], channel: str = "0") -> dict[str, float]:
     """nnU-Net's statistics of the pooled samples of one channel.
 
     Raises:
-        ValueError: different bins, or no foreground at all.
+        ValueError: no parts, different bins, or no foreground at all.
 
     >>> bins = IntensityBins(low=0, width=1, number=3, integer=True)
     >>> zeros = ChannelIntensities(
@@ -104,8 +110,7 @@ def merge_intensities(parts: Sequence[ChannelIntensities], channel: str = "0") -
     >>> merged["mean"], merged["median"], merged["max"]
     (0.5, 0.0, 2.0)
     """
-    bins = parts[0].bins
-    if any(part.bins != bins for part in parts):
+    if len({part.bins for part in parts}) > 1:
         raise ValueError(f"channel {channel}: histograms have different bins")
     filled = [part for part in parts if part.count]
     if not filled:
@@ -117,7 +122,7 @@ def merge_intensities(parts: Sequence[ChannelIntensities], channel: str = "0") -
     squares = float(np.dot(counts, (means - mean) ** 2) + sum(part.squared_deviations for part in filled))
     low, high = min(part.low for part in filled), max(part.high for part in filled)
     below = np.cumsum(np.sum([np.asarray(part.histogram, dtype=np.int64) for part in filled], axis=0))
-    count, value_at = int(below[-1]), partial(_value_at, below, bins)
+    count, value_at = int(below[-1]), partial(_value_at, below, filled[0].bins)
     return {
         "max": high,
         "mean": mean,
@@ -172,7 +177,7 @@ def _mean_intensities(parts: Sequence[DatasetFingerprint], channel: str) -> dict
     """Means over the nodes that have foreground."""
     properties, cases = [], []
     for part in parts:
-        of_channel = (part.foreground_intensity_properties_per_channel or {})[channel]
+        of_channel = (part.foreground_intensity_properties_per_channel or {}).get(channel)
         if isinstance(of_channel, IntensityProperties):
             properties.append(of_channel)
             cases.append(part.num_cases)

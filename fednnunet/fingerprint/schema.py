@@ -7,6 +7,7 @@ over a range that all nodes share: such contributions add up exactly, whichever 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, model_validator
@@ -100,6 +101,10 @@ class IntensityContribution(FromNode):
         """Whether any case has foreground."""
         return any(channel.count for channel in self.intensities.values())
 
+    def renumbered(self, places: Mapping[str, str]) -> IntensityContribution:
+        """The same with other numbers of its channels: ``places`` of each."""
+        return self.model_copy(update={"intensities": {places[one]: v for one, v in self.intensities.items()}})
+
 
 class DatasetFingerprint(FromNode):
     """Fingerprint of a dataset: a node's contribution to the federated one, or one in nnU-Net's format.
@@ -161,6 +166,14 @@ class DatasetFingerprint(FromNode):
     def channels(self) -> list[str]:
         """Numbers of the channels."""
         return list(self.intensities or self.foreground_intensity_properties_per_channel or {})
+
+    def renumbered(self, places: Mapping[str, str]) -> DatasetFingerprint:
+        """The same with other numbers of its channels: ``places`` of each."""
+        by_channel = ("intensities", "foreground_intensity_properties_per_channel")
+        given = {field: found for field in by_channel if (found := getattr(self, field)) is not None}
+        return self.model_copy(
+            update={field: {places[one]: v for one, v in found.items()} for field, found in given.items()}
+        )
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str = "the file") -> DatasetFingerprint:

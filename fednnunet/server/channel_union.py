@@ -30,6 +30,10 @@ class ChannelUnion:
         """Channels that training nodes plan with; None where each has them anyway."""
         return list(self.names) if self.differs else None
 
+    def places_of(self, own: Mapping[str, str]) -> dict[str, str]:
+        """Number of each of a node's channels, in its own order, to that in the network's input."""
+        return {number: str(self.names.index(name)) for number, name in own.items()}
+
     def for_external(self, node: str) -> list[str] | None:
         """Channels of the models that an external node scores; None where it has them anyway."""
         return list(self.names) if list(self.acquired[node]) != list(self.names) else None

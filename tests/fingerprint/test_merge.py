@@ -82,6 +82,18 @@ def test_a_node_without_foreground_adds_its_shapes_alone(parts: list[DatasetFing
     assert merged["spacings"] == merge_fingerprints(parts[:2])["spacings"]
 
 
+def test_a_channel_that_a_node_lacks_is_that_of_the_others(parts: list[DatasetFingerprint]) -> None:
+    field = "foreground_intensity_properties_per_channel"
+    for lacking, other in ((own(parts, ("0",)), parts[1]), (contribution(channels=("0",)), contribution(low=1.0))):
+        if lacking.adds_up:  # over the bins of both
+            other = other.model_copy(
+                update={"intensities": {**other.intensities, "0": contribution().intensities["0"]}}
+            )
+        merged = merge_fingerprints([lacking, other], ["0", "1"])
+        assert merged[field]["1"] == merge_fingerprints([other])[field]["1"]
+        assert len(merged["spacings"]) == lacking.num_cases + other.num_cases
+
+
 def test_merge_refuses_parts_that_disagree(parts: list[DatasetFingerprint]) -> None:
     first = contribution()
     for disagreeing, problem in (

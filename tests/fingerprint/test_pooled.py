@@ -127,6 +127,20 @@ def test_one_case_a_node_gives_the_pooled_fingerprint(pooled: Pooled) -> None:
     assert_pooled(kind, federate(dataset, [[case] for case in range(CASES)]), expected)
 
 
+def test_a_channel_that_some_nodes_lack_is_that_of_the_others(pooled: Pooled, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind, dataset, expected = pooled
+    both = replace(dataset, cases=dataset.cases[:7])
+    first = {"channel_names": {"0": dataset.channel_names["0"]}}
+    cases = tuple(replace(case, images=case.images[:1]) for case in dataset.cases[7:])
+    one = replace(dataset, dataset_json={**dataset.dataset_json, **first}, cases=cases)
+    bins = histogram_bins_over([extract.intensity_ranges(part) for part in (both, one)])
+    told = [extract.extract_contribution(part, CASES, bins).to_json() for part in (both, one)]
+    merged = merge_fingerprints([DatasetFingerprint.from_json(text) for text in told], ["0", "1"])
+    monkeypatch.setattr(extract, "MAX_FOREGROUND_VOXELS", 7 * SAMPLES / CASES)  # as many of each case
+    of_both = extract.extract_fingerprint(both)[INTENSITIES]["1"]
+    assert_pooled(kind, merged, {**expected, INTENSITIES: {"0": expected[INTENSITIES]["0"], "1": of_both}})
+
+
 @pytest.fixture
 def nnunet_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where nnU-Net's three folders are in a test."""

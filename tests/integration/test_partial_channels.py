@@ -107,6 +107,6 @@ def test_unlike_channels_are_refused_unless_they_are_united(train: Train, unlike
     refused = train(tmp_path / "same", "strategy=asym", *overrides, raw=unlike)
     assert refused.returncode == 2
     assert "disagree on channel_names in dataset.json" in refused.stderr
-    refused = train(tmp_path / "ffe", "strategy=ffe", *OVERRIDES, raw=unlike)
+    refused = train(tmp_path / "pooled", "strategy=centralized", *OVERRIDES, raw=unlike)
     assert refused.returncode == 2
-    assert "task.channels=union needs nodes that plan by themselves: strategy=asym or local" in refused.stderr
+    assert "task.channels=union needs nodes that keep their cases" in refused.stderr

@@ -51,6 +51,18 @@ def test_a_node_plans_for_all_channels_from_its_own_fingerprint(settings: NodeSe
     assert schemes == ["ZScoreNormalization"] * 3
 
 
+def test_a_node_plans_for_all_channels_from_the_shared_fingerprint(settings: NodeSettings, tmp_path: Path) -> None:
+    write_boxes(tmp_path / "raw")
+    stages, by_itself = planned(settings, CHANNELS)
+    fingerprint = stages.dataset.fingerprint()
+    shared = {**fingerprint, INTENSITIES: dict.fromkeys("012", fingerprint[INTENSITIES]["1"])}
+    cases = len(stages.dataset.cases())
+    reply = stages.plan(PlanRequest(fingerprint=shared, num_training=cases, channels=CHANNELS))
+    assert reply.layers == by_itself.layers
+    assert reply.plans == {**by_itself.plans, INTENSITIES: shared[INTENSITIES]}
+    assert staged(settings)["acquired"] == ["MRI"]
+
+
 def test_a_node_that_describes_itself_again_keeps_the_channels_and_names_its_own(
     settings: NodeSettings, tmp_path: Path
 ) -> None:
@@ -123,5 +135,3 @@ def test_what_cannot_be_united_is_refused(settings: NodeSettings, tmp_path: Path
         PlanRequest(fingerprint=None, channels=["T1", "T1"])
     with pytest.raises(ValidationError, match="one is not printable"):
         PlanRequest(fingerprint=None, channels=["T1", "T2\n"])
-    with pytest.raises(ValidationError, match="a federated fingerprint is of channels that all nodes have"):
-        PlanRequest(fingerprint={}, channels=CHANNELS)

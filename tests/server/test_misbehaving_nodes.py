@@ -409,7 +409,7 @@ def test_in_other_stages_the_others_go_on(federate: Federate, fault: Fault) -> N
     merged = json.loads((run.folder / "federated_fingerprint.json").read_text())
     cases = 2 * CASES if fault.kind == Kind.FINGERPRINT else 3 * CASES
     bins = IntensityBins(low=10, width=1, number=4, integer=True)
-    theirs = DatasetFingerprint.model_validate(fingerprint_of("0", bins, CASES).to_dict())
+    theirs = DatasetFingerprint.model_validate(fingerprint_of({"0": bins}, CASES).to_dict())
     assert merged == merge_fingerprints([theirs] * (cases // CASES)), "of those that are left, exactly"
     *_, last = (body for body in run.nodes["Riga"].requests_of(Kind.FINGERPRINT) if body.content == "contribution")
     assert last.total_cases == cases

@@ -89,22 +89,27 @@ SHAPE = [8, 64, 64]
 """Of every case: mm, and voxels."""
 
 
-def fingerprint_of(channel: str, bins: IntensityBins, cases: int) -> DatasetFingerprint:
-    """Fingerprint of so many cases with the foreground intensities :data:`SAMPLES`."""
-    intensities = ChannelIntensities(
-        count=SAMPLES.size * cases,
-        mean=float(SAMPLES.mean()),
-        squared_deviations=float(SAMPLES.var() * SAMPLES.size * cases),
-        low=10,
-        high=13,
-        bins=bins,
-        histogram=(cases * np.bincount(bins.index(SAMPLES), minlength=bins.number)).tolist(),
-    )
+def fingerprint_of(
+    channels: Mapping[str, IntensityBins], cases: int, shift: Mapping[str, int] | None = None
+) -> DatasetFingerprint:
+    """Fingerprint of so many cases with the foreground intensities :data:`SAMPLES`, in a channel more by its shift."""
+    intensities = {}
+    for channel, bins in channels.items():
+        samples = SAMPLES + (shift or {}).get(channel, 0)
+        intensities[channel] = ChannelIntensities(
+            count=samples.size * cases,
+            mean=float(samples.mean()),
+            squared_deviations=float(samples.var() * samples.size * cases),
+            low=samples.min(),
+            high=samples.max(),
+            bins=bins,
+            histogram=(cases * np.bincount(bins.index(samples), minlength=bins.number)).tolist(),
+        )
     return DatasetFingerprint(
         spacings=[SPACING] * cases,
         shapes_after_crop=[SHAPE] * cases,
         relative_sizes=[1.0] * cases,
-        intensities={channel: intensities},
+        intensities=intensities,
     )
 
 
@@ -198,6 +203,7 @@ class ScriptedNode:
         epochs: Epochs of a fold.
         plans: Plans of its network.
         heads: Those of its layers whose first axis are classes, where it is told of labels.
+        shift: Channel number to what its foreground intensities are more than :data:`SAMPLES`.
         introduction: Other fields of its :class:`FingerprintReply`.
 
     Attributes:
@@ -219,11 +225,13 @@ class ScriptedNode:
         epochs: int = ROUNDS,
         plans: Mapping[str, Any] | None = None,
         heads: Sequence[str] = (),
+        shift: Mapping[str, int] | None = None,
         **introduction: Any,
     ) -> None:
         self.name, self.layers, self.cases, self.epochs = name, layers, cases, epochs
         self.plans = {"dataset_name": name, **(plans or {})}
         self.heads = list(heads)
+        self.shift = shift or {"0": 0}
         self.introduction = introduction
         self.fault: Fault | None = None
         self.requests: list[Any] = []
@@ -320,14 +328,15 @@ class ScriptedNode:
     def _describe(self, body: FingerprintRequest) -> Answer:
         fingerprint, counts = None, None
         if body.content in ("contribution", "intensities") and body.bins is not None and not self.external:
-            fingerprint = fingerprint_of("0", IntensityBins.model_validate(body.bins["0"]), self.cases).to_dict()
+            bins = {channel: IntensityBins.model_validate(one) for channel, one in body.bins.items()}
+            fingerprint = fingerprint_of(bins, self.cases, self.shift).to_dict()
             if body.content == "intensities":
                 fingerprint = {"intensities": fingerprint["intensities"]}
         if body.below is not None:
             sizes = {"spacings": [SPACING], "shapes_after_crop": [SHAPE], "relative_sizes": [1.0]}
             once = count_below(CaseSizes.of(sizes), body.below)
             counts = {quantity: [self.cases * count for count in found] for quantity, found in once.items()}
-        ranges = {"0": {"low": 10, "high": 13, "integer": True}}
+        ranges = {channel: {"low": 10 + by, "high": 13 + by, "integer": True} for channel, by in self.shift.items()}
         folds = {fold for fold, _ in self.sent}
         reply = {
             "node": self.name,

@@ -52,34 +52,42 @@ def federated_fingerprint(session: Session) -> dict[str, Any]:
         if not unusable:
             break
     channels = _asked_channels(session)
-    if channels:
-        name_without_foreground(session, [node for node, part in parts.items() if not part.has_foreground])
+    empty = [node for node, part in parts.items() if channels[node] and not part.has_foreground]
+    name_without_foreground(session, empty)
+    asked = sorted({place for places in channels.values() for place in places.values()})
     try:
-        merged = _merge(list(parts.values()), statistics, channels)
+        merged = _merge([part.renumbered(channels[node]) for node, part in parts.items()], statistics, asked)
     except ValueError as error:
         raise DataError(f"the nodes' fingerprints cannot be merged: {error}") from None
-    if settings.needed_intensities:  # nnU-Net expects an entry of every channel
-        merged[INTENSITIES] = {channel: merged[INTENSITIES].get(channel, {}) for channel in _channel_names(session)}
-    return merged
+    # nnU-Net expects an entry of every channel, also of one that nodes are not asked for or that no node is left with.
+    return merged | {INTENSITIES: {place: merged[INTENSITIES].get(place, {}) for place in _channel_names(session)}}
 
 
 def _merge(parts: Sequence[Part], statistics: Statistics | None, channels: Sequence[str]) -> dict[str, Any]:
     if statistics is None:
-        return merge_fingerprints([part for part in parts if isinstance(part, DatasetFingerprint)])
+        return merge_fingerprints([part for part in parts if isinstance(part, DatasetFingerprint)], channels)
     return statistics.fingerprint() | {
         INTENSITIES: merge_channels([part.intensities or {} for part in parts], channels)
     }
 
 
 def _channel_names(session: Session) -> dict[str, str]:
-    """Channels of the training nodes, which agree."""
-    return session.federation.described[session.federation.training[0]].channel_names
+    """Channels that all nodes plan for: number to name."""
+    federation = session.federation
+    if federation.channels is None:  # they agree
+        return federation.described[federation.training[0]].channel_names
+    return {str(number): name for number, name in enumerate(federation.channels.names)}
 
 
-def _asked_channels(session: Session) -> list[str]:
-    """Numbers of the channels whose intensities nodes are asked for."""
-    names = _channel_names(session)
-    return needed_channels(names) if session.settings.needed_intensities else list(names)
+def _asked_channels(session: Session) -> dict[int, dict[str, str]]:
+    """By training node: numbers of the channels whose intensities it is asked for, its own to that in the plans."""
+    federation, needed = session.federation, session.settings.needed_intensities
+    channels = {}
+    for node in federation.training:
+        own = federation.described[node].channel_names
+        places = {one: one for one in own} if federation.channels is None else federation.channels.places_of(own)
+        channels[node] = {one: places[one] for one in (needed_channels(own) if needed else own)}
+    return channels
 
 
 def _contributions(session: Session) -> Mapping[int, Part]:
@@ -89,27 +97,46 @@ def _contributions(session: Session) -> Mapping[int, Part]:
     """
     settings, federation = session.settings, session.federation
     described = {node: federation.described[node] for node in federation.training}
-    bins: dict[str, Any] = {}
+    bins: dict[int, dict[str, Any]] = {node: {} for node in described}
     if settings.fingerprint == "histogram":
         channels = _asked_channels(session)
-        ranges = _parse_each(session, described, lambda _, reply: _parse_ranges(reply, channels))
+        ranges = _parse_each(session, described, lambda node, reply: _parse_ranges(reply, list(channels[node])))
         federation.remove(set(described) - set(ranges))
-        if settings.geometry == "sums" and not channels:
+        if settings.geometry == "sums" and not any(channels.values()):
             return dict.fromkeys(federation.training, IntensityContribution(intensities={}))
-        bins = {channel: b.model_dump() for channel, b in histogram_bins_over(list(ranges.values())).items()}
-        empty = sorted(set(channels) - set(bins))
-        if empty:
-            raise DataError(f"no node has foreground in channel {empty[0]}: every label map is empty")
-        request = settings.fingerprint_request(
-            content="intensities" if settings.geometry == "sums" else "contribution",
-            needed=settings.needed_intensities,
-            total_cases=federation.num_training,
-            bins=bins,
-        )
-        requests = dict.fromkeys(federation.training, request)
+        bins = _bins_of({node: channels[node] for node in federation.training}, ranges)
+        requests = {
+            node: settings.fingerprint_request(
+                content="intensities" if settings.geometry == "sums" else "contribution",
+                needed=settings.needed_intensities,
+                total_cases=federation.num_training,
+                bins=bins[node],
+            )
+            for node in federation.training
+        }
         replies = request_all(session, Kind.FINGERPRINT, requests, wait_for_all=True, report=False)
         described = {reply.node: reply.body for reply in replies}
-    return _parse_each(session, described, lambda _, reply: _parse_part(session, reply, bins))
+    return _parse_each(session, described, lambda node, reply: _parse_part(session, reply, bins[node]))
+
+
+def _bins_of(
+    channels: Mapping[int, Mapping[str, str]], ranges: Mapping[int, Mapping[str, IntensityRange]]
+) -> dict[int, dict[str, Any]]:
+    """Node to the bins of its channels, by its own numbers: those over the ranges of all nodes that have the channel.
+
+    Args:
+        channels: Node to the channels that it is asked for, its own number to that in the plans.
+        ranges: Node to its ranges, by its own numbers.
+
+    Raises:
+        DataError: no node has foreground in a channel.
+    """
+    places = [{channels[node][one]: found for one, found in ranges[node].items()} for node in channels]
+    bins = {place: one.model_dump() for place, one in histogram_bins_over(places).items()}
+    empty = sorted({place for of_node in channels.values() for place in of_node.values()} - set(bins))
+    if empty:
+        raise DataError(f"no node has foreground in channel {empty[0]}: every label map is empty")
+    return {node: {one: bins[place] for one, place in of_node.items()} for node, of_node in channels.items()}
 
 
 def _count_cases(session: Session) -> Statistics:

@@ -35,7 +35,9 @@ def plan_networks(session: Session) -> None:
     if session.settings.fingerprint is not None:
         merged = federated_fingerprint(session)
         write_atomically(recorder.folder / "federated_fingerprint.json", json.dumps(merged, indent=1))
-        request = PlanRequest(fingerprint=merged, num_training=federation.num_training, labels=labels)
+        request = PlanRequest(
+            fingerprint=merged, num_training=federation.num_training, labels=labels, channels=channels
+        )
     federation.planned = _request_training_nodes(session, Kind.PLAN, request)
     if session.settings.fingerprint is not None:
         _check_same_network(federation)

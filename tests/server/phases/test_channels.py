@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fednnunet.errors import DataError, FednnUNetError
 from fednnunet.exchange.messages import Kind
 from fednnunet.server.strategy.no_exchange import NoExchange
 from tests.support.scripted_federation import (
+    SAMPLES,
     Fault,
     FinishedRun,
     RunFederation,
@@ -20,6 +22,8 @@ from tests.support.scripted_federation import (
 )
 
 UNION = {"channels": "union"}
+SHARED = {**UNION, "fingerprint": "histogram"}
+INTENSITIES = "foreground_intensity_properties_per_channel"
 CHANNELS = {"Oslo": ("T2", "T1"), "Porto": ("T1",), "Riga": ("T2", "FLAIR"), "Turku": ("ADC",)}
 """Another order, one of two, a channel that nobody else has, a node with all of others."""
 NAMES = ["ADC", "FLAIR", "T1", "T2"]
@@ -75,6 +79,43 @@ def test_nothing_is_told_where_all_have_the_same_channels_in_one_order(run_feder
     assert told(run, Kind.PLAN) == {"Oslo": None, "Porto": None}
     assert told(run, Kind.SCORE_MODELS) == {"Riga": None}
     assert run.messages == []
+
+
+def test_a_channel_of_the_shared_fingerprint_is_that_of_the_nodes_that_have_it(run_federation: RunFederation) -> None:
+    oslo = nodes({"Oslo": ("T2", "T1")}, shift={"0": 0, "1": 20})
+    run = run_federation([*oslo, *nodes({"Porto": ("T1",)}, shift={"0": 30})], settings=SHARED)
+    planned = {name: node.requests_of(Kind.PLAN)[0] for name, node in run.nodes.items()}
+    assert told(run, Kind.PLAN) == {"Oslo": ["T1", "T2"], "Porto": ["T1", "T2"]}
+    assert planned["Oslo"].fingerprint == planned["Porto"].fingerprint
+    intensities = planned["Oslo"].fingerprint[INTENSITIES]
+    expected = {"0": np.concatenate([SAMPLES + 20, SAMPLES + 30]), "1": SAMPLES}
+    for channel, samples in expected.items():
+        found = intensities[channel]
+        assert (found["mean"], found["std"]) == pytest.approx((samples.mean(), samples.std()))
+        assert (found["min"], found["median"], found["max"]) == (samples.min(), np.median(samples), samples.max())
+    bins = {name: node.requests_of(Kind.FINGERPRINT)[-1].bins for name, node in run.nodes.items()}
+    assert bins["Oslo"]["1"] == bins["Porto"]["0"] != bins["Oslo"]["0"]
+    assert len(planned["Oslo"].fingerprint["spacings"]) == 10
+
+
+def test_a_channel_that_its_only_node_has_taken_along_has_no_intensities(run_federation: RunFederation) -> None:
+    faults = {"Porto": Fault("", worker=end_worker, kind=Kind.FINGERPRINT, of="contribution")}
+    centres = nodes({"Oslo": ("T1",), "Porto": ("ADC",), "Riga": ("T1",)})
+    run = run_federation(centres, settings={**SHARED, "min_nodes": 2}, faults=faults)
+    (request,) = run.nodes["Oslo"].requests_of(Kind.PLAN)
+    assert request.channels == ["ADC", "T1"]
+    assert request.fingerprint[INTENSITIES]["0"] == {}
+    assert request.fingerprint[INTENSITIES]["1"]["mean"] == pytest.approx(SAMPLES.mean())
+
+
+def test_intensities_are_asked_of_channels_that_nnunet_needs_them_of(run_federation: RunFederation) -> None:
+    oslo = nodes({"Oslo": ("T1", "CT")}, shift={"1": 5})
+    run = run_federation([*oslo, *nodes({"Porto": ("CT",)})], settings={**SHARED, "needed_intensities": True})
+    bins = {name: set(node.requests_of(Kind.FINGERPRINT)[-1].bins) for name, node in run.nodes.items()}
+    assert bins == {"Oslo": {"1"}, "Porto": {"0"}}
+    (request,) = run.nodes["Porto"].requests_of(Kind.PLAN)
+    assert request.fingerprint[INTENSITIES]["1"] == {}
+    assert request.fingerprint[INTENSITIES]["0"]["mean"] == pytest.approx(SAMPLES.mean() + 2.5)
 
 
 def test_an_external_node_scores_with_the_networks_channels(run_federation: RunFederation) -> None:

@@ -75,10 +75,10 @@ def test_a_node_that_contributes_no_foreground_is_named(run_federation: RunFeder
 @pytest.mark.parametrize(
     ("other", "problem"),
     [
-        (lambda bins: fingerprint_of("1", bins, 5), r"other channels .*: \['1'\] instead of \['0'\]"),
-        (lambda bins: fingerprint_of("0", bins, 2), "other cases .*: 2 instead of 5"),
+        (lambda bins: fingerprint_of({"1": bins}, 5), r"other channels .*: \['1'\] instead of \['0'\]"),
+        (lambda bins: fingerprint_of({"0": bins}, 2), "other cases .*: 2 instead of 5"),
         (
-            lambda bins: fingerprint_of("0", bins.model_copy(update={"low": 9.0}), 5),
+            lambda bins: fingerprint_of({"0": bins.model_copy(update={"low": 9.0})}, 5),
             "other bins .*'low': 9.0.* instead of .*'low': 10.0",
         ),
     ],
