@@ -13,7 +13,9 @@ of CPU seconds, which tells noise from cost. Torch computes with one thread in b
 augmentation; those work on while their loop waits for its turn.
 
 **Labels.** In the same way, epochs of a node that has annotated one label of three (``task.labels=union``) against
-those of a node that has annotated all: our loop in both, with the same network, images, labels and seed.
+those of a node that has annotated all: our loop in both, with the same network, images, labels and seed. The one node
+is taught nothing by the network that it has received, on one image of eight, of four, and on all
+(``task.distillation_every``).
 
 **Rounds.** The seconds between the end of an epoch and the start of the next, where a round hands over all layers
 and loads them again: with our callback in one living ``Trainer.fit``; with trainer, loaders and Lightning built anew
@@ -57,6 +59,7 @@ from fednnunet.preprocessing import cache_key, preprocess
 from fednnunet.training.callback import FederatedCallback
 from fednnunet.training.data import NNUNetDataModule
 from fednnunet.training.lightning_trainer import build_lightning_trainer
+from fednnunet.training.marginal_loss import distillation_of
 from fednnunet.training.module import NNUNetModule
 from fednnunet.training.network_state import layer_shapes, load_state, read_state, state_spec
 from fednnunet.training.partial_labels import use_partial_labels
@@ -113,6 +116,7 @@ class Prepared:
     plans: dict[str, Any]
     dataset_json: dict[str, Any]
     caches: dict[str, str]
+    taught_every: int = 0
 
     def build(
         self, configuration: str, device: str = "cpu", precision: Precision = "auto", **settings: Any
@@ -124,15 +128,20 @@ class Prepared:
         trainer = build_nnunet_trainer(
             self.plans, configuration, 0, self.dataset_json, chosen, torch.device(device), precision
         )
-        use_partial_labels(trainer, exclusion=False)
+        use_partial_labels(
+            trainer, exclusion=False, distillation=min(1, self.taught_every), distillation_every=self.taught_every
+        )
+        distillation = distillation_of(trainer.loss)
+        if distillation is not None:
+            distillation.keep_teacher(trainer.network, trainer.num_epochs, trainer.num_epochs)
         return trainer
 
-    def with_labels(self, annotated: Sequence[str]) -> Prepared:
-        """The same cases at a node of the union's labels that has annotated these."""
+    def at(self, node: Node) -> Prepared:
+        """The same cases at this node."""
         labels = {"labels": UNION}
-        if len(annotated) < len(UNION) - 1:
-            labels["annotated"] = list(annotated)
-        return replace(self, dataset_json=self.dataset_json | labels)
+        if len(node.annotated) < len(UNION) - 1:
+            labels["annotated"] = list(node.annotated)
+        return replace(self, dataset_json=self.dataset_json | labels, taught_every=node.taught_every)
 
     def save(self) -> None:
         """Leave a note for :meth:`load` in another process."""
@@ -199,8 +208,24 @@ def quiet() -> Iterator[None]:
 LOOPS = {"ours": lightning_loop, "theirs": nnunet_loop}
 UNION = {"background": 0, "tumour": 1, "breast": 2, "vessel": 3}
 """Labels of the union; the images show the first."""
-ANNOTATED = {"partial": ["tumour"], "all": ["tumour", "breast", "vessel"]}
-"""What two nodes have annotated whose epochs are compared, both with our loop."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of :data:`UNION`: what it has annotated, and number of images of which one is taught (0: none)."""
+
+    annotated: Sequence[str]
+    taught_every: int = 0
+
+
+NODES = {
+    "all": Node(["tumour", "breast", "vessel"]),
+    "partial": Node(["tumour"]),
+    "taught, 8th": Node(["tumour"], 8),
+    "taught, 4th": Node(["tumour"], 4),
+    "taught, all": Node(["tumour"], 1),
+}
+"""Nodes whose epochs are compared with those of the first, all with our loop."""
 
 
 def repeat_first_batch(trainer: nnUNetTrainer) -> None:
@@ -254,7 +279,7 @@ class Comparison:
         device: device to train on.
         turn: forward passes in a turn; divides those of an epoch.
         augments: whether batches are augmented; else the first one is taken again and again.
-        names: two of :data:`LOOPS`, or of :data:`ANNOTATED`.
+        names: two of :data:`LOOPS`, or of :data:`NODES`.
     """
 
     configuration: str
@@ -274,8 +299,8 @@ def train_in_turns(name: str, prepared: Prepared, comparison: Comparison, pipe: 
     """Process entry: train from the beginning with the loop, or the labels, of this name."""
     set_up()
     os.environ["nnUNet_results"] = str(prepared.root / name)
-    if name in ANNOTATED:
-        prepared = prepared.with_labels(ANNOTATED[name])
+    if name in NODES:
+        prepared = prepared.at(NODES[name])
     with quiet():
         # The last turn of the last epoch has no forward pass after it, so that epoch is not counted either.
         epochs = WARM_UP + comparison.epochs + 1
@@ -430,7 +455,7 @@ def print_comparison(name: str, seconds: dict[str, np.ndarray]) -> float:
     ratios = first / second
     lower, ratio, upper = np.quantile(ratios[:, 0], [0.25, 0.5, 0.75])
     cpu = np.median(ratios[:, 1])
-    print(f"{name:<14} {ours:8.3f} {theirs:10.3f} {ratio:8.3f}   {lower:.3f} – {upper:.3f} {cpu:10.3f}", flush=True)
+    print(f"{name:<24} {ours:8.3f} {theirs:10.3f} {ratio:8.3f}   {lower:.3f} – {upper:.3f} {cpu:10.3f}", flush=True)
     return float(ratio)
 
 
@@ -442,7 +467,7 @@ def compare_pairs(prepared: Prepared, comparison: Comparison, pairs: int) -> dic
 
 def measure_loops(prepared: Prepared, pairs: int, epochs: int) -> Iterator[Figure]:
     """Epochs of our loop against nnU-Net's."""
-    print(f"{'':<14} {'ours s':>8} {'nnU-Net s':>10} {'ratio':>8} {'quartiles':>15} {'CPU ratio':>10}")
+    print(f"{'':<24} {'ours s':>8} {'nnU-Net s':>10} {'ratio':>8} {'quartiles':>15} {'CPU ratio':>10}")
     for name, processes in (("2d", 0), ("3d_fullres", 0), ("2d_background", BACKGROUND_PROCESSES)):
         comparison = Comparison(name.removesuffix("_background"), processes, epochs)
         ratio = print_comparison(name, compare_pairs(prepared, comparison, pairs))
@@ -451,11 +476,12 @@ def measure_loops(prepared: Prepared, pairs: int, epochs: int) -> Iterator[Figur
 
 def measure_labels(prepared: Prepared, pairs: int, epochs: int) -> Iterator[Figure]:
     """Epochs with labels annotated in part against those with all."""
-    print(f"{'':<14} {'part s':>8} {'all s':>10} {'ratio':>8} {'quartiles':>15} {'CPU ratio':>10}")
-    for configuration in CONFIGURATIONS:
-        comparison = Comparison(configuration, 0, epochs, names=tuple(ANNOTATED))
-        ratio = print_comparison(configuration, compare_pairs(prepared, comparison, pairs))
-        yield f"partial_labels_ratio_{configuration}", ratio, "ratio", TARGET_PARTIAL_RATIO
+    print(f"{'':<24} {'part s':>8} {'all s':>10} {'ratio':>8} {'quartiles':>15} {'CPU ratio':>10}")
+    whole, *others = NODES
+    for configuration, name in itertools.product(CONFIGURATIONS, others):
+        comparison = Comparison(configuration, 0, epochs, names=(name, whole))
+        ratio = print_comparison(f"{configuration}, {name}", compare_pairs(prepared, comparison, pairs))
+        yield f"partial_labels_ratio_{name.replace(', ', '_')}_{configuration}", ratio, "ratio", TARGET_PARTIAL_RATIO
 
 
 def measure_changes(prepared: Prepared, pairs: int, epochs: int) -> Iterator[Figure]:

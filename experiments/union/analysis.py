@@ -25,7 +25,15 @@ README = Path(__file__).parent / "README.md"
 IMAGES = README.parents[2] / "docs" / "images"
 PICTURE = "partial_labels"
 UPPER, ALONE, SHOWN, UNTAUGHT = "all", "alone", "union", "marginal"
+TAUGHT = ("union", "union_4th", "union_8th")
 BEGINS, ENDS = "<!-- tables: begin -->", "<!-- tables: end -->"
+TITLES = (
+    "image that no training saw",
+    "what this hospital draws",
+    "what the shared network\nof all three segments",
+    "all that is there\n(for comparison alone)",
+)
+"""Of the picture's columns."""
 COLOURS = {"liver": "#0072B2", "spleen": "#D55E00", "kidney": "#009E73"}
 """Of Okabe and Ito's palette."""
 
@@ -88,12 +96,12 @@ def external(scores: pd.DataFrame, training: str) -> pd.Series:
     return scores.groupby(["node", "seed", "organ"])["dsc"].mean().groupby(["node", "seed"]).mean()
 
 
-def gains(scores: pd.DataFrame) -> dict[str, dict[str, Interval]]:
-    """What teaching adds: what is scored, to hospital (and ``mean``), to the DSC with it less that without, by seed."""
+def gains(scores: pd.DataFrame, taught: str) -> dict[str, dict[str, Interval]]:
+    """What teaching adds in a training, by what is scored and hospital (and ``mean``): the DSC less that without it."""
     found = {}
     parts = {"own organ": own, "organs never annotated": unannotated, f"all organs in {EXTERNAL}": external}
     for title, part in parts.items():
-        gain = (part(scores, SHOWN) - part(scores, UNTAUGHT)).dropna()
+        gain = (part(scores, taught) - part(scores, UNTAUGHT)).dropna()
         if not gain.empty:
             found[title] = _by_node(gain)
     return found
@@ -140,10 +148,11 @@ def as_markdown(scores: pd.DataFrame) -> str:
                 lines.append(["… below alone?", *[is_below(by_node[node]) for node in nodes]])
         if lines:
             parts += [f"{title}\n", table_of(head, lines)]
-    if found := gains(scores):
-        title = f"{TRAININGS[SHOWN].title}, less {TRAININGS[UNTAUGHT].title} (same seed):"
-        lines = [[part, *[as_text(by_node[node], "+") for node in nodes]] for part, by_node in found.items()]
-        parts += [f"{title}\n", table_of(head, lines)]
+    for taught in TAUGHT:
+        if found := gains(scores, taught):
+            title = f"{TRAININGS[taught].title}, less {TRAININGS[UNTAUGHT].title} (same seed):"
+            lines = [[part, *[as_text(by_node[node], "+") for node in nodes]] for part, by_node in found.items()]
+            parts += [f"{title}\n", table_of(head, lines)]
     return "\n".join(parts)
 
 
@@ -168,9 +177,9 @@ def picture(out: Path, scores: pd.DataFrame, seed: int, training: str = SHOWN) -
         own_value = TRUTH_LABELS[ANNOTATED[node]]
         for axis, labels in zip(line, (None, np.where(truth == own_value, truth, 0), predicted, truth), strict=True):
             _show(axis, image[z], None if labels is None else labels[z])
-        line[0].set_ylabel(f"{node}, annotates {ANNOTATED[node]}")
-    for axis, title in zip(axes[0], ("image", "own annotation", "one network", "truth"), strict=True):
-        axis.set_title(title)
+        line[0].set_ylabel(f"{node}: draws the {ANNOTATED[node]}")
+    for axis, title in zip(axes[0], TITLES, strict=True):
+        axis.set_title(title, fontsize=10)
     handles = [axes[0, 0].plot([], [], "s", color=COLOURS[organ], label=organ)[0] for organ in ORGANS]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(ORGANS), frameon=False)
     return figure

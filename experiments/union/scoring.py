@@ -49,6 +49,7 @@ class Training:
 
 
 UNLIKE = "strategy.heterogeneous_tasks=true"
+UNION = ("strategy=asym", "task.labels=union")
 MARGINAL = ("task.labels=union", "task.distillation=0")
 TRAININGS = {
     "alone": Training("alone", ("strategy=local", UNLIKE), all_organs=False),
@@ -57,7 +58,9 @@ TRAININGS = {
         ("strategy=asym", UNLIKE, "strategy.aggregation.keep_local=[seg_layers]"),
         all_organs=False,
     ),
-    "union": Training("union", ("strategy=asym", "task.labels=union")),
+    "union": Training("union", (*UNION, "task.distillation_every=1")),
+    "union_4th": Training("union, every 4th image", (*UNION, "task.distillation_every=4")),
+    "union_8th": Training("union, every 8th image", (*UNION, "task.distillation_every=8")),
     "marginal": Training("marginal", ("strategy=asym", *MARGINAL)),
     "exclusion": Training("marginal, exclusion", ("strategy=asym", *MARGINAL, "task.exclusion=true")),
     "ffe": Training("marginal, `ffe`", ("strategy=ffe", *MARGINAL)),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fednnunet.config.groups import Config
 from fednnunet.exchange.messages import TaskName
@@ -19,6 +19,9 @@ CHANNEL_DROP = 0.25
 
 DISTILLATION = 1.0
 """Default of ``distillation``."""
+
+DISTILLATION_EVERY = 1
+"""Default of ``distillation_every``."""
 
 
 class TaskConfig(Config):
@@ -34,6 +37,8 @@ class TaskConfig(Config):
             labels that it has not annotated (after Wang et al. 2023, ConDistFL); it grows from 0 over the first half
             of the epochs. 0 leaves it out. Nothing is taught where nothing is received (``strategy=local``,
             ``centralized``).
+        distillation_every: With ``union``: one image of this many is taught so; 1 teaches all. The received network's
+            pass over them is what teaching costs. Summed over batches, the weight is the same.
         channels: ``same``: all nodes have the same channels, in the same order. ``union``: one network for every
             channel that any training node has, by name; one that a node lacks is zeros there.
         channel_drop: With ``channels=union``: probability in [0, 1) with which each of a node's own channels is zeros
@@ -44,8 +49,15 @@ class TaskConfig(Config):
     rename_labels: dict[str, dict[TaskName, TaskName]] = Field(default_factory=dict)
     exclusion: bool = False
     distillation: float = Field(default=DISTILLATION, ge=0, le=10)
+    distillation_every: int = Field(default=DISTILLATION_EVERY, ge=1, le=1000)
     channels: Literal["same", "union"] = "same"
     channel_drop: float = Field(default=CHANNEL_DROP, ge=0, lt=1)
+
+    @field_validator("rename_labels", mode="before")
+    @classmethod
+    def _null_is_none(cls, value: Any) -> Any:
+        """Hydra takes a map in the place of ``null`` on the command line, but new keys of a map only after ``+``."""
+        return {} if value is None else value
 
     @model_validator(mode="after")
     def _names_may_change(self) -> TaskConfig:
@@ -57,6 +69,8 @@ class TaskConfig(Config):
             raise ValueError("exclusion=true needs task.labels=union")
         if self.distillation != DISTILLATION and self.labels != "union":
             raise ValueError(f"distillation={self.distillation:g} needs task.labels=union")
+        if self.distillation_every != DISTILLATION_EVERY and self.labels != "union":
+            raise ValueError(f"distillation_every={self.distillation_every} needs task.labels=union")
         if self.channel_drop != CHANNEL_DROP and self.channels != "union":
             raise ValueError(f"channel_drop={self.channel_drop:g} needs task.channels=union")
         return self

@@ -186,7 +186,8 @@ class _Rank:
             self.settings.config.compute.precision,
         )
         if self.settings.config.task.labels == "union":
-            use_partial_labels(trainer, self.settings.config.task.exclusion, self.settings.config.task.distillation)
+            task = self.settings.config.task
+            use_partial_labels(trainer, task.exclusion, task.distillation, task.distillation_every)
         if self.settings.config.task.channels == "union":
             use_partial_channels(trainer, self.settings.config.task.channel_drop, order["seed"], self.rank)
         return trainer

@@ -121,7 +121,8 @@ def build_fold_trainer(
         plans, configuration, fold, dataset_json, trainer_settings, device, config.compute.precision
     )
     if config.task.labels == "union":
-        use_partial_labels(trainer, config.task.exclusion, config.task.distillation)
+        task = config.task
+        use_partial_labels(trainer, task.exclusion, task.distillation, task.distillation_every)
     if config.task.channels == "union":
         use_partial_channels(trainer, config.task.channel_drop, settings.seed)
     source = config.init.weights_of(settings.name)
@@ -129,7 +130,8 @@ def build_fold_trainer(
         load_pretrained(trainer, find_checkpoint(source, settings.name, fold))
     if config.init.previous_stage is not None and trainer.is_cascaded:
         identifiers = [case.identifier for case in dataset.cases()]
-        copy_previous_stage(trainer, settings.name, config.init.previous_stage, identifiers)
+        united = config.task.labels == "union"
+        copy_previous_stage(trainer, settings.name, config.init.previous_stage, identifiers, united)
     return trainer
 
 

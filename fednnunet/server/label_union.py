@@ -68,7 +68,10 @@ def plain_labels(reply: FingerprintReply) -> dict[str, int]:
     regions = [name for name, value in reply.labels.items() if isinstance(value, list) and len(value) != 1]
     if regions or reply.regions_class_order is not None:
         what = f"{regions[0]} is a region" if regions else "regions_class_order is set"
-        raise DataError(f"{where}: {what}; task.labels=union takes labels of one value each")
+        raise DataError(
+            f"{where}: {what}; task.labels=union takes labels of one value each: give each structure its own, or leave "
+            "task.labels=same where all nodes have the same regions"
+        )
     values = {name: value[0] if isinstance(value, list) else value for name, value in reply.labels.items()}
     named: dict[int, str] = {}
     for name, value in values.items():

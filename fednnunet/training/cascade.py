@@ -59,7 +59,9 @@ def save_for_next_stages(
         )
 
 
-def copy_previous_stage(trainer: nnUNetTrainer, node: str, source: Path, identifiers: Sequence[str]) -> None:
+def copy_previous_stage(
+    trainer: nnUNetTrainer, node: str, source: Path, identifiers: Sequence[str], united: bool = False
+) -> None:
     """Copy the previous stage's segmentations of all cases to where nnU-Net reads them.
 
     Args:
@@ -67,6 +69,7 @@ def copy_previous_stage(trainer: nnUNetTrainer, node: str, source: Path, identif
         node: its name.
         source: folder of finished runs of the previous stage, at any depth.
         identifiers: identifiers of all cases of the node.
+        united: as in :func:`check_labels`.
 
     Raises:
         ConfigError: a case is missing, is there twice, or was segmented under other plans, or with other label values.
@@ -82,7 +85,7 @@ def copy_previous_stage(trainer: nnUNetTrainer, node: str, source: Path, identif
             f"configuration={stage} 'fold=[0,1,2,3,4]'"
         )
     for model in sorted({found[identifier].parents[2] for identifier in identifiers}):
-        check_labels(model, trainer.dataset_json["labels"], source, stage)
+        check_labels(model, trainer.dataset_json["labels"], source, stage, united)
     target.mkdir(parents=True, exist_ok=True)
     for identifier in identifiers:
         partial = target / f"{os.getpid()}.partial"
@@ -105,16 +108,18 @@ def _find(source: Path, node: str, stage: str, next_stage: str) -> dict[str, Pat
     return found
 
 
-def check_labels(model: Path, labels: Mapping[str, Any], source: Path, stage: str) -> None:
+def check_labels(model: Path, labels: Mapping[str, Any], source: Path, stage: str, united: bool = False) -> None:
     """Check that a model of the previous stage wrote label values that mean the same here.
 
-    Names alone may have changed; with ``task.labels=union``, values follow from the names of all nodes.
+    Names alone may have changed, unless values follow from them (``task.labels=union``): there, another name in the
+    place of one is another label.
 
     Args:
         model: its folder, with nnU-Net's ``dataset.json``.
         labels: nnU-Net's ``labels`` of this stage.
         source: as in :func:`copy_previous_stage`.
         stage: name of the previous stage.
+        united: the labels are those of all nodes.
 
     Raises:
         ConfigError: a label has another value there, there are other values, or ``dataset.json`` cannot be read.
@@ -129,7 +134,9 @@ def check_labels(model: Path, labels: Mapping[str, Any], source: Path, stage: st
     unlike = [name for name in labels if name in theirs and theirs[name] != labels[name]]
     if unlike:
         what = f"{unlike[0]} had the value {theirs[unlike[0]]} and has {labels[unlike[0]]} now"
-    elif sorted(map(str, theirs.values())) != sorted(map(str, labels.values())):
+    elif (united and set(theirs) != set(labels)) or sorted(map(str, theirs.values())) != sorted(
+        map(str, labels.values())
+    ):
         what = f"it had the labels {', '.join(theirs)}, and this run has {', '.join(labels)}"
     else:
         return

@@ -12,6 +12,7 @@ import contextlib
 import copy
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -40,24 +41,35 @@ class Distillation(nn.Module):
     node has not annotated. Annotated classes have no gradient. The paper has the Dice term alone, on probabilities of
     another temperature, at full resolution; here each output of deep supervision has its own.
 
-    The weight grows linearly from 0, over :data:`RAMP` of the epochs, to ``weight``.
+    The weight grows linearly from 0, over :data:`RAMP` of the epochs, to ``weight``. The teacher's pass is what
+    teaching costs: it is made of one image of ``every``, counted over the batches of a round. Which of a batch is drawn
+    at random, as nnU-Net centres the last ones on foreground; it follows from epoch and batch alone, so that a run that
+    resumes goes on as it would have. The distance of ``m`` images of a batch of ``B`` has the weight ``every * m / B``,
+    whose mean over batches is 1.
 
     Args:
         unannotated: the classes ``U``.
         weight: of CE and Dice together, beside the marginal loss.
+        every: number of images of which one is taught.
     """
 
-    def __init__(self, unannotated: Sequence[int], weight: float) -> None:
+    def __init__(self, unannotated: Sequence[int], weight: float, every: int = 1) -> None:
         super().__init__()
         self.rest = [0, *unannotated]
         self.weight = weight
+        self.every = every
+        self._images = 0
+        self._random = np.random.default_rng(0)
+        self._rows: slice | list[int] = slice(None)
+        self._part = 1.0
         self.teacher: nn.Module | None = None
         self._weight_now = 0.0
         self._logits: dict[tuple[int, ...], torch.Tensor] = {}
 
-    def keep_teacher(self, network: nn.Module, progress: float) -> None:
-        """Learn from ``network`` as it is now, from here on; ``progress`` is the fraction of epochs that are done."""
-        self._weight_now = self.weight * min(1.0, progress / RAMP)
+    def keep_teacher(self, network: nn.Module, epoch: int, epochs: int) -> None:
+        """Learn from ``network`` as it is now, from here on; so many epochs of all are done."""
+        self._weight_now = self.weight * min(1.0, epoch / epochs / RAMP)
+        self._images, self._random = 0, np.random.default_rng(epoch)
         if not self._weight_now:
             return
         if self.teacher is None:
@@ -86,11 +98,22 @@ class Distillation(nn.Module):
 
     @torch.no_grad()
     def _see(self, images: torch.Tensor) -> None:
+        self._logits = {}
         if self.teacher is None or not self._weight_now:
             return
+        batch, before = len(images), self._images
+        self._images += batch
+        number = self._images // self.every - before // self.every
+        if not number:
+            return
+        drawn = sorted(self._random.choice(batch, number, replace=False).tolist())
+        self._rows = drawn if number < batch else slice(None)
+        self._part = self.every * number / batch
+        taught = images[self._rows]
         device = next(self.teacher.parameters()).device
-        outputs = self.teacher(images.to(device, non_blocking=True))
-        self._logits = {tuple(one.shape): one for one in (outputs if isinstance(outputs, list | tuple) else [outputs])}
+        outputs = self.teacher(taught.to(device, non_blocking=True))
+        scales = outputs if isinstance(outputs, list | tuple) else [outputs]
+        self._logits = {(batch, *one.shape[1:]): one for one in scales}
 
     @property
     def teaches(self) -> bool:
@@ -114,7 +137,8 @@ class Distillation(nn.Module):
                 "task.distillation needs a trainer.class that calls its loss with what its network returns; set "
                 "task.distillation=0"
             )
-        return self._weight_now * self.distance(logits, teacher, background, known)
+        rows = self._rows
+        return self._weight_now * self._part * self.distance(logits[rows], teacher, background[rows], known[rows])
 
     def distance(
         self, logits: torch.Tensor, teacher: torch.Tensor, background: torch.Tensor, known: torch.Tensor

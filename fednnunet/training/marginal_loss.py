@@ -37,6 +37,7 @@ class MarginalLoss(nn.Module):
         exclusion: whether to add the exclusion term.
         distillation: weight of what a teacher says of unannotated classes
             (:class:`~fednnunet.training.distillation.Distillation`).
+        distillation_every: number of images of which one is taught.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class MarginalLoss(nn.Module):
         ignore_label: int | None = None,
         exclusion: bool = False,
         distillation: float = 0.0,
+        distillation_every: int = 1,
     ) -> None:
         super().__init__()
         self.loss = loss
@@ -54,7 +56,9 @@ class MarginalLoss(nn.Module):
         self.unannotated = [one for one in range(1, num_classes) if one not in self.annotated]
         self.ignore_label = ignore_label
         self.exclusion = exclusion
-        self.distillation = Distillation(self.unannotated, distillation) if self.unannotated and distillation else None
+        self.distillation: Distillation | None = None
+        if self.unannotated and distillation:
+            self.distillation = Distillation(self.unannotated, distillation, distillation_every)
         # Merged classes are no more than those of the union, so its ignore value is none of theirs.
         self._table = torch.zeros(max(num_classes, (ignore_label or 0) + 1), dtype=torch.int64)
         self._table[self.annotated] = torch.arange(1, len(self.annotated) + 1)

@@ -102,7 +102,7 @@ class NNUNetModule(L.LightningModule):
         """
         distillation = distillation_of(self.nnunet.loss)
         if distillation is not None:
-            distillation.keep_teacher(self.network, self.nnunet.current_epoch / self.nnunet.num_epochs)
+            distillation.keep_teacher(self.network, self.nnunet.current_epoch, self.nnunet.num_epochs)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Add the proximal term's gradient, after unscaling and before clipping; the logged loss is without it."""

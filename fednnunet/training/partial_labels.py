@@ -35,7 +35,9 @@ COUNTS = ("tp_hard", "fp_hard", "fn_hard")
 Step = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-def use_partial_labels(trainer: nnUNetTrainer, exclusion: bool, distillation: float = 0.0) -> None:
+def use_partial_labels(
+    trainer: nnUNetTrainer, exclusion: bool, distillation: float = 0.0, distillation_every: int = 1
+) -> None:
     """Let ``trainer`` train and validate on what ``annotated`` of its ``dataset.json`` names, if it has that key.
 
     Its loss becomes a marginal one. The pseudo-Dice leaves out what is not annotated, where every voxel predicted would
@@ -46,6 +48,7 @@ def use_partial_labels(trainer: nnUNetTrainer, exclusion: bool, distillation: fl
         exclusion: whether to add the exclusion term (:class:`MarginalLoss`).
         distillation: weight of what the received network says of what is not annotated; 0 for none. Without effect
             where annotations are by centre, as nothing is received there.
+        distillation_every: number of images of which one is taught; no more than an epoch has, so that every round is.
 
     Raises:
         ConfigError: ``annotated`` names no label of the task, or none at all; the task has regions; or the trainer's
@@ -66,7 +69,8 @@ def use_partial_labels(trainer: nnUNetTrainer, exclusion: bool, distillation: fl
     rest = (num_classes, trainer.label_manager.ignore_label, exclusion)
     is_deep = isinstance(trainer.loss, DeepSupervisionWrapper)
     inner = trainer.loss.loss if is_deep else trainer.loss
-    loss = PooledMarginalLoss(inner, sets, *rest) if is_pooled else MarginalLoss(inner, sets[""], *rest, distillation)
+    teaching = (distillation, min(distillation_every, trainer.num_iterations_per_epoch * trainer.batch_size))
+    loss = PooledMarginalLoss(inner, sets, *rest) if is_pooled else MarginalLoss(inner, sets[""], *rest, *teaching)
     if is_deep:
         trainer.loss.loss = loss
     else:

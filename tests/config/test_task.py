@@ -38,9 +38,10 @@ def test_what_cannot_be_combined_with_the_union_is_refused(overrides: list[str],
     [
         ("task.exclusion=true", "exclusion=true needs task.labels=union"),
         ("task.distillation=2", "distillation=2 needs task.labels=union"),
-        ("+task.rename_labels={Bern: {tumor: tumour}}", "rename_labels: Bern is not a centre of phantom"),
-        ("+task.rename_labels={DUKE: {background: nothing}}", "rename_labels.DUKE.background=nothing"),
-        ("+task.rename_labels={DUKE: {tumor: ignore}}", "rename_labels.DUKE.tumor=ignore"),
+        ("task.distillation_every=4", "distillation_every=4 needs task.labels=union"),
+        ("task.rename_labels={Bern: {tumor: tumour}}", "rename_labels: Bern is not a centre of phantom"),
+        ("task.rename_labels={DUKE: {background: nothing}}", "rename_labels.DUKE.background=nothing"),
+        ("task.rename_labels={DUKE: {tumor: ignore}}", "rename_labels.DUKE.tumor=ignore"),
     ],
 )
 def test_what_renames_nothing_or_a_name_of_nnunet_is_refused(override: str, message: str) -> None:
@@ -52,10 +53,9 @@ def test_what_renames_nothing_or_a_name_of_nnunet_is_refused(override: str, mess
     ("overrides", "message"),
     [
         (
-            ["strategy=ffe"],
-            r"^task\.channels=union needs nodes that plan by themselves: strategy=asym or local, not ffe",
+            ["strategy=centralized"],
+            r"^task\.channels=union needs nodes that keep their cases, and strategy=centralized pools them; take ",
         ),
-        (["strategy=centralized"], r"strategy=asym or local, not centralized \(plan_from=pooled\)"),
         (["strategy=asym", "strategy.heterogeneous_tasks=true"], r"leave strategy\.heterogeneous_tasks=false"),
         (["strategy=asym", "privacy=case"], "steps that hide cases or nodes drop no channels; leave privacy=none"),
         (
@@ -71,8 +71,22 @@ def test_what_cannot_be_combined_with_unlike_channels_is_refused(overrides: list
         configured("task.channels=union", *overrides)
 
 
-def test_channels_and_labels_can_be_united_where_nodes_plan_by_themselves() -> None:
-    for strategy in ("asym", "local"):
+@pytest.mark.parametrize(
+    "override",
+    [
+        "task.rename_labels={DUKE: {tumor: tumour}}",
+        "+task.rename_labels={DUKE: {tumor: tumour}}",
+        "+task.rename_labels.DUKE.tumor=tumour",
+    ],
+)
+def test_labels_are_renamed_by_a_map_of_centres(override: str) -> None:
+    assert configured().task.rename_labels == {}
+    config = configured("task.labels=union", override)
+    assert config.task.rename_labels == config.shared.task.rename_labels == {"DUKE": {"tumor": "tumour"}}
+
+
+def test_channels_and_labels_can_be_united_where_nodes_keep_their_cases() -> None:
+    for strategy in ("asym", "ffe", "local"):
         task = configured(f"strategy={strategy}", "task.channels=union", "task.labels=union").task
         assert (task.channels, task.channel_drop) == ("union", 0.25)
     assert configured("strategy=asym", "task.channels=union", "task.channel_drop=0").shared.task.channel_drop == 0

@@ -19,10 +19,10 @@ from tests.conftest import write_case
 from tests.integration.conftest import Train, final_weights, result_folder
 from tests.support.raw_datasets import centres_override, write_description
 
-UNION = {"background": 0, "liver": 1, "spleen": 2}
+UNION = {"background": 0, "liver": 1, "spleen": 2, "ignore": 3}
 CENTRES = {
     "Oslo": ("Dataset501_Oslo", {"liver": 1}, 5),
-    "Porto": ("Dataset502_Porto", {"spleen": 1, "liver": 2}, 5),
+    "Porto": ("Dataset502_Porto", {"spleen": 1, "liver": 2, "ignore": 3}, 5),
     "Turin": ("Dataset503_Turin", {"milza": 1}, 5),
     "Riga": ("Dataset504_Riga", {"kidney": 1, "spleen": 2}, 2),
 }
@@ -31,7 +31,7 @@ ANNOTATED = {"Oslo": {"liver"}, "Porto": {"liver", "spleen"}, "Turin": {"spleen"
 OVERRIDES = (
     centres_override({name: folder for name, (folder, *_) in CENTRES.items()}, external=["Riga"]),
     "task.labels=union",
-    "+task.rename_labels.Turin.milza=spleen",
+    "task.rename_labels={Turin: {milza: spleen}}",
     "trainer.iterations=2",
 )
 INTENSITIES = {"liver": 60, "spleen": -60, "kidney": 120}
@@ -40,7 +40,7 @@ SHAPE = (5, 32, 32)
 
 @pytest.fixture(scope="module")
 def partial(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every image holds all organs; a centre draws those that it has labels for."""
+    """Every image holds all organs; a centre draws those that it has labels for, one does not look everywhere."""
     parent = tmp_path_factory.mktemp("partial") / "raw"
     for seed, (folder, labels, cases) in enumerate(CENTRES.values()):
         rng = np.random.default_rng(seed)
@@ -51,6 +51,7 @@ def partial(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 box = np.s_[1:4, y : y + 7, x : x + 9]
                 image[box] += intensity
                 drawn[box] = labels.get("milza" if organ == "spleen" and "milza" in labels else organ, 0)
+            drawn[..., 28:] = labels.get("ignore", 0)
             write_case(parent / folder, f"case_{case:03d}", image, drawn, (3.0, 1.0, 1.0))
         write_description(parent / folder, labels={"background": 0, **labels}, numTraining=cases)
     return parent

@@ -39,6 +39,7 @@ def test_trainings_differ_in_what_is_annotated_and_in_what_becomes_of_it(tmp_pat
         assert (config.seed, generator["seed"]) == (3, 3)
         annotated = "all" if generator["annotated"] == "all" else "own"
         taught = config.task.distillation * (config.task.labels == "union")
+        taught = taught and 1 / config.task.distillation_every
         used = (config.strategy.name, config.task.labels, config.task.exclusion, config.strategy.heterogeneous_tasks)
         found[training] = (annotated, generator["unannotated"], *used, taught)
         assert config.strategy.aggregation.get("keep_local", []) == ["seg_layers"] * (training == "local_heads")
@@ -46,6 +47,8 @@ def test_trainings_differ_in_what_is_annotated_and_in_what_becomes_of_it(tmp_pat
         "alone": ("own", "unknown", "local", "same", False, True, 0),
         "local_heads": ("own", "unknown", "asym", "same", False, True, 0),
         "union": ("own", "unknown", "asym", "union", False, False, 1),
+        "union_4th": ("own", "unknown", "asym", "union", False, False, 1 / 4),
+        "union_8th": ("own", "unknown", "asym", "union", False, False, 1 / 8),
         "marginal": ("own", "unknown", "asym", "union", False, False, 0),
         "exclusion": ("own", "unknown", "asym", "union", True, False, 0),
         "ffe": ("own", "unknown", "ffe", "union", False, False, 0),
@@ -162,7 +165,8 @@ def test_ratios_and_differences_are_paired_by_seed() -> None:
     assert difference["Oslo"].high == pytest.approx(-0.095 + 12.706 * 0.005, abs=1e-5)
     assert analysis.is_below(difference["Oslo"]) == "**yes**"
     assert analysis.is_below(analysis.differences(scores)["all"]["Oslo"]) == "no"
-    gains = analysis.gains(scores)
+    gains = analysis.gains(scores, "union")
+    assert analysis.gains(scores, "union_4th") == {}
     assert [gains[part]["Porto"].mean for part in ("own organ", "organs never annotated")] == pytest.approx(
         [0.05, 0.15]
     )

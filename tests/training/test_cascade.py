@@ -23,6 +23,16 @@ def test_values_that_mean_the_same_are_taken(tmp_path: Path) -> None:
     check(tmp_path, Leber=1, Milz=2)
 
 
+def test_another_name_is_another_label_where_values_follow_from_names(tmp_path: Path) -> None:
+    check(tmp_path, kidney=1, spleen=2)
+    given = (tmp_path, LABELS, Path("runs/lowres"), "3d_lowres")
+    what = "it had the labels background, kidney, spleen, and this run has background, liver, spleen"
+    with pytest.raises(ConfigError, match=f"3d_lowres segmented other labels: {what}"):
+        check_labels(*given, united=True)
+    check(tmp_path, spleen=2, liver=1)
+    check_labels(*given, united=True)
+
+
 @pytest.mark.parametrize(
     ("earlier", "what"),
     [

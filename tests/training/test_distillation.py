@@ -38,13 +38,26 @@ class Fixed(nn.Module):
         return list(self.outputs) if len(self.outputs) > 1 else self.outputs[0]
 
 
+class Recorded(nn.Module):
+    """A network of one output for every image, which keeps the value of each image that it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.output = nn.Parameter(same_logits(TEACHER).detach())
+        self.seen: list[int] = []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.seen += [int(image.max()) for image in images]
+        return self.output.repeat(len(images), 1, 1, 1)
+
+
 def taught(
     teacher: nn.Module, inner: nn.Module, annotated: list[int], classes: int = 4, ignore: int | None = None
 ) -> MarginalLoss:
     """A loss at the end of training, whose weight is 1."""
     loss = MarginalLoss(inner, annotated, classes, ignore, distillation=1)
     assert loss.distillation is not None
-    loss.distillation.keep_teacher(teacher, progress=0.9)
+    loss.distillation.keep_teacher(teacher, epoch=9, epochs=10)
     return loss
 
 
@@ -82,7 +95,7 @@ def test_cross_entropies_add_up_to_that_of_a_map_that_the_teacher_has_completed(
     filled = torch.where(target == 0, torch.tensor([0, 2, 3, 4])[some_target(2, 1, 6, 6, labels=4, seed=2).long()], 1)
     teacher = 200 * nn.functional.one_hot(filled[:, 0], 5).movedim(-1, 1).float()
     loss = taught(Fixed(teacher), cross_entropy(), [1], classes=5)
-    with cases_of(loss, {"data": torch.zeros(1)}):
+    with cases_of(loss, {"data": torch.zeros(2)}):
         both = loss(logits, target)
     p = torch.softmax(logits[:, [0, 2, 3, 4]], 1) * (target == 0)
     dice = [
@@ -115,10 +128,10 @@ def test_every_scale_of_deep_supervision_has_its_own_teacher() -> None:
     expected = 0.0
     for weight, one, teacher, target in zip((0.75, 0.25), logits, seen, targets, strict=True):
         alone = taught(Fixed(teacher), cross_entropy(), [1])
-        with cases_of(alone, {"data": torch.zeros(1)}):
+        with cases_of(alone, {"data": torch.zeros(2)}):
             expected += weight * alone(one, target).item()
     wrapped = DeepSupervisionWrapper(loss, (0.75, 0.25))
-    with cases_of(wrapped, {"data": torch.zeros(1)}):
+    with cases_of(wrapped, {"data": torch.zeros(2)}):
         assert wrapped(logits, targets).item() == pytest.approx(expected, abs=1e-6)
 
 
@@ -126,13 +139,45 @@ def test_its_weight_grows_over_half_of_the_epochs() -> None:
     network, logits, every = Fixed(same_logits(TEACHER)), same_logits(UNIFORM), torch.ones(1, 1, 2, 2, dtype=torch.bool)
     distillation = Distillation([2, 3], weight=2.0)
     values = []
-    for progress in (0.0, 0.1, 0.25, 0.5, 0.9):
-        distillation.keep_teacher(network, progress)
+    for epoch in (0, 2, 5, 10, 18):
+        distillation.keep_teacher(network, epoch, epochs=20)
         with distillation.of_images(torch.zeros(1)):
             values.append(distillation(logits, every, every).item() if distillation.teaches else 0.0)
     whole = 2 * (math.log(3) - 2 / 7)
     assert values == pytest.approx([0, whole / 5, whole / 2, whole, whole], abs=1e-5)
     assert not distillation.teaches, "outside of a batch, as in validation"
+
+
+def test_of_so_many_images_one_is_taught_and_the_weight_stays() -> None:
+    network, images, rounds = Recorded(), torch.arange(5.0)[:, None, None, None], []
+    distillation = Distillation([2, 3], weight=2.0, every=4)
+    every = torch.ones(5, 1, 2, 2, dtype=torch.bool)
+    for _ in range(2):
+        distillation.keep_teacher(network, epoch=9, epochs=10)
+        assert distillation.teacher is not None
+        weights, seen = [], distillation.teacher.seen
+        for _ in range(8):
+            with distillation.of_images(images):
+                logits = same_logits(UNIFORM).repeat(5, 1, 1, 1)
+                weights.append(distillation(logits, every, every).item() if distillation.teaches else 0.0)
+        rounds.append(list(seen))
+        seen.clear()
+    assert rounds[0] == rounds[1], "the same again in a round that is repeated"
+    assert len(rounds[0]) == 40 / 4
+    assert len(set(rounds[0])) > 1, "not those of one place in the batch"
+    assert sum(weights) / 8 == pytest.approx(2 * (math.log(3) - 2 / 7), abs=1e-5)
+
+
+def test_an_image_that_is_not_taught_has_no_gradient_of_it() -> None:
+    distillation = Distillation([2, 3], weight=1.0, every=4)
+    distillation.keep_teacher(Recorded(), epoch=9, epochs=10)
+    assert distillation.teacher is not None
+    logits, every = some_logits(4, 4, 2, 2), torch.ones(4, 1, 2, 2, dtype=torch.bool)
+    with distillation.of_images(torch.arange(4.0)[:, None, None, None]):
+        distillation(logits, every, every).backward()
+    assert logits.grad is not None
+    taught = logits.grad.abs().amax((1, 2, 3)) > 0
+    assert taught.nonzero().flatten().tolist() == distillation.teacher.seen
 
 
 def test_outputs_that_are_not_the_networks_are_refused() -> None:
@@ -155,7 +200,7 @@ def test_the_teacher_is_the_network_as_it_was_received() -> None:
         network.outputs[0][0, 2] += 1
     assert value() == before
     assert loss.distillation is not None
-    loss.distillation.keep_teacher(network, progress=0.9)
+    loss.distillation.keep_teacher(network, epoch=9, epochs=10)
     assert value() != before
     assert not any(one.requires_grad for one in loss.parameters())
     assert all(one.requires_grad for one in network.parameters())

@@ -94,6 +94,15 @@ def test_what_is_not_annotated_is_taught_in_training_and_not_validated(build: Bu
     assert both[0] == both[1]
 
 
+def test_an_epoch_of_few_images_is_taught_too(build: Build) -> None:
+    found = {}
+    for every in (1, 4, 1000):
+        trainer = build(annotated=["liver"])
+        use_partial_labels(trainer, exclusion=False, distillation=1, distillation_every=every)
+        found[every] = trainer.loss.loss.distillation.every
+    assert found == {1: 1, 4: 4, 1000: trainer.num_iterations_per_epoch * trainer.batch_size}
+
+
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
 @pytest.mark.parametrize(
     "trainer_class", ["nnUNetTrainer", "nnUNetTrainerNoDeepSupervision", "nnUNetTrainerTopk10Loss"]
