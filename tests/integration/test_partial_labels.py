@@ -75,7 +75,7 @@ def trained_labels(folder: Path) -> dict[str, int]:
 
 def test_one_network_learns_what_no_centre_has_annotated_alone(train: Train, partial: Path, tmp_path: Path) -> None:
     before, run = digests(partial), tmp_path / "run"
-    result = train(run, "strategy=asym", *OVERRIDES, raw=partial)
+    result = train(run, "strategy=asym", "compute.num_devices=2", *OVERRIDES, raw=partial)
     assert result.returncode == 0, result.stdout + result.stderr
     assert digests(partial) == before
     assert scored_labels(run) == ANNOTATED
