@@ -31,7 +31,7 @@ from fednnunet.processes import children_of, sigint_ignored_by_children
 
 log = logging.getLogger(__name__)
 
-WORKER_MODULE = "fednnunet.node.shared_worker"
+WORKER_IMPORTS = "fednnunet.node.worker_imports"
 MEMORY_SAMPLE_SECONDS = 1.0
 MEMORY_SHARE = 0.01
 """Most of a core's time that watching memory takes: 30 ms per GB are counted page by page."""
@@ -99,14 +99,14 @@ def _remove_left_behind(folder: Path) -> None:
             shutil.rmtree(folder)
 
 
-def worker_context(module: str) -> ForkServerContext:
-    """Context whose processes are forked from a server that has imported ``module``, and with it torch and nnU-Net.
+def worker_context(*modules: str) -> ForkServerContext:
+    """Context whose processes are forked from a server that has imported ``modules``, and with them torch and nnU-Net.
 
     The server starts now, and imports while this process goes on.
     """
     os.environ.setdefault("nnUNet_def_n_proc", "1")  # nnU-Net reads it when it is imported
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([module])
+    context.set_forkserver_preload(list(modules))
     with sigint_ignored_by_children():
         forkserver.ensure_running()
     return context
@@ -149,7 +149,7 @@ class NodeProcesses:
         self._end()
 
     def _start(self, sockets: Path) -> None:
-        context = worker_context(WORKER_MODULE)
+        context = worker_context(WORKER_IMPORTS)
         ready: list[Connection] = []
         for plan in self.workers:
             names = [settings.name for settings in plan.nodes.values()]

@@ -15,7 +15,7 @@ import torch
 asked = []
 for name in ("is_available", "device_count", "init", "_lazy_init", "current_device"):
     setattr(torch.cuda, name, lambda *_, name=name: asked.append(name))
-import fednnunet.node.shared_worker
+import fednnunet.node.worker_imports
 print(asked)
 """
 

@@ -66,7 +66,7 @@ class Ended:
 
 
 def test_workers_that_cannot_be_started_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fednnunet.node.launcher.worker_context", lambda module: Ended)
+    monkeypatch.setattr("fednnunet.node.launcher.worker_context", lambda *modules: Ended)
     settings: Any = SimpleNamespace(name="Oslo", folder=tmp_path / "nodes" / "Oslo")
     with pytest.raises(NodeError, match=r"^node Oslo: its worker cannot be started: .* a lack of memory$"):
         NodeProcesses([WorkerPlan({1: settings})]).__enter__()

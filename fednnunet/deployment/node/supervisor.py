@@ -14,7 +14,7 @@ from fednnunet.deployment.node.preflight.before_start import check_before_start
 from fednnunet.deployment.proxies import exempt_from_proxies
 from fednnunet.deployment.supervision import OTHER_RUN, SupervisedProcess, ended_by_signal, supervise, terminal
 from fednnunet.lock import locked
-from fednnunet.node.launcher import WorkerAddress, socket_folder, worker_address, worker_context
+from fednnunet.node.launcher import WORKER_IMPORTS, WorkerAddress, socket_folder, worker_address, worker_context
 from fednnunet.processes import sigint_ignored_by_children
 
 WORKER_MODULE = "fednnunet.deployment.node.deployed_worker"
@@ -51,7 +51,7 @@ def serve(node_file: NodeFile) -> None:
 def _processes(node_file: NodeFile, address: WorkerAddress) -> list[SupervisedProcess]:
     """The worker and the connection, which are to be kept alive."""
     node_config = address.node_config | {"retry-timeout-s": str(RETRY_TIMEOUT_S)}
-    context = worker_context(WORKER_MODULE)
+    context = worker_context(WORKER_IMPORTS, WORKER_MODULE)
 
     def start_worker() -> BaseProcess:
         process = context.Process(target=_work, args=(node_file, address.socket, address.key), name="worker")
