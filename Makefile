@@ -13,6 +13,8 @@ PARALLEL := -n 2 --dist loadgroup --no-loadscope-reorder
 
 # Packages from outside the environment must not hide one that is missing in it.
 unexport PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX
+# Tests start hundreds of processes; each would compile this package anew.
+unexport PYTHONDONTWRITEBYTECODE
 export PYTHONNOUSERSITE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export FLWR_TELEMETRY_ENABLED := 0

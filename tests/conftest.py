@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("nnUNet_def_n_proc", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many tests run at a time as there are cores; more threads spin
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # where a command takes more all the same, they do not
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 from hypothesis import settings
 
+from fednnunet.node.launcher import WORKER_IMPORTS
 from tests.support import quick_nodes
-from tests.support.run_folders import make_run, write_run
+from tests.support.run_folders import make_run, undrawn, write_run
 from tests.support.trained_models import trained_folders
 from tests.support.ultrasound_downloads import acouslic, aimix
 
-__all__ = ["acouslic", "aimix", "make_run", "trained_folders", "write_run"]  # fixtures
+__all__ = ["acouslic", "aimix", "make_run", "trained_folders", "undrawn", "write_run"]  # fixtures
 
 # Python has one server that forks processes. Whichever test starts it first, workers find torch and nnU-Net imported.
-multiprocessing.set_forkserver_preload(["fednnunet.node.shared_worker"])
+multiprocessing.set_forkserver_preload([WORKER_IMPORTS])
 
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
@@ -37,16 +41,33 @@ MakeDataset = Callable[..., Path]
 LEVELS = {"unit", "federation", "integration", "deployment", "nightly"}
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Look for garbage neither while all is imported nor, later, in what is imported."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each test its level, and keep in one process what shares fixtures: a file, or a named group."""
+    """Give each test its level."""
     for item in items:
         named = LEVELS & {mark.name for mark in item.iter_markers()}
         assert len(named) < 2, f"{item.nodeid} has the levels {named}"
         if not named:
             item.add_marker(level_of(item))
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.location[0]))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep in one process what shares fixtures: a file, or files of a named group."""
+    from tests.support.schedule import ByGroup
+
+    return ByGroup(config, log)
 
 
 def level_of(item: pytest.Item) -> str:

@@ -32,6 +32,7 @@ def report(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     return call
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_reference_and_external_models_are_chosen(
     report: Callable[..., int], make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

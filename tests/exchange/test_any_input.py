@@ -28,6 +28,12 @@ JSON = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=5) | st.dictionaries(NAMES, inner, max_size=8), max_leaves=20
 )
 SURROGATES = st.text(st.characters(codec=None), max_size=30)
+BODIES: dict[type[Body], st.SearchStrategy[Any]] = {  # each built once, not for every example
+    model: st.binary(max_size=200)
+    | SURROGATES
+    | (JSON | st.fixed_dictionaries({}, optional=dict.fromkeys(model.model_fields, JSON))).map(json.dumps)
+    for model in MODELS
+}
 MEGABYTE = 2**20
 T = TypeVar("T")
 
@@ -47,8 +53,7 @@ def value_or_problem(read: Callable[[], T]) -> tuple[T | None, str]:
 @given(st.data())
 @settings(max_examples=100, deadline=None)
 def test_bodies(model: type[Body], data: st.DataObject) -> None:
-    of_fields = st.fixed_dictionaries({}, optional=dict.fromkeys(model.model_fields, JSON))
-    text: Any = data.draw(st.binary(max_size=200) | SURROGATES | (JSON | of_fields).map(json.dumps))
+    text = data.draw(BODIES[model])
     body, problem = value_or_problem(lambda: parse_body(model, text, "node B"))
     assert isinstance(body, model) or len(problem) < 1200
 

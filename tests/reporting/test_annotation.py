@@ -17,6 +17,8 @@ from fednnunet.run_files import CHANNEL_COLUMNS
 from fednnunet.server.run_recorder import RunRecorder
 from tests.support.run_folders import many_nodes
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 MakeRun = Callable[..., Path]
 VALUES = {"background": 0, "aorta": 1, "liver": 2, 'spleen, "left"': 3, "ignore": 4}
 ANNOTATED = {

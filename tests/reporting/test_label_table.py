@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
+import pytest
 from rich.console import Console
 
 from fednnunet.listing import MOST_NODES
@@ -14,6 +15,8 @@ from fednnunet.reporting.scores import collect_scores, split_means
 from fednnunet.reporting.tables.label_table import LabelTable, label_table
 from fednnunet.run_files import CASE_COLUMNS, CASES_FILE, NUM_CASES_COLUMN
 from tests.support.run_folders import MakeRun
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 Row = tuple[str, str, int | None, str, float | None, float | None, int | None]
 

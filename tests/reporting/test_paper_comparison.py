@@ -17,6 +17,8 @@ from fednnunet.reporting.run_folder import read_runs
 from fednnunet.reporting.tables.export import as_latex, as_markdown, as_rows, escape_latex
 from fednnunet.reporting.tables.results_table import ResultsTable, results_table
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 MakeRun = Callable[..., Path]
 Values = Mapping[tuple[str, str], tuple[float, float]]
 FOLDS = [0, 1, 2, 3, 4]

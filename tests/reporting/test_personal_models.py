@@ -12,6 +12,8 @@ from fednnunet.reporting.results import collect_results
 from fednnunet.reporting.run_folder import read_runs
 from tests.support.run_folders import NODES, MakeRun
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def with_own_models(folder: Path, strategy: str, better: float) -> Path:
     """Add scores of the nodes' own models to a run: the same, but for a better DSC."""

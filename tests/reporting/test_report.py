@@ -18,6 +18,8 @@ from fednnunet.reporting.results import collect_results
 from fednnunet.reporting.run_folder import read_runs
 from tests.support.run_folders import many_nodes
 
+pytestmark = pytest.mark.usefixtures("undrawn")  # but for pages of module-wide fixtures, made before it
+
 MakeRun = Callable[..., Path]
 STRATEGIES = ("local", "asym", "ffe", "centralized")
 

@@ -21,6 +21,8 @@ from fednnunet.server.run_recorder import RunRecorder
 from fednnunet.tracking.base import scores_of
 from tests.support.run_folders import EXTERNAL, NODES, MakeRun
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 pytestmark = pytest.mark.unit
 ALL = [*NODES, EXTERNAL]
 

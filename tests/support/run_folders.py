@@ -211,3 +211,9 @@ def track(tracker: RunObserver, folder: Path, *, ok: bool = True) -> None:
         tracker.on_round_end(int(server_round), rows.to_dict("records"))
     tracker.on_result(folder)
     tracker.on_run_end(None if ok else KeyboardInterrupt())
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures of reports are composed and not rendered, which takes most of a report's time."""
+    monkeypatch.setattr("fednnunet.reporting.figures.style._render", lambda figure, kind: b"")

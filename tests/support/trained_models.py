@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,14 +49,29 @@ class TrainedFolders:
 
 @pytest.fixture(scope="session")
 def trained_folders(tmp_path_factory: pytest.TempPathFactory) -> TrainedFolders:
-    """:class:`TrainedFolders`; not to be changed."""
+    """:class:`TrainedFolders`, which the first process of pytest-xdist to need them makes; not to be changed."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # of all processes
+    root, made = folder / "trained", folder / "trained.made"
+    with (folder / "trained.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            shutil.rmtree(root, ignore_errors=True)  # of a process that was ended
+            root.mkdir()
+            _make(root)
+            made.touch()
+    return TrainedFolders(root / "raw" / "Dataset101_Boxes", root / "nnUNet_results")
+
+
+def _make(root: Path) -> None:
+    """Train below ``root``."""
     import torch
 
     from fednnunet.datasets.raw import read_dataset
     from tests.conftest import write_boxes
     from tests.support.small_trainers import small_trainers
 
-    root = tmp_path_factory.mktemp("trained")
     dataset = read_dataset(write_boxes(root / "raw"), "A")
     with small_trainers(root, dataset) as build:
         for configuration, fold in (("2d", 0), ("2d", 1), ("3d_fullres", 0)):
@@ -71,7 +88,6 @@ def trained_folders(tmp_path_factory: pytest.TempPathFactory) -> TrainedFolders:
             shutil.copy(root / "nnUNet_preprocessed" / dataset.name / "nnUNetPlans.json", base / "plans.json")
             for name in ("dataset.json", "dataset_fingerprint.json"):
                 shutil.copy(root / "nnUNet_preprocessed" / dataset.name / name, base / name)
-    return TrainedFolders(root / "raw" / "Dataset101_Boxes", root / "nnUNet_results")
 
 
 def _train(trainer: nnUNetTrainer, dataset: RawDataset) -> None:
