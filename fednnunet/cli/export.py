@@ -25,7 +25,8 @@ def export(
         typer.Argument(
             metavar="RUN...",
             help="A run's folder, a node's, a results folder of nnU-Net, or a model's zip. Or the folder that "
-            "`fednnunet select` wrote: each hospital's choice. With --best: the runs that were compared.",
+            "`fednnunet select` wrote: each hospital's choice. With --best: the runs that were compared. Or a "
+            "cascade's run, and that of its first stage.",
         ),
     ],
     out: Annotated[

@@ -72,6 +72,10 @@ class Found:
 def handovers_of(sources: Sequence[Path], asked: Asked) -> Found:
     """The models of sources to hand over.
 
+    Args:
+        sources: one; or with a decision all that it compared; or a cascade's run and that of its first stage.
+        asked: what of them.
+
     Raises:
         ConfigError: options that do not go together, or with this source.
         DataError: there is no such model; or nodes have different ones and not each is wanted.
@@ -81,7 +85,7 @@ def handovers_of(sources: Sequence[Path], asked: Asked) -> Found:
         asked.refuse("--best names the models", configuration="--configuration", personal="--personal")
         return Found(_of_decision(sources, asked.best, asked))
     if len(sources) > 1:
-        raise ConfigError("several runs are handed over by a decision: --best FOLDER, that of fednnunet find-best")
+        return Found(_of_cascade(sources, asked))
     if source.name == SELECTION_MODELS_FILE or (source / SELECTION_MODELS_FILE).is_file():
         where = f"{source} is a selection, which names the models"
         asked.refuse(where, configuration="--configuration", personal="--personal", run_folder="--run")
@@ -114,13 +118,26 @@ def _of_zip(source: Path, asked: Asked) -> tuple[str, Handover]:
     return f"{name}.zip", Handover(ensemble, name, facts, card.licence, limits_given(card.limits))
 
 
-def _of_folder(source: Path, asked: Asked) -> list[tuple[str, Handover]]:
+def _of_folder(source: Path, asked: Asked, stages: Sequence[Path] = ()) -> list[tuple[str, Handover]]:
     from fednnunet.models.choose_models import choose_models
 
     _check_run(asked)
     node = None if asked.run_folder else asked.node
-    chosen = choose_models(source, node, asked.configuration, asked.folds, asked.each_apart, asked.personal)
+    chosen = choose_models(source, node, asked.configuration, asked.folds, asked.each_apart, asked.personal, stages)
     return [_with_facts(one, asked, asked.personal) for one in chosen]
+
+
+def _of_cascade(sources: Sequence[Path], asked: Asked) -> list[tuple[str, Handover]]:
+    """A cascade's run, and those of its first stage."""
+    if any(not source.is_dir() for source in sources):
+        raise ConfigError("of several sources each must be the folder of a run, or a node's")
+    found = _of_folder(sources[0], asked, sources[1:])
+    if any(member.previous_stage is None for _, one in found for member in one.ensemble.members):
+        raise ConfigError(
+            "several runs are handed over by a decision: --best FOLDER, that of fednnunet find-best; or they are a "
+            "cascade's, and that of its first stage"
+        )
+    return found
 
 
 def _check_run(asked: Asked) -> None:

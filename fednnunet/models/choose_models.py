@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fednnunet.errors import DataError
@@ -41,6 +41,7 @@ def choose_models(
     folds: Sequence[str] | None,
     each: bool,
     personal: bool = False,
+    stages: Sequence[Path] = (),
 ) -> list[ChosenModel]:
     """The models of a folder to hand over.
 
@@ -51,15 +52,18 @@ def choose_models(
         folds: None for all that are finished.
         each: whether there may be one of each node.
         personal: the nodes' own models, fine-tuned or Ditto's, and not the federation's.
+        stages: further folders, in which the previous stage of a cascade is looked for.
 
     Raises:
         DataError: there is none, or nodes have different ones and not each is wanted; says what to do.
     """
     found = FolderSource(source, find_folders(source, personal))
+    further = [folder for other in stages for folder in find_folders(other)]
     nodes = list(dict.fromkeys(folder.node for folder in found.folders))
-    if node is not None or len(nodes) == 1:
-        return [chosen_model(choose(found, node, configuration, folds))]
-    return one_or_each([choose(found, one, configuration, folds) for one in nodes], each, str(source))
+    asked = [node] if node is not None or len(nodes) == 1 else nodes
+    choices = [choose(found, one, configuration, folds) for one in asked]
+    choices = [replace(one, beside=[*one.beside, *further]) for one in choices]
+    return [chosen_model(choices[0])] if len(choices) == 1 else one_or_each(choices, each, str(source))
 
 
 def one_or_each(choices: Sequence[Choice], each: bool, where: str) -> list[ChosenModel]:

@@ -157,8 +157,13 @@ def test_a_cascade_goes_with_its_first_stage(
         "3d_cascade_fullres refines what 3d_lowres segments; name the run of 3d_lowres, too" in capsys.readouterr().err
     )
     assert export(*runs, "--best", best, "-o", tmp_path / "x.zip") == 0
-    models = open_ensemble(tmp_path / "x.zip").models
-    assert [model.configuration for model in models] == ["3d_cascade_fullres", "3d_lowres"]
+    assert export(*runs, "-o", tmp_path / "y.zip") == 0  # nothing else was compared
+    for name in ("x.zip", "y.zip"):
+        models = open_ensemble(tmp_path / name).models
+        assert [model.configuration for model in models] == ["3d_cascade_fullres", "3d_lowres"]
+    capsys.readouterr()
+    assert export(runs[0], "-o", tmp_path / "z.zip") == 0
+    assert "takes segmentations of 3d_lowres, which is not in the file; hand that over, too" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import SimpleITK as sitk
 from fednnunet.dicom.series import read_volume
 from fednnunet.errors import FednnUNetError
 from fednnunet.inference.cases import ModelInput
-from fednnunet.inference.dicom_cases import find_dicom_cases, holds_dicom
+from fednnunet.inference.dicom_cases import find_dicom_cases, holds_dicom, write_seg
 from fednnunet.inference.prediction import Prediction, Settings
 from fednnunet.inference.run import Outcome, Progress
 from tests.inference.test_labels_and_readers import REGIONS
@@ -142,11 +142,15 @@ def test_regions_are_segments_that_overlap(trained_folders: TrainedFolders, tmp_
     (model / "dataset.json").write_text(json.dumps(described))
     write_series(tmp_path / "pacs", phantom(0), spacing=(0.9, 1.1, 3.0))
     (uid,) = predict(model, tmp_path / "pacs", output, dicom_seg=True).written
-    labels = sitk.GetArrayFromImage(sitk.ReadImage(str(output / f"{uid}.nii.gz")))
+    labels = np.zeros((8, 44, 36), np.uint8)
+    labels[2:6, 8:22, 5:16], labels[3:5, 10:15, 7:9] = 1, 2
+    sitk.WriteImage(sitk.GetImageFromArray(labels), str(output / f"{uid}.nii.gz"))
+    (case,) = find_dicom_cases(tmp_path / "pacs", ModelInput(("MR",), (), frozenset()))
+    write_seg(output / f"{uid}.nii.gz", case, described["labels"])
     (series,) = find_series(tmp_path / "pacs")
     found = highdicom.seg.segread(output / f"{uid}.dcm")
     assert [found.get_segment_description(number).segment_label for number in (1, 2)] == ["whole", "core"]
     masks = found.get_pixels_by_source_instance(list(series.sop_uids), assert_missing_frames_are_empty=True)
     for number, values in enumerate(((1, 2), (2,))):
         assert np.array_equal(masks[..., number], np.isin(labels, values))
-    assert (masks.sum(-1) == 2).any()
+    assert (masks.sum(-1) == 2).sum() == 2 * 5 * 2

@@ -127,6 +127,8 @@ def test_voxels_are_those_of_nnunet_on_images_of_the_series(trained_folders: Tra
     plans, description = (json.loads((model / name).read_text()) for name in ("plans.json", "dataset.json"))
     for key in ("normalization_schemes", "use_mask_for_norm"):
         plans["configurations"]["2d"][key] *= 2
+    intensities = plans["foreground_intensity_properties_per_channel"]
+    intensities["1"] = intensities["0"]
     description["channel_names"] = {"0": "T2", "1": "ADC"}
     checkpoint = torch.load(model / "fold_0" / "checkpoint_final.pth", weights_only=False)
     for layer, tensor in checkpoint["network_weights"].items():
