@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
-from flwr.proto.message_pb2 import ObjectTree
+from fastapi import HTTPException
+from flwr.proto.message_pb2 import ObjectTree, PushObjectRequest, PushObjectResponse
 from flwr.supercore.object_store import NoObjectInStoreError
 
 from fednnunet.deployment.server.database import open_database
 from fednnunet.deployment.server.object_files import FOLDER, LEAST_BYTES, ObjectFiles
 from fednnunet.deployment.server.object_store import FileObjectStore
 from fednnunet.deployment.server.operator_client import DATABASE
+from fednnunet.deployment.server.staging import Staged, staging
 
 pytestmark = pytest.mark.unit
 RUN = 7
@@ -93,12 +98,71 @@ def test_a_file_of_the_operators_is_taken_if_it_is_what_its_name_says(store: Fil
     store.preregister(RUN, tree)
     ours = ObjectFiles(tmp_path)
     ours.write(LARGE, [LARGE_CONTENT[:100], memoryview(LARGE_CONTENT)[100:]])
-    store.put(LARGE, b"")
+    store.put(LARGE, store.stage(LARGE, b""))
     assert store.get(LARGE) == LARGE_CONTENT
     ours.write(OTHER, [LARGE_CONTENT])
     with pytest.raises(ValueError, match="another content"):
-        store.put(OTHER, b"")
+        store.put(OTHER, store.stage(OTHER, b""))
     assert files(tmp_path) == {LARGE}
+
+
+class State:
+    """Flower's state, as a handler sees it."""
+
+    def __init__(self, store: FileObjectStore) -> None:
+        self.object_store = store
+
+
+@pytest.mark.parametrize("is_stored", [True, False])
+def test_a_pushed_object_is_in_its_file_before_the_transaction_and_only_if_it_is_stored(
+    store: FileObjectStore, tmp_path: Path, is_stored: bool
+) -> None:
+    _, _, tree = message("one", LARGE)
+    store.preregister(RUN, tree)
+
+    def handler(request: Any, state: State) -> PushObjectResponse:
+        assert files(tmp_path) == {LARGE}
+        assert (request.run_id, request.session_id, len(request.object_content)) == (RUN, "s", len(LARGE_CONTENT))
+        if is_stored:
+            state.object_store.put(request.object_id, request.object_content)
+        return PushObjectResponse(stored=is_stored)
+
+    push = PushObjectRequest(run_id=RUN, session_id="s", object_id=LARGE, object_content=LARGE_CONTENT)
+    assert staging(handler)(push, State(store)).stored is is_stored
+    assert files(tmp_path) == ({LARGE} if is_stored else set())
+    assert store.get(LARGE) == (LARGE_CONTENT if is_stored else b"")
+
+
+@pytest.mark.parametrize("content", [LARGE_CONTENT, OTHER_CONTENT])
+def test_nothing_is_written_of_what_nobody_waits_for_or_is_not_what_its_id_says(
+    store: FileObjectStore, tmp_path: Path, content: bytes
+) -> None:
+    if content == OTHER_CONTENT:
+        store.preregister(RUN, message("one", LARGE)[2])
+
+    def handler(request: Any, _: State) -> PushObjectResponse:
+        assert request.object_content == content
+        assert files(tmp_path) == set()
+        return PushObjectResponse(stored=False)
+
+    staging(handler)(PushObjectRequest(object_id=LARGE, object_content=content), State(store))
+    assert files(tmp_path) == set()
+
+
+def test_a_full_disk_is_named_and_leaves_no_half_of_a_file(
+    store: FileObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.preregister(RUN, message("one", LARGE)[2])
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(HTTPException) as raised:
+            store.stage(LARGE, LARGE_CONTENT)
+    assert (raised.value.status_code, files(tmp_path)) == (507, set())
+    assert store.stage(LARGE, LARGE_CONTENT) == Staged(len(LARGE_CONTENT)), "it can be sent again"
 
 
 def test_a_file_goes_with_the_last_message_that_has_it(store: FileObjectStore, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,6 +84,36 @@ def test_a_reply_comes_whole_from_who_its_head_names(server: Server) -> None:
     arrays = from_array_record(unpack(reply.content, "the node").array_records[ARRAYS], "the node")
     assert np.array_equal(arrays["weight"], LAYERS["weight"])
     assert server.confirmed == [server.reply_id]
+
+
+@pytest.mark.unit
+def test_what_is_on_its_way_is_taken_soon_after_it_has_come(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    id_, content = max(server.objects.items(), key=lambda item: len(item[1]))
+    del server.objects[id_]
+    pull, asked, waited = server.PullObject, 0, []
+    wait = threading.Event.wait
+
+    def on_its_way(request: PullObjectRequest) -> PullObjectResponse:
+        nonlocal asked
+        if request.object_id != id_:
+            return pull(request)
+        asked += 1
+        if asked == 600:
+            server.files.write(id_, [content])
+        return PullObjectResponse(object_found=True)
+
+    def pass_time(event: threading.Event, timeout: float | None = None) -> bool:
+        if timeout is not None:
+            waited.append(timeout)
+        return wait(event, None if timeout is None else 0)
+
+    monkeypatch.setattr(server, "PullObject", on_its_way)
+    monkeypatch.setattr(threading.Event, "wait", pass_time)
+    ((_, reply),) = server.pull()
+    assert isinstance(reply, Message)
+    assert asked == 600, "it is in a file then"
+    assert waited[0] < 0.1
+    assert max(waited) < 1
 
 
 @pytest.mark.unit

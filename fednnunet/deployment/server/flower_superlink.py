@@ -57,6 +57,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
+from fednnunet.deployment.server.staging import staging
+
 __all__ = [
     "FRESH_SECONDS",
     "OF_CONTROL",
@@ -171,10 +173,10 @@ class DirectCalls:
         )
         fleet, runtime = fleet_handlers, runtime_handlers
         self._calls: dict[str, tuple[type[Any], Callable[[Request, Any], Any]]] = {
-            "/v1/fleet/push-object": (PushObjectRequest, self._of_node(fleet.push_object)),
+            "/v1/fleet/push-object": (PushObjectRequest, self._of_node(staging(fleet.push_object))),
             "/v1/fleet/pull-object": (PullObjectRequest, self._of_node(fleet.pull_object)),
             "/v1/fleet/pull-messages": (PullMessagesRequest, self._of_node(self._pull_messages)),
-            "/v1/runtime/push-object": (PushObjectRequest, self._of_server_app(runtime.push_object)),
+            "/v1/runtime/push-object": (PushObjectRequest, self._of_server_app(staging(runtime.push_object))),
             "/v1/runtime/pull-object": (PullObjectRequest, self._of_server_app(runtime.pull_object)),
             "/v1/runtime/pull-messages": (PullAppMessagesRequest, self._of_server_app(runtime.pull_messages)),
             "/v1/runtime/get-nodes": (GetNodesRequest, self._of_server_app(runtime.get_nodes)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fastapi import HTTPException
 from sqlalchemy import select, update
 
 from fednnunet.deployment.server.flower_superlink import (
@@ -13,6 +14,8 @@ from fednnunet.deployment.server.flower_superlink import (
     validate_object_content,
 )
 from fednnunet.deployment.server.object_files import LEAST_BYTES, ObjectFiles
+from fednnunet.deployment.server.staging import Staged
+from fednnunet.files import DISK_FULL
 
 IDS_AT_ONCE = 500
 """Ids in one statement, of which SQLite limits the number."""
@@ -32,25 +35,65 @@ class FileObjectStore(SqlObjectStore):
         self.initialize()
         self._compare_with_files()
 
-    def put(self, object_id: str, object_content: bytes) -> None:
-        """Store the content of an object that was announced; an empty one stands for the file that there is of it.
+    def stage(self, object_id: str, object_content: bytes) -> bytes | Staged:
+        """Take the content of an object into its file before the transaction that stores it, which others wait for.
+
+        An empty content stands for the file that there is.
+
+        Returns:
+            What to :meth:`put`: the content as it is where it is small, or of an object that nobody waits for.
+
+        Raises:
+            HTTPException: the disk is full.
+        """
+        size = len(object_content)
+        if 0 < size < LEAST_BYTES or not self._is_awaited(object_id):
+            return object_content
+        try:
+            if size and object_id == get_object_id(object_content):
+                validate_object_content(object_content)
+                self._files.write(object_id, [object_content])
+            elif size:
+                return object_content  # which :meth:`put` refuses
+            elif not self._files.is_sound(object_id):
+                self._files.remove(object_id)
+                return object_content
+        except OSError as error:
+            if error.errno in DISK_FULL:
+                raise HTTPException(507, "the disk of the server's state is full") from error
+            raise
+        return Staged(size)
+
+    def unstage(self, object_id: str) -> None:
+        """Remove the file of an object that was staged, and then not put."""
+        if self._is_awaited(object_id):
+            self._files.remove(object_id)
+
+    def put(self, object_id: str, object_content: bytes | Staged) -> None:
+        """Store the content of an object that was announced.
 
         Raises:
             ValueError: it is not what the id says.
             NoObjectInStoreError: it was not announced.
             OSError: it cannot be written.
         """
-        if object_content or not self._files.exists(object_id):
+        if isinstance(object_content, Staged):
+            if not self._files.exists(object_id):
+                raise ValueError(f"the file of object {object_id} is gone")
+            object_content = b""
+        else:
             if object_id != get_object_id(object_content):
                 raise ValueError(f"object {object_id} has another content than its id says")
             validate_object_content(object_content)
-        elif not self._files.is_sound(object_id):
-            self._files.remove(object_id)
-            raise ValueError(f"the file of object {object_id} has another content than its id says")
-        if len(object_content) >= LEAST_BYTES:
-            self._files.write(object_id, [object_content])
-            object_content = b""
+            if len(object_content) >= LEAST_BYTES:
+                self._files.write(object_id, [object_content])
+                object_content = b""
         super().put(object_id, object_content)
+
+    def _is_awaited(self, object_id: str) -> bool:
+        """Whether an object was announced, and has not come."""
+        with self.session() as session:
+            return session.scalar(select(StoredObject.is_available).where(StoredObject.object_id == object_id)) == 0
 
     def get(self, object_id: str) -> bytes | None:
         """Content of an object: empty where it has not come yet, None where it is unknown or lost."""

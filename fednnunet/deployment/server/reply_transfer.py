@@ -26,6 +26,9 @@ from fednnunet.errors import ProtocolError
 from fednnunet.exchange.assembly import assemble, limited
 from fednnunet.exchange.flower_internals import relabel, set_message_id
 
+RETRY_SECONDS = (0.05, 0.5)
+"""Pause before a part that is still on its way from the node is asked for again: at first, and at most."""
+
 
 def pull_replies(
     client: RuntimeHttpClient, files: ObjectFiles, run_id: int, message_ids: Iterable[str]
@@ -49,7 +52,13 @@ def pull_replies(
         contents: dict[str, bytes] | ProtocolError
         pull = _from_files_first(files, make_pull_object_fn_protobuf(client.PullObject, node, run_id))
         try:
-            contents = pull_objects([part.object_id for part in iterate_object_tree(tree)], limited(pull, "the node"))
+            contents = pull_objects(
+                [part.object_id for part in iterate_object_tree(tree)],
+                limited(pull, "the node"),
+                max_tries_per_object=None,
+                initial_backoff=RETRY_SECONDS[0],
+                backoff_cap=RETRY_SECONDS[1],
+            )
         except ObjectPullError as error:
             yield reply_to, error
             continue
