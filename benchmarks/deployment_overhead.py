@@ -8,7 +8,8 @@ local grid; through our server and nodes, in each precision of ``--dtype``; and 
 SuperNodes with Flower's FedAvg and nothing of ours (``benchmarks/bare_flower``), which knows float32 alone. All but the
 first use TLS, node keys and a database on disk, over loopback. What goes between nodes and server passes a process
 that counts it, for all alike. A round is from the request's making to the average; the first, which starts processes,
-is not counted, nor is the second of ``int8`` and ``int4``, in which nodes get the layers whole.
+is not counted, nor is the second of ``int8`` and ``int4``, in which nodes get the layers whole. Beside seconds stand
+CPU seconds of a round, of all processes, training and counting included: what a busy machine leaves comparable.
 
 ``--large`` measures time and memory of one message instead; it needs eight times its size.
 """
@@ -83,6 +84,7 @@ class Exchange:
         up: bytes per round from all nodes to the server.
         down: bytes per round from the server to all nodes.
         on_wire: whether the bytes were counted on the wire, and not as layers in messages.
+        cpu: CPU seconds per round of all processes; NaN where they were not measured.
     """
 
     name: str
@@ -90,6 +92,7 @@ class Exchange:
     up: float
     down: float
     on_wire: bool
+    cpu: float = math.nan
 
 
 # processes -----------------------------------------------------------------------------------------------
@@ -214,6 +217,19 @@ def counted(
             process.join()
 
 
+def cpu_seconds() -> float:
+    """User and system time so far of this process and of all that it has started, also of those that have ended."""
+    total = 0.0
+    me = psutil.Process()
+    for process in (me, *me.children(recursive=True)):
+        with contextlib.suppress(psutil.Error):
+            times = process.cpu_times()
+            total += times.user + times.system
+            if process != me:  # whose children before this measurement do not count
+                total += times.children_user + times.children_system
+    return total
+
+
 # the exchanges -------------------------------------------------------------------------------------------
 
 
@@ -245,13 +261,14 @@ def deployment(
     workers = round_overhead.workers(dict(shapes), nodes)
     with workers as configs, deployed(list(configs.values()), bandwidth) as (grid, count):
         known = grid.names()
-        rows, counts = [], []
+        rows, counts, cpu = [], [], []
         first = warm_up(dtype)
         for row in round_overhead.exchange(grid, known, dict(shapes), first + rounds, dtype):
             rows.append(row["overhead"])
             counts.append(count())
+            cpu.append(cpu_seconds())
         up_bytes, down_bytes = (_a_round([pair[direction] for pair in counts], first) for direction in (0, 1))
-        return Exchange(f"deployment {dtype}", rows[first:], up_bytes, down_bytes, on_wire=True)
+        return Exchange(f"deployment {dtype}", rows[first:], up_bytes, down_bytes, True, _a_round(cpu, first))
 
 
 @contextlib.contextmanager
@@ -355,16 +372,17 @@ def bare_flower(shapes: Shapes, nodes: int, rounds: int) -> Exchange:
         first = warm_up("float32")
         config = f'nodes={nodes} rounds={first + rounds} shapes="{folder / "shapes.json"}" record="{record}"'
         processes.start("run", "flwr", "run", str(BARE_APP), "bare", "--stream", "--run-config", config)
-        counts = []
+        counts, cpu = [], []
         for done in range(1, first + rounds + 1):
             limit = ROUND_SECONDS if done > 1 else START_SECONDS + ROUND_SECONDS
             processes.wait_for(f"round {done}", lambda done=done: _lines(record) >= done, limit)
             counts.append(count())
+            cpu.append(cpu_seconds())
         rows = [json.loads(line) for line in record.read_text().splitlines()]
         up, down = (_a_round([pair[direction] for pair in counts], first) for direction in (0, 1))
         turns = round_overhead.turns(nodes)
         seconds = [row["wall"] - turns * row["training"] for row in rows[first:]]
-        return Exchange("bare Flower", seconds, up, down, on_wire=True)
+        return Exchange("bare Flower", seconds, up, down, True, _a_round(cpu, first))
 
 
 def _listens(port: int) -> bool:
@@ -383,7 +401,7 @@ def _lines(path: Path) -> int:
     return path.read_text().count("\n") if path.is_file() else 0
 
 
-def _a_round(counts: list[int], first: int) -> float:
+def _a_round(counts: Sequence[float], first: int) -> float:
     """Mean over the rounds after the ``first`` ones, from a counter's value at the end of each round."""
     return (counts[-1] - counts[first - 1]) / (len(counts) - first)
 
@@ -534,14 +552,17 @@ def print_size(shapes: Shapes, nodes: int) -> None:
 
 def print_header() -> None:
     """Names of the columns of :func:`print_row`."""
-    print(f"{'exchange':<20} {'s per round':>11} {'least':>8} {'most':>8} {'MB up':>9} {'MB down':>9}", flush=True)
+    print(
+        f"{'exchange':<20} {'s per round':>11} {'least':>8} {'most':>8} {'CPU s':>8} {'MB up':>9} {'MB down':>9}",
+        flush=True,
+    )
 
 
 def print_row(exchange: Exchange) -> None:
-    """Median, least and most seconds of a round, and bytes."""
+    """Median, least and most seconds of a round, CPU seconds, and bytes."""
     low, middle, high = min(exchange.seconds), statistics.median(exchange.seconds), max(exchange.seconds)
     sizes = f"{exchange.up / 1e6:9.1f} {exchange.down / 1e6:9.1f}"
-    print(f"{exchange.name:<20} {middle:11.3f} {low:8.3f} {high:8.3f} {sizes}", flush=True)
+    print(f"{exchange.name:<20} {middle:11.3f} {low:8.3f} {high:8.3f} {exchange.cpu:8.2f} {sizes}", flush=True)
 
 
 def figures(
@@ -553,11 +574,14 @@ def figures(
         ours = statistics.median(found[f"deployment {dtype}"].seconds)
         name = "deployment_overhead" if dtype == "float32" else f"deployment_overhead_{dtype}"
         yield name, ours / theirs, "ratio", TARGET_RATIOS.get(dtype)
+        cpu = found[f"deployment {dtype}"].cpu / found["bare Flower"].cpu
+        yield name.replace("overhead", "cpu"), cpu, "ratio", None
     for name, exchange in found.items():
         key = name.replace("LocalGrid", "local_grid").replace(" ", "_").lower()
         yield f"{key}_round_seconds", statistics.median(exchange.seconds), "s", None
         if exchange.on_wire:
             yield f"{key}_round_bytes", exchange.up + exchange.down, "bytes", None
+            yield f"{key}_round_cpu_seconds", exchange.cpu, "s", None
 
 
 if __name__ == "__main__":
