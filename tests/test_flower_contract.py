@@ -169,7 +169,7 @@ def parameters(function: Any) -> set[str]:
 
 def test_objects_are_pulled_and_pushed_by_functions() -> None:
     assert {"object_ids", "pull_object_fn", "initial_backoff"} <= parameters(node.pull_objects)
-    assert {"max_tries_per_object", "backoff_cap"} <= parameters(server.pull_objects)
+    assert {"max_tries_per_object", "initial_backoff"} <= parameters(server.pull_objects)
     assert {"objects", "push_object_fn"} <= parameters(node.push_objects)
     assert list(inspect.signature(node.make_pull_object_fn_protobuf).parameters)[1:3] == ["node", "run_id"]
     assert list(inspect.signature(node.make_push_object_fn_protobuf).parameters)[1:3] == ["node", "run_id"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from fednnunet.deployment.node.flower_internals import (
     message_to_proto,
     remove_content_from_message,
 )
+from fednnunet.deployment.server import reply_transfer
 from fednnunet.deployment.server.flower_internals import ConfirmMessageReceivedRequest, ObjectPullError
 from fednnunet.deployment.server.object_files import ObjectFiles
 from fednnunet.deployment.server.reply_transfer import pull_replies
@@ -90,30 +90,26 @@ def test_a_reply_comes_whole_from_who_its_head_names(server: Server) -> None:
 def test_what_is_on_its_way_is_taken_soon_after_it_has_come(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     id_, content = max(server.objects.items(), key=lambda item: len(item[1]))
     del server.objects[id_]
-    pull, asked, waited = server.PullObject, 0, []
-    wait = threading.Event.wait
+    pull, asked, looks = server.PullObject, 0, []
 
     def on_its_way(request: PullObjectRequest) -> PullObjectResponse:
         nonlocal asked
         if request.object_id != id_:
             return pull(request)
         asked += 1
-        if asked == 600:
-            server.files.write(id_, [content])
         return PullObjectResponse(object_found=True)
 
-    def pass_time(event: threading.Event, timeout: float | None = None) -> bool:
-        if timeout is not None:
-            waited.append(timeout)
-        return wait(event, None if timeout is None else 0)
+    def pass_time(seconds: float) -> None:
+        looks.append(seconds)
+        if sum(looks) > 60:
+            server.files.write(id_, [content])
 
     monkeypatch.setattr(server, "PullObject", on_its_way)
-    monkeypatch.setattr(threading.Event, "wait", pass_time)
+    monkeypatch.setattr(reply_transfer.time, "sleep", pass_time)
     ((_, reply),) = server.pull()
     assert isinstance(reply, Message)
-    assert asked == 600, "it is in a file then"
-    assert waited[0] < 0.1
-    assert max(waited) < 1
+    assert 60 < sum(looks) < 60.1, "seconds on a slow line; it is in a file then"
+    assert asked == 6 + 29, "after 0.04, 0.1, 0.2, 0.4, 0.8 and 1.6 s, then every 2 s"
 
 
 @pytest.mark.unit

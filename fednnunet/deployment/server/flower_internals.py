@@ -54,7 +54,12 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_pull_object_fn_protobuf,
     make_push_object_fn_protobuf,
 )
-from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectPushError, pull_objects
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    ObjectPushError,
+    ObjectUnavailableError,
+    pull_objects,
+)
 from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key, public_key_to_bytes, verify_signature
 from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
@@ -87,6 +92,7 @@ __all__ = [
     "NodeStatus",
     "ObjectPullError",
     "ObjectPushError",
+    "ObjectUnavailableError",
     "ProtobufCall",
     "ProtobufRequestContext",
     "PullAppMessagesRequest",

@@ -6,6 +6,7 @@ which the gateway lets each node write its own only. A reply that cannot be read
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 
 from flwr.app import Message
@@ -15,6 +16,7 @@ from fednnunet.deployment.server.flower_internals import (
     ConfirmMessageReceivedRequest,
     Node,
     ObjectPullError,
+    ObjectUnavailableError,
     PullAppMessagesRequest,
     RuntimeHttpClient,
     iterate_object_tree,
@@ -26,8 +28,10 @@ from fednnunet.errors import ProtocolError
 from fednnunet.exchange.assembly import assemble, limited
 from fednnunet.exchange.flower_internals import relabel, set_message_id
 
-RETRY_SECONDS = (0.05, 0.5)
+RETRY_SECONDS = (0.05, 2.0)
 """Pause before a part that is still on its way from the node is asked for again: at first, and at most."""
+LOOK_SECONDS = 0.02
+"""Time between two looks for its file in such a pause, which cost nothing."""
 
 
 def pull_replies(
@@ -56,8 +60,7 @@ def pull_replies(
                 [part.object_id for part in iterate_object_tree(tree)],
                 limited(pull, "the node"),
                 max_tries_per_object=None,
-                initial_backoff=RETRY_SECONDS[0],
-                backoff_cap=RETRY_SECONDS[1],
+                initial_backoff=0.0,  # the pause is in the pull
             )
         except ObjectPullError as error:
             yield reply_to, error
@@ -72,9 +75,22 @@ def pull_replies(
 
 
 def _from_files_first(files: ObjectFiles, pull: Callable[[str], bytes]) -> Callable[[str], bytes]:
+    pauses: dict[str, float] = {}
+
     def pull_object(object_id: str) -> bytes:
         content = files.read(object_id)
-        return pull(object_id) if content is None else content
+        if content is not None:
+            return content
+        try:
+            return pull(object_id)
+        except ObjectUnavailableError:
+            pause = pauses.get(object_id, RETRY_SECONDS[0])
+            pauses[object_id] = min(2 * pause, RETRY_SECONDS[1])
+            for _ in range(round(pause / LOOK_SECONDS)):
+                time.sleep(LOOK_SECONDS)
+                if files.exists(object_id):
+                    break
+            raise
 
     return pull_object
 
