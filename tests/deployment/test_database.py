@@ -14,6 +14,7 @@ from sqlalchemy import Engine, event
 
 from fednnunet.deployment.server.database import LOG_BYTES, PAGE_BYTES, is_disk_full, open_database, watch_errors
 from fednnunet.deployment.server.flower_superlink import NodeRegister
+from fednnunet.deployment.server.object_files import FOLDER
 from fednnunet.deployment.supervision import SupervisedProcess
 from fednnunet.errors import ConfigError
 from tests.support.deployed_federation import Federation
@@ -83,6 +84,13 @@ def test_a_database_that_cannot_be_opened_is_an_error_and_not_a_reason_to_restar
 
 
 @pytest.mark.unit
+def test_a_folder_of_objects_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    (tmp_path / FOLDER).write_bytes(b"a file")
+    with pytest.raises(ConfigError, match=f"/{FOLDER} cannot be used: "):
+        open_database(tmp_path, auth=True)
+
+
+@pytest.mark.unit
 @pytest.mark.usefixtures("watched")
 def test_a_database_of_another_version_of_flower_is_an_error(tmp_path: Path, sound: bytes) -> None:
     (tmp_path / "state.db").write_bytes(sound)
@@ -135,9 +143,10 @@ def test_a_damaged_database_ends_the_server_with_one_line_that_says_what_to_do(t
         federation.end()
     lines = federation.output("server").splitlines()
     assert [line for line in lines if "state.db" in line] == [
-        f"error: {federation.state}/state.db is damaged, cannot be opened, or is of another version of Flower (see the "
-        f"end of {federation.state}/server.log); move the files state.db* away and start the server again: runs go on "
-        "from their own folders, nodes are registered from the keys"
+        f"error: {federation.state}/state.db is damaged, cannot be opened, or is of another version of Flower, or "
+        f"objects beside it cannot be used (see the end of {federation.state}/server.log); move the files state.db* "
+        "and objects away and start the server again: runs go on from their own folders, nodes are registered from the "
+        "keys"
     ]
     assert not any("Traceback" in line or "restarted" in line for line in lines)
     assert "file is not a database" in (federation.state / "server.log").read_text()

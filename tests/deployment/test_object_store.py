@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from fednnunet.deployment.server.object_files import FOLDER, LEAST_BYTES, Object
 from fednnunet.deployment.server.object_store import FileObjectStore
 from fednnunet.deployment.server.operator_client import DATABASE
 from fednnunet.deployment.server.staging import Staged, staging
+from fednnunet.errors import ConfigError
 
 pytestmark = pytest.mark.unit
 RUN = 7
@@ -41,8 +44,17 @@ def open_store(state: Path) -> FileObjectStore:
     return store
 
 
+@pytest.fixture(scope="module")
+def new_state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """State of a server that has just been started, whose tables take half a second to make."""
+    state = tmp_path_factory.mktemp("state")
+    open_store(state)
+    return state
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> FileObjectStore:
+def store(tmp_path: Path, new_state: Path) -> FileObjectStore:
+    shutil.copytree(new_state, tmp_path, dirs_exist_ok=True)
     return open_store(tmp_path)
 
 
@@ -87,10 +99,37 @@ def test_what_is_not_what_its_id_says_is_refused(
     assert files(tmp_path) == set()
 
 
-def test_what_was_not_announced_is_refused(store: FileObjectStore) -> None:
+def test_what_was_not_announced_is_refused_and_leaves_no_file(store: FileObjectStore, tmp_path: Path) -> None:
     with pytest.raises(NoObjectInStoreError):
         store.put(LARGE, LARGE_CONTENT)
     assert store.get(LARGE) is None
+    assert files(tmp_path) == set()
+
+
+def test_what_is_no_longer_waited_for_when_it_has_come_leaves_no_file(store: FileObjectStore, tmp_path: Path) -> None:
+    id_, _, tree = message("one", LARGE)
+    store.preregister(RUN, tree)
+
+    def handler(request: Any, state: State) -> PushObjectResponse:
+        state.object_store.delete(id_)  # by another thread, between the check and the transaction
+        with pytest.raises(NoObjectInStoreError):
+            state.object_store.put(request.object_id, request.object_content)
+        return PushObjectResponse(stored=False)
+
+    staging(handler)(PushObjectRequest(run_id=RUN, object_id=LARGE, object_content=LARGE_CONTENT), State(store))
+    assert files(tmp_path) == set()
+
+
+def test_a_push_that_fails_takes_nothing_from_another_of_the_same_content(
+    store: FileObjectStore, tmp_path: Path
+) -> None:
+    store.preregister(RUN, message("one", LARGE)[2])
+    ours, others = store.stage(LARGE, LARGE_CONTENT), store.stage(LARGE, LARGE_CONTENT)
+    assert isinstance(others, Staged)
+    store.unstage(others)
+    store.put(LARGE, ours)
+    assert store.get(LARGE) == LARGE_CONTENT
+    assert files(tmp_path) == {LARGE}
 
 
 def test_a_file_of_the_operators_is_taken_if_it_is_what_its_name_says(store: FileObjectStore, tmp_path: Path) -> None:
@@ -114,17 +153,20 @@ class State:
 
 
 @pytest.mark.parametrize("is_stored", [True, False])
-def test_a_pushed_object_is_in_its_file_before_the_transaction_and_only_if_it_is_stored(
+def test_a_pushed_object_is_in_a_file_before_the_transaction_that_gives_it_its_name(
     store: FileObjectStore, tmp_path: Path, is_stored: bool
 ) -> None:
     _, _, tree = message("one", LARGE)
     store.preregister(RUN, tree)
 
     def handler(request: Any, state: State) -> PushObjectResponse:
-        assert files(tmp_path) == {LARGE}
+        (file,) = (tmp_path / FOLDER).iterdir()
+        assert (file.suffix, file.read_bytes()) == (".partial", LARGE_CONTENT)
+        assert ObjectFiles(tmp_path).read(LARGE) is None, "the server app could say that it has it before it is stored"
         assert (request.run_id, request.session_id, len(request.object_content)) == (RUN, "s", len(LARGE_CONTENT))
         if is_stored:
             state.object_store.put(request.object_id, request.object_content)
+            assert files(tmp_path) == {LARGE}
         return PushObjectResponse(stored=is_stored)
 
     push = PushObjectRequest(run_id=RUN, session_id="s", object_id=LARGE, object_content=LARGE_CONTENT)
@@ -158,11 +200,12 @@ def test_a_full_disk_is_named_and_leaves_no_half_of_a_file(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", full)
+        patch.setattr(os, "fstat", full)
         with pytest.raises(HTTPException) as raised:
             store.stage(LARGE, LARGE_CONTENT)
     assert (raised.value.status_code, files(tmp_path)) == (507, set())
-    assert store.stage(LARGE, LARGE_CONTENT) == Staged(len(LARGE_CONTENT)), "it can be sent again"
+    store.put(LARGE, store.stage(LARGE, LARGE_CONTENT))
+    assert store.get(LARGE) == LARGE_CONTENT, "it can be sent again"
 
 
 def test_a_file_goes_with_the_last_message_that_has_it(store: FileObjectStore, tmp_path: Path) -> None:
@@ -187,9 +230,10 @@ def test_what_a_killed_server_leaves_is_compared_at_the_start(store: FileObjectS
     (tmp_path / FOLDER / OTHER).write_bytes(OTHER_CONTENT[:-1])  # as after a power failure
     unknown, content = an_object("", b"u" * LEAST_BYTES)
     ObjectFiles(tmp_path).write(unknown, [content])
-    (tmp_path / FOLDER / f"{LARGE}.1.0.partial").write_bytes(b"half")
+    (tmp_path / FOLDER / f"{LARGE}.1.0123abcd.partial").write_bytes(b"half")
+    (tmp_path / FOLDER / "lost+found").mkdir()  # where the folder is a disk of its own
     again = open_store(tmp_path)
-    assert files(tmp_path) == {LARGE}
+    assert files(tmp_path) == {LARGE, "lost+found"}
     assert (again.get(LARGE), again.get(SMALL), again.get(OTHER)) == (LARGE_CONTENT, SMALL_CONTENT, b"")
     assert OTHER in again.preregister(RUN, tree), "the next message asks for it"
     again.put(OTHER, OTHER_CONTENT)
@@ -203,6 +247,17 @@ def test_a_file_that_is_lost_is_asked_for_again(store: FileObjectStore, tmp_path
     (tmp_path / FOLDER / LARGE).unlink()
     assert store.get(LARGE) is None
     assert LARGE in store.preregister(RUN, tree)
+
+
+def test_files_that_the_server_could_not_read_are_not_written(
+    store: FileObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = (tmp_path / FOLDER).stat().st_uid
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fstat", lambda _: SimpleNamespace(st_uid=owner + 1))
+        with pytest.raises(ConfigError, match="belongs to the server's user"):
+            ObjectFiles(tmp_path).write(LARGE, [LARGE_CONTENT])
+    assert files(tmp_path) == set()
 
 
 @pytest.mark.parametrize("name", ["../state.db", "0x" + "a" * 62, LARGE.upper(), LARGE + "\n"])

@@ -16,6 +16,7 @@ from sqlalchemy import Engine, event
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
+from fednnunet import files
 from fednnunet.deployment.server.flower_superlink import superlink_app, use_object_store
 from fednnunet.deployment.server.object_files import ObjectFiles
 from fednnunet.deployment.server.object_store import FileObjectStore
@@ -55,6 +56,11 @@ def open_database(state: Path, auth: bool) -> FastAPI:
         app.state.linkstate_factory.state()
     except HTTPException:  # a full disk, by :func:`watch_errors`
         raise
+    except OSError as error:  # of files beside the database
+        if error.errno in files.DISK_FULL:
+            raise
+        log.exception("%s cannot be used", state)
+        raise ConfigError(f"{error.filename or state} cannot be used: {error.strerror}") from error
     except (Exception, SystemExit) as error:
         if _primary_code(getattr(error, "orig", error)) in PASSING:
             raise

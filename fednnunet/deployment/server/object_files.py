@@ -15,10 +15,14 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from fednnunet.errors import ConfigError
+
 FOLDER = "objects"
 LEAST_BYTES = 2**16
 """Smaller contents stay in the database."""
 ID = re.compile("[0-9a-f]{64}")
+OURS = re.compile(r"[0-9a-f]{64}(\.[0-9]+\.[0-9a-f]{8}\.partial)?")
+"""Names of files that are made here."""
 PIECE_BYTES = 2**20
 
 
@@ -37,21 +41,46 @@ class ObjectFiles:
 
         Raises:
             OSError: the disk is full, or cannot be written.
+            ConfigError: as :meth:`stage`.
+        """
+        if self.exists(object_id):
+            return
+        partial = self.stage(object_id, parts)
+        try:
+            self.take(partial, object_id)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def stage(self, object_id: str, parts: Iterable[bytes | memoryview]) -> Path:
+        """Write the content of an object to a file of another name, by which nobody reads it; see :meth:`take`.
+
+        Raises:
+            OSError: the disk is full, or cannot be written; nothing is left.
+            ConfigError: the folder is another user's, who could not read the file.
         """
         path = self._path(object_id)
-        if path.exists():
-            return
-        self._folder.mkdir(mode=0o700, exist_ok=True)
         partial = path.with_name(f"{object_id}.{os.getpid()}.{os.urandom(4).hex()}.partial")
+        self.make_folder()
         try:
             with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0) as file:
+                if os.fstat(file.fileno()).st_uid != self._folder.stat().st_uid:
+                    raise ConfigError(f"{self._folder} belongs to the server's user; use this user")
                 for part in parts:
                     rest = memoryview(part)
                     while rest:
                         rest = rest[file.write(rest) :]
-            os.replace(partial, path)
-        finally:
+        except BaseException:
             partial.unlink(missing_ok=True)
+            raise
+        return partial
+
+    def take(self, partial: Path, object_id: str) -> None:
+        """Give a file of :meth:`stage` the name by which it is read."""
+        os.replace(partial, self._path(object_id))
+
+    def make_folder(self) -> None:
+        """Make the folder; the server does before anybody else can."""
+        self._folder.mkdir(mode=0o700, exist_ok=True)
 
     def read(self, object_id: str) -> bytes | None:
         """Content of an object; None where there is no file of it."""
@@ -86,10 +115,15 @@ class ObjectFiles:
                 self._path(object_id).unlink()
 
     def keep_only(self, object_ids: Iterable[str]) -> set[str]:
-        """Remove files of other objects, damaged ones and halves; returns the ids of those that are left."""
+        """Remove files of other objects, damaged ones and halves; returns the ids of those that are left.
+
+        What was not made here, as the ``lost+found`` of a disk of its own, stays.
+        """
         wanted = set(object_ids)
         kept = set()
         for path in self._files():
+            if not OURS.fullmatch(path.name):
+                continue
             if path.name in wanted and self.is_sound(path.name):
                 kept.add(path.name)
             else:

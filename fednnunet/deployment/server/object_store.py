@@ -32,6 +32,7 @@ class FileObjectStore(SqlObjectStore):
     def __init__(self, database: Path, files: ObjectFiles) -> None:
         super().__init__(str(database), verify=False)  # which :meth:`put` does
         self._files = files
+        files.make_folder()
         self.initialize()
         self._compare_with_files()
 
@@ -52,43 +53,53 @@ class FileObjectStore(SqlObjectStore):
         try:
             if size and object_id == get_object_id(object_content):
                 validate_object_content(object_content)
-                self._files.write(object_id, [object_content])
-            elif size:
+                return Staged(size, self._files.stage(object_id, [object_content]))
+            if size:
                 return object_content  # which :meth:`put` refuses
-            elif not self._files.is_sound(object_id):
-                self._files.remove(object_id)
-                return object_content
+            if self._files.is_sound(object_id):
+                return Staged(size)
         except OSError as error:
             if error.errno in DISK_FULL:
                 raise HTTPException(507, "the disk of the server's state is full") from error
             raise
-        return Staged(size)
+        with self._mutation_session():  # or a sound one could come in between
+            if self._is_awaited(object_id):
+                self._files.remove(object_id)
+        return object_content
 
-    def unstage(self, object_id: str) -> None:
+    def unstage(self, staged: Staged) -> None:
         """Remove the file of an object that was staged, and then not put."""
-        if self._is_awaited(object_id):
-            self._files.remove(object_id)
+        if staged.file is not None:
+            staged.file.unlink(missing_ok=True)
 
     def put(self, object_id: str, object_content: bytes | Staged) -> None:
         """Store the content of an object that was announced.
+
+        A file gets its name in the transaction that stores it: the server app, which reads it then, has to wait for the
+        end of this one before it can say that it has it.
 
         Raises:
             ValueError: it is not what the id says.
             NoObjectInStoreError: it was not announced.
             OSError: it cannot be written.
         """
-        if isinstance(object_content, Staged):
-            if not self._files.exists(object_id):
-                raise ValueError(f"the file of object {object_id} is gone")
-            object_content = b""
-        else:
-            if object_id != get_object_id(object_content):
-                raise ValueError(f"object {object_id} has another content than its id says")
-            validate_object_content(object_content)
-            if len(object_content) >= LEAST_BYTES:
-                self._files.write(object_id, [object_content])
+        with self._mutation_session():
+            if isinstance(object_content, Staged):
+                if self._is_awaited(object_id):
+                    if object_content.file is not None:
+                        self._files.take(object_content.file, object_id)
+                    elif not self._files.exists(object_id):
+                        raise ValueError(f"the file of object {object_id} is gone")
                 object_content = b""
-        super().put(object_id, object_content)
+            else:
+                if object_id != get_object_id(object_content):
+                    raise ValueError(f"object {object_id} has another content than its id says")
+                validate_object_content(object_content)
+                if len(object_content) >= LEAST_BYTES:
+                    if self._is_awaited(object_id):  # else nothing would ever remove the file
+                        self._files.write(object_id, [object_content])
+                    object_content = b""
+            super().put(object_id, object_content)
 
     def _is_awaited(self, object_id: str) -> bool:
         """Whether an object was announced, and has not come."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 from flwr.app import Message
 
 from fednnunet.deployment.server.flower_internals import (
@@ -20,6 +22,9 @@ from fednnunet.deployment.server.flower_internals import (
 from fednnunet.deployment.server.object_files import LEAST_BYTES, ObjectFiles
 from fednnunet.exchange.flower_internals import Chunk, set_message_id
 from fednnunet.files import DISK_FULL
+
+PASSING = (*DISK_FULL, errno.ENOENT)
+"""Errors of files after which the message is pushed again; a server that starts removes halves of files."""
 
 
 def push_request(client: RuntimeHttpClient, files: ObjectFiles, run_id: int, message: Message) -> str:
@@ -49,7 +54,7 @@ def push_request(client: RuntimeHttpClient, files: ObjectFiles, run_id: int, mes
             try:
                 files.write(object_id, part.parts())
             except OSError as error:
-                if error.errno not in DISK_FULL:
+                if error.errno not in PASSING:
                     raise
                 raise ObjectPushError(object_id, run_id, answer.session_id) from error
             push(object_id, b"")

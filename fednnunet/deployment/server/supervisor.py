@@ -18,6 +18,7 @@ from fednnunet import __version__
 from fednnunet.config.node_file import LOOPBACK, split_address
 from fednnunet.deployment.certificates import check_server_pair
 from fednnunet.deployment.keys import nodes_folder, read_node_keys
+from fednnunet.deployment.server.object_files import FOLDER
 from fednnunet.deployment.server.operator_client import DATABASE, SERVER_FILE, ServerFacts, write_token
 from fednnunet.deployment.supervision import SupervisedProcess, ended_by_signal, supervise
 from fednnunet.errors import ConfigError
@@ -146,7 +147,7 @@ def _superlink(state: Path, public: socket.socket, operator: socket.socket, keys
 
 def _not_usable(state: Path) -> ConfigError:
     return ConfigError(
-        f"{state / DATABASE} is damaged, cannot be opened, or is of another version of Flower (see the end of "
-        f"{state / LOG_FILE}); move the files {DATABASE}* away and start the server again: runs go on from their own "
-        "folders, nodes are registered from the keys"
+        f"{state / DATABASE} is damaged, cannot be opened, or is of another version of Flower, or {FOLDER} beside it "
+        f"cannot be used (see the end of {state / LOG_FILE}); move the files {DATABASE}* and {FOLDER} away and start "
+        "the server again: runs go on from their own folders, nodes are registered from the keys"
     )
