@@ -10,9 +10,16 @@ from types import SimpleNamespace
 
 import pytest
 from flwr.supercore.state.schema.linkstate_models import Node
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine, create_engine, event, text
 
-from fednnunet.deployment.server.database import LOG_BYTES, PAGE_BYTES, is_disk_full, open_database, watch_errors
+from fednnunet.deployment.server.database import (
+    LOCK_SECONDS,
+    LOG_BYTES,
+    PAGE_BYTES,
+    is_disk_full,
+    open_database,
+    watch_errors,
+)
 from fednnunet.deployment.server.flower_superlink import NodeRegister
 from fednnunet.deployment.server.object_files import FOLDER
 from fednnunet.deployment.supervision import SupervisedProcess
@@ -181,3 +188,10 @@ def test_the_log_beside_the_database_stays_as_small_as_with_small_pages(tmp_path
     for number in range(3 * LOG_BYTES // PAGE_BYTES):
         register.restore(node_id, f"Oslo {number}")
     assert (tmp_path / "state.db-wal").stat().st_size < LOG_BYTES + 64 * PAGE_BYTES
+
+
+@pytest.mark.unit
+def test_a_request_waits_for_the_writes_of_others(tmp_path: Path) -> None:
+    open_database(tmp_path, auth=True)
+    with create_engine(f"sqlite:///{tmp_path / 'state.db'}").connect() as connection:
+        assert connection.execute(text("pragma busy_timeout")).scalar() == LOCK_SECONDS * 1000

@@ -30,6 +30,8 @@ PAGE_BYTES = 2**15
 """Of a new database; an object below 64 KiB, which is stored here, takes two pages, in place of 16."""
 LOG_BYTES = 4 * 2**20
 """How long SQLite's write-ahead log grows before it is copied into the database; 1000 pages by default."""
+LOCK_SECONDS = 60
+"""How long a request waits for others' writes; after Python's own 5 s, a busy server's requests fail."""
 DISK_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
 """SQLite's error codes for a full disk."""
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
@@ -47,8 +49,8 @@ def open_database(state: Path, auth: bool) -> FastAPI:
     Raises:
         ConfigError: the database cannot be used; the log says why.
     """
-    if not event.contains(Engine, "connect", _limit_log):
-        event.listen(Engine, "connect", _limit_log)
+    if not event.contains(Engine, "connect", _set_up):
+        event.listen(Engine, "connect", _set_up)
     try:
         _create_with_large_pages(state / DATABASE)
         app = superlink_app(state / DATABASE, auth=auth)
@@ -78,9 +80,10 @@ def _create_with_large_pages(database: Path) -> None:
         connection.execute("PRAGMA journal_mode = WAL")
 
 
-def _limit_log(connection: DBAPIConnection, _: object) -> None:
-    """As many bytes as with small pages: the disk has to hold them beside the database."""
+def _set_up(connection: DBAPIConnection, _: object) -> None:
+    """Wait for locks; as many bytes of log as with small pages, since the disk has to hold them beside the database."""
     with contextlib.closing(connection.cursor()) as cursor:
+        cursor.execute(f"PRAGMA busy_timeout = {LOCK_SECONDS * 1000}")
         (page_bytes,) = cursor.execute("PRAGMA page_size").fetchone()
         cursor.execute(f"PRAGMA wal_autocheckpoint = {LOG_BYTES // page_bytes}")
 
