@@ -83,6 +83,11 @@ def find_dicom_cases(folder: Path, model: ModelInput, called: Patterns | None = 
         raise DataError(every[0] if every else f"{folder} holds no DICOM image")
     listed: list[Series | Refusal] = [*content.series, *refused]
     if len(model.channels) > 1:
+        if len(set(model.channels)) < len(model.channels):
+            raise DataError(
+                f"the model has several channels of one name ({join_all(list(model.channels))}), which series cannot "
+                "be told apart by; give images named CASE_0000, CASE_0001, …"
+            )
         cases = _Channels(folder, model, called).cases(listed, (_by_folder(folder), _by_study))
         if not cases:
             raise DataError(
@@ -135,19 +140,28 @@ class _Channels:
         lacking = [name for name, found in fitting.items() if not found and name not in self.model.may_lack]
         several = [name for name, found in fitting.items() if len(found) > 1]
         if not lacking and not several:
-            return [self._case([found[0] if found else None for found in fitting.values()])]
-        for place, split in enumerate(splits):
-            parts: dict[str, list[Series | Refusal]] = {}
-            for one in listed:
-                parts.setdefault(split(one), []).append(one)
-            if len(parts) > 1:
-                return [case for part in parts.values() for case in self.cases(part, splits[place + 1 :])]
+            joined = [self._case([found[0] if found else None for found in fitting.values()])]
+            patients = {one.patient_id for found in fitting.values() for one in found if isinstance(one, Series)}
+            apart = self._split(listed, splits) if len(patients) > 1 else []  # of whom each may lack a channel
+            return apart if apart and all(case.problem is None for case in apart) else joined
+        if parts := self._split(listed, splits):
+            return parts
         where = _place(listed[0], self.folder)
         if several:
             problem = f"several series fit channel {several[0]} in {where}: {_names(fitting[several[0]])}"
         else:
             problem = f"no series fits channel {lacking[0]} in {where}: it has {_names(listed)}"
         return [ImageCase(listed[0].uid or str(where), (), f"{problem}; say what it is called: --channels")]
+
+    def _split(self, listed: Sequence[Series | Refusal], splits: Sequence[Split]) -> list[ImageCase]:
+        """Cases of each part, by the first of ``splits`` that makes several; none if none does."""
+        for place, split in enumerate(splits):
+            parts: dict[str, list[Series | Refusal]] = {}
+            for one in listed:
+                parts.setdefault(split(one), []).append(one)
+            if len(parts) > 1:
+                return [case for part in parts.values() for case in self.cases(part, splits[place + 1 :])]
+        return []
 
     def _fits(self, one: Series | Refusal, channel: str) -> bool:
         texts = _texts(one, self.folder)
@@ -205,6 +219,11 @@ def _apart(series: Sequence[Series], folder: Path) -> str | None:
             return (
                 f"{other.where} and {first.where} are in two coordinate systems (FrameOfReferenceUID): where one lies "
                 "in the other is not known; register them, and give images"
+            )
+        if not other.frame_of_reference and other.study_uid != first.study_uid:
+            return (
+                f"{other.where} and {first.where} are of two studies and name no coordinate system "
+                "(FrameOfReferenceUID): where one lies in the other is not known; give images"
             )
         if differences := grid_differences(_grid(other), _grid(first)):
             found = differences[0]

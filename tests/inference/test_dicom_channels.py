@@ -97,6 +97,35 @@ def test_series_that_are_no_channels_of_one_image_are_one_line(
         raise AssertionError(case.problem)
 
 
+def test_patients_who_lack_a_channel_each_are_two_cases(tmp_path: Path) -> None:
+    write_case(tmp_path / "a", {"T2": "t2_tse_tra"}, patient=("Doe^Jane", "1"))
+    write_case(tmp_path / "b", {"ADC": "ep2d_ADC"}, patient=("Roe^Jim", "2"))
+    (case,) = find_dicom_cases(tmp_path, MODEL)
+    assert "are of two patients" in str(case.problem)
+    found = find_dicom_cases(tmp_path, ModelInput(MODEL.channels, MODEL.endings, frozenset(MODEL.channels)))
+    assert [case.problem for case in found] == [None, None]
+    assert sorted(case.missing for case in found) == [[0], [1]]
+
+
+def test_studies_without_a_coordinate_system_are_not_joined(tmp_path: Path) -> None:
+    def without(_: int, dataset: Any) -> None:
+        dataset.PatientID = dataset.FrameOfReferenceUID = ""
+
+    one = generate_uid()
+    for study, problem in ((one, None), (generate_uid(), "are of two studies and name no coordinate system")):
+        shutil.rmtree(tmp_path / "input", ignore_errors=True)
+        write_case(tmp_path / "input" / "a", {"T2": "t2_tse_tra"}, study=one, change=without)
+        write_case(tmp_path / "input" / "b", {"ADC": "ep2d_ADC"}, study=study, change=without)
+        (case,) = find_dicom_cases(tmp_path / "input", MODEL)
+        assert (problem or "None") in str(case.problem)
+
+
+def test_channels_of_one_name_cannot_be_told_apart(tmp_path: Path) -> None:
+    write_case(tmp_path)
+    with pytest.raises(DataError, match=r"several channels of one name \(MR and MR\).*; give images"):
+        find_dicom_cases(tmp_path, ModelInput(("MR", "MR"), (".nii.gz",), frozenset()))
+
+
 def test_a_series_that_is_no_volume_is_named_only_where_it_is_a_channel(tmp_path: Path) -> None:
     write_case(tmp_path / "a", {"T2": "t2_tse_tra", "ADC": "ep2d_ADC", "z": "dwi"})
     next((tmp_path / "a" / "z").glob("slice_002*")).unlink()
