@@ -66,12 +66,12 @@ class Ensemble:
         """
         first = members[0].model
         for other in (member.model for member in members[1:]):
-            for what, ours, theirs in _compared(first, other):
-                if ours != theirs:
-                    raise DataError(
-                        f"{other.where} and {first.where} cannot be averaged: their {what} are unlike, {theirs} and "
-                        f"{ours}; hand over one of them"
-                    )
+            if unlike := differences(first, other):
+                what, ours, theirs = unlike[0]
+                raise DataError(
+                    f"{other.where} and {first.where} cannot be averaged: their {what} are unlike, {theirs} and "
+                    f"{ours}; hand over one of them"
+                )
         if postprocessing is not None:
             postprocessing.check_labels(first.dataset_json["labels"], named)
         # What helps a member alone is not applied before the mean.
@@ -101,8 +101,8 @@ class Ensemble:
         return (*(member.model for member in self.members), *(model for model in before if model is not None))
 
 
-def _compared(first: TrainedModel, other: TrainedModel) -> list[tuple[str, Any, Any]]:
-    """What must be the same in models whose outputs are averaged."""
+def differences(first: TrainedModel, other: TrainedModel) -> list[tuple[str, Any, Any]]:
+    """What differs and must be the same in models that segment the same images together, of the first and the other."""
     described = [model.dataset_json for model in (first, other)]
     channels = [list((one.get("channel_names") or one.get("modality") or {}).values()) for one in described]
     labels = [list(one["labels"].items()) for one in described]
@@ -114,4 +114,4 @@ def _compared(first: TrainedModel, other: TrainedModel) -> list[tuple[str, Any, 
         "regions_class_order": order,
         "readers of images": readers,
     }
-    return [(what, ours, theirs) for what, (ours, theirs) in compared.items()]
+    return [(what, ours, theirs) for what, (ours, theirs) in compared.items() if ours != theirs]

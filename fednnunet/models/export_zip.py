@@ -72,7 +72,12 @@ class Handover:
                 if model is None:
                     continue
                 portable = _portable(model, self.name, f"_{number}" if apart else "")
-                parts.setdefault(folder_of(portable), portable)
+                before = parts.setdefault(folder_of(portable), portable)
+                if before.where != portable.where:
+                    raise DataError(
+                        f"{portable.where} and {before.where} have one name, {folder_of(portable)}, and would be one "
+                        "folder of the file; hand over one model alone"
+                    )
                 if model is member.model:
                     selected.append(folder_of(portable))
         first = parts[selected[0]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from fednnunet.models.postprocessing import NNUNET_POSTPROCESSING_FILE, POSTPROC
 
 INFERENCE = "inference_information.json"
 """In the dataset's folder, beside those of its models."""
+LONGEST_NAME = 200
+"""Of an ensemble's folder; common file systems take 255 bytes."""
 Part = Annotated[str, Field(max_length=200)]
 
 
@@ -116,10 +119,18 @@ class InferenceInformation:
 def ensemble_folder(models: Sequence[str], folds: Sequence[str]) -> str:
     """nnU-Net's place of what belongs to an ensemble, below the dataset's folder.
 
+    Of so many models that no file system takes the name, a digest stands for their names.
+
     >>> ensemble_folder(["nnUNetTrainer__nnUNetPlans__2d", "nnUNetTrainer__nnUNetPlans__3d_fullres"], ["0", "1"])
     'ensembles/ensemble___nnUNetTrainer__nnUNetPlans__2d___nnUNetTrainer__nnUNetPlans__3d_fullres___0_1'
+    >>> ensemble_folder([f"nnUNetTrainer__nnUNetPlans_{number}__3d_fullres" for number in range(9)], ["0"])
+    'ensembles/ensemble___9_models_b73e0d6df3f6___0'
     """
-    return f"{ENSEMBLES}/" + "___".join(["ensemble", *models, "_".join(folds)])
+    name = "___".join(["ensemble", *models, "_".join(folds)])
+    if len(name) > LONGEST_NAME:
+        digest = hashlib.sha256("___".join(models).encode()).hexdigest()[:12]
+        name = "___".join(["ensemble", f"{len(models)}_models_{digest}", "_".join(folds)])
+    return f"{ENSEMBLES}/{name}"
 
 
 def as_information(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fednnunet.errors import DataError
-from fednnunet.models.ensemble import Ensemble, Member
+from fednnunet.models.ensemble import Ensemble, Member, differences
 from fednnunet.models.inference_information import INFERENCE, InferenceInformation
 from fednnunet.models.json_file import MOST_BYTES, parse_json
 from fednnunet.models.model_folder import ModelFolder, choose_folder, choose_folds, find_folders
@@ -137,8 +137,12 @@ class Choice:
         if before is None:
             return member
         previous = self.source.open(before, choose_folds(before.folds, self.folds, before.where))
-        if previous.dataset_json.get("labels") != member.model.dataset_json.get("labels"):
-            raise DataError(f"{previous.where} segments other labels than {member.model.where}, which refines them")
+        if unlike := differences(member.model, previous):
+            what, ours, theirs = unlike[0]
+            raise DataError(
+                f"{previous.where} is not the first stage of {member.model.where}: their {what} are unlike, {theirs} "
+                f"and {ours}; give the {stage} that it was trained on"
+            )
         return replace(member, previous=replace(previous, postprocessing=None))  # not applied between stages
 
 
@@ -150,14 +154,16 @@ def choose(source: Source, node: str | None, configuration: str | None, folds: S
     """
     folders = [folder for folder in source.folders if node is None or folder.node == node]
     datasets = {folder.path.parent for folder in folders}
-    if configuration is not None or len(folders) < 2 or len(datasets) > 1:
+    is_one = configuration is not None or len(datasets) != 1 or folders[0].path == source.path.resolve()
+    dataset = next(iter(datasets), source.path)
+    content = None if is_one else source.read(dataset / INFERENCE)
+    if content is None:
         return Choice(source, [choose_folder(source.folders, source.path, node, configuration)], folders, folds)
-    dataset = datasets.pop()
     where = f"{folders[0].source}{dataset / INFERENCE}"
-    if (content := source.read(dataset / INFERENCE)) is None:
-        return Choice(source, [choose_folder(source.folders, source.path, node, configuration)], folders, folds)
     information = InferenceInformation.parse(content, where, dataset.name)
     chosen = information.choose(folders, where)
+    if len(folders) == 1:  # nothing had to be decided; its post-processing is the one beside it
+        return Choice(source, chosen, folders, folds)
     folds = information.folds if folds is None else folds
     if information.postprocessing is None:
         return Choice(source, chosen, folders, folds, decided=where)

@@ -29,6 +29,7 @@ from fednnunet.models.monai_bundle import export_bundle
 from fednnunet.models.open_archive import read_card
 from fednnunet.models.open_ensemble import open_ensemble
 from fednnunet.models.open_model import open_model
+from fednnunet.models.postprocessing import Postprocessing
 from tests.inference.test_cascade import cascade
 from tests.inference.test_prediction import predict, predict_with_nnunet, same_segmentations, write_image
 from tests.support.model_zips import changed_zip, members
@@ -182,6 +183,43 @@ def test_both_stages_of_a_cascade_are_one_zip(cascade: Path, export: Callable[..
     assert open_ensemble(archive, configuration="3d_lowres").configurations == "3d_lowres"
 
 
+def test_a_first_stage_of_other_images_is_refused(cascade: Path) -> None:
+    stage = cascade / "nnUNetTrainer__nnUNetPlans__3d_lowres"
+    for file, key, value, said in (
+        ("dataset.json", "channel_names", {"0": "CT"}, "their channels are unlike"),
+        ("plans.json", "image_reader_writer", "SimpleITKIOWithReorient", "their readers of images are unlike"),
+    ):
+        before = (stage / file).read_text()
+        (stage / file).write_text(json.dumps({**json.loads(before), key: value}))
+        with pytest.raises(DataError, match=f"3d_lowres is not the first stage of .*: {said}.*; give the 3d_lowres"):
+            open_ensemble(cascade, configuration="3d_cascade_fullres")
+        (stage / file).write_text(before)
+    assert len(open_ensemble(cascade, configuration="3d_cascade_fullres").models) == 2
+
+
+def test_models_of_unlike_sources_and_one_name_are_not_one_folder(trained_folders: TrainedFolders) -> None:
+    stage, other, last = (
+        dataclasses.replace(open_model(trained_folders.model("2d")), where=where) for where in ("a", "b", "c")
+    )
+    members = [Member(dataclasses.replace(last, trainer=name), one) for name, one in (("T1", stage), ("T2", other))]
+    handover = Handover(Ensemble.of(members, None, ""), "Dataset001_X", RunFacts())
+    with pytest.raises(DataError, match="b and a have one name, nnUNetTrainer__nnUNetPlans__2d, and would be one"):
+        handover.portable()
+
+
+def test_an_ensemble_of_many_models_has_a_name_that_file_systems_take(
+    trained_folders: TrainedFolders, tmp_path: Path
+) -> None:
+    model = dataclasses.replace(open_model(trained_folders.model("2d")), folds=("0",))
+    many = Ensemble.of([Member(model)] * 12, Postprocessing.of([(1,)]), "")
+    export_zip(Handover(many, "Dataset001_X", RunFacts()), tmp_path / "many.zip")
+    names = {part for path in members((tmp_path / "many.zip").read_bytes()) for part in path.split("/")}
+    assert max(map(len, names)) < 255
+    found = open_ensemble(tmp_path / "many.zip")
+    assert len(found.members) == 12
+    assert found.postprocessing == Postprocessing.of([(1,)])
+
+
 def test_models_of_one_name_are_told_apart_by_their_plans(trained_folders: TrainedFolders, tmp_path: Path) -> None:
     whole = open_model(trained_folders.model("2d"))
     models = [
@@ -231,6 +269,15 @@ def test_a_decision_that_is_not_of_what_is_there_is_one_line(
     with pytest.raises(DataError, match=said) as error:
         open_ensemble(decided)
     assert "\n" not in str(error.value)
+
+
+def test_one_model_that_is_left_of_an_ensemble_is_not_taken_for_it(decided: Path) -> None:
+    shutil.rmtree(decided / PARTS[1])
+    for source in (decided, decided.parent):
+        with pytest.raises(DataError, match=f"selects {PARTS[1]}, which is not there; say which model"):
+            open_ensemble(source)
+    alone = (open_ensemble(decided, configuration="2d"), open_ensemble(decided / PARTS[0]))
+    assert [(one.configurations, one.postprocessing) for one in alone] == [("2d", None)] * 2
 
 
 def test_models_that_segment_other_things_are_not_averaged(decided: Path) -> None:
