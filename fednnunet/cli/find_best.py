@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -190,7 +191,7 @@ def _use(folder: Path, runs: list[Path]) -> None:
     if not taken:
         print(
             f"best is the ensemble of {names}, whose post-processing follows their mean: nothing is put beside them; "
-            f"fednnunet export RUN... --best {folder} puts all of it into one file"
+            f"fednnunet export RUN... --best {shlex.quote(str(folder))} puts all of it into one file"
         )
     for model in taken:
         print(f"post-processing of {names}: {model / 'postprocessing.json'}")
@@ -211,9 +212,9 @@ def _finish(out: Path, told: list[NodeSums], dataset: str | None) -> None:
     # In a file, tables are as wide as they need to be.
     show_decision(decision, console if console.is_terminal else Console(highlight=False, width=WIDE))
     print(f"\ndecision: {out / BEST_FILE}")
-    print(f"to hand it over: fednnunet export RUN... --best {out} -o FILE.zip")
+    print(f"to hand it over: fednnunet export RUN... --best {shlex.quote(str(out))} -o FILE.zip")
     if len(decision.best.models) == 1 and decision.postprocessing.largest_component:
-        print(f"to segment with its post-processing: fednnunet find-best RUN... --use {out}")
+        print(f"to segment with its post-processing: fednnunet find-best RUN... --use {shlex.quote(str(out))}")
 
 
 @contextmanager

@@ -238,13 +238,13 @@ def _of_selection(source: Path, asked: Asked) -> Found:
 
 
 def _changes_of(one: HospitalChoice, chosen: ChosenModel, asked: Asked) -> dict[str, Any]:
-    """What a selection knows better than the run: of an average all, and the strategy where no run is here."""
+    """What a selection knows better than the run: all of a model of several, the strategy where no run is here."""
     from fednnunet.exchange.messages import MIN_CASES
     from fednnunet.models.model_card import CentreScore, Estimate
     from fednnunet.reporting.model_facts import Names
 
     run, _ = _run_of(chosen, asked)
-    if run is not None and not one.averaged:
+    if run is not None and one.of_one_run:
         return {}
     centre = Names(run, asked.names).of(one.node) if run is not None else one.node if asked.names else "centre 1"
     scores = []

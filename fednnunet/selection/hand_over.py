@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from fednnunet.errors import DataError, first_problem
+from fednnunet.exchange.message_fields import NodeName
 from fednnunet.listing import join_all, join_nodes
 from fednnunet.models.json_file import read_json
 from fednnunet.models.model_folder import NEEDED, ModelFolder, as_model
@@ -28,7 +29,7 @@ class _Model(BaseModel):
 
 
 class _Selection(BaseModel):
-    node: str
+    node: NodeName
     seed: int
     chosen: str
     reason: str
@@ -52,7 +53,7 @@ class HospitalChoice:
         node: the hospital.
         candidate: name of what it chose.
         choice: its models.
-        averaged: whether softmax outputs of several models are averaged.
+        of_one_run: whether it is one model of one run: not an average, nor folds of several runs.
         is_personal: whether the first model is the node's own, beside that of the federation.
         dsc: mean DSC of the candidate over the hospital's held-out cases; None where it is not known.
         num_cases: number of these cases.
@@ -62,7 +63,7 @@ class HospitalChoice:
     node: str
     candidate: str
     choice: Choice
-    averaged: bool
+    of_one_run: bool
     is_personal: bool
     dsc: float | None
     num_cases: int
@@ -139,7 +140,7 @@ def _read(one: _Selection, folder: Path, candidates: Sequence[str], folds: Seque
         node=one.node,
         candidate=one.chosen,
         choice=choice,
-        averaged=one.averaged,
+        of_one_run=len(models) == 1,
         is_personal=one.models[0].personal,
         dsc=one.dsc.get(one.chosen),
         num_cases=one.num_cases,

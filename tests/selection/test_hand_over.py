@@ -158,6 +158,8 @@ def test_folds_of_several_runs_are_one_model(
     (model,) = open_ensemble(tmp_path / "Oslo.zip").models
     assert model.folds == ("0", "1")
     assert same(tmp_path / "Oslo.zip", (second["folder"], "0"), (first["folder"], "1"))
+    scores = card_of(tmp_path / "Oslo.zip").run.scores  # those of one of the runs are not of this model
+    assert [(score.centre, score.dsc.cases) for score in scores if score.dsc] == [("centre 1", 12)]
     plans = json.loads((second["folder"] / "plans.json").read_text())
     (second["folder"] / "plans.json").write_text(json.dumps({**plans, "plans_name": "Other"}))
     assert export(folder, "-o", tmp_path / "other.zip") == 2
@@ -191,6 +193,10 @@ def test_what_is_not_there_is_said_in_one_line(
     (folder / "selection.json").write_text(json.dumps(written))
     assert export(folder, "-o", tmp_path / "x.zip", "--node", "Oslo") == 2
     assert "has choices with the seeds 0 and 1; say which: --seed 0" in capsys.readouterr().err
+    written["selections"][-1]["node"] = "../Oslo"
+    (folder / "selection.json").write_text(json.dumps(written))
+    assert export(folder, "-o", tmp_path / "zips") == 2
+    assert "selection.json: selections.2.node: " in capsys.readouterr().err
     (folder / "selection.json").write_text('{"version": 1}')
     assert export(folder, "-o", tmp_path / "x.zip") == 2
     assert "selection.json: candidates: is missing; write it again" in capsys.readouterr().err
