@@ -15,6 +15,7 @@ import pytest
 from fastapi import HTTPException
 from flwr.proto.message_pb2 import ObjectTree, PushObjectRequest, PushObjectResponse
 from flwr.supercore.object_store import NoObjectInStoreError
+from flwr.supercore.object_store.sql_object_store import SqlObjectStore
 
 from fednnunet.deployment.server.database import open_database
 from fednnunet.deployment.server.object_files import FOLDER, LEAST_BYTES, ObjectFiles
@@ -238,6 +239,18 @@ def test_what_a_killed_server_leaves_is_compared_at_the_start(store: FileObjectS
     assert OTHER in again.preregister(RUN, tree), "the next message asks for it"
     again.put(OTHER, OTHER_CONTENT)
     assert again.get(OTHER) == OTHER_CONTENT
+
+
+def test_what_an_earlier_version_has_stored_in_the_database_is_given_and_deleted_as_well(
+    store: FileObjectStore, tmp_path: Path
+) -> None:
+    id_, _, tree = message("one", LARGE)
+    store.preregister(RUN, tree)
+    SqlObjectStore.put(store, LARGE, LARGE_CONTENT)
+    again = open_store(tmp_path)
+    assert again.get(LARGE) == LARGE_CONTENT
+    again.delete(id_)
+    assert (again.get(LARGE), len(again), files(tmp_path)) == (None, 0, set())
 
 
 def test_a_file_that_is_lost_is_asked_for_again(store: FileObjectStore, tmp_path: Path) -> None:
