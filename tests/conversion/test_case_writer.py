@@ -39,8 +39,11 @@ class Source:
         channels = tuple(map(SourceImage, (self.image, *self.channels)))
         case = SourceCase("one", "A", channels, SourceImage(self.label), {1: "tumour"})
         values = {1: 1} if ignored is None else {1: 1, ignored: ignored}
-        return convert_case(
-            CaseTask(case, self.target, "imagesTr", "labelsTr", ".nii.gz", values, ignored, Options(**options))
+        return convert_case(self.task(case, values, ignored, Options(**options)))
+
+    def task(self, case: SourceCase, values: dict[int, int], ignored: int | None, options: Options) -> CaseTask:
+        return CaseTask(
+            case, self.image.parent, self.target, "imagesTr", "labelsTr", ".nii.gz", values, ignored, options
         )
 
     def notes(self, **options: Any) -> list[str]:
@@ -260,7 +263,7 @@ def test_a_disk_that_fills_is_no_converted_case(source: Source, tmp_path: Path) 
     with disk_at(tmp_path / "disk", 0.1) as disk:
         source.target = disk / "Dataset601_A"
         case = SourceCase("one", "A", (SourceImage(source.image, frame=1),), SourceImage(source.label), {1: "tumour"})
-        task = CaseTask(case, source.target, "imagesTr", "labelsTr", ".nii.gz", {1: 1}, None, Options())
+        task = source.task(case, {1: 1}, None, Options())
         with pytest.raises(OSError, match="the disk is full"):
             convert_case(task)
         assert not [path for path in disk.rglob("*") if path.is_file()]

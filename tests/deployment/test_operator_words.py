@@ -15,6 +15,7 @@ from flwr.app import Error, Message, RecordDict
 from fednnunet.deployment.http_errors import error_text
 from fednnunet.deployment.server import superlink_grid
 from fednnunet.deployment.server.admission import Admission, Sender
+from fednnunet.deployment.server.object_files import ObjectFiles
 from fednnunet.deployment.server.run_status import STATUS_FILE, RunStatus
 from fednnunet.deployment.server.superlink_grid import SuperLinkGrid
 from fednnunet.exchange.flower_internals import ErrorCode, act_as, set_message_id
@@ -32,18 +33,20 @@ class Connection:
     def __init__(self, state: Path, notify: Any) -> None:
         node = SimpleNamespace(node_id=OSLO, name="Oslo", public_key=b"key")
         self.operator = SimpleNamespace(nodes=lambda: [node], polls=dict)
-        self.grid = SimpleNamespace(get_node_ids=lambda: [OSLO], push_messages=self.push_messages)
+        self.grid = SimpleNamespace(get_node_ids=lambda: [OSLO])
         self.client, self.run_id = None, 1
         self.code, self.sent = ErrorCode.NODE_UNAVAILABLE, 0
 
     def call(self, function: Any) -> Any:
         return function()
 
-    def push_messages(self, messages: list[Message]) -> list[str]:
+    def push_request(self, client: None, files: ObjectFiles, run_id: int, message: Message) -> str:
         self.sent += 1
-        return [str(self.sent) for _ in messages]
+        return str(self.sent)
 
-    def pull_replies(self, client: None, run_id: int, ids: Iterable[str]) -> Iterator[tuple[str, Message]]:
+    def pull_replies(
+        self, client: None, files: ObjectFiles, run_id: int, ids: Iterable[str]
+    ) -> Iterator[tuple[str, Message]]:
         for id_ in ids:
             message = Message(RecordDict(), OSLO, "train")
             set_message_id(message, id_)
@@ -55,6 +58,7 @@ class Connection:
 def connection(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Connection:
     connection = Connection(tmp_path, print)
     monkeypatch.setattr(superlink_grid, "RunConnection", lambda *_: connection)
+    monkeypatch.setattr(superlink_grid, "push_request", connection.push_request)
     monkeypatch.setattr(superlink_grid, "pull_replies", connection.pull_replies)
     act_as(node_id=0, run_id=1)
     return connection
