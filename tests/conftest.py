@@ -24,11 +24,12 @@ from hypothesis import settings
 
 from fednnunet.node.launcher import WORKER_IMPORTS
 from tests.support import quick_nodes
+from tests.support.command_line import fednnunet
 from tests.support.run_folders import make_run, undrawn, write_run
 from tests.support.trained_models import trained_folders
 from tests.support.ultrasound_downloads import acouslic, aimix
 
-__all__ = ["acouslic", "aimix", "make_run", "trained_folders", "undrawn", "write_run"]  # fixtures
+__all__ = ["acouslic", "aimix", "fednnunet", "make_run", "trained_folders", "undrawn", "write_run"]  # fixtures
 
 # Python has one server that forks processes. Whichever test starts it first, workers find torch and nnU-Net imported.
 multiprocessing.set_forkserver_preload([WORKER_IMPORTS])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,25 +14,21 @@ from hypothesis import strategies as st
 from fednnunet.audit.chain import digest_of
 from fednnunet.audit.log import Entry, FieldSize, Tensor
 from fednnunet.audit.reader import read_trail, summarise
-from fednnunet.cli.main import main
 from fednnunet.exchange.messages import Kind
 from fednnunet.privacy.accounting import Releases
 from fednnunet.privacy.ledger import Ledger
+from tests.support.command_line import CommandLine
 
 LAYERS = {"encoder.weight": [8, 1, 3, 3], "encoder.bias": [8]}
 Audit = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def audit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Audit:
+def audit(fednnunet: CommandLine, capsys: pytest.CaptureFixture[str]) -> Audit:
     """Call the command with arguments; its exit code, and what it printed."""
 
     def call(*arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["fednnunet", "node", "audit", *map(str, arguments)])
-        try:
-            code = main()
-        except SystemExit as finished:  # how typer ends a command
-            code = int(finished.code or 0)
+        code = fednnunet("node", "audit", *arguments)
         printed = capsys.readouterr()
         return code, printed.out + printed.err
 

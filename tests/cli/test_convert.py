@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,6 @@ import pytest
 import SimpleITK as sitk
 
 from fednnunet.cli.convert import CONVERTERS, Converter, command_of
-from fednnunet.cli.main import main
 from fednnunet.config.hydra_datasets import configured_dataset
 from fednnunet.conversion.manifest import read_manifest
 from fednnunet.datasets.image_checks import check_images
@@ -19,27 +18,18 @@ from fednnunet.datasets.raw import read_dataset
 from fednnunet.dicom.segmentation import write_segmentation
 from tests.conversion.test_writer import content
 from tests.support.cine_downloads import make_acdc, make_mnms1, make_mnms2
+from tests.support.command_line import CommandLine
 from tests.support.dce_downloads import write_image, write_patient
 from tests.support.dicom_series import find_series, phantom_labels, phantom_voxels, write_series
 from tests.support.image_cases import SHAPE, change_voxels, voxels, write
 
-Convert = Callable[..., int]
 COHORTS = {"ISPY1": 501, "ISPY2": 502, "DUKE": 503, "NACT": 504}
 
 
 @pytest.fixture
-def convert(monkeypatch: pytest.MonkeyPatch) -> Convert:
-    """Call the command with arguments; returns its exit code."""
-
-    def call(*arguments: object) -> int:
-        monkeypatch.setenv("COLUMNS", "200")
-        monkeypatch.setattr(sys, "argv", ["fednnunet", "convert", *map(str, arguments)])
-        try:
-            return main()
-        except SystemExit as finished:
-            return int(finished.code or 0)
-
-    return call
+def convert(fednnunet: CommandLine, monkeypatch: pytest.MonkeyPatch) -> CommandLine:
+    monkeypatch.setenv("COLUMNS", "200")
+    return partial(fednnunet, "convert")
 
 
 @pytest.fixture
@@ -55,7 +45,7 @@ def download(tmp_path: Path) -> Path:
 
 
 def test_a_dry_run_shows_everything_and_writes_nothing(
-    convert: Convert, download: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    convert: CommandLine, download: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = content(tmp_path)
     assert convert("mamamia", download, tmp_path / "raw", "--dry-run") == 0
@@ -68,7 +58,7 @@ def test_a_dry_run_shows_everything_and_writes_nothing(
 
 
 def test_a_problem_stops_the_command_and_a_skipped_one_is_listed(
-    convert: Convert, download: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    convert: CommandLine, download: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert convert("mamamia", download, tmp_path / "raw") == 2
     assert "DUKE_005" in capsys.readouterr().err
@@ -83,7 +73,7 @@ def test_a_problem_stops_the_command_and_a_skipped_one_is_listed(
         assert dataset.labels == {"background": 0, "tumour": 1}
 
 
-def test_readers_options_are_the_commands(convert: Convert, download: Path, tmp_path: Path) -> None:
+def test_readers_options_are_the_commands(convert: CommandLine, download: Path, tmp_path: Path) -> None:
     write_image(download / "segmentations/expert/DUKE_005.nii.gz", 1)
     assert convert("mamamia", download, tmp_path / "raw", "--phases", "all", "--number-of-phases", 2) == 0
     folder = tmp_path / "raw" / "Dataset501_MAMAMIA_ISPY1"
@@ -94,7 +84,7 @@ def test_readers_options_are_the_commands(convert: Convert, download: Path, tmp_
 
 @pytest.mark.parametrize("converter", CONVERTERS, ids=lambda converter: converter.name)
 def test_every_converter_has_a_help_text_for_every_option(
-    converter: Converter, convert: Convert, capsys: pytest.CaptureFixture[str]
+    converter: Converter, convert: CommandLine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert convert(converter.name, "--help") == 0
     assert f"convert {converter.name} [OPTIONS] SRC DST" in capsys.readouterr().out
@@ -104,7 +94,7 @@ def test_every_converter_has_a_help_text_for_every_option(
 
 
 def test_notes_are_counted_and_a_case_of_four_dimensions_is_skipped(
-    convert: Convert, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    convert: CommandLine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = ["image_ncct,label,centre"]
     for case in ("a", "b", "c"):
@@ -128,7 +118,7 @@ def values_in(path: Path) -> set[int]:
     return set(np.unique(sitk.GetArrayFromImage(sitk.ReadImage(str(path)))).tolist())
 
 
-def test_cardiac_datasets_share_labels_and_keep_patients_together(convert: Convert, tmp_path: Path) -> None:
+def test_cardiac_datasets_share_labels_and_keep_patients_together(convert: CommandLine, tmp_path: Path) -> None:
     make_mnms1(tmp_path / "mnms" / "OpenDataset")
     make_mnms2(tmp_path / "mnms" / "MnM2")
     make_acdc(tmp_path / "acdc")
@@ -146,7 +136,7 @@ def test_cardiac_datasets_share_labels_and_keep_patients_together(convert: Conve
     assert values_in(acdc.cases[0].label) == {3}  # what ACDC numbers 1
 
 
-def test_fetal_ultrasound_becomes_grey_pngs(convert: Convert, aimix: Path, acouslic: Path, tmp_path: Path) -> None:
+def test_fetal_ultrasound_becomes_grey_pngs(convert: CommandLine, aimix: Path, acouslic: Path, tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     assert convert("aimix", aimix, raw) == 0
     assert convert("acouslic", acouslic, raw) == 0
@@ -164,7 +154,7 @@ def test_fetal_ultrasound_becomes_grey_pngs(convert: Convert, aimix: Path, acous
 
 
 def test_dicom_series_become_a_dataset_that_is_not_written_twice(
-    convert: Convert, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    convert: CommandLine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for case in ("c1", "c2"):
         write_series(tmp_path / "src" / case / "scan", phantom_voxels(), modality="CT", patient=("", case))
@@ -186,7 +176,7 @@ def test_dicom_series_become_a_dataset_that_is_not_written_twice(
 
 
 def test_without_the_extra_for_dicom_the_command_says_what_to_install(
-    convert: Convert, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    convert: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "pydicom", None)
     assert convert("dicom", tmp_path, tmp_path / "raw", "--labels", "liver") == 2

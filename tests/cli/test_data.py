@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,29 +11,26 @@ import pytest
 from PIL import Image
 
 from fednnunet.cli.data import choose_centres
-from fednnunet.cli.main import main
 from fednnunet.config.hydra_datasets import configured_dataset
 from fednnunet.errors import ConfigError, DataError
 from fednnunet.phantoms.breast_small import make_small_phantom
 from tests.conftest import write_boxes
 from tests.support import image_cases
+from tests.support.command_line import CommandLine
 from tests.support.raw_datasets import MISREAD, write_description
 
 Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def data_summary(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
+def data_summary(
+    fednnunet: CommandLine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Call:
     """Call the command in an empty folder, reading in one process; exit code, output and errors."""
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: object) -> tuple[int, str, str]:
-        command = ["fednnunet", "data", "summary", *map(str, arguments), "--workers", "1"]
-        monkeypatch.setattr(sys, "argv", command)
-        try:
-            code = main()
-        except SystemExit as finished:  # how typer ends a command
-            code = int(finished.code or 0)
+        code = fednnunet("data", "summary", *arguments, "--workers", "1")
         printed = capsys.readouterr()
         return code, printed.out, printed.err
 

@@ -4,36 +4,28 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from fednnunet.cli.main import main
 from fednnunet.models.open_archive import read_card
 from fednnunet.models.open_ensemble import open_ensemble
 from tests.inference.test_cascade import cascade
+from tests.support.command_line import CommandLine
 from tests.support.run_folders import MakeRun
 from tests.support.trained_models import TrainedFolders
 
 __all__ = ["cascade"]  # fixture
 
 NODES = {"Oslo": 12, "Porto": 36}
-Export = Callable[..., int]
 
 
 @pytest.fixture
-def export(monkeypatch: pytest.MonkeyPatch) -> Export:
-    def call(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["fednnunet", "export", *map(str, arguments)])
-        try:
-            return main()
-        except SystemExit as finished:
-            return int(finished.code or 0)
-
-    return call
+def export(fednnunet: CommandLine) -> CommandLine:
+    return partial(fednnunet, "export")
 
 
 @pytest.fixture
@@ -72,7 +64,7 @@ def decide(folder: Path, configurations: Sequence[str], labels: Sequence[int] = 
 
 
 def test_the_best_ensemble_of_all_nodes_is_one_zip(
-    runs: list[Path], export: Export, trained_folders: TrainedFolders, tmp_path: Path
+    runs: list[Path], export: CommandLine, trained_folders: TrainedFolders, tmp_path: Path
 ) -> None:
     best = decide(tmp_path / "best", ["2d", "3d_fullres"])
     assert export(*runs, "--best", best, "-o", tmp_path / "both.zip") == 0
@@ -94,7 +86,7 @@ def test_the_best_ensemble_of_all_nodes_is_one_zip(
 
 
 def test_post_processing_of_the_decision_goes_with_the_best_configuration(
-    runs: list[Path], export: Export, tmp_path: Path
+    runs: list[Path], export: CommandLine, tmp_path: Path
 ) -> None:
     best = decide(tmp_path / "best", ["2d"])
     for model in runs[0].glob("nodes/*/nnUNet_results/*/*"):
@@ -110,7 +102,7 @@ def test_post_processing_of_the_decision_goes_with_the_best_configuration(
 
 
 def test_unlike_nodes_have_an_ensemble_each(
-    runs: list[Path], export: Export, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runs: list[Path], export: CommandLine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     best = decide(tmp_path / "best", ["2d", "3d_fullres"])
     (checkpoint,) = runs[1].glob("nodes/Porto/nnUNet_results/*/*/fold_0/checkpoint_final.pth")
@@ -129,7 +121,7 @@ def test_unlike_nodes_have_an_ensemble_each(
     assert same == [True, False]
 
 
-def test_a_hospital_hands_over_from_its_own_folders(runs: list[Path], export: Export, tmp_path: Path) -> None:
+def test_a_hospital_hands_over_from_its_own_folders(runs: list[Path], export: CommandLine, tmp_path: Path) -> None:
     best = decide(tmp_path / "best", ["2d", "3d_fullres"], personal=True)
     own = []
     for number, run in enumerate(runs):
@@ -143,7 +135,7 @@ def test_a_hospital_hands_over_from_its_own_folders(runs: list[Path], export: Ex
 
 
 def test_a_cascade_goes_with_its_first_stage(
-    cascade: Path, export: Export, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cascade: Path, export: CommandLine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     best = decide(tmp_path / "best", ["3d_cascade_fullres"])
     runs = []
@@ -177,7 +169,7 @@ def test_a_cascade_goes_with_its_first_stage(
 )
 def test_what_cannot_be_is_said_in_one_line(
     runs: list[Path],
-    export: Export,
+    export: CommandLine,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     options: list[str],
@@ -192,7 +184,7 @@ def test_what_cannot_be_is_said_in_one_line(
 
 
 def test_runs_that_lack_the_best_are_named(
-    runs: list[Path], export: Export, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runs: list[Path], export: CommandLine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     best = decide(tmp_path / "best", ["2d", "3d_fullres"])
     for sources, said in (

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from fednnunet.cli.main import main
 from fednnunet.models.model_folder import find_folders
 from fednnunet.models.postprocessing import Postprocessing
 from tests.best_configuration.conftest import WriteRuns, random_node, write_runs
+from tests.support.command_line import CommandLine
 
 __all__ = ["write_runs"]  # a fixture
 
@@ -20,17 +19,15 @@ Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def find_best(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
+def find_best(
+    fednnunet: CommandLine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Call:
     """Call the command in an empty folder; exit code, output and errors."""
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fednnunet", "find-best", *map(str, arguments)])
         capsys.readouterr()
-        try:
-            code = main()
-        except SystemExit as finished:  # how typer ends a command
-            code = int(finished.code or 0)
+        code = fednnunet("find-best", *arguments)
         printed = capsys.readouterr()
         return code, printed.out, printed.err
 

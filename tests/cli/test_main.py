@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -13,28 +13,20 @@ import typer
 from rich.text import Text
 from typer.main import get_command
 
-from fednnunet.cli.main import app, main
+from fednnunet.cli.main import app
+from tests.support.command_line import CommandLine
 
 MakeRun = Callable[..., Path]
 
 
 @pytest.fixture
-def report(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Call the command with arguments; returns its exit code."""
-
-    def call(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["fednnunet", "report", *map(str, arguments)])
-        try:
-            return main()
-        except SystemExit as finished:  # how typer ends a command that went well
-            return int(finished.code or 0)
-
-    return call
+def report(fednnunet: CommandLine) -> CommandLine:
+    return partial(fednnunet, "report")
 
 
 @pytest.mark.usefixtures("undrawn")
 def test_reference_and_external_models_are_chosen(
-    report: Callable[..., int], make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    report: CommandLine, make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("local", "ffe"):
         make_run(name)
@@ -66,7 +58,7 @@ def test_what_can_not_be_compared_is_one_line_and_nothing_is_written(
     second: dict[str, object],
     arguments: tuple[str, ...],
     problem: str,
-    report: Callable[..., int],
+    report: CommandLine,
     make_run: MakeRun,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -90,7 +82,7 @@ def test_external_models_that_nobody_scored_are_refused(
     external: str,
     kept: str,
     problem: str,
-    report: Callable[..., int],
+    report: CommandLine,
     make_run: MakeRun,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -102,7 +94,7 @@ def test_external_models_that_nobody_scored_are_refused(
 
 
 def test_a_folder_without_runs_is_refused(
-    report: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    report: CommandLine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert report(tmp_path) == 2
     assert f"{tmp_path} holds no run" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from nnunetv2.model_sharing.entry_points import install_from_zip_entry_point
 from nnunetv2.postprocessing.remove_connected_components import load_postprocess_save
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from fednnunet.cli.main import main
 from fednnunet.errors import DataError
 from fednnunet.models.ensemble import Ensemble, Member
 from fednnunet.models.export_zip import Handover, export_zip
@@ -32,6 +32,7 @@ from fednnunet.models.open_model import open_model
 from fednnunet.models.postprocessing import Postprocessing
 from tests.inference.test_cascade import cascade
 from tests.inference.test_prediction import predict, predict_with_nnunet, same_segmentations, write_image
+from tests.support.command_line import CommandLine
 from tests.support.model_zips import changed_zip, members
 from tests.support.trained_models import TrainedFolders
 
@@ -72,15 +73,8 @@ def decided(trained_folders: TrainedFolders, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def export(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    def call(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["fednnunet", "export", *map(str, arguments)])
-        try:
-            return main()
-        except SystemExit as finished:
-            return int(finished.code or 0)
-
-    return call
+def export(fednnunet: CommandLine) -> CommandLine:
+    return partial(fednnunet, "export")
 
 
 def segment_as_nnunet(dataset: Path, images: Path, target: Path) -> None:
@@ -102,7 +96,7 @@ def segment_as_nnunet(dataset: Path, images: Path, target: Path) -> None:
 
 
 def test_voxels_are_those_of_nnunets_own_commands_on_what_it_installs(
-    decided: Path, export: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    decided: Path, export: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive, images = tmp_path / "both.zip", tmp_path / "images"
     write_image(images / "a_0000.nii.gz", 0, (6, 40, 40), (3.0, 1.0, 1.0))
@@ -138,7 +132,7 @@ def test_voxels_are_those_of_nnunets_own_commands_on_what_it_installs(
 
 
 def test_the_card_says_that_it_is_an_ensemble_and_stays_when_handed_on(
-    decided: Path, export: Callable[..., int], tmp_path: Path
+    decided: Path, export: CommandLine, tmp_path: Path
 ) -> None:
     assert export(decided, "-o", tmp_path / "a.zip", "--name", "Dataset321_Boxes", "--limits", "Of boxes.") == 0
     card = read_card(tmp_path / "a.zip")
@@ -170,7 +164,7 @@ def test_the_card_says_that_it_is_an_ensemble_and_stays_when_handed_on(
         export_bundle(Handover(open_ensemble(tmp_path / "a.zip"), "Dataset001_X", RunFacts()), tmp_path / "m.zip")
 
 
-def test_both_stages_of_a_cascade_are_one_zip(cascade: Path, export: Callable[..., int], tmp_path: Path) -> None:
+def test_both_stages_of_a_cascade_are_one_zip(cascade: Path, export: CommandLine, tmp_path: Path) -> None:
     archive = tmp_path / "cascade.zip"
     assert export(cascade, "-o", archive, "--configuration", "3d_cascade_fullres", "--name", "Dataset001_X") == 0
     found, source = open_ensemble(archive), open_ensemble(cascade, configuration="3d_cascade_fullres")
@@ -292,7 +286,7 @@ def test_models_that_segment_other_things_are_not_averaged(decided: Path) -> Non
             open_ensemble(decided)
 
 
-def test_a_changed_decision_in_a_zip_is_refused(decided: Path, export: Callable[..., int], tmp_path: Path) -> None:
+def test_a_changed_decision_in_a_zip_is_refused(decided: Path, export: CommandLine, tmp_path: Path) -> None:
     archive = tmp_path / "both.zip"
     assert export(decided, "-o", archive, "--name", "Dataset001_X") == 0
 

@@ -8,7 +8,7 @@ import shutil
 import socket
 import sys
 import zipfile
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,29 +18,19 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.model_sharing.entry_points import install_from_zip_entry_point
 
-from fednnunet.cli.main import main
 from fednnunet.models.model_card import ModelCard
+from tests.support.command_line import CommandLine
 from tests.support.model_zips import members
 from tests.support.run_folders import MakeRun
 from tests.support.trained_models import TrainedFolders
 
-Export = Callable[..., int]
 NODES = {"Hospital-Anna": 12, "Hospital-Berta": 36}
 SECRET = "Jane-Doe"
 
 
 @pytest.fixture
-def export(monkeypatch: pytest.MonkeyPatch) -> Export:
-    """``fednnunet export`` with arguments; returns its exit code."""
-
-    def call(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["fednnunet", "export", *map(str, arguments)])
-        try:
-            return main()
-        except SystemExit as finished:
-            return int(finished.code or 0)
-
-    return call
+def export(fednnunet: CommandLine) -> CommandLine:
+    return partial(fednnunet, "export")
 
 
 @pytest.fixture
@@ -75,7 +65,7 @@ def segment(model: Path, images: Path, target: Path) -> list[bytes]:
 
 
 def test_what_nnunet_installs_segments_as_before(
-    export: Export, run: Path, trained_folders: TrainedFolders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    export: CommandLine, run: Path, trained_folders: TrainedFolders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert export(run, "-o", tmp_path / "model.zip", "--name", "Dataset321_Tumour") == 0
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "installed"))
@@ -88,7 +78,7 @@ def test_what_nnunet_installs_segments_as_before(
     assert len(set(before)) == 6
 
 
-def test_nothing_names_a_case_a_path_a_host_or_a_centre(export: Export, run: Path, tmp_path: Path) -> None:
+def test_nothing_names_a_case_a_path_a_host_or_a_centre(export: CommandLine, run: Path, tmp_path: Path) -> None:
     assert export(run, "-o", tmp_path / "model.zip") == 0
     content = (tmp_path / "model.zip").read_bytes()
     inside = members(content)
@@ -105,7 +95,7 @@ def test_nothing_names_a_case_a_path_a_host_or_a_centre(export: Export, run: Pat
 
 
 def test_plans_hold_what_normalization_reads_and_no_more(
-    export: Export, trained_folders: TrainedFolders, tmp_path: Path
+    export: CommandLine, trained_folders: TrainedFolders, tmp_path: Path
 ) -> None:
     folder = tmp_path / trained_folders.model("2d").name
     shutil.copytree(trained_folders.model("2d"), folder)
@@ -123,7 +113,7 @@ def test_plans_hold_what_normalization_reads_and_no_more(
         assert "original_median_shape_after_transp" not in found
 
 
-def test_same_model_gives_the_same_file(export: Export, run: Path, tmp_path: Path) -> None:
+def test_same_model_gives_the_same_file(export: CommandLine, run: Path, tmp_path: Path) -> None:
     for name in ("a.zip", "b.zip"):
         assert export(run, "-o", tmp_path / name) == 0
     assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
@@ -131,7 +121,7 @@ def test_same_model_gives_the_same_file(export: Export, run: Path, tmp_path: Pat
     assert (tmp_path / "c.zip").read_bytes() == (tmp_path / "a.zip").read_bytes()
 
 
-def test_card_tells_scores_by_centre(export: Export, run: Path, tmp_path: Path) -> None:
+def test_card_tells_scores_by_centre(export: CommandLine, run: Path, tmp_path: Path) -> None:
     options = ("--license", "CC-BY-4.0", "--limits", "Not for children.")
     assert export(run, "-o", tmp_path / "model.zip", *options) == 0
     card = ModelCard.parse(_file(tmp_path / "model.zip", "model_card.json"), "card")
@@ -154,7 +144,7 @@ def test_card_tells_scores_by_centre(export: Export, run: Path, tmp_path: Path) 
         assert expected in text
 
 
-def test_centres_are_named_only_if_asked(export: Export, run: Path, tmp_path: Path) -> None:
+def test_centres_are_named_only_if_asked(export: CommandLine, run: Path, tmp_path: Path) -> None:
     assert export(run, "-o", tmp_path / "model.zip", "--names") == 0
     card = ModelCard.parse(_file(tmp_path / "model.zip", "model_card.json"), "card")
     assert card.run.names == list(NODES)
@@ -162,7 +152,7 @@ def test_centres_are_named_only_if_asked(export: Export, run: Path, tmp_path: Pa
 
 
 def test_card_of_a_model_without_a_run_says_that_nothing_is_known(
-    export: Export, trained_folders: TrainedFolders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    export: CommandLine, trained_folders: TrainedFolders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert export(trained_folders.model("3d_fullres"), "-o", tmp_path / "model.zip") == 0
     assert "states no licence" in capsys.readouterr().out
@@ -172,7 +162,7 @@ def test_card_of_a_model_without_a_run_says_that_nothing_is_known(
 
 
 def test_unlike_models_are_one_file_each(
-    export: Export, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    export: CommandLine, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = next(run.glob("nodes/Hospital-Berta/nnUNet_results/*/*/fold_1/checkpoint_final.pth"))
     content = torch.load(checkpoint, weights_only=False)
@@ -191,7 +181,7 @@ def test_unlike_models_are_one_file_each(
 
 
 def test_failing_export_leaves_nothing(
-    export: Export, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    export: CommandLine, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for checkpoint in run.glob("nodes/*/nnUNet_results/*/*/fold_1/checkpoint_final.pth"):
         content = torch.load(checkpoint, weights_only=False)
@@ -208,7 +198,7 @@ def test_failing_export_leaves_nothing(
 
 
 def test_target_that_cannot_be_written_is_said_in_one_line(
-    export: Export, trained_folders: TrainedFolders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    export: CommandLine, trained_folders: TrainedFolders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
     for target, said in (
@@ -223,7 +213,7 @@ def test_target_that_cannot_be_written_is_said_in_one_line(
 
 
 def test_postprocessing_goes_with_the_model_and_nnunet_applies_it(
-    export: Export, trained_folders: TrainedFolders, tmp_path: Path
+    export: CommandLine, trained_folders: TrainedFolders, tmp_path: Path
 ) -> None:
     folder = tmp_path / trained_folders.model("2d").name
     shutil.copytree(trained_folders.model("2d"), folder)
@@ -256,7 +246,7 @@ def test_postprocessing_goes_with_the_model_and_nnunet_applies_it(
     ],
 )
 def test_what_is_not_there_is_said_in_one_line(
-    export: Export, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+    export: CommandLine, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
 ) -> None:
     assert export(run, "-o", tmp_path / "model.zip", *arguments) == 2
     error = capsys.readouterr().err
@@ -266,7 +256,7 @@ def test_what_is_not_there_is_said_in_one_line(
 
 
 def test_node_across_hospitals_takes_its_card_from_the_servers_folder(
-    export: Export, run: Path, trained_folders: TrainedFolders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    export: CommandLine, run: Path, trained_folders: TrainedFolders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     work = tmp_path / "work" / "runs" / "id"
     shutil.copytree(run / "nodes" / "Hospital-Anna", work)
@@ -279,7 +269,7 @@ def test_node_across_hospitals_takes_its_card_from_the_servers_folder(
 
 
 def test_nodes_own_model_goes_with_its_own_scores(
-    export: Export, run: Path, trained_folders: TrainedFolders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    export: CommandLine, run: Path, trained_folders: TrainedFolders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert export(run, "-o", tmp_path / "model.zip", "--personal") == 2
     assert "holds no finished model of a node's own" in capsys.readouterr().err
@@ -300,7 +290,7 @@ def test_nodes_own_model_goes_with_its_own_scores(
         assert (own_scores == [0.875]) is scored
 
 
-def test_format_monai_writes_a_bundle(export: Export, run: Path, tmp_path: Path) -> None:
+def test_format_monai_writes_a_bundle(export: CommandLine, run: Path, tmp_path: Path) -> None:
     assert export(run, "-o", tmp_path / "bundle.zip", "--format", "monai", "--name", "Dataset001_T") == 0
     inside = members((tmp_path / "bundle.zip").read_bytes())
     assert {"Dataset001_T/configs/metadata.json", "Dataset001_T/configs/inference.json"} < set(inside)

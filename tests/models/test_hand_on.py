@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
-from fednnunet.cli.main import main
 from fednnunet.errors import DataError
 from fednnunet.models.card_text import as_markdown
 from fednnunet.models.model_card import ModelCard
 from fednnunet.models.open_archive import read_card
 from fednnunet.models.open_model import open_model
+from tests.support.command_line import CommandLine
 from tests.support.model_zips import members
 from tests.support.run_folders import MakeRun
 from tests.support.trained_models import TrainedFolders
@@ -21,21 +20,13 @@ NODES = {"Oslo": 12, "Porto": 36}
 
 
 @pytest.fixture
-def named(trained_folders: TrainedFolders, write_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def named(trained_folders: TrainedFolders, write_run: MakeRun, tmp_path: Path, fednnunet: CommandLine) -> Path:
     """A zip with the names of the centres, a licence and a limit of its own, of two folds."""
     folder = write_run(tmp_path / "run", "ffe", fold=[0, 1], nodes=NODES, external=("Bergen",), labels=("tumour",))
     trained_folders.make_run(folder, tuple(NODES))
     options = ("--names", "--license", "CC-BY-4.0", "--limits", "Not for children.")
-    assert export(monkeypatch, folder, "-o", tmp_path / "named.zip", *options) == 0
+    assert fednnunet("export", folder, "-o", tmp_path / "named.zip", *options) == 0
     return tmp_path / "named.zip"
-
-
-def export(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["fednnunet", "export", *map(str, arguments)])
-    try:
-        return main()
-    except SystemExit as finished:
-        return int(finished.code or 0)
 
 
 def card_of(path: Path) -> ModelCard:
@@ -44,10 +35,10 @@ def card_of(path: Path) -> ModelCard:
     return card
 
 
-def test_licence_and_limits_stay(named: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert export(monkeypatch, named, "-o", tmp_path / "on.zip", "--names") == 0
+def test_licence_and_limits_stay(named: Path, tmp_path: Path, fednnunet: CommandLine) -> None:
+    assert fednnunet("export", named, "-o", tmp_path / "on.zip", "--names") == 0
     assert (tmp_path / "on.zip").read_bytes() == named.read_bytes()
-    assert export(monkeypatch, named, "-o", tmp_path / "on.zip", "--limits", "Of 1.5 T alone.") == 0
+    assert fednnunet("export", named, "-o", tmp_path / "on.zip", "--limits", "Of 1.5 T alone.") == 0
     card = card_of(tmp_path / "on.zip")
     assert card.licence == "CC-BY-4.0"
     limits = card_of(named).limits
@@ -55,8 +46,8 @@ def test_licence_and_limits_stay(named: Path, tmp_path: Path, monkeypatch: pytes
     assert limits[1] == "Not for children."
 
 
-def test_centres_stay_named_only_if_asked(named: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert export(monkeypatch, named, "-o", tmp_path / "on.zip") == 0
+def test_centres_stay_named_only_if_asked(named: Path, tmp_path: Path, fednnunet: CommandLine) -> None:
+    assert fednnunet("export", named, "-o", tmp_path / "on.zip") == 0
     card, before = card_of(tmp_path / "on.zip"), card_of(named)
     assert {score.centre for score in before.run.scores} == {"Oslo", "Porto", "Bergen"}
     assert card.run.names is None
@@ -68,8 +59,8 @@ def test_centres_stay_named_only_if_asked(named: Path, tmp_path: Path, monkeypat
             assert centre.encode() not in content, f"{centre} in {name}"
 
 
-def test_some_folds_of_a_zip_have_no_scores(named: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert export(monkeypatch, named, "-o", tmp_path / "one.zip", "--fold", "1") == 0
+def test_some_folds_of_a_zip_have_no_scores(named: Path, tmp_path: Path, fednnunet: CommandLine) -> None:
+    assert fednnunet("export", named, "-o", tmp_path / "one.zip", "--fold", "1") == 0
     card = card_of(tmp_path / "one.zip")
     assert card.networks[0].folds == ["1"]
     assert card.run.scores == []
@@ -87,9 +78,9 @@ def test_a_card_says_that_scores_are_from_before_post_processing(named: Path) ->
 
 @pytest.mark.parametrize("option", [["--node", "Oslo"], ["--personal"], ["--run", "run"]])
 def test_what_chooses_within_a_run_chooses_nothing_in_a_zip(
-    named: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], option: list[str]
+    named: Path, tmp_path: Path, fednnunet: CommandLine, capsys: pytest.CaptureFixture[str], option: list[str]
 ) -> None:
-    assert export(monkeypatch, named, "-o", tmp_path / "on.zip", *option) == 2
+    assert fednnunet("export", named, "-o", tmp_path / "on.zip", *option) == 2
     assert f"is a zip, which holds one model and its card; leave out {option[0]}" in capsys.readouterr().err
     assert not (tmp_path / "on.zip").exists()
     with pytest.raises(DataError, match=r"holds one model, .*leave"):

@@ -5,37 +5,28 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from fednnunet.cli.main import main
 from fednnunet.models.model_card import ModelCard
 from fednnunet.models.open_archive import read_card
 from fednnunet.models.open_ensemble import open_ensemble
 from fednnunet.models.open_model import open_model
 from fednnunet.selection import hand_over
+from tests.support.command_line import CommandLine
 from tests.support.run_folders import MakeRun
 from tests.support.trained_models import TrainedFolders
 
 NODES = {"Oslo": 12, "Porto": 36}
-Export = Callable[..., int]
 
 
 @pytest.fixture
-def export(monkeypatch: pytest.MonkeyPatch) -> Export:
-    def call(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["fednnunet", "export", *map(str, arguments)])
-        try:
-            return main()
-        except SystemExit as finished:
-            return int(finished.code or 0)
-
-    return call
+def export(fednnunet: CommandLine) -> CommandLine:
+    return partial(fednnunet, "export")
 
 
 @pytest.fixture
@@ -102,7 +93,7 @@ def card_of(archive: Path) -> ModelCard:
 
 
 def test_each_hospital_gets_what_it_chose_by_one_command(
-    runs: dict[str, Path], export: Export, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runs: dict[str, Path], export: CommandLine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(
         runs["asym"] / "nodes" / "Porto" / "nnUNet_results",
@@ -128,7 +119,7 @@ def test_each_hospital_gets_what_it_chose_by_one_command(
     assert same(tmp_path / "one.zip", (of_oslo["folder"], "1"))
 
 
-def test_an_average_is_one_zip_of_both_models(runs: dict[str, Path], export: Export, tmp_path: Path) -> None:
+def test_an_average_is_one_zip_of_both_models(runs: dict[str, Path], export: CommandLine, tmp_path: Path) -> None:
     local, asym = model_of(runs["local"], "Oslo"), model_of(runs["asym"], "Oslo")
     folder = select(tmp_path, ("Oslo", "local + asym", local, asym))
     assert export(folder, "-o", tmp_path / "Oslo.zip") == 0
@@ -142,7 +133,7 @@ def test_an_average_is_one_zip_of_both_models(runs: dict[str, Path], export: Exp
         assert name not in card.as_json()
 
 
-def test_a_mean_of_few_cases_is_not_told(runs: dict[str, Path], export: Export, tmp_path: Path) -> None:
+def test_a_mean_of_few_cases_is_not_told(runs: dict[str, Path], export: CommandLine, tmp_path: Path) -> None:
     models = [model_of(runs["local"], "Oslo"), model_of(runs["asym"], "Oslo")]
     folder = select(tmp_path, ("Oslo", "local + asym", *models), num_cases=4)
     assert export(folder, "-o", tmp_path / "Oslo.zip", "--fold", "0") == 0
@@ -150,7 +141,7 @@ def test_a_mean_of_few_cases_is_not_told(runs: dict[str, Path], export: Export, 
 
 
 def test_folds_of_several_runs_are_one_model(
-    runs: dict[str, Path], export: Export, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runs: dict[str, Path], export: CommandLine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, second = (model_of(runs[name], "Oslo", (fold,)) for name, fold in (("local", "1"), ("asym", "0")))
     folder = select(tmp_path, ("Oslo", "local", first, second))
@@ -167,7 +158,7 @@ def test_folds_of_several_runs_are_one_model(
 
 
 def test_what_is_not_there_is_said_in_one_line(
-    runs: dict[str, Path], export: Export, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runs: dict[str, Path], export: CommandLine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     local, asym = model_of(runs["local"], "Oslo"), model_of(runs["asym"], "Oslo")
     described = asym["folder"] / "dataset.json"

@@ -5,36 +5,25 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from fednnunet.cli.main import main
 from fednnunet.run_files import SELECTION_COLUMNS
 from tests.reporting.test_told_means import withhold
+from tests.support.command_line import CommandLine
 from tests.support.run_folders import NODES
 
 MakeRun = Callable[..., Path]
-Select = Callable[..., int]
 FIVE = [0, 1, 2, 3, 4]
 
 
 @pytest.fixture
-def select(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Select:
-    """Call the command with arguments; returns its exit code."""
-
-    def call(*arguments: object) -> int:
-        command = ["fednnunet", "select", *map(str, arguments), "--out", str(tmp_path / "out")]
-        monkeypatch.setattr(sys, "argv", command)
-        try:
-            return main()
-        except SystemExit as finished:
-            return int(finished.code or 0)
-
-    return call
+def select(fednnunet: CommandLine, tmp_path: Path) -> CommandLine:
+    """Choose among runs, into ``out``."""
+    return lambda *arguments: fednnunet("select", *arguments, "--out", tmp_path / "out")
 
 
 def set_dsc(run: Path, node: str, value: float) -> None:
@@ -63,7 +52,7 @@ def runs(make_run: MakeRun) -> list[Path]:
 
 
 def test_each_hospital_gets_the_model_that_its_cases_speak_for(
-    runs: list[Path], select: Select, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runs: list[Path], select: CommandLine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = make_models(runs[0], "DUKE", 4)
     assert select(*runs) == 0
@@ -98,7 +87,7 @@ def test_each_hospital_gets_the_model_that_its_cases_speak_for(
 
 
 def test_one_fold_takes_the_default_that_is_asked_for(
-    make_run: MakeRun, select: Select, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_run: MakeRun, select: CommandLine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = [make_run(strategy) for strategy in ("local", "asym", "ffe")]
     assert select(*runs, "--default", "ffe") == 0
@@ -108,14 +97,14 @@ def test_one_fold_takes_the_default_that_is_asked_for(
     assert set(pd.read_csv(tmp_path / "out" / "selection.csv")["chosen"]) == {"ffe"}
 
 
-def test_more_noise_is_allowed_for_on_request(runs: list[Path], select: Select, tmp_path: Path) -> None:
+def test_more_noise_is_allowed_for_on_request(runs: list[Path], select: CommandLine, tmp_path: Path) -> None:
     assert select(*runs, "--standard-errors", "1000") == 0
     rows = pd.read_csv(tmp_path / "out" / "selection.csv")
     assert set(rows["chosen"]) == {"local"}
 
 
 def test_many_hospitals_are_counted_and_those_that_lose_are_named(
-    make_run: MakeRun, select: Select, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_run: MakeRun, select: CommandLine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     nodes = {f"H{number:02}": 30 for number in range(20)}
     runs = [make_run(strategy, fold=FIVE, nodes=nodes, external=[]) for strategy in ("local", "asym")]
@@ -170,7 +159,7 @@ def change(key: str, value: object) -> Callable[[Path], None]:
 )
 def test_runs_that_disagree_are_refused_in_one_line(
     runs: list[Path],
-    select: Select,
+    select: CommandLine,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     alter: Callable[[Path], None],
@@ -195,7 +184,7 @@ def test_runs_that_disagree_are_refused_in_one_line(
     ],
 )
 def test_what_cannot_be_chosen_among_is_refused_in_one_line(
-    runs: list[Path], select: Select, capsys: pytest.CaptureFixture[str], arguments: list[str], problem: str
+    runs: list[Path], select: CommandLine, capsys: pytest.CaptureFixture[str], arguments: list[str], problem: str
 ) -> None:
     folders = {run.name.split(",")[0].removeprefix("strategy="): run for run in runs}
     named = [f"x={folders['local']}" if name == "asym=local" else folders.get(name, name) for name in arguments]
@@ -205,7 +194,7 @@ def test_what_cannot_be_chosen_among_is_refused_in_one_line(
 
 
 def test_hospitals_that_tell_means_are_chosen_for_and_those_that_keep_scores_choose_themselves(
-    runs: list[Path], select: Select, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runs: list[Path], select: CommandLine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for run in runs[:2]:
         withhold(run, means=["DUKE"], kept=["NACT"])
@@ -231,7 +220,7 @@ def keep_scores_of_own_models(run: Path, nodes: Collection[str]) -> None:
 
 
 def test_a_model_whose_scores_a_hospital_keeps_is_no_candidate_of_its(
-    runs: list[Path], select: Select, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runs: list[Path], select: CommandLine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     keep_scores_of_own_models(runs[1], ["DUKE"])
     assert select(*runs[:2]) == 0
@@ -248,7 +237,7 @@ def test_a_model_whose_scores_a_hospital_keeps_is_no_candidate_of_its(
 
 
 def test_a_model_whose_scores_all_hospitals_keep_is_no_candidate(
-    runs: list[Path], select: Select, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runs: list[Path], select: CommandLine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     keep_scores_of_own_models(runs[1], NODES)
     assert select(*runs[:2]) == 0
