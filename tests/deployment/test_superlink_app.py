@@ -33,9 +33,7 @@ from fednnunet.deployment.server.flower_superlink import (
     NodeRegister,
     superlink_app,
 )
-from fednnunet.deployment.server.gateway import operator_endpoint, public_endpoint
-from fednnunet.deployment.server.operator_client import TOKEN_HEADER
-from fednnunet.deployment.server.quiet_polls import QuietPolls
+from fednnunet.deployment.server.gateway import public_endpoint
 from fednnunet.deployment.server.signatures import Signatures
 from fednnunet.deployment.server.uploads import Uploads
 
@@ -221,67 +219,6 @@ def test_a_node_that_is_unregistered_elsewhere_is_forgotten_soon(
     later = time.monotonic() + FRESH_SECONDS + 0.01
     monkeypatch.setattr(time, "monotonic", lambda: later)
     assert ours.node_id(b"key") is None
-
-
-# nodes that ask in vain ---------------------------------------------------------------------------------
-
-
-@pytest.mark.unit
-def test_a_node_that_asks_in_vain_is_answered_without_flower_until_the_operator_may_have_stored_a_message(
-    caller: Caller,
-) -> None:
-    asked: list[str] = []
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        asked.append(scope["path"])
-        await caller.app(scope, receive, send)
-
-    polls: Counter[str] = Counter()
-    quiet = QuietPolls()
-    signatures = Signatures(caller.register.node_id)
-    admission = Admission(caller.register.name, lambda _: None)
-    public = public_endpoint(app, polls, admission, Uploads(lambda _: None), signatures, quiet)
-    operator = operator_endpoint(app, polls, "token", quiet)
-
-    async def post(endpoint: Any, path: str, body: bytes = b"", **headers: str) -> tuple[int, str | None, bytes]:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(endpoint), base_url="http://server") as client:
-            answer = await client.post(path, content=body, headers=caller.headers() | headers)
-        return answer.status_code, answer.headers.get("content-type"), answer.content
-
-    def poll(node: Node) -> tuple[int, str | None, bytes]:
-        return asyncio.run(post(public, FLEET[0], PullMessagesRequest(node=node).SerializeToString()))
-
-    def operate(path: str, token: str = "token") -> int:
-        return asyncio.run(post(operator, path, **{TOKEN_HEADER: f"Bearer {token}"}))[0]
-
-    flowers = poll(caller.node)
-    assert flowers == (200, "application/protobuf", b"")
-    assert asked == [FLEET[0]]
-    for path, token in ((RUNTIME[0], "token"), (RUNTIME[1], "token"), (RUNTIME[3], "guessed")):
-        operate(path, token)
-        asked.clear()
-        assert poll(caller.node) == flowers
-        assert asked == []
-    assert polls.total() == 4, "they are counted all the same"
-    for path in ("/v1/runtime/push-messages", RUNTIME[3], "/v1/control/start-run", "/any"):
-        operate(path)
-        asked.clear()
-        assert poll(caller.node) == flowers
-        assert asked == [FLEET[0]]
-    operate("/any")
-    asked.clear()
-    assert poll(Node(node_id=caller.node.node_id + 1))[0] == 401
-    assert poll(Node(node_id=caller.node.node_id + 1))[0] == 401, "no answer that was not of Flower's is remembered"
-    assert asked == [FLEET[0]] * 2
-
-
-@pytest.mark.unit
-def test_what_is_stored_while_a_node_is_told_that_there_is_nothing_is_not_forgotten() -> None:
-    quiet = QuietPolls()
-    count = quiet.count
-    quiet.store("/v1/runtime/push-messages")
-    quiet.note("key", count)
-    assert not quiet.is_quiet("key")
 
 
 # a full disk -------------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from datetime import UTC, datetime
-from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -31,7 +30,6 @@ from fednnunet.deployment.server.flower_internals import (
     PushMessagesRequest,
 )
 from fednnunet.deployment.server.operator_client import POLLS_PATH, TOKEN_HEADER
-from fednnunet.deployment.server.quiet_polls import QuietPolls
 from fednnunet.deployment.server.signatures import NOT_REGISTERED, Signatures, only_header, public_key_of
 from fednnunet.deployment.server.uploads import Uploads
 from fednnunet.errors import one_line
@@ -67,12 +65,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 def public_endpoint(
-    app: App,
-    polls: Counter[str],
-    admission: Admission,
-    uploads: Uploads,
-    signatures: Signatures | None = None,
-    quiet: QuietPolls | None = None,
+    app: App, polls: Counter[str], admission: Admission, uploads: Uploads, signatures: Signatures | None = None
 ) -> App:
     """Serve the part of the Fleet API that nodes need, by its exact paths; read no body from a sender that is no node.
 
@@ -82,7 +75,6 @@ def public_endpoint(
         admission: decides which of the senders with a registered key are let in.
         uploads: is told when a node begins to send a reply, and when it asks for the next message.
         signatures: checks signatures of registered nodes; None where nodes have no keys.
-        quiet: knows whether there can be a message for a node; None to ask Flower each time, as without ``signatures``.
     """
     limits = LIMITS if signatures is not None else LIMITS | {REGISTER_PATH: MAX_SMALL_BYTES}
 
@@ -123,12 +115,6 @@ def public_endpoint(
             return
         if path == POLL_PATH:
             await asyncio.to_thread(uploads.end, sender.key)
-            if signatures is not None and quiet is not None:
-                if quiet.is_quiet(sender.key):
-                    polls.update([sender.key])
-                    await _send_empty(send)
-                    return
-                send = _when_empty(send, partial(quiet.note, sender.key, quiet.count))
             send = _when_accepted(send, lambda: polls.update([sender.key]))
         elif path == ACTIVATE_PATH:
             await asyncio.to_thread(admission.join, sender)
@@ -250,37 +236,8 @@ def _with_answer(send: Send, note: Callable[[bytes], None]) -> Send:
     return noting_send
 
 
-def _when_empty(send: Send, note: Callable[[], None]) -> Send:
-    """A sender that calls ``note`` if Flower accepts the request, and answers nothing: there is no message."""
-    status = 0
-
-    async def noting_send(message: MutableMapping[str, Any]) -> None:
-        nonlocal status
-        if message["type"] == "http.response.start":
-            status = message["status"]
-        elif status == 200 and not message.get("body", b"") and not message.get("more_body", False):
-            note()
-        await send(message)
-
-    return noting_send
-
-
-async def _send_empty(send: Send) -> None:
-    """Answer as Flower does where there is no message."""
-    headers = [(b"content-length", b"0"), (b"content-type", b"application/protobuf")]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": b""})
-
-
-def operator_endpoint(app: App, polls: Counter[str], token: str, quiet: QuietPolls | None = None) -> App:
-    """Serve everything to anyone who knows the token, and the polls that the public endpoint has counted.
-
-    Args:
-        app: Flower's SuperLink.
-        polls: that the public endpoint counts.
-        token: the operator's.
-        quiet: is told of requests that may leave a message for a node.
-    """
+def operator_endpoint(app: App, polls: Counter[str], token: str) -> App:
+    """Serve everything to anyone who knows the token, and the polls that the public endpoint has counted."""
     expected = f"Bearer {token}".encode()
 
     async def endpoint(scope: Scope, receive: Receive, send: Send) -> None:
@@ -292,27 +249,9 @@ def operator_endpoint(app: App, polls: Counter[str], token: str, quiet: QuietPol
             if scope["path"] == POLLS_PATH:
                 await _answer(send, 200, polls)
                 return
-        if scope["type"] != "http" or quiet is None:
-            await app(scope, receive, send)
-            return
-        note = partial(quiet.store, scope["path"])
-        try:
-            await app(scope, receive, _before_answer(send, note))
-        finally:  # also where there was no answer
-            note()
+        await app(scope, receive, send)
 
     return endpoint
-
-
-def _before_answer(send: Send, note: Callable[[], None]) -> Send:
-    """A sender that calls ``note`` before anything of the answer leaves."""
-
-    async def noting_send(message: MutableMapping[str, Any]) -> None:
-        if message["type"] == "http.response.start":
-            note()
-        await send(message)
-
-    return noting_send
 
 
 async def _answer(send: Send, status: int, content: Mapping[str, Any]) -> None:

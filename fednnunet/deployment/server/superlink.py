@@ -29,7 +29,6 @@ from fednnunet.deployment.server.flower_superlink import NodeRegister, discard_u
 from fednnunet.deployment.server.gateway import operator_endpoint, public_endpoint
 from fednnunet.deployment.server.log_limit import limit_log
 from fednnunet.deployment.server.operator_client import DATABASE, TOKEN_FILE
-from fednnunet.deployment.server.quiet_polls import QuietPolls
 from fednnunet.deployment.server.registration import Registration, watch_keys
 from fednnunet.deployment.server.signatures import Signatures
 from fednnunet.deployment.server.uploads import Uploads
@@ -79,11 +78,10 @@ async def serve(
     tls: dict[str, Any] = (
         {} if keys is None else {"ssl_certfile": keys / "server.crt", "ssl_keyfile": keys / "server.key"}
     )
-    quiet = QuietPolls()
-    operator_server = uvicorn.Server(uvicorn.Config(operator_endpoint(app, polls, token, quiet), **common))
+    operator_server = uvicorn.Server(uvicorn.Config(operator_endpoint(app, polls, token), **common))
     admission = Admission(lambda _: "", notify, register.rename) if keys is None else Admission(register.name, notify)
     uploads = Uploads(partial(discard_upload, app))
-    endpoint = public_endpoint(app, polls, admission, uploads, signatures, quiet)
+    endpoint = public_endpoint(app, polls, admission, uploads, signatures)
     public_server = LimitedServer(uvicorn.Config(endpoint, lifespan="off", http=LimitedConnection, **common, **tls))
     exempt_from_collection()
     serving = {
