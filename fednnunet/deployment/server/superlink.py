@@ -132,14 +132,4 @@ def run_superlink(
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(MAX_OPEN_FILES, hard)), hard))
     token = (state / TOKEN_FILE).read_text(encoding="utf-8").strip()
-    with asyncio.Runner(loop_factory=_event_loop()) as runner:
-        runner.run(serve(state, public, operator, token, keys, notify))
-
-
-def _event_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """What makes an event loop: uvloop, which passes bytes through TLS with a quarter less work; None for asyncio's."""
-    try:
-        import uvloop
-    except ImportError:  # Windows
-        return None
-    return uvloop.new_event_loop
+    asyncio.run(serve(state, public, operator, token, keys, notify))
