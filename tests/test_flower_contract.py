@@ -89,13 +89,13 @@ def test_error_codes(name: str, number: int) -> None:
 
 def test_a_message_is_taken_apart_into_objects_and_put_together_again(message: Message) -> None:
     messages.set_message_id(message, message.object_id)
-    tree, objects = node.get_object_tree(message), node.get_all_nested_objects(message)
+    tree, objects = messages.get_object_tree(message), messages.get_all_nested_objects(message)
     ids = [part.object_id for part in node.iterate_object_tree(tree)]
     assert set(ids) == set(objects)
     contents = {object_id: part.deflate() for object_id, part in objects.items()}
     copy = messages.inflate_object_from_contents(message.object_id, contents)
     assert copy.content.config_records["config"] == message.content.config_records["config"]
-    head = node.message_to_proto(node.remove_content_from_message(message))
+    head = messages.message_to_proto(messages.remove_content_from_message(message))
     assert head.metadata.message_id == message.object_id
     assert head.content.ByteSize() == 0
 
@@ -108,7 +108,7 @@ def test_an_array_in_pieces_is_to_flower_what_its_bytes_in_one_place_are(monkeyp
         flowers = Array("uint8", (len(joined),), "bytes", joined)
         assert ours.data == joined
         contents = [
-            {id_: part.deflate() for id_, part in node.get_all_nested_objects(array).items()}
+            {id_: part.deflate() for id_, part in messages.get_all_nested_objects(array).items()}
             for array in (ours, flowers)
         ]
         assert list(contents[0].items()) == list(contents[1].items())

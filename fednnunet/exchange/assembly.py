@@ -1,4 +1,4 @@
-"""Messages put together from the objects that Flower cuts them into: arrays in one copy, never larger than announced.
+"""Messages taken apart into the objects that Flower stores, and put together: in one copy, never larger than announced.
 
 An array is an object that lists chunks, each an object of some MiB. It may list one several times, even an empty
 one: a few bytes could stand for more than fits into any memory.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from flwr.app import Array, Message
 from google.protobuf.message import DecodeError
@@ -17,9 +18,18 @@ from fednnunet.errors import ProtocolError
 from fednnunet.exchange.arrays import MAX_BYTES
 from fednnunet.exchange.flower_internals import (
     CHUNK_HEAD,
+    InflatableObject,
+    ObjectTree,
+    ProtoMessage,
+    get_all_nested_objects,
     get_object_body,
     get_object_head_values_from_object_content,
+    get_object_tree,
     inflate_object_from_contents,
+    message_to_proto,
+    no_object_id_recompute,
+    remove_content_from_message,
+    set_message_id,
 )
 from fednnunet.exchange.messages import MAX_BODY_BYTES
 
@@ -28,6 +38,30 @@ LEAST_CHUNK_BYTES = 2**14
 """What a chunk counts at least, each time that it is listed: joining it takes half a kilobyte however short it is."""
 UNREADABLE = (DecodeError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError)
 """Errors of Flower and protobuf about objects that are malformed, or do not belong together."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A message that is to be sent.
+
+    Attributes:
+        head: what is said of it, without its content.
+        tree: ids of its objects.
+        objects: id to object; the id is its SHA-256.
+    """
+
+    head: ProtoMessage
+    tree: ObjectTree
+    objects: dict[str, InflatableObject]
+
+
+def take_apart(message: Message) -> Parts:
+    """What a message is sent as; it gets its id by it. No checksum is computed twice."""
+    with no_object_id_recompute():
+        set_message_id(message, message.object_id)
+        tree, objects = get_object_tree(message), get_all_nested_objects(message)
+    head = message_to_proto(remove_content_from_message(message) if message.has_content() else message)
+    return Parts(head, tree, objects)
 
 
 def limited(pull: Callable[[str], bytes], where: str) -> Callable[[str], bytes]:

@@ -11,12 +11,20 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 
 from flwr.app import Array, Message
+from flwr.app.message import remove_content_from_message
 from flwr.app.message.arraychunk import ArrayChunk
 from flwr.common.constant import ErrorCode
+from flwr.common.serde import message_to_proto
+from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.proto.message_pb2 import ObjectTree
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 from flwr.supercore.inflatable.inflatable_object import (
+    InflatableObject,
+    get_all_nested_objects,
     get_object_body,
     get_object_head_values_from_object_content,
+    get_object_tree,
+    no_object_id_recompute,
 )
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.run import Run
@@ -27,13 +35,21 @@ __all__ = [
     "ArrayInPieces",
     "Chunk",
     "ErrorCode",
+    "InflatableObject",
+    "ObjectTree",
+    "ProtoMessage",
     "Run",
     "act_as",
     "aggregate_metricrecords",
+    "get_all_nested_objects",
     "get_object_body",
     "get_object_head_values_from_object_content",
+    "get_object_tree",
     "inflate_object_from_contents",
+    "message_to_proto",
+    "no_object_id_recompute",
     "relabel",
+    "remove_content_from_message",
     "set_message_id",
 ]
 

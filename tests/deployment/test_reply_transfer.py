@@ -11,19 +11,20 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.proto.message_pb2 import ConfirmMessageReceivedResponse, PullObjectRequest, PullObjectResponse
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest, PullAppMessagesResponse
 
-from fednnunet.deployment.node.flower_internals import (
-    get_all_nested_objects,
-    get_object_tree,
-    message_to_proto,
-    remove_content_from_message,
-)
 from fednnunet.deployment.server import reply_transfer
 from fednnunet.deployment.server.flower_internals import ConfirmMessageReceivedRequest, ObjectPullError
 from fednnunet.deployment.server.object_files import ObjectFiles
 from fednnunet.deployment.server.reply_transfer import pull_replies
 from fednnunet.errors import ProtocolError
 from fednnunet.exchange import assembly
-from fednnunet.exchange.flower_internals import act_as, set_message_id
+from fednnunet.exchange.flower_internals import (
+    act_as,
+    get_all_nested_objects,
+    get_object_tree,
+    message_to_proto,
+    remove_content_from_message,
+    set_message_id,
+)
 from fednnunet.exchange.packing import ARRAYS, pack, unpack
 from fednnunet.exchange.records import from_array_record, to_array_record
 

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
-from fednnunet.deployment.node.flower_internals import get_all_nested_objects
 from fednnunet.errors import ProtocolError
 from fednnunet.exchange import assembly
 from fednnunet.exchange.assembly import assemble, limited
-from fednnunet.exchange.flower_internals import act_as, set_message_id
+from fednnunet.exchange.flower_internals import act_as, get_all_nested_objects, set_message_id
 from fednnunet.exchange.packing import ARRAYS, pack, unpack
 from fednnunet.exchange.records import from_array_record, to_array_record
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
-from flwr.app.message import remove_content_from_message
 from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL, SYSTEM_TIME_TOLERANCE, TIMESTAMP_TOLERANCE
-from flwr.common.serde import message_to_proto
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
     DeactivateNodeRequest,
@@ -24,10 +22,7 @@ from flwr.proto.node_pb2 import Node
 from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.heartbeat import HeartbeatSender
 from flwr.supercore.inflatable.inflatable_object import (
-    get_all_nested_objects,
-    get_object_tree,
     iterate_object_tree,
-    no_object_id_recompute,
 )
 from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_pull_object_fn_protobuf,
@@ -69,18 +64,13 @@ __all__ = [
     "RuntimeVersionHttpInterceptor",
     "SendNodeHeartbeatRequest",
     "fleet_client",
-    "get_all_nested_objects",
-    "get_object_tree",
     "http_client",
     "iterate_object_tree",
     "make_pull_object_fn_protobuf",
     "make_push_object_fn_protobuf",
-    "message_to_proto",
-    "no_object_id_recompute",
     "public_key_to_bytes",
     "pull_objects",
     "push_objects",
-    "remove_content_from_message",
 ]
 
 

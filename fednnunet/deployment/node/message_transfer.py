@@ -16,18 +16,13 @@ from fednnunet.deployment.node.flower_internals import (
     ObjectPushError,
     ObjectTree,
     PushMessagesRequest,
-    get_all_nested_objects,
-    get_object_tree,
     iterate_object_tree,
     make_pull_object_fn_protobuf,
     make_push_object_fn_protobuf,
-    message_to_proto,
-    no_object_id_recompute,
     pull_objects,
     push_objects,
-    remove_content_from_message,
 )
-from fednnunet.exchange.assembly import assemble, limited
+from fednnunet.exchange.assembly import assemble, limited, take_apart
 from fednnunet.exchange.flower_internals import set_message_id
 
 PULL_RETRY_SECONDS = 0.1
@@ -81,12 +76,10 @@ def send_reply(calls: FleetCalls, node: Node, reply: Message, seconds: float) ->
         Refused: the server does not accept it.
         ObjectPushError: the server does not store an object.
     """
-    with no_object_id_recompute():  # an id is the checksum of an object
-        set_message_id(reply, reply.object_id)
-        tree, objects = get_object_tree(reply), get_all_nested_objects(reply)
-    head = message_to_proto(remove_content_from_message(reply) if reply.has_content() else reply)
+    parts = take_apart(reply)
+    objects = parts.objects
     request = PushMessagesRequest(
-        node=node, messages_list=[head], message_object_trees=[tree], clientapp_runtime_list=[seconds]
+        node=node, messages_list=[parts.head], message_object_trees=[parts.tree], clientapp_runtime_list=[seconds]
     )
     response = calls.call(calls.client.PushMessages, request)
     missing = [object_id for object_id in response.objects_to_push if object_id in objects]

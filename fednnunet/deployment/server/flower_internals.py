@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flwr.app.message import remove_content_from_message
 from flwr.cli.build import build_fab_from_files
 from flwr.common.constant import (
     HEARTBEAT_PATIENCE,
@@ -19,7 +18,7 @@ from flwr.common.constant import (
     Status,
     SubStatus,
 )
-from flwr.common.serde import message_to_proto, run_from_proto
+from flwr.common.serde import run_from_proto
 from flwr.proto.control_pb2 import (
     ListNodesRequest,
     ListRunsRequest,
@@ -45,10 +44,7 @@ from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.error.catalog import API_ERROR_MAP
 from flwr.supercore.heartbeat import HeartbeatSender
 from flwr.supercore.inflatable.inflatable_object import (
-    get_all_nested_objects,
-    get_object_tree,
     iterate_object_tree,
-    no_object_id_recompute,
 )
 from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_pull_object_fn_protobuf,
@@ -114,18 +110,13 @@ __all__ = [
     "build_fab_from_files",
     "bytes_to_public_key",
     "exponential",
-    "get_all_nested_objects",
-    "get_object_tree",
     "grid_over",
     "iterate_object_tree",
     "make_pull_object_fn_protobuf",
     "make_push_object_fn_protobuf",
-    "message_to_proto",
-    "no_object_id_recompute",
     "now",
     "public_key_to_bytes",
     "pull_objects",
-    "remove_content_from_message",
     "run_from_proto",
     "verify_signature",
 ]

@@ -12,15 +12,11 @@ from fednnunet.deployment.server.flower_internals import (
     ObjectPushError,
     PushAppMessagesRequest,
     RuntimeHttpClient,
-    get_all_nested_objects,
-    get_object_tree,
     make_push_object_fn_protobuf,
-    message_to_proto,
-    no_object_id_recompute,
-    remove_content_from_message,
 )
 from fednnunet.deployment.server.object_files import LEAST_BYTES, ObjectFiles
-from fednnunet.exchange.flower_internals import Chunk, set_message_id
+from fednnunet.exchange.assembly import take_apart
+from fednnunet.exchange.flower_internals import Chunk
 from fednnunet.files import DISK_FULL
 
 PASSING = (*DISK_FULL, errno.ENOENT)
@@ -42,14 +38,11 @@ def push_request(client: RuntimeHttpClient, files: ObjectFiles, run_id: int, mes
     Raises:
         ObjectPushError: the SuperLink does not store an object, or the disk is full.
     """
-    with no_object_id_recompute():
-        set_message_id(message, message.object_id)
-        tree, objects = get_object_tree(message), get_all_nested_objects(message)
-    head = message_to_proto(remove_content_from_message(message))
-    answer = client.PushMessages(PushAppMessagesRequest(messages_list=[head], message_object_trees=[tree]))
+    parts = take_apart(message)
+    answer = client.PushMessages(PushAppMessagesRequest(messages_list=[parts.head], message_object_trees=[parts.tree]))
     push = make_push_object_fn_protobuf(client.PushObject, Node(node_id=SUPERLINK_NODE_ID), run_id, answer.session_id)
     for object_id in answer.objects_to_push:
-        part = objects[object_id]
+        part = parts.objects[object_id]
         if isinstance(part, Chunk) and part.size >= LEAST_BYTES:
             try:
                 files.write(object_id, part.parts())
