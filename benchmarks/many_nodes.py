@@ -30,12 +30,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-import psutil
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # for the next imports, however this script is started
 
 from fednnunet.config.numbered_centres import numbered_centres  # noqa: E402
+from fednnunet.node.launcher import memory_of_tree  # noqa: E402
 from fednnunet.run_files import LOG_FILE, ROUNDS_FILE  # noqa: E402
 
 NODES, WORKERS, ROUNDS = (10, 30, 100), 2, 4
@@ -126,33 +125,16 @@ def peak_pss(process: subprocess.Popen[bytes], sample_seconds: float, share: flo
         sample_seconds: least time between two looks.
         share: most of a core's time that these take; then they are further apart.
     """
-    most = 0.0
+    most = 0
     try:
         while process.poll() is None:
             before = time.thread_time()
-            most = max(most, tree_pss(process.pid))
+            most = max(most, memory_of_tree(process.pid))
             time.sleep(max(sample_seconds, (time.thread_time() - before) / share))
     finally:
         process.terminate()
         process.wait()
     return most
-
-
-def tree_pss(pid: int) -> float:
-    """Bytes of a process and all that it started; a page that n of them share counts 1/n at each."""
-    try:
-        parts = [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
-    except psutil.NoSuchProcess:
-        return 0.0
-    return float(sum(map(_pss, parts)))
-
-
-def _pss(pid: int) -> int:
-    try:
-        found = re.search(rb"^Pss: +(\d+) kB$", Path(f"/proc/{pid}/smaps_rollup").read_bytes(), re.MULTILINE)
-    except OSError:  # it has just ended
-        return 0
-    return int(found[1]) * 1024 if found else 0
 
 
 def rounds_of(run: Path, workers: int) -> list[Round]:
