@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from fednnunet.evaluation.statistics import Interval
 from fednnunet.files import write_atomically
@@ -121,6 +122,23 @@ def table_of(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown; all columns but the first are numbers."""
     aligned = ["---", *["---:"] * (len(head) - 1)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, aligned, *rows)) + "\n"
+
+
+def with_published(found: pd.DataFrame, published: Path) -> pd.DataFrame:
+    """Rows that were found, and those published of other seeds: seeds can be added later, on another machine.
+
+    Digits vary with the processor, so what is compared within a seed must come from one: what is found of a seed
+    replaces all that was published of it.
+
+    Args:
+        found: rows with a column ``seed``.
+        published: CSV file of such rows; nothing is published where it is missing.
+    """
+    if not published.is_file():
+        return found
+    earlier = pd.read_csv(published)
+    rows = pd.concat([earlier[~earlier["seed"].isin(found["seed"])], found], ignore_index=True)
+    return rows.sort_values("seed", kind="stable", ignore_index=True)
 
 
 def publish_between(readme: Path, begins: str, ends: str, text: str) -> None:

@@ -14,7 +14,7 @@ from fednnunet.files import write_atomically
 from fednnunet.phantoms.organs import ORGANS
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from experiment_runs import as_text, is_below, publish_between, table_of
+from experiment_runs import as_text, is_below, publish_between, table_of, with_published
 
 README = Path(__file__).parent / "README.md"
 ALONE = "alone"
@@ -26,26 +26,30 @@ PLACES = [*OWN, *((EXTERNAL, "+".join(channels)) for channels in SUBSETS)]
 KEYS = ["training", "centre", "channels", "seed"]
 
 
-def by_organ(scores: pd.DataFrame) -> pd.Series:
-    """Mean DSC by training, place, seed and organ: of each model over the cases, then over models."""
+def by_organ(scores: pd.DataFrame) -> pd.DataFrame:
+    """Mean ``dsc`` by training, place, seed and ``organ``: of each model over the cases, then over models.
+
+    Args:
+        scores: of cases, as :func:`read_scores` gives them.
+    """
     of_models = scores.groupby([*KEYS, "organ", "node"])["dsc"].mean()
-    return of_models.groupby([*KEYS, "organ"]).mean()
+    return of_models.groupby([*KEYS, "organ"]).mean().reset_index()
 
 
-def over_organs(scores: pd.DataFrame) -> pd.Series:
-    """Mean DSC over organs, by training, place and seed."""
-    return by_organ(scores).groupby(KEYS).mean()
+def over_organs(means: pd.DataFrame) -> pd.Series:
+    """Mean DSC over organs, by training, place and seed; of what :func:`by_organ` gives."""
+    return means.groupby(KEYS)["dsc"].mean()
 
 
-def differences(scores: pd.DataFrame) -> dict[str, dict[str, Interval]]:
+def differences(means: pd.DataFrame) -> dict[str, dict[str, Interval]]:
     """Training to place (and ``mean`` over the hospitals) to :func:`over_organs`, less that alone, same seed.
 
     What is alone at the external centre is the hospital with these channels.
     """
-    means = over_organs(scores).unstack("training").reindex(columns=list(TRAININGS))
+    dsc = over_organs(means).unstack("training").reindex(columns=list(TRAININGS))
     found = {}
     for training in TRAININGS:
-        difference = (means[training] - means[ALONE]).dropna()
+        difference = (dsc[training] - dsc[ALONE]).dropna()
         if training != ALONE and not difference.empty:
             own = difference[difference.index.droplevel("seed").isin(OWN)]
             found[training] = {
@@ -61,24 +65,24 @@ def title(centre: str, channels: str) -> str:
     return f"{centre}, {channels}"
 
 
-def as_markdown(scores: pd.DataFrame) -> str:
-    """All tables."""
-    trained = [training for training in TRAININGS if training in set(scores["training"])]
-    seeds = {name: of["seed"].nunique() for name, of in scores.groupby("training")}
+def as_markdown(means: pd.DataFrame) -> str:
+    """All tables, of what :func:`by_organ` gives."""
+    trained = [training for training in TRAININGS if training in set(means["training"])]
+    seeds = {name: of["seed"].nunique() for name, of in means.groupby("training")}
     counts = ", ".join(f"{TRAININGS[name].title} {seeds[name]}" for name in trained)
-    organs, means = by_organ(scores), over_organs(scores)
+    of_organs, of_places = means.set_index([*KEYS, "organ"])["dsc"], over_organs(means)
     rows = []
     for place in PLACES:
         for organ in ORGANS:
-            cells = [_cell(organs.xs(organ, level="organ"), training, place) for training in trained]
+            cells = [_cell(of_organs.xs(organ, level="organ"), training, place) for training in trained]
             rows.append([f"{title(*place)}: {organ}", *cells])
-        rows.append([f"**{title(*place)}: mean**", *[_cell(means, training, place) for training in trained]])
+        rows.append([f"**{title(*place)}: mean**", *[_cell(of_places, training, place) for training in trained]])
     parts = [
         f"Seeds: {counts}.\n",
         "DSC; cases of, and channels given:\n",
         table_of(["", *[TRAININGS[training].title for training in trained]], rows),
     ]
-    if found := differences(scores):
+    if found := differences(means):
         columns = [*(title(*place) for place in OWN), "mean of hospitals", *(title(*p) for p in PLACES[len(OWN) :])]
         lines = []
         for training, by_place in found.items():
@@ -106,19 +110,24 @@ def write_results(out: Path) -> str:
     scores = read_scores(out)
     if scores.empty:
         return f"{out}: no training is finished yet"
-    text = as_markdown(scores)
+    text = as_markdown(by_organ(scores))
     write_atomically(out / "scores.csv", scores.to_csv(index=False))
     write_atomically(out / "channels.md", text)
     return text
 
 
 def publish(out: Path, readme: Path = README) -> None:
-    """Put the tables into the README.
+    """Put the tables into the README and their numbers beside it, with seeds that were published before.
 
     Raises:
-        SystemExit: it has no place for them.
+        SystemExit: no training is finished, or the README has no place for them.
     """
-    publish_between(readme, BEGINS, ENDS, write_results(out))
+    scores, published = read_scores(out), readme.parent / "means.csv"
+    if scores.empty:
+        raise SystemExit(f"{out}: no training is finished yet")
+    means = with_published(by_organ(scores), published)
+    publish_between(readme, BEGINS, ENDS, as_markdown(means))
+    write_atomically(published, means.round(6).to_csv(index=False))
 
 
 if __name__ == "__main__":

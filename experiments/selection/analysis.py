@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +22,18 @@ from fednnunet.selection.averaged import with_averages
 from fednnunet.selection.choose import Chosen, choose_models
 from fednnunet.selection.run_folders import read_run_sources
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from experiment_runs import publish_between, with_published
+
+README = Path(__file__).parent / "README.md"
+IMAGES = README.parents[2] / "docs" / "images"
+BEGINS, ENDS = "<!-- tables: begin -->", "<!-- tables: end -->"
+FIGURE = "selection"
 ALONE = "local"
-NOISE = (0.0, 1.0, 2.0)
-"""Standard errors that count as noise; the product's own is 1."""
+BEST_SINGLE = "best single"
+PRODUCT = 1.0
+NOISE = (0.0, PRODUCT, 2.0)
+"""Standard errors that count as noise, among them the product's own."""
 
 
 def finished_runs(runs: Path) -> dict[int, list[Path]]:
@@ -39,22 +51,23 @@ def of_hospitals(chosen: Chosen) -> list[tuple[str, Selection]]:
     return [(node, one) for node, seeds in chosen.selections.of_node.items() for one in seeds.values()]
 
 
-def outcomes(chosen: Chosen, seed: int) -> pd.DataFrame:
+def outcomes(chosen: Chosen, seed: int, noise: float = PRODUCT) -> pd.DataFrame:
     """One row per hospital and candidate, and one each for ``selected``, ``best single`` and ``oracle``.
 
-    Columns: ``seed``, ``node``, ``cases``, ``what``, ``dsc``; ``difference`` to training alone, with ``low`` and
-    ``high``; ``loses``; and ``final``, the final choice.
+    Columns: ``seed``, ``noise`` (standard errors that the choice took for it), ``node``, ``cases``, ``what``, ``dsc``;
+    ``difference`` to training alone, with ``low`` and ``high``; ``loses``; and ``model``, which it is in the end.
     """
     rows = []
     for node, one in of_hospitals(chosen):
         shown = {name: name for name in chosen.selections.candidates}
-        shown |= {SELECTED: SELECTED, "best single": str(chosen.selections.best_single), "oracle": oracle(one)}
+        shown |= {SELECTED: SELECTED, BEST_SINGLE: str(chosen.selections.best_single), "oracle": oracle(one)}
         for what, name in shown.items():
             scores = one.selected if name == SELECTED else one.scores[name]
             gain = gain_of([one], name, ALONE)
             rows.append(
                 {
                     "seed": seed,
+                    "noise": noise,
                     "node": node,
                     "cases": len(one.scores),
                     "what": what,
@@ -63,7 +76,7 @@ def outcomes(chosen: Chosen, seed: int) -> pd.DataFrame:
                     "low": gain.low,
                     "high": gain.high,
                     "loses": judge(gain) == LOSES,
-                    "final": one.final.candidate if what == SELECTED else name,
+                    "model": one.final.candidate if what == SELECTED else name,
                 }
             )
     return pd.DataFrame(rows)
@@ -99,51 +112,87 @@ def loser_table(rows: pd.DataFrame) -> str:
     return "\n".join(lines) + "\n"
 
 
-def noise_table(by_noise: dict[float, pd.DataFrame]) -> str:
+def noise_table(rows: pd.DataFrame) -> str:
     """The same of the choice alone, by how much counts as noise."""
     lines = ["| standard errors that are noise | mean DSC | hospitals below alone, beyond the interval | stay alone |"]
     lines.append("| ---: | ---: | ---: | ---: |")
-    for noise, rows in by_noise.items():
-        of = rows[rows["what"] == SELECTED]
-        alone = (of["final"] == ALONE).sum()
+    for noise, of in rows[rows["what"] == SELECTED].groupby("noise"):
+        alone = (of["model"] == ALONE).sum()
         lines.append(
             f"| {noise:g} | {of['dsc'].mean():.3f} | {of['loses'].sum()} of {len(of)} | {alone} of {len(of)} |"
         )
     return "\n".join(lines) + "\n"
 
 
-def write_comparison(out: Path) -> str:
-    """Write ``outcomes.csv``, ``comparison.md`` and the figure ``comparison`` into ``out``; returns the text."""
-    seeds = finished_runs(out / "runs")
-    if not seeds:
-        return f"{out}: no seed has finished {ALONE} and another training yet"
-    sources = {seed: with_averages(read_run_sources(folders), ensembles=False) for seed, folders in seeds.items()}
-    by_noise = {
-        noise: pd.concat(
-            [outcomes(choose_models(found, standard_errors=noise), seed) for seed, found in sources.items()],
-            ignore_index=True,
-        )
-        for noise in NOISE
-    }
-    rows = by_noise[1.0]
-    names = sorted({folder.parent.name for folders in seeds.values() for folder in folders})
-    text = "\n".join(
-        [
-            f"Seeds {', '.join(map(str, seeds))}; trainings {', '.join(names)}.\n",
-            *(hospital_table(rows), loser_table(rows), noise_table(by_noise)),
-        ]
-    ).replace("-0.", "−0.")
-    write_atomically(out / "outcomes.csv", rows.to_csv(index=False))
-    write_atomically(out / "comparison.md", text)
-    compared = ["best single", SELECTED]
+def as_markdown(rows: pd.DataFrame) -> str:
+    """All tables, of what :func:`outcomes` gives for every seed and noise."""
+    of_product = rows[rows["noise"] == PRODUCT]
+    single = of_product[of_product["what"] == BEST_SINGLE].groupby("seed")["model"].first()
+    best = ", ".join(f"{model} (seed {seed})" for seed, model in single.items())
+    parts = [
+        f"Seeds: {rows['seed'].nunique()}. Best single candidate: {best}.\n",
+        *(hospital_table(of_product), loser_table(of_product), noise_table(rows)),
+    ]
+    return "\n".join(parts).replace("-0.", "−0.")
+
+
+def save_differences(rows: pd.DataFrame, folder: Path) -> None:
+    """Draw what best single candidate and own choice add at each hospital, as :data:`FIGURE` into ``folder``."""
+    compared = [BEST_SINGLE, SELECTED]
+    shown = rows[(rows["noise"] == PRODUCT) & rows["what"].isin(compared) & np.isfinite(rows["difference"])]
+    several = rows["seed"].nunique() > 1
     intervals = {
-        f"{node}, seed {seed}" if len(seeds) > 1 else str(node): {
+        f"{node}, seed {seed}" if several else str(node): {
             row["what"]: Interval(*(100 * row[key] for key in ("difference", "low", "high")))
-            for row in of_hospital[of_hospital["what"].isin(compared)].to_dict("records")
-            if np.isfinite(row["difference"])
+            for row in of_hospital.to_dict("records")
         }
-        for (node, seed), of_hospital in rows.groupby(["node", "seed"], sort=False)
+        for (node, seed), of_hospital in shown.groupby(["node", "seed"], sort=False)
     }
     title = "points of DSC over training alone, 95 % interval over cases"
-    save_figure(forest(intervals, title, strategy_colours(compared)), out, "comparison")
+    save_figure(forest(intervals, title, strategy_colours(compared)), folder, FIGURE)
+
+
+def read_outcomes(out: Path) -> pd.DataFrame:
+    """:func:`outcomes` of every finished seed and noise; empty where no seed is finished."""
+    found = []
+    for seed, folders in finished_runs(out / "runs").items():
+        sources = with_averages(read_run_sources(folders), ensembles=False)
+        found += [outcomes(choose_models(sources, standard_errors=noise), seed, noise) for noise in NOISE]
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+
+
+def write_comparison(out: Path) -> str:
+    """Write ``outcomes.csv``, ``comparison.md`` and the figure into ``out``; returns the text."""
+    rows = read_outcomes(out)
+    if rows.empty:
+        return f"{out}: no seed has finished {ALONE} and another training yet"
+    text = as_markdown(rows)
+    write_atomically(out / "outcomes.csv", rows.to_csv(index=False))
+    write_atomically(out / "comparison.md", text)
+    save_differences(rows, out)
     return text
+
+
+def publish(out: Path, readme: Path = README, images: Path = IMAGES) -> None:
+    """Put the tables into the README, their numbers beside it and the figure into the documentation.
+
+    Seeds that were published before stay.
+
+    Raises:
+        SystemExit: no seed is finished, or the README has no place for them.
+    """
+    found, published = read_outcomes(out), readme.parent / "outcomes.csv"
+    if found.empty:
+        raise SystemExit(f"{out}: no seed has finished {ALONE} and another training yet")
+    rows = with_published(found, published)
+    publish_between(readme, BEGINS, ENDS, as_markdown(rows))
+    write_atomically(published, rows.round(6).to_csv(index=False))
+    save_differences(rows, out)
+    images.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(out / f"{FIGURE}.png", images / f"{FIGURE}.png")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Put tables and figure of what is finished into README and docs.")
+    parser.add_argument("out", type=Path, nargs="?", default=Path("outputs/selection"), help="folder of the experiment")
+    publish(parser.parse_args().out.resolve())

@@ -19,7 +19,7 @@ from fednnunet.phantoms.organs import ORGANS, TRUTH_LABELS
 from fednnunet.reporting.figures.style import save_picture
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from experiment_runs import as_text, is_below, publish_between, table_of
+from experiment_runs import as_text, is_below, publish_between, table_of, with_published
 
 README = Path(__file__).parent / "README.md"
 IMAGES = README.parents[2] / "docs" / "images"
@@ -38,18 +38,18 @@ COLOURS = {"liver": "#0072B2", "spleen": "#D55E00", "kidney": "#009E73"}
 """Of Okabe and Ito's palette."""
 
 
-def means(scores: pd.DataFrame) -> pd.Series:
-    """Mean DSC over a centre's cases, by training, seed, node, centre and organ."""
-    return scores.groupby(["training", "seed", "node", "centre", "organ"])["dsc"].mean()
+def over_cases(scores: pd.DataFrame) -> pd.DataFrame:
+    """Mean ``dsc`` over a centre's cases, by training, seed, node, centre and organ: what all tables are made of."""
+    return scores.groupby(["training", "seed", "node", "centre", "organ"])["dsc"].mean().reset_index()
 
 
-def of_places(scores: pd.DataFrame) -> pd.DataFrame:
+def of_places(means: pd.DataFrame) -> pd.DataFrame:
     """Mean over seeds and its interval, by training, place and organ.
 
     At a hospital its own model is scored; at the external centre the mean is over the models of the hospitals that know
     the organ.
     """
-    by_seed = means(scores).groupby(["training", "centre", "organ", "seed"]).mean()
+    by_seed = means.groupby(["training", "centre", "organ", "seed"])["dsc"].mean()
     rows = [
         {"training": training, "centre": centre, "organ": organ, "seeds": len(values), **vars(mean_interval(values))}
         for (training, centre, organ), values in by_seed.groupby(["training", "centre", "organ"])
@@ -57,51 +57,50 @@ def of_places(scores: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def unannotated(scores: pd.DataFrame, training: str) -> pd.Series:
+def unannotated(means: pd.DataFrame, training: str) -> pd.Series:
     """By node and seed: mean DSC of the organs that the node's hospital never annotated, on its held-out cases."""
-    scores = scores[(scores["training"] == training) & (scores["node"] == scores["centre"])]
-    others = scores[scores["organ"] != scores["node"].map(ANNOTATED)]
-    return others.groupby(["node", "seed", "organ"])["dsc"].mean().groupby(["node", "seed"]).mean()
+    means = means[(means["training"] == training) & (means["node"] == means["centre"])]
+    return means[means["organ"] != means["node"].map(ANNOTATED)].groupby(["node", "seed"])["dsc"].mean()
 
 
-def own(scores: pd.DataFrame, training: str) -> pd.Series:
+def own(means: pd.DataFrame, training: str) -> pd.Series:
     """By node and seed: mean DSC of the organ that the node's hospital annotates, on its held-out cases."""
-    scores = scores[(scores["training"] == training) & (scores["node"] == scores["centre"])]
-    return scores[scores["organ"] == scores["node"].map(ANNOTATED)].groupby(["node", "seed"])["dsc"].mean()
+    means = means[(means["training"] == training) & (means["node"] == means["centre"])]
+    return means[means["organ"] == means["node"].map(ANNOTATED)].groupby(["node", "seed"])["dsc"].mean()
 
 
-def ratios(scores: pd.DataFrame) -> dict[str, dict[str, Interval]]:
+def ratios(means: pd.DataFrame) -> dict[str, dict[str, Interval]]:
     """Training to hospital (and ``mean``) to :func:`unannotated`, divided by that of full annotation, same seed."""
     found = {}
     for training in TRAININGS:
-        ratio = (unannotated(scores, training) / unannotated(scores, UPPER)).dropna()
+        ratio = (unannotated(means, training) / unannotated(means, UPPER)).dropna()
         if training != UPPER and not ratio.empty:
             found[training] = _by_node(ratio)
     return found
 
 
-def differences(scores: pd.DataFrame) -> dict[str, dict[str, Interval]]:
+def differences(means: pd.DataFrame) -> dict[str, dict[str, Interval]]:
     """Training to hospital (and ``mean``) to :func:`own`, less that of the hospital alone, same seed."""
     found = {}
     for training in TRAININGS:
-        difference = (own(scores, training) - own(scores, ALONE)).dropna()
+        difference = (own(means, training) - own(means, ALONE)).dropna()
         if training != ALONE and not difference.empty:
             found[training] = _by_node(difference)
     return found
 
 
-def external(scores: pd.DataFrame, training: str) -> pd.Series:
+def external(means: pd.DataFrame, training: str) -> pd.Series:
     """By node and seed: mean DSC over all organs of the node's model, on the cases of the external centre."""
-    scores = scores[(scores["training"] == training) & (scores["centre"] == EXTERNAL)]
-    return scores.groupby(["node", "seed", "organ"])["dsc"].mean().groupby(["node", "seed"]).mean()
+    means = means[(means["training"] == training) & (means["centre"] == EXTERNAL)]
+    return means.groupby(["node", "seed"])["dsc"].mean()
 
 
-def gains(scores: pd.DataFrame, taught: str) -> dict[str, dict[str, Interval]]:
+def gains(means: pd.DataFrame, taught: str) -> dict[str, dict[str, Interval]]:
     """What teaching adds in a training, by what is scored and hospital (and ``mean``): the DSC less that without it."""
     found = {}
     parts = {"own organ": own, "organs never annotated": unannotated, f"all organs in {EXTERNAL}": external}
     for title, part in parts.items():
-        gain = (part(scores, taught) - part(scores, UNTAUGHT)).dropna()
+        gain = (part(means, taught) - part(means, UNTAUGHT)).dropna()
         if not gain.empty:
             found[title] = _by_node(gain)
     return found
@@ -112,15 +111,15 @@ def _by_node(values: pd.Series) -> dict[str, Interval]:
     return intervals | {"mean": mean_interval(values.groupby("seed").mean().to_list())}
 
 
-def as_markdown(scores: pd.DataFrame) -> str:
-    """All tables."""
-    trained = [training for training in TRAININGS if training in set(scores["training"])]
+def as_markdown(means: pd.DataFrame) -> str:
+    """All tables, of what :func:`over_cases` gives."""
+    trained = [training for training in TRAININGS if training in set(means["training"])]
     titles = [TRAININGS[training].title for training in trained]
-    seeds = {TRAININGS[name].title: of["seed"].nunique() for name, of in scores.groupby("training", sort=False)}
+    seeds = {TRAININGS[name].title: of["seed"].nunique() for name, of in means.groupby("training", sort=False)}
     counts = ", ".join(f"{title} {number}" for title, number in seeds.items())
     cells = {
         (row["training"], row["centre"], row["organ"]): as_text(Interval(row["mean"], row["low"], row["high"]))
-        for row in of_places(scores).to_dict("records")
+        for row in of_places(means).to_dict("records")
     }
     nodes = [*ANNOTATED, "mean"]
     rows, head = [], ["", *nodes]
@@ -136,10 +135,10 @@ def as_markdown(scores: pd.DataFrame) -> str:
     for title, found, sign in (
         (
             "Organs that a hospital never annotated, divided by the DSC where all annotate all (same seed):",
-            ratios(scores),
+            ratios(means),
             "",
         ),
-        ("The hospital's own organ, less the DSC of the hospital alone (same seed):", differences(scores), "+"),
+        ("The hospital's own organ, less the DSC of the hospital alone (same seed):", differences(means), "+"),
     ):
         lines = []
         for training, by_node in found.items():
@@ -149,7 +148,7 @@ def as_markdown(scores: pd.DataFrame) -> str:
         if lines:
             parts += [f"{title}\n", table_of(head, lines)]
     for taught in TAUGHT:
-        if found := gains(scores, taught):
+        if found := gains(means, taught):
             title = f"{TRAININGS[taught].title}, less {TRAININGS[UNTAUGHT].title} (same seed):"
             lines = [[part, *[as_text(by_node[node], "+") for node in nodes]] for part, by_node in found.items()]
             parts += [f"{title}\n", table_of(head, lines)]
@@ -200,7 +199,7 @@ def write_results(out: Path) -> str:
     scores = read_scores(out)
     if scores.empty:
         return f"{out}: no training is finished yet"
-    text = as_markdown(scores)
+    text = as_markdown(over_cases(scores))
     write_atomically(out / "scores.csv", scores.to_csv(index=False))
     write_atomically(out / "union.md", text)
     seeds = scores.loc[scores["training"] == SHOWN, "seed"]
@@ -210,12 +209,20 @@ def write_results(out: Path) -> str:
 
 
 def publish(out: Path, readme: Path = README, images: Path = IMAGES) -> None:
-    """Put the tables into the README, and the picture beside those of the documentation.
+    """Put the tables into the README, their numbers beside it and the picture into the documentation.
+
+    Seeds that were published before stay.
 
     Raises:
-        SystemExit: it has no place for them.
+        SystemExit: no training is finished, or the README has no place for them.
     """
-    publish_between(readme, BEGINS, ENDS, write_results(out))
+    write_results(out)
+    scores, published = read_scores(out), readme.parent / "means.csv"
+    if scores.empty:
+        raise SystemExit(f"{out}: no training is finished yet")
+    means = with_published(over_cases(scores), published)
+    publish_between(readme, BEGINS, ENDS, as_markdown(means))
+    write_atomically(published, means.round(6).to_csv(index=False))
     if (out / f"{PICTURE}.png").is_file():
         images.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(out / f"{PICTURE}.png", images / f"{PICTURE}.png")

@@ -110,8 +110,11 @@ def test_tables_say_what_is_seen_with_which_channels(tmp_path: Path) -> None:
     every = {(node, "Ghent", given): 5 for node in ("Oslo", "Porto", "Turin") for given in ("T1+T2", "T1", "T2")}
     assert numbers["union"].to_dict() == own | every
     readme.write_text((FOLDERS[0] / "README.md").read_text())
+    with pytest.raises(SystemExit, match="no training is finished yet"):
+        analysis.publish(tmp_path / "nothing", readme)
     for _ in range(2):
         analysis.publish(out, readme)
+    assert len(pd.read_csv(tmp_path / "means.csv")) == 2 * 6 * len(ORGANS)
     text = readme.read_text()
     assert "| Porto, T1: spleen | 0.000 | 0.000 |" in text
     assert "| **Porto, T1: mean** | 0.667 | 0.667 |" in text
@@ -130,7 +133,9 @@ def test_differences_are_paired_by_seed_and_place() -> None:
         for node, centre, channels in (("Oslo", "Oslo", "T1+T2"), ("Porto", "Porto", "T1"), ("Porto", "Ghent", "T1"))
         for organ in ORGANS
     ]
-    found = load("analysis").differences(pd.DataFrame(rows, columns=load("channel_scores").COLUMNS))["union"]
+    analysis = load("analysis")
+    scores = pd.DataFrame(rows, columns=load("channel_scores").COLUMNS)
+    found = analysis.differences(analysis.by_organ(scores))["union"]
     assert list(found) == ["Oslo, T1+T2", "Porto, T1", "Ghent, T1", "mean of hospitals"]
     assert [interval.mean for interval in found.values()] == pytest.approx([0.15] * 4)
     # Student's t for 1 degree of freedom is 12.706; standard error of 0.1 and 0.2: 0.05

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 from types import ModuleType
 
+import pandas as pd
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "experiments/experiment_runs.py"
@@ -42,3 +43,17 @@ def test_a_readme_without_a_place_is_left_as_it_is(runs: ModuleType, tmp_path: P
     with pytest.raises(SystemExit, match=f"it lacks {missing}"):
         runs.publish_between(readme, "<begin>", "<end>", "table")
     assert readme.read_text() == text
+
+
+def test_published_seeds_stay_unless_they_are_found_again(runs: ModuleType, tmp_path: Path) -> None:
+    found = pd.DataFrame([("a", 1, 0.5), ("b", 1, 0.6)], columns=["training", "seed", "dsc"])
+    published = tmp_path / "means.csv"
+    assert runs.with_published(found, published) is found
+    earlier = [("a", 0, 0.1), ("a", 1, 0.2), ("c", 1, 0.3), ("a", 2, 0.4)]
+    pd.DataFrame(earlier, columns=found.columns).to_csv(published, index=False)
+    rows = runs.with_published(found, published)
+    assert list(rows.itertuples(index=False, name=None)) == [
+        ("a", 0, 0.1),
+        *(("a", 1, 0.5), ("b", 1, 0.6)),
+        ("a", 2, 0.4),
+    ]

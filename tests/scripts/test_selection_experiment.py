@@ -62,7 +62,23 @@ def test_the_tables_hold_what_hospitals_end_with() -> None:
     losers = analysis.loser_table(rows)
     assert "| ffe | 0.562 | 1 of 2 | -0.076 (Porto, seed 0) |" in losers
     assert "| selected | 0.600 | 0 of 2 | +0.000 (Porto, seed 0) |" in losers
-    assert "| 1 | 0.600 | 0 of 2 | 1 of 2 |" in analysis.noise_table({1.0: rows})
+    assert "| 1 | 0.600 | 0 of 2 | 1 of 2 |" in analysis.noise_table(rows)
+
+
+def test_seeds_that_were_published_stay_in_tables_and_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    analysis, readme = load("analysis"), tmp_path / "README.md"
+    readme.write_text(f"{analysis.BEGINS} {analysis.ENDS}")
+    for seed in (3, 4):
+        monkeypatch.setattr(analysis, "read_outcomes", lambda _, seed=seed: analysis.outcomes(chosen(), seed))
+        analysis.publish(tmp_path, readme, tmp_path / "images")
+    text = readme.read_text()
+    assert "Seeds: 2. Best single candidate: ffe (seed 3), ffe (seed 4)." in text
+    assert "| ffe | 0.562 | 2 of 4 | −0.076 (Porto, seed 3) |" in text
+    assert set(pd.read_csv(tmp_path / "outcomes.csv")["seed"]) == {3, 4}
+    assert (tmp_path / "images/selection.png").read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setattr(analysis, "read_outcomes", lambda _: pd.DataFrame())
+    with pytest.raises(SystemExit, match="no seed has finished"):
+        analysis.publish(tmp_path, readme, tmp_path / "images")
 
 
 def test_only_seeds_that_have_finished_as_much_as_any_are_compared(tmp_path: Path) -> None:

@@ -157,20 +157,20 @@ def test_ratios_and_differences_are_paired_by_seed() -> None:
         *scored("marginal", [0.6, 0.81], [0.3, 0.4]),
         *scored("all", [0.9, 0.9], [0.8, 0.8]),
     ]
-    scores = pd.DataFrame(rows, columns=load("scoring").COLUMNS)
-    ratio, difference = analysis.ratios(scores)["union"], analysis.differences(scores)["union"]
+    means = analysis.over_cases(pd.DataFrame(rows, columns=load("scoring").COLUMNS))
+    ratio, difference = analysis.ratios(means)["union"], analysis.differences(means)["union"]
     assert ratio["Oslo"].mean == ratio["mean"].mean == pytest.approx((0.5 + 0.75) / 2)
     assert difference["Oslo"].mean == pytest.approx(-0.095)
     # Student's t for 1 degree of freedom is 12.706; standard error of -0.10 and -0.09: 0.005
     assert difference["Oslo"].high == pytest.approx(-0.095 + 12.706 * 0.005, abs=1e-5)
     assert analysis.is_below(difference["Oslo"]) == "**yes**"
-    assert analysis.is_below(analysis.differences(scores)["all"]["Oslo"]) == "no"
-    gains = analysis.gains(scores, "union")
-    assert analysis.gains(scores, "union_4th") == {}
+    assert analysis.is_below(analysis.differences(means)["all"]["Oslo"]) == "no"
+    gains = analysis.gains(means, "union")
+    assert analysis.gains(means, "union_4th") == {}
     assert [gains[part]["Porto"].mean for part in ("own organ", "organs never annotated")] == pytest.approx(
         [0.05, 0.15]
     )
-    single = scores[scores["seed"] == 0]
+    single = means[means["seed"] == 0]
     assert analysis.is_below(analysis.differences(single)["union"]["Oslo"]) == "not known"
 
 
@@ -180,8 +180,11 @@ def test_tables_and_picture_are_written_of_what_is_finished(tmp_path: Path) -> N
     write_predictions(out, "alone", 0, own_organs)
     write_predictions(out, "union", 0, no_spleen)
     readme.write_text((FOLDER / "README.md").read_text())
+    with pytest.raises(SystemExit, match="no training is finished yet"):
+        analysis.publish(tmp_path / "nothing", readme, tmp_path / "images")
     for _ in range(2):
         analysis.publish(out, readme, tmp_path / "images")
+    assert len(pd.read_csv(tmp_path / "means.csv")) == 3 * 2 * (1 + 3)
     text = readme.read_text()
     (line,) = (line for line in text.splitlines() if line.startswith("| Oslo, **liver**"))
     assert [float(cell) for cell in line.split("|")[2:4]] == pytest.approx([2 / 3, 1], abs=0.002)
