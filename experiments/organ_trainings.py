@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiment_runs import run_folder, train_command
+from experiment_runs import train_command
 
 CENTRES = {
     "Oslo": "Dataset161_OrgansOslo",
@@ -25,20 +25,20 @@ SETTINGS = [
 
 
 def organ_command(
-    out: Path, images: Path, training: str, seed: int, settings: Sequence[str], overrides: Sequence[str] = ()
+    folder: Path, cache: Path, images: Path, seed: int, settings: Sequence[str], overrides: Sequence[str] = ()
 ) -> list[str]:
     """The command that trains it, or continues.
 
     Args:
-        out: folder of the experiment.
+        folder: folder of the run.
+        cache: folder of preprocessed data, which the trainings share.
         images: folder of the raw datasets.
-        training: its name.
         seed: of the images, and of the training.
         settings: keys by which it differs from others.
         overrides: keys that go before these.
     """
     keys = [
         *(*SETTINGS, *settings, f"seed={seed}", f"dataset.generator.seed={seed}"),
-        *(f"dataset.raw_folder={images}", f"paths.cache={out / 'cache'}"),
+        *(f"dataset.raw_folder={images}", f"paths.cache={cache}"),
     ]
-    return train_command(run_folder(out, training, seed), keys, overrides)
+    return train_command(folder, keys, overrides)

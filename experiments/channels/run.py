@@ -29,9 +29,9 @@ UNLIKE_CHANNELS = (
 
 def command(out: Path, training: str, seed: int, overrides: Sequence[str] = ()) -> list[str]:
     """The command that trains it, or continues."""
-    return organ_command(
-        out, images_folder(out, seed), training, seed, [*UNLIKE_CHANNELS, *TRAININGS[training].overrides], overrides
-    )
+    settings = [*UNLIKE_CHANNELS, *TRAININGS[training].overrides]
+    folder, images = run_folder(out, training, seed), images_folder(out, seed)
+    return organ_command(folder, out / "cache", images, seed, settings, overrides)
 
 
 def train(out: Path, training: str, seed: int, overrides: Sequence[str] = ()) -> None:

@@ -15,18 +15,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analysis import write_results
-from scoring import TRAININGS, images_folder, save_predictions
+from scoring import TRAININGS, images_folder, save_predictions, trained_folder
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from experiment_runs import run_folder, run_seeds, train_unless_finished
+from experiment_runs import run_seeds, train_unless_finished
 from organ_trainings import organ_command
 
 
 def command(out: Path, training: str, seed: int, overrides: Sequence[str] = ()) -> list[str]:
     """The command that trains it, or continues."""
-    return organ_command(
-        out, images_folder(out, training, seed), training, seed, TRAININGS[training].overrides, overrides
-    )
+    images, settings = images_folder(out, training, seed), TRAININGS[training].overrides
+    return organ_command(trained_folder(out, training, seed), out / "cache", images, seed, settings, overrides)
 
 
 def train(out: Path, training: str, seed: int, overrides: Sequence[str] = ()) -> None:
@@ -35,7 +34,7 @@ def train(out: Path, training: str, seed: int, overrides: Sequence[str] = ()) ->
     Raises:
         subprocess.CalledProcessError: the training failed; its output says why.
     """
-    folder = run_folder(out, training, seed)
+    folder = trained_folder(out, training, seed)
     train_unless_finished(f"seed {seed}, {training}", folder, command(out, training, seed, overrides))
     save_predictions(out, training, seed)
 

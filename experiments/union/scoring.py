@@ -20,6 +20,7 @@ from fednnunet.files import write_arrays
 from fednnunet.models.open_model import open_model
 from fednnunet.phantoms.organs import ORGANS, TRUTH_LABELS
 from fednnunet.phantoms.writer import TRUTH_FOLDER
+from fednnunet.run_files import PERSONAL_RESULTS
 from fednnunet.training.final_checkpoint import FINAL
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -40,16 +41,19 @@ class Training:
         images: folder of its datasets: ``own`` where each centre annotates its organ, ``all`` where it annotates all,
             ``background`` where what it does not annotate is declared background.
         all_organs: whether a node's model knows all organs, or only its own.
+        personal_of: training whose nodes' own models these are; empty if it is a training of its own.
     """
 
     title: str
     overrides: tuple[str, ...]
     images: str = "own"
     all_organs: bool = True
+    personal_of: str = ""
 
 
 UNLIKE = "strategy.heterogeneous_tasks=true"
 UNION = ("strategy=asym", "task.labels=union")
+TAUGHT = (*UNION, "task.distillation_every=1", "strategy.fine_tune_epochs=3")
 MARGINAL = ("task.labels=union", "task.distillation=0")
 TRAININGS = {
     "alone": Training("alone", ("strategy=local", UNLIKE), all_organs=False),
@@ -58,7 +62,8 @@ TRAININGS = {
         ("strategy=asym", UNLIKE, "strategy.aggregation.keep_local=[seg_layers]"),
         all_organs=False,
     ),
-    "union": Training("union", (*UNION, "task.distillation_every=1")),
+    "union": Training("union", TAUGHT),
+    "tuned": Training("union, fine-tuned", TAUGHT, personal_of="union"),
     "union_4th": Training("union, every 4th image", (*UNION, "task.distillation_every=4")),
     "union_8th": Training("union, every 8th image", (*UNION, "task.distillation_every=8")),
     "marginal": Training("marginal", ("strategy=asym", *MARGINAL)),
@@ -81,6 +86,11 @@ def images_folder(out: Path, training: str, seed: int) -> Path:
 def predictions_file(out: Path, training: str, seed: int) -> Path:
     """File of label maps, by node, centre and case."""
     return out / "predictions" / training / f"seed{seed}.npz"
+
+
+def trained_folder(out: Path, training: str, seed: int) -> Path:
+    """Folder of the run that trains its models."""
+    return run_folder(out, TRAININGS[training].personal_of or training, seed)
 
 
 def unseen_cases(images: Path, centre: str) -> list[Case]:
@@ -110,9 +120,9 @@ def save_predictions(out: Path, training: str, seed: int) -> None:
         return
     torch.set_num_threads(1)  # as the trainings; of so small a network more are slower
     images, predicted = images_folder(out, training, seed), {}
+    results = PERSONAL_RESULTS if TRAININGS[training].personal_of else "nnUNet_results"
     for node in ANNOTATED:
-        pattern = f"nodes/{node}/nnUNet_results/*/*/fold_0/{FINAL}"
-        (checkpoint,) = run_folder(out, training, seed).glob(pattern)
+        (checkpoint,) = trained_folder(out, training, seed).glob(f"nodes/{node}/{results}/*/*/fold_0/{FINAL}")
         predictor = load_predictor(checkpoint)
         values = truth_values(predictor.dataset_json["labels"])
         for centre in (node, EXTERNAL):

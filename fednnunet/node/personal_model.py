@@ -46,6 +46,7 @@ from fednnunet.training.checkpoint import (
     save_round,
 )
 from fednnunet.training.epochs import skip_epochs
+from fednnunet.training.marginal_loss import distillation_of
 from fednnunet.training.module import NNUNetModule, check_takes_terms
 from fednnunet.training.network_state import as_tensors, layer_shapes, load_state, state_arrays
 
@@ -106,6 +107,9 @@ class PersonalModel:
     def start_epoch(self, module: NNUNetModule) -> None:
         """Pull the network towards the averages from now on."""
         module.set_proximal_term(as_tensors(self._averages), self._tie)
+        distillation = distillation_of(self.trainer.loss)
+        if distillation is not None:
+            distillation.draw_anew(self.trainer.current_epoch)
 
     def end_epoch(self, module: NNUNetModule) -> bool:
         """Give the process back to the shared network; averages, which are copied, are kept no longer."""
@@ -126,6 +130,12 @@ class PersonalModel:
         """Draw from now on by ``seed`` plus one: with ``seed``, training has begun, and would with the same patches."""
         with self._own_generators():
             L.seed_everything((seed + 1) % 2**32, verbose=False)
+
+    def keep_teacher(self) -> None:
+        """Let the network as it is now teach, in all epochs and at full weight, what the node has not annotated."""
+        distillation = distillation_of(self.trainer.loss)
+        if distillation is not None:
+            distillation.keep_teacher(self.trainer.network, epoch=1, epochs=1)
 
     def started_from(self, number: int, start: Mapping[str, Any]) -> bool:
         """Whether the checkpoint after epoch ``number`` notes this."""
@@ -202,7 +212,8 @@ class PersonalModels:
     def fine_tuned(self, shared: nnUNetTrainer) -> PersonalModel:
         """The final network of ``shared``, trained on alone; goes on from the last sound checkpoint of that.
 
-        On which patches depends on the node's seed, and on nothing that was before.
+        With partial labels it is taught by the network that it starts from, so that it keeps what it knows of labels
+        which the node has not annotated. On which patches depends on the node's seed, and on nothing that was before.
         """
         rate = self.asked.learning_rate or DEFAULT_FRACTION * shared.initial_lr
         changed = {"epochs": self.asked.fine_tune_epochs, "initial_lr": rate}
@@ -210,6 +221,7 @@ class PersonalModels:
         weights = state_arrays(shared.network, layer_shapes(shared.network))
         start = {"start": digest_of(list(weights.values())), "learning_rate": rate}
         load_state(model.trainer.network, weights)
+        model.keep_teacher()
         model.reseed(self.settings.seed)
         finished = [number for number in intact_rounds(model.folder) if model.started_from(number, start)]
         if finished:

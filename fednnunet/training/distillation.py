@@ -69,13 +69,17 @@ class Distillation(nn.Module):
     def keep_teacher(self, network: nn.Module, epoch: int, epochs: int) -> None:
         """Learn from ``network`` as it is now, from here on; so many epochs of all are done."""
         self._weight_now = self.weight * min(1.0, epoch / epochs / RAMP)
-        self._images, self._random = 0, np.random.default_rng(epoch)
+        self.draw_anew(epoch)
         if not self._weight_now:
             return
         if self.teacher is None:
             self.teacher = copy.deepcopy(unwrap(network)).requires_grad_(False).eval()
         else:
             self.teacher.load_state_dict(unwrap(network).state_dict())
+
+    def draw_anew(self, epoch: int) -> None:
+        """Draw images by the epoch's number alone from here on, whatever was drawn before."""
+        self._images, self._random = 0, np.random.default_rng(epoch)
 
     @contextlib.contextmanager
     def of_images(self, images: torch.Tensor) -> Iterator[None]:

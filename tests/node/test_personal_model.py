@@ -1,4 +1,4 @@
-"""A model of the node's own, where it cannot be had."""
+"""A model of the node's own: where it cannot be had, and what teaches it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ import torch
 
 from fednnunet.errors import ConfigError
 from fednnunet.exchange.messages import PersonalTraining
-from fednnunet.node.personal_model import PersonalModels
+from fednnunet.node.personal_model import PersonalModel, PersonalModels
+from fednnunet.training.marginal_loss import MarginalLoss
+from tests.training.test_distillation import Recorded
+from tests.training.test_marginal_loss import UNIFORM, cross_entropy, same_logits
 
 
 @pytest.mark.parametrize(
@@ -30,3 +33,31 @@ def test_a_node_that_trains_on_several_devices_refuses_it(asked: PersonalTrainin
 def test_a_server_asks_for_one_model_or_none(fields: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="PersonalTraining"):
         PersonalTraining(**fields)
+
+
+def test_it_is_taught_at_full_weight_by_what_it_starts_from_and_by_the_same_images_in_an_epoch_again() -> None:
+    loss = MarginalLoss(cross_entropy(), [1], 4, None, distillation=1.0, distillation_every=4)
+    trainer: Any = SimpleNamespace(loss=loss, network=Recorded(), current_epoch=0)
+    settings: Any = SimpleNamespace()
+    module: Any = SimpleNamespace(set_proximal_term=lambda *_: None)
+    model = PersonalModel(trainer, settings, 0.0)
+    distillation = loss.distillation
+    assert distillation is not None
+    model.start_epoch(module)
+    assert distillation.teacher is None, "as of Ditto, which nothing teaches"
+    model.keep_teacher()
+    assert distillation.teacher is not None
+    logits, every = same_logits(UNIFORM).repeat(4, 1, 1, 1), torch.ones(4, 1, 2, 2, dtype=torch.bool)
+    seen = []
+    for epoch in (0, 0, 1):
+        trainer.current_epoch = epoch
+        model.start_epoch(module)
+        for _ in range(6):
+            with distillation.of_images(torch.arange(4.0)[:, None, None, None]):
+                distance = distillation(logits, every, every).item()
+                assert distance == pytest.approx(
+                    distillation.distance(logits[:1], distillation.teacher.output, every[:1], every[:1]).item()
+                )
+        seen.append(list(distillation.teacher.seen))
+        distillation.teacher.seen.clear()
+    assert seen[0] == seen[1] != seen[2]

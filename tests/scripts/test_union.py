@@ -47,6 +47,7 @@ def test_trainings_differ_in_what_is_annotated_and_in_what_becomes_of_it(tmp_pat
         "alone": ("own", "unknown", "local", "same", False, True, 0),
         "local_heads": ("own", "unknown", "asym", "same", False, True, 0),
         "union": ("own", "unknown", "asym", "union", False, False, 1),
+        "tuned": ("own", "unknown", "asym", "union", False, False, 1),
         "union_4th": ("own", "unknown", "asym", "union", False, False, 1 / 4),
         "union_8th": ("own", "unknown", "asym", "union", False, False, 1 / 8),
         "marginal": ("own", "unknown", "asym", "union", False, False, 0),
@@ -55,6 +56,12 @@ def test_trainings_differ_in_what_is_annotated_and_in_what_becomes_of_it(tmp_pat
         "background": ("own", "background", "asym", "same", False, False, 0),
         "all": ("all", "unknown", "asym", "same", False, False, 0),
     }
+
+
+def test_fine_tuned_networks_are_those_of_the_run_that_trains_what_they_start_from(tmp_path: Path) -> None:
+    run, tuned = load("run"), read_command(load("run").command(tmp_path, "tuned", 3), tmp_path)
+    assert tuned.strategy.fine_tune_epochs == 3
+    assert run.command(tmp_path, "tuned", 3) == run.command(tmp_path, "union", 3)
 
 
 def test_trainings_of_other_annotations_never_share_a_folder_of_images() -> None:
