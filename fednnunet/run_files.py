@@ -52,6 +52,8 @@ FINE_TUNED, SHARED = "fine-tuned", "shared"
 averages, fine-tuned by the node; with Ditto, whose first is the node's own, the shared one."""
 PERSONAL_RESULTS = Path("personal") / "nnUNet_results"
 """In a node's folder: nnU-Net's results folder of the models that are the node's own; they never leave it."""
+PREDICTED = "predicted_next_stage"
+"""In the folder of a model: nnU-Net's segmentations of held-out cases for the next stage of a cascade."""
 SELECTION_COLUMNS = ("node", "seed", "fold", "chosen", "chosen_on", "reason", "n_cases", "dsc", "dsc_alone")
 LABEL_COLUMNS = ("label", "value")
 """Of ``labels.csv``, before the nodes; one of these may have the name of a column."""

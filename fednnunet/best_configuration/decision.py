@@ -72,6 +72,7 @@ class Decision:
         steps: steps of post-processing that were tried; none where they were not compared.
         after: the chosen one's mean Dice after post-processing.
         of_labels_after: its labels' mean Dice after post-processing.
+        digests: node to name of each model's folder to fold to SHA-256 of what was compared.
     """
 
     nodes: tuple[str, ...]
@@ -86,6 +87,7 @@ class Decision:
     steps: tuple[Step, ...]
     after: float
     of_labels_after: tuple[float, ...]
+    digests: Mapping[str, Mapping[str, Mapping[str, str]]]
 
     @property
     def postprocessing(self) -> Postprocessing:
@@ -150,6 +152,10 @@ def decide(told: Sequence[NodeSums]) -> Decision:
         steps=tuple(steps),
         after=_mean([of_labels_after[number] for number in counted]),
         of_labels_after=tuple(of_labels_after[number] for number in range(len(labels.values))),
+        digests={
+            one.node: {model.identifier: of_model for model, of_model in zip(one.models, one.digests, strict=True)}
+            for one in told
+        },
     )
 
 

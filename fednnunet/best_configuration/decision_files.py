@@ -69,6 +69,7 @@ def as_json(decision: Decision) -> dict[str, Any]:
             for step in decision.steps
         ],
         "postprocessing": decision.postprocessing.to_json(),
+        "digests": decision.digests,
     }
 
 

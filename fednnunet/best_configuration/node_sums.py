@@ -28,6 +28,7 @@ from fednnunet.errors import DataError
 from fednnunet.evaluation.saved_probabilities import read_probabilities
 from fednnunet.evaluation.summary import scored_labels
 from fednnunet.listing import join_first
+from fednnunet.models.fold_digests import digest_folds
 from fednnunet.processes import map_in_processes
 
 CaseScores = dict[tuple[int, ...], dict[State, dict[int, float]]]
@@ -79,6 +80,7 @@ def sum_up(
             f"node {node}: its reference segmentations, {first.references}, are gone: they are in the cache "
             "(paths.cache); bring it back"
         )
+    digests = [digest_folds(found.folder, list(map(str, chosen))) for found in models]
     score = partial(_score, models=models, labels=labels, states=states, candidates=candidates)
     values: dict[tuple[tuple[int, ...], State, int], list[float]] = {
         (candidate, state, number): []
@@ -100,6 +102,7 @@ def sum_up(
         labels=first.dataset_json["labels"],
         regions_class_order=first.dataset_json.get("regions_class_order"),
         models=[found.model for found in models],
+        digests=digests,
         ensembles=ensembles,
         postprocessing=postprocessing,
         personal=first.personal,

@@ -14,6 +14,7 @@ from fednnunet.best_configuration.scored_labels import ScoredLabels, State, stat
 from fednnunet.errors import DataError, first_problem, one_line
 from fednnunet.exchange.messages import MAX_FOLDS, NodeName
 from fednnunet.files import write_atomically
+from fednnunet.models.fold_digests import FoldDigests
 
 MOST_BYTES = 2**26
 """Size of a file beyond which it is none of sums."""
@@ -102,6 +103,8 @@ class NodeSums(_Body):
         labels: nnU-Net's ``labels``.
         regions_class_order: nnU-Net's, where labels are regions.
         models: what is compared, in nnU-Net's order.
+        digests: of each model, fold to SHA-256 of what was compared
+            (:func:`~fednnunet.models.fold_digests.digest_folds`).
         ensembles: whether ensembles of two models are compared, too.
         postprocessing: whether steps of post-processing are.
         personal: whether the models are the nodes' own, fine-tuned or Ditto's.
@@ -119,6 +122,7 @@ class NodeSums(_Body):
     ]
     regions_class_order: Annotated[list[Value], Field(max_length=1000)] | None = None
     models: Annotated[list[Model], Field(min_length=1, max_length=20)]
+    digests: Annotated[list[FoldDigests], Field(max_length=20)]
     ensembles: Annotated[bool, Field(strict=True)]
     postprocessing: Annotated[bool, Field(strict=True)]
     personal: Annotated[bool, Field(strict=True)] = False
@@ -264,6 +268,8 @@ def _problems(sums: NodeSums, parsed: Any) -> Iterator[str]:
         yield "folds must be sorted, each once"
     if sums.models != sorted({model.identifier: model for model in sums.models}.values(), key=lambda m: m.place):
         yield "models must be in nnU-Net's order, each once"
+    if [list(digests) for digests in sums.digests] != [list(map(str, sums.folds))] * len(sums.models):
+        yield "digests must be of each model, in its folds"
     labels = sums.scored_labels()
     if not labels.values:
         yield "labels are none but background"

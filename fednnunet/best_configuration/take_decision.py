@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fednnunet.best_configuration.decision_files import BEST_FILE
-from fednnunet.best_configuration.node_models import TrainedFolds
+from fednnunet.best_configuration.node_models import UNNAMED, TrainedFolds
 from fednnunet.best_configuration.sums import Model
 from fednnunet.errors import DataError, first_problem
 from fednnunet.listing import join_all
+from fednnunet.models.fold_digests import FoldDigests, check_folds
 from fednnunet.models.json_file import read_json
 from fednnunet.models.model_folder import ModelFolder, find_folders
 from fednnunet.models.open_ensemble import Choice, FolderSource
 from fednnunet.models.postprocessing import POSTPROCESSING_FILE, Postprocessing
+from fednnunet.models.trained_model import TrainedModel
 
 
 class _Best(BaseModel):
@@ -35,6 +38,7 @@ class TakenDecision(BaseModel):
         num_cases: number of these cases.
         candidates: configurations and ensembles that were compared.
         personal: whether the models are the nodes' own, fine-tuned or Ditto's.
+        digests: node to name of each model's folder to fold to SHA-256 of what was compared.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -46,6 +50,30 @@ class TakenDecision(BaseModel):
     num_cases: Annotated[int, Field(ge=0)]
     candidates: Annotated[list[Any], Field(min_length=1)]
     personal: bool = False
+    digests: dict[str, dict[str, FoldDigests]]
+
+    def digests_of(self, node: str) -> list[dict[str, FoldDigests]]:
+        """What was compared of a node, or of each where ``node`` is empty: name of a model's folder to its digests.
+
+        A node that told no sums has none.
+        """
+        names = [name for name in (node, UNNAMED) if name in self.digests][:1] if node else [*self.digests]
+        return [self.digests[name] for name in names]
+
+    def check(self, node: str, model: Path, folds: Sequence[str]) -> None:
+        """Check that folds of a model are those that were compared.
+
+        Args:
+            node: whose it is; empty where that is not known.
+            model: folder of the model; one that was not compared, as may be a first stage, is not checked.
+            folds: folds to use.
+
+        Raises:
+            DataError: one was not compared, or has changed since.
+        """
+        if decided := [models[model.name] for models in self.digests_of(node) if model.name in models]:
+            unnamed = "" if node else ", or, of a node that told no sums, name it: --node"
+            check_folds(model, folds, *decided, again=f"fednnunet find-best{unnamed}")
 
     @property
     def num_candidates(self) -> int:
@@ -66,10 +94,22 @@ def read_decision(folder: Path) -> TakenDecision:
         raise DataError(f"{path}: {first_problem(error, 'the decision')}") from None
 
 
+@dataclass(frozen=True)
+class _Decided(FolderSource):
+    """Models of a node that a decision is about."""
+
+    decision: TakenDecision
+    node: str
+
+    def open(self, folder: ModelFolder, folds: tuple[str, ...]) -> TrainedModel:
+        self.decision.check(self.node, folder.path, folds)
+        return super().open(folder, folds)
+
+
 def choices_of(
     decision: TakenDecision, sources: Sequence[Path], where: Path, node: str | None, folds: Sequence[str] | None
-) -> list[Choice]:
-    """What each node segments with by a decision: the best model, or both of the best ensemble, and their stages.
+) -> dict[str, Choice]:
+    """Node to what it segments with by a decision: the best model, or both of the best ensemble, and their stages.
 
     Args:
         decision: the decision.
@@ -79,17 +119,20 @@ def choices_of(
         folds: folds to use; None for those of the decision.
 
     Raises:
-        DataError: a node lacks a model, or has two of its name; names it.
+        DataError: a node lacks a model, or has two of its name; names it. Opening a choice says where a model has
+            changed since.
     """
     by_node: dict[str, list[ModelFolder]] = {}
     for source in sources:
         for folder in find_folders(source, decision.personal):
             by_node.setdefault(folder.node, []).append(folder)
     if node is not None:
+        if [*by_node] == [""]:  # its own folders, which do not name it
+            by_node = {node: by_node[""]}
         if node not in by_node:
             raise DataError(f"the runs have no node {node}; nodes there: {', '.join(filter(None, by_node)) or 'none'}")
         by_node = {node: by_node[node]}
-    choices = []
+    choices = {}
     for name, folders in by_node.items():
         models = []
         for model in decision.best.models:
@@ -100,15 +143,13 @@ def choices_of(
                 both = join_all([str(folder.path) for folder in found])
                 raise DataError(f"{_named(name)} has several {model.identifier}: {both}; name one run of each")
             models += found
-        choices.append(
-            Choice(
-                source=FolderSource(where, folders),
-                models=models,
-                beside=folders,
-                folds=folds or [str(fold) for fold in decision.folds],
-                postprocessing=decision.postprocessing,
-                named=str(where / BEST_FILE),
-            )
+        choices[name] = Choice(
+            source=_Decided(where, folders, decision, name),
+            models=models,
+            beside=folders,
+            folds=folds or [str(fold) for fold in decision.folds],
+            postprocessing=decision.postprocessing,
+            named=str(where / BEST_FILE),
         )
     return choices
 
@@ -151,6 +192,8 @@ def take(decision: TakenDecision, by_node: Mapping[str, Sequence[TrainedFolds]])
             raise DataError(f"node {node} has no {best.identifier}, which is best; name its run")
         decision.postprocessing.check_labels(found.dataset_json["labels"], BEST_FILE)
         chosen.append(found.folder)
+    for folder, node in zip(chosen, by_node, strict=True):
+        decision.check("" if node == UNNAMED else node, folder, list(map(str, decision.folds)))
     for folder in chosen:
         decision.postprocessing.write(folder)
     return chosen

@@ -83,7 +83,7 @@ def handovers_of(sources: Sequence[Path], asked: Asked) -> Found:
     source = sources[0]
     if asked.best is not None:
         asked.refuse("--best names the models", configuration="--configuration", personal="--personal")
-        return Found(_of_decision(sources, asked.best, asked))
+        return _of_decision(sources, asked.best, asked)
     if len(sources) > 1:
         return Found(_of_cascade(sources, asked))
     if source.name == SELECTION_MODELS_FILE or (source / SELECTION_MODELS_FILE).is_file():
@@ -182,7 +182,7 @@ def _run_of(chosen: ChosenModel, asked: Asked) -> tuple[Run | None, str | None]:
     return read_run(folder), owner
 
 
-def _of_decision(sources: Sequence[Path], best: Path, asked: Asked) -> list[tuple[str, Handover]]:
+def _of_decision(sources: Sequence[Path], best: Path, asked: Asked) -> Found:
     """What ``fednnunet find-best`` decided for, of each node that has it."""
     from fednnunet.best_configuration.take_decision import choices_of, read_decision
     from fednnunet.exchange.messages import MIN_CASES
@@ -191,18 +191,13 @@ def _of_decision(sources: Sequence[Path], best: Path, asked: Asked) -> list[tupl
 
     _check_run(asked)
     decision = read_decision(best)
-    choices = choices_of(decision, sources, best, asked.node if asked.run_folder is None else None, asked.folds)
+    choices = choices_of(decision, sources, best, asked.node, asked.folds)
     if len(choices) == 1:
-        chosen = [chosen_model(choices[0])]
+        chosen = [chosen_model(*choices.values())]
     else:
-        chosen = one_or_each(choices, asked.each_apart, ", ".join(map(str, sources)))
+        chosen = one_or_each(list(choices.values()), asked.each_apart, ", ".join(map(str, sources)))
     for one in chosen:
-        for member in one.ensemble.members:
-            if not member.is_complete:
-                raise DataError(
-                    f"{member.model.configuration} refines what {member.previous_stage} segments; name the run of "
-                    f"{member.previous_stage}, too"
-                )
+        _check_complete(one, "name its run, too")
     changes: dict[str, Any] = {}
     if len(decision.best.models) > 1:
         told = decision.num_cases >= MIN_CASES
@@ -213,7 +208,22 @@ def _of_decision(sources: Sequence[Path], best: Path, asked: Asked) -> list[tupl
         f"Chosen among {decision.num_candidates} configurations and ensembles, with its post-processing, by the "
         "held-out cases that it is scored on, too: its scores flatter it."
     )
-    return [_with_facts(one, asked, decision.personal, changes, [limit]) for one in chosen]
+    notes = [
+        f"{node} told no sums for {best}, so that nothing says whether its models are those that were decided on"
+        for node in choices
+        if not decision.digests_of(node)
+    ]
+    return Found([_with_facts(one, asked, decision.personal, changes, [limit]) for one in chosen], notes)
+
+
+def _check_complete(chosen: ChosenModel, advice: str) -> None:
+    """Refuse a cascade without its first stage."""
+    for member in chosen.ensemble.members:
+        if not member.is_complete:
+            raise DataError(
+                f"{member.model.where}: {member.model.configuration} refines what {member.previous_stage} segments; "
+                f"{advice}"
+            )
 
 
 def _of_selection(source: Path, asked: Asked) -> Found:
@@ -231,6 +241,7 @@ def _of_selection(source: Path, asked: Asked) -> Found:
     handovers = []
     for one in read.choices:
         chosen = dataclasses.replace(chosen_model(one.choice), node=one.node)
+        _check_complete(chosen, f"name the run of it that {one.node}'s was trained on, too: fednnunet select")
         changes = _changes_of(one, chosen, asked)
         _, handover = _with_facts(chosen, asked, one.is_personal, changes, [one.limit])
         handovers.append((f"{one.node}.zip", handover))

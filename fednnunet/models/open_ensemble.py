@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 from fednnunet.errors import DataError
 from fednnunet.models.ensemble import Ensemble, Member, differences
+from fednnunet.models.first_stage import trained_on
 from fednnunet.models.inference_information import INFERENCE, InferenceInformation
 from fednnunet.models.json_file import MOST_BYTES, parse_json
 from fednnunet.models.model_folder import ModelFolder, choose_folder, choose_folds, find_folders
@@ -106,6 +107,7 @@ class Choice:
         postprocessing: what follows; None for what lies beside a model alone.
         named: what the post-processing was read from.
         decided: file that decides; empty where nothing had to be decided.
+        stages: model to its previous stage, where that is known.
     """
 
     source: Source
@@ -115,6 +117,7 @@ class Choice:
     postprocessing: Postprocessing | None = None
     named: str = ""
     decided: str = ""
+    stages: Mapping[ModelFolder, ModelFolder] = field(default_factory=dict)
 
     def open(self) -> Ensemble:
         """Open them, each with its previous stage where it is there.
@@ -133,9 +136,14 @@ class Choice:
         member = Member(self.source.open(folder, choose_folds(folder.folds, self.folds, folder.where)))
         if (stage := member.previous_stage) is None:
             return member
-        before = _previous(folder, self.beside, stage, self.source.path)
+        before = self.stages.get(folder) or _previous(folder, self.beside, stage, self.source.path)
         if before is None:
             return member
+        if not folder.source and trained_on(folder, before) is False:  # a zip holds no segmentations
+            raise DataError(
+                f"{before.where} is not the first stage of {folder.where}, which was trained on other segmentations "
+                f"than its; give the {stage} that it was trained on"
+            )
         previous = self.source.open(before, choose_folds(before.folds, self.folds, before.where))
         if unlike := differences(member.model, previous):
             what, ours, theirs = unlike[0]

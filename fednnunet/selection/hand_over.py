@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,20 +12,28 @@ from pydantic import BaseModel, Field, ValidationError
 from fednnunet.errors import DataError, first_problem
 from fednnunet.exchange.message_fields import NodeName
 from fednnunet.listing import join_all, join_nodes
+from fednnunet.models.fold_digests import FoldDigests, check_folds
 from fednnunet.models.json_file import read_json
 from fednnunet.models.model_folder import NEEDED, ModelFolder, as_model
-from fednnunet.models.open_ensemble import Choice, FolderSource
+from fednnunet.models.open_ensemble import Choice
 from fednnunet.models.open_model import open_folder
 from fednnunet.models.trained_model import TrainedModel
 from fednnunet.reporting.selected import SELECTED
 from fednnunet.run_files import SELECTION_MODELS_FILE
 from fednnunet.training.final_checkpoint import FINAL
 
+AGAIN = "fednnunet select"
 
-class _Model(BaseModel):
+
+class _Stage(BaseModel):
     folder: Path
     folds: list[str]
     personal: bool
+    digests: FoldDigests
+
+
+class _Model(_Stage):
+    first_stage: list[_Stage]
 
 
 class _Selection(BaseModel):
@@ -121,12 +129,18 @@ def _nodes(selections: Sequence[_Selection]) -> list[str]:
 
 def _read(one: _Selection, folder: Path, candidates: Sequence[str], folds: Sequence[str] | None) -> HospitalChoice:
     assert one.models, "on this disk"
-    models = [_folder(model, one.node, folder) for model in one.models]
-    if one.averaged:
-        choice = Choice(FolderSource(folder, models), models, [], folds)
-    else:
-        joined = _JoinedFolds.of(folder, models)
-        choice = Choice(joined, joined.folders[:1], joined.folders, folds)
+    parts = [[model] for model in one.models] if one.averaged else [one.models]  # else folds of one model
+    joined: dict[ModelFolder, Mapping[str, ModelFolder]] = {}
+    models: list[ModelFolder] = []
+    stages: dict[ModelFolder, ModelFolder] = {}
+    for part in parts:
+        models.append(_join([_folder(model, one.node, folder) for model in part], joined))
+        if stage := [_folder(before, one.node, folder) for model in part for before in model.first_stage]:
+            stages[models[-1]] = _join(list(dict.fromkeys(stage)), joined)
+    digests: dict[Path, FoldDigests] = {}
+    for model in _with_stages(one.models):
+        digests.setdefault(_path(model, folder), {}).update(model.digests)
+    choice = Choice(_Chosen(folder, models, joined, digests), models, [], folds, stages=stages)
     selected = one.dsc.get(SELECTED)
     limit = f"The federation's default, as its centre could not choose: {one.reason}."
     if not one.reason:
@@ -140,7 +154,7 @@ def _read(one: _Selection, folder: Path, candidates: Sequence[str], folds: Seque
         node=one.node,
         candidate=one.chosen,
         choice=choice,
-        of_one_run=len(models) == 1,
+        of_one_run=len(one.models) == 1,
         is_personal=one.models[0].personal,
         dsc=one.dsc.get(one.chosen),
         num_cases=one.num_cases,
@@ -148,45 +162,67 @@ def _read(one: _Selection, folder: Path, candidates: Sequence[str], folds: Seque
     )
 
 
-def _folder(model: _Model, node: str, where: Path) -> ModelFolder:
+def _with_stages(models: Sequence[_Model]) -> Iterator[_Stage]:
+    for model in models:
+        yield model
+        yield from model.first_stage
+
+
+def _path(model: _Stage, where: Path) -> Path:
+    return (where / model.folder).resolve()
+
+
+def _folder(model: _Stage, node: str, where: Path) -> ModelFolder:
     """The folder of a chosen model, with the folds that were chosen."""
-    path = (where / model.folder).resolve()
+    path = _path(model, where)
     lacking = [name for name in NEEDED if not (path / name).is_file()]
     lacking += [f"fold_{fold}" for fold in model.folds if not (path / f"fold_{fold}" / FINAL).is_file()]
     found = as_model(path, node, [f"fold_{fold}" for fold in model.folds])
     if lacking or found is None:
         what = join_all(lacking) if lacking else "a finished fold"
-        raise DataError(f"{path}, which {node} chose, has no {what}; bring it back, or choose again: fednnunet select")
+        raise DataError(f"{path}, which {node} chose, has no {what}; bring it back, or choose again: {AGAIN}")
     return found
 
 
+def _join(runs: Sequence[ModelFolder], joined: dict[ModelFolder, Mapping[str, ModelFolder]]) -> ModelFolder:
+    """One model, of the folds of one run or of several; ``joined`` is told which fold is of which run."""
+    of_fold = {fold: run for run in runs for fold in run.folds}
+    model = replace(runs[0], folds=tuple(sorted(of_fold, key=lambda fold: (len(fold), fold))))
+    joined[model] = of_fold
+    return model
+
+
 @dataclass(frozen=True)
-class _JoinedFolds:
-    """The folds of one model, of one run or of several; a source of models."""
+class _Chosen:
+    """Models that were chosen, as a source: each of the folds of one run or of several.
+
+    Attributes:
+        path: folder of the choice.
+        folders: the models.
+        of_fold: model to fold to the folder of its run.
+        digests: folder to what its folds were when they were chosen.
+    """
 
     path: Path
     folders: Sequence[ModelFolder]
-    of_fold: Mapping[str, ModelFolder]
-
-    @classmethod
-    def of(cls, path: Path, runs: Sequence[ModelFolder]) -> _JoinedFolds:
-        of_fold = {fold: run for run in runs for fold in run.folds}
-        folds = tuple(sorted(of_fold, key=lambda fold: (len(fold), fold)))
-        return cls(path, [replace(runs[0], folds=folds)], of_fold)
+    of_fold: Mapping[ModelFolder, Mapping[str, ModelFolder]]
+    digests: Mapping[Path, FoldDigests]
 
     def read(self, path: Path) -> bytes | None:
         return None  # what was chosen is decided
 
     def open(self, folder: ModelFolder, folds: tuple[str, ...]) -> TrainedModel:
-        runs = list(dict.fromkeys(self.of_fold[fold] for fold in folds))
-        models = {run: open_folder(run, tuple(fold for fold in folds if self.of_fold[fold] == run)) for run in runs}
-        first = models[runs[0]]
-        for run in runs[1:]:
-            other = models[run]
+        of_fold = self.of_fold[folder]
+        of_run = {run: tuple(fold for fold in folds if of_fold[fold] == run) for run in map(of_fold.__getitem__, folds)}
+        for run, chosen in of_run.items():
+            check_folds(run.path, chosen, self.digests[run.path], again=AGAIN)
+        models = {run: open_folder(run, chosen) for run, chosen in of_run.items()}
+        first, *others = models.values()
+        for other in others:
             for what in ("plans", "dataset_json", "mirror_axes", "postprocessing"):
                 if getattr(other, what) != getattr(first, what):
                     raise DataError(
-                        f"{run.where} and {first.where} are folds of one model, and their {what} differ; choose folds "
-                        "of one run with --fold"
+                        f"{other.where} and {first.where} are folds of one model, and their {what} differ; choose "
+                        "folds of one run with --fold"
                     )
-        return replace(first, folds=folds, read_weights=lambda fold: models[self.of_fold[fold]].weights(fold))
+        return replace(first, folds=folds, read_weights=lambda fold: models[of_fold[fold]].weights(fold))

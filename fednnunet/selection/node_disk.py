@@ -12,12 +12,12 @@ import pandas as pd
 
 from fednnunet.errors import DataError
 from fednnunet.exchange.messages import Kind
+from fednnunet.models.fold_digests import SUMMARY
 from fednnunet.models.model_folder import RESULTS, ModelFolder
 from fednnunet.run_files import FINE_TUNED, PERSONAL_RESULTS, SHARED
 from fednnunet.selection.sources import HERE, Sources, model_folder, scores_of
 
 T = TypeVar("T")
-SUMMARY = Path("validation") / "summary.json"
 REQUESTS = "requests.json"
 """In a node's folder: the requests that it had before training."""
 

@@ -15,6 +15,9 @@ import pandas as pd
 from fednnunet.evaluation.choice import Selection
 from fednnunet.files import write_atomically
 from fednnunet.listing import MOST_NODES
+from fednnunet.models.first_stage import find_first_stage
+from fednnunet.models.fold_digests import digest_folds
+from fednnunet.models.model_folder import ModelFolder
 from fednnunet.reporting.figures import save_figure
 from fednnunet.reporting.gains import LOSES, draw_gains, gain_of, judge, show_choices
 from fednnunet.reporting.run_folder import write_csv
@@ -29,10 +32,16 @@ FIGURE = "selection"
 
 
 def write_selection(folder: Path, chosen: Chosen) -> None:
-    """Write ``selection.csv``, ``.json`` and ``.md``, and where somebody trained alone the figure ``selection``."""
+    """Write ``selection.csv``, ``.json`` and ``.md``, and where somebody trained alone the figure ``selection``.
+
+    Raises:
+        DataError: a chosen model cannot be read; nothing is written then.
+    """
+    content = json.dumps(selection_json(chosen, folder), indent=1) + "\n"
+    (folder / SELECTION_MODELS_FILE).unlink(missing_ok=True)  # of an earlier choice, which the other files are not of
     write_csv(selection_rows(chosen), folder / SELECTION_FILE)
     write_atomically(folder / SELECTION_TABLE_FILE, as_markdown(chosen, folder))
-    write_atomically(folder / SELECTION_MODELS_FILE, json.dumps(selection_json(chosen, folder), indent=1) + "\n")
+    write_atomically(folder / SELECTION_MODELS_FILE, content)
     if chosen.gains is not None and chosen.gains.differences:
         title = f"points of DSC over {chosen.gains.alone}, 95 % interval"
         figure = draw_gains(chosen.gains, title, len(chosen.gains.nodes) > MOST_NODES)
@@ -96,14 +105,24 @@ def _models(chosen: Chosen, one: Selection, node: str, seed: int, folder: Path) 
     found = chosen.sources.models.get((one.final.candidate, seed, node))
     if not found:
         return None
+    of_node = {key: models for key, models in chosen.sources.models.items() if key[1:] == (seed, node)}
+    single = [models for (name, *_), models in of_node.items() if not is_average(name)]
     return [
         {
-            "folder": os.path.relpath(models.path, folder),
-            "folds": list(models.folds),
-            "personal": models.is_personal,
+            **_model(models, folder),
+            "first_stage": [_model(stage, folder) for stage in find_first_stage(models, single)],
         }
         for models in found
     ]
+
+
+def _model(models: ModelFolder, folder: Path) -> dict[str, Any]:
+    return {
+        "folder": os.path.relpath(models.path, folder),
+        "folds": list(models.folds),
+        "personal": models.is_personal,
+        "digests": digest_folds(models.path, models.folds),
+    }
 
 
 def export_commands(chosen: Chosen, folder: Path) -> list[str]:

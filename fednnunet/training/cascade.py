@@ -21,8 +21,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from fednnunet.errors import ConfigError
-
-PREDICTED = "predicted_next_stage"
+from fednnunet.run_files import PREDICTED
 
 
 def save_for_next_stages(

@@ -39,6 +39,7 @@ def tell(node: str, labels: Mapping[str, int], dice: Mapping[str, Mapping[str, S
         folds=[0],
         labels=dict(labels),
         models=models,
+        digests=[{"0": 64 * "0"}] * len(models),
         ensembles=False,
         postprocessing=False,
         candidates=candidates,

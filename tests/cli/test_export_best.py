@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from fednnunet.models.fold_digests import digest_folds
+from fednnunet.models.model_folder import find_folders
 from fednnunet.models.open_archive import read_card
 from fednnunet.models.open_ensemble import open_ensemble
 from tests.inference.test_cascade import cascade
@@ -57,6 +59,7 @@ def decide(folder: Path, configurations: Sequence[str], labels: Sequence[int] = 
         "candidates": [{}, {}, {}],
         "best": {"models": models, "dice": 0.75, "dice_after_postprocessing": 0.8},
         "postprocessing": {"largest_component": [{"labels": list(labels)}]},
+        "digests": {},
         **more,
     }
     (folder / "best_configuration.json").write_text(json.dumps(content))
@@ -145,9 +148,7 @@ def test_a_cascade_goes_with_its_first_stage(
         name = f"nnUNetTrainer__nnUNetPlans__{stage}"
         shutil.copytree(cascade / name, target / name)
     assert export(runs[0], "--best", best, "-o", tmp_path / "x.zip") == 2
-    assert (
-        "3d_cascade_fullres refines what 3d_lowres segments; name the run of 3d_lowres, too" in capsys.readouterr().err
-    )
+    assert "3d_cascade_fullres refines what 3d_lowres segments; name its run, too" in capsys.readouterr().err
     assert export(*runs, "--best", best, "-o", tmp_path / "x.zip") == 0
     assert export(*runs, "-o", tmp_path / "y.zip") == 0  # nothing else was compared
     for name in ("x.zip", "y.zip"):
@@ -156,6 +157,49 @@ def test_a_cascade_goes_with_its_first_stage(
     capsys.readouterr()
     assert export(runs[0], "-o", tmp_path / "z.zip") == 0
     assert "takes segmentations of 3d_lowres, which is not in the file; hand that over, too" in capsys.readouterr().out
+    write_predicted(runs[0], b"1")
+    write_predicted(runs[1], b"2")
+    assert export(*runs, "-o", tmp_path / "a.zip") == 2
+    assert "which was trained on other segmentations than its; give the 3d_lowres that" in capsys.readouterr().err
+    write_predicted(runs[1], b"1")
+    assert export(*runs, "-o", tmp_path / "a.zip") == 0
+
+
+def write_predicted(run: Path, content: bytes) -> None:
+    """A segmentation by 3d_lowres, as its own run and the cascade's hold it."""
+    (dataset,) = run.glob("nodes/Oslo/nnUNet_results/*")
+    path = dataset / "nnUNetTrainer__nnUNetPlans__3d_lowres" / "predicted_next_stage" / "3d_cascade_fullres" / "a.b2nd"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def test_models_that_have_changed_since_the_decision_are_refused(
+    runs: list[Path], export: CommandLine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digests = {
+        node: {
+            folder.path.name: digest_folds(folder.path, ["0"])
+            for run in runs
+            for folder in find_folders(run)
+            if folder.node == node
+        }
+        for node in NODES
+    }
+    best = decide(tmp_path / "best", ["3d_fullres"], digests=digests)
+    assert export(*runs, "--best", best, "-o", tmp_path / "x.zip") == 0
+    (summary,) = runs[1].glob("nodes/Porto/nnUNet_results/*/*/fold_0/validation/summary.json")
+    summary.write_text('{"metric_per_case": []}')
+    before = (tmp_path / "x.zip").read_bytes()
+    own = runs[1] / "nodes" / "Porto"
+    for arguments in (runs, [*runs, "--node", "Porto"], [own], [own, "--node", "Porto"]):
+        assert export(*arguments, "--best", best, "-o", tmp_path / "x.zip") == 2
+        error = capsys.readouterr().err
+        assert "checkpoint or held-out scores of fold 0 have changed since it was decided on" in error
+        assert error.count("\n") == 1
+    assert (tmp_path / "x.zip").read_bytes() == before
+    assert export(*runs, "--best", best, "--node", "Oslo", "-o", tmp_path / "x.zip") == 0
+    assert export(own, "--best", best, "--node", "Riga", "-o", tmp_path / "y.zip") == 0
+    assert "note: Riga told no sums for " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,21 @@ from typing import Any
 import pytest
 import torch
 
+from fednnunet.models.first_stage import find_first_stage
+from fednnunet.models.fold_digests import digest_folds
 from fednnunet.models.model_card import ModelCard
 from fednnunet.models.open_archive import read_card
 from fednnunet.models.open_ensemble import open_ensemble
 from fednnunet.models.open_model import open_model
 from fednnunet.selection import hand_over
+from fednnunet.selection.sources import model_folder
+from fednnunet.training.final_checkpoint import FINAL
+from tests.inference.test_cascade import cascade
 from tests.support.command_line import CommandLine
 from tests.support.run_folders import MakeRun
 from tests.support.trained_models import TrainedFolders
+
+__all__ = ["cascade"]  # fixture
 
 NODES = {"Oslo": 12, "Porto": 36}
 
@@ -46,7 +54,8 @@ def runs(trained_folders: TrainedFolders, write_run: MakeRun, tmp_path: Path) ->
 def model_of(run: Path, node: str, folds: tuple[str, ...] = ("0", "1"), personal: bool = False) -> dict[str, Any]:
     base = run / "nodes" / node / ("personal" if personal else "")
     folder = base / "nnUNet_results" / "Dataset101_Boxes" / "nnUNetTrainer__nnUNetPlans__2d"
-    return {"folder": folder, "folds": list(folds), "personal": personal}
+    digests = digest_folds(folder, folds)
+    return {"folder": folder, "folds": list(folds), "personal": personal, "digests": digests, "first_stage": []}
 
 
 def write_selection(folder: Path, node: str, chosen: str, *models: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -155,6 +164,71 @@ def test_folds_of_several_runs_are_one_model(
     (second["folder"] / "plans.json").write_text(json.dumps({**plans, "plans_name": "Other"}))
     assert export(folder, "-o", tmp_path / "other.zip") == 2
     assert "are folds of one model, and their plans differ" in capsys.readouterr().err
+
+
+def test_a_model_that_has_changed_since_it_was_chosen_is_refused(
+    runs: dict[str, Path], export: CommandLine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    local, asym = model_of(runs["local"], "Oslo"), model_of(runs["asym"], "Oslo")
+    folder = select(tmp_path, ("Oslo", "local + asym", local, asym))
+    summary = local["folder"] / "fold_1" / "validation" / "summary.json"
+    checkpoint = asym["folder"] / "fold_1" / "checkpoint_final.pth"
+    for changed, content in ((summary, b"{ }"), (checkpoint, (asym["folder"] / "fold_0" / FINAL).read_bytes())):
+        before = changed.read_bytes()
+        changed.write_bytes(content)
+        assert export(folder, "-o", tmp_path / "x.zip") == 2
+        error = capsys.readouterr().err
+        assert f"{changed.parents[1 + (changed == summary)]}: checkpoint or held-out scores of fold 1 have" in error
+        assert error.count("\n") == 1
+        assert export(folder, "-o", tmp_path / "y.zip", "--fold", "0") == 0
+        changed.write_bytes(before)
+    assert not (tmp_path / "x.zip").exists()
+    shutil.copytree(tmp_path, tmp_path.with_name("moved"))
+    assert export(tmp_path.with_name("moved") / "selection", "-o", tmp_path / "x.zip") == 0
+
+
+def test_a_cascade_goes_with_the_first_stage_that_it_was_trained_on(
+    cascade: Path, export: CommandLine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stages = {}
+    for name, run in (("3d_cascade_fullres", "ffe"), ("3d_lowres", "lowres"), ("3d_lowres", "other")):
+        target = tmp_path / run / "nodes" / "Oslo" / "nnUNet_results" / cascade.name
+        model = f"nnUNetTrainer__nnUNetPlans__{name}"
+        shutil.copytree(cascade / model, target / model)
+        predicted = target / "nnUNetTrainer__nnUNetPlans__3d_lowres" / "predicted_next_stage" / "3d_cascade_fullres"
+        predicted.mkdir(parents=True)
+        (predicted / "a.b2nd").write_text("theirs" if run == "other" else "ours")
+        found = model_folder(tmp_path / run / "nodes" / "Oslo", configuration=name)
+        assert found is not None
+        stages[run] = [found]
+    (chosen,) = stages["ffe"]
+    (before,) = find_first_stage(chosen, stages.values())
+    assert before == stages["lowres"][0]
+    assert find_first_stage(chosen, [stages["ffe"], stages["other"]]) == []
+    assert find_first_stage(chosen, [[replace(before, folds=("1",))]]) == [], "of another fold"
+    for folder in stages["lowres"][0].path.glob("predicted_next_stage/*"):
+        shutil.rmtree(folder)
+    assert find_first_stage(chosen, [stages["lowres"]]) == stages["lowres"], "nothing speaks against it"
+    written = [
+        {"folder": one.path, "folds": list(one.folds), "personal": False, "digests": digest_folds(one.path, one.folds)}
+        for one in (chosen, before)
+    ]
+    written[1]["folder"] = os.path.relpath(before.path, tmp_path / "selection")
+    folder = select(tmp_path, ("Oslo", "ffe", {**written[0], "first_stage": [written[1]]}))
+    assert export(folder, "-o", tmp_path / "x.zip") == 0
+    assert [one.configuration for one in open_ensemble(tmp_path / "x.zip").models] == [
+        "3d_cascade_fullres",
+        "3d_lowres",
+    ]
+    assert "note: 3d_cascade_fullres" not in capsys.readouterr().out
+    (before.path / "fold_0" / "validation" / "summary.json").write_text("[]")
+    assert export(folder, "-o", tmp_path / "y.zip") == 2
+    assert "checkpoint or held-out scores of fold 0 have changed" in capsys.readouterr().err
+    folder = select(tmp_path, ("Oslo", "ffe", {**written[0], "first_stage": []}))
+    assert export(folder, "-o", tmp_path / "y.zip") == 2
+    error = capsys.readouterr().err
+    assert "refines what 3d_lowres segments; name the run of it that Oslo's was trained on, too: fednnunet" in error
+    assert not (tmp_path / "y.zip").exists()
 
 
 def test_what_is_not_there_is_said_in_one_line(
