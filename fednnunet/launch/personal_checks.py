@@ -44,3 +44,8 @@ def check_personal(config: RunConfig, strategy: Strategy) -> None:
             f"{key}: a model of the node's own is trained on one device, and compute.num_devices="
             f"{config.compute.num_devices}; set compute.num_devices=1, or leave {key}={off}"
         )
+    if config.strategy.ditto_lambda == 0 and config.task.labels == "union":
+        log.warning(
+            "strategy.ditto_lambda=0: networks of the nodes' own train alone, and learn nothing of labels that their "
+            "node has not annotated; for task.labels=union set it above 0"
+        )

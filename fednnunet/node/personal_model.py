@@ -45,6 +45,7 @@ from fednnunet.training.checkpoint import (
     save_final,
     save_round,
 )
+from fednnunet.training.distillation import Distillation
 from fednnunet.training.epochs import skip_epochs
 from fednnunet.training.marginal_loss import distillation_of
 from fednnunet.training.module import NNUNetModule, check_takes_terms
@@ -84,14 +85,21 @@ class PersonalModel:
         """Where its checkpoints of the fold lie."""
         return Path(self.trainer.output_folder)
 
-    def train_epoch(self, epoch: int, averages: Mapping[str, np.ndarray]) -> None:
+    def train_epoch(
+        self, epoch: int, averages: Mapping[str, np.ndarray], taught_with: Distillation | None = None
+    ) -> None:
         """Train one epoch.
 
         Args:
             epoch: its number, from 0; earlier ones that it was not in are skipped.
             averages: layers that it is pulled towards; others are trained freely.
+            taught_with: what teaches the shared network the labels that the node has not annotated; a network that is
+                pulled towards nothing is not taught either, as a node that trains alone.
         """
         skip_epochs(self.trainer, epoch)
+        distillation = distillation_of(self.trainer.loss)
+        if distillation is not None and taught_with is not None and self._tie:
+            distillation.learn_from(taught_with)
         self._averages = averages
         with self._own_generators():
             if self._fit is None:

@@ -58,6 +58,7 @@ from fednnunet.training.checkpoint import (
 )
 from fednnunet.training.devices import reset_peak_memory
 from fednnunet.training.epochs import skip_epochs
+from fednnunet.training.marginal_loss import distillation_of
 from fednnunet.training.module import NNUNetModule
 from fednnunet.training.network_state import as_tensors, check_state, load_state, trained_arrays
 
@@ -301,7 +302,8 @@ class TrainingSession:
         assert current is not None
         current.epochs_left -= 1
         if self.stages.personal is not None:
-            self.stages.personal.train_epoch(trainer.current_epoch - 1, current.arrays)
+            epoch, taught_with = trainer.current_epoch - 1, distillation_of(trainer.loss)
+            self.stages.personal.train_epoch(epoch, current.arrays, taught_with)
         is_last = trainer.current_epoch >= trainer.num_epochs
         if current.epochs_left and not is_last:
             return True

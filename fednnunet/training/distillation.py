@@ -77,6 +77,10 @@ class Distillation(nn.Module):
         else:
             self.teacher.load_state_dict(unwrap(network).state_dict())
 
+    def learn_from(self, other: Distillation) -> None:
+        """Have the teacher of another network, and its weight, for as long as that keeps it."""
+        self.teacher, self._weight_now = other.teacher, other._weight_now
+
     def draw_anew(self, epoch: int) -> None:
         """Draw images by the epoch's number alone from here on, whatever was drawn before."""
         self._images, self._random = 0, np.random.default_rng(epoch)

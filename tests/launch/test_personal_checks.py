@@ -59,6 +59,15 @@ def test_one_sweep_can_be_of_strategies_with_nothing_to_fine_tune(name: str, cap
     assert server_settings(configured(*tuned)) == server_settings(configured(f"strategy={name}"))
 
 
+def test_dittos_network_that_nothing_teaches_its_missing_labels_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    check("strategy=ditto", "task.labels=union")
+    check("strategy=ditto", "strategy.ditto_lambda=0")
+    assert not caplog.messages
+    check("strategy=ditto", "strategy.ditto_lambda=0", "task.labels=union")
+    (warning,) = caplog.messages
+    assert "learn nothing of labels that their node has not annotated" in warning
+
+
 def test_ditto_shares_what_its_base_shares() -> None:
     for name, base in (("ditto", "ffe"), ("ditto_asym", "asym")):
         ours, theirs = (configured(f"strategy={one}").strategy for one in (name, base))

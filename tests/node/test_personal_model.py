@@ -48,16 +48,43 @@ def test_it_is_taught_at_full_weight_by_what_it_starts_from_and_by_the_same_imag
     model.keep_teacher()
     assert distillation.teacher is not None
     logits, every = same_logits(UNIFORM).repeat(4, 1, 1, 1), torch.ones(4, 1, 2, 2, dtype=torch.bool)
+    whole = distillation.distance(logits, distillation.teacher.output.repeat(4, 1, 1, 1), every, every).item()
     seen = []
     for epoch in (0, 0, 1):
         trainer.current_epoch = epoch
         model.start_epoch(module)
         for _ in range(6):
             with distillation.of_images(torch.arange(4.0)[:, None, None, None]):
-                distance = distillation(logits, every, every).item()
-                assert distance == pytest.approx(
-                    distillation.distance(logits[:1], distillation.teacher.output, every[:1], every[:1]).item()
-                )
+                assert distillation(logits, every, every).item() == pytest.approx(whole, abs=1e-4)
         seen.append(list(distillation.teacher.seen))
         distillation.teacher.seen.clear()
     assert seen[0] == seen[1] != seen[2]
+
+
+@pytest.mark.parametrize(("tie", "is_taught"), [(0.1, True), (0.0, False)])
+def test_dittos_network_is_taught_by_what_teaches_the_shared_one(
+    monkeypatch: pytest.MonkeyPatch, tie: float, is_taught: bool
+) -> None:
+    own, shared = (MarginalLoss(cross_entropy(), [1], 4, None, distillation=2.0) for _ in range(2))
+    assert own.distillation is not None
+    assert shared.distillation is not None
+    shared.distillation.keep_teacher(Recorded(), epoch=1, epochs=4)
+    trainer: Any = SimpleNamespace(loss=own, network=Recorded(), current_epoch=1, on_train_start=lambda: None)
+    settings: Any = SimpleNamespace(config=SimpleNamespace(compute=None), folder=None)
+    model, values = PersonalModel(trainer, settings, tie), []
+
+    class Fit(SimpleNamespace):
+        def __init__(self, *_: Any) -> None:
+            super().__init__(free_gradients=lambda: None)
+
+        def run(self) -> None:
+            logits, every = same_logits(UNIFORM), torch.ones(1, 1, 2, 2, dtype=torch.bool)
+            for one in (own.distillation, shared.distillation):
+                assert one is not None
+                with one.of_images(torch.zeros(1, 1, 1, 1)):
+                    values.append(one(logits, every, every).item() if one.teaches else None)
+
+    monkeypatch.setattr("fednnunet.node.personal_model.FoldFit", Fit)
+    model.train_epoch(1, {}, shared.distillation)
+    assert values[1] is not None
+    assert values[0] == (values[1] if is_taught else None)
