@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import socket
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -13,6 +15,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from fednnunet.deployment.server import connection_limits, log_limit
 from fednnunet.deployment.server.connection_limits import LimitedConnection, OpenConnections, host_of
 from fednnunet.deployment.server.log_limit import LINES, MAX_CAUSES, PERIOD_S, LogLimit
+from fednnunet.deployment.server.supervisor import listen
+from tests.support.deployed_federation import free_port
 
 pytestmark = pytest.mark.unit
 
@@ -26,6 +30,25 @@ def test_connections_are_counted_by_host_and_in_all(monkeypatch: pytest.MonkeyPa
     places.release("stranger")
     assert places.admit("stranger")
     assert [places.admit(f"host {number}") for number in range(4)] == [True, True, False, False], "five in all"
+
+
+def test_answers_do_not_wait_for_the_receipt_of_those_before() -> None:
+    """TCP_NODELAY: without it, each of a message's objects takes 40 ms more."""
+
+    async def is_set(listener: socket.socket) -> int:
+        loop = asyncio.get_running_loop()
+        listener.setblocking(False)
+        connection, _ = await loop.sock_accept(listener)
+        transport, _ = await loop.connect_accepted_socket(asyncio.Protocol, connection)
+        accepted = transport.get_extra_info("socket")
+        try:
+            return accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        finally:
+            transport.close()
+
+    port = free_port()
+    with listen(f"127.0.0.1:{port}") as listener, socket.create_connection(("127.0.0.1", port)):
+        assert asyncio.run(is_set(listener))
 
 
 @pytest.mark.parametrize(
