@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
+import json
 import os
+import signal
 import tempfile
 import zipfile
 import zlib
@@ -13,6 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+try:
+    import fcntl
+except ImportError:  # not POSIX
+    fcntl = None  # type: ignore[assignment]
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 """Error numbers for a full disk, or a quota that is used up."""
@@ -66,6 +74,28 @@ def archive_damage(path: Path) -> str | None:
             return archive.testzip()
     except (zipfile.BadZipFile, OSError, zlib.error) as error:
         return str(error)
+
+
+def archive_digest(path: Path) -> str | None:
+    """SHA-256 of names, sizes and checksums of what is in an archive, by which it is known; None for no archive."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            content = [(one.filename, one.file_size, one.CRC) for one in archive.infolist()]
+    except (zipfile.BadZipFile, OSError):
+        return None
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def is_in_use(path: Path) -> bool:
+    """Whether a file has another name, or another process has it open; also where the system does not tell."""
+    try:
+        with path.open("r+b") as file:
+            fcntl.fcntl(file, fcntl.F_SETSIG, signal.SIGURG)  # to be told of who opens it now; ignored
+            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)  # given to the only one that has it open
+            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+            return os.fstat(file.fileno()).st_nlink > 1
+    except (AttributeError, OSError):
+        return True
 
 
 @contextlib.contextmanager

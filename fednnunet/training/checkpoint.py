@@ -4,7 +4,8 @@ After every round, before its state leaves the node, ``checkpoint_round_<n>.pth`
 Where that is rounded, ``checkpoint_round_<n>.npz`` holds the rounding errors of the rounds before; where it is sent as
 steps, these as they are sent, and what is left over after them.
 The last three are kept: a crash can find some nodes one round ahead of others, and a disk can damage a checkpoint; all
-nodes then still have a round in common that can be repeated.
+nodes then still have a round in common that can be repeated. The one that falls out is overwritten by the next, which
+then needs no memory and no place of its own; while that is written, two are whole.
 ``checkpoint_latest.pth`` is the newest of them under nnU-Net's name; so is ``checkpoint_best.pth`` where a round's last
 epoch is the best.
 """
@@ -31,7 +32,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from fednnunet.errors import ConfigError, ProtocolError
 from fednnunet.exchange.messages import Fold
-from fednnunet.files import archive_damage, write_arrays, write_atomically
+from fednnunet.files import archive_damage, archive_digest, is_in_use, write_arrays, write_atomically
 from fednnunet.training.checkpoint_types import NUMBERS
 from fednnunet.training.final_checkpoint import FINAL
 from fednnunet.training.trainer import plot_progress
@@ -68,10 +69,11 @@ def save_round(
     folder = Path(trainer.output_folder)
     checkpoint = folder / f"checkpoint_round_{reply['server_round']}.pth"
     left = _take_back(trainer)
-    partial = checkpoint.with_suffix(".partial")
+    partial = folder / "checkpoint_round.partial"
+    _remove_rounds(folder, reply["server_round"], partial)
     trainer.current_epoch -= 1  # nnU-Net saves before it counts the epoch
     try:
-        trainer.save_checkpoint(str(partial))
+        _save(trainer, partial)
         os.replace(partial, checkpoint)
     finally:
         trainer.current_epoch += 1
@@ -87,16 +89,38 @@ def save_round(
         "epochs": trainer.current_epoch,
         "data": _data_of(trainer),
         "random": random_state(),
+        "archive": archive_digest(checkpoint),
     }
     if beside is not None:
         note["beside"] = os.path.relpath(beside, folder)
     write_atomically(checkpoint.with_suffix(".json"), json.dumps({"note": note, "sha256": _digest(note)}))
-    rounds = sorted(finished_rounds(folder))
-    until = rounds.index(reply["server_round"]) + 1  # later ones are of a training that was gone back from
-    for old in [*rounds[until:], *rounds[: max(0, until - KEPT_ROUNDS)]]:
-        for suffix in (".json", ".npz", ".pth"):
-            (folder / f"checkpoint_round_{old}{suffix}").unlink(missing_ok=True)
     return checkpoint
+
+
+def _remove_rounds(folder: Path, new: int, partial: Path) -> None:
+    """Remove what is not kept beside round ``new``; one of its checkpoints becomes ``partial``, to be overwritten."""
+    rounds = sorted(finished_rounds(folder))
+    before = [number for number in rounds if number < new]
+    gone_back_from = [number for number in rounds if number > new]
+    for old in [*gone_back_from, *before[: 1 - KEPT_ROUNDS]]:
+        checkpoint = folder / f"checkpoint_round_{old}.pth"
+        checkpoint.with_suffix(".json").unlink()  # first: without it there is no such round
+        _residuals_of(checkpoint).unlink(missing_ok=True)
+        os.replace(checkpoint, partial)
+        if is_in_use(partial):
+            partial.unlink()
+
+
+def _save(trainer: nnUNetTrainer, path: Path) -> None:
+    """Write the trainer's checkpoint, over the file that is there."""
+    is_nnunets = getattr(type(trainer), "save_checkpoint", None) is nnUNetTrainer.save_checkpoint
+    if not is_nnunets or trainer.disable_checkpointing:
+        path.unlink(missing_ok=True)
+        trainer.save_checkpoint(str(path))
+        return
+    with path.open("r+b" if path.exists() else "wb") as file:  # of a path, torch would write a new file
+        trainer.save_checkpoint(file)
+        file.truncate()
 
 
 def leave_to_round(trainer: nnUNetTrainer) -> None:
@@ -155,6 +179,8 @@ def _is_intact(checkpoint: Path) -> bool:
     note = read_note(checkpoint)
     if note is None:
         damaged[checkpoint.with_suffix(".json")] = "its checksum is another"
+    elif not damaged and note.get("archive") not in (None, archive_digest(checkpoint)):
+        damaged[checkpoint] = "it is of another round"
     elif "beside" in note and not _is_intact(beside := checkpoint.parent / note["beside"]):
         damaged[checkpoint] = f"it belongs to {beside}"
     for path, damage in damaged.items():

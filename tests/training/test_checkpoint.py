@@ -73,6 +73,12 @@ def test_damage_of_any_file_is_noticed(trainer: Any, tmp_path: Path, suffix: str
             load_round(trainer, 2)
 
 
+def test_content_of_another_round_is_noticed(trainer: Any, tmp_path: Path) -> None:
+    train(trainer, 1, 2, 3)
+    (tmp_path / "checkpoint_round_3.pth").write_bytes((tmp_path / "checkpoint_round_1.pth").read_bytes())
+    assert intact_rounds(tmp_path) == [1, 2], "a power failure can leave what was overwritten, and it is sound"
+
+
 @pytest.mark.parametrize("damage", ["a bit flipped", "missing"])
 def test_a_round_is_as_sound_as_the_checkpoint_of_the_network_beside_it(
     trainer: Any, tmp_path: Path, damage: str
@@ -91,6 +97,81 @@ def test_a_round_is_as_sound_as_the_checkpoint_of_the_network_beside_it(
     else:
         beside.write_bytes(content)
     assert intact_rounds(tmp_path) == [1]
+
+
+@pytest.fixture
+def nnunets(tmp_path: Path) -> Any:
+    """nnU-Net's own trainer."""
+    return at_the_end_of_an_epoch(tmp_path / "nnunets")
+
+
+def train_nnunets(trainer: Any, *rounds: int) -> Path:
+    """The folder, after these rounds; the weights are the number of the round."""
+    for server_round in rounds:
+        trainer.current_epoch = server_round
+        nn.init.constant_(trainer.network.weight, server_round)
+        save_round(trainer, {"server_round": server_round}, {})
+    return Path(trainer.output_folder)
+
+
+def inode(folder: Path, server_round: int) -> int:
+    return (folder / f"checkpoint_round_{server_round}.pth").stat().st_ino
+
+
+def weight_in(file: Any) -> float:
+    return float(torch.load(file, weights_only=True)["network_weights"]["weight"][0, 0])
+
+
+def test_a_checkpoint_overwrites_the_one_that_falls_out(nnunets: Any) -> None:
+    folder = train_nnunets(nnunets, 1, 2, 3)
+    first = inode(folder, 1)
+    with (folder / "checkpoint_round_1.pth").open("ab") as file:
+        file.write(b"longer" * 1000)
+    train_nnunets(nnunets, 4)
+    assert inode(folder, 4) == first
+    assert intact_rounds(folder) == [2, 3, 4]
+    assert weight_in(folder / "checkpoint_round_4.pth") == 4
+    assert inode(folder, 4) == (folder / "checkpoint_latest.pth").stat().st_ino
+
+
+@pytest.mark.parametrize("use", ["another name", "a reader"])
+def test_a_checkpoint_in_use_is_not_overwritten(nnunets: Any, use: str) -> None:
+    folder = train_nnunets(nnunets, 1, 2, 3)
+    checkpoint = folder / "checkpoint_round_1.pth"
+    with checkpoint.open("rb") as reader:
+        if use == "another name":
+            (folder / "checkpoint_best.pth").hardlink_to(checkpoint)
+            reader.close()
+        train_nnunets(nnunets, 4)
+        assert weight_in(folder / "checkpoint_best.pth" if reader.closed else reader) == 1
+    assert intact_rounds(folder) == [2, 3, 4]
+
+
+@pytest.mark.parametrize("written", [0, 100, 10_000])
+def test_two_rounds_are_whole_while_the_next_is_written(nnunets: Any, monkeypatch: Any, written: int) -> None:
+    folder = train_nnunets(nnunets, 1, 2, 3)
+    whole: list[list[int]] = []
+    save = torch.save
+
+    def save_in_part(checkpoint: Any, file: Any) -> None:
+        file.write(b"\0" * written)
+        file.flush()
+        whole.append(intact_rounds(folder))  # what a worker finds that is started after this one was killed
+        file.seek(0)
+        save(checkpoint, file)
+
+    monkeypatch.setattr(torch, "save", save_in_part)
+    train_nnunets(nnunets, 4)
+    assert whole == [[2, 3]]
+    assert intact_rounds(folder) == [2, 3, 4]
+
+
+def test_what_a_killed_worker_left_is_overwritten(nnunets: Any) -> None:
+    folder = train_nnunets(nnunets, 1, 2)
+    (folder / "checkpoint_round.partial").write_bytes(b"half of one" * 10_000)
+    train_nnunets(nnunets, 3)
+    assert intact_rounds(folder) == [1, 2, 3]
+    assert not list(folder.glob("*.partial"))
 
 
 class SavesItself(nnUNetTrainer):
