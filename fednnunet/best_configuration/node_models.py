@@ -18,6 +18,7 @@ from fednnunet.errors import DataError
 from fednnunet.listing import join_first
 from fednnunet.models.json_file import read_json
 from fednnunet.models.model_folder import ModelFolder, find_folders
+from fednnunet.models.open_model import check_readable
 from fednnunet.preprocessing import REFERENCES
 
 UNNAMED = "this node"
@@ -85,6 +86,8 @@ def _read_model(run: Path, node: str, folder: ModelFolder, personal: bool) -> Tr
         model = Model(trainer=folder.trainer, plans=folder.plans, configuration=folder.configuration)
     except ValidationError:
         raise DataError(f"node {node}: {folder.path} is not named TRAINER__PLANS__CONFIGURATION") from None
+    dataset_json, plans = read_description(folder.path, node), read_json(folder.path / "plans.json", node)
+    check_readable(plans, dataset_json, folder)
     path = folder.path.resolve()
     of_node = replace(folder, path=path).node_folder  # that has nnUNet_preprocessed
     return TrainedFolds(
@@ -93,8 +96,8 @@ def _read_model(run: Path, node: str, folder: ModelFolder, personal: bool) -> Tr
         node,
         folder.path,
         path.parent.name,
-        read_description(folder.path, node),
-        read_json(folder.path / "plans.json", node),
+        dataset_json,
+        plans,
         of_node / "nnUNet_preprocessed" / path.parent.name / REFERENCES,
         tuple(sorted(int(fold) for fold in folder.folds if fold.isdecimal())),
         personal,

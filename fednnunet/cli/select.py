@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from fednnunet.errors import ConfigError
 from fednnunet.listing import MOST_NODES
 
 
@@ -65,7 +66,10 @@ def select(
 
         sources = with_averages(sources, ensemble, lambda what: console.print(f"averaging: {what}", highlight=False))
     chosen = choose_models(sources, default, standard_errors)
-    write_selection(out, chosen)
+    try:
+        write_selection(out, chosen)
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written: {error.strerror or error}") from None
     many = len(chosen.selections.of_node) > MOST_NODES
     titles, rows = table_rows(chosen, losing(chosen) if many else None)
     if rows:

@@ -18,6 +18,7 @@ from fednnunet.datasets.file_integrity import check_written
 from fednnunet.errors import ConfigError, one_line
 from fednnunet.files import write_atomically
 from fednnunet.lock import LOCK_FILE, locked
+from fednnunet.models.fold_digests import SUMMARY
 
 RECORD = "predict.json"
 """What the segmentations of a folder were made with."""
@@ -158,7 +159,8 @@ class OutputFolder:
         except (OSError, ValueError):
             found = None
         if not isinstance(found, dict):
-            if other := next((name for name in beside if (self.path / name).exists()), None):
+            # nnU-Net's summary.json lies beside the segmentations of a fold's held-out cases.
+            if other := next((name for name in (*beside, SUMMARY.name) if (self.path / name).exists()), None):
                 raise ConfigError(
                     f"{self.path} holds a {other} and no {RECORD}: it is a model's folder, or a dataset's, or of other "
                     "segmentations; give another folder"

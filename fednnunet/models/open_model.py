@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fednnunet.errors import DataError
+from fednnunet.datasets.description import FILE_ENDING
+from fednnunet.errors import DataError, one_line
 from fednnunet.models.checkpoint_file import mirror_axes_of, read_checkpoint, weights_of
 from fednnunet.models.json_file import read_json
-from fednnunet.models.model_folder import ModelFolder, choose_folder, choose_folds, find_folders
+from fednnunet.models.model_folder import NEEDED, ModelFolder, choose_folder, choose_folds, find_folders
 from fednnunet.models.open_archive import open_archive
 from fednnunet.models.postprocessing import POSTPROCESSING_FILE, Postprocessing
 from fednnunet.models.trained_model import TrainedModel, described
@@ -58,9 +59,10 @@ def open_folder(folder: ModelFolder, folds: tuple[str, ...]) -> TrainedModel:
     """Open these folds of a model's folder.
 
     Raises:
-        DataError: a file cannot be read.
+        DataError: a file cannot be read, or nnU-Net cannot take it.
     """
-    plans, dataset_json = (read_json(folder.path / name) for name in ("plans.json", "dataset.json"))
+    plans, dataset_json = (read_json(folder.path / name) for name in NEEDED)
+    check_readable(plans, dataset_json, folder)
 
     def read(fold: str, mapped: bool = False) -> dict[str, Any]:
         path = folder.path / f"fold_{fold}" / FINAL
@@ -80,6 +82,34 @@ def open_folder(folder: ModelFolder, folds: tuple[str, ...]) -> TrainedModel:
         where=folder.where,
         read_weights=read_weights,
     )
+
+
+def check_readable(plans: dict[str, Any], dataset_json: dict[str, Any], folder: ModelFolder) -> None:
+    """Check that nnU-Net finds in its files what it segments by.
+
+    Args:
+        plans: content of ``plans.json``.
+        dataset_json: content of ``dataset.json``.
+        folder: the model's.
+
+    Raises:
+        DataError: it does not; in one line.
+    """
+    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    try:
+        manager = PlansManager(plans)
+        _ = manager.image_reader_writer_class
+        determine_num_input_channels(manager, manager.get_configuration(folder.configuration), dataset_json)
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, AssertionError, RecursionError) as error:
+        raise DataError(
+            f"{folder.path}: nnU-Net cannot segment by its plans.json and dataset.json, which are not as it wrote "
+            f"them: {type(error).__name__}: {one_line(str(error))[:200]}"
+        ) from None
+    ending = dataset_json.get("file_ending")
+    if not isinstance(ending, str) or not FILE_ENDING.fullmatch(ending):
+        raise DataError(f"{folder.path / 'dataset.json'}: file_ending must be text such as .nii.gz")
 
 
 def _read_postprocessing(folder: Path, dataset_json: Mapping[str, Any]) -> Postprocessing | None:

@@ -43,6 +43,7 @@ class _Selection(BaseModel):
     reason: str
     num_cases: Annotated[int, Field(ge=0)]
     averaged: bool
+    without_fold: dict[str, str]
     dsc: dict[str, float | None]
     models: list[_Model] | None
 
@@ -120,7 +121,12 @@ def read_choices(source: Path, node: str | None, seed: int | None, folds: Sequen
     if not here:
         raise DataError(f"{path}: {away}" if elsewhere else f"{path} has no choice with the seed {seed}")
     choices = [_read(one, path.parent, written.candidates, folds) for one in here]
-    return ReadChoices(choices, [away] if elsewhere else [])
+    notes = [away] * bool(elsewhere)
+    for one in here if folds is None else []:
+        lost = sorted(one.without_fold.keys() - {fold for model in one.models or [] for fold in model.folds})
+        if lost:
+            notes.append(f"{one.node} chose {one.chosen} by fold {', '.join(lost)}, too, of which there was no model")
+    return ReadChoices(choices, notes)
 
 
 def _nodes(selections: Sequence[_Selection]) -> list[str]:

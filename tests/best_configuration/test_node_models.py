@@ -50,6 +50,10 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
         "dataset.json has no field channel_names",
     ),
     "plans are no JSON": (lambda run: (run / MODEL / "plans.json").write_text("{"), "plans.json is not JSON"),
+    "plans of nothing": (
+        lambda run: (run / MODEL / "plans.json").write_text("{}"),
+        "nnU-Net cannot segment by its plans.json and dataset.json, which are not as it wrote them: KeyError",
+    ),
     "unfinished fold": (
         lambda run: (run / MODEL / "fold_1" / "checkpoint_final.pth").unlink(),
         "2d of node Porto in .* has finished folds 0, 1, 3d_fullres of node Porto in .* 0; finish them",

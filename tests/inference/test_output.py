@@ -63,7 +63,7 @@ def test_what_is_refused_is_left_as_it_is(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-@pytest.mark.parametrize("name", ["dataset.json", "plans.json"])
+@pytest.mark.parametrize("name", ["dataset.json", "plans.json", "summary.json"])
 def test_a_folder_of_a_model_or_dataset_is_not_written_into(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("{}")
     with pytest.raises(ConfigError, match=rf"holds a {name} and no predict.json: it is a model's folder"):

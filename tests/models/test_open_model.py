@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -110,6 +111,28 @@ def test_what_cannot_be_opened_is_said_in_one_line(trained_folders: TrainedFolde
         with pytest.raises(DataError, match=said) as error:
             open_model(source, **options)  # type: ignore[arg-type]
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("plans.json", {"configurations": {}}, "2d not found in plans"),
+        ("plans.json", {"configurations": None}, "nnU-Net cannot segment by its plans.json"),
+        ("dataset.json", {"labels": {}}, "Background label not declared"),
+        ("dataset.json", {"labels": "tumour"}, "nnU-Net cannot segment by its plans.json and dataset.json"),
+        ("dataset.json", {"channel_names": None}, "nnU-Net cannot segment by its plans.json and dataset.json"),
+        ("dataset.json", {"file_ending": 5}, "file_ending must be text such as .nii.gz"),
+    ],
+)
+def test_files_that_nnunet_cannot_take_are_one_line(
+    trained_folders: TrainedFolders, tmp_path: Path, name: str, change: dict[str, object], said: str
+) -> None:
+    folder = tmp_path / trained_folders.model("2d").name
+    shutil.copytree(trained_folders.model("2d"), folder)
+    (folder / name).write_text(json.dumps({**json.loads((folder / name).read_text()), **change}))
+    with pytest.raises(DataError, match=said) as error:
+        open_model(folder)
+    assert "\n" not in str(error.value)
 
 
 def test_weights_of_another_network_are_refused(trained_folders: TrainedFolders, tmp_path: Path) -> None:

@@ -153,8 +153,9 @@ def test_folds_of_several_runs_are_one_model(
     runs: dict[str, Path], export: CommandLine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, second = (model_of(runs[name], "Oslo", (fold,)) for name, fold in (("local", "1"), ("asym", "0")))
-    folder = select(tmp_path, ("Oslo", "local", first, second))
+    folder = select(tmp_path, ("Oslo", "local", first, second), without_fold=dict.fromkeys("012", "local"))
     assert export(folder, "-o", tmp_path / "Oslo.zip") == 0
+    assert "note: Oslo chose local by fold 2, too, of which there was no model" in capsys.readouterr().out
     (model,) = open_ensemble(tmp_path / "Oslo.zip").models
     assert model.folds == ("0", "1")
     assert same(tmp_path / "Oslo.zip", (second["folder"], "0"), (first["folder"], "1"))

@@ -172,6 +172,14 @@ def test_runs_that_disagree_are_refused_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_cannot_be_written_is_one_line(
+    runs: list[Path], fednnunet: CommandLine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert fednnunet("select", *runs[:2], "--out", tmp_path / "file") == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / 'file'} cannot be written: Not a directory\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
