@@ -19,6 +19,7 @@ from fednnunet.deployment.node import message_transfer
 from fednnunet.deployment.node.connection import NodeConnection
 from fednnunet.deployment.node.message_transfer import receive_message, send_reply
 from fednnunet.deployment.server import superlink_grid
+from fednnunet.deployment.server.object_files import FOLDER
 from fednnunet.deployment.server.superlink_grid import SuperLinkGrid
 from fednnunet.exchange.flower_internals import act_as
 from fednnunet.exchange.packing import pack, unpack
@@ -117,6 +118,48 @@ def test_a_message_that_its_node_has_lost_is_resent(grid: SuperLinkGrid, connect
     assert message is not None
     reply_to(message, connection, grid)
     check_reply(grid.pull_messages([id_]), id_, connection)
+
+
+def fetch_head_and_die(connection: NodeConnection) -> None:
+    """What a node does that is killed before it has the rest of a message."""
+    assert connection.calls.client.PullMessages(PullMessagesRequest(node=connection.node)).messages_list
+
+
+def parts_at(federation: Federation) -> set[str]:
+    """Large parts of messages that the server has."""
+    return {path.name for path in (federation.state / FOLDER).iterdir()}
+
+
+def test_the_parts_of_a_message_go_with_a_node_that_dies_while_it_fetches_them(
+    federation: Federation, grid: SuperLinkGrid, connection: NodeConnection
+) -> None:
+    id_ = send(grid, connection)
+    fetch_head_and_die(connection)
+    assert parts_at(federation)
+    connection.leave()  # or it is silent for a while
+    (reply,) = grid.pull_messages([id_])
+    assert is_unreachable(reply)
+    assert not parts_at(federation)
+
+
+@pytest.mark.parametrize("is_abandoned", [False, True])
+def test_the_parts_of_a_lost_message_are_there_until_it_is_fetched_or_nobody_waits_for_its_reply(
+    federation: Federation, grid: SuperLinkGrid, connection: NodeConnection, is_abandoned: bool
+) -> None:
+    id_ = send(grid, connection)
+    parts = parts_at(federation)
+    fetch_head_and_die(connection)
+    if is_abandoned:
+        grid.abandon([id_])
+    while not (replies := grid.pull_messages([id_])) and (message := receive(connection)) is None:
+        assert parts_at(federation) == parts
+    assert not parts_at(federation)
+    if not is_abandoned:
+        assert message is not None
+        reply_to(message, connection, grid)
+        replies = grid.pull_messages([id_])
+        check_reply(replies, id_, connection)
+    assert is_unreachable(replies[0]) == is_abandoned
 
 
 def test_a_message_that_a_node_works_on_is_not_resent(grid: SuperLinkGrid, connection: NodeConnection) -> None:

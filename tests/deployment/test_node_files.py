@@ -26,6 +26,7 @@ from fednnunet.deployment.keys import make_keys, read_authorities, read_private_
 from fednnunet.deployment.node import connection as connection_module
 from fednnunet.deployment.node.connection import NodeConnection
 from fednnunet.deployment.node.data_check import check_data
+from fednnunet.deployment.node.fleet_calls import Refused
 from fednnunet.deployment.node.flower_internals import HeartbeatSender, fleet_client
 from fednnunet.deployment.node.preflight import before_start
 from fednnunet.deployment.node.preflight.before_start import check_before_start
@@ -297,6 +298,26 @@ def test_a_damaged_id_keeps_no_node_out(stored: bytes, node_file: NodeFile, monk
     with pytest.raises(Joined):
         connection.serve()
     assert (node_file.folder / "node_id").read_text() == "7"
+
+
+def test_a_node_whose_key_is_not_registered_yet_asks_again_soon_and_then_less_often(
+    node_file: NodeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses, told = list[float](), list[str]()
+
+    def activate(*_: object) -> ActivateNodeResponse:
+        if len(pauses) < 7:
+            raise Refused("412 unknown")
+        return ActivateNodeResponse(node_id=7)
+
+    monkeypatch.setattr(connection_module, "time", SimpleNamespace(sleep=pauses.append))
+    monkeypatch.setattr(connection_module, "explain_rejection", lambda *_: "it does not know the key")
+    monkeypatch.setattr(connection_module, "explain_other_version", lambda _: None)
+    connection = NodeConnection(node_file, {}, told.append)
+    monkeypatch.setattr(connection.calls, "call", activate)
+    connection._join()
+    assert pauses == [1, 2, 5, 10, 20, 20, 20]
+    assert len(told) == 2, "why, once, and that it has joined"
 
 
 @pytest.mark.parametrize(("answer_s", "least_s", "pause_s"), [(0.002, 0.1, 0.1), (0.2, 0.1, 2.0), (60.0, 1.0, 5.0)])

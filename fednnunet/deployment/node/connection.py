@@ -8,6 +8,7 @@ the ClientApp that is installed here. It stores nothing: the server sends a mess
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import signal
 import sys
@@ -111,6 +112,7 @@ class NodeConnection:
             public_key=self.calls.public_key, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL
         )
         last_problem = ""
+        pauses = itertools.chain(RETRY_SECONDS, itertools.repeat(RETRY_SECONDS[-1]))
         while True:
             try:
                 if self.node_file.insecure:
@@ -125,7 +127,7 @@ class NodeConnection:
                     last_problem = str(refused)
                     why = explain_rejection(last_problem, self.node_file)
                     self.notify(f"the server does not let this node in: {why}; the node keeps trying")
-                time.sleep(RETRY_SECONDS[-1])
+                time.sleep(next(pauses))  # short at first: a key may be registered in a moment
         if other_version := explain_other_version(self.node_file):
             self.notify(other_version)
         self.notify(f"connected to {self.node_file.server}")

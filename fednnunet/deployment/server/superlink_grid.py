@@ -13,7 +13,12 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.serverapp import ServerApp
 
 from fednnunet.deployment.memory import keep_freed_buffers
-from fednnunet.deployment.server.flower_internals import ObjectPullError
+from fednnunet.deployment.server.flower_internals import (
+    SUPERLINK_NODE_ID,
+    ConfirmMessageReceivedRequest,
+    Node,
+    ObjectPullError,
+)
 from fednnunet.deployment.server.object_files import ObjectFiles
 from fednnunet.deployment.server.pending_messages import PendingMessage, PollCounts, is_lost
 from fednnunet.deployment.server.reply_transfer import pull_replies
@@ -152,6 +157,8 @@ class SuperLinkGrid(NodeGrid):
             if reply.has_error() and reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE and self._is_connected(id_):
                 lost.append(id_)  # the node has the whole reply
             else:
+                if reply.has_error() and reply.error.code in FLOWERS_ERRORS:
+                    self._discard(flower_id)
                 replies.append(self._as_reply(reply, self._pending.pop(id_), id_))
         for id_ in lost:
             if id_ in self._pending:
@@ -193,12 +200,20 @@ class SuperLinkGrid(NodeGrid):
         sent = self._pending[id_]
         if sent.is_abandoned:
             del self._pending[id_]
+            self._discard(sent.flower_id)
             error = Error(ErrorCode.MESSAGE_UNAVAILABLE, "the node has lost the message")
             return [self._as_reply(Message(error, reply_to=sent.message), sent, id_)]
         log.warning("message %s is sent to %s again", id_, self._node(sent.node_id))
         self._pending[id_] = again = self._send(sent.message, Packer())
         self._count_polls([again])
+        self._discard(sent.flower_id)  # after it is sent again: what both consist of stays
         return []
+
+    def _discard(self, flower_id: str) -> None:
+        """Have the server delete what it has of a request that its node does not fetch any more."""
+        node, client = Node(node_id=SUPERLINK_NODE_ID), self._connection.client
+        request = ConfirmMessageReceivedRequest(node=node, run_id=self.run_id, message_object_id=flower_id)
+        self._connection.call(lambda: client.ConfirmMessageReceived(request))
 
     def _as_reply(self, reply: Message, sent: PendingMessage, id_: str) -> Message:
         """The reply, unpacked and addressed as one to the message that the server app gave.
