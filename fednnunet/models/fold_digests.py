@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +10,7 @@ from typing import Annotated
 from pydantic import Field
 
 from fednnunet.errors import DataError
+from fednnunet.files import archive_digest
 from fednnunet.training.final_checkpoint import FINAL
 
 SUMMARY = Path("validation") / "summary.json"
@@ -64,17 +63,14 @@ def check_folds(model: Path, folds: Sequence[str], *decided: Mapping[str, str], 
 
 
 def _digest(fold: Path) -> str:
-    digest = hashlib.sha256()
     checkpoint, scores = fold / FINAL, fold / SUMMARY
+    digest = hashlib.sha256()
     try:
-        if zipfile.is_zipfile(checkpoint):
-            with zipfile.ZipFile(checkpoint) as archive:
-                parts = [(entry.filename, entry.file_size, entry.CRC) for entry in archive.infolist()]
-            digest.update(json.dumps(parts).encode())
-        else:  # torch's older format
+        if (content := archive_digest(checkpoint)) is None:  # torch's older format
             with checkpoint.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(content.encode())
         digest.update(scores.read_bytes() if scores.is_file() else b"")
-    except (OSError, zipfile.BadZipFile) as error:
-        raise DataError(f"{fold} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except OSError as error:
+        raise DataError(f"{fold} cannot be read: {error.strerror}") from None
     return digest.hexdigest()
