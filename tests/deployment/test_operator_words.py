@@ -15,6 +15,7 @@ from flwr.app import Error, Message, RecordDict
 from fednnunet.deployment.http_errors import error_text
 from fednnunet.deployment.server import superlink_grid
 from fednnunet.deployment.server.admission import Admission, Sender
+from fednnunet.deployment.server.flower_internals import ConfirmMessageReceivedRequest
 from fednnunet.deployment.server.object_files import ObjectFiles
 from fednnunet.deployment.server.run_status import STATUS_FILE, RunStatus
 from fednnunet.deployment.server.superlink_grid import SuperLinkGrid
@@ -34,18 +35,22 @@ class Connection:
         node = SimpleNamespace(node_id=OSLO, name="Oslo", public_key=b"key")
         self.operator = SimpleNamespace(nodes=lambda: [node], polls=dict)
         self.grid = SimpleNamespace(get_node_ids=lambda: [OSLO])
-        self.client, self.run_id = None, 1
+        self.client, self.run_id = SimpleNamespace(ConfirmMessageReceived=self.discard), 1
         self.code, self.sent = ErrorCode.NODE_UNAVAILABLE, 0
+        self.discarded: list[str] = []
+
+    def discard(self, request: ConfirmMessageReceivedRequest) -> None:
+        self.discarded.append(request.message_object_id)
 
     def call(self, function: Any) -> Any:
         return function()
 
-    def push_request(self, client: None, files: ObjectFiles, run_id: int, message: Message) -> str:
+    def push_request(self, client: object, files: ObjectFiles, run_id: int, message: Message) -> str:
         self.sent += 1
         return str(self.sent)
 
     def pull_replies(
-        self, client: None, files: ObjectFiles, run_id: int, ids: Iterable[str]
+        self, client: object, files: ObjectFiles, run_id: int, ids: Iterable[str]
     ) -> Iterator[tuple[str, Message]]:
         for id_ in ids:
             message = Message(RecordDict(), OSLO, "train")
@@ -83,7 +88,7 @@ def test_a_reply_that_broke_off_is_no_error_of_a_node_that_is_connected(connecti
     connection.code = ErrorCode.MESSAGE_UNAVAILABLE
     (id_,) = grid.push_messages([Message(RecordDict(), OSLO, "train")])
     assert grid.pull_messages([id_]) == []
-    assert connection.sent == 2, "it is asked again"
+    assert (connection.sent, connection.discarded) == (2, ["1"]), "it is asked again, and the first request is gone"
     connection.grid.get_node_ids = list
     (reply,) = grid.pull_messages([id_])
     assert (reply.error.code in UNREACHABLE, reply.error.reason) == (True, "its reply broke off")
