@@ -19,6 +19,8 @@ from fednnunet.files import write_atomically
 from fednnunet.run_files import RUN_FILE
 
 ROOT = Path(__file__).resolve().parents[1]
+TABLES_BEGIN, TABLES_END = "<!-- tables: begin -->", "<!-- tables: end -->"
+"""Marks in a README, between which tables of seeds are."""
 
 
 def run_folder(out: Path, training: str, seed: int) -> Path:
@@ -152,3 +154,27 @@ def publish_between(readme: Path, begins: str, ends: str, text: str) -> None:
     if not end:
         raise SystemExit(f"{readme} has no place for the table: it lacks {ends if mark else begins}")
     write_atomically(readme, f"{before}{mark}\n{text}\n{end}{after}")
+
+
+def publish_seeds(
+    found: pd.DataFrame, readme: Path, numbers: str, as_markdown: Callable[[pd.DataFrame], str]
+) -> pd.DataFrame:
+    """Put tables into a README and their numbers into a file beside it, with seeds that were published before.
+
+    Args:
+        found: what the tables are made of; rows with a column ``seed``.
+        readme: has :data:`TABLES_BEGIN` and :data:`TABLES_END`.
+        numbers: name of the CSV file.
+        as_markdown: makes the tables.
+
+    Returns:
+        What the published tables are made of.
+
+    Raises:
+        SystemExit: the README has no place for them.
+    """
+    published = readme.parent / numbers
+    rows = with_published(found, published)
+    publish_between(readme, TABLES_BEGIN, TABLES_END, as_markdown(rows))
+    write_atomically(published, rows.round(6).to_csv(index=False))
+    return rows

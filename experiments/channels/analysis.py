@@ -14,11 +14,10 @@ from fednnunet.files import write_atomically
 from fednnunet.phantoms.organs import ORGANS
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from experiment_runs import as_text, is_below, publish_between, table_of, with_published
+from experiment_runs import as_text, is_below, publish_seeds, table_of
 
 README = Path(__file__).parent / "README.md"
 ALONE = "alone"
-BEGINS, ENDS = "<!-- tables: begin -->", "<!-- tables: end -->"
 OWN = [(centre, "+".join(channels)) for centre, channels in ACQUIRED.items()]
 """Hospitals, and the channels that their own cases have."""
 PLACES = [*OWN, *((EXTERNAL, "+".join(channels)) for channels in SUBSETS)]
@@ -70,7 +69,7 @@ def as_markdown(means: pd.DataFrame) -> str:
     trained = [training for training in TRAININGS if training in set(means["training"])]
     seeds = {name: of["seed"].nunique() for name, of in means.groupby("training")}
     counts = ", ".join(f"{TRAININGS[name].title} {seeds[name]}" for name in trained)
-    of_organs, of_places = means.set_index([*KEYS, "organ"])["dsc"], over_organs(means)
+    of_organs, of_places = means.set_index([*KEYS, "organ"])["dsc"].sort_index(), over_organs(means)
     rows = []
     for place in PLACES:
         for organ in ORGANS:
@@ -122,12 +121,10 @@ def publish(out: Path, readme: Path = README) -> None:
     Raises:
         SystemExit: no training is finished, or the README has no place for them.
     """
-    scores, published = read_scores(out), readme.parent / "means.csv"
+    scores = read_scores(out)
     if scores.empty:
         raise SystemExit(f"{out}: no training is finished yet")
-    means = with_published(by_organ(scores), published)
-    publish_between(readme, BEGINS, ENDS, as_markdown(means))
-    write_atomically(published, means.round(6).to_csv(index=False))
+    publish_seeds(by_organ(scores), readme, "means.csv", as_markdown)
 
 
 if __name__ == "__main__":

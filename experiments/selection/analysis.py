@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from oracle import oracle
 
 from fednnunet.evaluation.choice import Selection
 from fednnunet.evaluation.statistics import Interval
 from fednnunet.files import write_atomically
 from fednnunet.reporting.figures import forest, save_figure, strategy_colours
+from fednnunet.reporting.figures.style import save_picture
 from fednnunet.reporting.gains import LOSES, gain_of, judge
 from fednnunet.reporting.selected import SELECTED
 from fednnunet.run_files import RUN_FILE
@@ -23,11 +24,10 @@ from fednnunet.selection.choose import Chosen, choose_models
 from fednnunet.selection.run_folders import read_run_sources
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from experiment_runs import publish_between, with_published
+from experiment_runs import publish_seeds
 
 README = Path(__file__).parent / "README.md"
 IMAGES = README.parents[2] / "docs" / "images"
-BEGINS, ENDS = "<!-- tables: begin -->", "<!-- tables: end -->"
 FIGURE = "selection"
 ALONE = "local"
 BEST_SINGLE = "best single"
@@ -136,8 +136,8 @@ def as_markdown(rows: pd.DataFrame) -> str:
     return "\n".join(parts).replace("-0.", "−0.")
 
 
-def save_differences(rows: pd.DataFrame, folder: Path) -> None:
-    """Draw what best single candidate and own choice add at each hospital, as :data:`FIGURE` into ``folder``."""
+def draw_differences(rows: pd.DataFrame) -> Figure:
+    """What best single candidate and own choice add at each hospital."""
     compared = [BEST_SINGLE, SELECTED]
     shown = rows[(rows["noise"] == PRODUCT) & rows["what"].isin(compared) & np.isfinite(rows["difference"])]
     several = rows["seed"].nunique() > 1
@@ -149,7 +149,7 @@ def save_differences(rows: pd.DataFrame, folder: Path) -> None:
         for (node, seed), of_hospital in shown.groupby(["node", "seed"], sort=False)
     }
     title = "points of DSC over training alone, 95 % interval over cases"
-    save_figure(forest(intervals, title, strategy_colours(compared)), folder, FIGURE)
+    return forest(intervals, title, strategy_colours(compared))
 
 
 def read_outcomes(out: Path) -> pd.DataFrame:
@@ -169,7 +169,7 @@ def write_comparison(out: Path) -> str:
     text = as_markdown(rows)
     write_atomically(out / "outcomes.csv", rows.to_csv(index=False))
     write_atomically(out / "comparison.md", text)
-    save_differences(rows, out)
+    save_figure(draw_differences(rows), out, FIGURE)
     return text
 
 
@@ -181,15 +181,11 @@ def publish(out: Path, readme: Path = README, images: Path = IMAGES) -> None:
     Raises:
         SystemExit: no seed is finished, or the README has no place for them.
     """
-    found, published = read_outcomes(out), readme.parent / "outcomes.csv"
+    found = read_outcomes(out)
     if found.empty:
         raise SystemExit(f"{out}: no seed has finished {ALONE} and another training yet")
-    rows = with_published(found, published)
-    publish_between(readme, BEGINS, ENDS, as_markdown(rows))
-    write_atomically(published, rows.round(6).to_csv(index=False))
-    save_differences(rows, out)
-    images.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(out / f"{FIGURE}.png", images / f"{FIGURE}.png")
+    rows = publish_seeds(found, readme, "outcomes.csv", as_markdown)
+    save_picture(draw_differences(rows), images, FIGURE)
 
 
 if __name__ == "__main__":

@@ -19,14 +19,13 @@ from fednnunet.phantoms.organs import ORGANS, TRUTH_LABELS
 from fednnunet.reporting.figures.style import save_picture
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from experiment_runs import as_text, is_below, publish_between, table_of, with_published
+from experiment_runs import as_text, is_below, publish_seeds, table_of
 
 README = Path(__file__).parent / "README.md"
 IMAGES = README.parents[2] / "docs" / "images"
 PICTURE = "partial_labels"
 UPPER, ALONE, SHOWN, UNTAUGHT = "all", "alone", "union", "marginal"
 TAUGHT = ("union", "union_4th", "union_8th")
-BEGINS, ENDS = "<!-- tables: begin -->", "<!-- tables: end -->"
 TITLES = (
     "image that no training saw",
     "what this hospital draws",
@@ -197,8 +196,10 @@ def _show(axis: Axes, image: np.ndarray, labels: np.ndarray | None) -> None:
 def write_results(out: Path) -> str:
     """Write ``scores.csv``, ``union.md`` and the picture into ``out``; returns the tables."""
     scores = read_scores(out)
-    if scores.empty:
-        return f"{out}: no training is finished yet"
+    return f"{out}: no training is finished yet" if scores.empty else _write(out, scores)
+
+
+def _write(out: Path, scores: pd.DataFrame) -> str:
     text = as_markdown(over_cases(scores))
     write_atomically(out / "scores.csv", scores.to_csv(index=False))
     write_atomically(out / "union.md", text)
@@ -216,13 +217,11 @@ def publish(out: Path, readme: Path = README, images: Path = IMAGES) -> None:
     Raises:
         SystemExit: no training is finished, or the README has no place for them.
     """
-    write_results(out)
-    scores, published = read_scores(out), readme.parent / "means.csv"
+    scores = read_scores(out)
     if scores.empty:
         raise SystemExit(f"{out}: no training is finished yet")
-    means = with_published(over_cases(scores), published)
-    publish_between(readme, BEGINS, ENDS, as_markdown(means))
-    write_atomically(published, means.round(6).to_csv(index=False))
+    _write(out, scores)
+    publish_seeds(over_cases(scores), readme, "means.csv", as_markdown)
     if (out / f"{PICTURE}.png").is_file():
         images.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(out / f"{PICTURE}.png", images / f"{PICTURE}.png")
