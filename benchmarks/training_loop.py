@@ -50,6 +50,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from fednnunet.config.groups import ComputeConfig, ModelConfig, TrainerConfig
+from fednnunet.config.task import TaskConfig
 from fednnunet.datasets.raw import read_dataset
 from fednnunet.datasets.staging import raw_digest, stage_dataset
 from fednnunet.fingerprint.extract import extract_fingerprint
@@ -128,9 +129,8 @@ class Prepared:
         trainer = build_nnunet_trainer(
             self.plans, configuration, 0, self.dataset_json, chosen, torch.device(device), precision
         )
-        use_partial_labels(
-            trainer, exclusion=False, distillation=min(1, self.taught_every), distillation_every=self.taught_every
-        )
+        teaching = {"distillation": min(1, self.taught_every), "distillation_every": max(1, self.taught_every)}
+        use_partial_labels(trainer, TaskConfig(labels="union", **teaching))
         distillation = distillation_of(trainer.loss)
         if distillation is not None:
             distillation.keep_teacher(trainer.network, trainer.num_epochs, trainer.num_epochs)

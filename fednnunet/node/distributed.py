@@ -186,8 +186,7 @@ class _Rank:
             self.settings.config.compute.precision,
         )
         if self.settings.config.task.labels == "union":
-            task = self.settings.config.task
-            use_partial_labels(trainer, task.exclusion, task.distillation, task.distillation_every)
+            use_partial_labels(trainer, self.settings.config.task)
         if self.settings.config.task.channels == "union":
             use_partial_channels(trainer, self.settings.config.task.channel_drop, order["seed"], self.rank)
         return trainer

@@ -121,8 +121,7 @@ def build_fold_trainer(
         plans, configuration, fold, dataset_json, trainer_settings, device, config.compute.precision
     )
     if config.task.labels == "union":
-        task = config.task
-        use_partial_labels(trainer, task.exclusion, task.distillation, task.distillation_every)
+        use_partial_labels(trainer, config.task)
     if config.task.channels == "union":
         use_partial_channels(trainer, config.task.channel_drop, settings.seed)
     source = config.init.weights_of(settings.name)

@@ -20,7 +20,7 @@ from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
-from fednnunet.config.task import RESERVED
+from fednnunet.config.task import RESERVED, TaskConfig
 from fednnunet.datasets.label_names import ANNOTATED
 from fednnunet.datasets.pooled import centre_of
 from fednnunet.errors import ConfigError, DataError
@@ -35,9 +35,7 @@ COUNTS = ("tp_hard", "fp_hard", "fn_hard")
 Step = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-def use_partial_labels(
-    trainer: nnUNetTrainer, exclusion: bool, distillation: float = 0.0, distillation_every: int = 1
-) -> None:
+def use_partial_labels(trainer: nnUNetTrainer, task: TaskConfig) -> None:
     """Let ``trainer`` train and validate on what ``annotated`` of its ``dataset.json`` names, if it has that key.
 
     Its loss becomes a marginal one. The pseudo-Dice leaves out what is not annotated, where every voxel predicted would
@@ -45,10 +43,9 @@ def use_partial_labels(
 
     Args:
         trainer: after ``initialize()``; with annotations by centre, its data are preprocessed.
-        exclusion: whether to add the exclusion term (:class:`MarginalLoss`).
-        distillation: weight of what the received network says of what is not annotated; 0 for none. Without effect
-            where annotations are by centre, as nothing is received there.
-        distillation_every: number of images of which one is taught; no more than an epoch has, so that every round is.
+        task: its ``exclusion``, ``distillation`` and ``distillation_every`` are used (:class:`MarginalLoss`); an image
+            of every epoch is taught, however many they say. Nothing is where annotations are by centre, as nothing is
+            received there.
 
     Raises:
         ConfigError: ``annotated`` names no label of the task, or none at all; the task has regions; or the trainer's
@@ -66,10 +63,10 @@ def use_partial_labels(
     if all(len(one) == len(trainer.label_manager.foreground_labels) for one in sets.values()):
         return
     _check_loss(trainer, is_pooled)
-    rest = (num_classes, trainer.label_manager.ignore_label, exclusion)
+    rest = (num_classes, trainer.label_manager.ignore_label, task.exclusion)
     is_deep = isinstance(trainer.loss, DeepSupervisionWrapper)
     inner = trainer.loss.loss if is_deep else trainer.loss
-    teaching = (distillation, min(distillation_every, trainer.num_iterations_per_epoch * trainer.batch_size))
+    teaching = (task.distillation, min(task.distillation_every, trainer.num_iterations_per_epoch * trainer.batch_size))
     loss = PooledMarginalLoss(inner, sets, *rest) if is_pooled else MarginalLoss(inner, sets[""], *rest, *teaching)
     if is_deep:
         trainer.loss.loss = loss

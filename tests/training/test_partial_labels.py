@@ -14,6 +14,7 @@ from nnunetv2.training.loss.robust_ce_loss import RobustCrossEntropyLoss
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
+from fednnunet.config.task import TaskConfig
 from fednnunet.datasets.raw import read_dataset
 from fednnunet.errors import ConfigError, DataError
 from fednnunet.training import trainer as trainer_module
@@ -26,6 +27,7 @@ from tests.support.small_trainers import small_trainers
 LABELS = {"background": 0, "liver": 1, "spleen": 2, "kidney": 3}
 CASES = [f"{'AB'[number % 2]}__case_{number:03d}" for number in range(6)]
 """Of the centres A and B."""
+MARGINAL = TaskConfig(labels="union", distillation=0)
 Build = Callable[..., nnUNetTrainer]
 
 
@@ -73,7 +75,7 @@ def test_training_on_all_labels_is_what_it_was_bit_for_bit(build: Build, configu
     expected = losses_of(build(configuration))
     for fields in ({}, {"annotated": names}, {"annotated": {"A": names, "B": names}}):
         trainer = build(configuration, **fields)
-        use_partial_labels(trainer, exclusion=True, distillation=1)
+        use_partial_labels(trainer, TaskConfig(labels="union", exclusion=True))
         assert losses_of(trainer) == expected
 
 
@@ -81,7 +83,7 @@ def test_what_is_not_annotated_is_taught_in_training_and_not_validated(build: Bu
     found = []
     for distillation in (0.0, 1e-30, 1.0):
         trainer = build(annotated=["liver"])
-        use_partial_labels(trainer, exclusion=False, distillation=distillation)
+        use_partial_labels(trainer, TaskConfig(labels="union", distillation=distillation))
         found.append(losses_of(trainer))
     assert found[1] == found[0]
     assert found[2][0] != found[0][0]
@@ -98,7 +100,7 @@ def test_an_epoch_of_few_images_is_taught_too(build: Build) -> None:
     found = {}
     for every in (1, 4, 1000):
         trainer = build(annotated=["liver"])
-        use_partial_labels(trainer, exclusion=False, distillation=1, distillation_every=every)
+        use_partial_labels(trainer, TaskConfig(labels="union", distillation_every=every))
         found[every] = trainer.loss.loss.distillation.every
     assert found == {1: 1, 4: 4, 1000: trainer.num_iterations_per_epoch * trainer.batch_size}
 
@@ -111,7 +113,7 @@ def test_a_trainer_learns_nothing_of_what_its_node_has_not_annotated(
     build: Build, trainer_class: str, configuration: str
 ) -> None:
     trainer = build(configuration, trainer_class, annotated=["liver"])
-    use_partial_labels(trainer, exclusion=False)
+    use_partial_labels(trainer, MARGINAL)
     trainer.on_train_start()
     batch = next(trainer.dataloader_train)
     is_deep = isinstance(batch["target"], list)
@@ -126,7 +128,7 @@ def test_a_trainer_learns_nothing_of_what_its_node_has_not_annotated(
 def test_cases_of_several_centres_train_by_what_each_has_annotated(build: Build) -> None:
     annotated = {"A": ["liver", "kidney"], "B": ["liver"]}
     trainer = build(annotated=annotated)
-    use_partial_labels(trainer, exclusion=False)
+    use_partial_labels(trainer, MARGINAL)
     trainer.on_train_start()
     rows: dict[tuple[str, ...], list[int]] = {}
     while len(rows) < 2:
@@ -138,7 +140,7 @@ def test_cases_of_several_centres_train_by_what_each_has_annotated(build: Build)
     logits, expected = trainer.network(batch["data"]), 0.0
     for names, part in rows.items():
         alone = build(annotated=list(names))
-        use_partial_labels(alone, exclusion=False)
+        use_partial_labels(alone, MARGINAL)
         value = alone.loss([one[part] for one in logits], [one[part] for one in batch["target"]])
         expected += len(part) / len(batch["keys"]) * value.item()
     assert loss.item() == pytest.approx(expected, abs=1e-5)
@@ -180,7 +182,7 @@ NOTHING = {"data": label_maps(spleen=[(100, 107)]), "target": label_maps()}
 
 def test_pseudo_dice_leaves_out_what_is_not_annotated(build: Build) -> None:
     plain, partial = (build(trainer="nnUNetTrainerNoDeepSupervision", annotated=["liver"]) for _ in range(2))
-    use_partial_labels(partial, exclusion=False)
+    use_partial_labels(partial, MARGINAL)
     assert validate(plain, FOUND) == [pytest.approx(10 / 11 / 2)]
     assert validate(partial, FOUND) == [pytest.approx(10 / 11)]
     by_class = partial.logger.get_value("dice_per_class_or_region", step=-1)
@@ -190,7 +192,7 @@ def test_pseudo_dice_leaves_out_what_is_not_annotated(build: Build) -> None:
 
 def test_an_epoch_without_annotated_voxels_leaves_the_moving_average(build: Build) -> None:
     trainer = build(trainer="nnUNetTrainerNoDeepSupervision", annotated=["liver"])
-    use_partial_labels(trainer, exclusion=False)
+    use_partial_labels(trainer, MARGINAL)
     found = validate(trainer, NOTHING, FOUND, NOTHING, FOUND)
     assert np.isnan(found).tolist() == [True, False, True, False]
     averages = trainer.logger.get_value("ema_fg_dice", step=None)
@@ -200,7 +202,7 @@ def test_an_epoch_without_annotated_voxels_leaves_the_moving_average(build: Buil
 def test_pseudo_dice_of_pooled_cases_counts_in_each_what_is_annotated_there(build: Build) -> None:
     annotated = {"A": ["spleen"], "B": ["liver"]}
     trainer = build(trainer="nnUNetTrainerNoDeepSupervision", annotated=annotated)
-    use_partial_labels(trainer, exclusion=False)
+    use_partial_labels(trainer, MARGINAL)
     other = {"data": label_maps(liver=[(0, 9)], spleen=[(100, 107)]), "target": label_maps(spleen=[(100, 108)])}
     batch = {name: torch.cat([FOUND[name], other[name], FOUND[name]]) for name in ("data", "target")}
     trainer.network = logits_of
@@ -273,12 +275,12 @@ def build_own(build: Build, monkeypatch: pytest.MonkeyPatch) -> Build:
 )
 def test_annotations_that_are_no_labels_are_refused(build: Build, annotated: Any, text: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(text)):
-        use_partial_labels(build(annotated=annotated), exclusion=False)
+        use_partial_labels(build(annotated=annotated), MARGINAL)
 
 
 def test_a_case_without_annotations_is_refused_without_its_name_for_others(build: Build) -> None:
     with pytest.raises(DataError, match="lacks the centre of the cases A__case_000, A__case_002") as caught:
-        use_partial_labels(build(annotated={"B": ["liver"]}), exclusion=False)
+        use_partial_labels(build(annotated={"B": ["liver"]}), MARGINAL)
     assert caught.value.public is not None
     assert "lacks the centre of 3 cases" in caught.value.public
 
@@ -286,13 +288,13 @@ def test_a_case_without_annotations_is_refused_without_its_name_for_others(build
 def test_regions_are_refused(build: Build) -> None:
     trainer = build(labels=REGIONS, regions_class_order=[1, 2, 3], annotated=["whole"])
     with pytest.raises(ConfigError, match=r"labels of dataset.json has regions \(whole, core, kidney\)"):
-        use_partial_labels(trainer, exclusion=False)
+        use_partial_labels(trainer, MARGINAL)
 
 
 def test_values_with_gaps_are_refused(build: Build) -> None:
     trainer = build(labels={"background": 0, "liver": 1, "spleen": 4}, annotated=["liver"])
     with pytest.raises(ConfigError, match="need the values 0 to 2"):
-        use_partial_labels(trainer, exclusion=False)
+        use_partial_labels(trainer, MARGINAL)
 
 
 @pytest.mark.parametrize(
@@ -302,12 +304,12 @@ def test_values_with_gaps_are_refused(build: Build) -> None:
 def test_a_loss_that_takes_no_merged_classes_is_refused(build_own: Build, trainer: str, text: str) -> None:
     made = build_own(trainer=trainer, annotated=["liver"])
     with pytest.raises(ConfigError, match=f"trainer.class={trainer} cannot learn from labels in part: .*{text}"):
-        use_partial_labels(made, exclusion=False)
+        use_partial_labels(made, MARGINAL)
 
 
 def test_a_step_that_does_without_the_trainers_loss_is_refused(build_own: Build) -> None:
     trainer = build_own(trainer="OtherLoss", annotated=["liver"])
-    use_partial_labels(trainer, exclusion=False)
+    use_partial_labels(trainer, MARGINAL)
     trainer.on_train_start()
     with pytest.raises(ConfigError, match=r"OtherLoss has a train_step that does not call self\.loss"):
         NNUNetModule(trainer).training_step(next(trainer.dataloader_train), 0)
@@ -316,7 +318,7 @@ def test_a_step_that_does_without_the_trainers_loss_is_refused(build_own: Build)
 @pytest.mark.parametrize("annotated", [["liver"], POOLED])
 def test_a_trainers_own_step_learns_by_what_is_annotated(build_own: Build, annotated: Any) -> None:
     trainer = build_own(trainer="OwnStep", annotated=annotated)
-    use_partial_labels(trainer, exclusion=False)
+    use_partial_labels(trainer, MARGINAL)
     trainer.on_train_start()
     batch = next(trainer.dataloader_train)
     with torch.no_grad(), cases_of(trainer.loss, batch):
@@ -330,7 +332,7 @@ def test_a_trainers_own_step_is_taught_by_what_its_network_sees(build_own: Build
     found = []
     for trainer_class in ("Turned", "nnUNetTrainer"):
         trainer = build_own(trainer=trainer_class, annotated=["liver"])
-        use_partial_labels(trainer, exclusion=False, distillation=1)
+        use_partial_labels(trainer, TaskConfig(labels="union"))
         trainer.on_train_start()
         trainer.current_epoch = 1
         module = NNUNetModule(trainer)
@@ -343,7 +345,7 @@ def test_a_trainers_own_step_is_taught_by_what_its_network_sees(build_own: Build
 
 def test_a_validation_step_without_counts_is_refused(build_own: Build) -> None:
     trainer = build_own(trainer="NoCounts", annotated=["liver"])
-    use_partial_labels(trainer, exclusion=False)
+    use_partial_labels(trainer, MARGINAL)
     trainer.on_train_start()
     with pytest.raises(ConfigError, match="NoCounts has a validation_step without tp_hard, fp_hard and fn_hard"):
         trainer.validation_step(next(trainer.dataloader_val))
@@ -354,4 +356,4 @@ def test_dice_over_a_batch_on_several_devices_is_refused_for_cases_annotated_unl
     assert trainer.configuration_manager.batch_dice
     trainer.loss.loss.dc.ddp = True
     with pytest.raises(ConfigError, match=r"set compute\.num_devices=1"):
-        use_partial_labels(trainer, exclusion=False)
+        use_partial_labels(trainer, MARGINAL)
