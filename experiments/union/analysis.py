@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from pathlib import Path
 
@@ -203,10 +202,15 @@ def _write(out: Path, scores: pd.DataFrame) -> str:
     text = as_markdown(over_cases(scores))
     write_atomically(out / "scores.csv", scores.to_csv(index=False))
     write_atomically(out / "union.md", text)
+    _save_picture(out, scores, out)
+    return text
+
+
+def _save_picture(out: Path, scores: pd.DataFrame, images: Path) -> None:
+    """Write the picture into a folder, where the training that it shows is finished."""
     seeds = scores.loc[scores["training"] == SHOWN, "seed"]
     if not seeds.empty:
-        save_picture(picture(out, scores, int(seeds.min())), out, PICTURE)
-    return text
+        save_picture(picture(out, scores, int(seeds.min())), images, PICTURE)
 
 
 def publish(out: Path, readme: Path = README, images: Path = IMAGES) -> None:
@@ -222,9 +226,7 @@ def publish(out: Path, readme: Path = README, images: Path = IMAGES) -> None:
         raise SystemExit(f"{out}: no training is finished yet")
     _write(out, scores)
     publish_seeds(over_cases(scores), readme, "means.csv", as_markdown)
-    if (out / f"{PICTURE}.png").is_file():
-        images.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(out / f"{PICTURE}.png", images / f"{PICTURE}.png")
+    _save_picture(out, scores, images)
 
 
 if __name__ == "__main__":
