@@ -75,6 +75,7 @@ def find_best(
     As nnUNetv2_find_best_configuration decides with all cases in one place. Sums and numbers of cases leave a node.
     """
     from fednnunet.best_configuration.sums import check_copies, check_together, read_sums
+    from fednnunet.cli.writable import check_file, check_folder
 
     if node is not None and node_sums is None:
         raise ConfigError("--node goes with --node-sums; without, all nodes of the runs count")
@@ -83,6 +84,10 @@ def find_best(
             raise ConfigError("--use takes a decision as it is; give it with runs alone")
         _use(use, sources)
         return
+    if node_sums is not None:
+        check_file(node_sums)
+    else:
+        check_folder(out)
     if from_sums:
         if node_sums is not None or fold or no_ensembles or no_postprocessing or personal:
             raise ConfigError(

@@ -56,10 +56,12 @@ def select(
     from rich.console import Console
     from rich.table import Table
 
+    from fednnunet.cli.writable import check_folder
     from fednnunet.selection.arguments import read_sources
     from fednnunet.selection.choose import choose_models
     from fednnunet.selection.written import export_commands, losing, table_rows, write_selection
 
+    check_folder(out)
     console, sources = Console(), read_sources(runs)
     if average or ensemble:
         from fednnunet.selection.averaged import with_averages

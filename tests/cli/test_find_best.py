@@ -144,7 +144,11 @@ def test_models_of_the_nodes_own_are_decided_for_apart(find_best: Call, runs: li
         (("--node-sums", "x.json"), "say with --node whose sums to write: Oslo, Porto"),
         (("--node-sums", "x.json", "--node", "Riga"), "the runs have no node Riga; choose one of: Oslo, Porto"),
         (("--fold", "4"), "fold 4 of 2d of node Oslo in run_2d is not finished"),
-        (("--out", "run_2d/nodes/Oslo/nnUNet_preprocessed/Dataset201_Oslo/splits_final.json"), "cannot be written: "),
+        (
+            ("--out", "run_2d/nodes/Oslo/nnUNet_preprocessed/Dataset201_Oslo/splits_final.json"),
+            "it is a file; name a folder",
+        ),
+        (("--node-sums", "run_2d", "--node", "Oslo"), "run_2d cannot be written: it is a folder; name a file"),
         (("--from-sums",), "run_2d cannot be read: Is a directory"),
     ],
 )

@@ -177,7 +177,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(
 ) -> None:
     (tmp_path / "file").touch()
     assert fednnunet("select", *runs[:2], "--out", tmp_path / "file") == 2
-    assert capsys.readouterr().err == f"error: {tmp_path / 'file'} cannot be written: Not a directory\n"
+    assert capsys.readouterr().err == f"error: {tmp_path / 'file'} cannot be written: it is a file; name a folder\n"
 
 
 @pytest.mark.parametrize(
