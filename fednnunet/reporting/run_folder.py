@@ -11,7 +11,7 @@ import pandas as pd
 from pydantic import ValidationError
 
 from fednnunet.config.dataset import POOLED_NODE
-from fednnunet.errors import DataError, first_problem
+from fednnunet.errors import DataError, first_problem, one_line
 from fednnunet.exchange.data_notes import DataNote
 from fednnunet.exchange.messages import ENSEMBLE
 from fednnunet.files import write_atomically
@@ -138,11 +138,14 @@ def read_run(folder: Path) -> Run:
     """Read a run folder; what is missing stays empty.
 
     Raises:
-        DataError: a file exists and cannot be read; names it.
+        DataError: a file exists and cannot be read, or its seed is no number; names it.
     """
     final = _read_json(folder / RUN_FILE)
     info = final or _info_from_config(_read_json(folder / CONFIG_FILE))
-    seed = int(info.get("seed", 0))
+    seed = info.get("seed", 0)
+    if not isinstance(seed, int):
+        file = folder / (RUN_FILE if final else CONFIG_FILE)
+        raise DataError(f"{file}: seed must be a whole number, not {one_line(repr(seed))}")
     cases, means = split_means(read_csv(folder / CASES_FILE, CASE_COLUMNS))
     rounds = read_csv(folder / ROUNDS_FILE, ROUND_COLUMNS)
     round_means = read_csv(folder / ROUND_MEANS_FILE, ROUND_MEAN_COLUMNS)

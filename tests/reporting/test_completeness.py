@@ -50,6 +50,15 @@ def test_an_interrupted_run_of_another_dataset_is_refused_too(make_run: MakeRun)
         check_comparable(read_runs([ours, other]))
 
 
+@pytest.mark.parametrize("seed", ["one", None, 1.5, [0]])
+def test_a_seed_that_is_no_number_is_refused_by_file(make_run: MakeRun, seed: object) -> None:
+    file = make_run("asym") / "run.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"seed": seed}))
+    with pytest.raises(DataError) as caught:
+        read_run(file.parent)
+    assert str(caught.value) == f"{file}: seed must be a whole number, not {seed!r}"
+
+
 def test_other_configurations_and_folders_are_set_ups_of_their_own(make_run: MakeRun, tmp_path: Path) -> None:
     runs = [
         make_run("asym", folder=tmp_path / "a", overrides=("configuration=2d",)),
