@@ -25,7 +25,6 @@ import os
 import signal
 import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -35,7 +34,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import IO, get_args
+from typing import get_args
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 ROOT = Path(__file__).parents[1]
@@ -44,6 +43,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]  # for the next imports, ho
 import numpy as np  # noqa: E402
 import psutil  # noqa: E402
 import round_overhead  # noqa: E402
+from child_processes import END_SECONDS, START_SECONDS, Processes, free_port  # noqa: E402
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict  # noqa: E402
 
 from fednnunet.audit.log import AuditLog  # noqa: E402
@@ -66,10 +66,8 @@ ROUNDS = 7
 DTYPES: tuple[ExchangeDtype, ...] = ("float32", "int4")
 TARGET_RATIOS = {"float32": 0.15, "int4": 0.06}
 BARE_APP = ROOT / "benchmarks" / "bare_flower"
-START_SECONDS = 120
 ROUND_SECONDS = 300
 TENSOR_BYTES = 64 * 2**20
-END_SECONDS = 10
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -95,82 +93,7 @@ class Exchange:
     cpu: float = math.nan
 
 
-# processes -----------------------------------------------------------------------------------------------
-
-
-class Processes:
-    """Processes of a measurement, each with a log; a context manager that ends them and all they started.
-
-    They find the commands of this script's environment, such as Flower's, also where it is not activated.
-
-    Args:
-        folder: takes the logs.
-        environment: variables in addition to our own.
-    """
-
-    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
-        self.folder = folder
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-        self.environment = {**os.environ, "PATH": path, **environment}
-        self._started: dict[str, tuple[subprocess.Popen[bytes], IO[bytes]]] = {}
-
-    def __enter__(self) -> Processes:
-        return self
-
-    def start(self, name: str, *command: str) -> None:
-        """Start ``command``; it writes to ``name.log``. A Ctrl-C of the terminal does not reach it: we end it."""
-        log = (self.folder / f"{name}.log").open("wb")
-        process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env=self.environment, start_new_session=True
-        )
-        self._started[name] = process, log
-
-    def pid(self, name: str) -> int:
-        """Of the process that was started under this name."""
-        return self._started[name][0].pid
-
-    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Run ``command`` to its end."""
-        return subprocess.run(command, capture_output=True, text=True, env=self.environment, timeout=START_SECONDS)
-
-    def check(self) -> None:
-        """Raise if one has ended, with the end of its log."""
-        for name, (process, _) in self._started.items():
-            if process.poll() is not None:
-                raise RuntimeError(f"{name} ended with {process.returncode}:\n{self.log(name)}")
-
-    def log(self, name: str) -> str:
-        """The end of a process's log."""
-        return (self.folder / f"{name}.log").read_text(errors="replace")[-4000:]
-
-    def wait_for(self, what: str, done: Callable[[], bool], seconds: float) -> None:
-        """Until ``done``; raises if a process ends before, or time is up."""
-        deadline = time.monotonic() + seconds
-        while not done():
-            self.check()
-            if time.monotonic() > deadline:
-                logs = "\n".join(f"--- {name}\n{self.log(name)}" for name in self._started)
-                raise TimeoutError(f"{what} did not come in {seconds} s\n{logs}")
-            time.sleep(0.02)
-
-    def __exit__(self, *_: object) -> None:
-        mine = [psutil.Process(process.pid) for process, _ in self._started.values() if process.poll() is None]
-        everyone = [*mine, *(child for process in mine for child in process.children(recursive=True))]
-        for process in mine:
-            process.terminate()
-        _, alive = psutil.wait_procs(everyone, timeout=END_SECONDS)
-        for process in alive:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        for process, log in self._started.values():
-            process.wait()
-            log.close()
-
-
-def free_port() -> int:
-    """A TCP port of loopback that nobody uses."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
+# lines and CPU time -------------------------------------------------------------------------------------
 
 
 def _pass_on(port: int, links: int, bandwidth: float | None, pipe: Connection) -> None:

@@ -29,9 +29,9 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]  # for the next imports, however this script is started
 
-import deployment_overhead  # noqa: E402
 import numpy as np  # noqa: E402
 import psutil  # noqa: E402
+from child_processes import Processes, free_port  # noqa: E402
 from flwr.app import ArrayRecord, ConfigRecord  # noqa: E402
 
 from fednnunet.audit.log import AuditLog  # noqa: E402
@@ -121,9 +121,9 @@ def connected(
     made, state = folder / "keys", folder / "server"
     (folder / "key").write_bytes(KEY)
     make_keys(made, ["127.0.0.1"], names)
-    port = deployment_overhead.free_port()
+    port = free_port()
     with contextlib.ExitStack() as stack:
-        processes = stack.enter_context(deployment_overhead.Processes(folder, {}))
+        processes = stack.enter_context(Processes(folder, {}))
         up = ("server", "up", str(made), "--address", f"127.0.0.1:{port}", "--state", str(state))
         processes.start("server", sys.executable, "-m", "fednnunet.cli.main", *up)
         grids: list[SuperLinkGrid] = []
