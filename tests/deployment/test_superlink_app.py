@@ -24,6 +24,7 @@ from flwr.supercore.constant import (
 )
 from flwr.supercore.date import now
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
+from sqlalchemy import Engine, event
 
 from fednnunet.deployment.server.admission import Admission
 from fednnunet.deployment.server.flower_superlink import (
@@ -219,6 +220,33 @@ def test_a_node_that_is_unregistered_elsewhere_is_forgotten_soon(
     later = time.monotonic() + FRESH_SECONDS + 0.01
     monkeypatch.setattr(time, "monotonic", lambda: later)
     assert ours.node_id(b"key") is None
+
+
+# the database ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.unit
+def test_asking_for_a_status_writes_once_in_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = superlink_app(tmp_path / "state.db", auth=True).state.linkstate_factory.state()
+    clock = [time.monotonic()]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    written: list[str] = []
+
+    def note(*arguments: Any) -> None:
+        if not arguments[2].startswith("SELECT"):
+            written.append(arguments[2])
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        counts = []
+        for seconds in (FRESH_SECONDS, 0, 0.9 * FRESH_SECONDS, 0.2 * FRESH_SECONDS):
+            clock[0] += seconds
+            written.clear()
+            assert state.get_run_status(set()) == {}
+            counts.append(len(written))
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+    assert counts == [2, 0, 0, 2]
 
 
 # a full disk -------------------------------------------------------------------------------------------

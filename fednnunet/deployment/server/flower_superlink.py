@@ -75,7 +75,8 @@ __all__ = [
 ]
 
 FRESH_SECONDS = 1.0
-"""How long it is taken for granted that a node is registered, before Flower itself checks that again."""
+"""How long it is taken for granted that a node is registered, before Flower itself checks that again; and that no task
+has expired, which is so after many seconds without a sign of life."""
 CONTROL_PREFIX = "/v1/control/"
 OF_CONTROL: set[Any] = {
     ControlAuthenticationMiddleware,
@@ -120,7 +121,25 @@ def superlink_app(database: Path, auth: bool) -> FastAPI:
     )
     app = create_app(config, SuperLinkLifespan)
     _skip_layers_of_control(app)
+    _end_expired_tasks_seldom(app.state.linkstate_factory.state())
     return app
+
+
+def _end_expired_tasks_seldom(state: Any) -> None:
+    """Look for expired tasks once in :data:`FRESH_SECONDS`, not whenever a node fetches or sends a part of a message.
+
+    Flower does so by two updates, for which each part of a message would wait until all others have written.
+    """
+    end_expired, last = state._cleanup_expired_task_tokens, -FRESH_SECONDS
+
+    def end_expired_tasks() -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= FRESH_SECONDS:
+            last = now
+            end_expired()
+
+    state._cleanup_expired_task_tokens = end_expired_tasks
 
 
 def use_object_store(app: FastAPI, store: ObjectStore) -> None:
