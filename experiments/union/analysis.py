@@ -113,8 +113,8 @@ def as_markdown(means: pd.DataFrame) -> str:
     """All tables, of what :func:`over_cases` gives."""
     trained = [training for training in TRAININGS if training in set(means["training"])]
     titles = [TRAININGS[training].title for training in trained]
-    seeds = {TRAININGS[name].title: of["seed"].nunique() for name, of in means.groupby("training", sort=False)}
-    counts = ", ".join(f"{title} {number}" for title, number in seeds.items())
+    seeds = means.groupby("training")["seed"].nunique()
+    counts = ", ".join(f"{TRAININGS[training].title} {seeds[training]}" for training in trained)
     cells = {
         (row["training"], row["centre"], row["organ"]): as_text(Interval(row["mean"], row["low"], row["high"]))
         for row in of_places(means).to_dict("records")
