@@ -108,6 +108,11 @@ def private_files() -> Iterator[None]:
         os.umask(before)
 
 
+def nearest_existing(folder: Path) -> Path:
+    """``folder``, or the nearest folder above it that exists."""
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
 def disk_full(path: Path) -> OSError:
     """The error for a file that a library could not write to its end, and did not raise one of its own for."""
     return OSError(errno.ENOSPC, "the disk is full, or a quota is reached", str(path))

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from fednnunet.errors import ConfigError
+from fednnunet.files import nearest_existing
 
 
 def check_folder(folder: Path) -> None:
@@ -14,8 +15,8 @@ def check_folder(folder: Path) -> None:
     Raises:
         ConfigError: it, or the nearest folder above it that exists, is a file or may not be written.
     """
-    nearest = next(one for one in (folder, *folder.absolute().parents) if one.exists())
-    found = "it" if nearest == folder else nearest
+    nearest = nearest_existing(folder.absolute())
+    found = "it" if nearest == folder.absolute() else nearest
     if not nearest.is_dir():
         raise ConfigError(f"{folder} cannot be written: {found} is a file; name a folder")
     if not os.access(nearest, os.W_OK | os.X_OK):

@@ -44,8 +44,8 @@ def use_partial_labels(trainer: nnUNetTrainer, task: TaskConfig) -> None:
     Args:
         trainer: after ``initialize()``; with annotations by centre, its data are preprocessed.
         task: its ``exclusion``, ``distillation`` and ``distillation_every`` are used (:class:`MarginalLoss`); an image
-            of every epoch is taught, however many they say. Nothing is where annotations are by centre, as nothing is
-            received there.
+            of every epoch is taught, however many they say. Nothing is taught where annotations are by centre, as
+            nothing is received there.
 
     Raises:
         ConfigError: ``annotated`` names no label of the task, or none at all; the task has regions; or the trainer's

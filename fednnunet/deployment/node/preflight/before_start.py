@@ -10,7 +10,7 @@ from fednnunet.deployment.keys import read_authorities, read_private_key
 from fednnunet.deployment.node.identity import identity_of
 from fednnunet.deployment.proxies import proxy_to
 from fednnunet.errors import ConfigError
-from fednnunet.files import has_free_space
+from fednnunet.files import has_free_space, nearest_existing
 
 
 def check_before_start(node_file: NodeFile) -> None:
@@ -56,8 +56,3 @@ def check_work_folder(folder: Path) -> None:
             f"folder: {foreign[0]} cannot be written by this user; start the node as the user that it belongs to, or "
             f"give it away: sudo chown -R USER '{folder}'"
         )
-
-
-def nearest_existing(folder: Path) -> Path:
-    """``folder``, or the nearest folder above it that exists."""
-    return next(path for path in (folder, *folder.parents) if path.exists())

@@ -23,7 +23,7 @@ from fednnunet.datasets.staging import estimate_size
 from fednnunet.deployment.certificates import EXPIRES_SOON, read_certificate
 from fednnunet.deployment.keys import read_authorities, read_private_key
 from fednnunet.deployment.node.identity import identity_of
-from fednnunet.deployment.node.preflight.before_start import check_work_folder, nearest_existing
+from fednnunet.deployment.node.preflight.before_start import check_work_folder
 from fednnunet.deployment.node.preflight.results import Check, CheckResult, run_checks
 from fednnunet.deployment.node.preflight.server_checks import (
     check_clock,
@@ -33,6 +33,7 @@ from fednnunet.deployment.node.preflight.server_checks import (
     check_tls,
 )
 from fednnunet.deployment.proxies import exempt_from_proxies
+from fednnunet.files import nearest_existing
 
 GIGABYTE = 2**30
 RESAMPLED = 2
