@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 from batchgenerators.utilities.file_and_folder_operations import save_pickle
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
 from fednnunet.evaluation.predict import Predictor
 from fednnunet.evaluation.score import HeldOutCase
-from fednnunet.training.cascade import save_for_next_stages
+from fednnunet.training.cascade import preprocessed_input, save_for_next_stages
 
 
 def held_out_segmenter(
@@ -36,11 +35,7 @@ def held_out_segmenter(
         probabilities.mkdir(parents=True, exist_ok=True)
 
     def segment(held_out: HeldOutCase) -> np.ndarray:
-        image, _, previous, properties = dataset.load_case(held_out.identifier)
-        data = image[:]
-        if previous is not None:
-            labels = trainer.label_manager.foreground_labels
-            data = np.vstack((data, convert_labelmap_to_one_hot(previous[:], labels, output_dtype=data.dtype)))
+        data, properties = preprocessed_input(trainer, dataset, held_out.identifier)
         logits = predictor.logits(data)
         save_for_next_stages(trainer, held_out.identifier, logits, properties)
         if probabilities is None:

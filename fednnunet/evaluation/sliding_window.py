@@ -59,6 +59,33 @@ class Tiles:
         return cls(tuple(padding), inner, tuple(places))
 
 
+class _Sums:
+    """Weighted sums of outputs at the voxels of an image.
+
+    Args:
+        image: (C, Z, Y, X).
+        tiles: that cover it.
+        heads: number of the network's output channels.
+    """
+
+    def __init__(self, image: torch.Tensor, tiles: Tiles, heads: int) -> None:
+        self.image = torch.nn.functional.pad(image, tiles.padding) if any(tiles.padding) else image
+        self.tiles = tiles
+        self.left = len(tiles.places)
+        self._logits = torch.zeros((heads, *self.image.shape[1:]))
+        self._weights = torch.zeros(self.image.shape[1:])
+
+    def add(self, place: Slices, logits: torch.Tensor, weights: torch.Tensor) -> None:
+        """Add the output of a tile."""
+        self._logits[place] += logits * weights
+        self._weights[place[1:]] += weights
+        self.left -= 1
+
+    def mean(self) -> torch.Tensor:
+        """The weighted mean, without padding."""
+        return (self._logits / self._weights)[self.tiles.inner]
+
+
 class SlidingWindow:
     """The sliding window of a configuration.
 
@@ -99,6 +126,43 @@ class SlidingWindow:
                 total = found if total is None else total.add_(found)
                 number += 1
         return total if number == 1 else total.div_(number)
+
+    @torch.inference_mode()
+    def batched_logits(self, network: nn.Module, images: Iterable[torch.Tensor], batch: int) -> Iterator[torch.Tensor]:
+        """Logits of each image by one network, without mirroring, (heads, Z, Y, X) in single precision on the CPU.
+
+        As fast as can be, for what needs no more than the classes: a network sees several tiles at once, also of
+        several images, and sums have the precision in which a CPU computes. Last bits differ from :meth:`logits`.
+
+        Args:
+            network: in evaluation mode, on the device.
+            images: preprocessed, (C, Z, Y, X), float32; read one after another.
+            batch: number of tiles.
+        """
+        gaussian = compute_gaussian(self.patch, 1.0 / 8, 10, torch.float32, torch.device("cpu"))
+        waiting: list[tuple[_Sums, Slices]] = []
+        unfinished: list[_Sums] = []
+
+        def segment() -> Iterator[torch.Tensor]:
+            seen = torch.stack([sums.image[place] for sums, place in waiting])
+            # Of a single small image, torch's CPU convolutions are several times as slow as of two.
+            seen = seen.repeat(2, *[1] * (seen.ndim - 1)) if len(seen) == 1 and self.device.type == "cpu" else seen
+            with torch.autocast("cuda") if self.device.type == "cuda" else nullcontext():
+                found = network(seen.to(self.device)).float().cpu()
+            for (sums, place), one in zip(waiting, found, strict=False):
+                sums.add(place, one, gaussian)
+            waiting.clear()
+            while unfinished and not unfinished[0].left:
+                yield unfinished.pop(0).mean()
+
+        for image in images:
+            unfinished.append(_Sums(image, Tiles.of(image.shape[1:], self.patch), self.heads))
+            for place in unfinished[-1].tiles.places:
+                waiting.append((unfinished[-1], place))
+                if len(waiting) == batch:
+                    yield from segment()
+        if waiting:
+            yield from segment()
 
     def _each(
         self, networks: Iterable[nn.Module], image: torch.Tensor, tiles: Tiles, on_tile: Callable[[int], None]

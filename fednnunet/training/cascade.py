@@ -14,11 +14,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from nnunetv2.inference.export_prediction import resample_and_save
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetBaseDataset
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
 from fednnunet.errors import ConfigError
 from fednnunet.run_files import PREDICTED
@@ -56,6 +58,22 @@ def save_for_next_stages(
             torch.get_num_threads(),
             trainer.dataset_class,
         )
+
+
+def preprocessed_input(
+    trainer: nnUNetTrainer, dataset: nnUNetBaseDataset, identifier: str
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """What the network sees of a preprocessed case: image (C, Z, Y, X), and nnU-Net's properties.
+
+    A cascade gets the previous stage's segmentation, a channel for each label behind those of the image, as in
+    ``nnUNetTrainer.perform_actual_validation``.
+    """
+    image, _, previous, properties = dataset.load_case(identifier)
+    data = image[:]
+    if previous is not None:
+        labels = trainer.label_manager.foreground_labels
+        data = np.vstack((data, convert_labelmap_to_one_hot(previous[:], labels, output_dtype=data.dtype)))
+    return data, properties
 
 
 def copy_previous_stage(

@@ -50,6 +50,30 @@ def test_logits_are_those_of_nnunet(shape: tuple[int, ...], patch: tuple[int, ..
     assert steps == [steps[0]] * steps[0] * folds
 
 
+@pytest.mark.parametrize(("patch", "batch"), [((32, 24), 5), ((8, 16, 24), 2), ((8, 16, 24), 100)])
+def test_tiles_of_several_images_at_once_give_the_logits_of_one_at_a_time(patch: tuple[int, ...], batch: int) -> None:
+    (model,) = networks(len(patch), 1)
+    sizes: list[int] = []
+    model.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    images = [torch.randn(2, *shape) for shape in ((3, 30, 50), (1, 20, 20), (9, 40, 24))]
+    window = SlidingWindow(patch, 3, None, torch.device("cpu"))
+    found = list(window.batched_logits(model, images, batch))
+    assert max(sizes) <= batch
+    assert len(set(sizes[:-1])) <= 1, "all but the last have that many tiles"
+    for image, logits in zip(images, found, strict=True):
+        assert logits.dtype == torch.float32
+        difference = (logits - window.logits([model], image).float()).abs()
+        assert difference.flatten().quantile(0.9) < 5e-3, "in corners of tiles, half precision has few digits"
+
+
+def test_an_image_of_one_tile_is_segmented_twice_at_once_where_that_is_quicker() -> None:
+    (model,) = networks(3, 1)
+    image = torch.randn(2, 8, 16, 16)
+    (found,) = SlidingWindow((8, 16, 16), 3, None, torch.device("cpu")).batched_logits(model, [image], 4)
+    with torch.no_grad():
+        assert torch.allclose(found, model(image[None])[0], atol=1e-5)
+
+
 def test_sums_that_do_not_fit_on_a_gpu_are_kept_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     (model,) = networks(3, 1)
     image = torch.randn(2, 8, 16, 20)
