@@ -274,7 +274,7 @@ def check_epochs(prepared: Prepared, size: Size) -> Iterator[Figure]:
     for configuration in training_loop.CONFIGURATIONS:
         alone = Comparison(configuration, 0, size.epochs, size.device, training_loop.STEPS, augments=False)
         for name, comparison in (("", alone), ("_augmented", replace(alone, processes=processes, augments=True))):
-            seconds = training_loop.compare(prepared, comparison)
+            seconds = training_loop.compare(dict.fromkeys(comparison.names, prepared), comparison)
             ours, theirs = (float(np.median(seconds[loop][:, 0])) for loop in training_loop.LOOPS)
             target = training_loop.TARGET_RATIO if size.device == "cuda" and not name else None
             step = theirs / training_loop.STEPS

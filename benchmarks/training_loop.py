@@ -1,6 +1,6 @@
 """What the Lightning loop costs over nnU-Net's own, labels annotated in part, and rebuilding the loop each round.
 
-    python benchmarks/training_loop.py [--pairs 4] [--epochs 3] [--only labels]
+    python benchmarks/training_loop.py [--pairs 4] [--epochs 3] [--only labels] [--features 32]
 
 **Loop.** Two processes train on the same plans, data and seed, one with ``nnUNetTrainer.run_training``, the other
 with our Lightning loop, and take turns step by step in the order ABBA, so that whatever else the machine does meets
@@ -13,9 +13,9 @@ of CPU seconds, which tells noise from cost. Torch computes with one thread in b
 augmentation; those work on while their loop waits for its turn.
 
 **Labels.** In the same way, epochs of a node that has annotated one label of three (``task.labels=union``) against
-those of a node that has annotated all: our loop in both, with the same network, images, labels and seed. The one node
-is taught nothing by the network that it has received, on one image of eight, of four, and on all
-(``task.distillation_every``).
+those of a node that has annotated all: our loop in both, with the same network, images and seed. The one node has no
+pseudo-labels, has as many as it has by default, and three times as many (``task.pseudo_labels``); at the start of each
+epoch, as if that were a round, cases are labelled in the time that is measured.
 
 **Rounds.** The seconds between the end of an epoch and the start of the next, where a round hands over all layers
 and loads them again: with our callback in one living ``Trainer.fit``; with trainer, loaders and Lightning built anew
@@ -38,8 +38,9 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
@@ -50,17 +51,18 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from fednnunet.config.groups import ComputeConfig, ModelConfig, TrainerConfig
-from fednnunet.config.task import TaskConfig
+from fednnunet.config.task import PSEUDO_LABELS, TaskConfig
 from fednnunet.datasets.raw import read_dataset
 from fednnunet.datasets.staging import raw_digest, stage_dataset
 from fednnunet.fingerprint.extract import extract_fingerprint
 from fednnunet.phantoms.breast_small import make_small_phantom
+from fednnunet.phantoms.organs import TRUTH_LABELS, make_organ_phantom
 from fednnunet.planning.plans import make_plans
 from fednnunet.preprocessing import cache_key, preprocess
 from fednnunet.training.callback import FederatedCallback
 from fednnunet.training.data import NNUNetDataModule
+from fednnunet.training.epochs import skip_epochs
 from fednnunet.training.lightning_trainer import build_lightning_trainer
-from fednnunet.training.marginal_loss import distillation_of
 from fednnunet.training.module import NNUNetModule
 from fednnunet.training.network_state import layer_shapes, load_state, read_state, state_spec
 from fednnunet.training.partial_labels import use_partial_labels
@@ -91,10 +93,17 @@ TRAINER = TrainerConfig(
 COMPUTE = ComputeConfig(
     device="cpu", precision="auto", augmentation_workers=0, preprocessing_workers=1, threads=1, compile=False
 )
-MODEL = ModelConfig(
-    planner="ExperimentPlanner",
-    overrides={"UNet_base_num_features": 8, "UNet_max_features_2d": 128, "UNet_max_features_3d": 32},
-)
+FEATURES = 8
+"""Of the network's first stage."""
+
+
+def network_of(features: int) -> ModelConfig:
+    """nnU-Net's network with so many features in the first stage, and at most 16 times as many in 2d, 4 times in 3d."""
+    most = {"UNet_max_features_2d": 16 * features, "UNet_max_features_3d": 4 * features}
+    return ModelConfig(planner="ExperimentPlanner", overrides={"UNet_base_num_features": features, **most})
+
+
+MODEL = network_of(FEATURES)
 CENTRE = {
     "dataset": "Dataset102_Benchmark",
     "cases": 24,
@@ -107,6 +116,16 @@ CENTRE = {
     "lesion_radius": (7.0, 13.0),
     "appearances": (0.25, 0.25, 0.25, 0.25),
 }
+ORGANS_CENTRE = {
+    "dataset": "Dataset103_Organs",
+    "cases": 24,
+    "shape": (8, 56, 56),
+    "spacing": (4.0, 3.0, 3.0),
+    "gain": 1.0,
+    "gamma": 1.0,
+    "bias": 0.1,
+    "noise": 0.05,
+}
 
 
 @dataclass(frozen=True)
@@ -117,7 +136,8 @@ class Prepared:
     plans: dict[str, Any]
     dataset_json: dict[str, Any]
     caches: dict[str, str]
-    taught_every: int = 0
+    pseudo_labels: float = 0.0
+    model: ModelConfig = MODEL
 
     def build(
         self, configuration: str, device: str = "cpu", precision: Precision = "auto", **settings: Any
@@ -129,19 +149,8 @@ class Prepared:
         trainer = build_nnunet_trainer(
             self.plans, configuration, 0, self.dataset_json, chosen, torch.device(device), precision
         )
-        teaching = {"distillation": min(1, self.taught_every), "distillation_every": max(1, self.taught_every)}
-        use_partial_labels(trainer, TaskConfig(labels="union", **teaching))
-        distillation = distillation_of(trainer.loss)
-        if distillation is not None:
-            distillation.keep_teacher(trainer.network, trainer.num_epochs, trainer.num_epochs)
+        use_partial_labels(trainer, TaskConfig(labels="union", pseudo_labels=self.pseudo_labels))
         return trainer
-
-    def at(self, node: Node) -> Prepared:
-        """The same cases at this node."""
-        labels = {"labels": UNION}
-        if len(node.annotated) < len(UNION) - 1:
-            labels["annotated"] = list(node.annotated)
-        return replace(self, dataset_json=self.dataset_json | labels, taught_every=node.taught_every)
 
     def save(self) -> None:
         """Leave a note for :meth:`load` in another process."""
@@ -154,12 +163,17 @@ class Prepared:
         return cls(root, **json.loads((root / "prepared.json").read_text()))
 
 
-def prepare(root: Path, centre: Mapping[str, Any] = CENTRE, model: ModelConfig = MODEL) -> Prepared:
+def prepare(
+    root: Path,
+    centre: Mapping[str, Any] = CENTRE,
+    model: ModelConfig = MODEL,
+    make: Callable[..., list[Path]] = make_small_phantom,
+) -> Prepared:
     """Generate data, plan and preprocess."""
     for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         os.environ[variable] = str(root / variable)
     os.environ["nnUNet_n_proc_DA"] = "0"
-    (folder,) = make_small_phantom(root / "raw", {"Benchmark": centre}, seed=1234)
+    (folder,) = make(root / "raw", {"Benchmark": centre}, seed=1234)
     dataset = read_dataset(folder, "Benchmark")
     stage_dataset(dataset, root / "nnUNet_raw")
     plans = make_plans(dataset.name, extract_fingerprint(dataset), model, 8.0)
@@ -168,9 +182,22 @@ def prepare(root: Path, centre: Mapping[str, Any] = CENTRE, model: ModelConfig =
     for configuration in CONFIGURATIONS:
         cache = root / "cache" / cache_key(raw_digest(dataset), plans, configuration, [])
         caches[configuration] = str(preprocess(dataset, planned, plans, configuration, cache))
-    prepared = Prepared(root, plans, dataset.dataset_json, caches)
+    prepared = Prepared(root, plans, dataset.dataset_json, caches, model=model)
     prepared.save()
     return prepared
+
+
+def prepare_organs(root: Path, model: ModelConfig) -> dict[str, Prepared]:
+    """The same images for each of :data:`NODES`, of organs, of which its label maps show what it has annotated."""
+    organs = list(TRUTH_LABELS)[1:]
+    found = {}
+    for name, (annotated, share) in NODES.items():
+        drawn = list(organs[:annotated])
+        make = partial(make_organ_phantom, annotated={"Benchmark": drawn}, unannotated="unknown")
+        node = prepare(root / name, ORGANS_CENTRE, model, make)
+        labels = {"labels": TRUTH_LABELS} | ({"annotated": drawn} if drawn != organs else {})
+        found[name] = replace(node, dataset_json=node.dataset_json | labels, pseudo_labels=share)
+    return found
 
 
 def nnunet_loop(trainer: nnUNetTrainer) -> None:
@@ -206,26 +233,9 @@ def quiet() -> Iterator[None]:
 # loop ----------------------------------------------------------------------------------------------------
 
 LOOPS = {"ours": lightning_loop, "theirs": nnunet_loop}
-UNION = {"background": 0, "tumour": 1, "breast": 2, "vessel": 3}
-"""Labels of the union; the images show the first."""
-
-
-@dataclass(frozen=True)
-class Node:
-    """A node of :data:`UNION`: what it has annotated, and number of images of which one is taught (0: none)."""
-
-    annotated: Sequence[str]
-    taught_every: int = 0
-
-
-NODES = {
-    "all": Node(["tumour", "breast", "vessel"]),
-    "partial": Node(["tumour"]),
-    "taught, 8th": Node(["tumour"], 8),
-    "taught, 4th": Node(["tumour"], 4),
-    "taught, all": Node(["tumour"], 1),
-}
-"""Nodes whose epochs are compared with those of the first, all with our loop."""
+NODES = {"all": (3, 0.0), "partial": (1, 0.0), "pseudo": (1, PSEUDO_LABELS), "pseudo, 3 times": (1, 3 * PSEUDO_LABELS)}
+"""Number of organs that a node has annotated, of three, and its ``task.pseudo_labels``; epochs of each are compared
+with those of the first, all with our loop."""
 
 
 def repeat_first_batch(trainer: nnUNetTrainer) -> None:
@@ -244,15 +254,21 @@ class Turns:
     Args:
         pipe: takes wall and CPU seconds of each turn (the first is the setup); gives the next turn.
         passes: forward passes in a turn. What a GPU still computes at its end belongs to it.
+
+    Attributes:
+        is_labelling: whether passes make pseudo-labels: they belong to the turn that has begun.
     """
 
     def __init__(self, pipe: Connection, passes: int = 1) -> None:
         self.pipe = pipe
         self.passes = passes
         self.left = 0
+        self.is_labelling = False
         self.started = _now()
 
     def __call__(self, *_: Any) -> None:
+        if self.is_labelling:
+            return
         if self.left:
             self.left -= 1
             return
@@ -262,6 +278,19 @@ class Turns:
         self.pipe.send(_now() - self.started)
         self.pipe.recv()
         self.started = _now()
+
+
+class LabelEachEpoch(L.Callback):
+    """Begins each epoch as a node begins a round of it; ``turns`` of the network go on meanwhile."""
+
+    def __init__(self, turns: Turns) -> None:
+        self.turns = turns
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Label what has its turn."""
+        self.turns.is_labelling = True
+        pl_module.update_pseudo_labels()
+        self.turns.is_labelling = False
 
 
 def _now() -> np.ndarray:
@@ -299,28 +328,29 @@ def train_in_turns(name: str, prepared: Prepared, comparison: Comparison, pipe: 
     """Process entry: train from the beginning with the loop, or the labels, of this name."""
     set_up()
     os.environ["nnUNet_results"] = str(prepared.root / name)
-    if name in NODES:
-        prepared = prepared.at(NODES[name])
     with quiet():
         # The last turn of the last epoch has no forward pass after it, so that epoch is not counted either.
         epochs = WARM_UP + comparison.epochs + 1
-        trainer = prepared.build(comparison.configuration, comparison.device, epochs=epochs)
+        trainer = prepared.build(comparison.configuration, comparison.device, epochs=2 * epochs)
+        skip_epochs(trainer, epochs)  # pseudo-labels have their full weight
         if not comparison.augments:
             repeat_first_batch(trainer)
-        trainer.network.register_forward_pre_hook(Turns(pipe, comparison.turn))
+        turns = Turns(pipe, comparison.turn)
+        trainer.network.register_forward_pre_hook(turns)
+        labelled = partial(lightning_loop, callbacks=[LabelEachEpoch(turns)])
         with contextlib.suppress(EOFError):  # the parent closes the pipe when it has seen enough
-            LOOPS.get(name, lightning_loop)(trainer)
+            LOOPS.get(name, labelled)(trainer)
         trainer.on_train_end()  # ends the processes of the augmentation
 
 
 @contextlib.contextmanager
-def both_sides(prepared: Prepared, comparison: Comparison) -> Iterator[dict[str, Connection]]:
+def both_sides(prepared: Mapping[str, Prepared], comparison: Comparison) -> Iterator[dict[str, Connection]]:
     """A process for each of both, with the parent's end of its pipe."""
     context = multiprocessing.get_context("spawn")
     pipes, processes = {}, []
     for name in comparison.names:
         pipes[name], far_end = context.Pipe()
-        process = context.Process(target=train_in_turns, args=(name, prepared, comparison, far_end))
+        process = context.Process(target=train_in_turns, args=(name, prepared[name], comparison, far_end))
         process.start()
         processes.append(process)
         far_end.close()
@@ -333,8 +363,8 @@ def both_sides(prepared: Prepared, comparison: Comparison) -> Iterator[dict[str,
             process.join()
 
 
-def compare(prepared: Prepared, comparison: Comparison) -> dict[str, np.ndarray]:
-    """Wall and CPU seconds of every counted epoch, (epochs, 2), of both."""
+def compare(prepared: Mapping[str, Prepared], comparison: Comparison) -> dict[str, np.ndarray]:
+    """Wall and CPU seconds of every counted epoch, (epochs, 2), of both, each of its own data."""
     turns: dict[str, list[np.ndarray]] = {name: [] for name in comparison.names}
     turns_of_epoch = STEPS // comparison.turn
     os.environ["nnUNet_n_proc_DA"] = str(comparison.processes)
@@ -459,7 +489,7 @@ def print_comparison(name: str, seconds: dict[str, np.ndarray]) -> float:
     return float(ratio)
 
 
-def compare_pairs(prepared: Prepared, comparison: Comparison, pairs: int) -> dict[str, np.ndarray]:
+def compare_pairs(prepared: Mapping[str, Prepared], comparison: Comparison, pairs: int) -> dict[str, np.ndarray]:
     """As :func:`compare`, over the epochs of several pairs of processes."""
     compared = [compare(prepared, comparison) for _ in range(pairs)]
     return {name: np.concatenate([pair[name] for pair in compared]) for name in comparison.names}
@@ -470,7 +500,7 @@ def measure_loops(prepared: Prepared, pairs: int, epochs: int) -> Iterator[Figur
     print(f"{'':<24} {'ours s':>8} {'nnU-Net s':>10} {'ratio':>8} {'quartiles':>15} {'CPU ratio':>10}")
     for name, processes in (("2d", 0), ("3d_fullres", 0), ("2d_background", BACKGROUND_PROCESSES)):
         comparison = Comparison(name.removesuffix("_background"), processes, epochs)
-        ratio = print_comparison(name, compare_pairs(prepared, comparison, pairs))
+        ratio = print_comparison(name, compare_pairs(dict.fromkeys(LOOPS, prepared), comparison, pairs))
         yield f"training_loop_ratio_{name}", ratio, "ratio", TARGET_RATIO
 
 
@@ -478,9 +508,11 @@ def measure_labels(prepared: Prepared, pairs: int, epochs: int) -> Iterator[Figu
     """Epochs with labels annotated in part against those with all."""
     print(f"{'':<24} {'part s':>8} {'all s':>10} {'ratio':>8} {'quartiles':>15} {'CPU ratio':>10}")
     whole, *others = NODES
+    with quiet():
+        organs = prepare_organs(prepared.root / "organs", prepared.model)
     for configuration, name in itertools.product(CONFIGURATIONS, others):
         comparison = Comparison(configuration, 0, epochs, names=(name, whole))
-        ratio = print_comparison(f"{configuration}, {name}", compare_pairs(prepared, comparison, pairs))
+        ratio = print_comparison(f"{configuration}, {name}", compare_pairs(organs, comparison, pairs))
         yield f"partial_labels_ratio_{name.replace(', ', '_')}_{configuration}", ratio, "ratio", TARGET_PARTIAL_RATIO
 
 
@@ -495,11 +527,11 @@ def measure_changes(prepared: Prepared, pairs: int, epochs: int) -> Iterator[Fig
 PARTS = {"loop": measure_loops, "labels": measure_labels, "rounds": measure_changes}
 
 
-def measure(parts: Sequence[str], pairs: int, epochs: int) -> list[Figure]:
+def measure(parts: Sequence[str], pairs: int, epochs: int, features: int) -> list[Figure]:
     """Print the tables of these parts; all figures."""
     with tempfile.TemporaryDirectory(prefix="fednnunet-") as folder:
         with quiet():
-            prepared = prepare(Path(folder))
+            prepared = prepare(Path(folder), model=network_of(features))
         return [figure for part in parts for figure in PARTS[part](prepared, pairs, epochs)]
 
 
@@ -509,6 +541,12 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=4, help="pairs of processes (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=TRAINER.epochs, help="epochs of each pair (default: %(default)s)")
     parser.add_argument("--only", choices=PARTS, help="measure this alone (default: all)")
+    parser.add_argument(
+        "--features",
+        type=int,
+        default=FEATURES,
+        help="of the network's first stage (default: %(default)s; nnU-Net: 32)",
+    )
     parser.add_argument("--one-round", nargs=2, type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     set_up()
@@ -517,7 +555,7 @@ def main() -> None:
         print(rebuild(Prepared.load(root), checkpoint)[1])
         return
     parts = [arguments.only] if arguments.only else list(PARTS)
-    for metric, value, unit, target in measure(parts, arguments.pairs, arguments.epochs):
+    for metric, value, unit, target in measure(parts, arguments.pairs, arguments.epochs, arguments.features):
         print(json.dumps({"metric": metric, "value": round(value, 4), "unit": unit, "target": target}))
 
 

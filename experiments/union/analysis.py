@@ -24,7 +24,7 @@ README = Path(__file__).parent / "README.md"
 IMAGES = README.parents[2] / "docs" / "images"
 PICTURE = "partial_labels"
 UPPER, ALONE, SHOWN, UNTAUGHT = "all", "alone", "union", "marginal"
-TAUGHT = ("union", "union_4th", "union_8th")
+TAUGHT = ("union", "tuned")
 TITLES = (
     "image that no training saw",
     "what this hospital draws",

@@ -53,8 +53,8 @@ class Training:
 
 UNLIKE = "strategy.heterogeneous_tasks=true"
 UNION = ("strategy=asym", "task.labels=union")
-TAUGHT = (*UNION, "task.distillation_every=1", "strategy.fine_tune_epochs=3")
-MARGINAL = ("task.labels=union", "task.distillation=0")
+TUNED = (*UNION, "strategy.fine_tune_epochs=3")
+MARGINAL = ("task.labels=union", "task.pseudo_labels=0")
 TRAININGS = {
     "alone": Training("alone", ("strategy=local", UNLIKE), all_organs=False),
     "local_heads": Training(
@@ -62,10 +62,8 @@ TRAININGS = {
         ("strategy=asym", UNLIKE, "strategy.aggregation.keep_local=[seg_layers]"),
         all_organs=False,
     ),
-    "union": Training("union", TAUGHT),
-    "tuned": Training("union, fine-tuned", TAUGHT, personal_of="union"),
-    "union_4th": Training("union, every 4th image", (*UNION, "task.distillation_every=4")),
-    "union_8th": Training("union, every 8th image", (*UNION, "task.distillation_every=8")),
+    "union": Training("union", TUNED),
+    "tuned": Training("union, fine-tuned", TUNED, personal_of="union"),
     "marginal": Training("marginal", ("strategy=asym", *MARGINAL)),
     "exclusion": Training("marginal, exclusion", ("strategy=asym", *MARGINAL, "task.exclusion=true")),
     "ffe": Training("marginal, `ffe`", ("strategy=ffe", *MARGINAL)),

@@ -17,11 +17,8 @@ RESERVED = (BACKGROUND, IGNORE)
 CHANNEL_DROP = 0.25
 """Default of ``channel_drop``."""
 
-DISTILLATION = 1.0
-"""Default of ``distillation``."""
-
-DISTILLATION_EVERY = 1
-"""Default of ``distillation_every``."""
+PSEUDO_LABELS = 0.05
+"""Default of ``pseudo_labels``."""
 
 
 class TaskConfig(Config):
@@ -33,12 +30,10 @@ class TaskConfig(Config):
         rename_labels: Other names of labels, by centre: its own name to the common one. No file is changed.
         exclusion: With ``union``: also punish probability of what a node has not annotated inside of what it has (Shi
             et al. 2021).
-        distillation: With ``union``: weight, beside a node's own loss, of what the network that it received says of
-            labels that it has not annotated (after Wang et al. 2023, ConDistFL); it grows from 0 over the first half
-            of the epochs. 0 leaves it out. Nothing is taught where nothing is received (``strategy=local``,
-            ``centralized``).
-        distillation_every: With ``union``: one image of this many is taught so; 1 teaches all. The received network's
-            pass over them is what teaching costs. Summed over batches, the weight is the same.
+        pseudo_labels: With ``union``: share of a training's computation in which the network that a node has received
+            labels the node's own training cases, in turn, with what the node has not annotated (pseudo-labels). The
+            more, the newer they are. 0: the marginal loss alone. There are none where nothing is received
+            (``strategy=local``, ``centralized``).
         channels: ``same``: all nodes have the same channels, in the same order. ``union``: one network for every
             channel that any training node has, by name; one that a node lacks is zeros there.
         channel_drop: With ``channels=union``: probability in [0, 1) with which each of a node's own channels is zeros
@@ -48,8 +43,7 @@ class TaskConfig(Config):
     labels: Literal["same", "union"] = "same"
     rename_labels: dict[str, dict[TaskName, TaskName]] = Field(default_factory=dict)
     exclusion: bool = False
-    distillation: float = Field(default=DISTILLATION, ge=0, le=10)
-    distillation_every: int = Field(default=DISTILLATION_EVERY, ge=1, le=1000)
+    pseudo_labels: float = Field(default=PSEUDO_LABELS, ge=0, le=1)
     channels: Literal["same", "union"] = "same"
     channel_drop: float = Field(default=CHANNEL_DROP, ge=0, lt=1)
 
@@ -67,10 +61,8 @@ class TaskConfig(Config):
                     raise ValueError(f"rename_labels.{centre}.{old}={new}: {' and '.join(RESERVED)} keep their names")
         if self.exclusion and self.labels != "union":
             raise ValueError("exclusion=true needs task.labels=union")
-        if self.distillation != DISTILLATION and self.labels != "union":
-            raise ValueError(f"distillation={self.distillation:g} needs task.labels=union")
-        if self.distillation_every != DISTILLATION_EVERY and self.labels != "union":
-            raise ValueError(f"distillation_every={self.distillation_every} needs task.labels=union")
+        if self.pseudo_labels != PSEUDO_LABELS and self.labels != "union":
+            raise ValueError(f"pseudo_labels={self.pseudo_labels:g} needs task.labels=union")
         if self.channel_drop != CHANNEL_DROP and self.channels != "union":
             raise ValueError(f"channel_drop={self.channel_drop:g} needs task.channels=union")
         return self

@@ -239,6 +239,7 @@ class PreprocessReply(Body):
         iterations: training iterations per epoch.
         pretrained: the node starts from given weights.
         noise: noise of the node's part of the run, where it adds some.
+        labellings: how often received networks have time to label a training case, on average; None where none does.
     """
 
     seconds: float = Field(ge=0)
@@ -248,3 +249,4 @@ class PreprocessReply(Body):
     iterations: int = Field(ge=1)
     pretrained: bool = False
     noise: NoiseReport | None = None
+    labellings: float | None = Field(default=None, ge=0, allow_inf_nan=False)

@@ -87,11 +87,11 @@ class Ranks:
         self._send(do="load", checkpoint=str(checkpoint), epochs=epochs)
 
     def fit(self, epoch: int, is_taught: bool) -> None:
-        """Let the helpers start training with this epoch, whose weights teach them or not, right before rank 0 does."""
+        """Let the helpers start training with this epoch, whose weights teach it or not, right before rank 0 does."""
         self._send(do="fit", epoch=epoch, is_taught=is_taught)
 
     def start_epoch(self, network: torch.nn.Module, epoch: int, first: bool, is_taught: bool) -> None:
-        """Start another epoch: give every rank the weights of rank 0; ``is_taught``: which are to teach it, too."""
+        """Start another epoch: give every rank the weights of rank 0; ``is_taught``: which teach it or not."""
         if not first:
             self._send(do="epoch", epoch=epoch, is_taught=is_taught)
         if self.size > 1:
@@ -206,7 +206,7 @@ class _Rank:
         """:class:`~fednnunet.training.callback.Rounds`: receive the weights of rank 0."""
         share_state(module.network)
         if self._is_taught:
-            module.keep_teacher()
+            module.update_pseudo_labels()
 
     def end_epoch(self, module: NNUNetModule) -> bool:
         """:class:`~fednnunet.training.callback.Rounds`: wait for the next order of rank 0."""

@@ -45,11 +45,10 @@ from fednnunet.training.checkpoint import (
     save_final,
     save_round,
 )
-from fednnunet.training.distillation import Distillation
 from fednnunet.training.epochs import skip_epochs
-from fednnunet.training.marginal_loss import distillation_of
 from fednnunet.training.module import NNUNetModule, check_takes_terms
 from fednnunet.training.network_state import as_tensors, layer_shapes, load_state, state_arrays
+from fednnunet.training.pseudo_labels import PseudoLabels, pseudo_labels_of, remove_pseudo_labels
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +85,7 @@ class PersonalModel:
         return Path(self.trainer.output_folder)
 
     def train_epoch(
-        self, epoch: int, averages: Mapping[str, np.ndarray], taught_with: Distillation | None = None
+        self, epoch: int, averages: Mapping[str, np.ndarray], taught_with: PseudoLabels | None = None
     ) -> None:
         """Train one epoch.
 
@@ -97,9 +96,9 @@ class PersonalModel:
                 pulled towards nothing is not taught either, as a node that trains alone.
         """
         skip_epochs(self.trainer, epoch)
-        distillation = distillation_of(self.trainer.loss)
-        if distillation is not None and taught_with is not None and self._tie:
-            distillation.learn_from(taught_with)
+        pseudo_labels = pseudo_labels_of(self.trainer)
+        if pseudo_labels is not None and taught_with is not None and self._tie:
+            pseudo_labels.learn_from(taught_with)
         self._averages = averages
         with self._own_generators():
             if self._fit is None:
@@ -115,9 +114,6 @@ class PersonalModel:
     def start_epoch(self, module: NNUNetModule) -> None:
         """Pull the network towards the averages from now on."""
         module.set_proximal_term(as_tensors(self._averages), self._tie)
-        distillation = distillation_of(self.trainer.loss)
-        if distillation is not None:
-            distillation.draw_anew(self.trainer.current_epoch)
 
     def end_epoch(self, module: NNUNetModule) -> bool:
         """Give the process back to the shared network; averages, which are copied, are kept no longer."""
@@ -139,11 +135,11 @@ class PersonalModel:
         with self._own_generators():
             L.seed_everything((seed + 1) % 2**32, verbose=False)
 
-    def keep_teacher(self) -> None:
+    def label_all(self) -> None:
         """Let the network as it is now teach, in all epochs and at full weight, what the node has not annotated."""
-        distillation = distillation_of(self.trainer.loss)
-        if distillation is not None:
-            distillation.keep_teacher(self.trainer.network, epoch=1, epochs=1)
+        pseudo_labels = pseudo_labels_of(self.trainer)
+        if pseudo_labels is not None:
+            pseudo_labels.label_all()
 
     def started_from(self, number: int, start: Mapping[str, Any]) -> bool:
         """Whether the checkpoint after epoch ``number`` notes this."""
@@ -155,6 +151,7 @@ class PersonalModel:
         self._fit = None
         skip_epochs(self.trainer, self.trainer.num_epochs)
         save_final(self.trainer)
+        remove_pseudo_labels(self.trainer)
 
     def close(self) -> None:
         """End what runs beside the process."""
@@ -229,7 +226,7 @@ class PersonalModels:
         weights = state_arrays(shared.network, layer_shapes(shared.network))
         start = {"start": digest_of(list(weights.values())), "learning_rate": rate}
         load_state(model.trainer.network, weights)
-        model.keep_teacher()
+        model.label_all()
         model.reseed(self.settings.seed)
         finished = [number for number in intact_rounds(model.folder) if model.started_from(number, start)]
         if finished:

@@ -36,6 +36,7 @@ from fednnunet.preprocessing import missing_cases
 from fednnunet.training.checkpoint import read_final
 from fednnunet.training.devices import cap_memory, check_device, resolve_device
 from fednnunet.training.network_state import buffer_names, layer_shapes
+from fednnunet.training.pseudo_labels import pseudo_labels_of
 
 log = logging.getLogger(__name__)
 
@@ -162,6 +163,7 @@ class NodeStages:
         shortest = messages.TrainRequest(server_round=last, epochs=request.local_epochs, layers=[])
         check_steps(trainer, shortest, self.config.privacy.least_steps)
         training, validation = trainer.do_split()
+        pseudo_labels = pseudo_labels_of(trainer)
         return messages.PreprocessReply(
             seconds=time.perf_counter() - start,
             num_training=len(training),
@@ -170,6 +172,7 @@ class NodeStages:
             iterations=trainer.num_iterations_per_epoch,
             pretrained=self.config.init.weights_of(self.settings.name) is not None,
             noise=self._noise_report,
+            labellings=None if pseudo_labels is None else pseudo_labels.turns_in_all_epochs,
         )
 
     def start_fold(self, fold: messages.Fold) -> nnUNetTrainer:

@@ -58,9 +58,9 @@ from fednnunet.training.checkpoint import (
 )
 from fednnunet.training.devices import reset_peak_memory
 from fednnunet.training.epochs import skip_epochs
-from fednnunet.training.marginal_loss import distillation_of
 from fednnunet.training.module import NNUNetModule
 from fednnunet.training.network_state import as_tensors, check_state, load_state, trained_arrays
+from fednnunet.training.pseudo_labels import pseudo_labels_of, remove_pseudo_labels
 
 log = logging.getLogger(__name__)
 
@@ -153,6 +153,7 @@ class TrainingSession:
             load_state(trainer.network, arrays)
             skip_epochs(trainer, trainer.num_epochs)
             save_final(trainer)
+            remove_pseudo_labels(trainer)
             cases, personal = self.stages.evaluate(), self.stages.evaluate_personal()
             self._evaluation = EvaluateReply(cases=cases, personal=personal, seconds=time.perf_counter() - start)
         return self._evaluation
@@ -284,15 +285,15 @@ class TrainingSession:
             current.started = time.perf_counter()
             reset_peak_memory(module.nnunet.device)
             load_state(module.network, current.arrays)
+            current.loaded = time.perf_counter()
         is_taught = is_new and bool(current.arrays)
+        if is_taught:  # before the node's other processes go on, which read what this one has labelled
+            module.update_pseudo_labels()
         self.stages.ranks.start_epoch(module.network, module.nnunet.current_epoch, self._is_first_epoch, is_taught)
         if is_new:
             if self.stages.noise is not None:
                 self.stages.noise.start_round(module.network, current.body)
             module.set_proximal_term(as_tensors(current.arrays), current.body.proximal_mu)
-            if is_taught:
-                module.keep_teacher()
-            current.loaded = time.perf_counter()
         save_with_round(module.nnunet, current)
         self._is_first_epoch = False
 
@@ -302,7 +303,7 @@ class TrainingSession:
         assert current is not None
         current.epochs_left -= 1
         if self.stages.personal is not None:
-            epoch, taught_with = trainer.current_epoch - 1, distillation_of(trainer.loss)
+            epoch, taught_with = trainer.current_epoch - 1, pseudo_labels_of(trainer)
             self.stages.personal.train_epoch(epoch, current.arrays, taught_with)
         is_last = trainer.current_epoch >= trainer.num_epochs
         if current.epochs_left and not is_last:

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from torch import nn
+from torch.nn.functional import nll_loss
 
-from fednnunet.training.distillation import Distillation
+SMOOTH = 1e-5
+"""Added to numerator and denominator of Dice, as nnU-Net does."""
 
 
 class MarginalLoss(nn.Module):
@@ -29,15 +31,25 @@ class MarginalLoss(nn.Module):
     ``u``. The paper's exclusion Dice is left out: its denominator raises ``p_u`` in the background, where nothing is
     known of ``u``. It adds little to a softmax, in which the merged cross entropy already lowers ``p_u`` there.
 
+    Pseudo-labels ``y``, of the background or an unannotated class, add CE and Dice among these classes ``R``. In the
+    voxels ``M`` that have one, and with ``V`` voxels that are not ignored::
+
+        p_c = exp(z_c) / sum_{r in R} exp(z_r)        CE = -1/V sum_{v in M} log p_{y_v, v}
+        Dice = -mean_u (2 sum_{v in M, y_v = u} p_uv + s) / (sum_{v in M} p_uv + |{v in M: y_v = u}| + s),   s = 1e-5
+
+    As ``P(c) = P(R) P(c | R)``, both cross entropies add up to that of a map that pseudo-labels have completed.
+
     Args:
         loss: nnU-Net's, of logits and label values; it knows the union's ignore label, and has no weights of classes.
         annotated: annotated classes, of 1 to ``num_classes - 1``.
         num_classes: classes of the network, with background.
         ignore_label: value of ignored voxels, if any.
         exclusion: whether to add the exclusion term.
-        distillation: weight of what a teacher says of unannotated classes
-            (:class:`~fednnunet.training.distillation.Distillation`).
-        distillation_every: number of images of which one is taught.
+
+    Attributes:
+        pseudo_weight: weight of pseudo-labels in the target, 0 at first. Where it is more, what is 0 in a target is
+            known to be background, by a pseudo-label or as it lies outside of an image.
+        unknown: value of a target in a voxel where nothing is annotated, and no network has said anything.
     """
 
     def __init__(
@@ -47,8 +59,6 @@ class MarginalLoss(nn.Module):
         num_classes: int,
         ignore_label: int | None = None,
         exclusion: bool = False,
-        distillation: float = 0.0,
-        distillation_every: int = 1,
     ) -> None:
         super().__init__()
         self.loss = loss
@@ -56,36 +66,67 @@ class MarginalLoss(nn.Module):
         self.unannotated = [one for one in range(1, num_classes) if one not in self.annotated]
         self.ignore_label = ignore_label
         self.exclusion = exclusion
-        self.distillation: Distillation | None = None
-        if self.unannotated and distillation:
-            self.distillation = Distillation(self.unannotated, distillation, distillation_every)
+        self.pseudo_weight = 0.0
+        self._rest = [0, *self.unannotated]
+        self.unknown = max(num_classes, (ignore_label or 0) + 1)
         # Merged classes are no more than those of the union, so its ignore value is none of theirs.
-        self._table = torch.zeros(max(num_classes, (ignore_label or 0) + 1), dtype=torch.int64)
+        self._table = torch.zeros(self.unknown + num_classes, dtype=torch.int64)
         self._table[self.annotated] = torch.arange(1, len(self.annotated) + 1)
         if ignore_label is not None:
             self._table[ignore_label] = ignore_label
+        self._place = torch.full_like(self._table, -1)
+        self._place[[0, *(self.unknown + one for one in self.unannotated)]] = torch.arange(len(self._rest))
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """The loss.
 
         Args:
             logits: of the union's classes, (B, classes, [Z,] Y, X).
-            target: values of the union's labels, (B, 1, [Z,] Y, X); what is not annotated, and what is negative, counts
-                as the merged class.
+            target: values of the union's labels, or :meth:`pseudo_labels`, (B, 1, [Z,] Y, X); what is not annotated,
+                and what is negative, counts as the merged class.
         """
         if not self.unannotated:
             return self.loss(logits, target)
         if self._table.device != target.device:
-            self._table = self._table.to(target.device)
-        merged_target = self._table[target.clamp(min=0).long()]
+            self._table, self._place = self._table.to(target.device), self._place.to(target.device)
+        values = target.clamp(min=0).long()
+        merged_target = self._table[values]
         classes = logits.float().unbind(1)
-        rest = torch.logsumexp(torch.stack([classes[0], *(classes[one] for one in self.unannotated)], 1), 1)
-        loss = self.loss(torch.stack([rest, *(classes[one] for one in self.annotated)], 1), merged_target)
+        rest = torch.stack([classes[one] for one in self._rest], 1)
+        log_rest = torch.log_softmax(rest, 1) if self.pseudo_weight else None
+        merged = torch.logsumexp(rest, 1) if log_rest is None else rest[:, 0] - log_rest[:, 0]
+        loss = self.loss(torch.stack([merged, *(classes[one] for one in self.annotated)], 1), merged_target)
         if self.exclusion:
             loss = loss + self._exclusion(logits, merged_target)
-        if self.distillation is not None and self.distillation.teaches:
-            loss = loss + self.distillation(logits, merged_target == 0, self._known(merged_target))
+        if log_rest is not None:
+            place, known = self._place[values], self._known(merged_target).sum().clamp(min=1)
+            cross_entropy = nll_loss(log_rest, place[:, 0], ignore_index=-1, reduction="sum") / known
+            loss = loss + self.pseudo_weight * (cross_entropy - _dice(log_rest, place))
         return loss
+
+    def pseudo_labels(self, logits: torch.Tensor) -> torch.Tensor:
+        """Target values that say which of background and unannotated classes a network sees.
+
+        Args:
+            logits: of the union's classes, (classes, [Z,] Y, X).
+
+        Returns:
+            Integers ([Z,] Y, X): 0 for background, others for unannotated classes, and :attr:`unknown` where it sees an
+            annotated class.
+        """
+        best, place = logits[self._rest].max(0)
+        values = torch.tensor([0, *(self.unknown + one for one in self.unannotated)])
+        dtype = torch.uint8 if values.max() < 256 else torch.int16  # nnU-Net's of label maps
+        return torch.where(logits[self.annotated].amax(0) >= best, self.unknown, values[place]).to(dtype)
+
+    @contextlib.contextmanager
+    def without_pseudo_labels(self) -> Iterator[None]:
+        """Within this, what is 0 in a target is not known to be background."""
+        weight, self.pseudo_weight = self.pseudo_weight, 0.0
+        try:
+            yield
+        finally:
+            self.pseudo_weight = weight
 
     def _known(self, merged_target: torch.Tensor) -> torch.Tensor:
         """Voxels that are not ignored."""
@@ -99,6 +140,20 @@ class MarginalLoss(nn.Module):
         classes = torch.softmax(logits.float(), 1).unbind(1)
         punished = torch.log1p(torch.stack([classes[one] for one in self.unannotated], 1)).mean(1, keepdim=True)
         return torch.where(inside & known, punished, 0).sum() / known.sum().clamp(min=1)
+
+
+def _dice(log_p: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+    """Mean soft Dice of all classes but the first, over the batch, where a class is given.
+
+    Args:
+        log_p: logarithms of probabilities, (B, classes, [Z,] Y, X).
+        place: number of the class, (B, 1, [Z,] Y, X); negative where none is given.
+    """
+    over = (0, *range(2, log_p.ndim))
+    p = log_p[:, 1:].exp() * (place >= 0)
+    given = torch.cat([place == one for one in range(1, log_p.shape[1])], 1)
+    dice = (2 * (p * given).sum(over) + SMOOTH) / (p.sum(over) + given.sum(over) + SMOOTH)
+    return dice.mean()
 
 
 class PooledMarginalLoss(nn.Module):
@@ -166,26 +221,7 @@ class PooledMarginalLoss(nn.Module):
         return torch.stack(losses).sum()
 
 
-def cases_of(
-    loss: nn.Module, batch: Mapping[str, Any], network: nn.Module | None = None
-) -> contextlib.AbstractContextManager[None]:
-    """Within this, ``loss`` trains on ``batch``: what nnU-Net's loader gives, with names of its cases.
-
-    Args:
-        loss: of a trainer.
-        batch: images and names of cases.
-        network: the trainer's, where it may be called with other images than those of the batch.
-    """
+def cases_of(loss: nn.Module, batch: Mapping[str, Any]) -> contextlib.AbstractContextManager[None]:
+    """Within this, ``loss`` trains on ``batch``: what nnU-Net's loader gives, with names of its cases."""
     inner = loss.loss if isinstance(loss, DeepSupervisionWrapper) else loss
-    if isinstance(inner, PooledMarginalLoss):
-        return inner.batch_of(batch["keys"])
-    distillation = distillation_of(loss)
-    if distillation is None:
-        return contextlib.nullcontext()
-    return distillation.of_images(batch["data"]) if network is None else distillation.of_calls(network)
-
-
-def distillation_of(loss: nn.Module) -> Distillation | None:
-    """The loss's part that has a teacher, if any."""
-    inner = loss.loss if isinstance(loss, DeepSupervisionWrapper) else loss
-    return inner.distillation if isinstance(inner, MarginalLoss) else None
+    return inner.batch_of(batch["keys"]) if isinstance(inner, PooledMarginalLoss) else contextlib.nullcontext()

@@ -16,9 +16,10 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from fednnunet.errors import ConfigError
-from fednnunet.training.marginal_loss import cases_of, distillation_of
+from fednnunet.training.marginal_loss import cases_of
 from fednnunet.training.network_state import named_tensors
 from fednnunet.training.partial_channels import partial_channels_of
+from fednnunet.training.pseudo_labels import pseudo_labels_of
 
 GRADIENT_CLIP_NORM = 12.0
 """Norm at which ``nnUNetTrainer.train_step`` clips gradients."""
@@ -95,14 +96,14 @@ class NNUNetModule(L.LightningModule):
         ]
         self._proximal_weight = weight
 
-    def keep_teacher(self) -> None:
-        """Let the network as it is now, which the node has received, teach what the node has not annotated.
+    def update_pseudo_labels(self) -> None:
+        """Let the network as it is now, which the node has received, label what the node has not annotated.
 
-        Nothing happens where all is annotated, or ``task.distillation`` is 0.
+        Nothing happens where all is annotated, or ``task.pseudo_labels`` is 0.
         """
-        distillation = distillation_of(self.nnunet.loss)
-        if distillation is not None:
-            distillation.keep_teacher(self.network, self.nnunet.current_epoch, self.nnunet.num_epochs)
+        pseudo_labels = pseudo_labels_of(self.nnunet)
+        if pseudo_labels is not None:
+            pseudo_labels.update()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Add the proximal term's gradient, after unscaling and before clipping; the logged loss is without it."""

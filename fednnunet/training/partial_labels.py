@@ -27,6 +27,7 @@ from fednnunet.errors import ConfigError, DataError
 from fednnunet.listing import join_all, join_first
 from fednnunet.training.epochs import FIRST_MOVING_AVERAGE
 from fednnunet.training.marginal_loss import MarginalLoss, PooledMarginalLoss, cases_of
+from fednnunet.training.pseudo_labels import PseudoLabels
 
 MOST_NAMES = 12
 """Labels or cases that an error names."""
@@ -43,9 +44,8 @@ def use_partial_labels(trainer: nnUNetTrainer, task: TaskConfig) -> None:
 
     Args:
         trainer: after ``initialize()``; with annotations by centre, its data are preprocessed.
-        task: its ``exclusion``, ``distillation`` and ``distillation_every`` are used (:class:`MarginalLoss`); an image
-            of every epoch is taught, however many they say. Nothing is taught where annotations are by centre, as
-            nothing is received there.
+        task: its ``exclusion`` (:class:`MarginalLoss`) and ``pseudo_labels`` (:class:`PseudoLabels`) are used; there
+            are no pseudo-labels where annotations are by centre, as nothing is received there.
 
     Raises:
         ConfigError: ``annotated`` names no label of the task, or none at all; the task has regions; or the trainer's
@@ -66,12 +66,13 @@ def use_partial_labels(trainer: nnUNetTrainer, task: TaskConfig) -> None:
     rest = (num_classes, trainer.label_manager.ignore_label, task.exclusion)
     is_deep = isinstance(trainer.loss, DeepSupervisionWrapper)
     inner = trainer.loss.loss if is_deep else trainer.loss
-    teaching = (task.distillation, min(task.distillation_every, trainer.num_iterations_per_epoch * trainer.batch_size))
-    loss = PooledMarginalLoss(inner, sets, *rest) if is_pooled else MarginalLoss(inner, sets[""], *rest, *teaching)
+    loss = PooledMarginalLoss(inner, sets, *rest) if is_pooled else MarginalLoss(inner, sets[""], *rest)
     if is_deep:
         trainer.loss.loss = loss
     else:
         trainer.loss = loss
+    if task.pseudo_labels and isinstance(loss, MarginalLoss):
+        trainer.pseudo_labels = PseudoLabels(trainer, loss, task.pseudo_labels)
     if type(trainer).train_step is not nnUNetTrainer.train_step:
         trainer.train_step = _own_step(trainer)
     trainer.validation_step = _validation_step(trainer, loss)
@@ -132,7 +133,7 @@ def _own_step(trainer: nnUNetTrainer) -> Step:
     def train_step(batch: dict[str, Any]) -> dict[str, Any]:
         calls: list[None] = []
         with (
-            cases_of(trainer.loss, batch, trainer.network),
+            cases_of(trainer.loss, batch),
             trainer.loss.register_forward_hook(lambda *_: calls.append(None)),
         ):
             output: dict[str, Any] = step(batch)
@@ -163,7 +164,8 @@ def _validation_step(trainer: nnUNetTrainer, loss: MarginalLoss | PooledMarginal
 
     def validation_step(batch: dict[str, Any]) -> dict[str, Any]:
         if isinstance(loss, MarginalLoss):
-            return count(batch, loss.unannotated)
+            with loss.without_pseudo_labels():
+                return count(batch, loss.unannotated)
         # nnU-Net sums its counts over a batch: where cases are annotated unlike, it gets them one set at a time.
         outputs, sizes = [], []
         for number, rows in loss.parts_of(batch["keys"]).items():

@@ -75,11 +75,15 @@ def trained_labels(folder: Path) -> dict[str, int]:
 
 def test_one_network_learns_what_no_centre_has_annotated_alone(train: Train, partial: Path, tmp_path: Path) -> None:
     before, run = digests(partial), tmp_path / "run"
-    result = train(run, "strategy=asym", "compute.num_devices=2", *OVERRIDES, raw=partial)
+    keys = ("strategy=asym", "compute.num_devices=2", "task.pseudo_labels=1", *OVERRIDES)
+    result = train(run, *keys, raw=partial)
     assert result.returncode == 0, result.stdout + result.stderr
     assert digests(partial) == before
     assert scored_labels(run) == ANNOTATED
     assert "Oslo liver; Porto liver and spleen; Turin spleen; Riga spleen" in result.stdout
+    labelled = {path.parent.name for path in run.glob("nodes/*/node.log") if "pseudo-labels of" in path.read_text()}
+    assert labelled == {"Oslo", "Turin"}, "Porto has annotated all, and Riga does not train"
+    assert not list(run.rglob("pseudo_labels")), "training is over"
 
     weights = {node: final_weights(run, node) for node in ("Oslo", "Porto", "Turin")}
     heads = [name for name in weights["Oslo"] if "seg_layers" in name]

@@ -11,9 +11,6 @@ import torch
 from fednnunet.errors import ConfigError
 from fednnunet.exchange.messages import PersonalTraining
 from fednnunet.node.personal_model import PersonalModel, PersonalModels
-from fednnunet.training.marginal_loss import MarginalLoss
-from tests.training.test_distillation import Recorded
-from tests.training.test_marginal_loss import UNIFORM, cross_entropy, same_logits
 
 
 @pytest.mark.parametrize(
@@ -35,56 +32,28 @@ def test_a_server_asks_for_one_model_or_none(fields: dict[str, Any]) -> None:
         PersonalTraining(**fields)
 
 
-def test_it_is_taught_at_full_weight_by_what_it_starts_from_and_by_the_same_images_in_an_epoch_again() -> None:
-    loss = MarginalLoss(cross_entropy(), [1], 4, None, distillation=1.0, distillation_every=4)
-    trainer: Any = SimpleNamespace(loss=loss, network=Recorded(), current_epoch=0)
-    settings: Any = SimpleNamespace()
-    module: Any = SimpleNamespace(set_proximal_term=lambda *_: None)
-    model = PersonalModel(trainer, settings, 0.0)
-    distillation = loss.distillation
-    assert distillation is not None
-    model.start_epoch(module)
-    assert distillation.teacher is None, "as of Ditto, which nothing teaches"
-    model.keep_teacher()
-    assert distillation.teacher is not None
-    logits, every = same_logits(UNIFORM).repeat(4, 1, 1, 1), torch.ones(4, 1, 2, 2, dtype=torch.bool)
-    whole = distillation.distance(logits, distillation.teacher.output.repeat(4, 1, 1, 1), every, every).item()
-    seen = []
-    for epoch in (0, 0, 1):
-        trainer.current_epoch = epoch
-        model.start_epoch(module)
-        for _ in range(6):
-            with distillation.of_images(torch.arange(4.0)[:, None, None, None]):
-                assert distillation(logits, every, every).item() == pytest.approx(whole, abs=1e-4)
-        seen.append(list(distillation.teacher.seen))
-        distillation.teacher.seen.clear()
-    assert seen[0] == seen[1] != seen[2]
-
-
 @pytest.mark.parametrize(("tie", "is_taught"), [(0.1, True), (0.0, False)])
 def test_dittos_network_is_taught_by_what_teaches_the_shared_one(
     monkeypatch: pytest.MonkeyPatch, tie: float, is_taught: bool
 ) -> None:
-    own, shared = (MarginalLoss(cross_entropy(), [1], 4, None, distillation=2.0) for _ in range(2))
-    assert own.distillation is not None
-    assert shared.distillation is not None
-    shared.distillation.keep_teacher(Recorded(), epoch=1, epochs=4)
-    trainer: Any = SimpleNamespace(loss=own, network=Recorded(), current_epoch=1, on_train_start=lambda: None)
+    calls: list[Any] = []
+    own: Any = SimpleNamespace(learn_from=lambda shared: calls.append(shared))
+    trainer: Any = SimpleNamespace(
+        pseudo_labels=own, network=None, current_epoch=1, on_train_start=lambda: calls.append("loaders")
+    )
     settings: Any = SimpleNamespace(config=SimpleNamespace(compute=None), folder=None)
-    model, values = PersonalModel(trainer, settings, tie), []
+    fit = SimpleNamespace(run=lambda: calls.append("epoch"), free_gradients=lambda: None)
+    monkeypatch.setattr("fednnunet.node.personal_model.FoldFit", lambda *_: fit)
+    model, shared = PersonalModel(trainer, settings, tie), SimpleNamespace()
+    model.train_epoch(1, {}, shared)  # type: ignore[arg-type]
+    assert calls == [*[shared] * is_taught, "loaders", "epoch"], "before the loaders are built"
 
-    class Fit(SimpleNamespace):
-        def __init__(self, *_: Any) -> None:
-            super().__init__(free_gradients=lambda: None)
 
-        def run(self) -> None:
-            logits, every = same_logits(UNIFORM), torch.ones(1, 1, 2, 2, dtype=torch.bool)
-            for one in (own.distillation, shared.distillation):
-                assert one is not None
-                with one.of_images(torch.zeros(1, 1, 1, 1)):
-                    values.append(one(logits, every, every).item() if one.teaches else None)
-
-    monkeypatch.setattr("fednnunet.node.personal_model.FoldFit", Fit)
-    model.train_epoch(1, {}, shared.distillation)
-    assert values[1] is not None
-    assert values[0] == (values[1] if is_taught else None)
+def test_what_is_fine_tuned_is_taught_by_what_it_starts_from() -> None:
+    calls: list[str] = []
+    trainer: Any = SimpleNamespace(pseudo_labels=SimpleNamespace(label_all=lambda: calls.append("all")))
+    settings: Any = SimpleNamespace()
+    PersonalModel(trainer, settings, 0.0).label_all()
+    assert calls == ["all"]
+    untaught: Any = SimpleNamespace()
+    PersonalModel(untaught, settings, 0.0).label_all()

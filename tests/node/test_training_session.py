@@ -148,11 +148,11 @@ def test_what_a_round_brings_teaches_for_all_its_epochs(
         network=None,
         nnunet=SimpleNamespace(device=None, current_epoch=0),
         set_proximal_term=lambda *_: None,
-        keep_teacher=lambda: taught.append(("this process", True)),
+        update_pseudo_labels=lambda: taught.append(("this process", True)),
     )
     request: Any = None
     session._open = OpenRound(request, TrainRequest(server_round=3, trained=2, layers=[]), 2, received)
     for _ in range(2):
         session.start_epoch(module)
-    first = [("ranks", True), ("this process", True)] if received else [("ranks", False)]
+    first = [("this process", True), ("ranks", True)] if received else [("ranks", False)]
     assert taught == [*first, ("ranks", False)], "the second epoch has no teacher of its own"

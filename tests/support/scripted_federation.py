@@ -204,6 +204,7 @@ class ScriptedNode:
         plans: Plans of its network.
         heads: Those of its layers whose first axis are classes, where it is told of labels.
         shift: Channel number to what its foreground intensities are more than :data:`SAMPLES`.
+        labellings: How often its training cases get pseudo-labels.
         introduction: Other fields of its :class:`FingerprintReply`.
 
     Attributes:
@@ -226,12 +227,14 @@ class ScriptedNode:
         plans: Mapping[str, Any] | None = None,
         heads: Sequence[str] = (),
         shift: Mapping[str, int] | None = None,
+        labellings: float | None = None,
         **introduction: Any,
     ) -> None:
         self.name, self.layers, self.cases, self.epochs = name, layers, cases, epochs
         self.plans = {"dataset_name": name, **(plans or {})}
         self.heads = list(heads)
         self.shift = shift or {"0": 0}
+        self.labellings = labellings
         self.introduction = introduction
         self.fault: Fault | None = None
         self.requests: list[Any] = []
@@ -293,7 +296,12 @@ class ScriptedNode:
                 return Answer(reply.model_dump())
             case PreprocessRequest():
                 ready = PreprocessReply(
-                    seconds=1, num_training=self.cases - 1, num_validation=1, epochs=self.epochs, iterations=1
+                    seconds=1,
+                    num_training=self.cases - 1,
+                    num_validation=1,
+                    epochs=self.epochs,
+                    iterations=1,
+                    labellings=self.labellings,
                 )
                 return Answer(ready.model_dump())
             case TrainRequest():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -268,3 +269,76 @@ def test_a_batch_of_unknown_cases_has_no_loss(cases: list[str] | None) -> None:
         pass
     with pytest.raises(RuntimeError, match="which cases"), pooled.batch_of(cases or []):
         pooled(some_logits(2, 4, 6, 6), some_target(2, 1, 6, 6))
+
+
+# pseudo-labels ------------------------------------------------------------------------------------------------
+
+SEEN = torch.tensor([[[9.0, 2.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 3.0]], [[0.0, 1.0], [1.0, 2.0]], [[0.0] * 2] * 2])
+"""Logits (4 classes, 2 x 2): background twice, then class 2, then class 1 before class 2."""
+
+
+def taught(loss: MarginalLoss, logits: torch.Tensor, drawn: torch.Tensor, pseudo: torch.Tensor) -> Any:
+    """What pseudo-labels add to value and gradient, where nothing is drawn."""
+    completed = torch.where(drawn == 0, pseudo, drawn)
+    plain = value_and_gradient(loss, logits, drawn)
+    assert value_and_gradient(loss, logits, completed)[0] == plain[0], "of weight 0, they are as background"
+    loss.pseudo_weight = 2.0
+    unknown = torch.where(drawn == 0, loss.unknown, drawn)
+    nothing = value_and_gradient(loss, logits, unknown)
+    assert nothing[0].item() == pytest.approx(plain[0].item() - 2, abs=1e-6), (
+        "Dice of what is nowhere, as nnU-Net has it"
+    )
+    assert torch.allclose(nothing[1], plain[1], atol=1e-6), "nothing is taught"
+    value, gradient = value_and_gradient(loss, logits, completed)
+    return (value - plain[0]) / 2, (gradient - plain[1]) / 2
+
+
+def test_a_pseudo_label_says_which_unannotated_class_a_network_sees_but_not_where_it_sees_an_annotated_one() -> None:
+    found = MarginalLoss(cross_entropy(), [1], 4).pseudo_labels(SEEN)
+    assert found.tolist() == [[0, 0], [6, 4]]
+    assert found.dtype == torch.uint8
+    assert MarginalLoss(cross_entropy(), [1], 4, ignore_label=4).pseudo_labels(SEEN).tolist() == [[0, 0], [7, 5]]
+    assert MarginalLoss(cross_entropy(), [1], 200).pseudo_labels(torch.zeros(200, 1)).dtype == torch.int16
+
+
+def test_pseudo_labels_add_the_loss_worked_out_by_hand() -> None:
+    loss = MarginalLoss(cross_entropy(), [1], 4)
+    value, gradient = taught(loss, same_logits(UNIFORM), ONE_VOXEL, loss.pseudo_labels(SEEN))
+    # Of three classes each has p = 1/3 in two voxels, one of background and one of class 2. CE = 2/4 log 3, whose
+    # gradients are (p - [c = label]) / 4. Dice = (2 * 1/3 / (2/3 + 1) + 0) / 2 = 1/5 over both classes. Its gradient in
+    # p of class 2 is (2 y * 5/3 - 2/3) / (5/3)^2 / 2 = 12/25 where that is given, y = 1, and -3/25 in the other voxel;
+    # in its logit 2/9 of that, in the others -1/9. That of class 3, which is nowhere, is 0.
+    assert value.item() == pytest.approx(math.log(3) / 2 - 1 / 5, abs=1e-5)
+    there, elsewhere = 12 / 25 / 9, -3 / 25 / 9
+    expected = [-1 / 6 + elsewhere, 0, 1 / 12 - 2 * elsewhere, 1 / 12 + elsewhere]
+    assert gradient[0, :, 0, 1].tolist() == pytest.approx(expected, abs=1e-5)
+    expected = [1 / 12 + there, 0, -1 / 6 - 2 * there, 1 / 12 + there]
+    assert gradient[0, :, 1, 0].tolist() == pytest.approx(expected, abs=1e-5)
+    assert gradient[0, :, 0, 0].abs().max() < 1e-7, "somebody has drawn what is there"
+    assert gradient[0, :, 1, 1].abs().max() < 1e-7, "the network sees what the node would have drawn"
+
+
+def test_cross_entropies_add_up_to_that_of_the_completed_map() -> None:
+    logits, drawn = some_logits(2, 5, 6, 6), some_target(2, 1, 6, 6, labels=2)
+    loss = MarginalLoss(cross_entropy(), [1], 5)
+    loss.pseudo_weight = 1.0
+    filled = torch.tensor([0, 2, 3, 4])[some_target(2, 1, 6, 6, labels=4, seed=2).long()]
+    seen = nn.functional.one_hot(filled[:, 0], 5).movedim(-1, 1).float()
+    pseudo = torch.stack([loss.pseudo_labels(one)[None] for one in seen])
+    p = torch.softmax(logits[:, [0, 2, 3, 4]], 1) * (drawn == 0)
+    filled = torch.where(drawn == 0, filled, 1)
+    dice = [
+        2 * p[:, row][filled[:, 0] == label].sum() / (p[:, row].sum() + (filled == label).sum())
+        for row, label in enumerate((2, 3, 4), start=1)
+    ]
+    expected = RobustCrossEntropyLoss()(logits, filled) - torch.stack(dice).mean()
+    assert loss(logits, torch.where(drawn == 0, pseudo, drawn)).item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_ignored_voxels_teach_nothing_and_weigh_nothing() -> None:
+    logits, drawn = some_logits(1, 4, 2, 2), torch.tensor([[[[1, 0], [4, 4]]]])
+    loss = MarginalLoss(RobustCrossEntropyLoss(ignore_index=4), [1], 4, ignore_label=4)
+    value, gradient = taught(loss, logits, drawn, loss.pseudo_labels(SEEN))
+    p = torch.softmax(logits[0, [0, 2, 3], 0, 1], 0)  # of the one voxel that is taught; there is no class for Dice
+    assert value.item() == pytest.approx(-math.log(p[0].item()) / 2, abs=1e-3)
+    assert gradient[0, :, 1].abs().max() == 0

@@ -27,7 +27,7 @@ from tests.support.small_trainers import small_trainers
 LABELS = {"background": 0, "liver": 1, "spleen": 2, "kidney": 3}
 CASES = [f"{'AB'[number % 2]}__case_{number:03d}" for number in range(6)]
 """Of the centres A and B."""
-MARGINAL = TaskConfig(labels="union", distillation=0)
+MARGINAL = TaskConfig(labels="union", pseudo_labels=0)
 Build = Callable[..., nnUNetTrainer]
 
 
@@ -56,7 +56,7 @@ def losses_of(trainer: nnUNetTrainer) -> list[float]:
     trainer.on_train_start()
     trainer.current_epoch = 1
     module = NNUNetModule(trainer)
-    module.keep_teacher()
+    module.update_pseudo_labels()
     found = []
     for _ in range(2):
         loss = module.training_step(next(trainer.dataloader_train), 0)
@@ -81,28 +81,17 @@ def test_training_on_all_labels_is_what_it_was_bit_for_bit(build: Build, configu
 
 def test_what_is_not_annotated_is_taught_in_training_and_not_validated(build: Build) -> None:
     found = []
-    for distillation in (0.0, 1e-30, 1.0):
+    for share in (0.0, 1.0):
         trainer = build(annotated=["liver"])
-        use_partial_labels(trainer, TaskConfig(labels="union", distillation=distillation))
+        use_partial_labels(trainer, TaskConfig(labels="union", pseudo_labels=share))
         found.append(losses_of(trainer))
-    assert found[1] == found[0]
-    assert found[2][0] != found[0][0]
-    trainer.on_train_start()
-    batch = next(trainer.dataloader_val)
-    with torch.no_grad():
-        both = [float(trainer.validation_step(batch)["loss"])]
-        trainer.loss.loss.distillation = None
-        both.append(float(trainer.validation_step(batch)["loss"]))
-    assert both[0] == both[1]
-
-
-def test_an_epoch_of_few_images_is_taught_too(build: Build) -> None:
-    found = {}
-    for every in (1, 4, 1000):
-        trainer = build(annotated=["liver"])
-        use_partial_labels(trainer, TaskConfig(labels="union", distillation_every=every))
-        found[every] = trainer.loss.loss.distillation.every
-    assert found == {1: 1, 4: 4, 1000: trainer.num_iterations_per_epoch * trainer.batch_size}
+    assert found[1][0] > found[0][0]
+    batch, values = next(trainer.dataloader_val), []
+    for weight in (0.0, 1.0):
+        trainer.loss.loss.pseudo_weight = weight
+        with torch.no_grad():
+            values.append(float(trainer.validation_step(batch)["loss"]))
+    assert values[0] == values[1]
 
 
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
@@ -214,11 +203,6 @@ def test_pseudo_dice_of_pooled_cases_counts_in_each_what_is_annotated_there(buil
 # what is refused ------------------------------------------------------------------------------------------
 
 
-def turned(batch: dict[str, Any]) -> dict[str, Any]:
-    target = [one.flip(-1) for one in batch["target"]]
-    return {**batch, "data": batch["data"].flip(-1), "target": target}
-
-
 REGIONS = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "kidney": 3}
 
 
@@ -242,17 +226,12 @@ class OwnStep(nnUNetTrainer):
         return super().train_step(batch)
 
 
-class Turned(nnUNetTrainer):
-    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return super().train_step(turned(batch))
-
-
 class NoCounts(nnUNetTrainer):
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         return {"loss": super().validation_step(batch)["loss"]}
 
 
-OWN = {one.__name__: one for one in (Weighted, OwnScales, OtherLoss, OwnStep, Turned, NoCounts, nnUNetTrainer)}
+OWN = {one.__name__: one for one in (Weighted, OwnScales, OtherLoss, OwnStep, NoCounts, nnUNetTrainer)}
 POOLED = {"A": ["liver", "spleen"], "B": ["liver"]}
 
 
@@ -328,19 +307,19 @@ def test_a_trainers_own_step_learns_by_what_is_annotated(build_own: Build, annot
     assert float(module._train_outputs[0]["loss"]) == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_trainers_own_step_is_taught_by_what_its_network_sees(build_own: Build) -> None:
+def test_a_trainers_own_step_is_taught(build_own: Build) -> None:
     found = []
-    for trainer_class in ("Turned", "nnUNetTrainer"):
+    for trainer_class, share in (("OwnStep", 1.0), ("nnUNetTrainer", 1.0), ("OwnStep", 0.0)):
         trainer = build_own(trainer=trainer_class, annotated=["liver"])
-        use_partial_labels(trainer, TaskConfig(labels="union"))
+        use_partial_labels(trainer, TaskConfig(labels="union", pseudo_labels=share))
         trainer.on_train_start()
         trainer.current_epoch = 1
         module = NNUNetModule(trainer)
-        module.keep_teacher()
-        batch = next(trainer.dataloader_train)
-        module.training_step(batch if trainer_class == "Turned" else turned(batch), 0)
+        module.update_pseudo_labels()
+        module.training_step(next(trainer.dataloader_train), 0)
         found.append(float(module._train_outputs[0]["loss"]))
     assert found[0] == pytest.approx(found[1], abs=1e-6)
+    assert found[0] > found[2]
 
 
 def test_a_validation_step_without_counts_is_refused(build_own: Build) -> None:

@@ -15,7 +15,7 @@ from fednnunet.server.node_requests import request_all
 from fednnunet.server.phases.channels import report_lost_channels
 from fednnunet.server.phases.fingerprint import INTENSITIES, federated_fingerprint, name_without_foreground
 from fednnunet.server.phases.labels import report_lost_labels
-from fednnunet.server.phases.unshared import group_of_first_layer, report_unshared
+from fednnunet.server.phases.unshared import group_of_first_layer, report_few_labellings, report_unshared
 from fednnunet.server.session import Federation, Session
 from fednnunet.server.strategy.row_average import Annotated
 
@@ -157,6 +157,7 @@ def match_networks(session: Session) -> None:
         _check_heads_mean_the_same(session)
         _report_channels_of_one_number(session)
     report_unshared(session)
+    report_few_labellings(session)
     session.strategy.num_cases = {node: federation.described[node].num_training for node in federation.training}
 
 

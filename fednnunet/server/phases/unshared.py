@@ -49,6 +49,22 @@ def report_unshared(session: Session) -> None:
         recorder.on_node_messages(lines, f"the models of {len(lines)} nodes do not learn from all channels")
 
 
+def report_few_labellings(session: Session) -> None:
+    """Say which nodes' training has no time for pseudo-labels of all cases (``task.pseudo_labels``)."""
+    federation = session.federation
+    lines = {}
+    for node in federation.training:
+        labellings = federation.preprocessed[node].labellings
+        receives = any(session.strategy.groups.of_node(node).values())
+        if labellings is not None and labellings < 1 and receives:
+            name = federation.name(node)
+            lines[name] = [
+                f"node {name}: training has time for pseudo-labels of {labellings:.0%} of its cases; the others are "
+                "trained on without, and organs that it has not annotated learnt less well; raise task.pseudo_labels"
+            ]
+    session.recorder.on_node_messages(lines, f"{len(lines)} nodes have no time for pseudo-labels of all cases")
+
+
 def group_of_first_layer(session: Session, node: int, channels: int) -> str | None:
     """Group in which a node's first layer is combined; None where it stays the node's own, or none is known.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from fednnunet.exchange.messages import Kind, Model
 from fednnunet.server.strategy.asym_fedavg import AsymFedAvg
 from fednnunet.server.strategy.no_exchange import NoExchange
@@ -63,6 +65,17 @@ def test_nothing_is_said_where_all_share_their_heads(run_federation: RunFederati
 def test_nodes_by_themselves_learn_their_own(run_federation: RunFederation) -> None:
     run = run_federation([of_one_organ(name, 3) for name in ORGANS], NoExchange(), labels.UNION)
     assert len(told(run.messages)) == len(ORGANS)
+
+
+@pytest.mark.parametrize("receives", [True, False])
+def test_a_node_without_time_for_pseudo_labels_of_all_its_cases_is_named(
+    run_federation: RunFederation, receives: bool
+) -> None:
+    nodes = [ScriptedNode("Oslo", labellings=0.25), ScriptedNode("Porto", labellings=1.0), ScriptedNode("Riga")]
+    run = run_federation(nodes, None if receives else NoExchange())
+    found = [message for message in run.messages if "task.pseudo_labels" in message]
+    assert len(found) == receives
+    assert all(one.startswith("node Oslo: training has time for pseudo-labels of 25% of its cases") for one in found)
 
 
 def test_models_are_scored_without_channels_that_they_have_not_learnt(run_federation: RunFederation) -> None:
