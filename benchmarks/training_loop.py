@@ -56,7 +56,7 @@ from fednnunet.datasets.raw import read_dataset
 from fednnunet.datasets.staging import raw_digest, stage_dataset
 from fednnunet.fingerprint.extract import extract_fingerprint
 from fednnunet.phantoms.breast_small import make_small_phantom
-from fednnunet.phantoms.organs import TRUTH_LABELS, make_organ_phantom
+from fednnunet.phantoms.organs import ORGANS, TRUTH_LABELS, make_organ_phantom
 from fednnunet.planning.plans import make_plans
 from fednnunet.preprocessing import cache_key, preprocess
 from fednnunet.training.callback import FederatedCallback
@@ -189,13 +189,12 @@ def prepare(
 
 def prepare_organs(root: Path, model: ModelConfig) -> dict[str, Prepared]:
     """The same images for each of :data:`NODES`, of organs, of which its label maps show what it has annotated."""
-    organs = list(TRUTH_LABELS)[1:]
     found = {}
     for name, (annotated, share) in NODES.items():
-        drawn = list(organs[:annotated])
+        drawn = list(ORGANS[:annotated])
         make = partial(make_organ_phantom, annotated={"Benchmark": drawn}, unannotated="unknown")
         node = prepare(root / name, ORGANS_CENTRE, model, make)
-        labels = {"labels": TRUTH_LABELS} | ({"annotated": drawn} if drawn != organs else {})
+        labels = {"labels": TRUTH_LABELS} | ({"annotated": drawn} if annotated < len(ORGANS) else {})
         found[name] = replace(node, dataset_json=node.dataset_json | labels, pseudo_labels=share)
     return found
 
@@ -332,7 +331,7 @@ def train_in_turns(name: str, prepared: Prepared, comparison: Comparison, pipe: 
         # The last turn of the last epoch has no forward pass after it, so that epoch is not counted either.
         epochs = WARM_UP + comparison.epochs + 1
         trainer = prepared.build(comparison.configuration, comparison.device, epochs=2 * epochs)
-        skip_epochs(trainer, epochs)  # pseudo-labels have their full weight
+        skip_epochs(trainer, epochs)  # pseudo-labels are made from some epoch on
         if not comparison.augments:
             repeat_first_batch(trainer)
         turns = Turns(pipe, comparison.turn)

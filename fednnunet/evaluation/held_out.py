@@ -11,7 +11,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from fednnunet.evaluation.predict import Predictor
 from fednnunet.evaluation.score import HeldOutCase
-from fednnunet.training.cascade import preprocessed_input, save_for_next_stages
+from fednnunet.training.cascade import preprocessed_cases, preprocessed_input, save_for_next_stages
 
 
 def held_out_segmenter(
@@ -28,9 +28,7 @@ def held_out_segmenter(
         probabilities: folder for softmax outputs and properties, as ``nnUNetv2_ensemble`` expects them, or None.
     """
     predictor = Predictor.of_trainer(trainer)
-    dataset = trainer.dataset_class(
-        trainer.preprocessed_dataset_folder, list(identifiers), trainer.folder_with_segs_from_previous_stage
-    )
+    dataset = preprocessed_cases(trainer, identifiers)
     if probabilities is not None:
         probabilities.mkdir(parents=True, exist_ok=True)
 

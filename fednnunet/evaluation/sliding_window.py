@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import combinations, product
 from typing import Any
@@ -120,7 +120,7 @@ class SlidingWindow:
         padded = torch.nn.functional.pad(image, tiles.padding) if any(tiles.padding) else image
         total: Any = None
         number = 0
-        with torch.autocast("cuda") if self.device.type == "cuda" else nullcontext():
+        with self._autocast():
             for found in self._each(networks, padded, tiles, on_tile):
                 found = found[tiles.inner]
                 total = found if total is None else total.add_(found)
@@ -139,7 +139,7 @@ class SlidingWindow:
             images: preprocessed, (C, Z, Y, X), float32; read one after another.
             batch: number of tiles.
         """
-        gaussian = compute_gaussian(self.patch, 1.0 / 8, 10, torch.float32, torch.device("cpu"))
+        gaussian = self._gaussian(torch.device("cpu"), torch.float32)
         waiting: list[tuple[_Sums, Slices]] = []
         unfinished: list[_Sums] = []
 
@@ -147,7 +147,7 @@ class SlidingWindow:
             seen = torch.stack([sums.image[place] for sums, place in waiting])
             # Of a single small image, torch's CPU convolutions are several times as slow as of two.
             seen = seen.repeat(2, *[1] * (seen.ndim - 1)) if len(seen) == 1 and self.device.type == "cpu" else seen
-            with torch.autocast("cuda") if self.device.type == "cuda" else nullcontext():
+            with self._autocast():
                 found = network(seen.to(self.device)).float().cpu()
             for (sums, place), one in zip(waiting, found, strict=False):
                 sums.add(place, one, gaussian)
@@ -183,8 +183,11 @@ class SlidingWindow:
                 weights = self._weights(image, tiles, keep)
                 yield self._of_network(network, image, tiles, weights, on_tile)
 
-    def _gaussian(self, keep: torch.device) -> torch.Tensor:
-        return compute_gaussian(self.patch, sigma_scale=1.0 / 8, value_scaling_factor=10, device=keep)
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast("cuda") if self.device.type == "cuda" else nullcontext()
+
+    def _gaussian(self, keep: torch.device, dtype: torch.dtype = torch.half) -> torch.Tensor:
+        return compute_gaussian(self.patch, sigma_scale=1.0 / 8, value_scaling_factor=10, dtype=dtype, device=keep)
 
     def _weights(self, image: torch.Tensor, tiles: Tiles, keep: torch.device) -> torch.Tensor:
         """Sum of the tiles' Gaussians at each voxel, (Z, Y, X)."""

@@ -60,6 +60,12 @@ def save_for_next_stages(
         )
 
 
+def preprocessed_cases(trainer: nnUNetTrainer, identifiers: Sequence[str]) -> nnUNetBaseDataset:
+    """These cases as preprocessed for the trainer, with what the previous stage of a cascade segmented."""
+    folders = trainer.preprocessed_dataset_folder, trainer.folder_with_segs_from_previous_stage
+    return trainer.dataset_class(folders[0], list(identifiers), folders[1])
+
+
 def preprocessed_input(
     trainer: nnUNetTrainer, dataset: nnUNetBaseDataset, identifier: str
 ) -> tuple[np.ndarray, dict[str, Any]]:

@@ -18,12 +18,9 @@ import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 
 from fednnunet.files import write_bytes
+from fednnunet.training.checkpoint import KEPT_ROUNDS
 
 log = logging.getLogger(__name__)
-
-KEPT = 3
-"""Maps of a case: one for each checkpoint of a round that is kept, as training may go on from any of them."""
-
 
 SMALL = 2**18
 """Bytes of a map up to which reading a patch out of compressed memory would take longer than is worth it."""
@@ -43,7 +40,7 @@ class PseudoLabelFiles:
         self._newest: dict[str, tuple[str, np.ndarray | blosc2.NDArray | None]] = {}
 
     def write(self, case: str, epoch: int, values: np.ndarray) -> None:
-        """Write the map of a case, and remove those that no checkpoint needs any more.
+        """Write the map of a case; it keeps one for each checkpoint of a round that training may go on from.
 
         Args:
             case: identifier of the case.
@@ -51,7 +48,7 @@ class PseudoLabelFiles:
             values: (1, Z, Y, X).
         """
         write_bytes(self.folder / case / f"{epoch:06d}.b2nd", blosc2.asarray(values, contiguous=True).to_cframe())
-        for old in sorted((self.folder / case).glob("*.b2nd"))[:-KEPT]:
+        for old in sorted((self.folder / case).glob("*.b2nd"))[:-KEPT_ROUNDS]:
             old.unlink()
 
     def newest(self, case: str) -> np.ndarray | blosc2.NDArray | None:

@@ -23,7 +23,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from fednnunet.errors import ConfigError
 from fednnunet.evaluation.predict import NotFiniteError
 from fednnunet.evaluation.sliding_window import SlidingWindow, Tiles
-from fednnunet.training.cascade import preprocessed_input
+from fednnunet.training.cascade import preprocessed_cases, preprocessed_input
 from fednnunet.training.completed_cases import PseudoLabelFiles, complete_cases
 from fednnunet.training.marginal_loss import MarginalLoss
 from fednnunet.training.network_state import unwrap
@@ -67,8 +67,7 @@ class PseudoLabels:
         self._loss = loss
         self._share = share
         self._is_read = False
-        self._turns: Turns | None = None
-        self._next_epoch = 0
+        self._next_epoch: int | None = None
         trainer.get_tr_and_val_datasets = self._completing(trainer.get_tr_and_val_datasets)
 
     def _completing(self, get_datasets: Callable[[], tuple[Any, Any]]) -> Callable[[], tuple[Any, Any]]:
@@ -99,8 +98,7 @@ class PseudoLabels:
                 f"task.pseudo_labels: trainer.class={type(trainer).__name__} does not load its cases by nnU-Net's "
                 "get_tr_and_val_datasets; set it to 0"
             )
-        if self._turns is None:
-            self._turns = Turns(self._patches(), self._patches_of_epoch())
+        if self._next_epoch is None:
             last = self.files.remove_from(epoch)
             self._next_epoch = first if last is None else last + 1
         if epoch >= first:
@@ -110,8 +108,8 @@ class PseudoLabels:
     @property
     def turns_in_all_epochs(self) -> float:
         """How often a training case is labelled in all epochs, on average."""
-        cases = self._patches()
-        return Turns(cases, self._patches_of_epoch()).number(self._trainer.num_epochs - self._first_epoch) / len(cases)
+        epochs = self._trainer.num_epochs - self._first_epoch
+        return self._turns.number(epochs) / len(self._dataset.identifiers)
 
     @property
     def _first_epoch(self) -> int:
@@ -131,21 +129,17 @@ class PseudoLabels:
     @cached_property
     def _dataset(self) -> nnUNetBaseDataset:
         """The training cases, as preprocessed."""
-        trainer = self._trainer
-        folders = trainer.preprocessed_dataset_folder, trainer.folder_with_segs_from_previous_stage
-        return trainer.dataset_class(folders[0], list(trainer.do_split()[0]), folders[1])
+        return preprocessed_cases(self._trainer, self._trainer.do_split()[0])
 
-    def _patches(self) -> dict[str, int]:
-        """Number of patches that cover each case."""
+    @cached_property
+    def _turns(self) -> Turns:
+        """Whose turn is when, by the patches that cover each case and those that an epoch has time for."""
         patch = self._trainer.configuration_manager.patch_size
         shapes = {case: self._dataset.load_case(case)[0].shape[1:] for case in self._dataset.identifiers}
         seen = {case: [part.stop - part.start for part in segmented(shape, patch)] for case, shape in shapes.items()}
-        return {case: len(Tiles.of(shape, patch).places) for case, shape in seen.items()}
-
-    def _patches_of_epoch(self) -> float:
-        """Patches that may be segmented in an epoch."""
-        steps = self._trainer.num_iterations_per_epoch * self._trainer.batch_size
-        return float(self._share * PASSES_OF_A_STEP * steps)
+        patches = {case: len(Tiles.of(shape, patch).places) for case, shape in seen.items()}
+        trained_on = self._trainer.num_iterations_per_epoch * self._trainer.batch_size
+        return Turns(patches, float(self._share * PASSES_OF_A_STEP * trained_on))
 
     def _label(self, cases: Sequence[str], epoch: int) -> None:
         """Segment cases, and write what is taught of them."""

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
 
-from fednnunet.training.completed_cases import KEPT, CompletedLabels, PseudoLabelFiles, complete_cases
+from fednnunet.training.checkpoint import KEPT_ROUNDS
+from fednnunet.training.completed_cases import CompletedLabels, PseudoLabelFiles, complete_cases
 
 DRAWN = np.arange(-1, 59, dtype=np.int8).reshape(1, 3, 4, 5) % 7 - 1
 """-1 outside of the image, 0 where nothing is drawn."""
@@ -57,12 +58,12 @@ def test_the_newest_map_is_read_also_where_another_process_has_written_it(files:
 
 
 def test_a_case_has_a_map_for_each_checkpoint_that_is_kept(files: PseudoLabelFiles) -> None:
-    for epoch in range(KEPT + 2):
+    for epoch in range(KEPT_ROUNDS + 2):
         files.write("a", epoch, PSEUDO + epoch)
-    assert len(list(files.folder.rglob("*.b2nd"))) == KEPT
-    files.write("b", KEPT, PSEUDO)
-    assert files.remove_from(KEPT) == KEPT - 1
-    assert (newest(files), newest(files, "b")) == (9 + KEPT - 1, None)
+    assert len(list(files.folder.rglob("*.b2nd"))) == KEPT_ROUNDS
+    files.write("b", KEPT_ROUNDS, PSEUDO)
+    assert files.remove_from(KEPT_ROUNDS) == KEPT_ROUNDS - 1
+    assert (newest(files), newest(files, "b")) == (9 + KEPT_ROUNDS - 1, None)
     assert files.remove_from(0) is None
     files.write("a", 0, PSEUDO)
     files.remove()
